@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all set-up themselves. PYTHON: an interpreter >= 3.11.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint docs clean
+
+demo: $(STAMP)
+	$(BIN)/autoseg demo
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m "slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -c "from autoseg.explain import settings_manual; print(settings_manual(), end='')" > docs/settings.md
+
+# torch goes first and alone, so that its pinned build is chosen before anything else asks for one.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once; some minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[test]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) autoseg_demo .mypy_cache .pytest_cache .ruff_cache

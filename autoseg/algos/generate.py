@@ -1,0 +1,90 @@
+"""Write one job's plan, and keep what a user edited in it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import yaml
+
+from autoseg import __version__
+from autoseg.algos.bundle import write_bundle
+from autoseg.algos.hardware import Hardware
+from autoseg.algos.plan import Plan
+from autoseg.algos.planner import make_plan
+from autoseg.algos.templates import read_template_text
+from autoseg.config import AlgoName, Settings
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.labels import LabelMap
+from autoseg.reader import read_model
+from autoseg.workspace import JobDir, Workspace, digest, write_json
+
+log = logging.getLogger(__name__)
+
+
+def edited_values(paths: JobDir) -> dict[str, Any]:
+    """Values of a job's plan that differ from what was generated, by key."""
+    if not (paths.plan.exists() and paths.origins.exists()):
+        return {}
+    now = read_model(paths.plan, Plan).model_dump(mode="json")
+    origins = yaml.safe_load(paths.origins.read_text())
+    generated = {key: origins[key]["value"] for key in now if key in origins}
+    generated["network"] = {key: origins[f"network.{key}"]["value"] for key in now["network"] if f"network.{key}" in origins}
+    return {key: value for key, value in now.items() if value != generated.get(key)}
+
+
+def generate_job(
+    workspace: Workspace,
+    *,
+    algo: AlgoName,
+    fold: int,
+    num_train: int,
+    fingerprint: Fingerprint,
+    label_map: LabelMap,
+    settings: Settings,
+    origins: dict[str, str],
+    hardware: Hardware,
+    budget_s: float | None,
+) -> bool:
+    """Write a job's bundle where it is missing or made from other inputs.
+
+    A value that was edited by hand stays, whatever else changes.
+
+    Returns:
+        Whether anything was written.
+    """
+    paths = workspace.job_dir(algo, fold)
+    stage = f"generate/{algo}_{fold}"
+    inputs = {
+        "statistics": digest(asdict(fingerprint)),
+        "settings": digest([settings.hyper(algo), settings.seed, settings.modality, settings.extra_modalities]),
+        "classes": digest([label_map.names, label_map.values, label_map.sigmoid, label_map.ignore_label]),
+        "training cases": digest(num_train),
+        "budget": digest(budget_s),
+        "hardware": digest(asdict(hardware)),
+        "template": digest(read_template_text(algo, "configs/hyper_parameters.yaml")),
+        "version of autoseg": __version__,
+    }
+    reasons = workspace.stale(stage, inputs)
+    if not reasons and paths.plan.exists():
+        return False
+    edits = edited_values(paths)
+    plan, found = make_plan(
+        algo=algo,
+        fold=fold,
+        num_train=num_train,
+        fingerprint=fingerprint,
+        label_map=label_map,
+        settings=settings,
+        origins=origins,
+        hardware=hardware,
+        budget_s=budget_s,
+    )
+    generated = plan.model_dump(mode="json")
+    if edits:
+        log.info("%s_%d: keeping what was edited by hand: %s", algo, fold, ", ".join(edits))
+        plan = Plan.model_validate({**generated, **edits})
+    write_bundle(plan, found, generated, paths)
+    workspace.stamp(stage, inputs)
+    return True

@@ -1,0 +1,41 @@
+"""The networks: one small file each, one row each in the table.
+
+A network file has `build(in_channels, out_channels, network)` for the module, `divisor(network)` for what window
+edges must be multiples of, and `choose(sizing)` for the planner's choice of its own settings.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from autoseg.config import AlgoName
+
+if TYPE_CHECKING:
+    from autoseg.algos.plan import Plan
+
+_MODULES: dict[AlgoName, str] = {
+    "segresnet": "autoseg.algos.networks.segresnet",
+    "swinunetr": "autoseg.algos.networks.swinunetr",
+    "dints": "autoseg.algos.networks.dints",
+}
+
+
+def network_module(algo: AlgoName) -> ModuleType:
+    """The file of one algorithm's network."""
+    return importlib.import_module(_MODULES[algo])
+
+
+def build_network(plan: Plan) -> nn.Module:
+    """A fresh network as the plan describes it; in training mode it may return a list, finest output first."""
+    module: nn.Module = network_module(plan.algo).build(len(plan.channels), plan.num_outputs, plan.network)
+    return module
+
+
+def divisor(plan: Plan) -> tuple[int, int, int]:
+    """What the edges of a window must be multiples of."""
+    found: tuple[int, int, int] = network_module(plan.algo).divisor(plan.network)
+    return found

@@ -1,0 +1,88 @@
+"""DiNTS (MONAI's), with a fixed topology from `templates/dints/topology.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+from monai.networks.nets.dints import DiNTS, TopologyInstance
+from torch import nn
+
+from autoseg.algos.networks.sizing import Choice, Sizing, fit_roi
+from autoseg.algos.templates import read_template_json
+
+
+def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
+    """Build it; one output."""
+    paths = np.array(network["paths"], np.int64)  # (blocks, 3 depths - 2) of 0 and 1
+    operations = np.array(network["operations"], np.int64)  # same shape, 0..4: index into Cell.OPS3D
+    num_blocks, num_depths = len(paths), (paths.shape[1] + 2) // 3
+    # MONAI prints advice about the patch from its constructor.
+    with contextlib.redirect_stdout(io.StringIO()):
+        space = TopologyInstance(
+            arch_code=[paths, operations],
+            channel_mul=network["channel_mul"],
+            num_blocks=num_blocks,
+            num_depths=num_depths,
+            use_downsample=network["use_downsample"],
+        )
+    return DiNTS(
+        dints_space=space,
+        in_channels=in_channels,
+        num_classes=out_channels,
+        use_downsample=network["use_downsample"],
+        node_a=np.array(network["nodes"], np.int64),
+    )
+
+
+def reached_nodes(paths: list[list[int]]) -> list[list[int]]:
+    """Which depths hold features before each block and after the last: (blocks + 1, depths) of 0 and 1."""
+    num_depths = (len(paths[0]) + 2) // 3
+    # Paths go block by block through the depths: from the same depth, from above, from below, ends cut off.
+    into = [depth for depth in range(num_depths) for _ in range(3)][1:-1]
+    nodes = [[1] * num_depths]
+    for block in paths:
+        nodes.append([max(on for on, d in zip(block, into, strict=True) if d == depth) for depth in range(num_depths)])
+    return nodes
+
+
+def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
+    """One halving per depth, one more with `use_downsample`."""
+    depths = (len(network["paths"][0]) + 2) // 3
+    return (2 ** (depths - 1 + int(network["use_downsample"])),) * 3
+
+
+def choose(sizing: Sizing) -> Choice:
+    """Choose width, patch and batch."""
+    topology = read_template_json("dints", "topology.json")
+    depths = (len(topology["paths"][0]) + 2) // 3
+    if sizing.on_gpu:
+        channel_mul, downsample, max_voxels = 1.0, True, 96**3
+        # Auto3DSeg: 2 + 7 (m - 6) / 18 patches of 96^3 for 2 classes, m the memory in GiB less one.
+        batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 6) / 18)))
+    else:
+        channel_mul, downsample, max_voxels, batch = 0.25, False, 64**3, 2
+    steps = (2 ** (depths - 1 + int(downsample)),) * 3
+    return Choice(
+        network={
+            "channel_mul": channel_mul,
+            "use_downsample": downsample,
+            "paths": topology["paths"],
+            "operations": topology["operations"],
+            "nodes": reached_nodes(topology["paths"]),
+        },
+        roi_size=fit_roi(sizing, max_voxels, steps),
+        batch_size=batch,
+        rules={
+            "channel_mul": "1 on a GPU (MONAI's default); 0.25, 8 filters at the finest scale, on a CPU: 2.4 times the steps of 0.5",
+            "use_downsample": "on a GPU from half resolution (MONAI's default); on a CPU patches are small, full resolution",
+            "paths": "templates/dints/topology.json",
+            "operations": "templates/dints/topology.json",
+            "nodes": "depths that the paths reach",
+            "roi_size": f"the 90th percentile image, at most {round(max_voxels ** (1 / 3))}^3"
+            + (" (Auto3DSeg)" if sizing.on_gpu else " on a CPU"),
+            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else "2 (nnU-Net's least)",
+        },
+    )

@@ -1,0 +1,83 @@
+"""SegResNet with deep supervision (MONAI's SegResNetDS)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.nets.segresnet_ds import SegResNetDS, scales_for_resolution
+from torch import nn
+
+from autoseg.algos.networks.sizing import Choice, Sizing, fit_roi
+
+
+def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
+    """Build it; training mode returns `dsdepth` outputs, finest first."""
+    resolution = network.get("resolution")
+    return SegResNetDS(
+        init_filters=network["init_filters"],
+        blocks_down=tuple(network["blocks_down"]),
+        dsdepth=network["dsdepth"],
+        norm=network["norm"],
+        in_channels=in_channels,
+        out_channels=out_channels,
+        resolution=tuple(resolution) if resolution else None,
+    )
+
+
+def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
+    """What each edge of a window must be a multiple of."""
+    return _divisor(len(network["blocks_down"]), network.get("resolution"))
+
+
+def _divisor(levels: int, resolution: Any) -> tuple[int, int, int]:
+    if not resolution:
+        return (2 ** (levels - 1),) * 3
+    steps = [1, 1, 1]
+    for scale in scales_for_resolution(list(resolution), n_stages=levels)[: levels - 1]:
+        steps = [a * int(b) for a, b in zip(steps, scale, strict=True)]
+    return steps[0], steps[1], steps[2]
+
+
+BLOCKS = {1: [2], 2: [1, 3], 3: [1, 2, 4], 4: [1, 2, 2, 4], 5: [1, 2, 2, 4, 4]}
+"""Residual blocks per depth. Source: Auto3DSeg's SegResNet template."""
+
+
+def choose(sizing: Sizing) -> Choice:
+    """Choose filters, depth, patch and batch."""
+    x, y, z = sizing.spacing_mm
+    anisotropic = not 0.75 <= (x + y) / 2 / z <= 1.25
+    resolution = [float(s) for s in sizing.spacing_mm] if anisotropic else None
+    if sizing.on_gpu:
+        filters, max_voxels, max_levels = 32, int(7.225e6 * max(1.0, sizing.memory_gib / 16)), 5
+    else:
+        # Two cores: 16 filters and 3 stages reached 0.87 Dice on the hippocampus in minutes, where Auto3DSeg's
+        # 87 million parameters reached 0.82 (research on the same machine type; docs/results.md).
+        filters, max_voxels, max_levels = 16, 64**3, 4
+    levels = 1
+    for candidate in range(2, max_levels + 1):
+        steps = _divisor(candidate, resolution)
+        # On a CPU the coarsest stage keeps 8 voxels an axis; on a GPU 4, as nnU-Net stops pooling there.
+        coarsest = 4 if sizing.on_gpu else 8
+        if all(s == 1 or p // s >= coarsest for s, p in zip(steps, sizing.p90_shape, strict=True)):
+            levels = candidate
+    steps = _divisor(levels, resolution)
+    roi = fit_roi(sizing, max_voxels, steps)
+    blocks = BLOCKS[levels] if sizing.on_gpu or levels != 3 else [1, 2, 2]
+    voxels = roi[0] * roi[1] * roi[2]
+    batch = max(1 if sizing.on_gpu and voxels > 4e6 else 2, min(8, int(1.1 * sizing.memory_gib / 16 * 7.2e6 / voxels))) if sizing.on_gpu else 2
+    return Choice(
+        network={"init_filters": filters, "blocks_down": blocks, "dsdepth": min(4, max(1, levels - 1)), "norm": "INSTANCE", "resolution": resolution},
+        roi_size=roi,
+        batch_size=batch,
+        rules={
+            "init_filters": "32 on a GPU (Auto3DSeg); 16 on a CPU, measured to learn more in the same time",
+            "blocks_down": f"{levels} stages: halve while the 90th percentile image keeps "
+            f"{4 if sizing.on_gpu else 8} voxels at the coarsest stage (nnU-Net's rule); blocks as Auto3DSeg's",
+            "dsdepth": "a loss at every resolution but the coarsest, at most 4 (Auto3DSeg)",
+            "norm": "instance normalisation, since batches are small (Auto3DSeg, nnU-Net)",
+            "resolution": "anisotropic strides where mean in-plane over through-plane spacing is outside 0.75..1.25 (Auto3DSeg)",
+            "roi_size": f"the 90th percentile image, cut to {max_voxels / 1e6:.3g} M voxels "
+            + ("(Auto3DSeg: 224x224x144 for 16 GB, scaled with memory)" if sizing.on_gpu else "(64^3 on a CPU)"),
+            "batch_size": "Auto3DSeg: 1.1 x memory/16 GB at 7.2 M voxels, at least 2 below 4 M voxels (nnU-Net)" if sizing.on_gpu else "2 (nnU-Net's least)",
+        },
+    )

@@ -1,0 +1,56 @@
+"""What a network needs to know to choose its size: the data after resampling, and the hardware."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """Facts for `choose`."""
+
+    spacing_mm: tuple[float, float, float]
+    median_shape: tuple[int, int, int]
+    """Median image in voxels at that spacing."""
+    p90_shape: tuple[int, int, int]
+    """90th percentile of the image in voxels at that spacing, per axis."""
+    num_outputs: int
+    memory_gib: float
+    """Memory of the device."""
+    on_gpu: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A network's settings and patch, each with the rule that made it."""
+
+    network: dict[str, object]
+    roi_size: tuple[int, int, int]
+    batch_size: int
+    rules: dict[str, str]
+    """Setting -> the rule and its source, for `explain`."""
+
+
+def round_up(value: int, step: int) -> int:
+    """The next multiple of `step`, at least one step."""
+    return max(step, math.ceil(value / step) * step)
+
+
+def fit_roi(sizing: Sizing, max_voxels: int, steps: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The largest patch of at most `max_voxels` with the image's proportions.
+
+    Starts from the 90th percentile of the images to the nearest step, so that most fit into one window, then
+    shrinks the axis that is largest against the median image, as nnU-Net does, in whole steps of the network.
+    """
+    roi = [
+        max(round_up(median, step), round(p90 / step) * step)
+        for median, p90, step in zip(sizing.median_shape, sizing.p90_shape, steps, strict=True)
+    ]
+    while math.prod(roi) > max_voxels:
+        shrinkable = [a for a in range(3) if roi[a] > steps[a]]
+        if not shrinkable:
+            break
+        worst = max(shrinkable, key=lambda a: roi[a] / max(1, sizing.median_shape[a]) + 1e-6 * roi[a])
+        roi[worst] -= steps[worst]
+    return roi[0], roi[1], roi[2]

@@ -1,0 +1,59 @@
+"""SwinUNETR (MONAI's)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.nets.swin_unetr import SwinUNETR
+from torch import nn
+
+from autoseg.algos.networks.sizing import Choice, Sizing, fit_roi
+
+
+def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
+    """Build it; one output."""
+    return SwinUNETR(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        feature_size=network["feature_size"],
+        depths=tuple(network["depths"]),
+        num_heads=tuple(network["num_heads"]),
+        window_size=network["window_size"],
+        use_v2=network["use_v2"],
+    )
+
+
+def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
+    """Patch embedding and four mergings halve each axis five times."""
+    return 32, 32, 32
+
+
+def choose(sizing: Sizing) -> Choice:
+    """Choose features, patch and batch."""
+    if sizing.on_gpu:
+        feature_size, window, max_voxels = 48, 7, 96**3
+        # Auto3DSeg: 2 + 7 (m - 6) / 18 patches of 96^3 for 2 classes, m the memory in GiB less one.
+        batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 6) / 18)))
+    else:
+        feature_size, window, max_voxels, batch = 12, 4, 32 * 32 * 64, 2
+    roi = fit_roi(sizing, max_voxels, (32, 32, 32))
+    if roi == (32, 32, 32):
+        # The coarsest stage would be one voxel, which has no variance to normalise by.
+        axis = max(range(3), key=lambda a: sizing.p90_shape[a])
+        roi = tuple(64 if a == axis else 32 for a in range(3))  # type: ignore[assignment]
+    return Choice(
+        network={"feature_size": feature_size, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24], "window_size": window, "use_v2": True},
+        roi_size=roi,
+        batch_size=batch,
+        rules={
+            "feature_size": "48 on a GPU (Auto3DSeg); 12 on a CPU, where 48 makes no progress in minutes (measured)",
+            "depths": "two layers a stage (SwinUNETR's paper)",
+            "num_heads": "3, 6, 12, 24 (SwinUNETR's paper)",
+            "window_size": "7 (SwinUNETR's paper); 4 on a CPU, where patches are 16 voxels wide after embedding",
+            "use_v2": "a residual convolution before each stage (SwinUNETR-V2): learns faster from little data",
+            "roi_size": "the 90th percentile image in steps of 32, at most 96^3 (Auto3DSeg)"
+            if sizing.on_gpu
+            else "the 90th percentile image in steps of 32, at most 32x32x64 on a CPU",
+            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else "2 (nnU-Net's least)",
+        },
+    )

@@ -1,0 +1,136 @@
+"""A plan: every hyperparameter of one job, as it stands in `configs/hyper_parameters.yaml`.
+
+Complete, readable and editable: train reads it back and honours an edit. Where each value came from stands
+beside it in `configs/origins.yaml`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from autoseg.config import AlgoName, Positive3, Strict, Voxels3
+from autoseg.data.labels import LabelMap
+from autoseg.data.preprocess import ChannelNorm, NormalizeMode, Preprocessing
+
+
+class ChannelPlan(Strict):
+    """Normalisation of one image channel."""
+
+    mode: NormalizeMode
+    """ct, mri, pet, meanstd, meanstdtanh, range or none."""
+    bounds: tuple[float, float] | None = None
+    """Clipped to these intensities (ct, range)."""
+    mean: float = 0.0
+    """Subtracted after clipping (ct)."""
+    std: Annotated[float, Field(gt=0)] = 1.0
+    """Divided by after clipping (ct)."""
+    nonzero: bool = False
+    """Take the statistics of non-zero voxels alone."""
+
+
+class ClassPlan(Strict):
+    """One class and the label values that belong to it."""
+
+    name: str
+    """Shown in tables."""
+    values: tuple[int, ...]
+    """Values in label files."""
+
+
+class Plan(Strict):
+    """Every hyperparameter of one training job."""
+
+    algo: AlgoName
+    """Network."""
+    fold: Annotated[int, Field(ge=0)]
+    """Fold this job validates on."""
+
+    classes: tuple[ClassPlan, ...]
+    """Foreground classes in the order of the outputs."""
+    sigmoid: bool
+    """Regions that may overlap."""
+    ignore_label: int | None
+    """Label value left out of loss and metrics."""
+
+    channels: tuple[ChannelPlan, ...]
+    """Normalisation of each image channel."""
+    resample_resolution: Positive3
+    """Voxel size in mm the network works at."""
+    crop_foreground: bool
+    """Crop away zero borders first."""
+
+    network: dict[str, Any]
+    """The network's own settings."""
+
+    roi_size: Voxels3
+    """Patch in voxels."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Patches per step, over all devices."""
+    foreground_fraction: Annotated[float, Field(ge=0, le=1)]
+    """Share of patches centred on a class drawn at random."""
+    mirror_axes: tuple[Literal[0, 1, 2], ...]
+    """Axes mirrored at random."""
+    augment: Literal["default", "none"]
+    """Random changes of patches."""
+
+    num_epochs: Annotated[int, Field(ge=1)]
+    """Epochs; with a budget, the most."""
+    num_steps_per_epoch: Annotated[int, Field(ge=1)]
+    """Optimizer steps an epoch."""
+    budget_s: Annotated[float, Field(gt=0)] | None
+    """Seconds for the whole job; null: num_epochs alone decides."""
+    num_epochs_per_validation: Annotated[int, Field(ge=1)]
+    """Epochs between validations."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Highest learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """AdamW's weight decay."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the schedule for warm-up."""
+    grad_clip: Annotated[float, Field(gt=0)]
+    """Largest norm of the gradient."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Moving average of the weights."""
+    loss: Literal["dice_ce", "dice_focal"]
+    """Loss of each output resolution."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)]
+    """Overlap of windows in inference."""
+    tta: bool
+    """Average over mirrored images in inference."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    """Arithmetic."""
+    seed: Annotated[int, Field(ge=0)]
+    """Seed of the job."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Plan:
+        for channel in self.channels:
+            if channel.mode in ("ct", "range") and channel.bounds is None:
+                raise ValueError(f"channels: mode {channel.mode} needs bounds: [low, high]")
+        return self
+
+    @property
+    def label_map(self) -> LabelMap:
+        """Classes as the data code wants them."""
+        return LabelMap(
+            names=tuple(c.name for c in self.classes),
+            values=tuple(c.values for c in self.classes),
+            sigmoid=self.sigmoid,
+            ignore_label=self.ignore_label,
+        )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Preprocessing as the data code wants it."""
+        norms = tuple(ChannelNorm(**c.model_dump()) for c in self.channels)
+        return Preprocessing(
+            norms=norms, spacing_mm=self.resample_resolution, crop_foreground=self.crop_foreground
+        )
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the network's output."""
+        return self.label_map.num_outputs

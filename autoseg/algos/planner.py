@@ -1,0 +1,212 @@
+"""The planner: statistics and hardware to hyperparameters, each value with the rule that made it.
+
+Rules are Auto3DSeg's or nnU-Net's, whichever did better where both were measured; each names its source.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from autoseg.algos.hardware import Hardware
+from autoseg.algos.networks import network_module
+from autoseg.algos.networks.sizing import Choice, Sizing, round_up
+from autoseg.algos.plan import Plan
+from autoseg.algos.templates import FILLED, template_values
+from autoseg.config import AlgoName, Settings
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.labels import LabelMap
+from autoseg.data.resampling import resampled_shape
+
+MINUTES_PER_CPU_JOB = 60
+"""Without a budget a job on a CPU gets at most this long: somebody waits for it at a desk."""
+SECONDS_PER_MEGAVOXEL = {"segresnet": 3.2, "swinunetr": 3.1, "dints": 3.0}
+"""Seconds of a training step for a million voxels of the CPU-sized network, divided by 2 cores.
+Source: measured in fp32 on two AVX2 cores (docs/results.md); sets the default number of epochs, nothing else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a value came from."""
+
+    value: Any
+    origin: str
+    """planner, template, or a place in the user's input."""
+    rule: str = ""
+
+
+NETWORK_KEYS = {
+    "segresnet": ("init_filters", "blocks_down", "dsdepth"),
+    "swinunetr": ("feature_size", "depths", "window_size"),
+    "dints": ("channel_mul", "use_downsample"),
+}
+
+
+def target_spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float], str]:
+    """The voxel size to work at.
+
+    Source: nnU-Net takes the median of each axis, and for an axis more than three times coarser than the next (and
+    with as few slices) its 10th percentile, so that thick-slice data sets are not blurred along the slices.
+    """
+    spacing = list(fingerprint.spacing_mm_median)
+    coarse = max(range(3), key=lambda a: spacing[a])
+    others = [a for a in range(3) if a != coarse]
+    rule = "median spacing of each axis (nnU-Net)"
+    if spacing[coarse] > 3 * max(spacing[a] for a in others) and fingerprint.shape_median[coarse] * 3 < min(
+        fingerprint.shape_median[a] for a in others
+    ):
+        spacing[coarse] = max(fingerprint.spacing_mm_p10[coarse], *(spacing[a] for a in others))
+        rule = f"median spacing; axis {'XYZ'[coarse]} is over 3 times coarser: its 10th percentile (nnU-Net)"
+    return (round(spacing[0], 4), round(spacing[1], 4), round(spacing[2], 4)), rule
+
+
+def channel_plans(fingerprint: Fingerprint, settings: Settings, algo: AlgoName) -> tuple[list[dict[str, Any]], str]:
+    """Normalisation of each channel, primary modality first, then the extra ones."""
+    fixed = settings.hyper(algo)
+    modality = settings.modality.lower()
+    primary = fixed.get("normalize_mode") or ("ct" if modality == "ct" else "mri" if modality in ("mri", "mr") else "meanstd")
+    extra = [mode.lower() for mode in settings.extra_modalities.values()]
+    num_primary = fingerprint.num_channels - len(extra)
+    modes = [primary] * num_primary + extra
+    nonzero = fingerprint.nonzero_crop_ratio < 0.75
+    plans = []
+    for mode, foreground in zip(modes, fingerprint.foreground, strict=True):
+        plan: dict[str, Any] = {"mode": mode}
+        if mode in ("ct", "range"):
+            plan["bounds"] = list(fixed.get("intensity_bounds") or (foreground.p00_5, foreground.p99_5))  # type: ignore[call-overload]
+            plan["mean"], plan["std"] = foreground.mean, foreground.std or 1.0
+        else:
+            plan["nonzero"] = nonzero
+        plans.append(plan)
+    rule = (
+        "CT: clip to the foreground's 0.5 and 99.5 percentiles, then the foreground's z-score; others: each image's "
+        "z-score, of non-zero voxels where images are under 75 % of their box (nnU-Net)"
+    )
+    return plans, rule
+
+
+def _epochs(
+    algo: AlgoName, num_train: int, batch: int, roi: tuple[int, int, int], hardware: Hardware
+) -> tuple[int, int, str]:
+    steps = max(1, math.ceil(num_train / batch))
+    epochs = min(1250, max(300, math.ceil(80000 / max(1, num_train))))
+    rule = "80,000 samples, 300 to 1,250 epochs (Auto3DSeg's SegResNet)"
+    if not hardware.on_gpu:
+        step_s = SECONDS_PER_MEGAVOXEL[algo] * batch * math.prod(roi) / 1e6 * 2 / hardware.num_cores
+        fits = int(MINUTES_PER_CPU_JOB * 60 / (step_s * steps))
+        if fits < epochs:
+            epochs = max(2, fits)
+            rule = f"what a CPU of {hardware.num_cores} cores does in about {MINUTES_PER_CPU_JOB} minutes; set num_epochs or budget"
+    return epochs, steps, rule
+
+
+def make_plan(
+    *,
+    algo: AlgoName,
+    fold: int,
+    num_train: int,
+    fingerprint: Fingerprint,
+    label_map: LabelMap,
+    settings: Settings,
+    origins: dict[str, str],
+    hardware: Hardware,
+    budget_s: float | None,
+    budget_rule: str = "",
+) -> tuple[Plan, dict[str, Origin]]:
+    """Fill an algorithm's template for one fold.
+
+    Args:
+        num_train: cases this fold trains on.
+        origins: where each of the user's settings stands.
+        budget_s: seconds for this job, or None.
+
+    Returns:
+        The plan, and for each of its keys where it came from.
+    """
+    fixed = settings.hyper(algo)
+
+    def place(key: str) -> str:
+        return origins.get(f"{algo}.{key}") or origins.get(key, "input.yaml")
+
+    values: dict[str, Any] = {}
+    found: dict[str, Origin] = {}
+
+    def put(key: str, value: Any, rule: str, setting: str | None = None) -> None:
+        user = fixed.get(setting or key)
+        if user is not None:
+            value, rule, origin = list(user) if isinstance(user, tuple) else user, "", place(setting or key)
+        else:
+            origin = "planner"
+        values[key] = value
+        found[key] = Origin(value=value, origin=origin, rule=rule)
+
+    for key, (value, rule) in template_values(algo).items():
+        if value != FILLED:
+            put(key, value, rule)
+            if found[key].origin == "planner":
+                found[key] = Origin(value=value, origin="template", rule=rule)
+
+    put("fold", fold, "one job for each fold")
+    classes = [{"name": n, "values": list(v)} for n, v in zip(label_map.names, label_map.values, strict=True)]
+    for key, value in (("classes", classes), ("sigmoid", label_map.sigmoid), ("ignore_label", label_map.ignore_label)):
+        put(key, value, "class_names, sigmoid and ignore_label of input.yaml, else the datalist's labels")
+    channels, rule = channel_plans(fingerprint, settings, algo)
+    put("channels", channels, rule)
+    if fixed.get("normalize_mode") or fixed.get("intensity_bounds"):
+        found["channels"] = Origin(value=channels, origin=place("normalize_mode"), rule="")
+    spacing, rule = target_spacing(fingerprint)
+    put("resample_resolution", list(spacing), rule)
+    put("crop_foreground", False, "off: zero borders are cheap to skip and a crop moves windows")
+    spacing = tuple(values["resample_resolution"])
+
+    sizing = Sizing(
+        spacing_mm=spacing,
+        median_shape=_shape(fingerprint.size_mm_median, spacing),
+        p90_shape=_shape(fingerprint.size_mm_p90, spacing),
+        num_outputs=label_map.num_outputs,
+        memory_gib=hardware.memory_gib,
+        on_gpu=hardware.on_gpu,
+    )
+    choice: Choice = network_module(algo).choose(sizing)
+    network = dict(choice.network)
+    for key in NETWORK_KEYS[algo]:
+        if key in fixed:
+            network[key] = list(fixed[key]) if isinstance(fixed[key], tuple) else fixed[key]  # type: ignore[call-overload]
+    values["network"] = network
+    for key, value in network.items():
+        origin, rule = (place(key), "") if key in fixed else ("planner", choice.rules.get(key, ""))
+        found[f"network.{key}"] = Origin(value=value, origin=origin, rule=rule)
+    steps_of_roi = network_module(algo).divisor(network)
+    roi = [round_up(s, d) for s, d in zip(choice.roi_size, steps_of_roi, strict=True)]
+    put("roi_size", roi, choice.rules["roi_size"])
+    put("batch_size", choice.batch_size, choice.rules["batch_size"])
+    whole = all(r >= s for r, s in zip(values["roi_size"], sizing.median_shape, strict=True))
+    put(
+        "foreground_fraction",
+        0.33 if whole else 0.67,
+        "a third of the patches where most images fit into one (nnU-Net); two thirds where background would fill the others",
+    )
+    put("mirror_axes", [0], "left and right alone: mirrored up and down or front to back no body exists")
+    epochs, steps, rule = _epochs(algo, num_train, values["batch_size"], tuple(values["roi_size"]), hardware)
+    put("num_steps_per_epoch", steps, "every training case once an epoch")
+    if budget_s is not None:
+        epochs, rule = max(epochs, 1250), "the budget ends the job"
+    put("num_epochs", epochs, rule)
+    values["budget_s"] = budget_s
+    found["budget_s"] = Origin(value=budget_s, origin=budget_rule or "planner", rule=budget_rule or "no budget given")
+    every = max(1, math.ceil(values["num_epochs"] / 20))
+    put("num_epochs_per_validation", every, "20 validations over the schedule; with a budget, in a tenth of the time at most")
+    rates = {"segresnet": (2e-4, 2e-3), "swinunetr": (4e-4, 1e-3), "dints": (2e-4, 2e-3)}[algo]
+    put(
+        "learning_rate",
+        rates[0] if hardware.on_gpu else rates[1],
+        "Auto3DSeg's" if hardware.on_gpu else "ten times Auto3DSeg's for small networks and short schedules (measured)",
+    )
+    values["seed"] = settings.seed * 1000 + fold
+    found["seed"] = Origin(value=values["seed"], origin="planner", rule="1000 x seed of input.yaml + fold")
+    return Plan.model_validate(values), found
+
+
+def _shape(size_mm: tuple[float, float, float], spacing_mm: tuple[float, float, float]) -> tuple[int, int, int]:
+    return resampled_shape((1, 1, 1), size_mm, spacing_mm)

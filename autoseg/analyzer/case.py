@@ -1,0 +1,278 @@
+"""One case: its files read once, its statistics, and what is wrong with it by itself.
+
+What depends on settings or on the other cases (class names, folds, outliers) is judged afterwards, from this.
+Axes: X, Y, Z in RAS+; a result says nothing of orientation on disk beyond its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_volume, within
+from autoseg.analyzer.components import find_components
+from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_label, pool
+from autoseg.analyzer.reading import FileFaultError, Finding, StoredVolume, read_stored
+
+LABEL_FILE = 9999
+"""Number of the label among a case's files."""
+MOST_COMPONENTS = 100
+"""Components of a class whose boxes are listed, the largest first."""
+MOST_POOLED_VALUES = 1 << 16
+"""Different foreground intensities of a case that are kept for pooling; more are rounded to 12 bits."""
+FEW_VALUES = 256
+"""An image with at least as many intensities is known by how often each occurs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassStats:
+    """One label value of a case; 0 is background."""
+
+    value: int
+    voxels: int
+    intensity: tuple[Stats, ...]
+    """One per channel."""
+    num_components: int
+    component_shapes: tuple[tuple[int, int, int], ...]
+    """Bounding boxes, the largest components first, at most MOST_COMPONENTS."""
+    centre_mm: tuple[float, float, float]
+    """Centre of mass in the RAS+ world."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseStats:
+    """What is known of a case; where it has faults, the rest is empty."""
+
+    findings: tuple[Finding, ...]
+    digests: tuple[str, ...] = ()
+    """Of the bytes of the images, then of the label."""
+    identity: str = ""
+    """Equal for equal voxels, also where files were compressed or oriented differently."""
+    orientation: str = ""
+    """Of the stored axes, such as LPS."""
+    shape: tuple[int, int, int] = (0, 0, 0)
+    spacing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    cropped_shapes: tuple[tuple[int, int, int], ...] = ()
+    """Box around voxels above 0, one per channel."""
+    nonzero_ratio: float = 1.0
+    """Volume of the box around voxels other than 0 in any channel, as a share of the image."""
+    intensity: tuple[Stats, ...] = ()
+    """Within the box around voxels above 0, one per channel."""
+    foreground: tuple[Stats, ...] = ()
+    """Of the labelled voxels, one per channel; empty where none is."""
+    classes: tuple[ClassStats, ...] = ()
+    """By label value, background first; empty without a label."""
+    pooled: tuple[Histogram, ...] = ()
+    """Intensities of the labelled voxels, one per channel."""
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether the case cannot be used."""
+        return any(f.is_fault for f in self.findings)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the image."""
+        return len(self.intensity)
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels."""
+        return int(np.prod(self.shape))
+
+    @property
+    def size_mm(self) -> tuple[float, float, float]:
+        """Field of view."""
+        x, y, z = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
+        return x, y, z
+
+
+def analyze_case(
+    images: tuple[Path, ...], label: Path | None, ignore_label: int | None, free_bytes: int | None = None
+) -> CaseStats:
+    """Read a case once and measure it.
+
+    Args:
+        images: one file per channel, or files with several.
+        ignore_label: label value that is no class.
+        free_bytes: memory one file may take.
+
+    Returns:
+        The statistics, or, where anything is wrong, every fault that could be found.
+    """
+    found: list[Finding] = []
+    volumes = [_read(path, number, free_bytes, found) for number, path in enumerate(images)]
+    label_volume = _read(label, LABEL_FILE, free_bytes, found) if label is not None else None
+    first = volumes[0]
+    label_array = None
+    if label_volume is not None:
+        label_array = _label_array(label_volume, found)
+        if first is not None and (differs := label_volume.grid.differs_from(first.grid)):
+            found.append(
+                Finding("grid", f"not on the image's grid: {differs}", "Export the label again.", file=LABEL_FILE)
+            )
+    for number, volume in enumerate(volumes):
+        if volume is not None:
+            _check_voxels(volume, number, found)
+            if first is not None and (differs := volume.grid.differs_from(first.grid)):
+                remedy = f"All channels must share one grid, that of {images[0].name}. Resample it."
+                found.append(Finding("grid", f"not on the grid of the first channel: {differs}", remedy, file=number))
+    read = [v for v in volumes if v is not None]
+    digests = tuple(v.digest for v in [*volumes, *([label_volume] if label is not None else [])] if v is not None)
+    if any(f.is_fault for f in found) or not read:
+        return CaseStats(findings=tuple(found), digests=digests)
+    del volumes, label_volume, first, volume
+    return _measure(read, label_array, ignore_label, tuple(found), digests)
+
+
+def _read(path: Path, number: int, free_bytes: int | None, found: list[Finding]) -> StoredVolume | None:
+    try:
+        volume = read_stored(path, free_bytes)
+    except FileFaultError as error:
+        found.append(_in_file(error.found, number))
+        return None
+    found += [_in_file(w, number) for w in volume.warnings]
+    return volume
+
+
+def _in_file(finding: Finding, number: int) -> Finding:
+    return Finding(finding.kind, finding.finding, finding.remedy, finding.is_fault, number)
+
+
+def _check_voxels(volume: StoredVolume, number: int, found: list[Finding]) -> None:
+    """NaN, infinity, one value everywhere; channel by channel."""
+    for channel in range(volume.array.shape[3]):
+        array = volume.array[..., channel]
+        where = f" in channel {channel}" if volume.array.shape[3] > 1 else ""
+        low, high = (float(v) * volume.slope + volume.inter for v in (array.min(), array.max()))
+        if not (np.isfinite(low) and np.isfinite(high) and max(abs(low), abs(high)) < np.finfo(np.float32).max):
+            num_nan = sum(int(np.isnan(array[:, :, part]).sum()) for part in chunks(array.shape))
+            what = f"{num_nan} voxels are NaN" if num_nan else "voxels are infinite, or beyond 32-bit floats"
+            found.append(Finding("not_finite", what + where, "Replace them, or leave the case out.", file=number))
+        elif low == high:
+            remedy = "Export the image again, or leave it out."
+            found.append(Finding("constant", f"every voxel is {low:g}{where}", remedy, file=number))
+
+
+def _label_array(volume: StoredVolume, found: list[Finding]) -> np.ndarray | None:
+    """The label's values as uint8 or uint16, (I, J, K); None where there are none to use."""
+    if volume.array.shape[3] != 1:
+        what = f"a label with {volume.array.shape[3]} channels"
+        remedy = "Expected one label map. For overlapping masks see `autoseg merge_masks`."
+        found.append(Finding("not_3d", what, remedy, file=LABEL_FILE))
+        return None
+    array = volume.array[..., 0]
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        remedy = "Expected integers. Export it again."
+        found.append(Finding("not_finite", "NaN or infinite voxels", remedy, file=LABEL_FILE))
+        return None
+    ends = sorted((low * volume.slope + volume.inter, high * volume.slope + volume.inter))
+    if ends[0] < -0.5 or ends[1] > 65535:
+        what = f"label values from {ends[0]:g} to {ends[1]:g}"
+        found.append(Finding("label_values", what, "Expected integers from 0 to 65535.", file=LABEL_FILE))
+        return None
+    if array.dtype.kind != "f" and volume.slope == 1 and volume.inter == 0:
+        return array.astype(np.uint8 if ends[1] < 256 else np.uint16, copy=False)
+    made = np.empty(array.shape, np.uint8 if ends[1] < 255.5 else np.uint16, order="F")
+    for part in chunks(array.shape):
+        values = array[:, :, part] * volume.slope + volume.inter
+        rounded = np.rint(values)
+        odd = np.abs(values - rounded) > 1e-3
+        if odd.any():
+            what = f"label value {float(values[odd][0]):.6g} is not an integer"
+            remedy = "Was it interpolated? Resample labels by nearest neighbour."
+            found.append(Finding("label_not_integer", what, remedy, file=LABEL_FILE))
+            return None
+        made[:, :, part] = rounded
+    return made
+
+
+def _measure(
+    volumes: list[StoredVolume],
+    label: np.ndarray | None,
+    ignore_label: int | None,
+    findings: tuple[Finding, ...],
+    digests: tuple[str, ...],
+) -> CaseStats:
+    """The statistics of a sound case. Empties `volumes`: the image is let go before components are sought."""
+    grid = volumes[0].grid
+    ras = grid.to_ras()
+    ornt = ornt_transform(io_orientation(grid.affine), axcodes2ornt(("R", "A", "S")))
+    axes = np.argsort(ornt[:, 0])  # stored axis of each RAS axis
+    by_channel: list[dict[int, Histogram]] = []
+    cropped, cropped_shapes, nonzero = [], [], []
+    identity = hashlib.sha256()
+    while volumes:
+        volume = volumes.pop(0)
+        for channel in range(volume.array.shape[3]):
+            array = volume.array[..., channel]
+            histograms = histograms_by_label(array, label, volume.slope, volume.inter)
+            whole = pool(list(histograms.values()))
+            box = box_above_zero(array, volume.slope, volume.inter, whole)
+            by_channel.append(histograms)
+            cropped.append(within(box, array, volume.slope, volume.inter, whole))
+            cropped_shapes.append(tuple(box[a].stop - box[a].start for a in axes))
+            nonzero.append(box_other_than_zero(array, volume.slope, volume.inter, whole))
+            _identify(identity, array, whole)
+    # The image is freed here; components need memory of their own.
+    del volume, array
+    pooled = [
+        pool([h for value, h in histograms.items() if value not in (0, ignore_label)]).rounded(MOST_POOLED_VALUES)
+        for histograms in by_channel
+    ]
+    has_foreground = bool(len(pooled[0].values))
+    return CaseStats(
+        findings=findings,
+        digests=digests,
+        identity=identity.hexdigest()[:32],
+        orientation=grid.orientation,
+        shape=ras.shape,
+        spacing_mm=ras.spacing_mm,
+        cropped_shapes=tuple(cropped_shapes),
+        nonzero_ratio=hull_volume(nonzero) / float(np.prod(grid.shape)),
+        intensity=tuple(h.stats() for h in cropped),
+        foreground=tuple(h.stats() for h in pooled) if has_foreground else (),
+        classes=() if label is None else _classes(label, by_channel, grid.affine, axes),
+        pooled=tuple(pooled) if has_foreground else (),
+    )
+
+
+def _classes(
+    label: np.ndarray, by_channel: list[dict[int, Histogram]], affine: np.ndarray, axes: np.ndarray
+) -> tuple[ClassStats, ...]:
+    parts = find_components(label)
+    shapes = parts.shape[:, axes]
+    made = []
+    for value, histogram in by_channel[0].items():
+        mine = np.flatnonzero(parts.label == value)
+        centre = parts.mass[mine].sum(0) / parts.voxels[mine].sum()
+        x, y, z = (affine[:3, :3] @ centre + affine[:3, 3]).tolist()
+        made.append(
+            ClassStats(
+                value=value,
+                voxels=histogram.total,
+                intensity=tuple(histograms[value].stats() for histograms in by_channel),
+                num_components=len(mine),
+                component_shapes=tuple((a, b, c) for a, b, c in shapes[mine[:MOST_COMPONENTS]].tolist()),
+                centre_mm=(x, y, z),
+            )
+        )
+    return tuple(made)
+
+
+def _identify(identity: Any, array: np.ndarray, whole: Histogram) -> None:
+    """Add a channel to a case's identity.
+
+    How often each of hundreds of intensities occurs is not shared by two scans, and does not depend on how a file
+    is stored; an image of few intensities is known by its voxels instead.
+    """
+    identity.update(np.array(sorted(array.shape)).tobytes() + whole.values.tobytes() + whole.counts.tobytes())
+    if len(whole.values) < FEW_VALUES:
+        for part in chunks(array.shape):
+            identity.update(array[:, :, part].tobytes(order="F"))

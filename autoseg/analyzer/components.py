@@ -1,0 +1,137 @@
+"""Connected components of every class of a label map, in one pass and in bounded memory.
+
+Components are 26-connected, as in Auto3DSeg. A volume goes through in slabs along its last axis; components that
+touch across a border are joined afterwards, so memory depends on the slab and not on the volume. Sizes, boxes and
+centres come from runs of equal voxels along the first axis, a few percent of the voxels (twice as fast as
+`cc3d.statistics`, measured on a CT with 61 classes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+
+SLAB_VOXELS = 1 << 22
+"""Voxels of a slab: about 30 MiB while it is labelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Components:
+    """Components of a label map."""
+
+    label: np.ndarray
+    """(N,) label value of each."""
+    voxels: np.ndarray
+    """(N,) int64."""
+    low: np.ndarray
+    """(N, 3) first voxel of the bounding box."""
+    high: np.ndarray
+    """(N, 3) last voxel of the bounding box."""
+    mass: np.ndarray
+    """(N, 3) float64, sum of the voxels' coordinates."""
+
+    @property
+    def shape(self) -> np.ndarray:
+        """(N, 3) size of the bounding boxes."""
+        shape: np.ndarray = self.high - self.low + 1
+        return shape
+
+
+def find_components(label: np.ndarray) -> Components:
+    """Find the components of each value, 0 included, the largest first.
+
+    Args:
+        label: (I, J, K) uint8 or uint16.
+    """
+    depth = max(1, SLAB_VOXELS // max(1, label.shape[0] * label.shape[1]))
+    slabs: list[Components] = []
+    links: list[np.ndarray] = []
+    num = 0
+    face: tuple[np.ndarray, np.ndarray] | None = None
+    for start in range(0, label.shape[2], depth):
+        part = label[:, :, start : start + depth]
+        # cc3d leaves out 0, but the background's components count too.
+        shifted = part + 1 if part.max() < np.iinfo(part.dtype).max else part.astype(np.uint32) + 1
+        found = cc3d.connected_components(shifted, connectivity=26)
+        if face is not None:
+            links += _touching(*face, part[:, :, 0], found[:, :, 0].astype(np.int64) + num - 1)
+        face = part[:, :, -1], found[:, :, -1].astype(np.int64) + num - 1
+        slabs.append(_measure(part, found, start))
+        num += len(slabs[-1].label)
+    whole = _concatenated(slabs)
+    if links:
+        whole = _by_group(whole, _roots(num, np.concatenate(links)))
+    order = np.argsort(-whole.voxels, kind="stable")
+    return Components(**{n: getattr(whole, n)[order] for n in Components.__dataclass_fields__})
+
+
+def _measure(label: np.ndarray, found: np.ndarray, start: int) -> Components:
+    """Measure a slab that begins at plane `start`; `found` numbers its components from 1."""
+    rows = label.shape[0]
+    numbers, values = found.ravel(order="F"), label.ravel(order="F")
+    is_start = np.empty(len(numbers), bool)
+    np.not_equal(numbers[1:], numbers[:-1], out=is_start[1:])
+    is_start[::rows] = True
+    starts = np.flatnonzero(is_start)
+    length = np.diff(starts, append=len(numbers))
+    line, x = np.divmod(starts, rows)
+    z, y = np.divmod(line, label.shape[1])
+    low = np.stack([x, y, z + start], axis=1)
+    high = low.copy()
+    high[:, 0] += length - 1
+    runs = Components(
+        label=values[starts].astype(np.int64),
+        voxels=length,
+        low=low,
+        high=high,
+        mass=(low + high) * (length[:, None] / 2),
+    )
+    return _by_group(runs, numbers[starts])
+
+
+def _by_group(parts: Components, group: np.ndarray) -> Components:
+    """Join the parts of each group; groups in rising order."""
+    order = np.argsort(group, kind="stable")
+    firsts = np.flatnonzero(np.diff(group[order], prepend=group[order[0]] + 1))
+    return Components(
+        label=parts.label[order[firsts]],
+        voxels=np.add.reduceat(parts.voxels[order], firsts),
+        low=np.minimum.reduceat(parts.low[order], firsts, axis=0),
+        high=np.maximum.reduceat(parts.high[order], firsts, axis=0),
+        mass=np.add.reduceat(parts.mass[order], firsts, axis=0),
+    )
+
+
+def _concatenated(slabs: list[Components]) -> Components:
+    return Components(**{n: np.concatenate([getattr(s, n) for s in slabs]) for n in Components.__dataclass_fields__})
+
+
+def _touching(label_a: np.ndarray, number_a: np.ndarray, label_b: np.ndarray, number_b: np.ndarray) -> list[np.ndarray]:
+    """Pairs (M, 2) of components of two neighbouring planes that are of one label and 26-connected."""
+    links = []
+    rows, columns = label_a.shape
+    for di in (-1, 0, 1):
+        for dj in (-1, 0, 1):
+            a = slice(max(0, -di), rows - max(0, di)), slice(max(0, -dj), columns - max(0, dj))
+            b = slice(max(0, di), rows - max(0, -di)), slice(max(0, dj), columns - max(0, -dj))
+            same = label_a[a] == label_b[b]
+            pairs = (number_a[a][same] << 32) | number_b[b][same]
+            # Neighbours repeat: most pairs go before the costly sort.
+            pairs = np.unique(pairs[np.diff(pairs, prepend=-1) != 0])
+            links.append(np.stack([pairs >> 32, pairs & 0xFFFFFFFF], axis=1))
+    return links
+
+
+def _roots(num: int, links: np.ndarray) -> np.ndarray:
+    """For each of `num` things the smallest one it is linked with, directly or not."""
+    root = np.arange(num)
+    while True:
+        new = root.copy()
+        np.minimum.at(new, links[:, 0], root[links[:, 1]])
+        np.minimum.at(new, links[:, 1], root[links[:, 0]])
+        new = new[new]
+        if np.array_equal(new, root):
+            return root
+        root = new

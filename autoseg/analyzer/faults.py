@@ -1,0 +1,264 @@
+"""What is wrong with a data set, and what looks odd, case by case and over the cases together.
+
+A fault makes a case unusable or its scores untrue; a warning is for a person to look at. Each says what was
+found and what to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autoseg.analyzer.case import LABEL_FILE, CaseStats
+from autoseg.data.datalist import Case
+from autoseg.data.labels import LabelMap
+
+Role = Literal["training", "validation", "testing", "unlabeled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A fault or a warning."""
+
+    kind: str
+    """A word for programs, such as `grid` or `duplicate`; docs/analyze.md lists them."""
+    finding: str
+    remedy: str
+    case: str = ""
+    """Name of the case; empty: the data set as a whole."""
+    file: str = ""
+    """Relative to dataroot; empty: the case as a whole."""
+    severity: Literal["fault", "warning"] = "fault"
+
+    def __str__(self) -> str:
+        place = f"{self.case} ({self.file})" if self.file else self.case or "data set"
+        return f"{place}: {self.finding}. {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measured:
+    """A case of the datalist with its statistics."""
+
+    case: Case
+    role: Role
+    stats: CaseStats
+    files: tuple[str, ...]
+    """Images, then the label, relative to dataroot."""
+
+    @property
+    def place(self) -> str:
+        """Where the datalist has it, such as `fold 2` or `testing`."""
+        return f"fold {self.case.fold}" if self.role == "training" and self.case.fold is not None else self.role
+
+    @property
+    def label_file(self) -> str:
+        """The label's path."""
+        return self.files[-1] if self.case.label is not None else ""
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Label values that occur, background included."""
+        return tuple(c.value for c in self.stats.classes)
+
+    def present(self, label_map: LabelMap) -> tuple[str, ...]:
+        """Names of the classes that occur."""
+        mine = set(self.values)
+        return tuple(n for n, vs in zip(label_map.names, label_map.values, strict=True) if mine & set(vs))
+
+
+def check_files(measured: Sequence[Measured]) -> list[Fault]:
+    """What was found in each case's own files."""
+    faults = []
+    for m in measured:
+        for found in m.stats.findings:
+            file = m.label_file if found.file == LABEL_FILE else m.files[found.file] if found.file >= 0 else ""
+            faults.append(
+                Fault(
+                    kind=found.kind,
+                    finding=found.finding,
+                    remedy=found.remedy,
+                    case=m.case.name,
+                    file=file,
+                    severity="fault" if found.is_fault else "warning",
+                )
+            )
+    return faults
+
+
+def check_labels(measured: Sequence[Measured], label_map: LabelMap) -> list[Fault]:
+    """Values nobody named, classes against the declaration, empty labels."""
+    faults = []
+    known = label_map.known_values
+    for m in measured:
+        declared = m.case.annotated
+        unknown_names = [n for n in declared or () if n not in label_map.names]
+        if unknown_names:
+            faults.append(
+                Fault(
+                    kind="annotated",
+                    finding=f"annotated for {', '.join(unknown_names)}, no class of the data set",
+                    remedy=f"Expected some of {_some(label_map.names)}. Correct `annotated` in the datalist.",
+                    case=m.case.name,
+                )
+            )
+        if m.case.label is None or m.stats.is_faulty:
+            continue
+        odd = [v for v in m.values if v not in known]
+        if odd:
+            values = "value" if len(odd) == 1 else "values"
+            faults.append(
+                Fault(
+                    kind="label_values",
+                    finding=f"label {values} {_some(odd)} not declared",
+                    remedy=f"Expected {_some(sorted(known))}. Name them in class_names, or correct the label.",
+                    case=m.case.name,
+                    file=m.label_file,
+                )
+            )
+        present = m.present(label_map)
+        if declared is not None and (extra := [n for n in present if n not in declared]):
+            faults.append(
+                Fault(
+                    kind="annotated",
+                    finding=f"has {_some(extra)} but is not declared as annotated for it",
+                    remedy="Add it to `annotated` in the datalist, or remove it from the label.",
+                    case=m.case.name,
+                    file=m.label_file,
+                )
+            )
+        if not present and not odd and declared is None:
+            faults.append(
+                Fault(
+                    kind="empty_label",
+                    finding="the label is empty",
+                    remedy="Check it. If none of the classes is there, say so with `annotated` in the datalist.",
+                    case=m.case.name,
+                    file=m.label_file,
+                    severity="warning",
+                )
+            )
+    return faults
+
+
+def check_channels(measured: Sequence[Measured]) -> list[Fault]:
+    """Cases with another number of channels than most."""
+    sound = [m for m in measured if not m.stats.is_faulty]
+    counts = Counter(m.stats.num_channels for m in sound)
+    if len(counts) < 2:
+        return []
+    usual, num = counts.most_common(1)[0]
+    return [
+        Fault(
+            kind="channels",
+            finding=f"{_count(m.stats.num_channels, 'channel')} where {_count(num, 'case')} {_have(num)} {usual}",
+            remedy="Give every case the same channels, or leave it out.",
+            case=m.case.name,
+            file=m.files[0],
+        )
+        for m in sound
+        if m.stats.num_channels != usual
+    ]
+
+
+def check_duplicates(measured: Sequence[Measured]) -> list[Fault]:
+    """The same image under two names; a fault where one teaches and the other is scored."""
+    faults = []
+    groups: dict[str, list[Measured]] = defaultdict(list)
+    for m in measured:
+        if m.stats.identity and not m.stats.is_faulty:
+            groups[m.stats.identity].append(m)
+    for group in groups.values():
+        first = group[0]
+        for m in group[1:]:
+            leaks = _leaks(first, m)
+            what = f"the same image as {first.case.name}"
+            if leaks:
+                what += f", which is in {first.place} while this one is in {m.place}"
+            faults.append(
+                Fault(
+                    kind="duplicate",
+                    finding=what,
+                    remedy="Leave one of them out"
+                    + ("; a model would be scored on what it learned from." if leaks else " of the datalist."),
+                    case=m.case.name,
+                    file=m.files[0],
+                    severity="fault" if leaks else "warning",
+                )
+            )
+    return faults
+
+
+def check_patients(measured: Sequence[Measured]) -> list[Fault]:
+    """A patient in two folds, or in training and testing."""
+    faults = []
+    groups: dict[str, list[Measured]] = defaultdict(list)
+    for m in measured:
+        if m.case.group is not None:
+            groups[m.case.group].append(m)
+    for patient, group in groups.items():
+        first = group[0]
+        for m in group[1:]:
+            if _leaks(first, m):
+                faults.append(
+                    Fault(
+                        kind="patient",
+                        finding=f"patient {patient} is in {m.place} and, as {first.case.name}, in {first.place}",
+                        remedy="Put all cases of a patient in one fold; remove `fold` to have folds made.",
+                        case=m.case.name,
+                    )
+                )
+    return faults
+
+
+def check_class_counts(measured: Sequence[Measured], label_map: LabelMap, num_fold: int) -> list[Fault]:
+    """Classes that occur in no case, or in fewer than there are folds."""
+    training = [m for m in measured if m.role == "training" and not m.stats.is_faulty]
+    if not training:
+        return []
+    faults = []
+    num_having = {n: sum(n in m.present(label_map) for m in training) for n in label_map.names}
+    never = [n for n, num in num_having.items() if num == 0]
+    if never:
+        faults.append(
+            Fault(
+                kind="few_cases",
+                finding=f"{_count(len(never), 'class', 'classes')} in no training case: {_some(never)}",
+                remedy="What does not occur cannot be learned. Check class_names and the labels, or leave it out.",
+                severity="warning",
+            )
+        )
+    for name, num in num_having.items():
+        if 0 < num < num_fold:
+            faults.append(
+                Fault(
+                    kind="few_cases",
+                    finding=f"class {name} occurs in {_count(num, 'training case')} for {num_fold} folds",
+                    remedy="Some folds cannot score it. Use fewer folds, or add cases.",
+                    severity="warning",
+                )
+            )
+    return faults
+
+
+def _leaks(a: Measured, b: Measured) -> bool:
+    """Whether a model that learns from one of two cases could be scored on the other."""
+    if "unlabeled" in (a.role, b.role):
+        return False
+    if a.role == b.role == "training":
+        return a.case.fold != b.case.fold
+    return "training" in (a.role, b.role)
+
+
+def _some(words: Iterable[object], most: int = 12) -> str:
+    texts = [str(w) for w in words]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def _count(number: int, word: str, many: str = "") -> str:
+    return f"{number} {word if number == 1 else many or word + 's'}"
+
+
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"

@@ -1,0 +1,45 @@
+"""The analysis of a folder that nobody has described: with labels where a layout is recognised, else images alone."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from autoseg.analyzer.analysis import Analysis, analyze
+from autoseg.config import Settings
+from autoseg.data.datalist import Case, Datalist
+from autoseg.data.layouts import recognise
+from autoseg.data.listfile import unique_names
+from autoseg.data.volumes import SUFFIXES, suffix_of
+from autoseg.errors import DataError
+from autoseg.workspace import Workspace
+
+
+def analyze_folder(folder: Path, *, progress: bool = True) -> Analysis:
+    """Analyse a folder without an input.yaml. Nothing is kept; faults are told in the result, never raised.
+
+    Raises:
+        DataError: The folder is not there, or holds no image.
+    """
+    root = Path(os.path.abspath(folder))
+    if not root.is_dir():
+        raise DataError(f"{folder}: no such folder. Give the folder that holds the images.")
+    datalist = _datalist(root)
+    settings = Settings(modality=datalist.modality or "unknown", datalist=root, dataroot=root, on_fault="skip")
+    with tempfile.TemporaryDirectory(prefix="autoseg-analyze-") as scratch:
+        return analyze(datalist, settings, Workspace(Path(scratch)), progress=progress, strict=False)
+
+
+def _datalist(root: Path) -> Datalist:
+    """The cases: as a recognised layout has them, else every image as a case of its own."""
+    try:
+        found = recognise(root, num_fold=None)
+        return replace(found, training=tuple(replace(c, fold=None) for c in found.training))
+    except DataError:
+        images = sorted(p for p in root.rglob("*") if suffix_of(p) in SUFFIXES and not p.name.startswith("."))
+        if not images:
+            raise DataError(f"{root}: no image in it. Expected files named *{' or *'.join(SUFFIXES)}.") from None
+    names = unique_names([p.relative_to(root) for p in images])
+    return Datalist(training=(), unlabeled=tuple(Case(name=n, images=(p,)) for n, p in zip(names, images, strict=True)))

@@ -1,0 +1,170 @@
+"""Merging a folder per case of binary masks, as TotalSegmentator writes them, into one label file per case.
+
+folder/CASE/liver.nii.gz or folder/CASE/segmentations/liver.nii.gz -> output/CASE.nii.gz, output/labels.json
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+
+from autoseg.analyzer.reading import FileFaultError, StoredVolume, read_stored
+from autoseg.data.volumes import SUFFIXES, Grid, stem_of, suffix_of, write_volume
+from autoseg.errors import DataError
+from autoseg.workspace import write_json
+
+logger = logging.getLogger(__name__)
+MASK_FOLDERS = ("segmentations", "segmentation", "masks", "labels")
+"""Folders inside a case's folder in which masks are looked for, besides the case's folder itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeReport:
+    """What was merged."""
+
+    labels: dict[int, str]
+    """Value in the label files -> class."""
+    cases: tuple[str, ...]
+    overlaps: tuple[tuple[str, str, str, int], ...]
+    """(case, class, later class that has the voxels now, voxels)."""
+    missing: tuple[tuple[str, str], ...]
+    """(case, class without a mask there)."""
+
+    def text(self) -> str:
+        """For people: what was written, every overlap, and how many masks are missing."""
+        lines = [f"{len(self.cases)} label files of {len(self.labels)} classes"]
+        if self.overlaps:
+            lines.append(f"Overlaps ({len(self.overlaps)}); the later class keeps the voxels:")
+            lines += [f"- {case}: {a} and {b}, {n} voxel{'s' * (n != 1)}" for case, a, b, n in self.overlaps]
+        if self.missing:
+            lines.append(f"Masks that are not there ({len(self.missing)}); taken as empty:")
+            lines += [f"- {case}: {name}" for case, name in self.missing]
+        return "\n".join(lines)
+
+
+def merge_masks(folder: Path, output: Path, *, classes: Sequence[str] | None = None) -> MergeReport:
+    """Merge each case's masks into one label file; a later class wins where masks overlap.
+
+    Args:
+        folder: a folder per case, with the masks in it or in a folder such as segmentations/.
+        output: folder for CASE.nii.gz and labels.json.
+        classes: mask names without suffix, in the order of label values 1, 2, ...; None: all, by alphabet.
+
+    Raises:
+        DataError: No mask, unknown classes, files that cannot be read, or masks on different grids; all at once.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder. Give the folder that holds a folder of masks per case.")
+    if output.resolve() == folder.resolve():
+        raise DataError(f"{output}: is the folder of the masks. Give another folder for the label files.")
+    masks = {d.name: _masks(d) for d in sorted(folder.iterdir()) if d.is_dir() and d.resolve() != output.resolve()}
+    masks = {case: found for case, found in masks.items() if found}
+    if not masks:
+        raise DataError(
+            f"{folder}: no mask in it. Expected a folder per case with a file per class, such as "
+            f"{folder.name}/case_001/liver{SUFFIXES[0]}."
+        )
+    available = sorted({name for found in masks.values() for name in found})
+    names = tuple(available if classes is None else classes)
+    _check_names(folder, names, available)
+    faults: list[str] = []
+    overlaps: list[tuple[str, str, str, int]] = []
+    missing: list[tuple[str, str]] = []
+    for case, found in masks.items():
+        missing += [(case, name) for name in names if name not in found]
+        merged = _merge(case, found, names, faults, overlaps)
+        if merged is not None and not faults:
+            write_volume(output / f"{case}{SUFFIXES[0]}", *merged)
+            logger.info("%s: %d masks merged", case, sum(name in found for name in names))
+    if faults:
+        raise DataError(faults)
+    labels = dict(enumerate(names, start=1))
+    write_json(output / "labels.json", {str(v): n for v, n in labels.items()})
+    return MergeReport(labels=labels, cases=tuple(masks), overlaps=tuple(overlaps), missing=tuple(missing))
+
+
+def _masks(case: Path) -> dict[str, Path]:
+    """Class -> mask of one case's folder."""
+    inner = next((case / name for name in MASK_FOLDERS if (case / name).is_dir()), case)
+    return {stem_of(p): p for p in sorted(inner.iterdir()) if suffix_of(p) in SUFFIXES and not p.name.startswith(".")}
+
+
+def _check_names(folder: Path, names: Sequence[str], available: Sequence[str]) -> None:
+    faults = []
+    unknown = [n for n in names if n not in available]
+    if unknown:
+        known = ", ".join(available[:20]) + (f" and {len(available) - 20} more" if len(available) > 20 else "")
+        faults.append(f"{folder}: no case has a mask {', '.join(unknown)}. Found {known}.")
+    twice = sorted({n for n in names if list(names).count(n) > 1})
+    if twice:
+        faults.append(f"classes: {', '.join(twice)} is named twice. Name each class once.")
+    if len(names) > 65535:
+        faults.append(f"{folder}: {len(names)} classes. Expected at most 65535.")
+    if faults:
+        raise DataError(faults)
+
+
+def _merge(
+    case: str,
+    found: dict[str, Path],
+    names: Sequence[str],
+    faults: list[str],
+    overlaps: list[tuple[str, str, str, int]],
+) -> tuple[np.ndarray, Grid] | None:
+    """One case's label in RAS+ and its grid; None, and more faults, where that cannot be."""
+    label: np.ndarray | None = None
+    grid: Grid | None = None
+    first = ""
+    sound = True
+    for value, name in enumerate(names, start=1):
+        if name not in found:
+            continue
+        try:
+            volume = read_stored(found[name])
+            mask = _as_mask(volume)
+        except FileFaultError as error:
+            faults.append(f"{case} ({found[name].name}): {error.found.finding}. {error.found.remedy}")
+            sound = False
+            continue
+        if label is None or grid is None:
+            grid, first = volume.grid, found[name].name
+            label = np.zeros(mask.shape, np.uint8 if len(names) < 256 else np.uint16, order="F")
+        elif differs := volume.grid.differs_from(grid):
+            remedy = "Export the masks again."
+            faults.append(f"{case} ({found[name].name}): not on the grid of {first}: {differs}. {remedy}")
+            sound = False
+            continue
+        counts = np.bincount(label[mask], minlength=value)
+        overlaps += [(case, names[v - 1], name, int(counts[v])) for v in np.flatnonzero(counts).tolist() if v > 0]
+        label[mask] = value
+    if label is None or grid is None or not sound:
+        return None
+    return _to_ras(label, grid), grid
+
+
+def _as_mask(volume: StoredVolume) -> np.ndarray:
+    """Where a mask is set, (I, J, K).
+
+    Raises:
+        FileFaultError: It has channels, or other values than 0 and one more.
+    """
+    if volume.array.shape[3] != 1:
+        raise FileFaultError("not_3d", f"a mask with {volume.array.shape[3]} channels", "Expected one mask per file.")
+    array = volume.array[..., 0]
+    mask: np.ndarray = array * volume.slope + volume.inter != 0 if volume.inter else array != 0
+    set_values = array[mask]
+    if len(set_values) and not (set_values == set_values[0]).all():
+        raise FileFaultError(
+            "label_values", "more than one value besides 0", "Expected a binary mask. Is it a label map of all classes?"
+        )
+    return mask
+
+
+def _to_ras(label: np.ndarray, grid: Grid) -> np.ndarray:
+    ornt = ornt_transform(io_orientation(grid.affine), axcodes2ornt(("R", "A", "S")))
+    return np.ascontiguousarray(apply_orientation(label, ornt))

@@ -1,0 +1,202 @@
+"""Results of earlier analyses, by content: what was read once is not read again.
+
+A line of JSON per case in one file that only grows, so that a killed run keeps every case it had finished; a last
+line that is cut short is ignored. A case is known again
+- at once, where inode, size and both times (of change of the content and of the entry) of all its files are as
+  they were: the time of the entry's change cannot be set back by copying or unpacking over a file;
+- else, where a file of the same size is around, by the digest of its bytes: copied, moved or touched data are
+  hashed, not analysed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoseg.analyzer.case import CaseStats, ClassStats
+from autoseg.analyzer.histograms import Histogram, Stats
+from autoseg.analyzer.reading import Finding
+from autoseg.workspace import write_text
+
+VERSION = 1
+"""Of the statistics; results of another version are not used."""
+SETTLED_S = 2.0
+"""A file younger than this when it was read may change again within the clock's tick: only its digest counts."""
+
+Signature = tuple[tuple[int, int, int, int], ...]
+
+
+def signature(files: Iterable[Path]) -> Signature | None:
+    """Inode, size, time of the content's and of the entry's last change of each file; None where one is missing."""
+    made = []
+    for path in files:
+        try:
+            stat = os.stat(path)
+        except OSError:
+            return None
+        made.append((stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    return tuple(made)
+
+
+def settled(mine: Signature, now: float) -> bool:
+    """Whether a signature can be trusted from now on."""
+    return all(now - max(mtime, ctime) / 1e9 > SETTLED_S for _, _, mtime, ctime in mine)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the store."""
+
+    kind: str
+    """Which files are what, and what else the result depends on."""
+    signature: Signature | None
+    sizes: tuple[int, ...]
+    digests: tuple[str, ...]
+    stats: dict[str, Any]
+    """Plain; turned into CaseStats when used."""
+
+
+class Store:
+    """The file of results below a work_dir."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[Entry] = []
+        self.by_signature: dict[tuple[str, Signature], Entry] = {}
+        self.by_digests: dict[tuple[str, tuple[str, ...]], Entry] = {}
+        self.by_sizes: dict[tuple[str, tuple[int, ...]], set[tuple[str, ...]]] = {}
+        self.used: set[int] = set()
+        if path.exists():
+            for line in path.read_text(errors="replace").splitlines():
+                self._take(line)
+
+    def _take(self, line: str) -> None:
+        try:
+            data = json.loads(line)
+            if data["version"] != VERSION:
+                return
+            mine = None if data["signature"] is None else tuple(tuple(s) for s in data["signature"])
+            entry = Entry(data["kind"], mine, tuple(data["sizes"]), tuple(data["digests"]), data["stats"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            return
+        self._index(entry)
+
+    def _index(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        if entry.signature is not None:
+            self.by_signature[entry.kind, entry.signature] = entry
+        self.by_digests[entry.kind, entry.digests] = entry
+        self.by_sizes.setdefault((entry.kind, entry.sizes), set()).add(entry.digests)
+
+    def find(self, kind: str, mine: Signature) -> CaseStats | None:
+        """A case whose files are untouched since they were analysed."""
+        return self._use(self.by_signature.get((kind, mine)))
+
+    def digests(self, kind: str, mine: Signature) -> frozenset[tuple[str, ...]]:
+        """Digests of known cases whose files are of the same sizes: hashing the files can be worth it."""
+        return frozenset(self.by_sizes.get((kind, tuple(s[1] for s in mine)), ()))
+
+    def find_content(self, kind: str, mine: Signature, digests: tuple[str, ...]) -> CaseStats | None:
+        """A case with the same bytes; from now on its signature is known too."""
+        stats = self._use(self.by_digests.get((kind, digests)))
+        if stats is not None:
+            self.add(kind, mine, digests, stats)
+        return stats
+
+    def _use(self, entry: Entry | None) -> CaseStats | None:
+        if entry is None:
+            return None
+        try:
+            stats = from_plain(entry.stats)
+        except (KeyError, TypeError, ValueError):
+            return None
+        self.used.add(id(entry))
+        return stats
+
+    def add(self, kind: str, mine: Signature, digests: tuple[str, ...], stats: CaseStats) -> None:
+        """Keep a result; on disk at once, so that a killed run loses nothing."""
+        trusted = mine if settled(mine, time.time()) else None
+        entry = Entry(kind, trusted, tuple(s[1] for s in mine), digests, to_plain(stats))
+        self._index(entry)
+        self.used.add(id(entry))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            # A line that a killed run left unfinished must not swallow this one.
+            start = b"" if file.tell() == 0 or self._ends_whole() else b"\n"
+            file.write(start + _line(entry).encode())
+
+    def _ends_whole(self) -> bool:
+        with open(self.path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def tidy(self) -> None:
+        """Drop results that no case of the data set needs, once they are the larger part."""
+        kept = [e for e in self.entries if id(e) in self.used]
+        if len(self.entries) > 2 * len(kept):
+            write_text(self.path, "".join(_line(e) for e in kept))
+
+
+def _line(entry: Entry) -> str:
+    data = {"version": VERSION, **{name: getattr(entry, name) for name in Entry.__dataclass_fields__}}
+    return json.dumps(data) + "\n"
+
+
+def pack(histogram: Histogram) -> dict[str, Any]:
+    """A histogram as plain data."""
+    raw = histogram.values.astype("<f8").tobytes() + histogram.counts.astype("<i8").tobytes()
+    return {"rounded": histogram.is_rounded, "data": base64.b64encode(zlib.compress(raw, 1)).decode()}
+
+
+def unpack(data: dict[str, Any]) -> Histogram:
+    """A histogram from plain data."""
+    raw = zlib.decompress(base64.b64decode(data["data"]))
+    half = len(raw) // 2
+    values = np.frombuffer(raw[:half], "<f8")
+    return Histogram(values=values, counts=np.frombuffer(raw[half:], "<i8"), is_rounded=bool(data["rounded"]))
+
+
+def to_plain(stats: CaseStats) -> dict[str, Any]:
+    """A case's statistics as plain data, for JSON."""
+    plain = {name: getattr(stats, name) for name in CaseStats.__dataclass_fields__}
+    plain["findings"] = [[getattr(f, n) for n in Finding.__dataclass_fields__] for f in stats.findings]
+    plain["classes"] = [[getattr(c, n) for n in ClassStats.__dataclass_fields__] for c in stats.classes]
+    plain["pooled"] = [pack(h) for h in stats.pooled]
+    return plain
+
+
+def from_plain(plain: dict[str, Any]) -> CaseStats:
+    """A case's statistics from what `to_plain` made.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is something else.
+    """
+    data = dict(plain)
+    data["findings"] = tuple(Finding(*f) for f in data["findings"])
+    data["classes"] = tuple(
+        ClassStats(
+            value=value,
+            voxels=voxels,
+            intensity=tuple(Stats(*s) for s in intensity),
+            num_components=num,
+            component_shapes=tuple(tuple(s) for s in shapes),
+            centre_mm=tuple(centre),
+        )
+        for value, voxels, intensity, num, shapes, centre in data["classes"]
+    )
+    data["pooled"] = tuple(unpack(h) for h in data["pooled"])
+    for key in ("intensity", "foreground"):
+        data[key] = tuple(Stats(*s) for s in data[key])
+    for key in ("digests", "shape", "spacing_mm"):
+        data[key] = tuple(data[key])
+    data["cropped_shapes"] = tuple(tuple(s) for s in data["cropped_shapes"])
+    return CaseStats(**data)

@@ -1,0 +1,229 @@
+"""Cases measured by several processes, as many as cores and free memory allow; a dead one costs its case alone."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from autoseg.analyzer.case import CaseStats, analyze_case
+from autoseg.analyzer.reading import Finding, file_digest
+
+logger = logging.getLogger(__name__)
+
+BYTES_PER_TASK = 8 << 20
+"""Small cases are handed out together, up to this size, since handing out costs as much as reading one."""
+NEED_PER_VOXEL_BYTES = 2.5
+"""Memory a case takes at most, in sizes of its image's voxels."""
+IN_PROCESS_BYTES = 4 << 20
+"""Less is measured here and now: starting processes takes longer."""
+LARGEST_LOOKED_AT = 8
+"""Files, the largest ones, whose inflated size is looked up to plan memory."""
+LOG_EVERY_S = 10.0
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A case to measure."""
+
+    number: int
+    images: tuple[Path, ...]
+    label: Path | None
+    ignore_label: int | None
+    num_bytes: int
+    known_digests: frozenset[tuple[str, ...]] = frozenset()
+    """Where the files have these digests, nothing needs to be measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a worker found out."""
+
+    number: int
+    digests: tuple[str, ...]
+    stats: CaseStats | None
+    """None: known already by the digests."""
+
+
+def count_cores() -> int:
+    """Cores this process may use, a container's quota included."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            cores = min(cores, max(1, -(-int(limit) // int(period))))
+    return cores
+
+
+def free_memory_bytes() -> int:
+    """Memory that is free for this process, a container's limit included."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if os.path.exists(limit) and os.path.exists(used):
+            text = Path(limit).read_text().strip()
+            if text.isdigit():
+                free = min(free, int(text) - int(Path(used).read_text()))
+    return max(0, free)
+
+
+def inflated_bytes(path: Path) -> int:
+    """Size of a file's content; gzip's own note of it, which is modulo 4 GiB, or an estimate from the file's size."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(2) != b"\x1f\x8b":
+                return file.seek(0, os.SEEK_END)
+            size = file.seek(-4, os.SEEK_END) + 4
+            noted = int.from_bytes(file.read(4), "little")
+    except OSError:
+        return 0
+    return noted if noted >= size else noted + (1 << 32) * (size >> 32 or 1)
+
+
+def measure(tasks: Sequence[Task], num_workers: int | None) -> Iterator[Result]:
+    """Measure cases in any order.
+
+    Args:
+        num_workers: processes; None: one per core. Fewer where memory is short.
+    """
+    if not tasks:
+        return
+    workers = min(num_workers or count_cores(), len(tasks))
+    free = free_memory_bytes()
+    largest = sorted(tasks, key=lambda t: -t.num_bytes)[:LARGEST_LOOKED_AT]
+    need = max(sum(inflated_bytes(p) for p in t.images) for t in largest) * NEED_PER_VOXEL_BYTES
+    if need * workers > free:
+        fitting = max(1, int(free / need))
+        if fitting < workers:
+            logger.info("%d of %d processes, since memory is short", fitting, workers)
+            workers = fitting
+    if workers == 1 or sum(t.num_bytes for t in tasks) < IN_PROCESS_BYTES:
+        for task in tasks:
+            yield _measure_one(task, free)
+        return
+    parts = _parts(tasks, workers)
+    done: set[int] = set()
+    try:
+        for result in _in_processes(parts, workers, free // workers):
+            done.add(result.number)
+            yield result
+    except BrokenProcessPool:
+        logger.warning("A process died while reading; the remaining cases are read one by one.")
+        yield from _one_by_one([t for t in tasks if t.number not in done], free)
+
+
+def _parts(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
+    """Groups of about equal size, the largest cases first so that none is left to the end."""
+    total = sum(t.num_bytes for t in tasks)
+    most = min(BYTES_PER_TASK, total // (4 * workers) + 1)
+    parts: list[list[Task]] = []
+    room = 0
+    for task in sorted(tasks, key=lambda t: -t.num_bytes):
+        if task.num_bytes > room or not parts:
+            parts.append([])
+            room = most
+        parts[-1].append(task)
+        room -= task.num_bytes
+    return parts
+
+
+def _in_processes(parts: Sequence[Sequence[Task]], workers: int, free_bytes: int) -> Iterator[Result]:
+    # A fork starts in milliseconds, but is sound only while there are no other threads.
+    can_fork = sys.platform.startswith("linux") and threading.active_count() == 1
+    context = multiprocessing.get_context("fork" if can_fork else "spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        futures: list[Future[list[Result]]] = [pool.submit(_measure_part, part, free_bytes) for part in parts]
+        for future in as_completed(futures):
+            yield from future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_by_one(tasks: Sequence[Task], free_bytes: int) -> Iterator[Result]:
+    """Each case in a process of its own: the one that kills it is named."""
+    for task in tasks:
+        try:
+            yield from _in_processes([[task]], 1, free_bytes)
+        except BrokenProcessPool:
+            found = Finding(
+                "unreadable",
+                "the process that read it was killed, as happens when memory runs out",
+                "Analyse it on a machine with more memory, or leave it out.",
+            )
+            yield Result(number=task.number, digests=(), stats=CaseStats(findings=(found,)))
+
+
+def _start_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _measure_part(tasks: Sequence[Task], free_bytes: int) -> list[Result]:
+    return [_measure_one(task, free_bytes) for task in tasks]
+
+
+def _measure_one(task: Task, free_bytes: int) -> Result:
+    if task.known_digests:
+        files = [*task.images, *([task.label] if task.label is not None else [])]
+        digests = tuple(file_digest(p) for p in files)
+        if digests in task.known_digests:
+            return Result(number=task.number, digests=digests, stats=None)
+    try:
+        stats = analyze_case(task.images, task.label, task.ignore_label, free_bytes)
+    except MemoryError:
+        remedy = "Analyse it on a machine with more memory, or leave it out."
+        found = Finding("too_large", "memory ran out while it was read", remedy)
+        stats = CaseStats(findings=(found,))
+    return Result(number=task.number, digests=stats.digests, stats=stats)
+
+
+class Progress:
+    """A bar on a terminal, timed lines elsewhere: cases done, cases per second, time left."""
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self.total, self.done = total, 0
+        self.shown = shown
+        self.start = self.logged = time.monotonic()
+        self.bar = None
+        if shown and total and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            tqdm.monitor_interval = 0  # its thread would keep processes from being forked
+            self.bar = tqdm(total=total, unit="case", desc="analyze", file=sys.stderr)
+
+    def step(self) -> None:
+        """One more case is done."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update()
+        elif self.shown and time.monotonic() - self.logged > LOG_EVERY_S:
+            self.logged = time.monotonic()
+            rate = self.done / (self.logged - self.start)
+            left = (self.total - self.done) / rate
+            logger.info("%d of %d cases, %.1f cases/s, %.0f s left", self.done, self.total, rate, left)
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self.bar is not None:
+            self.bar.close()

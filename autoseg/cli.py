@@ -1,0 +1,338 @@
+"""The commands. Each checks its words, then calls one function; no logic lives here.
+
+Exit codes: 0 done; 1 a job failed, or a bug (with its traceback); 2 something the user can mend; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from autoseg import __version__
+from autoseg.arguments import Call, command_help, command_names, parse, parsers, program_help
+from autoseg.errors import AutosegError, ConfigError
+
+if TYPE_CHECKING:
+    from autoseg.config import AlgoName
+
+TITLE = "autoseg: AutoML for 3D medical image segmentation."
+TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble"})
+_INPUT = Path("input.yaml")
+_WORK_DIR = Path("work_dir")
+
+
+class Commands:
+    """What `autoseg` can do; a public method is a command."""
+
+    def __init__(self, overrides: Mapping[str, str]) -> None:
+        self._overrides = overrides
+
+    def _stages(
+        self,
+        stages: tuple[str, ...] | None,
+        input: Path,
+        *,
+        algo: AlgoName | None = None,
+        fold: int | None = None,
+        as_json: bool = False,
+    ) -> int:
+        """Run some stages, or all where None is given, with the settings of the file and the command line."""
+        from autoseg.config import load_settings
+
+        settings, origins = load_settings(input, self._overrides)
+
+        from autoseg import pipeline
+
+        return pipeline.run_stages(
+            stages or pipeline.STAGES, settings, origins, input, algo=algo, fold=fold, as_json=as_json
+        )
+
+    def run(self, *, input: Path = _INPUT) -> int:
+        """Do all: analyze, generate, train, ensemble; only what is missing or whose inputs changed.
+
+        Args:
+            input: The settings; `autoseg init` writes it.
+
+        Example:
+            autoseg run --input input.yaml --budget 2h
+        """
+        return self._stages(None, input)
+
+    def analyze(self, *, input: Path = _INPUT, data: Path | None = None, json: bool = False) -> int:
+        """Take the statistics of the data set and list all its faults.
+
+        Exit code 2 where there are faults.
+
+        Args:
+            input: The settings.
+            data: A bare folder of images, or of images/ and labels/, to look at without an input.yaml.
+            json: Print the summary as JSON.
+
+        Example:
+            autoseg analyze --input input.yaml
+            autoseg analyze --data my_images --json
+        """
+        if data is None:
+            return self._stages(("analyze",), input, as_json=json)
+        if self._overrides:
+            flags = ", ".join(f"--{key}" for key in self._overrides)
+            raise ConfigError(f"{flags}: no effect together with --data. Leave out the one or the other.")
+
+        from json import dumps
+
+        from autoseg.analyzer import analyze_folder
+
+        analysis = analyze_folder(data)
+        print(dumps(analysis.summary(), indent=1) if json else analysis.text())
+        return 2 if analysis.faults else 0
+
+    def generate(self, *, input: Path = _INPUT) -> int:
+        """Plan every training job and write its bundle, ready to be read and edited.
+
+        Args:
+            input: The settings.
+
+        Example:
+            autoseg generate --input input.yaml --algos segresnet
+        """
+        return self._stages(("generate",), input)
+
+    def train(self, *, input: Path = _INPUT, algo: AlgoName | None = None, fold: int | None = None) -> int:
+        """Train the jobs that are not done, or the one named by --algo and --fold anew.
+
+        Args:
+            input: The settings.
+            algo: This network only.
+            fold: This fold only, from 0.
+
+        Example:
+            autoseg train --algo segresnet --fold 2
+        """
+        if fold is not None and fold < 0:
+            raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
+        return self._stages(("train",), input, algo=algo, fold=fold)
+
+    def ensemble(self, *, input: Path = _INPUT) -> int:
+        """Score the models out of fold, choose how to combine them, predict the testing cases.
+
+        Args:
+            input: The settings.
+
+        Example:
+            autoseg ensemble --input input.yaml --ensemble.method best_n
+        """
+        return self._stages(("ensemble",), input)
+
+    def predict(
+        self,
+        *,
+        image: Path,
+        output: Path,
+        work_dir: Path = _WORK_DIR,
+        algo: AlgoName | None = None,
+        fold: int | None = None,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+    ) -> int:
+        """Segment new images with the ensemble, or with the models named by --algo and --fold.
+
+        Args:
+            image: An image, or a folder of images.
+            output: The label file to write, or the folder for the label files.
+            work_dir: Folder of a finished run.
+            algo: Models of this network only.
+            fold: Models of this fold only, from 0.
+            device: Where the networks run.
+
+        Example:
+            autoseg predict --work_dir work_dir --image new_scans --output predictions
+        """
+        from autoseg.ensemble.predict import predict_files
+
+        return predict_files(work_dir, image, output, algo=algo, fold=fold, device=device)
+
+    def evaluate(
+        self, *, predictions: Path, labels: Path, classes: str | None = None, output: Path | None = None
+    ) -> int:
+        """Score predictions against labels: Dice and surface Dice per case and class.
+
+        Args:
+            predictions: Folder of predicted label files.
+            labels: Folder of true label files of the same names.
+            classes: Names of label values 1, 2, ..., separated by commas.
+            output: JSON file for all scores.
+
+        Example:
+            autoseg evaluate --predictions predictions --labels labelsTs --classes anterior,posterior
+        """
+        from autoseg.ensemble.evaluate import evaluate_folders
+
+        return evaluate_folders(predictions, labels, classes=_names(classes), output=output)
+
+    def explain(self, key: str | None = None, *, input: Path = _INPUT, work_dir: Path | None = None) -> int:
+        """Tell what each setting and planned value is, where it came from, and by which rule.
+
+        Args:
+            key: One setting or planned value, such as num_epochs or segresnet.roi_size.
+            input: The settings; the run is looked up in their work_dir.
+            work_dir: Folder of a run, instead of --input.
+
+        Example:
+            autoseg explain roi_size
+        """
+        from autoseg.explain import explain
+
+        print(explain(work_dir or input, key))
+        return 0
+
+    def init(
+        self, data_folder: Path, *, output: Path = Path("."), num_fold: int = 5, seed: int = 0, force: bool = False
+    ) -> int:
+        """Recognise a data set and write input.yaml and datalist.json for it.
+
+        An MSD data set, an nnU-Net raw data set, and a pair of folders images and labels are recognised.
+
+        Args:
+            data_folder: The data set.
+            output: Folder for the two files.
+            num_fold: Folds to make.
+            seed: Seed of the folds.
+            force: Replace files that exist.
+
+        Example:
+            autoseg init Task04_Hippocampus --output hippocampus
+        """
+        from autoseg.init import init_data_folder
+
+        print(init_data_folder(data_folder, output, num_fold=num_fold, seed=seed, force=force))
+        return 0
+
+    def demo(self, folder: Path = Path("autoseg_demo"), *, seed: int = 0) -> int:
+        """Make a small phantom data set and run everything on it; a few minutes on two cores.
+
+        Args:
+            folder: Where the data and the run go.
+            seed: Seed of the phantoms and of the run.
+
+        Example:
+            autoseg demo
+        """
+        from autoseg.demo import run_demo
+
+        return run_demo(folder, seed=seed)
+
+    def status(self, *, work_dir: Path = _WORK_DIR) -> int:
+        """Show which stages and jobs are done, running or failed, with scores and time left.
+
+        Args:
+            work_dir: Folder of a run.
+
+        Example:
+            autoseg status --work_dir work_dir
+        """
+        from autoseg.status import status
+
+        print(status(work_dir))
+        return 0
+
+    def merge_masks(self, folder: Path, *, output: Path, classes: str | None = None) -> int:
+        """Merge a folder per case of binary masks, as TotalSegmentator writes them, into one label file a case.
+
+        Args:
+            folder: Folder of case folders.
+            output: Folder for the label files and labels.json.
+            classes: Class names in the order of label values 1, 2, ..., separated by commas; else by alphabet.
+
+        Example:
+            autoseg merge_masks totalsegmentator --output labelsTr
+        """
+        from autoseg.analyzer.merge_masks import merge_masks
+
+        names = tuple(name.strip() for name in classes.split(",")) if classes else None
+        print(merge_masks(folder, output, classes=names).text())
+        return 0
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(",")) if text else None
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """Plain lines; warnings and errors say that they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def _set_up_logging() -> None:
+    """Send the package's log to the terminal, beside a command's own result."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_ConsoleFormatter())
+    logger = logging.getLogger("autoseg")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show a bug's traceback and ask for a report; Python then exits with 1."""
+    traceback.print_exception(kind, error, trace)
+    print(
+        f"This is a bug in autoseg {__version__}, not in your data. Please report it with the lines above.",
+        file=sys.stderr,
+    )
+
+
+def _execute(call: Call) -> int:
+    """Run a checked call through Fire, every text read by its parameter's type."""
+    from fire import Fire
+    from fire.decorators import SetParseFns
+
+    function = getattr(Commands, call.command)
+    SetParseFns(**parsers(function))(function)
+    words = [call.command, *(f"--{key}={text}" for key, text in call.arguments.items())]
+    code: int = Fire(Commands(call.overrides), command=words, name="autoseg", serialize=lambda _: None)
+    return code
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Do what the words say and return the exit code; a bug's exception passes through."""
+    if "--version" in argv[:1]:
+        print(f"autoseg {__version__}")
+        return 0
+    named = next((word.replace("-", "_") for word in argv if not word.startswith("-")), "")
+    wants_help = "--help" in argv or "-h" in argv
+    if not argv or (wants_help and named not in command_names(Commands)):
+        print(program_help(Commands, TITLE, TAKES_SETTINGS))
+        return 0
+    if wants_help:
+        print(command_help(Commands, named, TAKES_SETTINGS))
+        return 0
+    _set_up_logging()
+    try:
+        return _execute(parse(Commands, TAKES_SETTINGS, argv))
+    except AutosegError as error:
+        for message in error.messages:
+            print(f"error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def main() -> None:
+    """Entry point of the `autoseg` command."""
+    sys.excepthook = _report_bug
+    try:
+        code = run_command(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    raise SystemExit(code)

@@ -1,0 +1,370 @@
+"""Every user setting, typed and documented, and the one strict YAML reader.
+
+Precedence: defaults < planner < input.yaml < command line < sweep trial. A setting that is None is left to
+the planner. Hyperparameters may stand at the top level, for all algorithms, or under an algorithm's name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from autoseg.annotations import describe_type
+from autoseg.errors import ConfigError
+from autoseg.reader import Origins, read_model, read_value, read_with_origins, walk_fields
+
+__all__ = [
+    "Origins",
+    "Settings",
+    "Strict",
+    "load_settings",
+    "parse_duration",
+    "read_model",
+    "read_value",
+    "setting_docs",
+]
+
+logger = logging.getLogger(__name__)
+
+AlgoName = Literal["segresnet", "swinunetr", "dints"]
+ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints")
+Positive3 = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Voxels3 = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+FoldIndex = Annotated[int, Field(ge=0)]
+Depth = Annotated[int, Field(ge=1)]
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """Turn a duration such as 90s, 10m, 1.5h, 1h30m or 1d into seconds, > 0.
+
+    Raises:
+        ConfigError: It is none; the message does not name the setting.
+    """
+    parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([smhd])", text)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not re.fullmatch(r"(\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*[smhd])+\s*", text) or seconds <= 0:
+        raise ConfigError(
+            f"expected a time with its unit, such as 90s, 10m, 2h, 1h30m or 1d, found {text or 'nothing'}."
+        )
+    return seconds
+
+
+def _check_duration(text: str) -> str:
+    try:
+        parse_duration(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _check_unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = sorted({str(v) for v in values if values.count(v) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is given more than once. Give each value once.")
+    return values
+
+
+def _check_rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] >= bounds[1]:
+        raise ValueError(f"expected the lower bound first, then a higher one, found [{bounds[0]}, {bounds[1]}].")
+    return bounds
+
+
+class Strict(BaseModel):
+    """Base of everything read from a user's YAML: no unknown keys, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class HyperSettings(Strict):
+    """Hyperparameters a user may fix; None leaves them to the planner."""
+
+    resample_resolution: Positive3 | None = None
+    """Voxel size in mm along X, Y, Z (RAS) that images are resampled to."""
+    roi_size: Voxels3 | None = None
+    """Patch in voxels along X, Y, Z after resampling; rounded up by the network's divisor only with a warning."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Patches per step, over all devices together."""
+    num_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the training folds. With `budget`, the most that are made."""
+    num_steps_per_epoch: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps an epoch; the planner takes enough to see every training case once."""
+    num_epochs_per_validation: Annotated[int, Field(ge=1)] | None = None
+    """Epochs between two validations."""
+    budget: Annotated[str, AfterValidator(_check_duration)] | None = None
+    """Time for training, such as 10m, 2h or 1d: for each job where set under an algorithm or given to `train`;
+    for the whole run, shared out over its jobs, at the top level."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Highest learning rate, after warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """AdamW's weight decay."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the schedule in which the learning rate rises from a tenth."""
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Decay of the moving average of the weights that is validated and kept; 0 turns it off."""
+    loss: Literal["dice_ce", "dice_focal"] | None = None
+    """Dice with cross-entropy or with focal loss."""
+    normalize_mode: Literal["ct", "mri", "pet", "meanstd", "meanstdtanh", "range", "none"] | None = None
+    """How intensities are normalised; from `modality` where not set."""
+    intensity_bounds: Annotated[tuple[float, float], AfterValidator(_check_rising)] | None = None
+    """Lower and upper intensity for normalize_mode ct or range."""
+    crop_foreground: bool | None = None
+    """Crop away zero borders before resampling."""
+    foreground_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of patches centred on a voxel of a class drawn at random; the rest lie anywhere."""
+    mirror_axes: Annotated[tuple[Literal[0, 1, 2], ...], AfterValidator(_check_unique)] | None = None
+    """Axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random; left/right classes are swapped on X."""
+    augment: Literal["default", "none"] | None = None
+    """Random changes of the training patches."""
+    tta: bool | None = None
+    """Average the prediction over mirrored images at test time, along mirror_axes."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Overlap of neighbouring windows in inference, as a share of the patch."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] | None = None
+    """Arithmetic of the network; auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32."""
+
+
+class SegResNetSettings(HyperSettings):
+    """Settings of SegResNet alone."""
+
+    init_filters: Annotated[int, Field(ge=4)] | None = None
+    """Filters of the first stage; doubled at each stage."""
+    blocks_down: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Residual blocks of each stage of the encoder; their number is the depth."""
+    dsdepth: Annotated[int, Field(ge=1)] | None = None
+    """Resolutions that get a loss (deep supervision)."""
+
+
+class SwinUNETRSettings(HyperSettings):
+    """Settings of SwinUNETR alone."""
+
+    feature_size: Annotated[int, Field(ge=12, multiple_of=12)] | None = None
+    """Features of the first stage."""
+    depths: tuple[Depth, Depth, Depth, Depth] | None = None
+    """Transformer layers of each stage."""
+    window_size: Annotated[int, Field(ge=2)] | None = None
+    """Edge of an attention window."""
+
+
+class DiNTSSettings(HyperSettings):
+    """Settings of DiNTS alone."""
+
+    channel_mul: Annotated[float, Field(gt=0)] | None = None
+    """Multiplies the filters 32, 64, 128, ... of the resolutions."""
+    use_downsample: bool | None = None
+    """Work from half resolution on: cheaper, a little coarser."""
+
+
+class ClassSpec(Strict):
+    """One class, or a region made of several label values."""
+
+    name: str
+    """Shown in tables."""
+    index: Annotated[tuple[Annotated[int, Field(ge=0, le=65535)], ...], Field(min_length=1)]
+    """Label values that belong to it."""
+
+
+class EnsembleSettings(Strict):
+    """How models are combined."""
+
+    method: Literal["auto", "best_by_fold", "best_n"] = "auto"
+    """auto: the combination with the best out-of-fold Dice."""
+    num_best: Annotated[int, Field(ge=1)] = 2
+    """Models per fold for best_n."""
+    combine: Literal["auto", "mean", "vote"] = "auto"
+    """Mean of the probabilities, or majority of the labels."""
+
+
+class Settings(HyperSettings):
+    """All of input.yaml."""
+
+    modality: Annotated[str, Field(min_length=1)]
+    """CT, MRI, or another name; CT and MRI choose the normalisation."""
+    datalist: Path
+    """datalist.json, or a foreign data set's own list; relative to the folder of input.yaml."""
+    dataroot: Path
+    """Folder the paths in the datalist are relative to; relative to the folder of input.yaml."""
+    work_dir: Path = Path("work_dir")
+    """Everything the run writes lies here; relative to the folder of input.yaml."""
+    name: str = ""
+    """A name for the run, shown in the report."""
+    task: Literal["segmentation"] = "segmentation"
+    """Nothing else is done; Auto3DSeg's files carry the key."""
+    algos: Annotated[tuple[AlgoName, ...], Field(min_length=1), AfterValidator(_check_unique)] = ALGOS
+    """Networks to train."""
+    num_fold: Annotated[int, Field(ge=2)] = 5
+    """Folds made where the datalist has none."""
+    folds: Annotated[tuple[FoldIndex, ...], Field(min_length=1), AfterValidator(_check_unique)] | None = None
+    """Train these folds only; null: all."""
+    class_names: Annotated[tuple[str | ClassSpec, ...], Field(min_length=1)] | None = None
+    """Names for label values 1, 2, ...; or {name, index: [values]} for merged and overlapping regions."""
+    sigmoid: bool | None = None
+    """True for regions that overlap; null: as class_names say."""
+    ignore_label: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Label value of voxels to leave out of loss and metrics, such as 255."""
+    extra_modalities: dict[str, str] = Field(default_factory=dict)
+    """More images of a case: key in the datalist -> normalisation (ct, mri, pet, meanstd, ...)."""
+    partial_labels: Literal["off", "infer", "declared"] = "off"
+    """Which classes a case was annotated for: all of them; those that occur in it; or as the datalist declares."""
+    on_fault: Literal["stop", "skip"] = "stop"
+    """A faulty case stops the run, or is set aside and listed."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of folds, patches, augmentation and weights."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run; auto: a GPU where there is one."""
+    num_workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes and threads of data work; null: one per core."""
+    ensemble: EnsembleSettings | bool = EnsembleSettings()
+    """How models are combined; false leaves the stage out."""
+    segresnet: SegResNetSettings = SegResNetSettings()
+    """Settings of SegResNet alone; any hyperparameter, and its own."""
+    swinunetr: SwinUNETRSettings = SwinUNETRSettings()
+    """Settings of SwinUNETR alone; any hyperparameter, and its own."""
+    dints: DiNTSSettings = DiNTSSettings()
+    """Settings of DiNTS alone; any hyperparameter, and its own."""
+
+    def hyper(self, algo: AlgoName) -> dict[str, object]:
+        """What the user fixed for one algorithm: its own block over the top level; None left out."""
+        own: HyperSettings = getattr(self, algo)
+        top = {k: getattr(self, k) for k in HyperSettings.model_fields if k != "budget"}
+        return {k: v for k, v in {**top, **{k: v for k, v in own if v is not None}}.items() if v is not None}
+
+
+AUTO3DSEG_WITHOUT_EFFECT: dict[str, str] = {
+    "analyze": "a stage that is up to date is not redone anyway",
+    "algo_gen": "a stage that is up to date is not redone anyway",
+    "train": "a job that is done is not redone anyway",
+    "hpo": "use `autoseg sweep`",
+    "hpo_backend": "use `autoseg sweep`",
+    "not_use_cache": "results are reused only while their inputs are unchanged; delete work_dir to start anew",
+    "allow_skip": "failed jobs never stop the others",
+    "templates_path_or_url": "the templates are part of the package",
+    "mlflow_tracking_uri": "numbers go to metrics.jsonl",
+    "mlflow_experiment_name": "numbers go to metrics.jsonl",
+    "multigpu": "all GPUs are used",
+    "resample": "images are always resampled to resample_resolution",
+    "resample_mode": "the planner chooses the voxel size; resample_resolution fixes it",
+    "anisotropic_scales": "the planner looks at the spacing itself",
+    "image_size": "the planner takes it from the data; roi_size fixes the patch",
+    "image_size_mm_90": "the planner takes it from the data",
+    "augment_mode": "set augment",
+    "augment_flips": "set mirror_axes",
+    "augment_rots": "set augment",
+    "crop_ratios": "set foreground_fraction; the classes are drawn evenly",
+    "num_images_per_batch": "set batch_size",
+    "num_crops_per_image": "set batch_size",
+    "amp": "set precision",
+    "determ": "set seed",
+    "cache_rate": "memory is measured",
+}
+"""Keys that Auto3DSeg's input files may carry and that need no counterpart here: accepted with a warning."""
+
+
+def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tuple[Settings, Origins]:
+    """Read input.yaml and the settings given on the command line, which win.
+
+    Args:
+        path: input.yaml.
+        overrides: Key, dotted inside a block (`segresnet.batch_size`) -> text, read as YAML.
+
+    Returns:
+        Settings with absolute paths, and the origin of each: `default`, `input.yaml:LINE` or `command line`.
+        A path in the file is relative to the file's folder, one from the command line to the current folder.
+
+    Raises:
+        ConfigError: All that is wrong, one line each: unknown and repeated keys, types, ranges, missing files.
+    """
+    if not path.exists():
+        advice = "Write one with `autoseg init DATA_FOLDER`, or name it with --input FILE."
+        raise ConfigError(f"{path}: no such file. {advice}")
+    settings, origins, warnings = read_with_origins(path, Settings, overrides, AUTO3DSEG_WITHOUT_EFFECT)
+    folder = path.absolute().parent
+    places = {}
+    faults = []
+    for key, kind in (("datalist", "file"), ("dataroot", "folder"), ("work_dir", "")):
+        given: Path = getattr(settings, key).expanduser()
+        on_command_line = origins[key] == "command line"
+        base, name = (Path.cwd(), "the current folder") if on_command_line else (folder, f"the folder of {path.name}")
+        where = f"--{key}" if on_command_line else f"{path}:{origins[key].rpartition(':')[2]}: {key}"
+        places[key] = found = Path(os.path.normpath(base / given))
+        looked = "" if given.is_absolute() else f" {given} is relative to {name}."
+        if kind and not found.exists():
+            faults.append(f"{where}: no such {kind}: {found}.{looked}")
+        elif key == "dataroot" and not found.is_dir():
+            faults.append(f"{where}: expected a folder, found a file: {found}.{looked}")
+        elif key == "work_dir" and found.exists() and not found.is_dir():
+            faults.append(f"{where}: expected a folder, found a file: {found}. Give another work_dir.")
+    if faults:
+        raise ConfigError(faults)
+    for warning in warnings:
+        logger.warning(warning)
+    return settings.model_copy(update=places), origins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingDoc:
+    """What the help and the manual say of one setting."""
+
+    key: str
+    """Dotted inside a block."""
+    block: str
+    """The block it stands in; empty at the top level."""
+    type: str
+    """Its values, in words."""
+    default: str
+    """As it would be written in input.yaml; `planned` where the planner decides; else empty."""
+    required: bool
+    doc: str
+    annotation: Any
+
+
+def setting_docs() -> dict[str, SettingDoc]:
+    """All settings by key: those of the data and the run, the hyperparameters, then each block's."""
+    docs = {}
+    for block, name, annotation, info in sorted(walk_fields(Settings), key=_rank):
+        key = f"{block}.{name}" if block else name
+        default = None if info.is_required() else info.get_default(call_default_factory=True)
+        unset = "planned" if block in ALGOS or key in HyperSettings.model_fields else ""
+        docs[key] = SettingDoc(
+            key=key,
+            block=block,
+            type=describe_type(annotation, info.metadata),
+            default=unset if default is None else _default_text(default),
+            required=info.is_required(),
+            doc=" ".join((info.description or "").split()),
+            annotation=annotation,
+        )
+    return docs
+
+
+def _rank(entry: tuple[str, str, Any, Any]) -> int:
+    """Place of a setting in help and manual; the order within a place is that of the models."""
+    block, name, _, _ = entry
+    return 2 if block or name in (*ALGOS, "ensemble") else int(name in HyperSettings.model_fields)
+
+
+def _default_text(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (
+        "[" + ", ".join(str(v) for v in value) + "]"
+        if isinstance(value, tuple)
+        else str(value)
+        if value != ""
+        else '""'
+    )

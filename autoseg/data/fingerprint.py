@@ -1,0 +1,143 @@
+"""The fingerprint: what the planner needs to know of a data set, read from datastats.yaml alone.
+
+Axes: X, Y, Z in RAS+. Intensities are the files' own, after NIfTI scaling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoseg.errors import WorkspaceError
+
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForegroundIntensity:
+    """Intensities of one channel over all labelled voxels of all training cases together."""
+
+    mean: float
+    std: float
+    min: float
+    p00_5: float
+    median: float
+    p99_5: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelGroup:
+    """The cases that were annotated for the same classes."""
+
+    classes: tuple[str, ...]
+    cases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """A data set's training cases in numbers."""
+
+    num_cases: int
+    num_channels: int
+    spacing_mm_min: Triple
+    spacing_mm_p10: Triple
+    spacing_mm_median: Triple
+    spacing_mm_max: Triple
+    shape_min: Shape
+    """Voxels, as every other shape here."""
+    shape_median: Shape
+    shape_p90: Shape
+    shape_max: Shape
+    size_mm_median: Triple
+    """Field of view: shape times spacing."""
+    size_mm_p90: Triple
+    foreground: tuple[ForegroundIntensity, ...]
+    """One per channel; all zero where no voxel is labelled."""
+    nonzero_crop_ratio: float
+    """Median over cases of the volume of the box around non-zero voxels, as a share of the image, in (0, 1]."""
+    class_names: tuple[str, ...]
+    class_values: tuple[tuple[int, ...], ...]
+    """Label values of each class."""
+    class_num_cases: tuple[int, ...]
+    """Training cases in which each class occurs."""
+    class_voxel_fraction: tuple[float, ...]
+    """Share of each class in all voxels of the training cases."""
+    label_groups: tuple[LabelGroup, ...]
+    """Largest first; one group where every case is annotated for all classes."""
+
+    @classmethod
+    def read(cls, datastats_yaml: Path) -> Fingerprint:
+        """Read the fingerprint from a datastats.yaml that this package wrote.
+
+        Raises:
+            WorkspaceError: The file is missing, damaged, or was written by another program.
+        """
+        try:
+            text = datastats_yaml.read_text()
+        except FileNotFoundError:
+            raise WorkspaceError(f"{datastats_yaml}: missing. Run `autoseg analyze` first.") from None
+        try:
+            data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            return cls.of(data)
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise WorkspaceError(
+                f"{datastats_yaml}: not a complete datastats.yaml of autoseg ({type(error).__name__}: {error}). "
+                "Run `autoseg analyze` again."
+            ) from None
+
+    @classmethod
+    def of(cls, datastats: dict[str, Any]) -> Fingerprint:
+        """Take the fingerprint from the content of datastats.yaml."""
+        data_set = datastats["data_set"]
+        spacing, shape, size = data_set["spacing_mm"], data_set["shape"], data_set["size_mm"]
+        classes = data_set["classes"]
+        return cls(
+            num_cases=int(datastats["stats_summary"]["n_cases"]),
+            num_channels=int(data_set["num_channels"]),
+            spacing_mm_min=_triple(spacing["min"]),
+            spacing_mm_p10=_triple(spacing["percentile_10_0"]),
+            spacing_mm_median=_triple(spacing["median"]),
+            spacing_mm_max=_triple(spacing["max"]),
+            shape_min=_voxels(shape["min"]),
+            shape_median=_voxels(shape["median"]),
+            shape_p90=_voxels(shape["percentile_90_0"]),
+            shape_max=_voxels(shape["max"]),
+            size_mm_median=_triple(size["median"]),
+            size_mm_p90=_triple(size["percentile_90_0"]),
+            foreground=tuple(
+                ForegroundIntensity(
+                    mean=float(channel["mean"]),
+                    std=float(channel["stdev"]),
+                    min=float(channel["min"]),
+                    p00_5=float(channel["percentile_00_5"]),
+                    median=float(channel["median"]),
+                    p99_5=float(channel["percentile_99_5"]),
+                    max=float(channel["max"]),
+                )
+                for channel in data_set["foreground_intensity"]
+            ),
+            nonzero_crop_ratio=float(data_set["nonzero_crop_ratio"]["median"]),
+            class_names=tuple(str(c["name"]) for c in classes),
+            class_values=tuple(tuple(int(v) for v in c["values"]) for c in classes),
+            class_num_cases=tuple(int(c["num_cases"]) for c in classes),
+            class_voxel_fraction=tuple(float(c["voxel_fraction"]) for c in classes),
+            label_groups=tuple(
+                LabelGroup(classes=tuple(map(str, g["classes"])), cases=tuple(map(str, g["cases"])))
+                for g in datastats["label_groups"]
+            ),
+        )
+
+
+def _triple(values: list[float]) -> Triple:
+    x, y, z = values
+    return float(x), float(y), float(z)
+
+
+def _voxels(values: list[float]) -> Shape:
+    x, y, z = values
+    return round(x), round(y), round(z)

@@ -1,0 +1,238 @@
+"""Label maps: which values of a label file belong to which output of a network, and back.
+
+Two kinds. Exclusive classes (softmax): output 0 is background, output i + 1 is class i. Regions that may
+overlap (sigmoid): output i is region i, and background is where no region is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from autoseg.config import Settings
+from autoseg.errors import ConfigError
+
+IGNORE = 255
+"""Value of an ignored voxel in an encoded target, whatever value marks it in the files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMap:
+    """The foreground classes (or regions) of a data set, in the order of a network's outputs."""
+
+    names: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+    """For each class, the values in label files that belong to it; a gap between values is no problem."""
+    sigmoid: bool = False
+    """True: the classes are regions that may overlap."""
+    ignore_label: int | None = None
+    """Value in label files that marks voxels left out of loss and metrics."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if len(self.names) != len(self.values) or not self.names:
+            faults.append(f"class_names: {len(self.names)} names for {len(self.values)} sets of label values.")
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({n for n in self.names if self.names.count(n) > 1})
+            faults.append(f"class_names: {', '.join(twice)} is named twice. Give each class its own name.")
+        flat = [v for vs in self.values for v in vs]
+        if any(v < 0 or v > 65535 for v in flat):
+            faults.append(f"class_names: label values must lie in 0..65535, found {sorted(flat)}.")
+        if not self.sigmoid and len(set(flat)) != len(flat):
+            twice_v = sorted({v for v in flat if flat.count(v) > 1})
+            faults.append(
+                f"class_names: label value {twice_v[0]} belongs to more than one class. "
+                "Set sigmoid: true for overlapping regions."
+            )
+        if self.ignore_label is not None and self.ignore_label in flat:
+            faults.append(f"ignore_label: {self.ignore_label} is also the value of a class.")
+        if faults:
+            raise ConfigError(faults)
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of a network's output."""
+        return len(self.names) if self.sigmoid else len(self.names) + 1
+
+    @cached_property
+    def known_values(self) -> frozenset[int]:
+        """All values that a label file may hold, background and ignore label included."""
+        known = {0, *(v for vs in self.values for v in vs)}
+        if self.ignore_label is not None:
+            known.add(self.ignore_label)
+        return frozenset(known)
+
+    @cached_property
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """Smallest type that holds every value of a label file."""
+        return np.uint8 if max(self.known_values) < 256 else np.uint16
+
+    def _tables(self) -> np.ndarray:
+        """Lookup tables, (1 or K, 65536) uint8: value in a file -> encoded target."""
+        tables = np.zeros((len(self.names) if self.sigmoid else 1, 65536), np.uint8)
+        for i, values in enumerate(self.values):
+            for v in values:
+                tables[i if self.sigmoid else 0, v] = 1 if self.sigmoid else i + 1
+        if self.ignore_label is not None:
+            tables[:, self.ignore_label] = IGNORE
+        return tables
+
+    def encode(self, label: np.ndarray) -> np.ndarray:
+        """Turn a label file's values into a target.
+
+        Args:
+            label: (X, Y, Z) integers, values of `known_values`; any other becomes background.
+
+        Returns:
+            uint8; softmax: (1, X, Y, Z) with 0 background, 1..K classes; sigmoid: (K, X, Y, Z) of 0 and 1;
+            255 where the voxel is to be ignored.
+        """
+        tables = self._tables()
+        index = np.clip(label, 0, 65535).astype(np.uint16)
+        return np.stack([table[index] for table in tables])
+
+    def masks(self, label: np.ndarray) -> list[np.ndarray]:
+        """For each class, where it lies in a label file's values: K boolean arrays of the label's shape."""
+        if not self.sigmoid:
+            target = self.encode(label)[0]
+            return [target == i + 1 for i in range(len(self.names))]
+        return [channel == 1 for channel in self.encode(label)]
+
+    @cached_property
+    def painted_values(self) -> tuple[int, ...]:
+        """The value each class writes into a label file.
+
+        A region writes the first of its values that no smaller region inside it has, so nested regions
+        (whole tumor 1, 2, 4; core 1, 4; enhancing 4) come back as the values they were made from.
+        """
+        painted = []
+        for i, mine in enumerate(self.values):
+            inner = {v for j, other in enumerate(self.values) if j != i and set(other) < set(mine) for v in other}
+            painted.append(next((v for v in mine if v not in inner), mine[0]))
+        return tuple(painted)
+
+    @cached_property
+    def paint_order(self) -> tuple[int, ...]:
+        """Classes from the largest set of values to the smallest: inner regions are painted last."""
+        return tuple(sorted(range(len(self.names)), key=lambda i: -len(self.values[i])))
+
+    def decode(self, target: np.ndarray) -> np.ndarray:
+        """Turn an encoded target, or a prediction in that form, back into a label file's values.
+
+        Args:
+            target: as `encode` returns it.
+
+        Returns:
+            (X, Y, Z) of `dtype`.
+        """
+        if not self.sigmoid:
+            table = np.zeros(256, self.dtype)
+            table[1 : len(self.names) + 1] = self.painted_values
+            if self.ignore_label is not None:
+                table[IGNORE] = self.ignore_label
+            return table[target[0]]
+        label = np.zeros(target.shape[1:], self.dtype)
+        for i in self.paint_order:
+            label[target[i] == 1] = self.painted_values[i]
+        if self.ignore_label is not None:
+            label[target[0] == IGNORE] = self.ignore_label
+        return label
+
+    @cached_property
+    def left_right_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of classes whose names differ in left and right alone, as indices into `names`."""
+        pairs = []
+        for i, name in enumerate(self.names):
+            other = _other_side(name)
+            if other is not None and other in self.names and i < self.names.index(other):
+                pairs.append((i, self.names.index(other)))
+        return tuple(pairs)
+
+
+def _other_side(name: str) -> str | None:
+    """The name of the same structure on the other side, or None where the name has no side."""
+    words = re.split(r"([^A-Za-z]+)", name)
+    swaps = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "l": "r", "r": "l", "L": "R", "R": "L"}
+    for i, word in enumerate(words):
+        if word in swaps:
+            return "".join([*words[:i], swaps[word], *words[i + 1 :]])
+    return None
+
+
+def make_label_map(
+    settings: Settings,
+    datalist_labels: Mapping[int, str],
+    values_found: Iterable[int],
+    *,
+    regions: Mapping[str, tuple[int, ...]] | None = None,
+    ignore_label: int | None = None,
+) -> LabelMap:
+    """The classes of a data set: from class_names, else as the datalist names them, else as they occur.
+
+    Args:
+        datalist_labels: label value -> name, background left out; empty where the datalist names none.
+        values_found: values that occur in the label files; they count only where nobody names classes.
+        regions: name -> label values, where the datalist names regions.
+        ignore_label: as the datalist gives it; settings.ignore_label comes first.
+
+    Raises:
+        ConfigError: There is no class, or the names contradict each other.
+    """
+    ignored = settings.ignore_label if settings.ignore_label is not None else ignore_label
+    names: list[str] = []
+    values: list[tuple[int, ...]] = []
+    if settings.class_names:
+        for place, spec in enumerate(settings.class_names, start=1):
+            names.append(spec if isinstance(spec, str) else spec.name)
+            values.append((place,) if isinstance(spec, str) else spec.index)
+    elif regions:
+        names, values = list(regions), list(regions.values())
+    elif datalist_labels:
+        for value, name in sorted(datalist_labels.items()):
+            if value not in (0, ignored):
+                names.append(name)
+                values.append((value,))
+    else:
+        found = sorted(set(values_found) - {0, ignored})
+        names, values = [f"class_{v}" for v in found], [(v,) for v in found]
+    if not names:
+        raise ConfigError(
+            "class_names: the data set has no class: none is named, and the labels hold background alone. "
+            "Check the label files, or name the classes."
+        )
+    flat = [v for vs in values for v in vs]
+    overlap = len(set(flat)) != len(flat)
+    return LabelMap(
+        names=tuple(names),
+        values=tuple(values),
+        sigmoid=overlap if settings.sigmoid is None else settings.sigmoid,
+        ignore_label=ignored,
+    )
+
+
+def annotated_classes(
+    declared: Collection[str] | None,
+    present: Collection[str],
+    names: tuple[str, ...],
+    partial_labels: Literal["off", "infer", "declared"],
+) -> tuple[str, ...]:
+    """The classes a case's annotators looked for, in the order of `names`.
+
+    Args:
+        declared: what the datalist says; None: nothing.
+        present: the classes that occur in the case's label.
+        names: all classes.
+        partial_labels: off: all classes, whatever is declared; declared: the declaration, all classes where there
+            is none; infer: the declaration, else the classes that occur.
+
+    Source: inferring from what occurs is what NVIDIA did for FLARE23 (Table 1 of its paper).
+    """
+    if partial_labels == "off" or (declared is None and partial_labels == "declared"):
+        return names
+    looked_for = present if declared is None else declared
+    return tuple(n for n in names if n in looked_for)

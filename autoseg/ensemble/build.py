@@ -1,0 +1,253 @@
+"""The stage `ensemble`: score out of fold, choose, predict the testing cases, write it all down."""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoseg import __version__
+from autoseg.algos.plan import Plan
+from autoseg.config import EnsembleSettings, Settings
+from autoseg.data.datalist import Case, Datalist
+from autoseg.data.volumes import Volume, read_label
+from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candidates, choose
+from autoseg.ensemble.out_of_fold import (
+    Progress,
+    case_digest,
+    model_digest,
+    read_record,
+    score_of,
+    score_out_of_fold,
+)
+from autoseg.ensemble.predict import segment
+from autoseg.ensemble.tables import format_rows, format_score, format_table
+from autoseg.errors import DataError, ResourceError, WorkspaceError
+from autoseg.inference.metrics import summarise, to_plain
+from autoseg.inference.predictor import Predictor
+from autoseg.reader import read_model
+from autoseg.workspace import Workspace, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsembleResult:
+    """What the stage came to."""
+
+    spec: EnsembleSpec
+    candidates: tuple[Candidate, ...]
+    tables: tuple[str, ...]
+    """Text: the candidates; each algorithm and the ensemble, class by fold; the testing cases with a label."""
+    gaps: tuple[str, ...]
+    """Jobs that are missing from the ensemble, in words."""
+    failures: tuple[str, ...]
+    """Cases that could not be scored or predicted, with the reason."""
+
+
+def build_ensemble(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    jobs_done: Sequence[tuple[str, int]],
+    *,
+    progress: Progress | None = None,
+) -> EnsembleResult:
+    """Score every combination of the trained algorithms out of fold, choose one, and predict with it.
+
+    Writes, under `ensemble/`: scores.json and scores.txt, ensemble.json, out_of_fold/<combination>/ and
+    out_of_fold/ensemble/, and predictions/ for the testing cases and those held back for validation. What was
+    done before with the same models, files and settings is not done again.
+
+    Args:
+        jobs_done: algorithm and fold of each trained job.
+        progress: called with (done, all, case) after each case.
+
+    Raises:
+        WorkspaceError: No job was trained, or a model cannot be loaded.
+    """
+    if not jobs_done:
+        raise WorkspaceError(
+            f"{workspace.root}: no trained job to make an ensemble of. Run `autoseg train`; "
+            "`autoseg status` says why jobs failed."
+        )
+    how = settings.ensemble if isinstance(settings.ensemble, EnsembleSettings) else EnsembleSettings()
+    algos_by_fold = {f: sorted(a for a, g in set(jobs_done) if g == f) for f in sorted({f for _, f in jobs_done})}
+    gaps = _gaps(algos_by_fold, settings, datalist)
+    for gap in gaps:
+        log.warning("ensemble: %s", gap)
+    cases, failures = score_out_of_fold(
+        workspace,
+        datalist,
+        algos_by_fold,
+        combine=how.combine,
+        partial=settings.partial_labels,
+        device=settings.device,
+        progress=progress,
+    )
+    made = candidates(cases, algos_by_fold, how)
+    chosen = choose(made, how)
+    algo, fold = chosen.members[0]
+    names = read_model(workspace.job_dir(algo, fold).plan, Plan).label_map.names
+    spec = EnsembleSpec(
+        name=chosen.name,
+        method=how.method,
+        combine="vote" if how.combine == "vote" else chosen.combine,
+        members=chosen.members,
+        classes=names,
+        dice=None if math.isnan(chosen.mean) else round(chosen.mean, 6),
+        version=__version__,
+    )
+    _collect_labels(workspace, chosen, cases)
+    write_json(workspace.ensemble_spec, spec.model_dump(mode="json"))
+    held = [*datalist.testing, *datalist.validation]
+    test_scores, lost = _predict_testing(workspace, held, spec, settings, progress)
+    failures += lost
+
+    tables = _tables(made, chosen, cases, names, test_scores)
+    write_text(workspace.ensemble / "scores.txt", "\n\n".join([*tables, *gaps, *failures]) + "\n")
+    write_json(workspace.scores, _scores_json(made, chosen, cases, names, test_scores, gaps, failures, settings.seed))
+    return EnsembleResult(
+        spec=spec, candidates=tuple(made), tables=tuple(tables), gaps=tuple(gaps), failures=tuple(failures)
+    )
+
+
+def _gaps(algos_by_fold: dict[int, list[str]], settings: Settings, datalist: Datalist) -> list[str]:
+    """Say which jobs of the plan have no model."""
+    folds = range(datalist.num_fold) if settings.folds is None else settings.folds
+    lost = [f"{a}_{f}" for f in folds for a in settings.algos if a not in algos_by_fold.get(f, ())]
+    if not lost:
+        return []
+    return [f"not trained, so left out: {', '.join(lost)}. `autoseg status` says why; `autoseg train` tries again."]
+
+
+def _collect_labels(workspace: Workspace, chosen: Candidate, cases: Sequence[CaseScore]) -> None:
+    """Copy the chosen combination's out-of-fold labels into the folder `ensemble`."""
+    folder = workspace.out_of_fold / "ensemble"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {}
+    for case in cases:
+        if case.name in chosen.scores:
+            wanted[f"{case.name}.nii.gz"] = workspace.out_of_fold / chosen.combination(case.fold).name
+    for path in folder.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+    for name, source in wanted.items():
+        target = folder / name
+        if target.exists() and filecmp.cmp(source / name, target):
+            continue
+        part = folder / f".part-{os.getpid()}-{name}"
+        shutil.copy2(source / name, part)
+        os.replace(part, target)
+
+
+def _predict_testing(
+    workspace: Workspace, cases: Sequence[Case], spec: EnsembleSpec, settings: Settings, progress: Progress | None
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Predict the cases with the ensemble, and score those with a label.
+
+    Returns:
+        Case -> Dice per class, and a message for each case that failed.
+    """
+    models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
+    predictor: Predictor | None = None
+    scores: dict[str, list[float]] = {}
+    failures: list[str] = []
+    for done, case in enumerate(cases, 1):
+        target = workspace.predictions / f"{case.name}.nii.gz"
+        path = workspace.ensemble / "records" / f"{case.name}.json"
+        try:
+            key = case_digest(case, models, spec.combine, settings.partial_labels)
+            record = read_record(path, key, [target])
+            if record is None:
+                if predictor is None:
+                    jobs = [workspace.job_dir(a, f) for a, f in spec.members]
+                    predictor = Predictor(jobs, device=settings.device, combine=spec.combine)
+                record = {"made_from": key, "dice": _predict_case(predictor, case, target, settings)}
+                write_json(path, record)
+            if record["dice"] is not None:
+                scores[case.name] = [math.nan if v is None else float(v) for v in record["dice"]]
+        except (DataError, ResourceError) as error:
+            log.error("%s: not predicted: %s", case.name, error)
+            failures.extend(f"{case.name}: {message}" for message in error.messages)
+        if progress is not None:
+            progress(done, len(cases), case.name)
+    return scores, failures
+
+
+def _predict_case(predictor: Predictor, case: Case, target: Path, settings: Settings) -> list[float | None] | None:
+    pred, grid = segment(predictor, case.images, target)
+    if case.label is None:
+        return None
+    label: Volume = read_label(case.label)
+    if found := label.grid.differs_from(grid):
+        raise DataError(f"{case.label}: not on the grid of {case.images[0].name} ({found}). Export the label again.")
+    scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map, settings.partial_labels))
+    return scores
+
+
+def _tables(
+    made: Sequence[Candidate],
+    chosen: Candidate,
+    cases: Sequence[CaseScore],
+    names: Sequence[str],
+    test_scores: dict[str, list[float]],
+) -> list[str]:
+    fold_of = {case.name: case.fold for case in cases}
+
+    def by_fold(candidate: Candidate) -> list[tuple[int, Sequence[float]]]:
+        return [(fold_of[name], values) for name, values in candidate.scores.items()]
+
+    rows = [
+        [("* " if c is chosen else "  ") + c.name, format_score(c.mean), str(len(c.scores)), str(len(c.members))]
+        for c in sorted(made, key=lambda c: -1.0 if math.isnan(c.mean) else c.mean, reverse=True)
+    ]
+    header = ["  combination", "dice", "cases", "models"]
+    tables = ["Out-of-fold Dice of each combination, * chosen\n" + format_rows(header, rows)]
+    singles = [c for c in made if "+" not in c.name and not c.name.startswith("best_")]
+    tables += [format_table(f"Dice of {c.name}", names, by_fold(c)) for c in singles]
+    if chosen not in singles:
+        tables.append(format_table(f"Dice of the ensemble ({chosen.name})", names, by_fold(chosen)))
+    if test_scores:
+        summary = summarise(list(test_scores.values()), names)
+        rows = [[c.name, format_score(c.mean), format_score(c.std), str(c.num)] for c in summary.classes]
+        rows.append(["mean", format_score(summary.mean), "", str(summary.num_cases)])
+        tables.append("Dice of the ensemble on the testing cases\n" + format_rows(["class", "mean", "std", "n"], rows))
+    return tables
+
+
+def _scores_json(
+    made: Sequence[Candidate],
+    chosen: Candidate,
+    cases: Sequence[CaseScore],
+    names: Sequence[str],
+    test_scores: dict[str, list[float]],
+    gaps: Sequence[str],
+    failures: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "metric": "dice",
+        "classes": list(names),
+        "chosen": chosen.name,
+        "candidates": [
+            {
+                "name": c.name,
+                "combine": c.combine,
+                "members": [list(m) for m in c.members],
+                **summarise(list(c.scores.values()), names, seed=seed).to_json(),
+            }
+            for c in made
+        ],
+        "cases": [{"name": c.name, "fold": c.fold, "dice": to_plain(dict(c.dice))} for c in cases],
+        "testing": to_plain(test_scores),
+        "gaps": list(gaps),
+        "failures": list(failures),
+    }

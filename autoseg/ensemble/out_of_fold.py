@@ -1,0 +1,184 @@
+"""Predictions for every training case by the models that never saw it, and their scores; resumable by case.
+
+`ensemble/out_of_fold/<combination>/<case>.nii.gz` are label files on the images' own grids;
+`ensemble/records/<case>.json` holds a case's scores and a digest of all they were made from.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from autoseg.algos.plan import Plan
+from autoseg.data.datalist import Case, Datalist
+from autoseg.data.labels import LabelMap
+from autoseg.data.volumes import Volume, read_image, read_label
+from autoseg.ensemble.combine import CaseScore, Combination, combinations_of
+from autoseg.ensemble.predict import save_labels
+from autoseg.errors import DataError
+from autoseg.inference.metrics import dice_per_class, to_plain
+from autoseg.inference.predictor import Predictor, vote
+from autoseg.inference.restore import labels_of_means
+from autoseg.reader import read_model
+from autoseg.workspace import Workspace, digest, file_digest, read_json, write_json
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, str], None]
+"""Called with the number of cases done, of all, and the name of the one just done."""
+Partial = Literal["off", "infer", "declared"]
+
+RECORD_VERSION = 1
+"""Raised whenever the meaning of a record changes."""
+
+
+def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
+    """A digest of a trained job: its weights and its plan."""
+    job = workspace.job_dir(algo, fold)
+    return digest([file_digest(job.model), read_model(job.plan, Plan).model_dump(mode="json")])
+
+
+def annotated_classes(case: Case, label: np.ndarray, label_map: LabelMap, partial: Partial) -> Collection[str] | None:
+    """The classes a case's score counts: as declared; else, with `infer`, those that occur; else all (None)."""
+    if case.annotated is not None:
+        return case.annotated
+    if partial != "infer":
+        return None
+    present = set(np.unique(label).tolist())
+    return [n for n, values in zip(label_map.names, label_map.values, strict=True) if present & set(values)]
+
+
+def case_digest(case: Case, models: Mapping[str, str], combine: str, partial: Partial) -> str:
+    """A digest of everything a case's prediction and score are made from.
+
+    Raises:
+        DataError: A file is missing.
+    """
+    files = [*case.images, *([case.label] if case.label else [])]
+    if lost := [path for path in files if not path.exists()]:
+        raise DataError([f"{path}: no such file. Check the path in the datalist and dataroot." for path in lost])
+    found = [file_digest(path) for path in files]
+    return digest([RECORD_VERSION, found, dict(models), combine, case.annotated, partial])
+
+
+def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
+    """A case's record, if it was made from the same and all its files are still there."""
+    if not path.exists() or not all(p.exists() for p in outputs):
+        return None
+    record: dict[str, Any] = read_json(path)
+    return record if record.get("made_from") == key else None
+
+
+def score_of(case: Case, pred: np.ndarray, label: Volume, label_map: LabelMap, partial: Partial) -> list[float]:
+    """Dice per class of a prediction (X, Y, Z) in RAS."""
+    truth = label.array[0]
+    return dice_per_class(pred, truth, label_map, annotated=annotated_classes(case, truth, label_map, partial))
+
+
+def read_case_label(case: Case, image: Volume) -> Volume:
+    """Read a case's label.
+
+    Raises:
+        DataError: It cannot be read, or lies on another grid than the image.
+    """
+    assert case.label is not None
+    label = read_label(case.label)
+    if found := label.grid.differs_from(image.grid):
+        raise DataError(f"{case.label}: not on the grid of {case.images[0].name} ({found}). Export the label again.")
+    return label
+
+
+def score_out_of_fold(
+    workspace: Workspace,
+    datalist: Datalist,
+    algos_by_fold: Mapping[int, Sequence[str]],
+    *,
+    combine: Literal["auto", "mean", "vote"],
+    partial: Partial,
+    device: str,
+    progress: Progress | None = None,
+) -> tuple[list[CaseScore], list[str]]:
+    """Predict and score every case of the folds that have a trained model.
+
+    Each model is loaded once; a case that was scored before with the same models, files and settings is not
+    done again.
+
+    Returns:
+        The scores, and a message for each case that could not be scored.
+    """
+    total = sum(len(datalist.val_cases(fold)) for fold in algos_by_fold)
+    done = 0
+    scores: list[CaseScore] = []
+    failures: list[str] = []
+    for fold, algos in sorted(algos_by_fold.items()):
+        wanted = combinations_of(algos, combine)
+        models = {algo: model_digest(workspace, algo, fold) for algo in algos}
+        predictor: Predictor | None = None
+        for case in datalist.val_cases(fold):
+            try:
+                key = case_digest(case, models, combine, partial)
+                outputs = [_label_file(workspace, c, case) for c in wanted]
+                record = read_record(workspace.ensemble / "records" / f"{case.name}.json", key, outputs)
+                if record is None:
+                    if predictor is None:
+                        predictor = Predictor([workspace.job_dir(a, fold) for a in algos], device=device)
+                    dice = _score_case(workspace, case, predictor, algos, wanted, partial)
+                    record = {"made_from": key, "fold": fold, "dice": to_plain(dice)}
+                    write_json(workspace.ensemble / "records" / f"{case.name}.json", record)
+                scores.append(_from_record(case, record))
+            except DataError as error:
+                log.error("%s: not scored: %s", case.name, error)
+                failures.extend(f"{case.name}: {message}" for message in error.messages)
+            done += 1
+            if progress is not None:
+                progress(done, total, case.name)
+    return scores, failures
+
+
+def _label_file(workspace: Workspace, combination: Combination, case: Case) -> Path:
+    return workspace.out_of_fold / combination.name / f"{case.name}.nii.gz"
+
+
+def _from_record(case: Case, record: Mapping[str, Any]) -> CaseScore:
+    dice = {n: [math.nan if v is None else float(v) for v in values] for n, values in record["dice"].items()}
+    return CaseScore(name=case.name, fold=record["fold"], dice=dice)
+
+
+def _score_case(
+    workspace: Workspace,
+    case: Case,
+    predictor: Predictor,
+    algos: Sequence[str],
+    wanted: Sequence[Combination],
+    partial: Partial,
+) -> dict[str, list[float]]:
+    """Predict a case with each algorithm, merge them in every way, write the labels and score them.
+
+    Args:
+        predictor: one model for each of `algos`.
+        wanted: each algorithm alone first, in their order.
+    """
+    image = read_image(case.images)
+    label = read_case_label(case, image)
+    label_map = predictor.label_map
+    places = {c: tuple(algos.index(algo) for algo in c.algos) for c in wanted}
+    means = [c for c in wanted if c.combine == "mean"]
+    shape: tuple[int, int, int] = image.array.shape[1:]
+    try:
+        each = predictor.predict_each(image)
+    except DataError as error:
+        raise DataError([f"{case.images[0]}: {message}" for message in error.messages]) from error
+    found = labels_of_means(each, [places[c] for c in means], shape, label_map)
+    labels = dict(zip(means, found, strict=True))
+    for combination in wanted:
+        if combination.combine == "vote":
+            labels[combination] = vote([found[i] for i in places[combination]], label_map)
+    dice = {}
+    for combination, pred in labels.items():
+        save_labels(_label_file(workspace, combination, case), pred, image.grid)
+        dice[combination.name] = score_of(case, pred, label, label_map, partial)
+    return dice

@@ -1,0 +1,256 @@
+"""The one place for scores: Dice, normalised surface Dice, and how they are summed up.
+
+A class absent from prediction and label is not counted (NaN); absent from one of the two it scores 0. Classes a
+case was not annotated for are not counted. Means are over cases, then over classes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics.surface_dice import compute_surface_dice
+
+from autoseg.data.labels import IGNORE, LabelMap
+from autoseg.errors import DataError
+
+NUM_BOOTSTRAP = 2000
+"""Resamples of the cases for an interval; its ends then vary by about a fiftieth of its width."""
+MAX_TABLE = 1 << 20
+"""Cells of the largest table of value pairs that is counted directly."""
+CHUNK_VOXELS = 1 << 22
+"""Voxels whose value pairs are counted at a time: 32 MiB of indices."""
+
+
+# -- Dice
+
+
+def pair_counts(pred: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Count how often each value of `label` meets each value of `pred`.
+
+    Args:
+        pred, label: non-negative integers of one shape.
+
+    Returns:
+        (largest label + 1, largest pred + 1) int64.
+    """
+    rows, columns = int(label.max(initial=0)) + 1, int(pred.max(initial=0)) + 1
+    counts = np.zeros(rows * columns, np.int64)
+    flat_pred, flat_label = pred.reshape(-1), label.reshape(-1)
+    for first in range(0, flat_pred.size, CHUNK_VOXELS):
+        chunk = slice(first, first + CHUNK_VOXELS)
+        pairs = flat_label[chunk].astype(np.int64)
+        pairs *= columns
+        pairs += flat_pred[chunk]
+        counts += np.bincount(pairs, minlength=counts.size)
+    return counts.reshape(rows, columns)
+
+
+def _dice_of_counts(counts: np.ndarray, values: Sequence[Collection[int]], ignored: Collection[int]) -> list[float]:
+    """Dice of each class, a set of values, from `pair_counts`; rows (label values) in `ignored` are left out."""
+    counts = counts.copy()
+    counts[[v for v in ignored if v < counts.shape[0]]] = 0
+    scores = []
+    for mine in values:
+        rows = [v for v in mine if v < counts.shape[0]]
+        columns = [v for v in mine if v < counts.shape[1]]
+        both = counts[np.ix_(rows, columns)].sum()
+        total = counts[rows].sum() + counts[:, columns].sum()
+        scores.append(float(2 * both / total) if total else math.nan)
+    return scores
+
+
+def _check_shapes(pred: np.ndarray, label: np.ndarray) -> None:
+    if pred.shape != label.shape:
+        raise DataError(f"the prediction is {pred.shape}, the label {label.shape}. Expected one grid.")
+
+
+def dice_per_class(
+    pred: np.ndarray, label: np.ndarray, label_map: LabelMap, *, annotated: Collection[str] | None = None
+) -> list[float]:
+    """Dice of each class of a label map, from values as they stand in label files.
+
+    Args:
+        pred, label: (X, Y, Z) unsigned integers on one grid. Voxels the label marks as ignored do not count.
+        annotated: names of the classes the case was annotated for; None: all.
+
+    Returns:
+        One value in [0, 1] per class; NaN where absent from both or not annotated.
+
+    Raises:
+        DataError: The shapes differ.
+    """
+    _check_shapes(pred, label)
+    ignored: Collection[int] = () if label_map.ignore_label is None else (label_map.ignore_label,)
+    values: Sequence[Collection[int]] = [set(v) for v in label_map.values]
+    if (int(label.max(initial=0)) + 1) * (int(pred.max(initial=0)) + 1) > MAX_TABLE:
+        # Rare large values: number the ones that occur.
+        known, places = np.unique(np.concatenate([label.ravel(), pred.ravel()]), return_inverse=True)
+        values = [np.flatnonzero(np.isin(known, list(v))).tolist() for v in values]
+        ignored = tuple(np.flatnonzero(np.isin(known, list(ignored))).tolist())
+        label, pred = places[: label.size], places[label.size :]
+    return _only(label_map.names, _dice_of_counts(pair_counts(pred, label), values, ignored), annotated)
+
+
+def dice_of_targets(
+    pred: np.ndarray, target: np.ndarray, label_map: LabelMap, *, annotated: Collection[str] | None = None
+) -> list[float]:
+    """Dice of each class from encoded targets, as `LabelMap.encode` returns them.
+
+    Args:
+        pred, target: (1 or K, X, Y, Z) uint8; voxels of 255 in `target` do not count.
+
+    Returns, Raises: as `dice_per_class`.
+    """
+    _check_shapes(pred, target)
+    if label_map.sigmoid:
+        scores = [_dice_of_counts(pair_counts(p, t), [(1,)], (IGNORE,))[0] for p, t in zip(pred, target, strict=True)]
+    else:
+        classes = [(i + 1,) for i in range(len(label_map.names))]
+        scores = _dice_of_counts(pair_counts(pred, target), classes, (IGNORE,))
+    return _only(label_map.names, scores, annotated)
+
+
+def _only(names: Sequence[str], scores: list[float], annotated: Collection[str] | None) -> list[float]:
+    if annotated is None:
+        return scores
+    return [s if n in annotated else math.nan for n, s in zip(names, scores, strict=True)]
+
+
+# -- surfaces
+
+
+def nsd(pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float) -> float:
+    """Normalised surface Dice of one class: the share of both surfaces within a tolerance of the other.
+
+    Args:
+        pred, label: boolean masks (X, Y, Z) on one grid.
+        spacing_mm: edge lengths of a voxel.
+        tolerance_mm: accepted deviation of the boundary, >= 0.
+
+    Returns:
+        Value in [0, 1]; NaN if both are empty, 0 if one is.
+
+    Raises:
+        DataError: The shapes differ.
+
+    Source: Nikolov et al. 2018, by MONAI with surface elements of sub-voxel area, as DeepMind's surface-distance.
+    """
+    _check_shapes(pred, label)
+    if not pred.any() or not label.any():
+        return math.nan if pred.any() == label.any() else 0.0
+    either = pred | label
+    # With a margin of one background voxel, so that a surface on the volume's border is closed.
+    box = []
+    for axis in range(3):
+        line = np.flatnonzero(either.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(int(line[0]), int(line[-1]) + 1))
+    masks = [torch.from_numpy(np.pad(m[tuple(box)], 1))[None, None] for m in (pred, label)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)  # MONAI warns of its own call
+        found = compute_surface_dice(
+            masks[0],
+            masks[1],
+            [tolerance_mm],
+            include_background=True,
+            spacing=[float(s) for s in spacing_mm],
+            use_subvoxels=True,
+        )
+    return float(found[0, 0])
+
+
+# -- summaries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSummary:
+    """A score of one class over cases."""
+
+    name: str
+    num: int
+    """Cases that count; the figures are NaN where it is 0."""
+    mean: float
+    std: float
+    """Standard deviation over the cases (NumPy's, of the population)."""
+    median: float
+    q25: float
+    q75: float
+    low: float
+    """Ends of the 95 % bootstrap interval of the mean."""
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A score over cases and classes."""
+
+    classes: tuple[ClassSummary, ...]
+    mean: float
+    """Mean over the classes of their means over cases; classes without a case left out."""
+    low: float
+    high: float
+    """Ends of its 95 % bootstrap interval, cases drawn whole."""
+    num_cases: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; null for NaN, rounded to 6 digits."""
+        plain: dict[str, Any] = to_plain(asdict(self))
+        return plain
+
+
+def to_plain(data: Any) -> Any:
+    """Floats in nested data rounded to 6 digits, NaN as None, tuples as lists: valid JSON."""
+    if isinstance(data, dict):
+        return {k: to_plain(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [to_plain(v) for v in data]
+    if isinstance(data, float):
+        return None if math.isnan(data) else round(data, 6)
+    return data
+
+
+def mean_score(per_case: Sequence[Sequence[float]]) -> float:
+    """Mean over cases, then over classes; NaN where nothing counts. As `summarise` gives it, without the rest."""
+    by_class = [[v for v in column if not math.isnan(v)] for column in zip(*per_case, strict=True)]
+    means = [sum(column) / len(column) for column in by_class if column]
+    return sum(means) / len(means) if means else math.nan
+
+
+def summarise(per_case: Sequence[Sequence[float]], names: Sequence[str], *, seed: int = 0) -> Summary:
+    """Sum up scores of cases.
+
+    Args:
+        per_case: for each case, a value per class; NaN does not count.
+        names: of the classes.
+        seed: of the bootstrap.
+    """
+    num_cases = len(per_case)
+    scores = np.full((max(1, num_cases), len(names)), np.nan)
+    if num_cases:
+        scores[:] = per_case
+    with warnings.catch_warnings():
+        # A class without any case is NaN here, and said to be so by its `num` of 0.
+        warnings.filterwarnings("ignore", "Mean of empty slice|All-NaN slice|Degrees of freedom", RuntimeWarning)
+        means = np.full((NUM_BOOTSTRAP, len(names)), np.nan)
+        rng = np.random.default_rng(seed)
+        for i in range(NUM_BOOTSTRAP):
+            means[i] = np.nanmean(scores[rng.integers(len(scores), size=len(scores))], axis=0)
+        low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
+        low_mean, high_mean = np.nanpercentile(np.nanmean(means, axis=1), [2.5, 97.5])
+        quartiles = np.nanpercentile(scores, [25, 50, 75], axis=0)
+        by_class, std = np.nanmean(scores, axis=0), np.nanstd(scores, axis=0)
+        mean = float(np.nanmean(by_class))
+    classes = [
+        ClassSummary(
+            name=name, num=int((~np.isnan(scores[:, i])).sum()), mean=float(by_class[i]), std=float(std[i]),
+            median=float(quartiles[1, i]), q25=float(quartiles[0, i]), q75=float(quartiles[2, i]),
+            low=float(low[i]), high=float(high[i]),
+        )
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    return Summary(classes=tuple(classes), mean=mean, low=float(low_mean), high=float(high_mean), num_cases=num_cases)

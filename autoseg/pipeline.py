@@ -1,0 +1,314 @@
+"""The stages in order: the first file to read.
+
+    analyze   -> datastats.yaml, faults.json, datalist.json as used
+    generate  -> <algo>_<fold>/configs/hyper_parameters.yaml
+    train     -> <algo>_<fold>/models/model.pt, validation.json
+    ensemble  -> ensemble/scores.json, ensemble.json, predictions/
+
+Stages meet in files alone. Each is redone only where an input changed, and says which.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from autoseg import __version__
+from autoseg.config import AlgoName, Settings, parse_duration
+from autoseg.data.datalist import Case, Datalist, read_datalist, write_datalist
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.labels import LabelMap, make_label_map
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.workspace import Job, Workspace, changed, digest, file_digest, read_json, write_json, write_text, write_yaml
+
+log = logging.getLogger(__name__)
+
+STAGES = ("analyze", "generate", "train", "ensemble")
+TRAINING_SHARE = 0.85
+"""Share of a run's budget that goes to the training jobs; analysis, the ensemble and predictions take the rest."""
+ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
+
+
+def run_stages(
+    stages: Sequence[str],
+    settings: Settings,
+    origins: Mapping[str, str],
+    input_path: Path,
+    *,
+    algo: AlgoName | None = None,
+    fold: int | None = None,
+    as_json: bool = False,
+) -> int:
+    """Run stages of the pipeline, each as far as it is not up to date.
+
+    Args:
+        stages: some of `STAGES`.
+        settings, origins: of input.yaml and the command line.
+        input_path: input.yaml, copied into the work_dir.
+        algo, fold: restrict generate and train to these jobs.
+        as_json: print the analysis' summary as JSON.
+
+    Returns:
+        0, or 1 where a job failed.
+
+    Raises:
+        AutosegError: What the user can mend; nothing was half-written.
+    """
+    workspace = Workspace(settings.work_dir)
+    # Read first: a faulty datalist must not leave a work_dir behind.
+    listed = read_datalist(
+        settings.datalist,
+        settings.dataroot,
+        num_fold=settings.num_fold,
+        seed=settings.seed,
+        extra_modalities=tuple(settings.extra_modalities),
+    )
+    _check_same_data(workspace, listed, settings)
+    jobs = _select_jobs(settings, listed, algo, fold)
+    with workspace.lock():
+        _remember_input(workspace, settings, origins, input_path)
+        failed = False
+        for stage in stages:
+            if stage == "analyze":
+                _analyze(workspace, listed, settings, as_json=as_json)
+            else:
+                _need_analysis(workspace, listed, settings)
+                datalist = read_datalist(workspace.datalist, settings.dataroot)
+                if stage == "generate":
+                    _generate(workspace, datalist, settings, origins, jobs, budget_s=_job_budget(settings, len(jobs)))
+                elif stage == "train":
+                    own = origins.get("budget") == "command line" and "generate" not in stages
+                    budget_s = parse_duration(settings.budget) if own and settings.budget else _job_budget(settings, len(jobs))
+                    if "generate" not in stages:
+                        _generate(workspace, datalist, settings, origins, jobs, budget_s=budget_s)
+                    failed = not _train(workspace, datalist, settings, jobs) or failed
+                elif stage == "ensemble":
+                    _ensemble(workspace, datalist, settings)
+    return 1 if failed else 0
+
+
+# -- checks before anything runs
+
+
+def _relative(path: Path, root: Path) -> str:
+    return os.path.relpath(path, root)
+
+
+def _check_same_data(workspace: Workspace, datalist: Datalist, settings: Settings) -> None:
+    """Refuse a work_dir that holds the run of another data set."""
+    path = workspace.root / "state" / "data.json"
+    if not path.exists():
+        return
+    known = set(read_json(path)["images"])
+    now = {_relative(c.images[0], settings.dataroot) for c in datalist.training}
+    if known and not known & now:
+        raise WorkspaceError(
+            f"{workspace.root}: this work_dir belongs to another data set ({len(known)} training cases, none of them in "
+            f"{settings.datalist.name}). Set another work_dir, or delete this one."
+        )
+
+
+def _select_jobs(
+    settings: Settings, datalist: Datalist, algo: AlgoName | None, fold: int | None
+) -> list[tuple[AlgoName, int]]:
+    """The jobs asked for, algorithm by algorithm within each fold, so that a first fold of all is done early."""
+    folds = settings.folds if settings.folds is not None else tuple(range(datalist.num_fold))
+    folds = folds if fold is None else (fold,)
+    faults = [
+        f"fold {f}: no such fold. The datalist has folds 0 to {datalist.num_fold - 1}." for f in folds if f >= datalist.num_fold
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return [(a, f) for f in folds for a in ((algo,) if algo else settings.algos)]
+
+
+def _job_budget(settings: Settings, num_jobs: int) -> float | None:
+    return None if settings.budget is None else TRAINING_SHARE * parse_duration(settings.budget) / num_jobs
+
+
+def _remember_input(workspace: Workspace, settings: Settings, origins: Mapping[str, str], input_path: Path) -> None:
+    write_text(workspace.input, input_path.read_text())
+    resolved = settings.model_dump(mode="json")
+    for key in ("datalist", "dataroot", "work_dir"):
+        resolved[key] = _relative(Path(getattr(settings, key)), workspace.root)
+    write_yaml(
+        workspace.settings,
+        {key: {"value": value, "origin": origins.get(key, "default")} for key, value in resolved.items()},
+    )
+
+
+# -- analyze
+
+
+def _analysis_inputs(datalist: Datalist, settings: Settings) -> dict[str, str]:
+    inputs = {key: digest(getattr(settings, key)) for key in ANALYSIS_KEYS}
+    inputs["version of autoseg"] = __version__
+    for case in datalist.training:
+        inputs[f"case {case.name}"] = digest([_case_digest(case), case.fold, case.annotated, case.group])
+    inputs["testing, validation and unlabeled cases"] = digest(
+        [[_case_digest(c) for c in cases] for cases in (datalist.testing, datalist.validation, datalist.unlabeled)]
+    )
+    return inputs
+
+
+def _case_digest(case: Case) -> str:
+    files = (*case.images, case.label) if case.label else case.images
+    return digest([file_digest(p) for p in files])
+
+
+def _analyze(workspace: Workspace, listed: Datalist, settings: Settings, *, as_json: bool) -> None:
+    from autoseg.analyzer import analyze
+
+    inputs = _analysis_inputs(listed, settings)
+    reasons = workspace.stale("analyze", inputs)
+    if reasons:
+        _say_stage("analyze", reasons)
+        analysis = analyze(listed, settings, workspace, progress=not as_json)
+        kept = replace(listed, training=tuple(c for c in listed.training if c.name not in analysis.quarantined))
+        write_datalist(kept, workspace.datalist, settings.dataroot)
+        images = sorted(_relative(c.images[0], settings.dataroot) for c in kept.training)
+        write_json(workspace.root / "state" / "data.json", {"images": images})
+        write_json(workspace.root / "state" / "summary.json", analysis.summary())
+        workspace.stamp("analyze", inputs)
+        if not as_json:
+            print(analysis.text())
+    else:
+        log.info("analyze: up to date")
+    if as_json:
+        print(json.dumps(read_json(workspace.root / "state" / "summary.json"), indent=1))
+
+
+def _need_analysis(workspace: Workspace, listed: Datalist, settings: Settings) -> None:
+    inputs = _analysis_inputs(listed, settings)
+    reasons = workspace.stale("analyze", inputs)
+    if reasons == ["not done yet"]:
+        raise WorkspaceError(f"{workspace.root}: analyze has not been done. Run `autoseg analyze` or `autoseg run` first.")
+    if reasons:
+        raise WorkspaceError(
+            f"{workspace.root}: the analysis is out of date ({', '.join(reasons)}). Run `autoseg analyze` or `autoseg run`."
+        )
+
+
+def _say_stage(stage: str, reasons: Sequence[str]) -> None:
+    log.info("%s: %s", stage, "starting" if list(reasons) == ["not done yet"] else "again, because " + ", ".join(reasons))
+
+
+# -- generate
+
+
+def _label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerprint) -> LabelMap:
+    found = [v for values in fingerprint.class_values for v in values]
+    return make_label_map(
+        settings, datalist.labels, found, regions=datalist.regions, ignore_label=datalist.ignore_label
+    )
+
+
+def _generate(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    origins: Mapping[str, str],
+    jobs: Sequence[tuple[AlgoName, int]],
+    *,
+    budget_s: float | None,
+) -> None:
+    from autoseg.algos.device import pick_device
+    from autoseg.algos.generate import generate_job
+    from autoseg.algos.hardware import find_hardware
+
+    fingerprint = Fingerprint.read(workspace.datastats)
+    label_map = _label_map(settings, datalist, fingerprint)
+    hardware = find_hardware(pick_device(settings.device))
+    made = []
+    for algo, fold in jobs:
+        own = getattr(settings, algo).budget
+        seconds = parse_duration(own) if own else budget_s
+        if generate_job(
+            workspace,
+            algo=algo,
+            fold=fold,
+            num_train=len(datalist.train_cases(fold)),
+            fingerprint=fingerprint,
+            label_map=label_map,
+            settings=settings,
+            origins=dict(origins),
+            hardware=hardware,
+            budget_s=seconds,
+        ):
+            made.append(f"{algo}_{fold}")
+    log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
+
+
+# -- train
+
+
+def _train(
+    workspace: Workspace, datalist: Datalist, settings: Settings, jobs: Sequence[tuple[AlgoName, int]]
+) -> bool:
+    """Train every job that is not done; True where all are done at the end."""
+    from autoseg.algos.job import job_inputs, read_plan, run_job
+
+    results: list[Job] = []
+    begin = time.monotonic()
+    for number, (algo, fold) in enumerate(jobs, 1):
+        job = workspace.read_job(algo, fold)
+        plan = read_plan(workspace.job_dir(algo, fold))
+        inputs = job_inputs(plan, datalist.train_cases(fold), datalist.val_cases(fold))
+        reasons = changed(job.inputs, inputs) if job.inputs else []
+        if job.state == "done" and not reasons:
+            log.info("train: %s is done (Dice %.4f)", job.name, job.dice)
+            results.append(job)
+            continue
+        because = f", because {', '.join(reasons)}" if reasons else ""
+        log.info("train: job %d of %d, %s%s", number, len(jobs), job.name, because)
+        done = _run_job(workspace, settings, algo, fold, run_job)
+        results.append(done)
+    if len(jobs) > 1:
+        bad = [j for j in results if j.state != "done"]
+        log.info("train: %d of %d jobs done in %.0f s", len(results) - len(bad), len(jobs), time.monotonic() - begin)
+        for job in bad:
+            log.warning("train: %s %s: %s", job.name, job.state, job.error.splitlines()[0] if job.error else "")
+    return all(j.state == "done" for j in results)
+
+
+def _run_job(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int, run_job) -> Job:  # type: ignore[no-untyped-def]
+    import torch
+
+    from autoseg.algos.device import pick_device
+
+    if pick_device(settings.device).type == "cuda" and torch.cuda.device_count() > 1:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc_per_node={torch.cuda.device_count()}", "-m", "autoseg.algos.job"]
+        subprocess.run([*command, str(workspace.root), str(settings.dataroot), algo, str(fold)], check=False)
+        job = workspace.read_job(algo, fold)
+        if job.state == "running":  # killed before it could say why
+            job.state, job.error = "failed", f"the processes ended without a word; see {workspace.job_dir(algo, fold).log.name}"
+            workspace.write_job(job)
+        return job
+    job: Job = run_job(
+        workspace, settings.dataroot, algo, fold, device=settings.device, num_workers=settings.num_workers
+    )
+    return job
+
+
+# -- ensemble
+
+
+def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> None:
+    from autoseg.ensemble.build import build_ensemble
+
+    if settings.ensemble is False:
+        log.info("ensemble: left out (ensemble: false)")
+        return
+    done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done"]
+    if not done:
+        raise WorkspaceError(f"{workspace.root}: no job is trained yet. Run `autoseg train` or `autoseg run` first.")
+    result = build_ensemble(workspace, datalist, settings, done)
+    print("\n\n".join(result.tables))

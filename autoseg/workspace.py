@@ -1,0 +1,299 @@
+"""The folder of a run: where everything lies, what is done, what is stale. All writes are whole or not at all.
+
+    work_dir/
+      input.yaml, settings.yaml            as given; resolved, with each value's origin
+      datalist.json                        the cases, relative to dataroot, each with its fold
+      datastats.yaml, datastats_by_case.yaml, faults.json
+      cache/                               preprocessed cases, keyed by content and settings
+      <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
+      ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
+      state/<stage>.json                   what each finished stage was made from
+      run.log
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from autoseg import __version__
+from autoseg.errors import WorkspaceError
+
+JobState = Literal["pending", "running", "done", "failed", "diverged"]
+STAGES = ("analyze", "generate", "train", "ensemble")
+"""The stages of a run in their order."""
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file so that after a crash either the old or the new one is there, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomic(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type,return-value]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON, atomically."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON this package wrote.
+
+    Raises:
+        WorkspaceError: The file is missing or was damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WorkspaceError(f"{path}: missing. Run the stage that writes it (see `autoseg status`).") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WorkspaceError(f"{path}: not valid JSON ({error}). Delete it and run the stage again.") from None
+
+
+def write_yaml(path: Path, data: Any) -> None:
+    """Write plain data as YAML, keys in their order, short lists on one line; atomically."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    write_text(path, yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=None, width=120))
+
+
+def digest(data: Any) -> str:
+    """A short, stable digest of plain data."""
+    text = json.dumps(data, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """A short digest of a file's name, size and time of change: cheap, and changes whenever the file is written."""
+    stat = path.stat()
+    return digest([path.name, stat.st_size, stat.st_mtime_ns])
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What is known of one training job; stored as job.json."""
+
+    algo: str
+    fold: int
+    state: JobState = "pending"
+    inputs: dict[str, str] = field(default_factory=dict)
+    """What it was made from: name -> digest; a difference makes it stale."""
+    error: str = ""
+    dice: float | None = None
+    """Mean foreground Dice on the fold's validation cases, original grid."""
+    started: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Name of the job and of its folder."""
+        return f"{self.algo}_{self.fold}"
+
+
+@dataclass(frozen=True)
+class JobDir:
+    """Paths of one job, a MONAI bundle."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        """Every hyperparameter of the job, editable."""
+        return self.root / "configs" / "hyper_parameters.yaml"
+
+    @property
+    def origins(self) -> Path:
+        """Where each hyperparameter came from, and the value that was derived."""
+        return self.root / "configs" / "origins.yaml"
+
+    @property
+    def model(self) -> Path:
+        """Best weights, a bare state dict."""
+        return self.root / "models" / "model.pt"
+
+    @property
+    def checkpoint(self) -> Path:
+        """All that is needed to go on with training."""
+        return self.root / "models" / "checkpoint.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object an epoch."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def validation(self) -> Path:
+        """Per-case, per-class scores of the best model on its fold."""
+        return self.root / "validation.json"
+
+    @property
+    def log(self) -> Path:
+        """The job's log."""
+        return self.root / "train.log"
+
+    @property
+    def job(self) -> Path:
+        """The job's state."""
+        return self.root / "job.json"
+
+
+class Workspace:
+    """Paths and state under a work_dir. Making one creates nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    # -- paths
+    @property
+    def input(self) -> Path:
+        """A copy of the input.yaml of the last run."""
+        return self.root / "input.yaml"
+
+    @property
+    def settings(self) -> Path:
+        """Resolved settings with origins."""
+        return self.root / "settings.yaml"
+
+    @property
+    def datalist(self) -> Path:
+        """Cases and folds as used."""
+        return self.root / "datalist.json"
+
+    @property
+    def datastats(self) -> Path:
+        """Statistics of the data set."""
+        return self.root / "datastats.yaml"
+
+    @property
+    def datastats_by_case(self) -> Path:
+        """Statistics of each case."""
+        return self.root / "datastats_by_case.yaml"
+
+    @property
+    def faults(self) -> Path:
+        """Faults and warnings of the data set."""
+        return self.root / "faults.json"
+
+    @property
+    def cache(self) -> Path:
+        """Preprocessed cases."""
+        return self.root / "cache"
+
+    @property
+    def ensemble(self) -> Path:
+        """Out-of-fold scores, the chosen combination, predictions."""
+        return self.root / "ensemble"
+
+    @property
+    def ensemble_spec(self) -> Path:
+        """The chosen combination."""
+        return self.ensemble / "ensemble.json"
+
+    @property
+    def scores(self) -> Path:
+        """Out-of-fold scores per case, class, fold and algorithm."""
+        return self.ensemble / "scores.json"
+
+    @property
+    def out_of_fold(self) -> Path:
+        """Out-of-fold predictions, a folder per algorithm and one for the ensemble."""
+        return self.ensemble / "out_of_fold"
+
+    @property
+    def predictions(self) -> Path:
+        """The ensemble's predictions for the testing cases."""
+        return self.ensemble / "predictions"
+
+    @property
+    def log(self) -> Path:
+        """The run's log."""
+        return self.root / "run.log"
+
+    def job_dir(self, algo: str, fold: int) -> JobDir:
+        """The folder of one job."""
+        return JobDir(self.root / f"{algo}_{fold}")
+
+    # -- stages
+    def stamp(self, stage: str, inputs: Mapping[str, str]) -> None:
+        """Note that a stage is done and what it was made from."""
+        write_json(self.root / "state" / f"{stage}.json", {"inputs": dict(inputs), "version": __version__, "time": time.time()})
+
+    def stale(self, stage: str, inputs: Mapping[str, str]) -> list[str]:
+        """Why a stage has to run: names of inputs that changed, ["not done yet"], or [] where it is up to date."""
+        path = self.root / "state" / f"{stage}.json"
+        if not path.exists():
+            return ["not done yet"]
+        return changed(read_json(path)["inputs"], inputs)
+
+    # -- jobs
+    def read_job(self, algo: str, fold: int) -> Job:
+        """The state of a job; pending where nothing is known."""
+        path = self.job_dir(algo, fold).job
+        return Job(**read_json(path)) if path.exists() else Job(algo=algo, fold=fold)
+
+    def write_job(self, job: Job) -> None:
+        """Store the state of a job."""
+        write_json(self.job_dir(job.algo, job.fold).job, asdict(job))
+
+    def jobs(self) -> list[Job]:
+        """All jobs that have a folder, by name."""
+        found = [read_json(path) for path in sorted(self.root.glob("*_*/job.json"))]
+        return [Job(**data) for data in found]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the work_dir for one run; a lock of a process that is gone is taken over by the system itself.
+
+        Raises:
+            WorkspaceError: Another run holds it.
+        """
+        import fcntl
+
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise WorkspaceError(
+                    f"{self.root}: another autoseg run is using this work_dir. Wait for it, or give another work_dir."
+                ) from None
+            yield
+
+
+MOST_NAMED = 4
+"""Changed inputs of one kind that are named; more are counted."""
+
+
+def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Names of the inputs that differ, as a person would say it; many of a kind are counted."""
+    found: dict[str, list[str]] = {"changed": [], "new": [], "gone": []}
+    found["changed"] = [name for name in new if name in old and old[name] != new[name]]
+    found["new"] = [name for name in new if name not in old]
+    found["gone"] = [name for name in old if name not in new]
+    words = []
+    for what, names in found.items():
+        if len(names) > MOST_NAMED:
+            names = [*names[: MOST_NAMED - 1], f"and {len(names) - MOST_NAMED + 1} more"]
+        if names:
+            words.append(f"{', '.join(names)} {what if what == 'changed' else 'is ' + what if len(names) == 1 else 'are ' + what}")
+    return words

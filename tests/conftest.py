@@ -1,0 +1,53 @@
+"""Fixtures: small phantoms, made once per test run or in the test's own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.data.datalist import Case
+from autoseg.data.phantoms import make_phantom, make_phantoms
+from autoseg.data.volumes import Grid, write_volume
+
+
+@pytest.fixture(scope="session")
+def phantom_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 6 training cases in 3 folds and 2 testing cases of about 28x26x24 voxels; not to be changed.
+
+    Holds images/, labels/, datalist.json, input.yaml; classes sphere (1) and box (2).
+    """
+    folder = tmp_path_factory.mktemp("phantoms")
+    make_phantoms(folder, num_cases=6, num_testing=2, shape=(28, 26, 24), num_fold=3)
+    return folder
+
+
+@pytest.fixture
+def phantom_case(tmp_path: Path) -> Callable[..., Case]:
+    """A function that writes one phantom into the test's folder and returns its Case.
+
+    Its arguments: name, shape (stored axes), affine (4x4), seed, num_channels (files), classes, fold.
+    """
+
+    def make(
+        name: str = "case",
+        *,
+        shape: tuple[int, int, int] = (28, 26, 24),
+        affine: np.ndarray | None = None,
+        seed: int = 0,
+        num_channels: int = 1,
+        classes: tuple[str, ...] = ("sphere", "box"),
+        fold: int | None = None,
+    ) -> Case:
+        grid = Grid(shape=shape, affine=np.diag([1.0, 1.1, 1.4, 1.0]) if affine is None else affine)
+        channels, label = make_phantom(grid, np.random.default_rng(seed), classes=classes, num_channels=num_channels)
+        images = tuple(tmp_path / "images" / f"{name}_{c:04d}.nii.gz" for c in range(num_channels))
+        for path, channel in zip(images, channels, strict=True):
+            write_volume(path, channel, grid)
+        answer = tmp_path / "labels" / f"{name}.nii.gz"
+        write_volume(answer, label, grid)
+        return Case(name=name, images=images, label=answer, fold=fold)
+
+    return make

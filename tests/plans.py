@@ -1,0 +1,71 @@
+"""Small plans for tests: the planner's own, for tiny phantoms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autoseg.algos.hardware import Hardware
+from autoseg.algos.plan import Plan
+from autoseg.algos.planner import Origin, make_plan
+from autoseg.config import AlgoName, Settings
+from autoseg.data.fingerprint import Fingerprint, ForegroundIntensity
+from autoseg.data.labels import LabelMap
+
+CPU = Hardware(on_gpu=False, num_gpus=0, memory_gib=24.0, num_cores=2, name="CPU, 2 cores")
+GPU = Hardware(on_gpu=True, num_gpus=1, memory_gib=80.0, num_cores=16, name="GPU")
+
+
+def make_fingerprint(**changes: Any) -> Fingerprint:
+    """A fingerprint of 10 isotropic MRI cases of 32x32x32 voxels, or as changed."""
+    one = ForegroundIntensity(mean=50.0, std=20.0, min=0.0, p00_5=5.0, median=50.0, p99_5=95.0, max=100.0)
+    triple, shape = (1.0, 1.0, 1.0), (32, 32, 32)
+    values: dict[str, Any] = {
+        "num_cases": 10,
+        "num_channels": 1,
+        "foreground": (one,) * changes.get("num_channels", 1),
+        "nonzero_crop_ratio": 1.0,
+        "class_names": ("sphere", "box"),
+        "class_values": ((1,), (2,)),
+        "class_num_cases": (10, 10),
+        "class_voxel_fraction": (0.1, 0.1),
+        "label_groups": (),
+    }
+    values |= {f"spacing_mm_{k}": triple for k in ("min", "p10", "median", "max")}
+    values |= {f"shape_{k}": shape for k in ("min", "median", "p90", "max")}
+    values |= {f"size_mm_{k}": tuple(float(s) for s in shape) for k in ("median", "p90")}
+    return Fingerprint(**{**values, **changes})
+
+
+def plan_and_origins(
+    algo: AlgoName,
+    *,
+    hardware: Hardware = CPU,
+    fingerprint: Fingerprint | None = None,
+    classes: dict[str, tuple[int, ...]] | None = None,
+    sigmoid: bool = False,
+    num_train: int = 8,
+    budget_s: float | None = None,
+    **settings: Any,
+) -> tuple[Plan, dict[str, Origin]]:
+    """The planner's plan; `settings` are those of input.yaml."""
+    named = classes or {"sphere": (1,), "box": (2,)}
+    return make_plan(
+        algo=algo,
+        fold=0,
+        num_train=num_train,
+        fingerprint=fingerprint or make_fingerprint(),
+        label_map=LabelMap(names=tuple(named), values=tuple(named.values()), sigmoid=sigmoid),
+        settings=Settings(**{"modality": "MRI", "datalist": Path("d"), "dataroot": Path("r"), **settings}),
+        origins={},
+        hardware=hardware,
+        budget_s=budget_s,
+    )
+
+
+def tiny_plan(algo: AlgoName = "segresnet", **settings: Any) -> Plan:
+    """A plan that trains in seconds on phantoms."""
+    small = {"num_epochs": 3, "num_steps_per_epoch": 2, "num_epochs_per_validation": 1, "precision": "fp32"}
+    if algo == "segresnet":
+        small |= {"roi_size": (16, 16, 16), "segresnet": {"init_filters": 8, "blocks_down": (1, 1)}}
+    return plan_and_origins(algo, **{**small, **settings})[0]

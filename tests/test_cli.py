@@ -1,0 +1,221 @@
+"""The commands as installed: whole messages, exit codes, help, and nothing run before all words are right."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autoseg import __version__, cli
+from autoseg.arguments import command_names, describe_parameters, parameter_types, parse
+from autoseg.cli import TAKES_SETTINGS, Commands, run_command
+from autoseg.config import setting_docs
+from autoseg.errors import ConfigError
+
+
+def installed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder, as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "autoseg", *words], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "errors"),
+    [
+        (["trian"], ["trian: unknown command. Did you mean train?"]),
+        (["run", "--num_epohs", "3"], ["--num_epohs: unknown flag. Did you mean --num_epochs?"]),
+        (
+            ["run", "--input", "nowhere.yaml"],
+            ["nowhere.yaml: no such file. Write one with `autoseg init DATA_FOLDER`, or name it with --input FILE."],
+        ),
+        (
+            ["train", "--algo", "segresnt", "--fold", "x"],
+            [
+                "--algo: expected one of segresnet, swinunetr, dints, found segresnt. Did you mean segresnet?",
+                "--fold: expected a whole number, found x.",
+            ],
+        ),
+        (
+            ["predict", "--image"],
+            [
+                "--image: no value given. Expected a path.",
+                "--output: missing. The label file to write, or the folder for the label files. "
+                "Expected autoseg predict --image IMAGE --output OUTPUT [flags].",
+            ],
+        ),
+    ],
+)
+def test_mistakes(tmp_path: Path, words: list[str], errors: list[str]) -> None:
+    done = installed(tmp_path, *words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [f"error: {line}" for line in errors]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_of_file_and_flags_together(tmp_path: Path) -> None:
+    (tmp_path / "input.yaml").write_text("modality: CT\nmodality: MRI\ndatalist: d.json\nnum_epohs: 3\ntta: maybe\n")
+    done = installed(tmp_path, "run", "--segresnet.batch_size", "0", "--work_dir", "2024_01")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: input.yaml: dataroot: missing. Expected a path: Folder the paths in the datalist are relative to; "
+        "relative to the folder of input.yaml.",
+        "error: input.yaml:2: modality: already given on line 1. Keep one of the two.",
+        "error: input.yaml:4: num_epohs: unknown key. Did you mean num_epochs?",
+        "error: input.yaml:5: tta: expected true or false, found maybe.",
+        "error: --segresnet.batch_size: expected a whole number >= 1, found 0.",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["input.yaml"]
+
+
+def faults(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(Commands, TAKES_SETTINGS, words)
+    return list(caught.value.messages)
+
+
+@pytest.mark.parametrize(
+    ("words", "errors"),
+    [
+        ("--input x run", ["--input: expected a command first: autoseg COMMAND --flag value. See autoseg --help."]),
+        ("train --fold 1 --fold 2", ["--fold: given twice, 1 and 2. Give it once."]),
+        ("train -fold 1", ["-fold: not a flag. Write --fold."]),
+        ("train --fold=1.5", ["--fold: expected a whole number, found 1.5."]),
+        ("explain a b", ["b: surplus; expected autoseg explain [KEY] [flags]. A flag is written --flag value."]),
+        ("run x", ["x: surplus; expected autoseg run [flags]. A flag is written --flag value."]),
+        ("predict --image a --output b --num_epochs 3", None),
+        ("status --work_dirr x", ["--work_dirr: unknown flag. Did you mean --work_dir?"]),
+        (
+            "run --segresnet.init_filtrs 8",
+            ["--segresnet.init_filtrs: unknown flag. Did you mean --segresnet.init_filters?"],
+        ),
+        ("run --num_epochs", ["--num_epochs: no value given. Expected a whole number >= 1."]),
+        ("analyze --json=maybe", ["--json: expected true or false, found maybe."]),
+        ("init", ["data_folder: missing. The data set. Expected autoseg init DATA_FOLDER [flags]."]),
+        (
+            "init a --seed 2024_01",
+            ["--seed: expected a whole number, found 2024_01. Write 202401, without underscores."],
+        ),
+    ],
+)
+def test_words_that_are_refused(words: str, errors: list[str] | None) -> None:
+    found = faults(*words.split())
+    if errors is None:
+        assert found[0].startswith("--num_epochs: unknown flag.")
+    else:
+        assert found == errors
+
+
+def test_words_that_are_taken() -> None:
+    call = parse(Commands, TAKES_SETTINGS, ["train", "--work-dir=2024_01", "--fold", "2", "--tta", "--seed", "-1"])
+    assert call.arguments == {"fold": "2"}
+    assert call.overrides == {"work_dir": "2024_01", "tta": "true", "seed": "-1"}
+    call = parse(Commands, TAKES_SETTINGS, ["init", "1e3", "--force", "--output", "a,b"])
+    assert call.arguments == {"data_folder": "1e3", "force": "true", "output": "a,b"}
+    call = parse(Commands, TAKES_SETTINGS, ["init", "--force", "folder"])
+    assert call.arguments == {"force": "true", "data_folder": "folder"}
+    call = parse(Commands, TAKES_SETTINGS, ["run", "--tta", "false", "--ensemble", "no", "--algos=dints"])
+    assert call.overrides == {"tta": "false", "ensemble": "no", "algos": "dints"}
+
+
+def test_values_reach_the_command_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def init(self: Commands, data_folder: Path, *, output: Path, num_fold: int = 5, force: bool = False) -> int:
+        """Stand in for a command."""
+        seen.append((data_folder, output, num_fold, force))
+        return 1
+
+    monkeypatch.setattr(Commands, "init", init)
+    assert run_command(["init", "2024_01", "--output=a#b,[c]", "--num_fold", "3", "--force"]) == 1
+    assert seen == [(Path("2024_01"), Path("a#b,[c]"), 3, True)]
+
+
+@pytest.mark.parametrize("words", ["--help", "run --help", "train --fold 2 --help", "-h", "", "help --help"])
+def test_help_runs_nothing(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_execute", lambda call: pytest.fail("ran"))
+    assert run_command(words.split()) == 0
+    assert "Usage: autoseg" in capsys.readouterr().out
+
+
+def test_program_help_has_a_line_for_each_command(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for name in command_names(Commands):
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("name", command_names(Commands))
+def test_command_help_is_complete(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command([name, "--help"])
+    text = capsys.readouterr().out
+    function = getattr(Commands, name)
+    assert set(describe_parameters(function)) == set(parameter_types(function))
+    assert all(f"\n  --{flag}  " in text or f"\n  {flag.upper()}  " in text for flag in parameter_types(function))
+    assert f"\nExample:\n  autoseg {name}" in text
+    if name in TAKES_SETTINGS:
+        assert all(
+            f"\n  --{key}  " in text for key, doc in setting_docs().items() if not doc.block and "block" not in doc.type
+        )
+
+
+@pytest.mark.parametrize("name", command_names(Commands))
+def test_every_example_passes_the_check(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command([name, "--help"])
+    examples = capsys.readouterr().out.partition("\nExample:\n")[2].splitlines()
+    assert examples
+    for line in examples:
+        assert parse(Commands, TAKES_SETTINGS, line.split()[1:]).command == name
+
+
+def test_version(tmp_path: Path) -> None:
+    assert installed(tmp_path, "--version").stdout == f"autoseg {__version__}\n"
+
+
+def test_help_is_quick_and_without_torch(tmp_path: Path) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        assert installed(tmp_path, "--help").returncode == 0
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
+    words = [sys.executable, "-X", "importtime", "-m", "autoseg", "run", "--help"]
+    log = subprocess.run(words, capture_output=True, text=True, check=True).stderr
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in log.splitlines()}
+    assert "autoseg" in loaded
+    assert not loaded & {"torch", "monai", "scipy", "sklearn", "matplotlib", "nibabel", "fire"}
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    code = "import autoseg.cli as c; c.run_command = lambda argv: 1 / 0; c.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2] == "ZeroDivisionError: division by zero"
+    assert lines[-1] == (
+        f"This is a bug in autoseg {__version__}, not in your data. Please report it with the lines above."
+    )
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(call: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_execute", interrupt)
+    assert run_command(["status"]) == 130
+    assert capsys.readouterr().err == "interrupted. The same command goes on from here.\n"
+
+
+def test_a_reader_that_goes_away_is_no_bug(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "autoseg", "run", "--help"]
+    with os.fdopen(write, "wb") as output:
+        done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""

@@ -1,0 +1,260 @@
+"""Out-of-fold scores, the choice of an ensemble, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_jobs import make_job
+
+from autoseg.config import EnsembleSettings, Settings
+from autoseg.data.datalist import Case, Datalist, read_datalist
+from autoseg.data.labels import LabelMap
+from autoseg.data.volumes import read_image, read_label
+from autoseg.ensemble import build as build_module
+from autoseg.ensemble import out_of_fold as out_of_fold_module
+from autoseg.ensemble.build import EnsembleResult, build_ensemble
+from autoseg.ensemble.combine import CaseScore, candidates, choose, combinations_of
+from autoseg.ensemble.out_of_fold import annotated_classes
+from autoseg.ensemble.predict import read_ensemble
+from autoseg.ensemble.tables import format_table
+from autoseg.errors import WorkspaceError
+from autoseg.inference.metrics import dice_per_class, mean_score
+from autoseg.inference.predictor import Predictor
+from autoseg.workspace import Workspace
+
+ALGOS = ("dints", "segresnet", "swinunetr")
+LABELS = LabelMap(names=("sphere", "box"), values=((1,), (2,)))
+JOBS = [(algo, fold) for algo in ALGOS for fold in range(3)]
+
+
+@pytest.fixture
+def datalist(phantom_dataset: Path) -> Datalist:
+    return read_datalist(phantom_dataset / "datalist.json", phantom_dataset)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    for i, algo in enumerate(ALGOS):
+        for fold in range(3):
+            spacing = (1.2, 1.2, 1.6) if algo != "dints" else (1.5, 1.5, 1.5)
+            make_job(tmp_path / "work", algo, fold, seed=10 * i + fold, resample_resolution=spacing)
+    return Workspace(tmp_path / "work")
+
+
+def settings_of(**changes: object) -> Settings:
+    values = {"modality": "MRI", "datalist": "d.json", "dataroot": ".", "device": "cpu", **changes}
+    return Settings.model_validate(values)
+
+
+def build(workspace: Workspace, datalist: Datalist, jobs=JOBS, **changes: object) -> EnsembleResult:
+    return build_ensemble(workspace, datalist, settings_of(**changes), jobs)
+
+
+def rescored(workspace: Workspace, folder: str, datalist: Datalist) -> float:
+    """Mean Dice of the label files in a folder, read anew."""
+    scores = []
+    for case in datalist.training:
+        path = workspace.out_of_fold / folder / f"{case.name}.nii.gz"
+        assert case.label is not None
+        label, pred = read_label(case.label), read_label(path)
+        assert pred.grid.differs_from(label.grid) is None
+        scores.append(dice_per_class(pred.array[0], label.array[0], LABELS))
+    return mean_score(scores)
+
+
+def test_the_whole_stage(workspace: Workspace, datalist: Datalist, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, str]] = []
+    result = build_ensemble(
+        workspace, datalist, settings_of(), JOBS, progress=lambda done, total, name: seen.append((done, total, name))
+    )
+    assert [s[0] for s in seen] == [1, 2, 3, 4, 5, 6, 1, 2]
+    assert result.failures == ()
+    assert result.gaps == ()
+    by_name = {c.name: c for c in result.candidates}
+    assert set(by_name) == {
+        *ALGOS, "dints+segresnet", "dints+swinunetr", "segresnet+swinunetr", "dints+segresnet+swinunetr",
+        "dints+segresnet+swinunetr_vote", "best_by_fold", "best_2",
+    }  # fmt: skip
+    assert all(len(c.scores) == 6 for c in result.candidates)
+
+    # Never worse than its best member, and as good as the files it left behind.
+    assert result.spec.dice is not None
+    assert result.spec.dice >= max(by_name[a].mean for a in ALGOS) - 1e-6
+    assert rescored(workspace, "ensemble", datalist) == pytest.approx(result.spec.dice, abs=1e-6)
+    for name in (*ALGOS, "dints+segresnet", "dints+segresnet+swinunetr_vote"):
+        assert rescored(workspace, name, datalist) == pytest.approx(by_name[name].mean, abs=1e-6)
+
+    # A case is predicted by its own fold's models alone.
+    case = datalist.val_cases(1)[0]
+    jobs = [workspace.job_dir(a, 1) for a in ("dints", "segresnet")]
+    wanted = Predictor(jobs, device="cpu").predict_labels(read_image(case.images))
+    kept = read_label(workspace.out_of_fold / "dints+segresnet" / f"{case.name}.nii.gz").array[0]
+    assert (kept != wanted).mean() < 1e-3
+
+    # Testing cases come back on their own grids, with the models of all folds.
+    assert read_ensemble(workspace) == result.spec
+    assert len({f for _, f in result.spec.members}) == 3
+    for case in datalist.testing:
+        image, pred = nib.load(case.images[0]), nib.load(workspace.predictions / f"{case.name}.nii.gz")
+        assert pred.shape == image.shape
+        np.testing.assert_allclose(pred.affine, image.affine, atol=1e-5)
+
+    scores = json.loads(workspace.scores.read_text())
+    assert scores["chosen"] == result.spec.name
+    assert len(scores["cases"]) == 6
+    assert len(scores["testing"]) == 2
+    text = (workspace.ensemble / "scores.txt").read_text()
+    assert f"* {result.spec.name}" in text
+    assert "fold 0  fold 1  fold 2    mean     std  n" in text
+    assert "testing cases" in text
+    assert str(workspace.root) not in workspace.scores.read_text() + workspace.ensemble_spec.read_text()
+
+    # A second run predicts nothing and says the same.
+    def never(*args: object, **more: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    times = {p: p.stat().st_mtime_ns for p in workspace.ensemble.rglob("*.nii.gz")}
+    monkeypatch.setattr(out_of_fold_module, "Predictor", never)
+    monkeypatch.setattr(build_module, "Predictor", never)
+    again = build(workspace, datalist)
+    assert again.spec == result.spec
+    assert again.tables == result.tables
+    assert times == {p: p.stat().st_mtime_ns for p in workspace.ensemble.rglob("*.nii.gz")}
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the jobs whose models are loaded from now on."""
+    loaded: list[str] = []
+
+    class Counting(Predictor):
+        def __init__(self, jobs, **more) -> None:
+            loaded.extend(job.root.name for job in jobs)
+            super().__init__(jobs, **more)
+
+    monkeypatch.setattr(out_of_fold_module, "Predictor", Counting)
+    monkeypatch.setattr(build_module, "Predictor", Counting)
+    return loaded
+
+
+def test_only_what_changed_is_done_again(
+    workspace: Workspace, datalist: Datalist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [("segresnet", f) for f in range(3)]
+    first = build(workspace, datalist, jobs)
+    loaded = counted(monkeypatch)
+    make_job(workspace.root, "segresnet", 1, seed=99)
+    second = build(workspace, datalist, jobs)
+    # Fold 1 is scored again; the ensemble of all folds predicts the testing cases again.
+    assert loaded == ["segresnet_1", "segresnet_0", "segresnet_1", "segresnet_2"]
+    old, new = first.candidates[0].scores, second.candidates[0].scores
+    for case in datalist.training:
+        assert (old[case.name] == new[case.name]) == (case.fold != 1)
+    loaded.clear()
+    lost = datalist.val_cases(2)[0]
+    (workspace.out_of_fold / "segresnet" / f"{lost.name}.nii.gz").unlink()
+    build(workspace, datalist, jobs)
+    assert loaded == ["segresnet_2"]
+
+
+def test_gaps_are_said_and_filled_by_the_others(workspace: Workspace, datalist: Datalist) -> None:
+    jobs = [("segresnet", 0), ("segresnet", 1), ("segresnet", 2), ("dints", 0)]
+    result = build(workspace, datalist, jobs, algos=["segresnet", "dints"])
+    assert result.gaps == (
+        "not trained, so left out: dints_1, dints_2. `autoseg status` says why; `autoseg train` tries again.",
+    )
+    by_name = {c.name: c for c in result.candidates}
+    assert len(by_name["dints"].scores) == 2
+    assert len(by_name["dints+segresnet"].scores) == 6
+    assert by_name["dints+segresnet"].members == (("dints", 0), ("segresnet", 0), ("segresnet", 1), ("segresnet", 2))
+    # dints alone covers two cases, so it is not comparable and not chosen.
+    assert result.spec.name in ("segresnet", "dints+segresnet")
+
+
+def test_a_faulty_case_is_reported_and_left_out(workspace: Workspace, datalist: Datalist, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(b"nothing")
+    training = (Case(name="bad", images=(bad,), label=datalist.training[0].label, fold=0), *datalist.training)
+    gone = (Case(name="gone", images=(tmp_path / "gone.nii.gz",)), *datalist.testing[:1])
+    result = build(workspace, Datalist(training=training, testing=gone), [("segresnet", f) for f in range(3)])
+    assert len(result.failures) == 2
+    assert result.failures[0].startswith(f"bad: {bad}: not a readable NIfTI file")
+    assert (
+        result.failures[1]
+        == f"gone: {tmp_path / 'gone.nii.gz'}: no such file. Check the path in the datalist and dataroot."
+    )
+    assert len(result.candidates[0].scores) == 6
+    assert (workspace.predictions / f"{datalist.testing[0].name}.nii.gz").exists()
+
+
+def test_no_trained_job(workspace: Workspace, datalist: Datalist) -> None:
+    with pytest.raises(WorkspaceError, match=r"no trained job to make an ensemble of\. Run `autoseg train`"):
+        build(workspace, datalist, [])
+
+
+# -- choosing
+
+
+def scored(fold: int, name: str, **dice: list[float]) -> CaseScore:
+    return CaseScore(name=name, fold=fold, dice={k.replace("_and_", "+"): v for k, v in dice.items()})
+
+
+CASES = [
+    scored(0, "x", a=[0.9], b=[0.5], a_and_b=[0.8]),
+    scored(1, "y", a=[0.4], b=[0.7], a_and_b=[0.8]),
+]
+BOTH = {0: ("a", "b"), 1: ("a", "b")}
+
+
+def test_auto_takes_the_highest_and_in_a_tie_the_smaller() -> None:
+    made = candidates(CASES, BOTH, EnsembleSettings())
+    assert choose(made, EnsembleSettings()).name == "a+b"
+    level = [scored(0, "x", a=[0.8], b=[0.1], a_and_b=[0.8])]
+    assert choose(candidates(level, {0: ("a", "b")}, EnsembleSettings()), EnsembleSettings()).name == "a"
+
+
+def test_best_by_fold_is_scored_but_chosen_only_where_asked_for() -> None:
+    cases = [scored(0, "x", a=[0.9], b=[0.5], a_and_b=[0.6]), scored(1, "y", a=[0.4], b=[0.7], a_and_b=[0.6])]
+    made = candidates(cases, BOTH, EnsembleSettings())
+    best = next(c for c in made if c.name == "best_by_fold")
+    assert best.mean == pytest.approx(0.8)
+    assert best.members == (("a", 0), ("b", 1))
+    assert choose(made, EnsembleSettings()).name == "a"
+    assert choose(made, EnsembleSettings(method="best_by_fold")) is best
+
+
+def test_best_n() -> None:
+    how = EnsembleSettings(method="best_n", num_best=2)
+    assert choose(candidates(CASES, BOTH, how), how).members == (("a", 0), ("b", 0), ("a", 1), ("b", 1))
+
+
+@pytest.mark.parametrize(("combine", "votes", "means"), [("auto", 1, 4), ("mean", 0, 4), ("vote", 4, 0)])
+def test_what_is_scored(combine, votes: int, means: int) -> None:
+    found = combinations_of(("a", "b", "c"), combine)
+    assert [c.name for c in found[:3]] == ["a", "b", "c"]
+    assert sum(c.combine == "vote" for c in found) == votes
+    assert sum(c.combine == "mean" for c in found[3:]) == means
+
+
+def test_annotated_classes() -> None:
+    label = np.array([0, 2], np.uint8).reshape(2, 1, 1)
+    plain, declared = Case(name="a", images=()), Case(name="a", images=(), annotated=("sphere",))
+    assert annotated_classes(plain, label, LABELS, "off") is None
+    assert annotated_classes(plain, label, LABELS, "infer") == ["box"]
+    assert annotated_classes(declared, label, LABELS, "infer") == ("sphere",)
+
+
+def test_table() -> None:
+    rows = [(0, [0.9, math.nan]), (0, [0.7, 0.5]), (1, [0.5, math.nan])]
+    assert format_table("Dice of a", ["liver", "tumor"], rows).splitlines() == [
+        "Dice of a",
+        "class  fold 0  fold 1    mean     std  n",
+        "----------------------------------------",
+        "liver  0.8000  0.5000  0.7000  0.1500  3",
+        "tumor  0.5000       -  0.5000  0.0000  1",
+        "mean   0.6500  0.5000  0.6000  0.0750  3",
+    ]

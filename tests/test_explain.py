@@ -1,0 +1,109 @@
+"""explain tells value, origin and rule, and sees an edit by hand; status tells stages and jobs from the files."""
+
+from pathlib import Path
+
+import pytest
+
+from autoseg.config import load_settings
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.explain import explain
+from autoseg.status import format_seconds, status
+from autoseg.workspace import Job, Workspace, write_text, write_yaml
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """An input.yaml and its work_dir with two planned jobs."""
+    (tmp_path / "d.json").write_text("{}")
+    path = tmp_path / "input.yaml"
+    path.write_text("modality: CT\ndatalist: d.json\ndataroot: .\nnum_epochs: 7\nsegresnet: {batch_size: 2}\n")
+    settings, origins = load_settings(path, {"seed": "3"})
+    workspace = Workspace(tmp_path / "work_dir")
+    values = settings.model_dump(mode="json")
+    write_yaml(workspace.settings, {k: {"value": v, "origin": origins.get(k, "default")} for k, v in values.items()})
+    for fold in (0, 1):
+        job = workspace.job_dir("segresnet", fold)
+        write_yaml(job.plan, {"num_epochs": 7, "roi_size": [40, 56, 40], "network": {"init_filters": 16}})
+        write_yaml(
+            job.origins,
+            {
+                "num_epochs": {"value": 7, "origin": "input.yaml:4", "rule": ""},
+                "roi_size": {"value": [40, 56, 40], "origin": "planner", "rule": "median shape", "source": "nnU-Net"},
+                "network.init_filters": {"value": 8, "origin": "planner", "rule": "5 cases"},
+            },
+        )
+    return path
+
+
+def test_explain_one_value(run: Path) -> None:
+    assert explain(run, "roi_size") == (
+        "roi_size: 3 whole numbers >= 1. Default: planned.\n"
+        "  Patch in voxels along X, Y, Z after resampling; rounded up by the network's divisor only with a warning.\n"
+        "\n"
+        "segresnet_0, segresnet_1\n"
+        "  value:  [40, 56, 40]\n"
+        "  origin: planner\n"
+        "  rule:   median shape\n"
+        "  source: nnU-Net"
+    )
+
+
+def test_explain_sees_an_edit(run: Path) -> None:
+    text = explain(run, "segresnet_0.network.init_filters")
+    assert "  value:  16\n  origin: edited by hand\n  derived: 8, before the edit\n" in text
+
+
+def test_explain_all_of_an_input_and_of_a_work_dir(run: Path) -> None:
+    rows = {" ".join(line.split()) for line in explain(run).splitlines()}
+    assert {"num_epochs 7 input.yaml:4", "segresnet.batch_size 2 input.yaml:5", "num_fold 5 default"} <= rows
+    assert {"roi_size [40, 56, 40] planner: median shape", "network.init_filters 16 edited by hand"} <= rows
+    rows = {" ".join(line.split()) for line in explain(run.parent / "work_dir").splitlines()}
+    assert {"seed 3 command line", "num_fold 5 default", "segresnet.batch_size 2 input.yaml:5"} <= rows
+
+
+def test_explain_refuses(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^roi_sise: no such setting or planned value\. Did you mean roi_size\?$"):
+        explain(run, "roi_sise")
+    with pytest.raises(WorkspaceError, match=r"no settings\.yaml, so not a run's folder"):
+        explain(run.parent)
+
+
+def test_status(run: Path) -> None:
+    workspace = Workspace(run.parent / "work_dir")
+    workspace.stamp("analyze", {})
+    workspace.write_job(Job(algo="segresnet", fold=0, state="done", dice=0.91234, seconds=725))
+    workspace.write_job(Job(algo="segresnet", fold=1, state="running", seconds=5))
+    workspace.write_job(Job(algo="swinunetr", fold=0, state="failed", error="out of memory\nmore"))
+    workspace.write_job(Job(algo="swinunetr", fold=1))
+    epoch = '{"epoch": 4, "num_epochs": 7, "time_left_s": 4000}\n'
+    write_text(workspace.job_dir("segresnet", 1).metrics, epoch + '{"epoch": 5, "num_')
+    lines = status(workspace.root).splitlines()
+    assert lines[1].startswith("analyze   20")
+    assert lines[2:5] == ["generate  -", "train     -", "ensemble  -"]
+    assert lines[6:] == [
+        "Job          State       Dice      Time  Progress",
+        "segresnet_0  done      0.9123    12m05s",
+        "segresnet_1  running        -        5s  epoch 4 of 7, 1h06m left",
+        "swinunetr_0  failed         -         -  out of memory",
+        "swinunetr_1  pending        -         -",
+        "",
+        "4 jobs: 1 done, 1 running, 1 failed, 1 pending",
+    ]
+
+
+def test_status_refuses(tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceError, match=r"not a run's folder\. Give a run's folder with --work_dir\.$"):
+        status(tmp_path)
+    with pytest.raises(WorkspaceError, match=r"no such folder\. Give a run's folder with --work_dir\.$"):
+        status(tmp_path / "nowhere")
+
+
+def test_seconds_in_words() -> None:
+    assert [format_seconds(s) for s in (0, 59.6, 61, 3599, 3600, 90061)] == [
+        "0s",
+        "1m00s",
+        "1m01s",
+        "59m59s",
+        "1h00m",
+        "25h01m",
+    ]

@@ -1,0 +1,127 @@
+"""One contract for every algorithm: whoever adds one adds a name to ALGOS and nothing here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from plans import GPU, make_fingerprint, plan_and_origins, tiny_plan
+
+from autoseg.algos.bundle import write_bundle
+from autoseg.algos.losses import supervised_loss
+from autoseg.algos.networks import build_network, divisor
+from autoseg.algos.trainer import save_weights
+from autoseg.config import ALGOS, AlgoName
+from autoseg.data.phantoms import ellipsoid
+from autoseg.workspace import JobDir
+
+pytestmark = pytest.mark.parametrize("algo", ALGOS)
+
+
+def _phantom(roi: tuple[int, int, int], channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    ball = ellipsoid(roi, [s / 2 for s in roi], [s / 4 for s in roi])
+    image = rng.normal(size=(1, channels, *roi)) * 0.3 + 2.0 * ball
+    return torch.from_numpy(image.astype(np.float32)), torch.from_numpy(ball.astype(np.uint8))[None, None]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_builds_and_puts_out_one_map_per_class(algo: AlgoName, channels: int) -> None:
+    plan = plan_and_origins(algo, fingerprint=make_fingerprint(num_channels=channels))[0]
+    torch.manual_seed(0)
+    network = build_network(plan)
+    assert all(r % d == 0 for r, d in zip(plan.roi_size, divisor(plan), strict=True))
+    image, _ = _phantom(plan.roi_size, channels)
+    outputs = network.train()(image)
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    assert outputs[0].shape == (1, 3, *plan.roi_size)
+    sizes = [o.shape[2] for o in outputs]
+    assert sizes == sorted(sizes, reverse=True)
+    assert network.eval()(image).shape == (1, 3, *plan.roi_size)
+
+
+def test_smallest_window_works(algo: AlgoName) -> None:
+    """Images far smaller than a patch still give a window the network takes, in training and after it."""
+    small = make_fingerprint(**{f"size_mm_{k}": (9.0, 10.0, 8.0) for k in ("median", "p90")})
+    plan = plan_and_origins(algo, fingerprint=small)[0]
+    image, target = _phantom(plan.roi_size, 1)
+    network = build_network(plan).train()
+    supervised_loss(network(image), target, sigmoid=False, loss=plan.loss).backward()
+
+
+def test_anisotropic_data_give_a_valid_network(algo: AlgoName) -> None:
+    thick = make_fingerprint(
+        **{f"spacing_mm_{k}": (0.8, 0.8, 5.0) for k in ("min", "p10", "median", "max")},
+        **{f"size_mm_{k}": (38.4, 38.4, 80.0) for k in ("median", "p90")},
+    )
+    plan = plan_and_origins(algo, fingerprint=thick)[0]
+    assert plan.resample_resolution == (0.8, 0.8, 5.0)
+    image, _ = _phantom(plan.roi_size, 1)
+    assert build_network(plan).eval()(image).shape == (1, 3, *plan.roi_size)
+
+
+def test_loss_falls(algo: AlgoName) -> None:
+    plan = tiny_plan(algo)
+    torch.manual_seed(0)
+    network = build_network(plan).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate)
+    image, target = _phantom(plan.roi_size, 1)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = supervised_loss(network(image), target, sigmoid=False, loss=plan.loss)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_same_seed_same_network(algo: AlgoName) -> None:
+    plan = tiny_plan(algo)
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(plan.seed)
+        weights.append(build_network(plan).state_dict())
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_bundle_gives_equal_logits_through_monai(algo: AlgoName, tmp_path: Path) -> None:
+    """Save and load: the bundle's own network definition with the bundle's weights is the same function."""
+    plan, origins = plan_and_origins(algo)
+    paths = JobDir(tmp_path / f"{algo}_0")
+    write_bundle(plan, origins, plan.model_dump(mode="json"), paths)
+    torch.manual_seed(1)
+    network = build_network(plan).eval()
+    save_weights(network, paths)
+    parser = ConfigParser()
+    parser.read_config(paths.root / "configs" / "inference.yaml")
+    parser.read_meta(paths.root / "configs" / "metadata.json")
+    rebuilt = parser.get_parsed_content("network_def").eval()
+    rebuilt.load_state_dict(torch.load(paths.model, weights_only=True))
+    image, _ = _phantom(plan.roi_size, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(rebuilt(image), network(image))
+    for needed in ("bundle_root", "device", "dataset_dir", "dataset", "evaluator", "network_def", "inferer"):
+        assert needed in parser
+    text = "".join(p.read_text() for p in paths.root.rglob("*") if p.suffix in (".yaml", ".json", ".md"))
+    assert str(tmp_path) not in text
+
+
+def test_gpu_plan_follows_the_published_sizes(algo: AlgoName) -> None:
+    body = make_fingerprint(
+        **{f"spacing_mm_{k}": (0.8, 0.8, 1.5) for k in ("min", "p10", "median", "max")},
+        **{f"size_mm_{k}": (400.0, 400.0, 450.0) for k in ("median", "p90")},
+    )
+    plan = plan_and_origins(algo, hardware=GPU, fingerprint=body, modality="CT", num_train=160)[0]
+    voxels = int(np.prod(plan.roi_size))
+    if algo == "segresnet":
+        assert plan.network["init_filters"] == 32 and plan.network["blocks_down"] == [1, 2, 2, 4, 4]
+        assert 20e6 < voxels <= 7.225e6 * 5
+    else:
+        assert voxels <= 96**3 and min(plan.roi_size) >= 64
+        assert plan.batch_size > 2
+    assert plan.channels[0].mode == "ct" and plan.channels[0].bounds == (5.0, 95.0)
+    assert plan.num_epochs == 500 and plan.num_steps_per_epoch == int(np.ceil(160 / plan.batch_size))

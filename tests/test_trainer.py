@@ -1,0 +1,224 @@
+"""The trainer: same seed, same weights; killed at any moment, it ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from plans import tiny_plan
+
+from autoseg.algos.cache import CachedCase
+from autoseg.algos.trainer import Diverged, Interrupted, Trainer, format_seconds
+from autoseg.data.phantoms import ellipsoid
+from autoseg.errors import WorkspaceError
+from autoseg.workspace import JobDir
+
+CPU = torch.device("cpu")
+
+
+def make_case(seed: int, shape: tuple[int, int, int] = (20, 18, 16)) -> CachedCase:
+    """A noisy ball of class 1 with a core of class 2."""
+    rng = np.random.default_rng(seed)
+    centre = [s / 2 + rng.uniform(-2, 2) for s in shape]
+    ball, core = ellipsoid(shape, centre, [6, 6, 5]), ellipsoid(shape, centre, [3, 3, 3])
+    image = (rng.normal(size=shape) * 0.3 + ball + core)[None].astype(np.float16)
+    target = (ball.astype(np.uint8) + core)[None]
+    points = np.concatenate([np.hstack([np.full((m.sum(), 1), c), np.argwhere(m)]) for c, m in enumerate((target[0] == 1, core))])
+    return CachedCase(name=f"case_{seed}", image=image, target=target, points=points.astype(np.int32))
+
+
+CASES = [make_case(i) for i in range(5)]
+
+
+def make_trainer(folder: Path, **settings):  # type: ignore[no-untyped-def]
+    return Trainer(tiny_plan(**settings), CASES[:4], CASES[4:], JobDir(folder / "segresnet_0"), device=CPU)
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """The metrics without what depends on the clock."""
+    clock = ("seconds", "samples_per_s", "time_left_s")
+    lines = (folder / "segresnet_0" / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(folder / "segresnet_0" / "models" / "model.pt", weights_only=True)
+    return loaded
+
+
+def test_same_seed_same_weights_and_metrics(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_trainer(tmp_path / name).run()
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    assert [line["epoch"] for line in curve(tmp_path / "a")] == [1, 2, 3]
+
+
+def test_another_seed_other_weights(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "a").run()
+    make_trainer(tmp_path / "b", seed=1).run()
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert any(not torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
+def test_stopped_by_a_signal_it_goes_on_to_the_same_end(tmp_path: Path, stop_after: int) -> None:
+    make_trainer(tmp_path / "whole").run()
+    trainer = make_trainer(tmp_path / "parts")
+    step = trainer._train_step
+
+    def step_then_signal() -> None:
+        step()
+        if trainer.progress.step == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer._train_step = step_then_signal  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        trainer.run()
+    again = make_trainer(tmp_path / "parts")
+    again.run()
+    assert again.progress.step == 6
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_it_learns_the_phantoms(tmp_path: Path) -> None:
+    result = make_trainer(tmp_path, num_epochs=30, num_epochs_per_validation=10).run()
+    assert result.best_dice > 0.7
+    assert result.steps == 60 and result.epochs == 30
+
+
+def test_a_budget_is_kept(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    plan = tiny_plan().model_copy(update={"budget_s": 6.0, "num_epochs": 10_000})
+    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
+    result = trainer.run()
+    assert 4.0 < time.monotonic() - begin < 7.5
+    assert result.best_dice >= 0 and result.curve[-1]["lr"] < 0.1 * plan.learning_rate
+
+
+def test_a_loss_that_is_no_number_is_divergence(tmp_path: Path) -> None:
+    bad = CachedCase(name="bad", image=np.full((1, 16, 16, 16), np.nan, np.float16), target=CASES[0].target[:, :16, :16, :16], points=CASES[0].points[:0])
+    trainer = Trainer(tiny_plan(augment="none"), [bad], CASES[4:], JobDir(tmp_path / "segresnet_0"), device=CPU)
+    with pytest.raises(Diverged) as error:
+        trainer.run()
+    assert str(error.value) == (
+        "segresnet_0: the loss became nan in epoch 1. Lower learning_rate (0.002) in hyper_parameters.yaml and train again."
+    )
+
+
+def test_a_changed_plan_starts_anew(tmp_path: Path) -> None:
+    make_trainer(tmp_path).run()
+    trainer = make_trainer(tmp_path, num_epochs=4)
+    assert trainer.run().steps == 8
+    assert len(curve(tmp_path)) == 4
+
+
+def test_out_of_memory_is_met_by_smaller_pieces_with_equal_gradients(tmp_path: Path) -> None:
+    gradients = []
+    for fails in (False, True):
+        trainer = make_trainer(tmp_path / str(fails), augment="none")
+        forward, seen = trainer.model.forward, []
+
+        def limited(x, forward=forward, fails=fails, seen=seen):  # type: ignore[no-untyped-def]
+            seen.append(len(x))
+            if fails and len(x) > 1:
+                raise torch.OutOfMemoryError("no memory")
+            return forward(x)
+
+        trainer.model.forward = limited  # type: ignore[method-assign]
+        trainer._train_step()
+        gradients.append([p.detach().clone() for p in trainer.network.parameters()])
+        assert seen == ([2, 1, 1] if fails else [2])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+import torch.distributed as dist
+from test_trainer import make_trainer
+from autoseg.algos.job import join_processes
+torch.set_num_threads(1)
+join_processes("cpu")
+make_trainer(Path(sys.argv[2])).run()
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    torch.set_num_threads(1)
+    try:
+        make_trainer(tmp_path / "one").run()
+    finally:
+        torch.set_num_threads(2)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run([*command, str(Path(__file__).parent), str(tmp_path / "two")], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=1e-4, rtol=1e-3)
+    for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert a["epoch"] == b["epoch"]
+        assert a["val_dice"] == pytest.approx(b["val_dice"], abs=5e-3)
+
+
+def test_a_batch_that_cannot_be_shared_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    with pytest.raises(WorkspaceError, match="batch_size 2 cannot be shared by 3 processes. Set a multiple of 3."):
+        make_trainer(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_ten_random_moments_it_ends_with_the_same_metrics(tmp_path: Path) -> None:
+    """SIGKILL, not SIGTERM: nothing can be saved at the last moment."""
+    script = tmp_path / "kill.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\n"
+        "import autoseg.algos.trainer as t\nt.CHECKPOINT_S = 0.3\n"
+        "from test_trainer import make_trainer\nmake_trainer(Path(sys.argv[2]), num_epochs=60, num_epochs_per_validation=3).run()\n"
+    )
+    command = [sys.executable, str(script), str(Path(__file__).parent)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=300)
+    rng = random.Random(7)
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen([*command, str(tmp_path / "parts")])
+        metrics = tmp_path / "parts" / "segresnet_0" / "metrics.jsonl"
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        while process.poll() is None and (not metrics.exists() or metrics.stat().st_mtime_ns == before):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0.0, 1.2))
+        if kills == 10 or process.poll() is not None:
+            assert process.wait(timeout=300) == 0
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 5
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_durations_read_well() -> None:
+    assert [format_seconds(s) for s in (4.4, 65, 7512)] == ["4s", "1m05s", "2h05m"]

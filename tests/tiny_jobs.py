@@ -1,0 +1,63 @@
+"""Job folders with small random networks, as training leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoseg.algos.networks import build_network
+from autoseg.algos.plan import Plan
+from autoseg.workspace import Job, JobDir, Workspace, write_yaml
+
+# Small networks on shared cores: threads that wait for each other made these tests 4 times slower.
+torch.set_num_threads(1)
+
+
+def tiny_plan(**changes: Any) -> Plan:
+    """A plan of a small SegResNet for two classes."""
+    values: dict[str, Any] = {
+        "algo": "segresnet",
+        "fold": 0,
+        "classes": [{"name": "sphere", "values": [1]}, {"name": "box", "values": [2]}],
+        "sigmoid": False,
+        "ignore_label": None,
+        "channels": [{"mode": "meanstd"}],
+        "resample_resolution": (1.2, 1.2, 1.6),
+        "crop_foreground": False,
+        "network": {"init_filters": 8, "blocks_down": [1, 1], "dsdepth": 1, "norm": "INSTANCE", "resolution": None},
+        "roi_size": (16, 16, 16),
+        "batch_size": 2,
+        "foreground_fraction": 0.5,
+        "mirror_axes": (),
+        "augment": "none",
+        "num_epochs": 1,
+        "num_steps_per_epoch": 1,
+        "budget_s": None,
+        "num_epochs_per_validation": 1,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "warmup_fraction": 0.0,
+        "grad_clip": 1.0,
+        "ema_decay": 0.0,
+        "loss": "dice_ce",
+        "overlap": 0.25,
+        "tta": False,
+        "precision": "fp32",
+        "seed": 0,
+    }
+    return Plan.model_validate({**values, **changes})
+
+
+def make_job(work_dir: Path, algo: str, fold: int, *, seed: int = 0, state: str = "done", **changes: Any) -> JobDir:
+    """Write the folder of a trained job; `algo` names the folder, the network is a SegResNet with random weights."""
+    workspace = Workspace(work_dir)
+    job = workspace.job_dir(algo, fold)
+    plan = tiny_plan(fold=fold, seed=seed, **changes)
+    write_yaml(job.plan, plan.model_dump(mode="json"))
+    torch.manual_seed(seed)
+    job.model.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(build_network(plan).state_dict(), job.model)
+    workspace.write_job(Job(algo=algo, fold=fold, state=state))  # type: ignore[arg-type]
+    return job
