@@ -41,17 +41,13 @@ class Commands:
         algo: AlgoName | None = None,
         fold: int | None = None,
         as_json: bool = False,
+        again: bool = False,
     ) -> int:
         """Run some stages, or all where None is given, with the settings of the file and the command line."""
-        from autoseg.config import load_settings
+        from autoseg.pipeline import run_input
+        from autoseg.workspace import STAGES
 
-        settings, origins = load_settings(input, self._overrides)
-
-        from autoseg import pipeline
-
-        return pipeline.run_stages(
-            stages or pipeline.STAGES, settings, origins, input, algo=algo, fold=fold, as_json=as_json
-        )
+        return run_input(stages or STAGES, input, self._overrides, algo=algo, fold=fold, as_json=as_json, again=again)
 
     def run(self, *, input: Path = _INPUT) -> int:
         """Do all: analyze, generate, train, ensemble; only what is missing or whose inputs changed.
@@ -103,20 +99,23 @@ class Commands:
         """
         return self._stages(("generate",), input)
 
-    def train(self, *, input: Path = _INPUT, algo: AlgoName | None = None, fold: int | None = None) -> int:
-        """Train the jobs that are not done, or the one named by --algo and --fold anew.
+    def train(
+        self, *, input: Path = _INPUT, algo: AlgoName | None = None, fold: int | None = None, again: bool = False
+    ) -> int:
+        """Train the jobs that are not done or whose plan or cases changed, or those named by --algo and --fold.
 
         Args:
             input: The settings.
             algo: This network only.
             fold: This fold only, from 0.
+            again: Train from the start what is done already.
 
         Example:
             autoseg train --algo segresnet --fold 2
         """
         if fold is not None and fold < 0:
             raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
-        return self._stages(("train",), input, algo=algo, fold=fold)
+        return self._stages(("train",), input, algo=algo, fold=fold, again=again)
 
     def ensemble(self, *, input: Path = _INPUT) -> int:
         """Score the models out of fold, choose how to combine them, predict the testing cases.

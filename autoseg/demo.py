@@ -7,7 +7,8 @@ from pathlib import Path
 
 from autoseg.config import load_settings
 from autoseg.data.phantoms import make_phantoms
-from autoseg.pipeline import STAGES, run_stages
+from autoseg.pipeline import run_stages
+from autoseg.workspace import STAGES
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.datalist import Case, Datalist, build_datalist, write_datalist
+from autoseg.data.datalist import Case, Datalist, write_datalist
 from autoseg.data.layouts import find_layout
+from autoseg.data.listreader import build_datalist
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import ConfigError
 from autoseg.workspace import write_text

@@ -16,24 +16,62 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from autoseg import __version__
-from autoseg.config import AlgoName, Settings, parse_duration
-from autoseg.data.datalist import Case, Datalist, read_datalist, write_datalist
+from autoseg.config import AlgoName, Settings, load_settings, parse_duration
+from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, make_label_map
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.workspace import Job, Workspace, changed, digest, file_digest, read_json, write_json, write_text, write_yaml
+from autoseg.workspace import (
+    Job,
+    Workspace,
+    changed,
+    digest,
+    read_json,
+    write_json,
+    write_text,
+    write_yaml,
+)
 
 log = logging.getLogger(__name__)
 
-STAGES = ("analyze", "generate", "train", "ensemble")
 TRAINING_SHARE = 0.85
 """Share of a run's budget that goes to the training jobs; analysis, the ensemble and predictions take the rest."""
 ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
+
+
+SELECTS_WORK = ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers")
+"""Settings that say what to run now; the others on a command line belong to the run and stay with it."""
+
+
+def run_input(stages: Sequence[str], input_path: Path, overrides: Mapping[str, str], **options: Any) -> int:
+    """Read input.yaml and run stages.
+
+    Settings of an earlier command line are kept, unless the file or this command line has them, so that the plain
+    `autoseg run` goes on with what `autoseg run --budget 2h` began.
+
+    Args:
+        overrides: settings on the command line: key -> text.
+        options: as `run_stages` takes them.
+
+    Returns, Raises: as `run_stages`.
+    """
+    settings, origins = load_settings(input_path, overrides)
+    memory = Workspace(settings.work_dir).root / "state" / "command_line.json"
+    earlier: dict[str, str] = read_json(memory) if memory.exists() else {}
+    kept = {
+        key: text for key, text in earlier.items() if key not in overrides and origins.get(key, "default") == "default"
+    }
+    if kept and "generate" in stages:
+        log.info("as on an earlier command line: %s", " ".join(f"--{key} {text}" for key, text in kept.items()))
+        settings, origins = load_settings(input_path, {**kept, **overrides})
+    remembered = {key: text for key, text in {**kept, **overrides}.items() if key not in SELECTS_WORK}
+    return run_stages(stages, settings, origins, input_path, remember=remembered, **options)
 
 
 def run_stages(
@@ -45,6 +83,8 @@ def run_stages(
     algo: AlgoName | None = None,
     fold: int | None = None,
     as_json: bool = False,
+    again: bool = False,
+    remember: Mapping[str, str] | None = None,
 ) -> int:
     """Run stages of the pipeline, each as far as it is not up to date.
 
@@ -54,6 +94,8 @@ def run_stages(
         input_path: input.yaml, copied into the work_dir.
         algo, fold: restrict generate and train to these jobs.
         as_json: print the analysis' summary as JSON.
+        again: train jobs from the start that are done or begun.
+        remember: settings of the command line to keep for later runs, where plans are made.
 
     Returns:
         0, or 1 where a job failed.
@@ -74,23 +116,24 @@ def run_stages(
     jobs = _select_jobs(settings, listed, algo, fold)
     with workspace.lock():
         _remember_input(workspace, settings, origins, input_path)
+        if remember is not None and "generate" in stages:
+            write_json(workspace.root / "state" / "command_line.json", dict(remember))
         failed = False
         for stage in stages:
             if stage == "analyze":
                 _analyze(workspace, listed, settings, as_json=as_json)
-            else:
-                _need_analysis(workspace, listed, settings)
-                datalist = read_datalist(workspace.datalist, settings.dataroot)
-                if stage == "generate":
-                    _generate(workspace, datalist, settings, origins, jobs, budget_s=_job_budget(settings, len(jobs)))
-                elif stage == "train":
-                    own = origins.get("budget") == "command line" and "generate" not in stages
-                    budget_s = parse_duration(settings.budget) if own and settings.budget else _job_budget(settings, len(jobs))
-                    if "generate" not in stages:
-                        _generate(workspace, datalist, settings, origins, jobs, budget_s=budget_s)
-                    failed = not _train(workspace, datalist, settings, jobs) or failed
-                elif stage == "ensemble":
-                    _ensemble(workspace, datalist, settings)
+                continue
+            _need_analysis(workspace, listed, settings)
+            datalist = read_datalist(workspace.datalist, settings.dataroot)
+            if stage == "generate":
+                budget_s = _job_budget(settings, len(jobs))
+                _generate(workspace, datalist, settings, origins, jobs, budget_s=budget_s)
+            elif stage == "train":
+                if "generate" not in stages:
+                    _edit(workspace, datalist, settings, origins, jobs)
+                failed = not _train(workspace, datalist, settings, jobs, again=again) or failed
+            elif stage == "ensemble":
+                _ensemble(workspace, datalist, settings)
     return 1 if failed else 0
 
 
@@ -110,8 +153,8 @@ def _check_same_data(workspace: Workspace, datalist: Datalist, settings: Setting
     now = {_relative(c.images[0], settings.dataroot) for c in datalist.training}
     if known and not known & now:
         raise WorkspaceError(
-            f"{workspace.root}: this work_dir belongs to another data set ({len(known)} training cases, none of them in "
-            f"{settings.datalist.name}). Set another work_dir, or delete this one."
+            f"{workspace.root}: this work_dir belongs to another data set ({len(known)} training cases, none "
+            f"of them in {settings.datalist.name}). Set another work_dir, or delete this one."
         )
 
 
@@ -122,7 +165,9 @@ def _select_jobs(
     folds = settings.folds if settings.folds is not None else tuple(range(datalist.num_fold))
     folds = folds if fold is None else (fold,)
     faults = [
-        f"fold {f}: no such fold. The datalist has folds 0 to {datalist.num_fold - 1}." for f in folds if f >= datalist.num_fold
+        f"fold {f}: no such fold. The datalist has folds 0 to {datalist.num_fold - 1}."
+        for f in folds
+        if f >= datalist.num_fold
     ]
     if faults:
         raise ConfigError(faults)
@@ -151,16 +196,11 @@ def _analysis_inputs(datalist: Datalist, settings: Settings) -> dict[str, str]:
     inputs = {key: digest(getattr(settings, key)) for key in ANALYSIS_KEYS}
     inputs["version of autoseg"] = __version__
     for case in datalist.training:
-        inputs[f"case {case.name}"] = digest([_case_digest(case), case.fold, case.annotated, case.group])
+        inputs[f"case {case.name}"] = digest([files_digest(case), case.fold, case.annotated, case.group])
     inputs["testing, validation and unlabeled cases"] = digest(
-        [[_case_digest(c) for c in cases] for cases in (datalist.testing, datalist.validation, datalist.unlabeled)]
+        [[files_digest(c) for c in cases] for cases in (datalist.testing, datalist.validation, datalist.unlabeled)]
     )
     return inputs
-
-
-def _case_digest(case: Case) -> str:
-    files = (*case.images, case.label) if case.label else case.images
-    return digest([file_digest(p) for p in files])
 
 
 def _analyze(workspace: Workspace, listed: Datalist, settings: Settings, *, as_json: bool) -> None:
@@ -189,15 +229,20 @@ def _need_analysis(workspace: Workspace, listed: Datalist, settings: Settings) -
     inputs = _analysis_inputs(listed, settings)
     reasons = workspace.stale("analyze", inputs)
     if reasons == ["not done yet"]:
-        raise WorkspaceError(f"{workspace.root}: analyze has not been done. Run `autoseg analyze` or `autoseg run` first.")
+        raise WorkspaceError(
+            f"{workspace.root}: analyze has not been done. Run `autoseg analyze` or `autoseg run` first."
+        )
     if reasons:
         raise WorkspaceError(
-            f"{workspace.root}: the analysis is out of date ({', '.join(reasons)}). Run `autoseg analyze` or `autoseg run`."
+            f"{workspace.root}: the analysis is out of date ({', '.join(reasons)}). "
+            "Run `autoseg analyze` or `autoseg run`."
         )
 
 
 def _say_stage(stage: str, reasons: Sequence[str]) -> None:
-    log.info("%s: %s", stage, "starting" if list(reasons) == ["not done yet"] else "again, because " + ", ".join(reasons))
+    log.info(
+        "%s: %s", stage, "starting" if list(reasons) == ["not done yet"] else "again, because " + ", ".join(reasons)
+    )
 
 
 # -- generate
@@ -219,41 +264,84 @@ def _generate(
     *,
     budget_s: float | None,
 ) -> None:
-    from autoseg.algos.device import pick_device
+    """Write the plans that are missing or were made from other inputs."""
     from autoseg.algos.generate import generate_job
+
+    made = []
+    for algo, fold, known in _planning(workspace, datalist, settings, origins, jobs, budget_s):
+        if generate_job(workspace, algo=algo, fold=fold, **known):
+            made.append(f"{algo}_{fold}")
+    log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
+
+
+def _edit(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    origins: Mapping[str, str],
+    jobs: Sequence[tuple[AlgoName, int]],
+) -> None:
+    """Make the missing plans of jobs to be trained alone; bring the command line's values into the others.
+
+    A plan that is there is never made anew by `train`, so that what was planned or edited is what is trained.
+    """
+    from autoseg.algos.generate import edit_job, generate_job
+    from autoseg.algos.planner import make_plan
+
+    given = origins.get("budget") == "command line" and settings.budget is not None
+    budget_s = parse_duration(settings.budget) if given and settings.budget else _job_budget(settings, len(jobs))
+    for algo, fold, known in _planning(workspace, datalist, settings, origins, jobs, budget_s):
+        if not workspace.job_dir(algo, fold).plan.exists():
+            generate_job(workspace, algo=algo, fold=fold, **known)
+        elif "command line" in origins.values():
+            plan, found = make_plan(algo=algo, fold=fold, **known)
+            if keys := edit_job(workspace, plan, found):
+                log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
+
+
+def _planning(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    origins: Mapping[str, str],
+    jobs: Sequence[tuple[AlgoName, int]],
+    budget_s: float | None,
+) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
+    """For each job, all that the planner wants to know."""
+    from autoseg.algos.device import pick_device
     from autoseg.algos.hardware import find_hardware
 
     fingerprint = Fingerprint.read(workspace.datastats)
-    label_map = _label_map(settings, datalist, fingerprint)
-    hardware = find_hardware(pick_device(settings.device))
-    made = []
+    common = {
+        "fingerprint": fingerprint,
+        "label_map": _label_map(settings, datalist, fingerprint),
+        "settings": settings,
+        "origins": dict(origins),
+        "hardware": find_hardware(pick_device(settings.device)),
+    }
     for algo, fold in jobs:
-        own = getattr(settings, algo).budget
-        seconds = parse_duration(own) if own else budget_s
-        if generate_job(
-            workspace,
-            algo=algo,
-            fold=fold,
-            num_train=len(datalist.train_cases(fold)),
-            fingerprint=fingerprint,
-            label_map=label_map,
-            settings=settings,
-            origins=dict(origins),
-            hardware=hardware,
-            budget_s=seconds,
-        ):
-            made.append(f"{algo}_{fold}")
-    log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
+        own: str | None = getattr(settings, algo).budget
+        key = f"{algo}.budget" if own else "budget"
+        seconds = {
+            "budget_s": parse_duration(own) if own else budget_s,
+            "budget_origin": origins.get(key, "") if own or budget_s else "",
+        }
+        yield algo, fold, {**common, **seconds, "num_train": len(datalist.train_cases(fold))}
 
 
 # -- train
 
 
 def _train(
-    workspace: Workspace, datalist: Datalist, settings: Settings, jobs: Sequence[tuple[AlgoName, int]]
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    jobs: Sequence[tuple[AlgoName, int]],
+    *,
+    again: bool = False,
 ) -> bool:
     """Train every job that is not done; True where all are done at the end."""
-    from autoseg.algos.job import job_inputs, read_plan, run_job
+    from autoseg.algos.job import job_inputs, read_plan
 
     results: list[Job] = []
     begin = time.monotonic()
@@ -262,13 +350,16 @@ def _train(
         plan = read_plan(workspace.job_dir(algo, fold))
         inputs = job_inputs(plan, datalist.train_cases(fold), datalist.val_cases(fold))
         reasons = changed(job.inputs, inputs) if job.inputs else []
+        if again:
+            reasons.append("--again was given")
+            workspace.job_dir(algo, fold).checkpoint.unlink(missing_ok=True)
         if job.state == "done" and not reasons:
             log.info("train: %s is done (Dice %.4f)", job.name, job.dice)
             results.append(job)
             continue
         because = f", because {', '.join(reasons)}" if reasons else ""
         log.info("train: job %d of %d, %s%s", number, len(jobs), job.name, because)
-        done = _run_job(workspace, settings, algo, fold, run_job)
+        done = _run_job(workspace, settings, algo, fold)
         results.append(done)
     if len(jobs) > 1:
         bad = [j for j in results if j.state != "done"]
@@ -278,10 +369,11 @@ def _train(
     return all(j.state == "done" for j in results)
 
 
-def _run_job(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int, run_job) -> Job:  # type: ignore[no-untyped-def]
+def _run_job(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int) -> Job:
     import torch
 
     from autoseg.algos.device import pick_device
+    from autoseg.algos.job import run_job
 
     if pick_device(settings.device).type == "cuda" and torch.cuda.device_count() > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -289,13 +381,13 @@ def _run_job(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int
         subprocess.run([*command, str(workspace.root), str(settings.dataroot), algo, str(fold)], check=False)
         job = workspace.read_job(algo, fold)
         if job.state == "running":  # killed before it could say why
-            job.state, job.error = "failed", f"the processes ended without a word; see {workspace.job_dir(algo, fold).log.name}"
+            job.state, job.error = (
+                "failed",
+                f"the processes ended without a word; see {workspace.job_dir(algo, fold).log.name}",
+            )
             workspace.write_job(job)
         return job
-    job: Job = run_job(
-        workspace, settings.dataroot, algo, fold, device=settings.device, num_workers=settings.num_workers
-    )
-    return job
+    return run_job(workspace, settings.dataroot, algo, fold, device=settings.device, num_workers=settings.num_workers)
 
 
 # -- ensemble

@@ -1,14 +1,14 @@
 """The folder of a run: where everything lies, what is done, what is stale. All writes are whole or not at all.
 
-    work_dir/
-      input.yaml, settings.yaml            as given; resolved, with each value's origin
-      datalist.json                        the cases, relative to dataroot, each with its fold
-      datastats.yaml, datastats_by_case.yaml, faults.json
-      cache/                               preprocessed cases, keyed by content and settings
-      <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
-      ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
-      state/<stage>.json                   what each finished stage was made from
-      run.log
+work_dir/
+input.yaml, settings.yaml            as given; resolved, with each value's origin
+datalist.json                        the cases, relative to dataroot, each with its fold
+datastats.yaml, datastats_by_case.yaml, faults.json
+cache/                               preprocessed cases, keyed by content and settings
+<algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
+ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
+state/<stage>.json                   what each finished stage was made from
+run.log
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STAGES = ("analyze", "generate", "train", "ensemble")
 """The stages of a run in their order."""
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that after a crash either the old or the new one is there, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
@@ -49,7 +49,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type,return-value]
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -236,7 +236,9 @@ class Workspace:
     # -- stages
     def stamp(self, stage: str, inputs: Mapping[str, str]) -> None:
         """Note that a stage is done and what it was made from."""
-        write_json(self.root / "state" / f"{stage}.json", {"inputs": dict(inputs), "version": __version__, "time": time.time()})
+        write_json(
+            self.root / "state" / f"{stage}.json", {"inputs": dict(inputs), "version": __version__, "time": time.time()}
+        )
 
     def stale(self, stage: str, inputs: Mapping[str, str]) -> list[str]:
         """Why a stage has to run: names of inputs that changed, ["not done yet"], or [] where it is up to date."""
@@ -295,5 +297,6 @@ def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         if len(names) > MOST_NAMED:
             names = [*names[: MOST_NAMED - 1], f"and {len(names) - MOST_NAMED + 1} more"]
         if names:
-            words.append(f"{', '.join(names)} {what if what == 'changed' else 'is ' + what if len(names) == 1 else 'are ' + what}")
+            verb = "" if what == "changed" else "is " if len(names) == 1 else "are "
+            words.append(f"{', '.join(names)} {verb}{what}")
     return words

@@ -25,7 +25,8 @@ def _augment(images, targets, seed=0, **changes):  # type: ignore[no-untyped-def
 def test_same_seed_same_result_and_batch_equals_samples() -> None:
     images, targets = _batch(num=3)
     first, second = _augment(images, targets), _augment(images, targets)
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
     for i in range(3):
         alone = augment_batch(
             images[i : i + 1], targets[i : i + 1], [np.random.default_rng([0, i])],
@@ -38,7 +39,8 @@ def test_many_draws_stay_finite_and_keep_label_values() -> None:
     images, targets = _batch()
     for seed in range(60):
         image, target = _augment(images, targets, seed)
-        assert torch.isfinite(image).all() and image.shape == images.shape
+        assert torch.isfinite(image).all()
+        assert image.shape == images.shape
         assert set(target.unique().tolist()) <= {0, 1, 2}
 
 
@@ -58,9 +60,20 @@ def test_rotation_keeps_lengths_in_mm(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sphere in mm stays a sphere: rotated on a 3 mm axis it keeps volume and extent."""
     spacing = np.array([1.0, 1.0, 2.5])
     shape = (40, 40, 16)
-    mm = np.stack(np.meshgrid(*[(np.arange(s) - (s - 1) / 2) * d for s, d in zip(shape, spacing, strict=True)], indexing="ij"))
+    mm = np.stack(
+        np.meshgrid(*[(np.arange(s) - (s - 1) / 2) * d for s, d in zip(shape, spacing, strict=True)], indexing="ij")
+    )
     ball = torch.from_numpy((np.sqrt((mm**2).sum(0)) < 14).astype(np.uint8))[None, None]
-    for name in ("P_NOISE", "P_BLUR", "P_BRIGHTNESS", "P_CONTRAST", "P_LOW_RESOLUTION", "P_GAMMA", "P_GAMMA_INVERTED", "P_SCALE"):
+    for name in (
+        "P_NOISE",
+        "P_BLUR",
+        "P_BRIGHTNESS",
+        "P_CONTRAST",
+        "P_LOW_RESOLUTION",
+        "P_GAMMA",
+        "P_GAMMA_INVERTED",
+        "P_SCALE",
+    ):
         monkeypatch.setattr(augment, name, 0.0)
     monkeypatch.setattr(augment, "P_ROTATE", 1.0)
     _, turned = _augment(ball.float(), ball, seed=2, spacing_mm=spacing, mirror_axes=())

@@ -118,10 +118,14 @@ def test_gpu_plan_follows_the_published_sizes(algo: AlgoName) -> None:
     plan = plan_and_origins(algo, hardware=GPU, fingerprint=body, modality="CT", num_train=160)[0]
     voxels = int(np.prod(plan.roi_size))
     if algo == "segresnet":
-        assert plan.network["init_filters"] == 32 and plan.network["blocks_down"] == [1, 2, 2, 4, 4]
+        assert plan.network["init_filters"] == 32
+        assert plan.network["blocks_down"] == [1, 2, 2, 4, 4]
         assert 20e6 < voxels <= 7.225e6 * 5
     else:
-        assert voxels <= 96**3 and min(plan.roi_size) >= 64
+        assert voxels <= 96**3
+        assert min(plan.roi_size) >= 64
         assert plan.batch_size > 2
-    assert plan.channels[0].mode == "ct" and plan.channels[0].bounds == (5.0, 95.0)
-    assert plan.num_epochs == 500 and plan.num_steps_per_epoch == int(np.ceil(160 / plan.batch_size))
+    assert plan.channels[0].mode == "ct"
+    assert plan.channels[0].bounds == (5.0, 95.0)
+    assert plan.num_epochs == 500
+    assert plan.num_steps_per_epoch == int(np.ceil(160 / plan.batch_size))

@@ -24,7 +24,8 @@ def test_a_patch_is_a_window_of_the_padded_image(shape, roi, seed, centred) -> N
     case = _case(shape)
     centre = tuple(s - 1 for s in shape) if centred else None
     image, target = cut_patch(case, roi, np.random.default_rng(seed), centre)
-    assert image.shape == (1, *roi) and target.shape == (1, *roi)
+    assert image.shape == (1, *roi)
+    assert target.shape == (1, *roi)
     inside = image[0][image[0] > 0]
     assert inside.size == np.prod([min(s, r) for s, r in zip(shape, roi, strict=True)])
     # Every value keeps its neighbours: positions of the values differ by one constant shift.

@@ -32,7 +32,9 @@ def make_case(seed: int, shape: tuple[int, int, int] = (20, 18, 16)) -> CachedCa
     ball, core = ellipsoid(shape, centre, [6, 6, 5]), ellipsoid(shape, centre, [3, 3, 3])
     image = (rng.normal(size=shape) * 0.3 + ball + core)[None].astype(np.float16)
     target = (ball.astype(np.uint8) + core)[None]
-    points = np.concatenate([np.hstack([np.full((m.sum(), 1), c), np.argwhere(m)]) for c, m in enumerate((target[0] == 1, core))])
+    points = np.concatenate(
+        [np.hstack([np.full((m.sum(), 1), c), np.argwhere(m)]) for c, m in enumerate((target[0] == 1, core))]
+    )
     return CachedCase(name=f"case_{seed}", image=image, target=target, points=points.astype(np.int32))
 
 
@@ -96,7 +98,8 @@ def test_stopped_by_a_signal_it_goes_on_to_the_same_end(tmp_path: Path, stop_aft
 def test_it_learns_the_phantoms(tmp_path: Path) -> None:
     result = make_trainer(tmp_path, num_epochs=30, num_epochs_per_validation=10).run()
     assert result.best_dice > 0.7
-    assert result.steps == 60 and result.epochs == 30
+    assert result.steps == 60
+    assert result.epochs == 30
 
 
 def test_a_budget_is_kept(tmp_path: Path) -> None:
@@ -105,16 +108,23 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
     result = trainer.run()
     assert 4.0 < time.monotonic() - begin < 7.5
-    assert result.best_dice >= 0 and result.curve[-1]["lr"] < 0.1 * plan.learning_rate
+    assert result.best_dice >= 0
+    assert result.curve[-1]["lr"] < 0.1 * plan.learning_rate
 
 
 def test_a_loss_that_is_no_number_is_divergence(tmp_path: Path) -> None:
-    bad = CachedCase(name="bad", image=np.full((1, 16, 16, 16), np.nan, np.float16), target=CASES[0].target[:, :16, :16, :16], points=CASES[0].points[:0])
+    bad = CachedCase(
+        name="bad",
+        image=np.full((1, 16, 16, 16), np.nan, np.float16),
+        target=CASES[0].target[:, :16, :16, :16],
+        points=CASES[0].points[:0],
+    )
     trainer = Trainer(tiny_plan(augment="none"), [bad], CASES[4:], JobDir(tmp_path / "segresnet_0"), device=CPU)
     with pytest.raises(Diverged) as error:
         trainer.run()
     assert str(error.value) == (
-        "segresnet_0: the loss became nan in epoch 1. Lower learning_rate (0.002) in hyper_parameters.yaml and train again."
+        "segresnet_0: the loss became nan in epoch 1. "
+        "Lower learning_rate (0.002) in hyper_parameters.yaml and train again."
     )
 
 
@@ -169,7 +179,13 @@ def test_two_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(2)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run([*command, str(Path(__file__).parent), str(tmp_path / "two")], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [*command, str(Path(__file__).parent), str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key in one:
@@ -195,7 +211,8 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_metrics(tmp_path: Pa
     script.write_text(
         "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\n"
         "import autoseg.algos.trainer as t\nt.CHECKPOINT_S = 0.3\n"
-        "from test_trainer import make_trainer\nmake_trainer(Path(sys.argv[2]), num_epochs=60, num_epochs_per_validation=3).run()\n"
+        "from test_trainer import make_trainer\n"
+        "make_trainer(Path(sys.argv[2]), num_epochs=60, num_epochs_per_validation=3).run()\n"
     )
     command = [sys.executable, str(script), str(Path(__file__).parent)]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=300)

@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
 
 from autoseg.algos.plan import Plan
-from autoseg.data.datalist import Case
+from autoseg.data.datalist import Case, files_digest
 from autoseg.data.preprocess import prepare_image, prepare_label
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import DataError
-from autoseg.workspace import digest, file_digest, write_atomic
+from autoseg.workspace import digest, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,7 @@ def _folder(root: Path, plan: Plan, case: Case) -> Path:
     how = digest(
         [CACHE_VERSION, asdict(plan.preprocessing), label_map.values, label_map.sigmoid, label_map.ignore_label]
     )
-    assert case.label is not None
-    content = digest([file_digest(p) for p in (*case.images, case.label)])
-    return root / how / f"{case.name}-{content[:8]}"
+    return root / how / f"{case.name}-{files_digest(case)[:8]}"
 
 
 def _points(target: np.ndarray, num_classes: int, *, sigmoid: bool) -> np.ndarray:
@@ -115,9 +114,11 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
     size = sum(path.stat().st_size for f in folders for path in f.glob("*.npy"))
     in_memory = size < 0.5 * psutil.virtual_memory().available
     log.info("%d cases, %.1f MiB, %s", len(cases), size / 2**20, "in memory" if in_memory else "memory-mapped")
-    mode = None if in_memory else "r"
+    mode: Literal["r"] | None = None if in_memory else "r"
     opened = []
     for folder, case in zip(folders, cases, strict=True):
-        arrays = {n: np.load(folder / f"{n}.npy", mmap_mode=mode, allow_pickle=False) for n in ("image", "target", "points")}
+        arrays = {
+            n: np.load(folder / f"{n}.npy", mmap_mode=mode, allow_pickle=False) for n in ("image", "target", "points")
+        }
         opened.append(CachedCase(name=case.name, **arrays))
     return opened

@@ -56,7 +56,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if resolved == "fp32":
         return nullcontext()
     dtype = torch.bfloat16 if resolved == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype)  # type: ignore[return-value]
+    return torch.autocast(device.type, dtype)
 
 
 def tune_cpu_allocator() -> None:

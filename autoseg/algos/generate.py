@@ -12,13 +12,13 @@ from autoseg import __version__
 from autoseg.algos.bundle import write_bundle
 from autoseg.algos.hardware import Hardware
 from autoseg.algos.plan import Plan
-from autoseg.algos.planner import make_plan
-from autoseg.algos.templates import read_template_text
+from autoseg.algos.planner import Origin, make_plan
+from autoseg.algos.templates import fill_template, read_template_text
 from autoseg.config import AlgoName, Settings
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
 from autoseg.reader import read_model
-from autoseg.workspace import JobDir, Workspace, digest, write_json
+from autoseg.workspace import JobDir, Workspace, digest, write_text
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,41 @@ def edited_values(paths: JobDir) -> dict[str, Any]:
     now = read_model(paths.plan, Plan).model_dump(mode="json")
     origins = yaml.safe_load(paths.origins.read_text())
     generated = {key: origins[key]["value"] for key in now if key in origins}
-    generated["network"] = {key: origins[f"network.{key}"]["value"] for key in now["network"] if f"network.{key}" in origins}
+    generated["network"] = {
+        key: origins[f"network.{key}"]["value"] for key in now["network"] if f"network.{key}" in origins
+    }
     return {key: value for key, value in now.items() if value != generated.get(key)}
+
+
+def edit_job(workspace: Workspace, plan: Plan, origins: dict[str, Origin]) -> list[str]:
+    """Bring values given on the command line into a job's existing plan, as an edit by hand would.
+
+    Args:
+        plan, origins: the planner's, with the command line; what came from elsewhere stays as it is in the file.
+
+    Returns:
+        The keys that changed.
+
+    Raises:
+        ConfigError: The plan in the file is not valid.
+    """
+    paths = workspace.job_dir(plan.algo, plan.fold)
+    now = read_model(paths.plan, Plan).model_dump(mode="json")
+    given = plan.model_dump(mode="json")
+    edited = {**now, "network": dict(now["network"])}
+    for key, origin in origins.items():
+        if origin.origin != "command line":
+            continue
+        if key.startswith("network."):
+            edited["network"][key.removeprefix("network.")] = given["network"][key.removeprefix("network.")]
+        else:
+            edited[key] = given[key]
+    keys = [key for key in edited if edited[key] != now[key]]
+    if keys:
+        rules = {key: o["rule"] or o["origin"] for key, o in yaml.safe_load(paths.origins.read_text()).items()}
+        rules.update(dict.fromkeys(keys, "command line"))
+        write_text(paths.plan, fill_template(plan.algo, Plan.model_validate(edited).model_dump(mode="json"), rules))
+    return keys
 
 
 def generate_job(
@@ -46,6 +79,7 @@ def generate_job(
     origins: dict[str, str],
     hardware: Hardware,
     budget_s: float | None,
+    budget_origin: str = "",
 ) -> bool:
     """Write a job's bundle where it is missing or made from other inputs.
 
@@ -80,6 +114,7 @@ def generate_job(
         origins=origins,
         hardware=hardware,
         budget_s=budget_s,
+        budget_origin=budget_origin,
     )
     generated = plan.model_dump(mode="json")
     if edits:

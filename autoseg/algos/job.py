@@ -22,28 +22,22 @@ from autoseg.algos.device import pick_device, tune_cpu_allocator
 from autoseg.algos.hardware import available_cores
 from autoseg.algos.plan import Plan
 from autoseg.algos.trainer import Diverged, Interrupted, Trainer, format_seconds
-from autoseg.reader import read_model
-from autoseg.data.datalist import Case, read_datalist
+from autoseg.data.datalist import Case, files_digest, read_datalist
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.errors import AutosegError
 from autoseg.inference.metrics import dice_per_class, summarise, to_plain
 from autoseg.inference.predictor import Predictor
-from autoseg.workspace import Job, JobDir, Workspace, digest, file_digest, write_json
+from autoseg.reader import read_model
+from autoseg.workspace import Job, JobDir, Workspace, digest, write_json
 
 log = logging.getLogger(__name__)
-
-
-def case_digest(case: Case) -> str:
-    """Digest of a case's files: changes whenever one of them is written."""
-    files = (*case.images, case.label) if case.label else case.images
-    return digest([file_digest(p) for p in files])
 
 
 def job_inputs(plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> dict[str, str]:
     """What a job is made from: name -> digest. A difference makes it stale."""
     inputs = {f"plan: {key}": digest(value) for key, value in plan.model_dump(mode="json").items()}
     for role, cases in (("training case", train_cases), ("validation case", val_cases)):
-        inputs.update({f"{role} {c.name}": case_digest(c) for c in cases})
+        inputs.update({f"{role} {c.name}": files_digest(c) for c in cases})
     return inputs
 
 
@@ -73,7 +67,8 @@ def score_validation(plan: Plan, paths: JobDir, cases: tuple[Case, ...], device:
         scores.append(dice_per_class(pred, label.array[0], label_map, annotated=case.annotated))
     summary = summarise(scores, label_map.names)
     table = {
-        case.name: to_plain(dict(zip(label_map.names, row, strict=True))) for case, row in zip(cases, scores, strict=True)
+        case.name: to_plain(dict(zip(label_map.names, row, strict=True)))
+        for case, row in zip(cases, scores, strict=True)
     }
     write_json(paths.validation, {"summary": summary.to_json(), "dice": table})
     return summary.mean
@@ -118,6 +113,7 @@ def run_job(workspace: Workspace, dataroot: Path, algo: str, fold: int, *, devic
             # Reading and writing files comes on top of the same predictions.
             final_s=lambda validation_s: 1.3 * validation_s + 1.0,
             started=started,
+            inputs=digest(inputs),
         )
         result = trainer.run()
         job.seconds = result.seconds
@@ -164,7 +160,9 @@ def join_processes(device: str) -> None:
 def main(arguments: list[str]) -> int:
     """Run one job in a process of torchrun's."""
     work_dir, dataroot, algo, fold = arguments
-    logging.basicConfig(level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s")
+    logging.basicConfig(
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s"
+    )
     join_processes("auto")
     try:
         job = run_job(Workspace(Path(work_dir)), Path(dataroot), algo, int(fold), device="auto", num_workers=None)

@@ -126,9 +126,7 @@ class Plan(Strict):
     def preprocessing(self) -> Preprocessing:
         """Preprocessing as the data code wants it."""
         norms = tuple(ChannelNorm(**c.model_dump()) for c in self.channels)
-        return Preprocessing(
-            norms=norms, spacing_mm=self.resample_resolution, crop_foreground=self.crop_foreground
-        )
+        return Preprocessing(norms=norms, spacing_mm=self.resample_resolution, crop_foreground=self.crop_foreground)
 
     @property
     def num_outputs(self) -> int:

@@ -65,7 +65,9 @@ def channel_plans(fingerprint: Fingerprint, settings: Settings, algo: AlgoName) 
     """Normalisation of each channel, primary modality first, then the extra ones."""
     fixed = settings.hyper(algo)
     modality = settings.modality.lower()
-    primary = fixed.get("normalize_mode") or ("ct" if modality == "ct" else "mri" if modality in ("mri", "mr") else "meanstd")
+    primary = fixed.get("normalize_mode") or (
+        "ct" if modality == "ct" else "mri" if modality in ("mri", "mr") else "meanstd"
+    )
     extra = [mode.lower() for mode in settings.extra_modalities.values()]
     num_primary = fingerprint.num_channels - len(extra)
     modes = [primary] * num_primary + extra
@@ -97,7 +99,10 @@ def _epochs(
         fits = int(MINUTES_PER_CPU_JOB * 60 / (step_s * steps))
         if fits < epochs:
             epochs = max(2, fits)
-            rule = f"what a CPU of {hardware.num_cores} cores does in about {MINUTES_PER_CPU_JOB} minutes; set num_epochs or budget"
+            rule = (
+                f"what a CPU of {hardware.num_cores} cores does in about {MINUTES_PER_CPU_JOB} minutes; "
+                "set num_epochs or budget"
+            )
     return epochs, steps, rule
 
 
@@ -112,7 +117,7 @@ def make_plan(
     origins: dict[str, str],
     hardware: Hardware,
     budget_s: float | None,
-    budget_rule: str = "",
+    budget_origin: str = "",
 ) -> tuple[Plan, dict[str, Origin]]:
     """Fill an algorithm's template for one fold.
 
@@ -120,6 +125,7 @@ def make_plan(
         num_train: cases this fold trains on.
         origins: where each of the user's settings stands.
         budget_s: seconds for this job, or None.
+        budget_origin: where the budget was set.
 
     Returns:
         The plan, and for each of its keys where it came from.
@@ -185,7 +191,8 @@ def make_plan(
     put(
         "foreground_fraction",
         0.33 if whole else 0.67,
-        "a third of the patches where most images fit into one (nnU-Net); two thirds where background would fill the others",
+        "a third of the patches where most images fit into one (nnU-Net); two thirds where background would fill "
+        "the others",
     )
     put("mirror_axes", [0], "left and right alone: mirrored up and down or front to back no body exists")
     epochs, steps, rule = _epochs(algo, num_train, values["batch_size"], tuple(values["roi_size"]), hardware)
@@ -194,9 +201,17 @@ def make_plan(
         epochs, rule = max(epochs, 1250), "the budget ends the job"
     put("num_epochs", epochs, rule)
     values["budget_s"] = budget_s
-    found["budget_s"] = Origin(value=budget_s, origin=budget_rule or "planner", rule=budget_rule or "no budget given")
+    found["budget_s"] = Origin(
+        value=budget_s,
+        origin=budget_origin or "planner",
+        rule="the job's share of the budget" if budget_s else "no budget given",
+    )
     every = max(1, math.ceil(values["num_epochs"] / 20))
-    put("num_epochs_per_validation", every, "20 validations over the schedule; with a budget, in a tenth of the time at most")
+    put(
+        "num_epochs_per_validation",
+        every,
+        "20 validations over the schedule; with a budget, in a tenth of the time at most",
+    )
     rates = {"segresnet": (2e-4, 2e-3), "swinunetr": (4e-4, 1e-3), "dints": (2e-4, 2e-3)}[algo]
     put(
         "learning_rate",

@@ -60,7 +60,9 @@ def fill_template(algo: str, values: dict[str, Any], rules: dict[str, str]) -> s
             continue
         key = match[1]
         comment = f"  # {rules[key]}" if rules.get(key) else ""
-        block = isinstance(values[key], dict) or (isinstance(values[key], list) and any(isinstance(v, dict) for v in values[key]))
+        block = isinstance(values[key], dict) or (
+            isinstance(values[key], list) and any(isinstance(v, dict) for v in values[key])
+        )
         if block:
             text = yaml.safe_dump(values[key], sort_keys=False, default_flow_style=None, width=110)
             lines.append(f"{key}:{comment}")

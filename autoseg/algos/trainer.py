@@ -98,6 +98,7 @@ class Trainer:
         device: torch.device,
         final_s: Callable[[float], float] = lambda validation_s: 0.0,
         started: float | None = None,
+        inputs: str = "",
     ) -> None:
         """Set up a job.
 
@@ -106,9 +107,10 @@ class Trainer:
             paths: where checkpoints, weights and metrics go.
             final_s: seconds that follow training, from the seconds of a validation; kept free of a budget.
             started: `time.monotonic()` when the job began, so that preprocessing counts towards a budget.
+            inputs: digest of the files the cases come from; a checkpoint made from others is not gone on with.
         """
         self.plan, self.train_cases, self.val_cases, self.paths = plan, train_cases, val_cases, paths
-        self.device, self.final_s = device, final_s
+        self.device, self.final_s, self.inputs = device, final_s, inputs
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         if plan.batch_size % self.world:
@@ -128,7 +130,8 @@ class Trainer:
         torch.manual_seed(plan.seed)
         self.memory_format = torch.channels_last_3d
         # channels-last: 1.3 times on a CPU (measured), tensor cores want it on a GPU.
-        network = build_network(plan).to(device, memory_format=self.memory_format)
+        network = build_network(plan).to(device)
+        network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -372,7 +375,7 @@ class Trainer:
 
     # -- state
     def _identity(self) -> str:
-        return digest([self.plan.model_dump(mode="json"), [c.name for c in self.train_cases]])
+        return digest([self.plan.model_dump(mode="json"), [c.name for c in self.train_cases], self.inputs])
 
     def _save_checkpoint(self) -> None:
         if self.rank != 0:

@@ -24,6 +24,7 @@ from autoseg.analyzer.faults import (
     check_files,
     check_labels,
     check_patients,
+    counted,
 )
 from autoseg.analyzer.outliers import check_outliers, check_sides
 from autoseg.analyzer.store import Signature, Store, signature
@@ -288,7 +289,7 @@ def _check_declarations(training: Sequence[Measured], settings: Settings) -> lis
     return [
         Fault(
             kind="annotated",
-            finding=f"the datalist declares annotated classes for {num} cases, but partial_labels is off",
+            finding=f"the datalist declares annotated classes for {counted(num, 'case')}, but partial_labels is off",
             remedy="Set `partial_labels: declared`; until then every case counts as annotated for all classes.",
             severity="warning",
         )

@@ -25,6 +25,7 @@ MOST_COMPONENTS = 100
 """Components of a class whose boxes are listed, the largest first."""
 MOST_POOLED_VALUES = 1 << 16
 """Different foreground intensities of a case that are kept for pooling; more are rounded to 12 bits."""
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 FEW_VALUES = 256
 """An image with at least as many intensities is known by how often each occurs."""
 
@@ -150,7 +151,7 @@ def _check_voxels(volume: StoredVolume, number: int, found: list[Finding]) -> No
         array = volume.array[..., channel]
         where = f" in channel {channel}" if volume.array.shape[3] > 1 else ""
         low, high = (float(v) * volume.slope + volume.inter for v in (array.min(), array.max()))
-        if not (np.isfinite(low) and np.isfinite(high) and max(abs(low), abs(high)) < np.finfo(np.float32).max):
+        if not (np.isfinite(low) and np.isfinite(high) and max(abs(low), abs(high)) < FLOAT32_MAX):
             num_nan = sum(int(np.isnan(array[:, :, part]).sum()) for part in chunks(array.shape))
             what = f"{num_nan} voxels are NaN" if num_nan else "voxels are infinite, or beyond 32-bit floats"
             found.append(Finding("not_finite", what + where, "Replace them, or leave the case out.", file=number))

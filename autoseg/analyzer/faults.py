@@ -99,7 +99,7 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap) -> list[Faul
                 Fault(
                     kind="annotated",
                     finding=f"annotated for {', '.join(unknown_names)}, no class of the data set",
-                    remedy=f"Expected some of {_some(label_map.names)}. Correct `annotated` in the datalist.",
+                    remedy=f"Expected some of {listed(label_map.names)}. Correct `annotated` in the datalist.",
                     case=m.case.name,
                 )
             )
@@ -111,8 +111,8 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap) -> list[Faul
             faults.append(
                 Fault(
                     kind="label_values",
-                    finding=f"label {values} {_some(odd)} not declared",
-                    remedy=f"Expected {_some(sorted(known))}. Name them in class_names, or correct the label.",
+                    finding=f"label {values} {listed(odd)} not declared",
+                    remedy=f"Expected {listed(sorted(known))}. Name them in class_names, or correct the label.",
                     case=m.case.name,
                     file=m.label_file,
                 )
@@ -122,7 +122,7 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap) -> list[Faul
             faults.append(
                 Fault(
                     kind="annotated",
-                    finding=f"has {_some(extra)} but is not declared as annotated for it",
+                    finding=f"has {listed(extra)} but is not declared as annotated for it",
                     remedy="Add it to `annotated` in the datalist, or remove it from the label.",
                     case=m.case.name,
                     file=m.label_file,
@@ -152,7 +152,7 @@ def check_channels(measured: Sequence[Measured]) -> list[Fault]:
     return [
         Fault(
             kind="channels",
-            finding=f"{_count(m.stats.num_channels, 'channel')} where {_count(num, 'case')} {_have(num)} {usual}",
+            finding=f"{counted(m.stats.num_channels, 'channel')} where {counted(num, 'case')} {_have(num)} {usual}",
             remedy="Give every case the same channels, or leave it out.",
             case=m.case.name,
             file=m.files[0],
@@ -224,7 +224,7 @@ def check_class_counts(measured: Sequence[Measured], label_map: LabelMap, num_fo
         faults.append(
             Fault(
                 kind="few_cases",
-                finding=f"{_count(len(never), 'class', 'classes')} in no training case: {_some(never)}",
+                finding=f"{counted(len(never), 'class', 'classes')} in no training case: {listed(never)}",
                 remedy="What does not occur cannot be learned. Check class_names and the labels, or leave it out.",
                 severity="warning",
             )
@@ -234,7 +234,7 @@ def check_class_counts(measured: Sequence[Measured], label_map: LabelMap, num_fo
             faults.append(
                 Fault(
                     kind="few_cases",
-                    finding=f"class {name} occurs in {_count(num, 'training case')} for {num_fold} folds",
+                    finding=f"class {name} occurs in {counted(num, 'training case')} for {num_fold} folds",
                     remedy="Some folds cannot score it. Use fewer folds, or add cases.",
                     severity="warning",
                 )
@@ -251,12 +251,14 @@ def _leaks(a: Measured, b: Measured) -> bool:
     return "training" in (a.role, b.role)
 
 
-def _some(words: Iterable[object], most: int = 12) -> str:
+def listed(words: Iterable[object], most: int = 12) -> str:
+    """Words separated by commas, the rest counted."""
     texts = [str(w) for w in words]
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
-def _count(number: int, word: str, many: str = "") -> str:
+def counted(number: int, word: str, many: str = "") -> str:
+    """A number and its word in singular or plural."""
     return f"{number} {word if number == 1 else many or word + 's'}"
 
 

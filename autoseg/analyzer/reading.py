@@ -29,7 +29,6 @@ MOST_INFLATION = 1040
 """Deflate makes at most 1,032 bytes of one. Source: zlib's technical notes."""
 SPACING_LIMITS_MM = (0.005, 50.0)
 """Voxel edges outside are taken for an error of units: finer than micro-CT, or thicker than any slice."""
-NULL_LOGGER = logging.Logger("silent", level=logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +167,8 @@ def read_stored(path: Path, free_bytes: int | None = None) -> StoredVolume:
 def _read(path: Path, pieces: _Pieces, most_bytes: int, free_bytes: int | None) -> StoredVolume:
     header = _header(pieces)
     warnings: list[Finding] = []
+    pixdim = np.array(header["pixdim"][1:4], np.float64)
+    _mend(header, warnings)
     try:
         dtype = header.get_data_dtype()
         full_shape = tuple(int(s) for s in header.get_data_shape())
@@ -178,7 +179,7 @@ def _read(path: Path, pieces: _Pieces, most_bytes: int, free_bytes: int | None) 
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise FileFaultError("unreadable", f"voxels of type {dtype}", "Expected numbers. Export as int16 or float32.")
     shape, channels = _shape(path, full_shape)
-    grid = _grid(header, shape, warnings)
+    grid = _grid(header, pixdim, shape, warnings)
     num_bytes = int(np.prod(shape, dtype=np.float64)) * channels * dtype.itemsize
     if num_bytes > most_bytes:
         raise FileFaultError(
@@ -238,6 +239,35 @@ def _header(pieces: _Pieces) -> nib.Nifti1Header:
     return header
 
 
+class _Notes(logging.Handler):
+    """Keeps what nibabel says while it mends a header."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def _mend(header: nib.Nifti1Header, warnings: list[Finding]) -> None:
+    """Mend a header as `nibabel.load` does, so that every reader sees the same; what it mends is a warning.
+
+    Voxel sizes of 0 are judged apart: with an sform they do not matter.
+    """
+    notes = _Notes()
+    logger = logging.Logger("header")
+    logger.addHandler(notes)
+    try:
+        header.check_fix(logger=logger)
+    except HeaderDataError as error:
+        raise FileFaultError("unreadable", f"a damaged NIfTI header ({_brief(error)})", "Export it again.") from None
+    texts = [t for t in notes.texts if "pixdim[1,2,3]" not in t]
+    if texts:
+        remedy = "The image is read so. Export it again."
+        warnings.append(Finding("header", f"a damaged NIfTI header: {'; '.join(texts)}", remedy, is_fault=False))
+
+
 def _shape(path: Path, full_shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
     try:
         shape, channels = spatial_and_channels(path, full_shape)
@@ -254,15 +284,12 @@ def _shape(path: Path, full_shape: tuple[int, ...]) -> tuple[tuple[int, int, int
     return shape, channels
 
 
-def _grid(header: nib.Nifti1Header, shape: tuple[int, int, int], warnings: list[Finding]) -> Grid:
-    """The stored grid, and warnings where the header contradicts itself."""
-    pixdim = np.array(header["pixdim"][1:4], np.float64)
+def _grid(header: nib.Nifti1Header, pixdim: np.ndarray, shape: tuple[int, int, int], warnings: list[Finding]) -> Grid:
+    """The stored grid, and warnings where the header contradicts itself; `pixdim` as the file has it."""
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if not has_sform and not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
         raise FileFaultError("spacing", f"spacing of {_mm(pixdim)} mm", "Expected positive sizes. Export it again.")
     try:
-        # An sform may be fine beside broken voxel sizes; nibabel then needs any that are positive.
-        header["pixdim"][1:4] = np.where(np.isfinite(pixdim) & (pixdim > 0), pixdim, 1.0)
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:
         raise FileFaultError("unreadable", f"a damaged orientation ({_brief(error)})", "Export it again.") from None

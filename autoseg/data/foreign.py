@@ -50,7 +50,7 @@ LABEL_ENDINGS = r"[_\-. ]?(label|labels|labelmap|seg|segmentation|mask|masks|gt)
 
 def is_nnunet(raw: Any) -> bool:
     """Whether a JSON file's content is nnU-Net v2's dataset.json."""
-    return isinstance(raw, dict) and "channel_names" in raw and "labels" in raw
+    return isinstance(raw, dict) and "channel_names" in raw and "labels" in raw and "training" not in raw
 
 
 def is_msd(raw: Any) -> bool:
@@ -105,6 +105,13 @@ def nnunet_to_plain(raw: dict[str, Any], root: Path) -> Plain:
     Raises:
         DataError: imagesTr or labelsTr is missing, a label has no image, or splits_final.json does not fit.
     """
+    faults = [
+        f"{root / 'dataset.json'}: {key}: {raw[key]!r}. Expected an object such as {example}."
+        for key, example in (("channel_names", '{"0": "CT"}'), ("labels", '{"background": 0, "liver": 1}'))
+        if not isinstance(raw[key], dict)
+    ]
+    if faults:
+        raise DataError(faults)
     suffix = str(raw.get("file_ending", ".nii.gz"))
     num_channels = len(raw["channel_names"])
     plain: Plain = {"modality": raw["channel_names"], "labels": raw["labels"]}
@@ -168,7 +175,7 @@ def _take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
         raise DataError(f"{path}: not a list of {{train, val}} ({error!r}). Mend or remove the file.") from None
     odd = sorted(set(fold_of) - set(names))
     rest = sorted(set(names) - set(fold_of))
-    if odd or num_val != len(fold_of) or (rest and len(splits) > 1):
+    if odd or num_val != len(fold_of) or (rest and len(splits) != 1):
         why = (
             f"{_some(odd)} not in the data set"
             if odd
@@ -263,8 +270,8 @@ def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path
     by_image, by_label = best
     if lost := [by_label[k][0].name for k in sorted(set(by_label) - set(by_image))]:
         raise DataError(
-            f"{labels}: no image in {images.name}/ for {_some(lost)}. Expected the same file name in both, such as "
-            f"{label_paths[0].name} for {label_paths[0].name}; found images such as {image_paths[0].name}."
+            f"{labels}: no image in {images.name}/ for {_some(lost)}. Expected the same file name in both, "
+            f"but for endings such as _image and _seg; found images such as {image_paths[0].name}."
         )
     matched = [(by_image[k], by_label[k][0]) for k in sorted(by_label)]
     return matched, [by_image[k] for k in sorted(set(by_image) - set(by_label))]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.data import foreign
-from autoseg.data.datalist import Datalist, build_datalist
+from autoseg.data.datalist import Datalist
 from autoseg.data.listfile import load_json
+from autoseg.data.listreader import build_datalist
 from autoseg.errors import DataError
 
 EXPECTED = (

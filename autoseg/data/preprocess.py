@@ -56,7 +56,8 @@ class Prepared:
     @property
     def box_shape(self) -> tuple[int, int, int]:
         """Shape of the cropped region before resampling."""
-        return tuple(s.stop - s.start for s in self.box)  # type: ignore[return-value]
+        x, y, z = self.box
+        return x.stop - x.start, y.stop - y.start, z.stop - z.start
 
 
 def normalize(channel: np.ndarray, norm: ChannelNorm) -> np.ndarray:
@@ -97,10 +98,10 @@ def normalize(channel: np.ndarray, norm: ChannelNorm) -> np.ndarray:
 
 def nonzero_box(array: np.ndarray) -> tuple[slice, slice, slice]:
     """The smallest box that holds every voxel with a value above 0 in any channel; the whole where none has."""
-    above = (array > 0).any(axis=0)
+    above: np.ndarray = np.any(array > 0, axis=0)
     box = []
     for axis in range(3):
-        line = np.flatnonzero(above.any(axis=tuple(a for a in range(3) if a != axis)))
+        line = np.flatnonzero(np.moveaxis(above, axis, 0).reshape(above.shape[axis], -1).any(axis=1))
         box.append(slice(int(line[0]), int(line[-1]) + 1) if line.size else slice(0, above.shape[axis]))
     return tuple(box)  # type: ignore[return-value]
 

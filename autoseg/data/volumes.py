@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
@@ -40,7 +41,7 @@ class Grid:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Edge lengths of a voxel along the stored axes."""
-        return tuple(float(s) for s in nib.affines.voxel_sizes(self.affine))  # type: ignore[return-value]
+        return tuple(float(s) for s in voxel_sizes(self.affine))  # type: ignore[return-value]
 
     @property
     def orientation(self) -> str:

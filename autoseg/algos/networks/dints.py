@@ -76,8 +76,10 @@ def choose(sizing: Sizing) -> Choice:
         roi_size=fit_roi(sizing, max_voxels, steps),
         batch_size=batch,
         rules={
-            "channel_mul": "1 on a GPU (MONAI's default); 0.25, 8 filters at the finest scale, on a CPU: 2.4 times the steps of 0.5",
-            "use_downsample": "on a GPU from half resolution (MONAI's default); on a CPU patches are small, full resolution",
+            "channel_mul": "1 on a GPU (MONAI's default); 0.25, "
+            "8 filters at the finest scale, on a CPU: 2.4 times the steps of 0.5",
+            "use_downsample": "on a GPU from half resolution (MONAI's default); "
+            "on a CPU patches are small, full resolution",
             "paths": "templates/dints/topology.json",
             "operations": "templates/dints/topology.json",
             "nodes": "depths that the paths reach",

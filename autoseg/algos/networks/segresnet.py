@@ -64,9 +64,19 @@ def choose(sizing: Sizing) -> Choice:
     roi = fit_roi(sizing, max_voxels, steps)
     blocks = BLOCKS[levels] if sizing.on_gpu or levels != 3 else [1, 2, 2]
     voxels = roi[0] * roi[1] * roi[2]
-    batch = max(1 if sizing.on_gpu and voxels > 4e6 else 2, min(8, int(1.1 * sizing.memory_gib / 16 * 7.2e6 / voxels))) if sizing.on_gpu else 2
+    batch = (
+        max(1 if sizing.on_gpu and voxels > 4e6 else 2, min(8, int(1.1 * sizing.memory_gib / 16 * 7.2e6 / voxels)))
+        if sizing.on_gpu
+        else 2
+    )
     return Choice(
-        network={"init_filters": filters, "blocks_down": blocks, "dsdepth": min(4, max(1, levels - 1)), "norm": "INSTANCE", "resolution": resolution},
+        network={
+            "init_filters": filters,
+            "blocks_down": blocks,
+            "dsdepth": min(4, max(1, levels - 1)),
+            "norm": "INSTANCE",
+            "resolution": resolution,
+        },
         roi_size=roi,
         batch_size=batch,
         rules={
@@ -75,9 +85,12 @@ def choose(sizing: Sizing) -> Choice:
             f"{4 if sizing.on_gpu else 8} voxels at the coarsest stage (nnU-Net's rule); blocks as Auto3DSeg's",
             "dsdepth": "a loss at every resolution but the coarsest, at most 4 (Auto3DSeg)",
             "norm": "instance normalisation, since batches are small (Auto3DSeg, nnU-Net)",
-            "resolution": "anisotropic strides where mean in-plane over through-plane spacing is outside 0.75..1.25 (Auto3DSeg)",
+            "resolution": "anisotropic strides where mean in-plane over through-plane spacing is "
+            "outside 0.75..1.25 (Auto3DSeg)",
             "roi_size": f"the 90th percentile image, cut to {max_voxels / 1e6:.3g} M voxels "
             + ("(Auto3DSeg: 224x224x144 for 16 GB, scaled with memory)" if sizing.on_gpu else "(64^3 on a CPU)"),
-            "batch_size": "Auto3DSeg: 1.1 x memory/16 GB at 7.2 M voxels, at least 2 below 4 M voxels (nnU-Net)" if sizing.on_gpu else "2 (nnU-Net's least)",
+            "batch_size": "Auto3DSeg: 1.1 x memory/16 GB at 7.2 M voxels, at least 2 below 4 M voxels (nnU-Net)"
+            if sizing.on_gpu
+            else "2 (nnU-Net's least)",
         },
     )

@@ -42,7 +42,13 @@ def choose(sizing: Sizing) -> Choice:
         axis = max(range(3), key=lambda a: sizing.p90_shape[a])
         roi = tuple(64 if a == axis else 32 for a in range(3))  # type: ignore[assignment]
     return Choice(
-        network={"feature_size": feature_size, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24], "window_size": window, "use_v2": True},
+        network={
+            "feature_size": feature_size,
+            "depths": [2, 2, 2, 2],
+            "num_heads": [3, 6, 12, 24],
+            "window_size": window,
+            "use_v2": True,
+        },
         roi_size=roi,
         batch_size=batch,
         rules={

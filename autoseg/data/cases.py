@@ -1,0 +1,69 @@
+"""A case and the list of all cases, as the rest of the package knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoseg.workspace import digest, file_digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One patient's scan: its image files, its label if there is one, and what is known about both."""
+
+    name: str
+    """Unique within the data set and fit for a file name; from the image's file name."""
+    images: tuple[Path, ...]
+    """Absolute paths, one per channel or files with several channels."""
+    label: Path | None = None
+    fold: int | None = None
+    """Validation fold the case belongs to, from 0; None: not in cross-validation."""
+    annotated: tuple[str, ...] | None = None
+    """Names of the classes its annotators looked for; None: not declared."""
+    group: str | None = None
+    """Patient; cases of one patient are never split over folds."""
+
+
+def files_digest(case: Case) -> str:
+    """A digest of a case's files: changes whenever one of them is written."""
+    files = (*case.images, case.label) if case.label else case.images
+    return digest([file_digest(path) for path in files])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Datalist:
+    """All cases of a data set, sorted by role."""
+
+    training: tuple[Case, ...]
+    """Labelled, each with a fold 0..num_fold-1 once read; where the list named `validation` cases instead of
+    folds, those come last, with fold 0, and the others have none."""
+    validation: tuple[Case, ...] = ()
+    """Labelled cases named beside folds; held back from training, not used to choose models."""
+    testing: tuple[Case, ...] = ()
+    """Predicted by the ensemble; scored where a label is given."""
+    unlabeled: tuple[Case, ...] = ()
+    labels: dict[int, str] = field(default_factory=dict)
+    """Label value -> class name, background left out; empty where the file names none."""
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name -> label values, where the list names regions made of several values; then `labels` is empty."""
+    ignore_label: int | None = None
+    """Value of voxels to leave out, where the list names one (nnU-Net's `ignore`)."""
+    modality: str | None = None
+    """As a foreign data set names it; None where it does not. Of several channels, the first one's."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels, as a foreign data set gives them; empty where it does not."""
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def num_fold(self) -> int:
+        """Number of folds."""
+        return 1 + max((c.fold for c in self.training if c.fold is not None), default=-1)
+
+    def train_cases(self, fold: int) -> tuple[Case, ...]:
+        """The cases a fold's model learns from."""
+        return tuple(c for c in self.training if c.fold != fold)
+
+    def val_cases(self, fold: int) -> tuple[Case, ...]:
+        """The cases a fold's model never sees."""
+        return tuple(c for c in self.training if c.fold == fold)
