@@ -20,7 +20,8 @@ from scipy import ndimage
 from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 from autoseg.analyzer import analyze_folder, store, workers
 from autoseg.analyzer.yaml_text import yaml_text
-from autoseg.config import ClassSpec
+from autoseg.config import ClassSpec, Settings
+from autoseg.data.labels import annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
 
 LEAF = (
@@ -450,3 +451,40 @@ def test_yaml_reads_back() -> None:
     assert yaml.safe_load(yaml_text(data)) == data
     with pytest.raises(TypeError, match="cannot write ndarray as YAML"):
         yaml_text({"array": np.zeros(2)})
+
+
+# -- label maps
+
+
+def made(datalist_labels: dict[int, str], found: tuple[int, ...] = (), **settings: Any) -> Any:
+    return make_label_map(
+        Settings(modality="CT", datalist=Path("d"), dataroot=Path("r"), **settings), datalist_labels, found
+    )
+
+
+def test_label_maps_come_from_settings_then_datalist_then_values() -> None:
+    assert made({4: "b", 0: "background", 2: "a"}, (7,)).values == ((2,), (4,))
+    assert made({}, (0, 7, 3, 255), ignore_label=255).names == ("class_3", "class_7")
+    named = made({4: "b"}, (), class_names=("x", ClassSpec(name="y", index=(5, 6))))
+    assert (named.names, named.values, named.sigmoid) == (("x", "y"), ((1,), (5, 6)), False)
+    overlapping = (ClassSpec(name="x", index=(1, 2)), ClassSpec(name="y", index=(2,)))
+    assert made({}, class_names=overlapping).sigmoid
+    with pytest.raises(ConfigError, match="belongs to more than one class"):
+        made({}, class_names=overlapping, sigmoid=False)
+    with pytest.raises(ConfigError, match="the data set has no class"):
+        made({}, (0,))
+
+
+@pytest.mark.parametrize(
+    ("declared", "mode", "expected"),
+    [
+        (None, "off", ("a", "b", "c")),
+        (("b",), "off", ("a", "b", "c")),
+        (None, "infer", ("a", "c")),
+        (("c", "b"), "infer", ("b", "c")),
+        (None, "declared", ("a", "b", "c")),
+        ((), "declared", ()),
+    ],
+)
+def test_annotated_classes(declared: Any, mode: Any, expected: tuple[str, ...]) -> None:
+    assert annotated_classes(declared, ("c", "a"), ("a", "b", "c"), mode) == expected

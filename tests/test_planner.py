@@ -1,0 +1,116 @@
+"""The planner's rules on data sets whose right answer is published or plain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plans import CPU, GPU, make_fingerprint, plan_and_origins
+
+from autoseg.algos.bundle import write_bundle
+from autoseg.algos.networks import divisor
+from autoseg.algos.plan import Plan
+from autoseg.algos.planner import target_spacing
+from autoseg.config import ALGOS
+from autoseg.reader import read_model
+from autoseg.workspace import JobDir
+
+HIPPOCAMPUS = make_fingerprint(
+    num_cases=200,
+    size_mm_median=(35.0, 50.0, 35.5),
+    size_mm_p90=(38.0, 54.0, 41.0),
+    shape_median=(35, 50, 36),
+)
+
+
+def test_hippocampus_on_two_cores() -> None:
+    plan, _ = plan_and_origins("segresnet", fingerprint=HIPPOCAMPUS, num_train=160)
+    assert plan.roi_size == (40, 56, 40)  # nnU-Net plans 40x56x40, too
+    assert plan.network["init_filters"] == 16
+    assert plan.network["blocks_down"] == [1, 2, 2]
+    assert plan.batch_size == 2
+    assert plan.num_steps_per_epoch == 80
+    assert plan.channels[0].mode == "mri"
+    assert not plan.channels[0].nonzero
+
+
+def test_thick_slices_keep_their_tenth_percentile() -> None:
+    thick = make_fingerprint(
+        spacing_mm_median=(0.7, 0.7, 5.0), spacing_mm_p10=(0.6, 0.6, 2.5), shape_median=(512, 512, 60)
+    )
+    spacing, rule = target_spacing(thick)
+    assert spacing == (0.7, 0.7, 2.5)
+    assert "axis Z" in rule
+    # As many slices as pixels: the axis is coarse but not short, so the median stays.
+    assert target_spacing(make_fingerprint(spacing_mm_median=(0.7, 0.7, 5.0), shape_median=(100, 100, 60)))[0][2] == 5.0
+
+
+def test_cropped_mri_is_normalised_inside_its_head() -> None:
+    plan, _ = plan_and_origins("segresnet", fingerprint=make_fingerprint(nonzero_crop_ratio=0.5))
+    assert plan.channels[0].nonzero
+
+
+def test_extra_modalities_have_their_own_normalisation() -> None:
+    plan, _ = plan_and_origins(
+        "dints", fingerprint=make_fingerprint(num_channels=2), modality="CT", extra_modalities={"image2": "pet"}
+    )
+    assert [c.mode for c in plan.channels] == ["ct", "pet"]
+    assert plan.channels[0].bounds == (5.0, 95.0)
+
+
+def test_a_user_wins_over_the_planner_and_is_named() -> None:
+    plan, found = plan_and_origins(
+        "segresnet", roi_size=(24, 24, 24), learning_rate=0.5, segresnet={"learning_rate": 0.25, "init_filters": 12}
+    )
+    assert plan.roi_size == (24, 24, 24)
+    assert plan.learning_rate == 0.25
+    assert plan.network["init_filters"] == 12
+    assert found["learning_rate"].origin == "input.yaml"
+    assert found["weight_decay"].origin == "template"
+    assert found["batch_size"].origin == "planner"
+
+
+def test_every_value_has_an_origin_and_every_derived_one_a_rule() -> None:
+    for algo in ALGOS:
+        for hardware in (CPU, GPU):
+            plan, found = plan_and_origins(algo, hardware=hardware)
+            keys = {*plan.model_dump(), *(f"network.{k}" for k in plan.network)} - {"network"}
+            assert keys == set(found)
+            assert not [key for key, origin in found.items() if not origin.rule]
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_the_filled_template_reads_back_as_the_plan(algo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    plan, found = plan_and_origins(algo, modality="CT", budget_s=61.5)
+    paths = JobDir(tmp_path)
+    write_bundle(plan, found, plan.model_dump(mode="json"), paths)
+    assert read_model(paths.plan, Plan) == plan
+    text = paths.plan.read_text()
+    assert "<planner>" not in text.split("\n\n", 1)[1]
+    assert text.count("  # ") >= len(plan.model_dump()) - 2
+    origins = yaml.safe_load(paths.origins.read_text())
+    assert origins["budget_s"]["value"] == 61.5
+
+
+@given(
+    size=st.tuples(*[st.floats(5, 900)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 6)] * 3),
+    on_gpu=st.booleans(),
+    algo=st.sampled_from(ALGOS),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_data_set_gets_a_valid_plan(size, spacing, on_gpu, algo) -> None:  # type: ignore[no-untyped-def]
+    data = make_fingerprint(
+        size_mm_median=size,
+        size_mm_p90=size,
+        **{f"spacing_mm_{k}": spacing for k in ("min", "p10", "median", "max")},
+    )
+    plan, _ = plan_and_origins(algo, fingerprint=data, hardware=GPU if on_gpu else CPU)
+    steps = divisor(plan)
+    assert all(r % d == 0 for r, d in zip(plan.roi_size, steps, strict=True))
+    limit = 7.3e6 * 5 if on_gpu else 64**3
+    # At least one step of the network along each axis, and one axis of two for SwinUNETR.
+    assert plan.roi_size[0] * plan.roi_size[1] * plan.roi_size[2] <= max(limit, 2 * steps[0] * steps[1] * steps[2])
