@@ -127,8 +127,8 @@ class HyperSettings(Strict):
     """Share of patches centred on a voxel of a class drawn at random; the rest lie anywhere."""
     mirror_axes: Annotated[tuple[Literal[0, 1, 2], ...], AfterValidator(_check_unique)] | None = None
     """Axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random; left/right classes are swapped on X."""
-    augment: Literal["default", "none"] | None = None
-    """Random changes of the training patches."""
+    augment: Literal["default", "light", "none"] | None = None
+    """Random changes of the training patches; light: mirroring, brightness and contrast alone."""
     tta: bool | None = None
     """Average the prediction over mirrored images at test time, along mirror_axes."""
     overlap: Annotated[float, Field(ge=0, lt=1)] | None = None

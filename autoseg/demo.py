@@ -12,7 +12,7 @@ from autoseg.workspace import STAGES
 
 log = logging.getLogger(__name__)
 
-BUDGET = "3m"
+BUDGET = "4m"
 """Enough for three algorithms to learn the phantoms on two cores."""
 
 
@@ -24,7 +24,7 @@ def run_demo(folder: Path, *, seed: int = 0) -> int:
     """
     input_path = folder / "input.yaml"
     if not input_path.exists():
-        input_path = make_phantoms(folder, num_fold=2, seed=seed)
+        input_path = make_phantoms(folder, shape=(32, 30, 28), num_fold=2, seed=seed)
     settings, origins = load_settings(input_path, {"budget": BUDGET})
     log.info("demo: %s, budget %s", input_path, BUDGET)
     return run_stages(STAGES, settings, origins, input_path)

@@ -65,7 +65,13 @@ def plan_and_origins(
 
 def tiny_plan(algo: AlgoName = "segresnet", **settings: Any) -> Plan:
     """A plan that trains in seconds on phantoms."""
-    small = {"num_epochs": 3, "num_steps_per_epoch": 2, "num_epochs_per_validation": 1, "precision": "fp32"}
+    small = {
+        "batch_size": 2,
+        "num_epochs": 3,
+        "num_steps_per_epoch": 2,
+        "num_epochs_per_validation": 1,
+        "precision": "fp32",
+    }
     if algo == "segresnet":
         small |= {"roi_size": (16, 16, 16), "segresnet": {"init_filters": 8, "blocks_down": (1, 1)}}
     return plan_and_origins(algo, **{**small, **settings})[0]

@@ -21,6 +21,7 @@ from autoseg.data.phantoms import make_phantoms
 
 SMALL = {
     "num_epochs": 2,
+    "batch_size": 2,
     "num_steps_per_epoch": 2,
     "num_epochs_per_validation": 1,
     "precision": "fp32",

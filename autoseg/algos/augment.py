@@ -34,6 +34,7 @@ def augment_batch(
     mirror_axes: Sequence[int],
     left_right_pairs: Sequence[tuple[int, int]],
     sigmoid: bool,
+    light: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment a batch.
 
@@ -44,15 +45,17 @@ def augment_batch(
         spacing_mm: voxel size, so that rotation does not shear.
         mirror_axes: axes mirrored with probability 1/2 each; X swaps the left/right classes.
         left_right_pairs: pairs of classes, from 0.
+        light: mirror and change brightness and contrast, no more.
 
     Returns:
         New images and targets of the same shapes.
     """
     out_images, out_targets = [], []
     for image, target, rng in zip(images, targets, rngs, strict=True):
-        image, target = _affine(image, target, rng, spacing_mm)
+        if not light:
+            image, target = _affine(image, target, rng, spacing_mm)
         image, target = _mirror(image, target, rng, mirror_axes, left_right_pairs, sigmoid)
-        out_images.append(_intensity(image, rng))
+        out_images.append(_shading(image, rng) if light else _intensity(image, rng))
         out_targets.append(target)
     return torch.stack(out_images), torch.stack(out_targets)
 
@@ -126,6 +129,14 @@ def swap_sides(target: torch.Tensor, pairs: Sequence[tuple[int, int]], *, sigmoi
     return table[target.long()]
 
 
+def _shading(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    if rng.random() < P_BRIGHTNESS:
+        image = image * rng.uniform(*FACTOR)
+    if rng.random() < P_CONTRAST:
+        image = _contrast(image, rng.uniform(*FACTOR))
+    return image
+
+
 def _intensity(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     if rng.random() < P_NOISE:
         generator = torch.Generator(image.device).manual_seed(int(rng.integers(2**31)))
@@ -133,10 +144,7 @@ def _intensity(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         image = image + noise * math.sqrt(rng.uniform(0, MAX_NOISE_VARIANCE))
     if rng.random() < P_BLUR:
         image = blur(image, rng.uniform(*BLUR_SIGMA))
-    if rng.random() < P_BRIGHTNESS:
-        image = image * rng.uniform(*FACTOR)
-    if rng.random() < P_CONTRAST:
-        image = _contrast(image, rng.uniform(*FACTOR))
+    image = _shading(image, rng)
     if rng.random() < P_LOW_RESOLUTION:
         zoom = rng.uniform(*ZOOM)
         small = [max(1, round(s * zoom)) for s in image.shape[1:]]

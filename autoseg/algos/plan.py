@@ -72,7 +72,7 @@ class Plan(Strict):
     """Share of patches centred on a class drawn at random."""
     mirror_axes: tuple[Literal[0, 1, 2], ...]
     """Axes mirrored at random."""
-    augment: Literal["default", "none"]
+    augment: Literal["default", "light", "none"]
     """Random changes of patches."""
 
     num_epochs: Annotated[int, Field(ge=1)]

@@ -28,7 +28,7 @@ from autoseg.algos.augment import augment_batch
 from autoseg.algos.cache import CachedCase
 from autoseg.algos.device import autocast, resolve_precision
 from autoseg.algos.losses import supervised_loss
-from autoseg.algos.networks import build_network
+from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.patches import cut_batch
 from autoseg.algos.plan import Plan
 from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validation_marks
@@ -228,6 +228,7 @@ class Trainer:
                 mirror_axes=plan.mirror_axes,
                 left_right_pairs=plan.label_map.left_right_pairs,
                 sigmoid=plan.sigmoid,
+                light=plan.augment == "light",
             )
         torch.manual_seed(plan.seed * 1_000_003 + p.step * self.world + self.rank)  # for networks with dropout
         loss = self._backward(image.to(memory_format=self.memory_format), target)
@@ -343,6 +344,7 @@ class Trainer:
             num_outputs=self.plan.num_outputs,
             device=self.device,
             precision=self.plan.precision,
+            divisor=divisor(self.plan),
         )
 
     def _validate(self) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoseg.algos.device import pick_device
-from autoseg.algos.networks import build_network
+from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.plan import Plan
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import Prepared, Preprocessing, prepare_image
@@ -131,6 +131,7 @@ class Predictor:
             num_outputs=plan.num_outputs,
             device=self.device,
             precision=plan.precision,
+            divisor=divisor(plan),
             mirror_axes=plan.mirror_axes if plan.tta else (),
             mirrored_pairs=[(a + shift, b + shift) for a, b in label_map.left_right_pairs],
         )

@@ -5,6 +5,7 @@ Axes: B windows, C image channels, K outputs, then X, Y, Z.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, combinations
@@ -28,6 +29,23 @@ def window_slices(shape: Shape, roi_size: Shape, overlap: float) -> list[tuple[s
     return dense_patch_slices(shape, roi_size, steps)
 
 
+STRETCH = 1.5
+"""How much larger than the training patch a window may be, in voxels, where it then holds the whole image."""
+
+
+def fit_window(shape: Shape, roi_size: Shape, divisor: Shape) -> Shape:
+    """The window for an image: the training patch, or the image itself where that is little more.
+
+    An image a few voxels over the patch would else take up to eight overlapping windows.
+
+    Args:
+        shape: of the image.
+        divisor: what the network wants edges to be multiples of.
+    """
+    whole = [max(r, -(-s // d) * d) for s, r, d in zip(shape, roi_size, divisor, strict=True)]
+    return (whole[0], whole[1], whole[2]) if math.prod(whole) <= STRETCH * math.prod(roi_size) else roi_size
+
+
 def predict_logits(
     network: nn.Module,
     image: torch.Tensor,
@@ -37,6 +55,7 @@ def predict_logits(
     num_outputs: int,
     device: torch.device,
     precision: Precision,
+    divisor: Shape | None = None,
     mirror_axes: Sequence[int] = (),
     mirrored_pairs: Sequence[tuple[int, int]] = (),
     window_batch: int = 1,
@@ -52,6 +71,7 @@ def predict_logits(
         roi_size: window in voxels.
         overlap: of neighbouring windows, as a share of the window, in [0, 1).
         num_outputs: K.
+        divisor: what the network wants edges to be multiples of; given, the window may stretch (`fit_window`).
         mirror_axes: axes (0 X, 1 Y, 2 Z) mirrored in every combination, 2^n passes; their logits are averaged.
         mirrored_pairs: outputs that change places when X is mirrored: left and right.
         window_batch: windows per forward pass.
@@ -62,6 +82,8 @@ def predict_logits(
     Source: nnU-Net pads symmetrically and averages the logits of all mirrorings (`predict_from_raw_data.py`).
     """
     shape: Shape = tuple(image.shape[1:])  # type: ignore[assignment]
+    if divisor is not None:
+        roi_size = fit_window(shape, roi_size, divisor)
     missing = [max(0, roi - size) for roi, size in zip(roi_size, shape, strict=True)]
     before = [m // 2 for m in missing]
     if any(missing):

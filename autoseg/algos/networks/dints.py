@@ -10,7 +10,7 @@ import numpy as np
 from monai.networks.nets.dints import DiNTS, TopologyInstance
 from torch import nn
 
-from autoseg.algos.networks.sizing import Choice, Sizing, fit_roi
+from autoseg.algos.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
 from autoseg.algos.templates import read_template_json
 
 
@@ -63,7 +63,7 @@ def choose(sizing: Sizing) -> Choice:
         # Auto3DSeg: 2 + 7 (m - 6) / 18 patches of 96^3 for 2 classes, m the memory in GiB less one.
         batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 6) / 18)))
     else:
-        channel_mul, downsample, max_voxels, batch = 0.25, False, 64**3, 2
+        channel_mul, downsample, max_voxels, batch = 0.25, False, 64**3, CPU_BATCH
     steps = (2 ** (depths - 1 + int(downsample)),) * 3
     return Choice(
         network={
@@ -85,6 +85,6 @@ def choose(sizing: Sizing) -> Choice:
             "nodes": "depths that the paths reach",
             "roi_size": f"the 90th percentile image, at most {round(max_voxels ** (1 / 3))}^3"
             + (" (Auto3DSeg)" if sizing.on_gpu else " on a CPU"),
-            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else "2 (nnU-Net's least)",
+            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else CPU_BATCH_RULE,
         },
     )

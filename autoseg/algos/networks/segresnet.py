@@ -7,7 +7,7 @@ from typing import Any
 from monai.networks.nets.segresnet_ds import SegResNetDS, scales_for_resolution
 from torch import nn
 
-from autoseg.algos.networks.sizing import Choice, Sizing, fit_roi
+from autoseg.algos.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
@@ -64,11 +64,10 @@ def choose(sizing: Sizing) -> Choice:
     roi = fit_roi(sizing, max_voxels, steps)
     blocks = BLOCKS[levels] if sizing.on_gpu or levels != 3 else [1, 2, 2]
     voxels = roi[0] * roi[1] * roi[2]
-    batch = (
-        max(1 if sizing.on_gpu and voxels > 4e6 else 2, min(8, int(1.1 * sizing.memory_gib / 16 * 7.2e6 / voxels)))
-        if sizing.on_gpu
-        else 2
-    )
+    batch = CPU_BATCH
+    if sizing.on_gpu:
+        least = 1 if voxels > 4e6 else 2
+        batch = max(least, min(8, int(1.1 * sizing.memory_gib / 16 * 7.2e6 / voxels)))
     return Choice(
         network={
             "init_filters": filters,
@@ -91,6 +90,6 @@ def choose(sizing: Sizing) -> Choice:
             + ("(Auto3DSeg: 224x224x144 for 16 GB, scaled with memory)" if sizing.on_gpu else "(64^3 on a CPU)"),
             "batch_size": "Auto3DSeg: 1.1 x memory/16 GB at 7.2 M voxels, at least 2 below 4 M voxels (nnU-Net)"
             if sizing.on_gpu
-            else "2 (nnU-Net's least)",
+            else CPU_BATCH_RULE,
         },
     )

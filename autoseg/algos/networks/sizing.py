@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+CPU_BATCH = 1
+CPU_BATCH_RULE = "1 on a CPU: after equal steps a batch of 2 had learned no more, at twice the time (measured)"
+"""Source: hippocampus, SegResNet, 111 steps: Dice 0.813 with 1 and 0.815 with 2 patches a step."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:

@@ -7,7 +7,7 @@ from typing import Any
 from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import nn
 
-from autoseg.algos.networks.sizing import Choice, Sizing, fit_roi
+from autoseg.algos.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
@@ -35,7 +35,7 @@ def choose(sizing: Sizing) -> Choice:
         # Auto3DSeg: 2 + 7 (m - 6) / 18 patches of 96^3 for 2 classes, m the memory in GiB less one.
         batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 6) / 18)))
     else:
-        feature_size, window, max_voxels, batch = 12, 4, 32 * 32 * 64, 2
+        feature_size, window, max_voxels, batch = 12, 4, 32 * 32 * 64, CPU_BATCH
     roi = fit_roi(sizing, max_voxels, (32, 32, 32))
     if roi == (32, 32, 32):
         # The coarsest stage would be one voxel, which has no variance to normalise by.
@@ -60,6 +60,6 @@ def choose(sizing: Sizing) -> Choice:
             "roi_size": "the 90th percentile image in steps of 32, at most 96^3 (Auto3DSeg)"
             if sizing.on_gpu
             else "the 90th percentile image in steps of 32, at most 32x32x64 on a CPU",
-            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else "2 (nnU-Net's least)",
+            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else CPU_BATCH_RULE,
         },
     )
