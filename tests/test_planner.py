@@ -31,8 +31,8 @@ def test_hippocampus_on_two_cores() -> None:
     assert plan.roi_size == (40, 56, 40)  # nnU-Net plans 40x56x40, too
     assert plan.network["init_filters"] == 16
     assert plan.network["blocks_down"] == [1, 2, 2]
-    assert plan.batch_size == 1
-    assert plan.num_steps_per_epoch == 160
+    assert plan.batch_size == 2
+    assert plan.num_steps_per_epoch == 80
     assert plan.channels[0].mode == "mri"
     assert not plan.channels[0].nonzero
 
