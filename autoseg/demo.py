@@ -12,7 +12,7 @@ from autoseg.workspace import STAGES
 
 log = logging.getLogger(__name__)
 
-BUDGET = "4m"
+BUDGET = "270s"
 """Enough for three algorithms to learn the phantoms on two cores."""
 
 

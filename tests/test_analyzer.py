@@ -15,9 +15,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 from scipy import ndimage
 
-from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 from autoseg.analyzer import analyze_folder, store, workers
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config import ClassSpec, Settings

@@ -15,8 +15,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-
 from analysis_data import AFFINE, SHAPE, make_image, make_label, save
+
 from autoseg.analyzer.case import CaseStats, analyze_case
 
 NUM_FILES = 200

@@ -11,8 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-
 from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
+
 from autoseg.analyzer import workers
 from autoseg.analyzer.reading import read_stored
 from autoseg.errors import DataError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from analysis_data import DataSet, make_label
+
 from autoseg.data.fingerprint import Fingerprint, LabelGroup
 from autoseg.errors import WorkspaceError
 
@@ -39,8 +39,8 @@ def test_closed_form(tmp_path: Path) -> None:
     assert found.class_num_cases == (3, 2)
     total = 1000 + 2400 + 4200
     assert found.class_voxel_fraction == pytest.approx((81 / total, 54 / total))
-    foreground = np.repeat([10, 0, 100, 200, 300], [54 + 45, 9, 9, 9, 9])
-    assert (found.foreground[0].min, found.foreground[0].max) == (0, 300)
+    foreground = np.repeat([10, 100, 200, 300], [18 + 45 + 45, 9, 9, 9])
+    assert (found.foreground[0].min, found.foreground[0].max) == (10, 300)
     assert found.foreground[0].mean == pytest.approx(foreground.mean())
     assert found.foreground[0].std == pytest.approx(foreground.std())
     assert found.foreground[0].median == 10

@@ -8,8 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-
 from analysis_data import AFFINE, SHAPE, save
+
 from autoseg.analyzer.merge_masks import merge_masks
 from autoseg.errors import DataError
 

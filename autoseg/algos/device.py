@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -22,9 +23,8 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         ResourceError: A GPU was asked for and there is none.
     """
-    import os
-
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        tune_cpu_allocator()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ResourceError("device: cuda was asked for, but torch finds no GPU. Check the driver, or set device: cpu.")

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from autoseg.algos.cache import load_cases
-from autoseg.algos.device import pick_device, tune_cpu_allocator
+from autoseg.algos.device import pick_device
 from autoseg.algos.hardware import available_cores
 from autoseg.algos.plan import Plan
 from autoseg.algos.trainer import Diverged, Interrupted, Trainer, format_seconds
@@ -94,7 +94,6 @@ def run_job(workspace: Workspace, dataroot: Path, algo: str, fold: int, *, devic
 
     log_file = _log_to(paths.log)
     try:
-        tune_cpu_allocator()
         plan = read_plan(paths)
         datalist = read_datalist(workspace.datalist, dataroot)
         train_cases, val_cases = datalist.train_cases(fold), datalist.val_cases(fold)

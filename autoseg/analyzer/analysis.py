@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,86 +27,19 @@ from autoseg.analyzer.faults import (
     counted,
 )
 from autoseg.analyzer.outliers import check_outliers, check_sides
+from autoseg.analyzer.result import HINT, Analysis, plain_groups
 from autoseg.analyzer.store import Signature, Store, signature
 from autoseg.analyzer.summary import case_entry, data_set_entry, stats_summary
 from autoseg.analyzer.workers import Progress, Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config import Settings
 from autoseg.data.datalist import Case, Datalist
-from autoseg.data.fingerprint import Fingerprint, LabelGroup
+from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
 from autoseg.workspace import Workspace, write_json, write_text
 
 logger = logging.getLogger(__name__)
-
-HINT = (
-    "The labels look partial: the groups above carry different classes, and nothing says whether a class that does "
-    "not occur is absent or was not annotated. Set `partial_labels: infer` in input.yaml to take the classes that "
-    "occur in a case as those it was annotated for, or give each case `annotated: [names]` in the datalist and set "
-    "`partial_labels: declared`. With `off`, unannotated classes are learned as background."
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Analysis:
-    """What the analysis found."""
-
-    faults: tuple[Fault, ...]
-    warnings: tuple[Fault, ...]
-    quarantined: tuple[str, ...]
-    """Names of the cases that have faults and are set aside."""
-    label_groups: tuple[LabelGroup, ...]
-    """Training cases by the classes they were annotated for, largest group first."""
-    occurring_groups: tuple[LabelGroup, ...]
-    """Training cases by the classes that occur in them."""
-    hint: str
-    """What to set where labels look partial and nothing was declared; else empty."""
-    label_map: LabelMap | None
-    """None where there is no label."""
-    fingerprint: Fingerprint | None
-    """None where no training case is sound."""
-    datastats: dict[str, Any]
-    """Content of datastats.yaml; empty where no case is sound."""
-    num_cases: dict[str, int]
-    """Role -> cases in the datalist."""
-    num_read: int
-    """Cases that were read now; the others were known."""
-    seconds: float
-
-    def summary(self) -> dict[str, Any]:
-        """The summary for scripts, plain data."""
-        return {
-            "cases": self.num_cases,
-            "read": self.num_read,
-            "seconds": round(self.seconds, 3),
-            "label_groups": _plain_groups(self.label_groups),
-            "occurring_groups": _plain_groups(self.occurring_groups),
-            "hint": self.hint,
-            "quarantined": list(self.quarantined),
-            "faults": [asdict(f) for f in self.faults],
-            "warnings": [asdict(w) for w in self.warnings],
-            "data_set": self.datastats.get("data_set", {}),
-        }
-
-    def text(self) -> str:
-        """The summary for people."""
-        cases = ", ".join(f"{num} {role}" for role, num in self.num_cases.items() if num)
-        lines = [f"{cases or 'no cases'}; {self.num_read} read, {self.seconds:.1f} s"]
-        data_set = self.datastats.get("data_set")
-        if data_set:
-            lines += _lines_on(data_set)
-        groups = self.label_groups if len(self.label_groups) > 1 else self.occurring_groups
-        if groups:
-            lines += ["", *groups_of.table(groups, self.num_cases.get("unlabeled", 0))]
-        if self.hint:
-            lines += ["", self.hint]
-        for title, found in (("Faults", self.faults), ("Warnings", self.warnings)):
-            if found:
-                lines += ["", f"{title} ({len(found)}):", *(f"- {f}" for f in found)]
-        if self.quarantined:
-            lines += ["", f"Set aside: {', '.join(self.quarantined)}"]
-        return "\n".join(lines)
 
 
 def analyze(
@@ -259,8 +192,8 @@ def _judge(
         datastats = {
             "stats_summary": stats_summary(training),
             "data_set": data_set_entry(training, label_map, annotated),
-            "label_groups": _plain_groups(groups),
-            "occurring_groups": _plain_groups(occurring_groups),
+            "label_groups": plain_groups(groups),
+            "occurring_groups": plain_groups(occurring_groups),
             "faults": [asdict(f) for f in faults],
             "warnings": [asdict(w) for w in warnings],
         }
@@ -296,13 +229,6 @@ def _check_declarations(training: Sequence[Measured], settings: Settings) -> lis
     ]
 
 
-def _plain_groups(groups: Sequence[LabelGroup]) -> list[dict[str, Any]]:
-    return [
-        {"num_cases": len(g.cases), "num_classes": len(g.classes), "classes": list(g.classes), "cases": list(g.cases)}
-        for g in groups
-    ]
-
-
 def _write(analysis: Analysis, by_case: Sequence[Mapping[str, Any]], workspace: Workspace) -> None:
     if analysis.datastats:
         text = yaml_text(analysis.datastats)
@@ -313,31 +239,3 @@ def _write(analysis: Analysis, by_case: Sequence[Mapping[str, Any]], workspace: 
         workspace.faults,
         {"faults": [asdict(f) for f in analysis.faults], "warnings": [asdict(w) for w in analysis.warnings]},
     )
-
-
-def _lines_on(data_set: Mapping[str, Any]) -> list[str]:
-    """The data set's geometry, intensities and classes in a few lines."""
-
-    def triple(values: Sequence[float]) -> str:
-        return "x".join(f"{v:.4g}" for v in values)
-
-    lines = []
-    for key, what in (("shape", "voxels"), ("spacing_mm", "spacing in mm"), ("size_mm", "field of view in mm")):
-        figures = data_set[key]
-        low, median, high = (triple(figures[k]) for k in ("min", "median", "max"))
-        lines.append(f"{what}: {median}" + ("" if low == high else f" (from {low} to {high})"))
-    lines.append("orientation: " + ", ".join(f"{o} {n}" for o, n in data_set["orientations"].items()))
-    for number, channel in enumerate(data_set["foreground_intensity"]):
-        if channel["num_voxels"]:
-            low, mid, high = (f"{channel[k]:.4g}" for k in ("percentile_00_5", "median", "percentile_99_5"))
-            lines.append(f"foreground of channel {number}: {low} to {high} (0.5 to 99.5 %), median {mid}")
-    classes = data_set["classes"]
-    if classes:
-        width = max(len(c["name"]) for c in classes)
-        lines += ["", f"{'class':{width}} | cases | median ml | components | share of voxels"]
-    for c in classes:
-        volume = f"{c['volume_ml']['median']:9.3g}" if c["volume_ml"] else " " * 9
-        parts = f"{c['num_components']['median']:10.3g}" if c["num_components"] else " " * 10
-        share = f"{100 * c['voxel_fraction']:.3g} %"
-        lines.append(f"{c['name']:{width}} | {c['num_cases']:5d} | {volume} | {parts} | {share}")
-    return lines

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import io_orientation, ornt2axcodes
 
 from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_volume, within
 from autoseg.analyzer.components import find_components
+from autoseg.analyzer.headers import FileFaultError, Finding
 from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_label, pool
-from autoseg.analyzer.reading import FileFaultError, Finding, StoredVolume, read_stored
+from autoseg.analyzer.reading import StoredVolume, read_stored
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""
@@ -203,9 +205,8 @@ def _measure(
 ) -> CaseStats:
     """The statistics of a sound case. Empties `volumes`: the image is let go before components are sought."""
     grid = volumes[0].grid
-    ras = grid.to_ras()
-    ornt = ornt_transform(io_orientation(grid.affine), axcodes2ornt(("R", "A", "S")))
-    axes = np.argsort(ornt[:, 0])  # stored axis of each RAS axis
+    orientation, axes = _orientation(grid.affine[:3, :3].tobytes())
+    x, y, z = axes
     by_channel: list[dict[int, Histogram]] = []
     cropped, cropped_shapes, nonzero = [], [], []
     identity = hashlib.sha256()
@@ -232,9 +233,9 @@ def _measure(
         findings=findings,
         digests=digests,
         identity=identity.hexdigest()[:32],
-        orientation=grid.orientation,
-        shape=ras.shape,
-        spacing_mm=ras.spacing_mm,
+        orientation=orientation,
+        shape=(grid.shape[x], grid.shape[y], grid.shape[z]),
+        spacing_mm=(grid.spacing_mm[x], grid.spacing_mm[y], grid.spacing_mm[z]),
         cropped_shapes=tuple(cropped_shapes),
         nonzero_ratio=hull_volume(nonzero) / float(np.prod(grid.shape)),
         intensity=tuple(h.stats() for h in cropped),
@@ -244,11 +245,25 @@ def _measure(
     )
 
 
+@lru_cache(maxsize=1024)
+def _orientation(linear: bytes) -> tuple[str, tuple[int, int, int]]:
+    """Anatomical name of an affine's stored axes, and the stored axis that each of X, Y, Z (RAS+) comes from.
+
+    Args:
+        linear: the affine's (3, 3) part, float64; most cases of a data set share one.
+    """
+    affine = np.eye(4)
+    affine[:3, :3] = np.frombuffer(linear).reshape(3, 3)
+    ornt = io_orientation(affine)
+    x, y, z = np.argsort(ornt[:, 0]).tolist()
+    return "".join(ornt2axcodes(ornt)), (x, y, z)
+
+
 def _classes(
-    label: np.ndarray, by_channel: list[dict[int, Histogram]], affine: np.ndarray, axes: np.ndarray
+    label: np.ndarray, by_channel: list[dict[int, Histogram]], affine: np.ndarray, axes: tuple[int, ...]
 ) -> tuple[ClassStats, ...]:
     parts = find_components(label)
-    shapes = parts.shape[:, axes]
+    shapes = parts.shape[:, list(axes)]
     made = []
     for value, histogram in by_channel[0].items():
         mine = np.flatnonzero(parts.label == value)

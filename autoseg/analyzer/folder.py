@@ -7,7 +7,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from autoseg.analyzer.analysis import Analysis, analyze
+from autoseg.analyzer.analysis import analyze
+from autoseg.analyzer.result import Analysis
 from autoseg.config import Settings
 from autoseg.data.datalist import Case, Datalist
 from autoseg.data.layouts import recognise

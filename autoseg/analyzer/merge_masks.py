@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from autoseg.analyzer.reading import FileFaultError, StoredVolume, read_stored
+from autoseg.analyzer.headers import FileFaultError
+from autoseg.analyzer.reading import StoredVolume, read_stored
 from autoseg.data.volumes import SUFFIXES, Grid, stem_of, suffix_of, write_volume
 from autoseg.errors import DataError
 from autoseg.workspace import write_json

@@ -8,48 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from autoseg.data.volumes import SUFFIXES, Grid, spatial_and_channels, suffix_of
-from autoseg.errors import DataError
+from autoseg.analyzer.headers import FileFaultError, Finding, brief, judge_header, size_of_header
+from autoseg.data.volumes import SUFFIXES, Grid, suffix_of
 
 PIECE = 1 << 20
 """Bytes read and inflated at a time: fits a core's cache."""
 MOST_INFLATION = 1040
 """Deflate makes at most 1,032 bytes of one. Source: zlib's technical notes."""
-SPACING_LIMITS_MM = (0.005, 50.0)
-"""Voxel edges outside are taken for an error of units: finer than micro-CT, or thicker than any slice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something wrong with a file or a case, before it is known what the case is called."""
-
-    kind: str
-    finding: str
-    remedy: str
-    is_fault: bool = True
-    """False: a warning."""
-    file: int = -1
-    """Which of the case's files: the image's number, or LABEL_FILE; -1: the case as a whole."""
-
-
-class FileFaultError(Exception):
-    """A file that cannot be analysed; never leaves the analyzer."""
-
-    def __init__(self, kind: str, finding: str, remedy: str) -> None:
-        self.found = Finding(kind, finding, remedy)
-        super().__init__(finding)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,6 +90,12 @@ class _Pieces:
         piece, self.rest = self.rest[:size], self.rest[size:]
         return piece
 
+    def skip(self, size: int) -> None:
+        """Pass over `size` bytes."""
+        scratch = np.empty(min(size, PIECE), np.uint8)
+        while size > 0 and (done := self.read_into(scratch[: min(size, PIECE)])):
+            size -= done
+
     def read_into(self, buffer: np.ndarray) -> int:
         """Fill a uint8 buffer; the number of bytes filled."""
         done = 0
@@ -155,33 +134,20 @@ def read_stored(path: Path, free_bytes: int | None = None) -> StoredVolume:
             is_gzip = file.read(2) == b"\x1f\x8b"
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
-            return _read(path, _Pieces(file, is_gzip), size * (MOST_INFLATION if is_gzip else 1), free_bytes)
+            return _read(_Pieces(file, is_gzip), size * (MOST_INFLATION if is_gzip else 1), free_bytes)
     except FileNotFoundError:
         raise FileFaultError("missing", "no such file", "Check the path in the datalist and dataroot.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise FileFaultError(
-            "unreadable", f"the file ends early or is damaged ({_brief(error)})", "Copy or export it again."
+            "unreadable", f"the file ends early or is damaged ({brief(error)})", "Copy or export it again."
         ) from None
 
 
-def _read(path: Path, pieces: _Pieces, most_bytes: int, free_bytes: int | None) -> StoredVolume:
-    header = _header(pieces)
-    warnings: list[Finding] = []
-    pixdim = np.array(header["pixdim"][1:4], np.float64)
-    _mend(header, warnings)
-    try:
-        dtype = header.get_data_dtype()
-        full_shape = tuple(int(s) for s in header.get_data_shape())
-        offset = int(header.get_data_offset())
-        slope, inter = header.get_slope_inter()
-    except (HeaderDataError, ValueError, OverflowError) as error:
-        raise FileFaultError("unreadable", f"a damaged NIfTI header ({_brief(error)})", "Export it again.") from None
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise FileFaultError("unreadable", f"voxels of type {dtype}", "Expected numbers. Export as int16 or float32.")
-    shape, channels = _shape(path, full_shape)
-    grid = _grid(header, pixdim, shape, warnings)
-    num_bytes = int(np.prod(shape, dtype=np.float64)) * channels * dtype.itemsize
-    if num_bytes > most_bytes:
+def _read(pieces: _Pieces, most_bytes: int, free_bytes: int | None) -> StoredVolume:
+    start = pieces.read(4)
+    header = judge_header(start + pieces.read(size_of_header(start) - len(start)))
+    num_bytes = header.num_bytes
+    if num_bytes + header.skip > most_bytes:
         raise FileFaultError(
             "unreadable",
             f"the header promises {num_bytes} bytes of voxels, more than the file can hold",
@@ -193,143 +159,26 @@ def _read(path: Path, pieces: _Pieces, most_bytes: int, free_bytes: int | None) 
             f"its voxels take {num_bytes / 2**30:.1f} GiB and {free_bytes / 2**30:.1f} GiB of memory are free",
             "Analyse it on a machine with more memory, or crop it.",
         )
-    pieces.read(max(0, offset - header.sizeof_hdr))
+    pieces.skip(header.skip)
     buffer = np.empty(num_bytes, np.uint8)
     done = pieces.read_into(buffer)
     if done < num_bytes:
         raise FileFaultError(
             "unreadable", f"the file ends after {done} of {num_bytes} bytes of voxels", "Copy or export it again."
         )
+    warnings = header.warnings
     if extra := pieces.count_rest():
-        warnings.append(
-            Finding(
-                "header",
-                f"{extra} bytes follow the voxels that the header describes",
-                "The header's size or type may be wrong; export it again if the image looks odd.",
-                is_fault=False,
-            )
-        )
-    array = np.ndarray((*shape, channels), dtype, buffer, order="F")
-    if not dtype.isnative:
-        array = array.byteswap(inplace=True).view(dtype.newbyteorder("="))
+        finding = f"{extra} bytes follow the voxels that the header describes"
+        remedy = "The header's size or type may be wrong; export it again if the image looks odd."
+        warnings = (*warnings, Finding("header", finding, remedy, is_fault=False))
+    array = np.ndarray((*header.shape, header.num_channels), header.dtype, buffer, order="F")
+    if not header.dtype.isnative:
+        array = array.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
     return StoredVolume(
         array=array,
-        slope=1.0 if slope is None else float(slope),
-        inter=0.0 if inter is None else float(inter),
-        grid=grid,
+        slope=header.slope,
+        inter=header.inter,
+        grid=header.grid,
         digest=pieces.digest.hexdigest()[:32],
-        warnings=tuple(warnings),
+        warnings=warnings,
     )
-
-
-def _header(pieces: _Pieces) -> nib.Nifti1Header:
-    """The header, NIfTI-1 or NIfTI-2, as stored: nothing mended yet."""
-    start = pieces.read(348)
-    kind: type[nib.Nifti1Header] = nib.Nifti1Header
-    if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
-        kind, start = nib.Nifti2Header, start + pieces.read(540 - 348)
-    if len(start) < kind.sizeof_hdr:
-        raise FileFaultError("unreadable", f"{len(start)} bytes are too few for a NIfTI header", "Export it again.")
-    try:
-        header = kind(start, check=False)
-    except (HeaderDataError, ImageFileError, ValueError) as error:
-        raise FileFaultError("unreadable", f"not a NIfTI file ({_brief(error)})", "Export it again.") from None
-    if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
-        raise FileFaultError("unreadable", "not a NIfTI file (no magic string)", "Export it again.")
-    return header
-
-
-class _Notes(logging.Handler):
-    """Keeps what nibabel says while it mends a header."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
-def _mend(header: nib.Nifti1Header, warnings: list[Finding]) -> None:
-    """Mend a header as `nibabel.load` does, so that every reader sees the same; what it mends is a warning.
-
-    Voxel sizes of 0 are judged apart: with an sform they do not matter.
-    """
-    notes = _Notes()
-    logger = logging.Logger("header")
-    logger.addHandler(notes)
-    try:
-        header.check_fix(logger=logger)
-    except HeaderDataError as error:
-        raise FileFaultError("unreadable", f"a damaged NIfTI header ({_brief(error)})", "Export it again.") from None
-    texts = [t for t in notes.texts if "pixdim[1,2,3]" not in t]
-    if texts:
-        remedy = "The image is read so. Export it again."
-        warnings.append(Finding("header", f"a damaged NIfTI header: {'; '.join(texts)}", remedy, is_fault=False))
-
-
-def _shape(path: Path, full_shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
-    try:
-        shape, channels = spatial_and_channels(path, full_shape)
-    except DataError:
-        raise FileFaultError(
-            "not_3d",
-            f"shape {full_shape} has {len(full_shape)} axes",
-            "Expected a 3D volume, or 4D with channels last. Convert it.",
-        ) from None
-    if min(shape) == 1:
-        raise FileFaultError(
-            "not_3d", f"shape {shape} is a single slice", "Expected a volume. Stack the slices of a scan into one file."
-        )
-    return shape, channels
-
-
-def _grid(header: nib.Nifti1Header, pixdim: np.ndarray, shape: tuple[int, int, int], warnings: list[Finding]) -> Grid:
-    """The stored grid, and warnings where the header contradicts itself; `pixdim` as the file has it."""
-    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    if not has_sform and not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        raise FileFaultError("spacing", f"spacing of {_mm(pixdim)} mm", "Expected positive sizes. Export it again.")
-    try:
-        affine = np.asarray(header.get_best_affine(), np.float64)
-    except (HeaderDataError, ValueError) as error:
-        raise FileFaultError("unreadable", f"a damaged orientation ({_brief(error)})", "Export it again.") from None
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise FileFaultError("spacing", "an affine that is not invertible", "Expected a valid sform. Export it again.")
-    grid = Grid(shape=shape, affine=affine)
-    low, high = SPACING_LIMITS_MM
-    if not all(low <= s <= high for s in grid.spacing_mm):
-        raise FileFaultError(
-            "spacing",
-            f"spacing of {_mm(grid.spacing_mm)} mm",
-            f"Expected {low:g} to {high:g} mm. Correct the units, or export it again.",
-        )
-    if not has_sform and not has_qform:
-        remedy = "Left and right are guessed. Export it with an affine."
-        warnings.append(Finding("orientation", "no orientation in the header", remedy, is_fault=False))
-    elif not np.allclose(pixdim, grid.spacing_mm, rtol=1e-2):
-        warnings.append(
-            Finding(
-                "header",
-                f"voxel sizes {_mm(pixdim)} mm against {_mm(grid.spacing_mm)} mm in its affine",
-                "The affine is used. Export it again if that is wrong.",
-                is_fault=False,
-            )
-        )
-    if (unit := int(header["xyzt_units"]) & 7) in (1, 3):
-        warnings.append(
-            Finding(
-                "spacing",
-                f"sizes in {'metres' if unit == 1 else 'micrometres'}",
-                "They are read as mm, as everywhere. Export it again in mm.",
-                is_fault=False,
-            )
-        )
-    return grid
-
-
-def _mm(values: np.ndarray | tuple[float, ...]) -> str:
-    return "x".join(f"{v:.4g}" for v in values)
-
-
-def _brief(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120] or type(error).__name__

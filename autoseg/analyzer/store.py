@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from autoseg.analyzer.case import CaseStats, ClassStats
+from autoseg.analyzer.headers import Finding
 from autoseg.analyzer.histograms import Histogram, Stats
-from autoseg.analyzer.reading import Finding
 from autoseg.workspace import write_text
 
 VERSION = 1

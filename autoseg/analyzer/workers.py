@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 
 from autoseg.analyzer.case import CaseStats, analyze_case
-from autoseg.analyzer.reading import Finding, file_digest
+from autoseg.analyzer.headers import Finding
+from autoseg.analyzer.reading import file_digest
 
 logger = logging.getLogger(__name__)
 

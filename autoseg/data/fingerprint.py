@@ -111,21 +111,21 @@ class Fingerprint:
             size_mm_p90=_triple(size["percentile_90_0"]),
             foreground=tuple(
                 ForegroundIntensity(
-                    mean=float(channel["mean"]),
-                    std=float(channel["stdev"]),
-                    min=float(channel["min"]),
-                    p00_5=float(channel["percentile_00_5"]),
-                    median=float(channel["median"]),
-                    p99_5=float(channel["percentile_99_5"]),
-                    max=float(channel["max"]),
+                    mean=_figure(channel["mean"]),
+                    std=_figure(channel["stdev"]),
+                    min=_figure(channel["min"]),
+                    p00_5=_figure(channel["percentile_00_5"]),
+                    median=_figure(channel["median"]),
+                    p99_5=_figure(channel["percentile_99_5"]),
+                    max=_figure(channel["max"]),
                 )
                 for channel in data_set["foreground_intensity"]
             ),
-            nonzero_crop_ratio=float(data_set["nonzero_crop_ratio"]["median"]),
+            nonzero_crop_ratio=_figure(data_set["nonzero_crop_ratio"]["median"]),
             class_names=tuple(str(c["name"]) for c in classes),
             class_values=tuple(tuple(int(v) for v in c["values"]) for c in classes),
             class_num_cases=tuple(int(c["num_cases"]) for c in classes),
-            class_voxel_fraction=tuple(float(c["voxel_fraction"]) for c in classes),
+            class_voxel_fraction=tuple(_figure(c["voxel_fraction"]) for c in classes),
             label_groups=tuple(
                 LabelGroup(classes=tuple(map(str, g["classes"])), cases=tuple(map(str, g["cases"])))
                 for g in datastats["label_groups"]
@@ -133,11 +133,16 @@ class Fingerprint:
         )
 
 
+def _figure(value: float) -> float:
+    """A figure as the file has it, in 9 digits, so that a fingerprint made in memory equals one that was read."""
+    return float(f"{value:.9g}")
+
+
 def _triple(values: list[float]) -> Triple:
     x, y, z = values
-    return float(x), float(y), float(z)
+    return _figure(x), _figure(y), _figure(z)
 
 
 def _voxels(values: list[float]) -> Shape:
     x, y, z = values
-    return round(x), round(y), round(z)
+    return round(_figure(x)), round(_figure(y)), round(_figure(z))
