@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from autoseg.workspace import (
     Workspace,
     changed,
     digest,
+    log_to,
     read_json,
     write_json,
     write_text,
@@ -45,6 +45,7 @@ TRAINING_SHARE = 0.85
 ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
 
 
+SAY_EVERY_S = 10.0
 SELECTS_WORK = ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers")
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
 
@@ -114,7 +115,7 @@ def run_stages(
     )
     _check_same_data(workspace, listed, settings)
     jobs = _select_jobs(settings, listed, algo, fold)
-    with workspace.lock():
+    with workspace.lock(), log_to(workspace.log):
         _remember_input(workspace, settings, origins, input_path)
         if remember is not None and "generate" in stages:
             write_json(workspace.root / "state" / "command_line.json", dict(remember))
@@ -211,7 +212,7 @@ def _analyze(workspace: Workspace, listed: Datalist, settings: Settings, *, as_j
     if reasons:
         _say_stage("analyze", reasons)
         analysis = analyze(listed, settings, workspace, progress=not as_json)
-        kept = replace(listed, training=tuple(c for c in listed.training if c.name not in analysis.quarantined))
+        kept = listed.without(analysis.quarantined)
         write_datalist(kept, workspace.datalist, settings.dataroot)
         images = sorted(_relative(c.images[0], settings.dataroot) for c in kept.training)
         write_json(workspace.root / "state" / "data.json", {"images": images})
@@ -343,6 +344,11 @@ def _train(
     """Train every job that is not done; True where all are done at the end."""
     from autoseg.algos.job import job_inputs, read_plan
 
+    if len(Fingerprint.read(workspace.datastats).label_groups) > 1:
+        log.warning(
+            "train: not every case is annotated for every class; training takes what a case does not annotate for "
+            "background, scores leave it out"
+        )
     results: list[Job] = []
     begin = time.monotonic()
     for number, (algo, fold) in enumerate(jobs, 1):
@@ -393,6 +399,21 @@ def _run_job(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int
 # -- ensemble
 
 
+class _Pace:
+    """Says from time to time how far a stage is and when it ends."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage, self.begin, self.said = stage, time.monotonic(), time.monotonic()
+
+    def __call__(self, done: int, total: int, case: str) -> None:
+        now = time.monotonic()
+        if now - self.said < SAY_EVERY_S:
+            return
+        self.said = now
+        left = (now - self.begin) * (total - done) / max(1, done)
+        log.info("%s: %d of %d cases, %.0f s left", self.stage, done, total, left)
+
+
 def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> None:
     from autoseg.ensemble.build import build_ensemble
 
@@ -402,5 +423,5 @@ def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> N
     done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done"]
     if not done:
         raise WorkspaceError(f"{workspace.root}: no job is trained yet. Run `autoseg train` or `autoseg run` first.")
-    result = build_ensemble(workspace, datalist, settings, done)
+    result = build_ensemble(workspace, datalist, settings, done, progress=_Pace("ensemble"))
     print("\n\n".join(result.tables))

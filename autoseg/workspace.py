@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -75,6 +76,21 @@ def write_yaml(path: Path, data: Any) -> None:
     """Write plain data as YAML, keys in their order, short lists on one line; atomically."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     write_text(path, yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=None, width=120))
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Copy the package's log into a file, with the time before each line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger = logging.getLogger("autoseg")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def digest(data: Any) -> str:

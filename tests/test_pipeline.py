@@ -168,7 +168,7 @@ def test_a_failed_job_does_not_stop_the_others_and_is_tried_again(copied: Path) 
         job = json.loads((work / f"segresnet_{fold}" / "job.json").read_text())
         job["state"] = "pending"
         (work / f"segresnet_{fold}" / "job.json").write_text(json.dumps(job))
-        (work / f"segresnet_{fold}" / "models" / "checkpoint.pt").unlink()
+        assert not (work / f"segresnet_{fold}" / "models" / "checkpoint.pt").exists()
     plan = work / "segresnet_0" / "configs" / "hyper_parameters.yaml"
     good = plan.read_text()
     plan.write_text(good.replace("blocks_down: [1, 1]", "blocks_down: [1, 1, nothing]"))

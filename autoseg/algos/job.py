@@ -28,7 +28,7 @@ from autoseg.errors import AutosegError
 from autoseg.inference.metrics import dice_per_class, summarise, to_plain
 from autoseg.inference.predictor import Predictor
 from autoseg.reader import read_model
-from autoseg.workspace import Job, JobDir, Workspace, digest, write_json
+from autoseg.workspace import Job, JobDir, Workspace, digest, log_to, write_json
 
 log = logging.getLogger(__name__)
 
@@ -92,59 +92,53 @@ def run_job(workspace: Workspace, dataroot: Path, algo: str, fold: int, *, devic
         if rank == 0:
             workspace.write_job(job)
 
-    log_file = _log_to(paths.log)
-    try:
-        plan = read_plan(paths)
-        datalist = read_datalist(workspace.datalist, dataroot)
-        train_cases, val_cases = datalist.train_cases(fold), datalist.val_cases(fold)
-        inputs = job_inputs(plan, train_cases, val_cases)
-        job.inputs, job.started, job.dice = inputs, time.time(), None
-        note("running")
-        where = pick_device(device)
-        log.info("%s: training on %d cases, validating on %d, %s", job.name, len(train_cases), len(val_cases), where)
-        workers = num_workers or available_cores()
-        trainer = Trainer(
-            plan,
-            load_cases(workspace.cache, plan, train_cases, num_workers=workers),
-            load_cases(workspace.cache, plan, val_cases, num_workers=workers),
-            paths,
-            device=where,
-            # Reading and writing files comes on top of the same predictions.
-            final_s=lambda validation_s: 1.3 * validation_s + 1.0,
-            started=started,
-            inputs=digest(inputs),
-        )
-        result = trainer.run()
-        job.seconds = result.seconds
-        if rank == 0:
-            job.dice = score_validation(plan, paths, val_cases, where)
-            job.seconds += time.monotonic() - trainer.clock
-            log.info("%s: Dice %.4f after %d steps, %s", job.name, job.dice, result.steps, format_seconds(job.seconds))
-        note("done")
-    except Interrupted:
-        note("pending")
-        raise
-    except Diverged as error:
-        note("diverged", str(error))
-        log.error("%s", error)
-    except AutosegError as error:
-        note("failed", str(error))
-        log.error("%s: %s", job.name, error)
-    except Exception as error:  # one job's bug or lack of memory must not stop the others; its traceback is kept
-        note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-        log.exception("%s failed", job.name)
-    finally:
-        logging.getLogger("autoseg").removeHandler(log_file)
-        log_file.close()
+    with log_to(paths.log):
+        try:
+            plan = read_plan(paths)
+            datalist = read_datalist(workspace.datalist, dataroot)
+            train_cases, val_cases = datalist.train_cases(fold), datalist.val_cases(fold)
+            inputs = job_inputs(plan, train_cases, val_cases)
+            job.inputs, job.started, job.dice = inputs, time.time(), None
+            note("running")
+            where = pick_device(device)
+            log.info(
+                "%s: training on %d cases, validating on %d, %s", job.name, len(train_cases), len(val_cases), where
+            )
+            workers = num_workers or available_cores()
+            trainer = Trainer(
+                plan,
+                load_cases(workspace.cache, plan, train_cases, num_workers=workers),
+                load_cases(workspace.cache, plan, val_cases, num_workers=workers),
+                paths,
+                device=where,
+                # Reading and writing files comes on top of the same predictions.
+                final_s=lambda validation_s: 1.3 * validation_s + 1.0,
+                started=started,
+                inputs=digest(inputs),
+            )
+            result = trainer.run()
+            job.seconds = result.seconds
+            if rank == 0:
+                job.dice = score_validation(plan, paths, val_cases, where)
+                job.seconds += time.monotonic() - trainer.clock
+                log.info(
+                    "%s: Dice %.4f after %d steps, %s", job.name, job.dice, result.steps, format_seconds(job.seconds)
+                )
+            note("done")
+            paths.checkpoint.unlink(missing_ok=True)  # with its optimizer it is four times the model
+        except Interrupted:
+            note("pending")
+            raise
+        except Diverged as error:
+            note("diverged", str(error))
+            log.error("%s", error)
+        except AutosegError as error:
+            note("failed", str(error))
+            log.error("%s: %s", job.name, error)
+        except Exception as error:  # one job's bug or lack of memory must not stop the others; its traceback is kept
+            note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+            log.exception("%s failed", job.name)
     return job
-
-
-def _log_to(path: Path) -> logging.Handler:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.getLogger("autoseg").addHandler(handler)
-    return handler
 
 
 def join_processes(device: str) -> None:

@@ -50,7 +50,7 @@ class Diverged(AutosegError):
     """The loss is no number any more: the job is marked diverged and does not count as trained."""
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """SIGTERM or Ctrl-C: the job was saved and will go on from there."""
 
 
@@ -125,7 +125,8 @@ class Trainer:
         self.progress = Progress()
         self.curve: list[dict[str, Any]] = []
         self.clock = started if started is not None else time.monotonic()
-        self._stop: str = ""
+        self._stop = ""  # the signal that came
+        self._agreed = ""  # the signal that all processes stop for
 
         torch.manual_seed(plan.seed)
         self.memory_format = torch.channels_last_3d
@@ -161,16 +162,17 @@ class Trainer:
             while not self._finished():
                 self._train_step()
                 p = self.progress
-                epoch_ends = p.epoch_steps == self.plan.num_steps_per_epoch or self._finished()
+                finished = self._finished()
+                epoch_ends = finished or p.epoch_steps == self.plan.num_steps_per_epoch
                 if epoch_ends:
                     self._end_epoch()
                 due = time.monotonic() - saved > min(300.0, max(CHECKPOINT_S, 50 * save_s))
-                if due or self._stop or (epoch_ends and save_s < 0.02 * p.epoch_s):
+                if due or self._agreed or (epoch_ends and save_s < 0.02 * p.epoch_s):
                     begin = time.monotonic()
                     self._save_checkpoint()
                     saved, save_s = time.monotonic(), time.monotonic() - begin
-                if self._stop:
-                    raise Interrupted(self._stop)
+                if self._agreed:
+                    raise Interrupted(self._agreed)
             self._save_checkpoint()
         finally:
             for number, handler in previous.items():
@@ -191,10 +193,12 @@ class Trainer:
     def _share(self) -> float:
         p = self.progress
         share = self.schedule.progress(p.step, p.elapsed_s, p.validation_s + self.final_s(p.validation_s))
-        if self.world > 1:  # one process' clock decides for all
-            shared = torch.tensor([share], device=self.device)
+        self._agreed = self._stop
+        if self.world > 1:  # one process' clock and signals decide for all, so that none waits for another
+            shared = torch.tensor([share, float(bool(self._stop))], device=self.device)
             dist.broadcast(shared, 0)
-            share = float(shared)
+            share = float(shared[0])
+            self._agreed = "SIGTERM" if shared[1] else ""
         return share
 
     def _tick(self) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoseg.workspace import digest, file_digest
@@ -67,3 +68,17 @@ class Datalist:
     def val_cases(self, fold: int) -> tuple[Case, ...]:
         """The cases a fold's model never sees."""
         return tuple(c for c in self.training if c.fold == fold)
+
+    def without(self, names: Collection[str]) -> Datalist:
+        """The same list less some cases, whatever their role."""
+
+        def kept(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+            return tuple(c for c in cases if c.name not in names)
+
+        return replace(
+            self,
+            training=kept(self.training),
+            validation=kept(self.validation),
+            testing=kept(self.testing),
+            unlabeled=kept(self.unlabeled),
+        )
