@@ -13,6 +13,8 @@ START_SHARE = 0.1
 VALIDATION_SHARE = 0.1
 """Share of a budget that validations in training may take."""
 MAX_VALIDATIONS = 10
+LEAST_TRAINING_SHARE = 0.5
+"""Share of a budget that training gets at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,8 @@ class Schedule:
         by_steps = step / self.num_steps
         if self.budget_s is None:
             return min(1.0, by_steps)
-        by_time = elapsed_s / max(self.budget_s - reserve_s, 1e-3)
+        # On a busy machine validation may seem to take all of the time; half of it goes to training even so.
+        by_time = elapsed_s / max(self.budget_s - reserve_s, LEAST_TRAINING_SHARE * self.budget_s)
         return min(1.0, max(by_steps, by_time))
 
 
