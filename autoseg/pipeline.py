@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg import __version__
-from autoseg.config import AlgoName, Settings, load_settings, parse_duration
+from autoseg.config import AlgoName, Settings, format_duration, load_settings, parse_duration
 from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, make_label_map
@@ -349,6 +349,7 @@ def _train(
             "train: not every case is annotated for every class; training takes what a case does not annotate for "
             "background, scores leave it out"
         )
+    _say_length(workspace, settings, jobs)
     results: list[Job] = []
     begin = time.monotonic()
     for number, (algo, fold) in enumerate(jobs, 1):
@@ -373,6 +374,23 @@ def _train(
         for job in bad:
             log.warning("train: %s %s: %s", job.name, job.state, job.error.splitlines()[0] if job.error else "")
     return all(j.state == "done" for j in results)
+
+
+def _say_length(workspace: Workspace, settings: Settings, jobs: Sequence[tuple[AlgoName, int]]) -> None:
+    """Before hours are spent, say how many."""
+    from autoseg.algos.device import pick_device
+    from autoseg.algos.hardware import find_hardware
+    from autoseg.algos.job import read_plan
+    from autoseg.algos.planner import expected_seconds
+
+    hardware = find_hardware(pick_device(settings.device))
+    open_jobs = [(a, f) for a, f in jobs if workspace.read_job(a, f).state != "done"]
+    times = [expected_seconds(read_plan(workspace.job_dir(a, f)), hardware) for a, f in open_jobs]
+    known = [t for t in times if t is not None]
+    if not open_jobs or len(known) < len(times):
+        return
+    advice = "" if settings.budget else "; with --budget 2h it ends sooner"
+    log.info("train: %d jobs to do, about %s on %s%s", len(times), format_duration(sum(known)), hardware.name, advice)
 
 
 def _run_job(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int) -> Job:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from autoseg.config import format_duration
 from autoseg.errors import WorkspaceError
 from autoseg.workspace import STAGES, Job, Workspace, read_json
 
@@ -61,7 +62,7 @@ def _job_line(workspace: Workspace, job: Job, width: int) -> str:
         progress = ""
     else:
         progress = _progress(_last_epoch(workspace.job_dir(job.algo, job.fold).metrics), job.state == "running")
-    spent = format_seconds(job.seconds) if job.seconds else "-"
+    spent = format_duration(job.seconds) if job.seconds else "-"
     return f"{job.name:<{width}}  {job.state:<8}  {dice:>6}  {spent:>8}  {progress}".rstrip()
 
 
@@ -73,7 +74,7 @@ def _progress(epoch: dict[str, Any], is_running: bool) -> str:
     if epoch.get("num_epochs"):
         text += f" of {epoch['num_epochs']}"
     if is_running and isinstance(epoch.get("time_left_s"), int | float):
-        text += f", {format_seconds(epoch['time_left_s'])} left"
+        text += f", {format_duration(epoch['time_left_s'])} left"
     return text
 
 
@@ -93,13 +94,3 @@ def _last_epoch(path: Path) -> dict[str, Any]:
         if isinstance(data, dict):
             return data
     return {}
-
-
-def format_seconds(seconds: float) -> str:
-    """A time as people say it: 45s, 12m05s, 3h07m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

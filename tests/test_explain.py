@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.config import load_settings
+from autoseg.config import format_duration, load_settings
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.explain import explain
-from autoseg.status import format_seconds, status
+from autoseg.status import status
 from autoseg.workspace import Job, Workspace, write_text, write_yaml
 
 
@@ -99,7 +99,7 @@ def test_status_refuses(tmp_path: Path) -> None:
 
 
 def test_seconds_in_words() -> None:
-    assert [format_seconds(s) for s in (0, 59.6, 61, 3599, 3600, 90061)] == [
+    assert [format_duration(s) for s in (0, 59.6, 61, 3599, 3600, 90061)] == [
         "0s",
         "1m00s",
         "1m01s",

@@ -17,7 +17,7 @@ import torch
 from plans import tiny_plan
 
 from autoseg.algos.cache import CachedCase
-from autoseg.algos.trainer import Diverged, Interrupted, Trainer, format_seconds
+from autoseg.algos.trainer import Diverged, Interrupted, Trainer
 from autoseg.data.phantoms import ellipsoid
 from autoseg.errors import WorkspaceError
 from autoseg.workspace import JobDir
@@ -235,7 +235,3 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_metrics(tmp_path: Pa
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(first[k], second[k]) for k in first)
-
-
-def test_durations_read_well() -> None:
-    assert [format_seconds(s) for s in (4.4, 65, 7512)] == ["4s", "1m05s", "2h05m"]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 
+from autoseg.algos.hardware import available_memory_bytes
 from autoseg.algos.plan import Plan
 from autoseg.data.datalist import Case, files_digest
 from autoseg.data.preprocess import prepare_image, prepare_label
@@ -112,7 +112,7 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
     if faults:
         raise DataError(sorted(faults))
     size = sum(path.stat().st_size for f in folders for path in f.glob("*.npy"))
-    in_memory = size < 0.5 * psutil.virtual_memory().available
+    in_memory = size < 0.5 * available_memory_bytes()
     log.info("%d cases, %.1f MiB, %s", len(cases), size / 2**20, "in memory" if in_memory else "memory-mapped")
     mode: Literal["r"] | None = None if in_memory else "r"
     opened = []

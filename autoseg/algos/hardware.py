@@ -40,6 +40,23 @@ def memory_limit_bytes() -> int:
     return total
 
 
+def available_memory_bytes() -> int:
+    """Memory a process may still take: what the machine has free, or what its container leaves, whichever is less."""
+    free = int(psutil.virtual_memory().available)
+    pairs = (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    )
+    for limit_path, used_path in pairs:
+        try:
+            limit, used = Path(limit_path).read_text().strip(), Path(used_path).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit() and used.isdigit():
+            free = min(free, max(0, int(limit) - int(used)))
+    return free
+
+
 def find_hardware(device: torch.device) -> Hardware:
     """Describe the device."""
     if device.type == "cuda":

@@ -21,7 +21,8 @@ from autoseg.algos.cache import load_cases
 from autoseg.algos.device import pick_device
 from autoseg.algos.hardware import available_cores
 from autoseg.algos.plan import Plan
-from autoseg.algos.trainer import Diverged, Interrupted, Trainer, format_seconds
+from autoseg.algos.trainer import Diverged, Interrupted, Trainer
+from autoseg.config import format_duration
 from autoseg.data.datalist import Case, files_digest, read_datalist
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.errors import AutosegError
@@ -122,7 +123,7 @@ def run_job(workspace: Workspace, dataroot: Path, algo: str, fold: int, *, devic
                 job.dice = score_validation(plan, paths, val_cases, where)
                 job.seconds += time.monotonic() - trainer.clock
                 log.info(
-                    "%s: Dice %.4f after %d steps, %s", job.name, job.dice, result.steps, format_seconds(job.seconds)
+                    "%s: Dice %.4f after %d steps, %s", job.name, job.dice, result.steps, format_duration(job.seconds)
                 )
             note("done")
             paths.checkpoint.unlink(missing_ok=True)  # with its optimizer it is four times the model

@@ -98,6 +98,16 @@ def step_seconds(algo: AlgoName, batch: int, roi: tuple[int, int, int], num_core
     return SECONDS_PER_MEGAVOXEL[algo] * batch * math.prod(roi) / 1e6 * 2 / num_cores
 
 
+def expected_seconds(plan: Plan, hardware: Hardware) -> float | None:
+    """How long a job will train: its budget, or what its steps take on a CPU; None: not known before it runs."""
+    if plan.budget_s is not None:
+        return plan.budget_s
+    if hardware.on_gpu:
+        return None
+    steps = plan.num_epochs * plan.num_steps_per_epoch
+    return steps * step_seconds(plan.algo, plan.batch_size, plan.roi_size, hardware.num_cores)
+
+
 def _epochs(num_train: int, steps: int, step_s: float | None) -> tuple[int, str]:
     """The default number of epochs.
 

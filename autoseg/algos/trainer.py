@@ -32,6 +32,7 @@ from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.patches import cut_batch
 from autoseg.algos.plan import Plan
 from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validation_marks
+from autoseg.config import format_duration
 from autoseg.errors import AutosegError, WorkspaceError
 from autoseg.inference.metrics import dice_of_targets
 from autoseg.inference.windows import predict_logits
@@ -325,7 +326,7 @@ class Trainer:
             log.info(
                 "%s  epoch %d%s  loss %.4f%s  lr %.2e  %.1f samples/s  %s left",
                 self.paths.root.name, p.epoch, of, line["train_loss"], scored, rate, line["samples_per_s"],
-                format_seconds(left),
+                format_duration(left),
             )  # fmt: skip
         p.epoch_loss, p.epoch_steps, p.epoch_s = 0.0, 0, 0.0
 
@@ -442,13 +443,3 @@ def save_weights(network: nn.Module, paths: JobDir) -> None:
     """Write a bare state dict, as a MONAI bundle wants it."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomic(paths.model, lambda file: torch.save(weights, file))
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds as people say them: 42s, 3m05s, 2h10m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
