@@ -35,7 +35,7 @@ from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validatio
 from autoseg.config import format_duration
 from autoseg.errors import AutosegError, WorkspaceError
 from autoseg.inference.metrics import dice_of_targets
-from autoseg.inference.windows import predict_logits
+from autoseg.inference.windows import ProbRows, predict_targets
 from autoseg.workspace import JobDir, digest, write_atomic, write_text
 
 log = logging.getLogger(__name__)
@@ -340,17 +340,23 @@ class Trainer:
         passed = sum(share >= mark for mark in marks)
         return passed > self.progress.validations
 
-    def _predict(self, case: CachedCase) -> torch.Tensor:
-        return predict_logits(
-            self.average,
-            torch.from_numpy(np.asarray(case.image, np.float32)),
+    def _predict(self, case: CachedCase) -> np.ndarray:
+        """A case's prediction at the network's spacing, as an encoded target."""
+        image = torch.from_numpy(np.asarray(case.image, np.float32))
+        rows = ProbRows(
+            [self.average],
+            lambda start, stop: image[:, start:stop],
+            (image.shape[1], image.shape[2], image.shape[3]),
+            0,
             roi_size=self.plan.roi_size,
             overlap=self.plan.overlap,
             num_outputs=self.plan.num_outputs,
+            sigmoid=self.plan.sigmoid,
             device=self.device,
             precision=self.plan.precision,
             divisor=divisor(self.plan),
         )
+        return predict_targets(rows).numpy()
 
     def _validate(self) -> float:
         """Mean Dice over classes of the mean over the fold's cases, at the network's spacing."""
@@ -359,9 +365,7 @@ class Trainer:
         scores = torch.full((len(self.val_cases), len(label_map.names)), math.nan, dtype=torch.float64)
         for i in range(self.rank, len(self.val_cases), self.world):
             case = self.val_cases[i]
-            logits = self._predict(case)
-            pred = (logits > 0).to(torch.uint8) if self.plan.sigmoid else logits.argmax(0, keepdim=True).to(torch.uint8)
-            scores[i] = torch.tensor(dice_of_targets(pred.numpy(), np.asarray(case.target), label_map))
+            scores[i] = torch.tensor(dice_of_targets(self._predict(case), np.asarray(case.target), label_map))
         if self.world > 1:
             seen = ~scores.isnan()
             both = torch.stack([scores.nan_to_num(0.0), seen.double()]).to(self.device)

@@ -6,16 +6,22 @@ Axes: (C, X, Y, Z), RAS+.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
-from autoseg.data.resampling import resample, resampled_shape
+from autoseg.data.resampling import resample, resample_rows, resampled_shape
+from autoseg.data.streams import ImageRows, MemoryImage
 from autoseg.data.volumes import Volume
 from autoseg.errors import DataError
 
+PART_VOXELS = 1 << 23
+"""Voxels of a channel looked at or normalised at a time: 32 MiB."""
+Region = tuple[slice, slice, slice]
 NormalizeMode = Literal["ct", "mri", "pet", "meanstd", "meanstdtanh", "range", "none"]
 
 
@@ -50,7 +56,7 @@ class Prepared:
     """(C, X, Y, Z) float32 at the plan's spacing."""
     ras_shape: tuple[int, int, int]
     """Shape in RAS before cropping."""
-    box: tuple[slice, slice, slice]
+    box: Region
     """The cropped region of the RAS volume."""
 
     @property
@@ -60,11 +66,44 @@ class Prepared:
         return x.stop - x.start, y.stop - y.start, z.stop - z.start
 
 
-def normalize(channel: np.ndarray, norm: ChannelNorm) -> np.ndarray:
-    """Normalise one channel.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelStats:
+    """Mean and standard deviation of one channel of an image; None where its mode needs none."""
+
+    mean: float
+    std: float
+
+
+def needs_stats(norm: ChannelNorm) -> bool:
+    """Whether a mode normalises by the image's own mean and deviation."""
+    return norm.mode not in ("none", "ct", "range")
+
+
+def channel_stats(chunks: Iterable[np.ndarray], norm: ChannelNorm) -> ChannelStats | None:
+    """Statistics of a channel that comes in pieces; of non-zero voxels where the norm says so.
+
+    Pieces are merged as Chan et al. 1983 do, in float64: a float32 sum over 10^8 voxels of a CT drifts.
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    for chunk in chunks:
+        inside = chunk[chunk != 0] if norm.nonzero else chunk
+        if inside.size == 0:
+            continue
+        here = float(inside.mean(dtype=np.float64))
+        spread = float(inside.var(dtype=np.float64)) * inside.size
+        total = count + inside.size
+        squares += spread + (here - mean) ** 2 * count * inside.size / total
+        mean += (here - mean) * inside.size / total
+        count = total
+    return ChannelStats(mean=mean, std=math.sqrt(squares / count)) if count else None
+
+
+def normalize(channel: np.ndarray, norm: ChannelNorm, stats: ChannelStats | None) -> np.ndarray:
+    """Normalise one channel, or a part of it.
 
     Args:
         channel: (X, Y, Z) float32.
+        stats: of the whole channel, for the modes that need them; None: no voxel to count, the result is 0.
 
     Returns:
         float32 of the same shape.
@@ -83,12 +122,9 @@ def normalize(channel: np.ndarray, norm: ChannelNorm) -> np.ndarray:
         if norm.mode == "range":
             return (clipped - low) / max(high - low, 1e-6)
         return (clipped - norm.mean) / max(norm.std, 1e-6)
-    inside = channel[channel != 0] if norm.nonzero else channel
-    if inside.size == 0:
+    if stats is None:
         return np.zeros_like(channel)
-    # float64: a float32 sum over 10^8 voxels of a CT drifts.
-    mean, std = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
-    out = (channel - np.float32(mean)) / np.float32(max(std, 1e-6))
+    out = (channel - np.float32(stats.mean)) / np.float32(max(stats.std, 1e-6))
     if norm.nonzero:
         out[channel == 0] = 0
     if norm.mode == "meanstdtanh":
@@ -96,31 +132,82 @@ def normalize(channel: np.ndarray, norm: ChannelNorm) -> np.ndarray:
     return out.astype(np.float32, copy=False)
 
 
-def nonzero_box(array: np.ndarray) -> tuple[slice, slice, slice]:
+class PreparedRows:
+    """An image as the network sees it, made row by row: cropped, normalised, resampled."""
+
+    def __init__(self, image: ImageRows, how: Preprocessing) -> None:
+        """Look at the whole image once, piece by piece, where its crop or normalisation needs that.
+
+        Raises:
+            DataError: The number of channels is not the one the model was trained with.
+        """
+        if image.num_channels != len(how.norms):
+            raise DataError(
+                f"the image has {image.num_channels} channels, the model was trained with {len(how.norms)}."
+            )
+        self._image, self._norms = image, how.norms
+        self.axis, self.ras_shape = image.axis, image.shape
+        everything = (slice(0, image.shape[0]), slice(0, image.shape[1]), slice(0, image.shape[2]))
+        self.box = _nonzero_box(image) if how.crop_foreground else everything
+        x, y, z = self.box
+        self._box_shape = (x.stop - x.start, y.stop - y.start, z.stop - z.start)
+        self.shape = resampled_shape(self._box_shape, image.spacing_mm, how.spacing_mm)
+        """(X, Y, Z) on the network's grid."""
+        self._stats = [
+            channel_stats((self._cropped(*part)[c] for part in self._parts()), norm) if needs_stats(norm) else None
+            for c, norm in enumerate(how.norms)
+        ]
+
+    def _parts(self) -> Iterator[tuple[int, int]]:
+        length = self._box_shape[self.axis]
+        step = max(1, PART_VOXELS * length // math.prod(self._box_shape))
+        return ((start, min(start + step, length)) for start in range(0, length, step))
+
+    def _cropped(self, start: int, stop: int) -> np.ndarray:
+        """Rows of the crop, as they are in the file: (C, X, Y, Z)."""
+        offset = self.box[self.axis].start
+        cut = [slice(None), *self.box]
+        cut[self.axis + 1] = slice(None)
+        return self._image.rows(offset + start, offset + stop)[tuple(cut)]
+
+    def _normalized(self, start: int, stop: int) -> torch.Tensor:
+        part = self._cropped(start, stop)
+        channels = [normalize(c, norm, stats) for c, norm, stats in zip(part, self._norms, self._stats, strict=True)]
+        return torch.from_numpy(np.ascontiguousarray(np.stack(channels), np.float32))
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows of the prepared image along `axis`: (C, X, Y, Z) float32."""
+        return resample_rows(self._normalized, self._box_shape[self.axis], self.shape, self.axis, start, stop)
+
+
+def _nonzero_box(image: ImageRows) -> Region:
     """The smallest box that holds every voxel with a value above 0 in any channel; the whole where none has."""
-    above: np.ndarray = np.any(array > 0, axis=0)
+    lines = [np.zeros(size, bool) for size in image.shape]
+    step = max(1, PART_VOXELS * image.shape[image.axis] // math.prod(image.shape))
+    for start in range(0, image.shape[image.axis], step):
+        stop = min(start + step, image.shape[image.axis])
+        above: np.ndarray = np.any(image.rows(start, stop) > 0, axis=0)
+        for axis in range(3):
+            line = np.moveaxis(above, axis, 0).reshape(above.shape[axis], -1).any(axis=1)
+            if axis == image.axis:
+                lines[axis][start:stop] = line
+            else:
+                lines[axis] |= line
     box = []
-    for axis in range(3):
-        line = np.flatnonzero(np.moveaxis(above, axis, 0).reshape(above.shape[axis], -1).any(axis=1))
-        box.append(slice(int(line[0]), int(line[-1]) + 1) if line.size else slice(0, above.shape[axis]))
-    return tuple(box)  # type: ignore[return-value]
+    for line in lines:
+        found = np.flatnonzero(line)
+        box.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, len(line)))
+    return box[0], box[1], box[2]
 
 
 def prepare_image(volume: Volume, how: Preprocessing) -> Prepared:
-    """Crop, normalise and resample an image.
+    """Crop, normalise and resample a whole image.
 
     Raises:
         DataError: The number of channels is not the one the model was trained with.
     """
-    array = volume.array
-    if len(array) != len(how.norms):
-        raise DataError(f"the image has {len(array)} channels, the model was trained with {len(how.norms)}.")
-    shape: tuple[int, int, int] = array.shape[1:]
-    box = nonzero_box(array) if how.crop_foreground else tuple(slice(0, s) for s in shape)
-    cropped = np.stack([normalize(array[c][box], norm) for c, norm in enumerate(how.norms)])
-    target = resampled_shape(cropped.shape[1:], volume.spacing_mm, how.spacing_mm)
-    image = resample(torch.from_numpy(np.ascontiguousarray(cropped, np.float32)), target)
-    return Prepared(image=image, ras_shape=shape, box=box)  # type: ignore[arg-type]
+    rows = PreparedRows(MemoryImage(volume), how)
+    return Prepared(image=rows.rows(0, rows.shape[rows.axis]).contiguous(), ras_shape=rows.ras_shape, box=rows.box)
 
 
 def prepare_label(target: np.ndarray, prepared: Prepared) -> torch.Tensor:

@@ -1,6 +1,12 @@
-"""Resampling of volumes held as tensors. Axes: C channels, then X, Y, Z."""
+"""Resampling of volumes, whole or row by row. Axes: C channels, then X, Y, Z.
+
+Linear interpolation is separable and local, so rows of the result along one axis need only the rows of the source
+beside them; a volume of any length is resampled without ever being held.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -30,3 +36,45 @@ def resample(array: torch.Tensor, shape: tuple[int, int, int], *, nearest: bool 
         # nearest-exact maps voxel centres; plain "nearest" is off by half a voxel.
         return F.interpolate(array[None].float(), size=shape, mode="nearest-exact")[0].to(array.dtype)
     return F.interpolate(array[None].float(), size=shape, mode="trilinear", align_corners=False)[0]
+
+
+def neighbours(size: int, new_size: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Between which source rows the new rows `start..stop` lie.
+
+    Args:
+        size, new_size: rows of the source and of the whole result over the same field of view.
+
+    Returns:
+        Index of the row below, of the row above (int64), and the share of the one above (float64, 0..1): the
+        half-pixel rule of F.interpolate, centres map to centres, clamped at the edges.
+    """
+    at = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * (size / new_size) - 0.5).clamp_(min=0)
+    below = at.floor().long().clamp_(max=size - 1)
+    return below, (below + 1).clamp_(max=size - 1), at - below
+
+
+def resample_rows(
+    fetch: Callable[[int, int], torch.Tensor], size: int, shape: tuple[int, int, int], axis: int, start: int, stop: int
+) -> torch.Tensor:
+    """Rows `start..stop` along one axis of `resample(source, shape)`, without making the others.
+
+    Args:
+        fetch: gives the source's rows from one index to another, (C, X, Y, Z) float32.
+        size: rows of the source.
+        shape: (X, Y, Z) of the whole result.
+        axis: 0, 1 or 2.
+
+    Returns:
+        (C, X, Y, Z) of `shape` but for `stop - start` along `axis`. Equals `resample` within rounding.
+    """
+    if size == shape[axis]:
+        part = fetch(start, stop).movedim(axis + 1, 0)  # (rows, C, H, W)
+    else:
+        below, above, share = neighbours(size, shape[axis], start, stop)
+        first = int(below[0])
+        rows = fetch(first, int(above[-1]) + 1).movedim(axis + 1, 0)
+        part = torch.lerp(rows[below - first], rows[above - first], share.to(rows.dtype).reshape(-1, 1, 1, 1))
+    plane = [s for a, s in enumerate(shape) if a != axis]
+    if list(part.shape[2:]) != plane:
+        part = F.interpolate(part, size=plane, mode="bilinear", align_corners=False)
+    return part.movedim(0, axis + 1)

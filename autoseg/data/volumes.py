@@ -6,9 +6,11 @@ Orientation maths and NIfTI headers are nibabel's.
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +52,7 @@ class Grid:
 
     def to_ras(self) -> Grid:
         """The same voxels with the axes flipped and swapped to the nearest RAS+ order."""
-        ornt = _to_ras_ornt(self.affine)
+        ornt = ras_orientation(self.affine)
         shape = [0, 0, 0]
         for stored, (ras, _) in enumerate(ornt):
             shape[int(ras)] = self.shape[stored]
@@ -94,8 +96,25 @@ def _mm(values: tuple[float, ...]) -> str:
     return "x".join(f"{v:.4g}" for v in values)
 
 
-def _to_ras_ornt(affine: np.ndarray) -> np.ndarray:
-    return ornt_transform(io_orientation(affine), axcodes2ornt(("R", "A", "S")))
+def ras_orientation(affine: np.ndarray, *, inverse: bool = False) -> np.ndarray:
+    """Which stored axis becomes which of X, Y, Z and is flipped (nibabel's ornt); or the way back."""
+    stored, ras = io_orientation(affine), axcodes2ornt(("R", "A", "S"))
+    return ornt_transform(ras, stored) if inverse else ornt_transform(stored, ras)
+
+
+def damaged(path: Path, error: BaseException) -> str:
+    """Say that a file's voxels cannot be read."""
+    return f"{path}: the file ends early or is damaged ({_brief(error)}). Copy or export it again."
+
+
+def not_finite(path: Path, count: int) -> str:
+    """Say that an image has voxels that are no number."""
+    return f"{path}: {count} voxels are NaN or infinite. Replace them, or leave the case out."
+
+
+def other_grid(path: Path, first: Path, found: str) -> str:
+    """Say that two files of an image lie on different grids."""
+    return f"{path}: not on the grid of {first.name} ({found}). Channels of a case must share one grid."
 
 
 def suffix_of(path: Path) -> str:
@@ -108,7 +127,12 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
-def _open(path: Path) -> nib.Nifti1Image:
+def open_nifti(path: Path) -> nib.Nifti1Image:
+    """Open a file and check its header; no voxel is read.
+
+    Raises:
+        DataError: Missing, not NIfTI, cut short, or with an affine that is not invertible.
+    """
     if not path.exists():
         raise DataError(f"{path}: no such file. Check the path in the datalist and dataroot.")
     if suffix_of(path) not in SUFFIXES:
@@ -167,24 +191,22 @@ def read_grid(path: Path) -> tuple[Grid, int]:
     Raises:
         DataError: Missing, unreadable, not 3D (or 4D with channels), or with an affine that is not invertible.
     """
-    image = _open(path)
+    image = open_nifti(path)
     shape, channels = spatial_and_channels(path, image.shape)
     return Grid(shape=shape, affine=np.asarray(image.affine, np.float64)), channels
 
 
 def _read_array(path: Path, dtype: type | None) -> tuple[np.ndarray, Grid]:
     """Read one file: (C, X, Y, Z) in RAS+ and its stored grid; `dtype` None keeps the stored type."""
-    image = _open(path)
+    image = open_nifti(path)
     shape, channels = spatial_and_channels(path, image.shape)
     try:
         array = np.asanyarray(image.dataobj) if dtype is None else np.asarray(image.dataobj, dtype=dtype)
     except _UNREADABLE as error:
-        raise DataError(
-            f"{path}: the file ends early or is damaged ({_brief(error)}). Copy or export it again."
-        ) from error
+        raise DataError(damaged(path, error)) from error
     grid = Grid(shape=shape, affine=np.asarray(image.affine, np.float64))
     array = array.reshape(*shape, channels)
-    array = np.stack([apply_orientation(array[..., c], _to_ras_ornt(grid.affine)) for c in range(channels)])
+    array = np.stack([apply_orientation(array[..., c], ras_orientation(grid.affine)) for c in range(channels)])
     return array, grid
 
 
@@ -202,15 +224,12 @@ def read_image(paths: tuple[Path, ...]) -> Volume:
     for path in paths:
         array, grid = _read_array(path, np.float32)
         if first is not None and (found := grid.differs_from(first)):
-            raise DataError(
-                f"{path}: not on the grid of {paths[0].name} ({found}). Channels of a case must share one grid."
-            )
+            raise DataError(other_grid(path, paths[0], found))
         first = first or grid
         arrays.append(array)
     joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     if not np.isfinite(joined).all():
-        bad = int(joined.size - np.isfinite(joined).sum())
-        raise DataError(f"{paths[0]}: {bad} voxels are NaN or infinite. Replace them, or leave the case out.")
+        raise DataError(not_finite(paths[0], int(joined.size - np.isfinite(joined).sum())))
     assert first is not None
     return Volume(array=np.ascontiguousarray(joined), grid=first)
 
@@ -258,16 +277,34 @@ def write_volume(path: Path, array: np.ndarray, grid: Grid) -> None:
         raise DataError(
             f"{path}: array of shape {array.shape} for a grid of {ras.shape} in RAS. Give the volume's own grid."
         )
-    back = ornt_transform(axcodes2ornt(("R", "A", "S")), io_orientation(grid.affine))
-    stored = np.ascontiguousarray(apply_orientation(array, back))
-    image = nib.Nifti1Image(stored, grid.affine)
-    image.header.set_xyzt_units("mm")
+    stored = apply_orientation(array, ras_orientation(grid.affine, inverse=True))
+    write_stored(path, grid, array.dtype, (np.ascontiguousarray(s.T).data for s in np.moveaxis(stored, 2, 0)))
+
+
+def write_stored(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a NIfTI file from its voxels in the order they are stored; all of the file or nothing.
+
+    Args:
+        path: `.nii.gz`, compressed at level 1 as nibabel does, or `.nii`.
+        pieces: X running fastest, Z slowest.
+    """
+    shell = nib.Nifti1Image(np.broadcast_to(np.zeros((), dtype), grid.shape), grid.affine)
+    header = shell.header
+    header.set_xyzt_units("mm")
+    header.set_slope_inter(1, 0)
+    header["magic"], header["vox_offset"] = b"n+1", header.single_vox_offset
     path.parent.mkdir(parents=True, exist_ok=True)
-    # nibabel chooses the format by the suffix, so the temporary name keeps it.
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
-        nib.save(image, part)
-        with open(part, "rb") as file:
+        with open(part, "wb") as file:
+            packed = suffix_of(path) == ".nii.gz"
+            out = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
+            out.write(header.binaryblock + bytes(4))
+            for piece in pieces:
+                out.write(piece)
+            if packed:
+                out.close()
+            file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:

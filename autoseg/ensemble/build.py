@@ -16,7 +16,7 @@ from autoseg import __version__
 from autoseg.algos.plan import Plan
 from autoseg.config import EnsembleSettings, Settings
 from autoseg.data.datalist import Case, Datalist
-from autoseg.data.volumes import Volume, read_label
+from autoseg.data.volumes import read_grid, read_label
 from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candidates, choose
 from autoseg.ensemble.out_of_fold import (
     Progress,
@@ -182,11 +182,11 @@ def _predict_testing(
 
 
 def _predict_case(predictor: Predictor, case: Case, target: Path, settings: Settings) -> list[float | None] | None:
-    pred, grid = segment(predictor, case.images, target)
+    segment(predictor, case.images, target)
     if case.label is None:
         return None
-    label: Volume = read_label(case.label)
-    if found := label.grid.differs_from(grid):
+    label, pred = read_label(case.label), read_label(target).array[0]
+    if found := label.grid.differs_from(read_grid(case.images[0])[0]):
         raise DataError(f"{case.label}: not on the grid of {case.images[0].name} ({found}). Export the label again.")
     scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map, settings.partial_labels))
     return scores

@@ -17,9 +17,10 @@ import numpy as np
 from autoseg.algos.plan import Plan
 from autoseg.data.datalist import Case, Datalist
 from autoseg.data.labels import LabelMap
-from autoseg.data.volumes import Volume, read_image, read_label
+from autoseg.data.streams import MemoryImage
+from autoseg.data.volumes import Volume, read_image, read_label, write_volume
 from autoseg.ensemble.combine import CaseScore, Combination, combinations_of
-from autoseg.ensemble.predict import save_labels
+from autoseg.ensemble.predict import writing
 from autoseg.errors import DataError
 from autoseg.inference.metrics import dice_per_class, to_plain
 from autoseg.inference.predictor import Predictor, vote
@@ -169,7 +170,7 @@ def _score_case(
     means = [c for c in wanted if c.combine == "mean"]
     shape: tuple[int, int, int] = image.array.shape[1:]
     try:
-        each = predictor.predict_each(image)
+        each = predictor.each(MemoryImage(image))
     except DataError as error:
         raise DataError([f"{case.images[0]}: {message}" for message in error.messages]) from error
     found = labels_of_means(each, [places[c] for c in means], shape, label_map)
@@ -179,6 +180,8 @@ def _score_case(
             labels[combination] = vote([found[i] for i in places[combination]], label_map)
     dice = {}
     for combination, pred in labels.items():
-        save_labels(_label_file(workspace, combination, case), pred, image.grid)
+        target = _label_file(workspace, combination, case)
+        with writing(target):
+            write_volume(target, pred, image.grid)
         dice[combination.name] = score_of(case, pred, label, label_map, partial)
     return dice

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from autoseg.data.foreign import image_files
 from autoseg.data.listfile import unique_names
-from autoseg.data.volumes import SUFFIXES, Grid, read_grid, read_image, stem_of, suffix_of, write_volume
+from autoseg.data.volumes import SUFFIXES, read_grid, stem_of, suffix_of
 from autoseg.ensemble.combine import EnsembleSpec
 from autoseg.errors import AutosegError, ConfigError, DataError, ResourceError, WorkspaceError
 from autoseg.inference.predictor import Predictor
@@ -83,24 +83,22 @@ def load_predictor(
     return Predictor([workspace.job_dir(job.algo, job.fold) for job in chosen], device=device)
 
 
-def save_labels(target: Path, labels: np.ndarray, grid: Grid) -> None:
-    """Write labels (X, Y, Z) in RAS onto a file's own grid.
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say what to do where a label file cannot be written.
 
     Raises:
-        ResourceError: The file cannot be written.
+        ResourceError: It cannot.
     """
     try:
-        write_volume(target, labels, grid)
+        yield
     except OSError as error:
         reason = error.strerror or error
         raise ResourceError(f"{target}: cannot be written ({reason}). Free space, or choose another folder.") from error
 
 
-def segment(predictor: Predictor, images: Sequence[Path], target: Path) -> tuple[np.ndarray, Grid]:
+def segment(predictor: Predictor, images: Sequence[Path], target: Path) -> None:
     """Segment one image and write its label file on the image's own grid.
-
-    Returns:
-        The labels (X, Y, Z) in RAS, and the image's grid.
 
     Raises:
         DataError: The image cannot be read, or does not have the model's channels.
@@ -113,10 +111,8 @@ def segment(predictor: Predictor, images: Sequence[Path], target: Path) -> tuple
             f"{images[0]}: {names} with {found} channel{'s' * (found != 1)}. Expected {predictor.num_channels}, as the "
             "models were trained; several files of one case end in _0000, _0001, ... in the order of training."
         )
-    volume = read_image(tuple(images))
-    labels = predictor.predict_labels(volume)
-    save_labels(target, labels, volume.grid)
-    return labels, volume.grid
+    with writing(target):
+        predictor.predict_file(images, target)
 
 
 def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:

@@ -6,7 +6,8 @@ import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from autoseg.algos.device import pick_device
 from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.plan import Plan
 from autoseg.data.labels import LabelMap
-from autoseg.data.preprocess import Prepared, Preprocessing, prepare_image
-from autoseg.data.volumes import Volume
+from autoseg.data.preprocess import PreparedRows, Region
+from autoseg.data.streams import ImageRows, LabelRows, MemoryImage, open_image
+from autoseg.data.volumes import Volume, write_volume
 from autoseg.errors import WorkspaceError
-from autoseg.inference.restore import Probs, labels_of_means, mean_labels, to_probs
-from autoseg.inference.windows import predict_logits
+from autoseg.inference.restore import Member, labelled_slabs
+from autoseg.inference.windows import ProbRows
 from autoseg.reader import read_model
 from autoseg.workspace import JobDir
 
@@ -76,8 +78,8 @@ def _first_line(error: BaseException) -> str:
 class Predictor:
     """One model or several of the same classes and channels; images go in, labels come out.
 
-    Models with the same preprocessing share the prepared image. The mean is of probabilities, as nnU-Net
-    ensembles its configurations; models that work at different spacings meet on the image's own grid.
+    The mean is of probabilities, as nnU-Net ensembles its configurations; models that work at different spacings meet
+    on the image's own grid.
     """
 
     def __init__(
@@ -108,54 +110,60 @@ class Predictor:
                 )
         self.label_map: LabelMap = first.plan.label_map
         self.num_channels = len(first.plan.channels)
-        self._groups: dict[Preprocessing, list[int]] = {}
+        self._groups: dict[tuple[Any, ...], list[int]] = {}
         for i, model in enumerate(self.models):
-            self._groups.setdefault(model.plan.preprocessing, []).append(i)
+            plan = model.plan
+            alike = (plan.preprocessing, plan.roi_size, plan.overlap, plan.tta, plan.precision, divisor(plan))
+            self._groups.setdefault(alike, []).append(i)
 
-    def _each(self, volume: Volume) -> Iterator[tuple[int, Prepared, torch.Tensor]]:
-        """Yield (index of the model, prepared image, probabilities), group by group."""
-        for how, members in self._groups.items():
-            prepared = prepare_image(volume, how)
-            for i in members:
-                yield i, prepared, self._probs(self.models[i], prepared.image)
-
-    def _probs(self, model: Model, image: torch.Tensor) -> torch.Tensor:
-        plan = model.plan
-        label_map = self.label_map
-        shift = 0 if label_map.sigmoid else 1
-        logits = predict_logits(
-            model.network,
-            image,
+    def _member(self, image: ImageRows, indices: Sequence[int]) -> Member:
+        """What some models with the same preprocessing and windows say about an image; computed as it is asked for."""
+        plan = self.models[indices[0]].plan
+        prepared = PreparedRows(image, plan.preprocessing)
+        shift = 0 if self.label_map.sigmoid else 1
+        rows = ProbRows(
+            [self.models[i].network for i in indices],
+            prepared.rows,
+            prepared.shape,
+            prepared.axis,
             roi_size=plan.roi_size,
             overlap=plan.overlap,
             num_outputs=plan.num_outputs,
+            sigmoid=self.label_map.sigmoid,
             device=self.device,
             precision=plan.precision,
             divisor=divisor(plan),
             mirror_axes=plan.mirror_axes if plan.tta else (),
-            mirrored_pairs=[(a + shift, b + shift) for a, b in label_map.left_right_pairs],
+            mirrored_pairs=[(a + shift, b + shift) for a, b in self.label_map.left_right_pairs],
         )
-        return to_probs(logits, sigmoid=label_map.sigmoid)
+        return Member(rows=rows, box=prepared.box, num_models=len(indices))
 
-    def predict_each(self, volume: Volume) -> list[Probs]:
-        """Probabilities of every model, in the order of the jobs."""
-        found = {i: Probs(values=probs, box=prepared.box) for i, prepared, probs in self._each(volume)}
-        return [found[i] for i in range(len(self.models))]
+    def each(self, image: ImageRows) -> list[Member]:
+        """Every model by itself, in the order of the jobs."""
+        return [self._member(image, [i]) for i in range(len(self.models))]
 
-    def predict_probs(self, volume: Volume) -> list[Probs]:
-        """The mean of the probabilities, one for each group of models with the same preprocessing.
+    def grouped(self, image: ImageRows) -> list[Member]:
+        """The models, those with the same preprocessing and windows as one: their mean costs no memory."""
+        return [self._member(image, indices) for indices in self._groups.values()]
 
-        Models of a group are added up in place; `restore.mean_labels` makes labels of the whole.
+    def labelled(self, image: ImageRows) -> Iterator[tuple[Region, np.ndarray]]:
+        """Label values of an image, slab by slab along its rows.
+
+        Yields:
+            Where a slab lies in the RAS volume, and its label values. Places left out are background.
+
+        Raises:
+            DataError: The image does not have the channels the models were trained with.
         """
-        groups: dict[Preprocessing, Probs] = {}
-        for i, prepared, probs in self._each(volume):
-            how = self.models[i].plan.preprocessing
-            if (mean := groups.get(how)) is None:
-                num = len(self._groups[how])
-                groups[how] = Probs(values=probs.div_(num), box=prepared.box, num_models=num)
-            else:
-                mean.values.add_(probs, alpha=1 / mean.num_models)
-        return list(groups.values())
+        if self.combine == "mean" or len(self.models) == 1:
+            members = self.grouped(image)
+            for region, (labels,) in labelled_slabs(members, [tuple(range(len(members)))], self.label_map):
+                yield region, labels
+        else:
+            for region, found in labelled_slabs(
+                self.each(image), [(i,) for i in range(len(self.models))], self.label_map
+            ):
+                yield region, vote(found, self.label_map)
 
     def predict_labels(self, volume: Volume) -> np.ndarray:
         """Label values (X, Y, Z) in RAS on the image's grid.
@@ -163,13 +171,34 @@ class Predictor:
         Raises:
             DataError: The image does not have the channels the models were trained with.
         """
-        shape: tuple[int, int, int] = volume.array.shape[1:]
-        if self.combine == "mean" or len(self.models) == 1:
-            return mean_labels(self.predict_probs(volume), shape, self.label_map)
-        labels: list[np.ndarray] = [np.empty(0)] * len(self.models)
-        for i, prepared, probs in self._each(volume):
-            labels[i] = labels_of_means([Probs(values=probs, box=prepared.box)], [(0,)], shape, self.label_map)[0]
-        return vote(labels, self.label_map)
+        labels = np.zeros(volume.array.shape[1:], self.label_map.dtype)
+        for region, part in self.labelled(MemoryImage(volume)):
+            labels[region] = part
+        return labels
+
+    def predict_file(self, images: Sequence[Path], target: Path) -> None:
+        """Segment an image from its files to a label file on its own grid; a large one never lies in memory.
+
+        Raises:
+            DataError: The image cannot be read, or does not have the channels the models were trained with.
+            OSError: The label file cannot be written.
+        """
+        image = open_image(images)
+        if isinstance(image, MemoryImage):
+            labels = np.zeros(image.shape, self.label_map.dtype)
+            for region, part in self.labelled(image):
+                labels[region] = part
+            write_volume(target, labels, image.grid)
+            return
+        with image, LabelRows(target, image.grid, np.dtype(self.label_map.dtype)) as out:
+            for region, part in self.labelled(image):
+                planes = list(image.shape)
+                planes[image.axis] = part.shape[image.axis]
+                whole = np.zeros(planes, part.dtype)
+                inner = list(region)
+                inner[image.axis] = slice(None)
+                whole[tuple(inner)] = part
+                out.write(region[image.axis].start, whole)
 
 
 def vote(labels: Sequence[np.ndarray], label_map: LabelMap) -> np.ndarray:

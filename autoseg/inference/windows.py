@@ -1,18 +1,19 @@
-"""Sliding windows: a network's logits for a volume of any size.
+"""Sliding windows: probabilities of one network or several for a volume of any length, row by row.
 
-Axes: B windows, C image channels, K outputs, then X, Y, Z.
+Windows go along one axis of the volume; rows behind the last window are finished and handed out, so what is held at
+a time is as deep as a window, whatever the volume's length. Axes: B windows, C image channels, K outputs, then X, Y,
+Z; the row axis is one of these, H and W are the other two.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, combinations
+from itertools import combinations, product
 
 import torch
 import torch.nn.functional as F
-from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import nn
 
 from autoseg.algos.device import Precision, autocast
@@ -21,16 +22,32 @@ Shape = tuple[int, int, int]
 
 SIGMA_SCALE = 0.125
 """Standard deviation of the Gaussian weights as a share of the window's edge. Source: nnU-Net, MONAI's default."""
-
-
-def window_slices(shape: Shape, roi_size: Shape, overlap: float) -> list[tuple[slice, ...]]:
-    """Lay windows over a volume at least as large as one; the last of each axis is moved back to fit."""
-    steps = [max(1, int(roi * (1 - overlap))) for roi in roi_size]
-    return dense_patch_slices(shape, roi_size, steps)
-
-
 STRETCH = 1.5
 """How much larger than the training patch a window may be, in voxels, where it then holds the whole image."""
+
+
+def window_starts(size: int, roi: int, overlap: float) -> list[int]:
+    """Where windows start along an axis of at least their length: as few as keep the overlap, evenly spread.
+
+    Source: nnU-Net's `compute_steps_for_sliding_window`; MONAI moves the last window back instead.
+    """
+    step = max(1, int(roi * (1 - overlap)))
+    num = math.ceil((size - roi) / step) + 1
+    return [round(i * (size - roi) / max(1, num - 1)) for i in range(num)]
+
+
+def window_weights(size: int, roi: int, overlap: float) -> list[torch.Tensor]:
+    """Gaussian weights (roi,) of each window along an axis; over every voxel they sum to one.
+
+    A window's weights in a volume are the product of its axes', and sum to one there too.
+    """
+    at = torch.arange(roi, dtype=torch.float64) - (roi - 1) / 2
+    bell = torch.exp(-0.5 * (at / (roi * SIGMA_SCALE)) ** 2)
+    starts = window_starts(size, roi, overlap)
+    total = torch.zeros(size, dtype=torch.float64)
+    for start in starts:
+        total[start : start + roi] += bell
+    return [(bell / total[start : start + roi]).float() for start in starts]
 
 
 def fit_window(shape: Shape, roi_size: Shape, divisor: Shape) -> Shape:
@@ -46,72 +63,201 @@ def fit_window(shape: Shape, roi_size: Shape, divisor: Shape) -> Shape:
     return (whole[0], whole[1], whole[2]) if math.prod(whole) <= STRETCH * math.prod(roi_size) else roi_size
 
 
-def predict_logits(
-    network: nn.Module,
-    image: torch.Tensor,
-    *,
-    roi_size: Shape,
-    overlap: float,
-    num_outputs: int,
-    device: torch.device,
-    precision: Precision,
-    divisor: Shape | None = None,
-    mirror_axes: Sequence[int] = (),
-    mirrored_pairs: Sequence[tuple[int, int]] = (),
-    window_batch: int = 1,
-) -> torch.Tensor:
-    """Run a network over a volume in windows, weighted by a Gaussian where they overlap.
+class ProbRows:
+    """The mean probabilities of networks that share preprocessing and windows, made as they are asked for.
 
-    A volume that fits one window costs one forward pass (and one per mirroring) and no blending; a smaller one
-    is padded with 0 on both sides and cropped back. Only the windows at hand are on the device.
+    A volume smaller than a window is padded with 0 on both sides. In every window each network's logits (the mean
+    over mirrorings) become probabilities; their mean over the networks is weighted into the rows. Only the windows
+    at hand are on the device. A volume that fits one window costs one forward pass a network and mirroring.
+    """
 
-    Args:
-        network: on `device`; maps (B, C, X, Y, Z) to (B, K, X, Y, Z).
-        image: (C, X, Y, Z) float32, preprocessed.
-        roi_size: window in voxels.
-        overlap: of neighbouring windows, as a share of the window, in [0, 1).
-        num_outputs: K.
-        divisor: what the network wants edges to be multiples of; given, the window may stretch (`fit_window`).
-        mirror_axes: axes (0 X, 1 Y, 2 Z) mirrored in every combination, 2^n passes; their logits are averaged.
-        mirrored_pairs: outputs that change places when X is mirrored: left and right.
-        window_batch: windows per forward pass.
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        fetch: Callable[[int, int], torch.Tensor],
+        shape: Shape,
+        axis: int,
+        *,
+        roi_size: Shape,
+        overlap: float,
+        num_outputs: int,
+        sigmoid: bool,
+        device: torch.device,
+        precision: Precision,
+        divisor: Shape | None = None,
+        mirror_axes: Sequence[int] = (),
+        mirrored_pairs: Sequence[tuple[int, int]] = (),
+        window_batch: int = 1,
+    ) -> None:
+        """Lay out the windows; nothing is computed yet.
+
+        Args:
+            networks: on `device`; each maps (B, C, X, Y, Z) to (B, K, X, Y, Z).
+            fetch: gives the image's rows from one index to another, (C, X, Y, Z) float32, preprocessed. It is asked
+                for each row once, in order.
+            shape: of the image.
+            axis: along which rows are made: 0 X, 1 Y, 2 Z.
+            roi_size: window in voxels.
+            overlap: of neighbouring windows, as a share of the window, in [0, 1).
+            num_outputs: K.
+            sigmoid: outputs are independent; else exclusive, and softmax is over all.
+            divisor: what the network wants edges to be multiples of; given, the window may stretch (`fit_window`).
+            mirror_axes: axes (0 X, 1 Y, 2 Z) mirrored in every combination, 2^n passes; their logits are averaged.
+            mirrored_pairs: outputs that change places when X is mirrored: left and right.
+            window_batch: windows per forward pass.
+
+        Source: nnU-Net pads symmetrically and averages the logits of all mirrorings (`predict_from_raw_data.py`).
+        """
+        if divisor is not None:
+            roi_size = fit_window(shape, roi_size, divisor)
+        self.shape, self.axis, self.num_outputs = shape, axis, num_outputs
+        self._networks, self._fetch, self._roi = networks, fetch, roi_size
+        self.independent, self._device, self._precision = sigmoid, device, precision
+        self._mirror, self._pairs, self._window_batch = mirror_axes, mirrored_pairs, window_batch
+        missing = [max(0, roi - size) for roi, size in zip(roi_size, shape, strict=True)]
+        self._before = [m // 2 for m in missing]
+        self._after = [m - b for m, b in zip(missing, self._before, strict=True)]
+        self._padded = [size + m for size, m in zip(shape, missing, strict=True)]
+        self._starts = [window_starts(s, r, overlap) for s, r in zip(self._padded, roi_size, strict=True)]
+        self._weights = [window_weights(s, r, overlap) for s, r in zip(self._padded, roi_size, strict=True)]
+        self._plane = [a for a in range(3) if a != axis]
+        self._next = 0  # position along the axis of the windows to compute next
+        self._image: torch.Tensor | None = None  # the rows under these windows, padded
+        self._image_end = 0
+        self._rows: dict[int, torch.Tensor] = {}  # (K, H, W), finished up to the next windows' start
+
+    @property
+    def num_windows(self) -> int:
+        """Windows over the whole volume; each is passed through every network."""
+        return math.prod(len(starts) for starts in self._starts)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Probabilities (stop - start, K, H, W) float32 of some rows, on the CPU; rows before `start` are forgotten.
+
+        Raises:
+            ValueError: Rows were asked for that are forgotten already.
+        """
+        for row in [r for r in self._rows if r < start]:
+            del self._rows[row]
+        while self._next < len(self._starts[self.axis]) and stop + self._before[self.axis] > self._finished():
+            with _evaluating(self._networks):
+                self._advance(start)
+        if start not in self._rows:
+            raise ValueError(f"row {start} is gone; rows can be asked for in ascending order only")
+        return torch.stack([self._rows[row] for row in range(start, stop)])
+
+    def _finished(self) -> int:
+        """Padded rows that no further window changes."""
+        return self._starts[self.axis][self._next]
+
+    def _advance(self, needed: int) -> None:
+        """Pass the windows at the next position along the axis through the networks."""
+        axis, roi = self.axis, self._roi
+        first, before = self._starts[axis][self._next], self._before[axis]
+        image = self._image_rows(first)
+        deep = self._weights[axis][self._next].tolist()
+        inside = range(max(first - before, 0, needed), min(first - before + roi[axis], self.shape[axis]))
+        places = list(product(*(range(len(self._starts[a])) for a in self._plane)))
+        for begin in range(0, len(places), self._window_batch):
+            chosen = places[begin : begin + self._window_batch]
+            windows = []
+            for place in chosen:
+                cut = [slice(None)] * 4
+                for a, i in zip(self._plane, place, strict=True):
+                    cut[a + 1] = slice(self._starts[a][i], self._starts[a][i] + roi[a])
+                windows.append(image[tuple(cut)])
+            batch = self._probs(torch.stack(windows)).movedim(axis + 2, 1)  # (B, rows, K, H, W)
+            for place, probs in zip(chosen, batch, strict=True):
+                self._add(probs, place, inside, first - before, deep, alone=len(places) == 1)
+        self._next += 1
+
+    def _add(
+        self,
+        probs: torch.Tensor,
+        place: tuple[int, ...],
+        inside: range,
+        first: int,
+        deep: list[float],
+        *,
+        alone: bool,
+    ) -> None:
+        """Weight one window's probabilities (rows, K, H, W) into the rows that lie in the image.
+
+        Args:
+            place: of the window in the plane.
+            first: its first row in the image.
+            deep: weight of each of its rows.
+            alone: it covers the whole plane.
+        """
+        target, source = [slice(None)], [slice(None)]
+        for a, i in zip(self._plane, place, strict=True):
+            start = self._starts[a][i] - self._before[a]
+            low, high = max(start, 0), min(start + self._roi[a], self.shape[a])
+            target.append(slice(low, high))
+            source.append(slice(low - start, high - start))
+        h, w = (self._weights[a][i] for a, i in zip(self._plane, place, strict=True))
+        weight = (h[:, None] * w[None])[tuple(source[1:])]
+        size = (self.num_outputs, *(self.shape[a] for a in self._plane))
+        for row in inside:
+            part = probs[row - first][tuple(source)]
+            held = self._rows.get(row)
+            if held is None and alone and deep[row - first] == 1.0:
+                self._rows[row] = part
+                continue
+            if held is None:
+                held = self._rows[row] = torch.zeros(size)
+            held[tuple(target)].addcmul_(part, weight, value=deep[row - first])
+
+    def _image_rows(self, first: int) -> torch.Tensor:
+        """The image's rows under the windows that start at `first`, padded: (C, X, Y, Z)."""
+        axis = self.axis
+        last = first + self._roi[axis]
+        before, size = self._before[axis], self.shape[axis]
+        low, high = max(self._image_end, first), last
+        new = self._fetch(max(0, low - before), min(size, high - before))
+        pads = []
+        for a in (2, 1, 0):
+            whole = a != axis
+            front = self._before[a] if whole else max(0, before - low)
+            back = self._after[a] if whole else max(0, high - before - size)
+            pads += [front, back]
+        if any(pads):
+            new = F.pad(new, pads)
+        if self._image is not None and self._image_end > first:
+            old = self._image.narrow(
+                axis + 1, self._image.shape[axis + 1] - (self._image_end - first), self._image_end - first
+            )
+            new = torch.cat([old, new], axis + 1)
+        self._image, self._image_end = new, last
+        return new
+
+    def _probs(self, batch: torch.Tensor) -> torch.Tensor:
+        """Mean probabilities (B, K, X, Y, Z) float32 of windows, on the CPU."""
+        moved = batch.to(self._device, memory_format=torch.channels_last_3d)
+        mean: torch.Tensor | None = None
+        with torch.inference_mode():
+            for network in self._networks:
+                with autocast(self._device, self._precision):
+                    logits = _mirrored_mean(network, moved, self._mirror, self._pairs)
+                probs = logits.float().sigmoid() if self.independent else logits.float().softmax(1)
+                mean = probs if mean is None else mean.add_(probs)
+            assert mean is not None
+            if len(self._networks) > 1:
+                mean.div_(len(self._networks))
+        return mean.cpu()
+
+
+def predict_targets(rows: ProbRows) -> torch.Tensor:
+    """A whole volume's prediction on the network's own grid, in the form of an encoded target.
 
     Returns:
-        (K, X, Y, Z) float32 logits on the CPU.
-
-    Source: nnU-Net pads symmetrically and averages the logits of all mirrorings (`predict_from_raw_data.py`).
+        (1, X, Y, Z) uint8 class indices, or (K, X, Y, Z) of 0 and 1 for independent outputs.
     """
-    shape: Shape = tuple(image.shape[1:])  # type: ignore[assignment]
-    if divisor is not None:
-        roi_size = fit_window(shape, roi_size, divisor)
-    missing = [max(0, roi - size) for roi, size in zip(roi_size, shape, strict=True)]
-    before = [m // 2 for m in missing]
-    if any(missing):
-        pads = list(chain.from_iterable((b, m - b) for b, m in zip(reversed(before), reversed(missing), strict=True)))
-        image = F.pad(image, pads)
-    padded: Shape = tuple(image.shape[1:])  # type: ignore[assignment]
-    inner = (slice(None), *(slice(b, b + s) for b, s in zip(before, shape, strict=True)))
-    windows = window_slices(padded, roi_size, overlap)
-
-    def forward(batch: torch.Tensor) -> torch.Tensor:
-        moved = batch.to(device, memory_format=torch.channels_last_3d)
-        with torch.inference_mode(), autocast(device, precision):
-            return _mirrored_mean(network, moved, mirror_axes, mirrored_pairs)
-
-    # Allocated outside inference_mode, so that callers may change the logits in place.
-    with _evaluating(network):
-        if len(windows) == 1:
-            return torch.empty((num_outputs, *shape)).copy_(forward(image[None])[0][inner])
-        weight = compute_importance_map(roi_size, mode="gaussian", sigma_scale=SIGMA_SCALE)
-        total = torch.zeros((num_outputs, *padded))
-        weights = torch.zeros(padded)
-        for first in range(0, len(windows), window_batch):
-            chosen = windows[first : first + window_batch]
-            logits = forward(torch.stack([image[(slice(None), *w)] for w in chosen])).float().cpu()
-            for window, part in zip(chosen, logits, strict=True):
-                total[(slice(None), *window)].addcmul_(part, weight)
-                weights[window] += weight
-        return total.div_(weights)[inner].contiguous()
+    made = []
+    for row in range(rows.shape[rows.axis]):
+        probs = rows.rows(row, row + 1)[0]
+        made.append((probs > 0.5 if rows.independent else probs.argmax(0, keepdim=True)).to(torch.uint8))
+    return torch.stack(made, rows.axis + 1)
 
 
 def _mirrored_mean(
@@ -133,11 +279,12 @@ def _mirrored_mean(
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    was_training = network.training
-    network.eval()
+def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
+    training = [network for network in networks if network.training]
+    for network in training:
+        network.eval()
     try:
         yield
     finally:
-        if was_training:
+        for network in training:
             network.train()

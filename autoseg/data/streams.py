@@ -1,0 +1,225 @@
+"""Images read and labels written row by row, so that a volume of any length passes through constant memory.
+
+Rows lie along one axis of the RAS volume. For an image in memory that is its longest; for a large file the one its
+file is stored by, slice after slice. Axes: (C, X, Y, Z), RAS+.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+import shutil
+import tempfile
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation
+
+from autoseg.data.volumes import (
+    Grid,
+    Volume,
+    damaged,
+    not_finite,
+    open_nifti,
+    other_grid,
+    ras_orientation,
+    read_image,
+    spatial_and_channels,
+    suffix_of,
+    write_stored,
+)
+from autoseg.errors import DataError, ResourceError
+
+log = logging.getLogger(__name__)
+
+STREAM_VOXELS = 1 << 26
+"""Voxels over all channels from which an image is read piece by piece: 256 MiB as float32, a CT of 512x512x256."""
+COPY_BYTES = 1 << 24
+
+
+class ImageRows(Protocol):
+    """An image whose rows can be had one after the other."""
+
+    grid: Grid
+    """The file's own grid."""
+    shape: tuple[int, int, int]
+    """In RAS."""
+    num_channels: int
+    axis: int
+    """Along which rows lie: 0 X, 1 Y, 2 Z."""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of a voxel along X, Y, Z."""
+        ...
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """(C, X, Y, Z) float32 of some rows, all of the other two axes."""
+        ...
+
+
+class MemoryImage:
+    """An image held in memory."""
+
+    def __init__(self, volume: Volume) -> None:
+        """Take a volume; rows are views of it."""
+        self.grid, self._array = volume.grid, volume.array
+        self.shape: tuple[int, int, int] = volume.array.shape[1:]
+        self.num_channels = len(volume.array)
+        self.axis = self.shape.index(max(self.shape))
+        self.spacing_mm = volume.spacing_mm
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """See `ImageRows`."""
+        return np.moveaxis(np.moveaxis(self._array, self.axis + 1, 0)[start:stop], 0, self.axis + 1)
+
+
+class FileImage:
+    """An image in files, read as its rows are asked for; a context manager.
+
+    A compressed file is unpacked into a temporary folder first, since its slices cannot be reached otherwise.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Open the files.
+
+        Raises:
+            DataError: A file cannot be read, or the files lie on different grids.
+            ResourceError: There is no room to unpack one.
+        """
+        with ExitStack() as stack:
+            self._parts: list[tuple[Path, nib.Nifti1Image, int]] = []
+            grids = []
+            for path in paths:
+                image, (shape, channels) = _open_flat(path, stack)
+                grids.append(Grid(shape=shape, affine=np.asarray(image.affine, np.float64)))
+                if found := grids[-1].differs_from(grids[0]):
+                    raise DataError(other_grid(path, paths[0], found))
+                self._parts.append((path, image, channels))
+            self._stack = stack.pop_all()
+        self.grid = grids[0]
+        self.num_channels = sum(channels for _, _, channels in self._parts)
+        ras = self.grid.to_ras()
+        self.shape, self.spacing_mm = ras.shape, ras.spacing_mm
+        self._ornt = ras_orientation(self.grid.affine)
+        self.axis = int(self._ornt[2, 0])
+        self._flipped = bool(self._ornt[2, 1] < 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """See `ImageRows`.
+
+        Raises:
+            DataError: The file is damaged, or voxels are NaN or infinite.
+        """
+        if self._flipped:
+            start, stop = self.shape[self.axis] - stop, self.shape[self.axis] - start
+        channels = []
+        for path, image, count in self._parts:
+            try:
+                part = np.asarray(image.dataobj[:, :, start:stop], np.float32)
+            except (OSError, ValueError) as error:
+                raise DataError(damaged(path, error)) from error
+            part = part.reshape(*self.grid.shape[:2], stop - start, count)
+            if image.get_data_dtype().kind == "f" and not np.isfinite(part).all():
+                raise DataError(not_finite(path, int(part.size - np.isfinite(part).sum())))
+            channels += [apply_orientation(part[..., c], self._ornt) for c in range(count)]
+        return np.stack(channels)
+
+
+def _open_flat(path: Path, stack: ExitStack) -> tuple[nib.Nifti1Image, tuple[tuple[int, int, int], int]]:
+    """Open a file so that its slices can be reached, unpacked where it is compressed."""
+    image = open_nifti(path)
+    counted = spatial_and_channels(path, image.shape)
+    if suffix_of(path) != ".nii.gz":
+        return image, counted
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autoseg-")))
+    flat = folder / "image.nii"
+    needed = int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ResourceError(
+            f"{path}: unpacked it takes {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB. Free space, or "
+            "set TMPDIR to a folder on a larger disk."
+        )
+    try:
+        with gzip.open(path, "rb") as packed, open(flat, "wb") as file:
+            shutil.copyfileobj(packed, file, COPY_BYTES)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(damaged(path, error)) from error
+    if flat.stat().st_size < needed:
+        raise DataError(damaged(path, ValueError(f"{flat.stat().st_size} bytes of {needed}")))
+    return nib.load(flat), counted
+
+
+def open_image(paths: Sequence[Path]) -> MemoryImage | FileImage:
+    """Open an image: in memory where it is small, piece by piece where it is large.
+
+    Raises:
+        DataError, ResourceError: as `read_image` and `FileImage`.
+    """
+    voxels = 0
+    for path in paths:
+        voxels += math.prod(open_nifti(path).shape)
+    return FileImage(paths) if voxels > STREAM_VOXELS else MemoryImage(read_image(tuple(paths)))
+
+
+class LabelRows:
+    """A label file that is written row by row; a context manager that leaves the whole file, or none.
+
+    Rows are kept uncompressed in a temporary file beside the target, since a flipped file's last rows come first.
+    """
+
+    def __init__(self, path: Path, grid: Grid, dtype: np.dtype) -> None:
+        """Begin a file on an image's own grid, filled with background.
+
+        Args:
+            path: to write, `.nii.gz` or `.nii`.
+            dtype: of the labels.
+        """
+        self._path, self._grid, self._dtype = path, grid, np.dtype(dtype)
+        self._back = ras_orientation(grid.affine, inverse=True)
+        to_ras = ras_orientation(grid.affine)
+        self._axis, self._flipped = int(to_ras[2, 0]), bool(to_ras[2, 1] < 0)
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=self._path.parent, prefix=".part-")
+        self._file.truncate(math.prod(self._grid.shape) * self._dtype.itemsize)
+        return self
+
+    def write(self, start: int, labels: np.ndarray) -> None:
+        """Write rows.
+
+        Args:
+            start: the first row along the axis the file is stored by, in RAS.
+            labels: (X, Y, Z) in RAS, all of the other two axes.
+        """
+        stored = apply_orientation(labels.astype(self._dtype, copy=False), self._back)
+        if self._flipped:
+            start = self._grid.shape[2] - start - stored.shape[2]
+        self._file.seek(start * stored.shape[0] * stored.shape[1] * self._dtype.itemsize)
+        self._file.write(stored.tobytes(order="F"))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._file.seek(0)
+                pieces = iter(lambda: self._file.read(COPY_BYTES), b"")
+                write_stored(self._path, self._grid, self._dtype, pieces)
