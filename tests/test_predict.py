@@ -158,7 +158,7 @@ def test_a_disk_that_is_full(work_dir: Path, tmp_path: Path, monkeypatch, caplog
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("autoseg.ensemble.predict.write_volume", full)
+    monkeypatch.setattr("autoseg.inference.predictor.write_volume", full)
     assert predict_files(work_dir, write_image(tmp_path / "a.nii.gz"), tmp_path / "out", device="cpu") == 2
     assert "a.nii.gz: cannot be written (No space left on device)" in caplog.text
 

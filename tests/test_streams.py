@@ -175,7 +175,8 @@ def test_a_large_file_gets_the_labels_of_a_small_one(
         with monkeypatch.context() as patch:
             patch.setattr(streams, "STREAM_VOXELS", 1)
             patch.setattr(restore, "SLAB_ROWS", 7)
-            assert isinstance(open_image([path]), FileImage)
+            with open_image([path]) as opened:
+                assert isinstance(opened, FileImage)
             predictor.predict_file([path], tmp_path / "large.nii.gz")
         small, large = (np.asarray(nib.load(tmp_path / f"{n}.nii.gz").dataobj) for n in ("small", "large"))
         assert len(np.unique(small)) > 1

@@ -26,7 +26,7 @@ from torch import nn
 
 from autoseg.algos.augment import augment_batch
 from autoseg.algos.cache import CachedCase
-from autoseg.algos.device import autocast, resolve_precision
+from autoseg.algos.device import autocast, resolve_precision, take_onednn
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.patches import cut_batch
@@ -136,6 +136,7 @@ class Trainer:
         network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        take_onednn(self.average, device, plan.precision)
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, foreach=True
         )
