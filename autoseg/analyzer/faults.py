@@ -218,7 +218,8 @@ def check_class_counts(measured: Sequence[Measured], label_map: LabelMap, num_fo
     if not training:
         return []
     faults = []
-    num_having = {n: sum(n in m.present(label_map) for m in training) for n in label_map.names}
+    having = Counter(n for m in training for n in m.present(label_map))
+    num_having = {n: having[n] for n in label_map.names}
     never = [n for n, num in num_having.items() if num == 0]
     if never:
         faults.append(

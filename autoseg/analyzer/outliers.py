@@ -144,13 +144,11 @@ def _against_the_rule(centre: np.ndarray, width_mm: np.ndarray) -> np.ndarray:
         seen = np.isfinite(apart)
         num_seen = seen.sum(0)
         right = (apart > 0).sum(0)
-        far_enough = np.array(
-            [
-                num_seen[k] >= FEWEST and np.median(np.abs(apart[seen[:, k], k]) / width_mm[seen[:, k]]) > APART
-                for k in range(apart.shape[1])
-            ],
-            bool,
-        )
+        ratios = np.sort(np.abs(apart) / width_mm[:, None], axis=0)  # NaN comes last
+        columns = np.arange(apart.shape[1])
+        middle = np.maximum(num_seen - 1, 0)
+        medians = (ratios[middle // 2, columns] + ratios[(middle + 1) // 2, columns]) / 2
+        far_enough = (num_seen >= FEWEST) & (medians > APART)
         share = right / np.maximum(num_seen, 1)
         for k in np.flatnonzero(far_enough & ((share >= AGREEMENT) | (share <= 1 - AGREEMENT))).tolist():
             sign = 1 if share[k] > 0.5 else -1
