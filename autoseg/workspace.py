@@ -8,6 +8,8 @@ cache/                               preprocessed cases, keyed by content and se
 <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
 ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
 state/<stage>.json                   what each finished stage was made from
+state/usage.jsonl                    time, memory and disk of each stage
+report.html                          all of it on one page
 run.log
 """
 
@@ -244,6 +246,26 @@ class Workspace:
     def log(self) -> Path:
         """The run's log."""
         return self.root / "run.log"
+
+    @property
+    def usage(self) -> Path:
+        """Time, memory and disk of each stage; one JSON object each."""
+        return self.root / "state" / "usage.jsonl"
+
+    @property
+    def commands(self) -> Path:
+        """The command lines of the run; one JSON object each."""
+        return self.root / "state" / "commands.jsonl"
+
+    @property
+    def environment(self) -> Path:
+        """Machine and versions of the last run."""
+        return self.root / "state" / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        """All of the run on one page."""
+        return self.root / "report.html"
 
     def job_dir(self, algo: str, fold: int) -> JobDir:
         """The folder of one job."""

@@ -7,7 +7,7 @@ it. All classes at the image's resolution exist for one slab at a time. Axes: K 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,24 +68,28 @@ def labels_of_means(
     subsets: Sequence[tuple[int, ...]],
     ras_shape: tuple[int, int, int],
     label_map: LabelMap,
+    watch: Callable[[int, tuple[slice, slice, slice], torch.Tensor], None] | None = None,
 ) -> list[np.ndarray]:
     """Labels of the means of several subsets of predictions; each prediction is brought back once.
 
     Args:
         members: the predictions.
         subsets: indices into `members`; a mean for each.
+        watch: called with (place in `subsets`, slab of the RAS volume, probabilities (K, X, Y, Z) there).
 
     Returns:
         One (X, Y, Z) array of label values in RAS per subset.
     """
     results = [np.zeros(ras_shape, label_map.dtype) for _ in subsets]
     for place, slabs in restored_slabs(members, ras_shape, sigmoid=label_map.sigmoid):
-        for result, subset in zip(results, subsets, strict=True):
+        for k, (result, subset) in enumerate(zip(results, subsets, strict=True)):
             total = slabs[subset[0]] * members[subset[0]].num_models if len(subset) > 1 else slabs[subset[0]]
             for i in subset[1:]:
                 total.add_(slabs[i], alpha=members[i].num_models)
             num = sum(members[i].num_models for i in subset) if len(subset) > 1 else 1
             result[place] = decide(total, label_map, threshold=0.5 * num)
+            if watch is not None:
+                watch(k, place, total / num)
     return results
 
 
