@@ -225,6 +225,32 @@ class Commands:
 
         return run_demo(folder, seed=seed)
 
+    def report(
+        self, *, work_dir: Path = _WORK_DIR, output: Path | None = None, serve: bool = False, port: int = 8040
+    ) -> int:
+        """Write report.html: all of a run on one page that opens offline. Made after every stage, too.
+
+        Args:
+            work_dir: Folder of a run.
+            output: The file to write, instead of report.html in the run's folder.
+            serve: Show the page live on this machine alone, up to date while the run goes on; Ctrl-C ends it.
+            port: Of the live page; 0 takes a free one.
+
+        Example:
+            autoseg report --work_dir work_dir
+            autoseg report --serve
+        """
+        if serve:
+            from autoseg.report.serve import serve_report
+
+            if output is not None:
+                raise ConfigError("--output: no effect together with --serve. Leave out the one or the other.")
+            return serve_report(work_dir, port)
+        from autoseg.report import make_report
+
+        print(make_report(work_dir, output=output))
+        return 0
+
     def status(self, *, work_dir: Path = _WORK_DIR) -> int:
         """Show which stages and jobs are done, running or failed, with scores and time left.
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from autoseg import __version__
 from autoseg.workspace import Workspace
 
 EVERY_S = 1.0
@@ -74,6 +75,34 @@ def measured(workspace: Workspace, stage: str, *, forks: bool = False) -> Iterat
         workspace.usage.parent.mkdir(parents=True, exist_ok=True)
         with open(workspace.usage, "a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "scikit-learn", "connected-components-3d", "pydantic")
+"""Packages whose versions may change a result."""
+
+
+def environment() -> dict[str, str]:
+    """Machine and versions, in words."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import psutil
+
+    found = {
+        "autoseg": __version__,
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": f"{psutil.cpu_count(logical=False) or '?'} cores, {psutil.cpu_count() or '?'} threads",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+    }
+    if cuda := _cuda():
+        found["GPU"] = ", ".join(cuda.get_device_name(i) for i in range(cuda.device_count()))
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def read_usage(workspace: Workspace) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import numpy as np
 
 FEWEST_PAIRS = 6
 """Under six pairs a two-sided signed-rank test cannot reach p < 0.05 (its least p is 2 / 2^n)."""
+ALPHA = 0.05
+"""A corrected p below it counts as a difference."""
 NUM_BOOTSTRAP = 2000
 """Resamples of the cases for an interval."""
 
@@ -32,6 +34,19 @@ class Comparison:
     losses: int
     p: float | None
     """Two-sided, after Holm's correction over all comparisons; None: too few cases."""
+
+    @property
+    def words(self) -> str:
+        """The finding; a mean and a majority that point different ways are said to."""
+        if self.p is None:
+            return "too few cases to test"
+        if self.p >= ALPHA:
+            return "no clear difference"
+        by_mean = self.first if self.difference > 0 else self.second
+        by_cases = self.first if self.wins > self.losses else self.second
+        if by_mean != by_cases:
+            return f"mixed: {by_cases} in most cases, {by_mean} on average"
+        return f"{by_mean} is better"
 
 
 def case_means(dice: Mapping[str, Sequence[float | None]]) -> dict[str, float]:

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4B0092", "#7F5F00")
 """Source: Okabe and Ito 2008, with two darker ones for the yellow and black that would not show."""
@@ -187,9 +188,10 @@ def learning_curves(algo: str, folds: Mapping[int, Sequence[Mapping[str, Any]]])
         loss.set(title=f"{algo}: training loss", xlabel="Epoch")
         dice.set(title="Validation Dice", xlabel="Epoch")
         for axes in (loss, dice):
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.margins(x=0.08)
-        loss.legend(fontsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            last = max((e["epoch"] for epochs in folds.values() for e in epochs), default=1)
+            axes.set_xlim(0.5, last + 0.5) if last < 10 else axes.set_xlim(0, last * 1.02)
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return plots[0]
 
 

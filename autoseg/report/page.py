@@ -75,7 +75,7 @@ def render(workspace: Workspace, *, live: bool = False) -> str:
         loader=PackageLoader("autoseg.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(score=_score, number=_number, size=_size, duration=format_duration, figure=_figure)
+    environment.filters.update(score=_score, number=_number, size=_size, duration=format_duration, figure=_figure, breakable=_breakable)
     folder = Path(__file__).parent
     return environment.get_template("report.html.j2").render(
         name=run.name,
@@ -121,9 +121,15 @@ def _figure(plot: figures.Plot, caption: str) -> Markup:
     ).format(plot.svg, plot.alt, caption)
 
 
-def _value(value: Any) -> str:
-    """A setting as it would stand in YAML."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _breakable(text: str) -> Markup:
+    """A name with + that may be broken after it."""
+    return Markup("+<wbr>").join(text.split("+"))
+
+
+def _value(value: Any, most: int = 120) -> str:
+    """A setting as it would stand in YAML, cut where it is long."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 # -- the sections

@@ -43,7 +43,7 @@ class Plane:
 
     name: str
     png: str
-    """Base64: slices below each other."""
+    """Base64: slices below each other, each with its first and last row once more."""
     width: int
     height: int
     """Of one slice, in pixels."""
@@ -136,14 +136,16 @@ def _plane(
     step = [max(1, -(-gray.shape[a] // MOST_PIXELS)) for a in (across, up)]
     pictures, slices = [], []
     for place in places:
-        pictures.append(_flat(np.take(gray, place, axis=axis), step))
+        picture = _flat(np.take(gray, place, axis=axis), step)
+        height, width = picture.shape
+        # With its edge rows twice, so that smoothing never mixes neighbouring slices.
+        pictures.append(np.pad(picture, ((1, 1), (0, 0)), mode="edge"))
         contours = []
         for is_truth, target in zip((True, False), targets, strict=True):
             for i, mask in _masks(np.take(target, place, axis=axis + 1), label_map):
                 if path := outline(_flat(mask, step)):
                     contours.append(Contour(class_index=i, is_truth=is_truth, path=path))
         slices.append(tuple(contours))
-    height, width = pictures[0].shape
     return Plane(
         name=name,
         png=_png(np.concatenate(pictures)),
