@@ -29,6 +29,7 @@ from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_d
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, make_label_map
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
+from autoseg.terminal import Progress, paint_table
 from autoseg.usage import environment, measured
 from autoseg.workspace import (
     STAGES,
@@ -50,7 +51,6 @@ TRAINING_SHARE = 0.85
 ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
 
 
-SAY_EVERY_S = 10.0
 SELECTS_WORK = ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers")
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
 
@@ -464,21 +464,6 @@ def _run_job(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int
 # -- ensemble
 
 
-class _Pace:
-    """Says from time to time how far a stage is and when it ends."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage, self.begin, self.said = stage, time.monotonic(), time.monotonic()
-
-    def __call__(self, done: int, total: int, case: str) -> None:
-        now = time.monotonic()
-        if now - self.said < SAY_EVERY_S:
-            return
-        self.said = now
-        left = (now - self.begin) * (total - done) / max(1, done)
-        log.info("%s: %d of %d cases, %.0f s left", self.stage, done, total, left)
-
-
 def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> None:
     from autoseg.ensemble.build import build_ensemble
 
@@ -488,5 +473,20 @@ def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> N
     done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done"]
     if not done:
         raise WorkspaceError(f"{workspace.root}: no job is trained yet. Run `autoseg train` or `autoseg run` first.")
-    result = build_ensemble(workspace, datalist, settings, done, progress=_Pace("ensemble"))
-    print("\n\n".join(result.tables))
+    bar: Progress | None = None
+
+    def progress(num_done: int, total: int, case: str) -> None:
+        nonlocal bar
+        log.debug("ensemble: %s", case)
+        if bar is None or num_done <= bar.done:  # first the training cases, then the testing ones
+            if bar is not None:
+                bar.close()
+            bar = Progress("ensemble", total)
+        bar.to(num_done)
+
+    try:
+        result = build_ensemble(workspace, datalist, settings, done, progress=progress)
+    finally:
+        if bar is not None:
+            bar.close()
+    print("\n\n".join(paint_table(table, sys.stdout) for table in result.tables))

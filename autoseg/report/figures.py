@@ -152,7 +152,9 @@ def volumes(by_class: Mapping[str, Sequence[float]]) -> Plot:
     alt: list[str] = []
     with _figure(0.9 + 0.3 * len(by_class), alt, plots) as figure:
         axes = figure.subplots()
-        _boxes(axes, [[v for v in g if v > 0] for g in by_class.values()], COLOURS[2], at=range(len(by_class)), width=0.6)
+        _boxes(
+            axes, [[v for v in g if v > 0] for g in by_class.values()], COLOURS[2], at=range(len(by_class)), width=0.6
+        )
         positive = [v for g in by_class.values() for v in g if v > 0]
         if positive and max(positive) > 20 * min(positive):
             axes.set_xscale("log")
@@ -175,7 +177,8 @@ def learning_curves(algo: str, folds: Mapping[int, Sequence[Mapping[str, Any]]])
         for i, (fold, epochs) in enumerate(sorted(folds.items())):
             look = {
                 "color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "linewidth": 1.3,
-                "marker": MARKERS[i % len(MARKERS)], "markersize": 4 if len(epochs) < 30 else 0, "label": f"fold {fold}",
+                "marker": MARKERS[i % len(MARKERS)], "markersize": 4 if len(epochs) < 30 else 0,
+                "label": f"fold {fold}",
             }  # fmt: skip
             loss.plot([e["epoch"] for e in epochs], [e["train_loss"] for e in epochs], **look)
             seen = [e for e in epochs if e.get("val_dice") is not None]

@@ -75,7 +75,9 @@ def render(workspace: Workspace, *, live: bool = False) -> str:
         loader=PackageLoader("autoseg.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(score=_score, number=_number, size=_size, duration=format_duration, figure=_figure, breakable=_breakable)
+    environment.filters.update(
+        score=_score, number=_number, size=_size, duration=format_duration, figure=_figure, breakable=_breakable
+    )
     folder = Path(__file__).parent
     return environment.get_template("report.html.j2").render(
         name=run.name,
@@ -86,8 +88,8 @@ def render(workspace: Workspace, *, live: bool = False) -> str:
         sections=sections,
         notes=run.notes,
         colours=figures.COLOURS,
-        style=Markup((folder / "report.css").read_text()),  # noqa: S704 - our own file
-        script=Markup((folder / "report.js").read_text()),  # noqa: S704 - our own file
+        style=Markup((folder / "report.css").read_text()),
+        script=Markup((folder / "report.js").read_text()),
         live=live,
     )
 
@@ -151,7 +153,9 @@ def _glance(run: Run) -> list[tuple[str, str, str]]:
         found.append(("Chosen", run.scores["chosen"], "combination of networks"))
     if run.summary:
         num = run.summary["cases"]
-        found.append(("Training cases", str(num["training"]), f"{num['testing']} testing, {num['unlabeled']} unlabeled"))
+        found.append(
+            ("Training cases", str(num["training"]), f"{num['testing']} testing, {num['unlabeled']} unlabeled")
+        )
         faults, warnings = len(run.summary["faults"]), len(run.summary["warnings"])
         found.append(("Data faults", str(faults), f"{warnings} warning{'s' * (warnings != 1)}"))
     seconds = sum(u["seconds"] for u in run.usage)
@@ -173,7 +177,9 @@ def _data(run: Run) -> Content | None:
     volumes = {c["name"]: _volumes(labelled, c["values"]) for c in classes}
     plots = [
         (
-            figures.geometry([c["image_stats"]["shape"][0] for c in run.cases], [c["image_stats"]["spacing"] for c in run.cases]),
+            figures.geometry(
+                [c["image_stats"]["shape"][0] for c in run.cases], [c["image_stats"]["spacing"] for c in run.cases]
+            ),
             f"Sizes and spacings of {len(run.cases)} training cases, along X (right), Y (front), Z (head).",
         )
     ]
@@ -203,7 +209,7 @@ def _data(run: Run) -> Content | None:
 
 
 def _volumes(cases: Sequence[Content], values: Sequence[int]) -> list[float]:
-    """ml of one class in each case, 0 where it does not occur."""
+    """Ml of one class in each case, 0 where it does not occur."""
     found = []
     for case in cases:
         table = dict(zip(case["label_stats"]["labels"], case["label_stats"]["label"], strict=True))
@@ -337,7 +343,11 @@ def _testing(run: Run, classes: Sequence[str], seed: int) -> Content | None:
     num = run.summary.get("cases", {}).get("testing", 0)
     if not num and not held:
         return None
-    return {"num": num, "scored": len(held), "summary": summarise(list(held.values()), classes, seed=seed) if held else None}
+    return {
+        "num": num,
+        "scored": len(held),
+        "summary": summarise(list(held.values()), classes, seed=seed) if held else None,
+    }
 
 
 def _comparison(run: Run) -> Content | None:
@@ -431,7 +441,12 @@ def _calibration(run: Run) -> Content | None:
     said = [sum(b[1] for b in bins) / max(1, sum(b[0] for b in bins)) for bins in counts]
     came = [sum(b[2] for b in bins) / max(1, sum(b[0] for b in bins)) for bins in counts]
     table = [
-        {"name": n, "error": e, "voxels": v, "lean": "too sure" if s > c + 0.01 else "too unsure" if s < c - 0.01 else "fair"}
+        {
+            "name": n,
+            "error": e,
+            "voxels": v,
+            "lean": "too sure" if s > c + 0.01 else "too unsure" if s < c - 0.01 else "fair",
+        }
         for (n, e, v), s, c in zip(rows, said, came, strict=True)
     ]
     return {"plot": figures.reliability(classes, counts), "rows": table}

@@ -27,6 +27,7 @@ LETTERS = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagi
 """What lies to the left, right, top and bottom of a picture."""
 _PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contour:
     """The outline of one class in one slice."""

@@ -68,7 +68,7 @@ def make_server(work_dir: Path, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         """Answers / with the page and /version with its digest."""
 
-        def do_GET(self) -> None:  # noqa: N802, D102 - the library's name
+        def do_GET(self) -> None:
             # A page of another site that resolves to this address must not read the report.
             host = (self.headers.get("Host") or "").rpartition(":")[0]
             if host not in (HOST, "localhost"):
