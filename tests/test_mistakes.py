@@ -4,6 +4,7 @@ A message says where, what was found, and what to do; the exit code is 2; there 
 there is changed.
 """
 
+# ruff: noqa: E501 - messages stand whole on a line
 from __future__ import annotations
 
 import errno
@@ -77,11 +78,27 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
         [*RUN, "--budget", "20"],
         "--budget: expected a time with its unit, such as 90s, 10m, 2h, 1h30m or 1d, found 20.",
     ),
-    "quiet and verbose": (nothing, [*RUN, "--quiet", "--verbose"], "--quiet: contradicts --verbose. Give one of the two."),
+    "quiet and verbose": (
+        nothing,
+        [*RUN, "--quiet", "--verbose"],
+        "--quiet: contradicts --verbose. Give one of the two.",
+    ),
     "misspelt key": (setting("num_epohs: 3"), RUN, "input.yaml:...: num_epohs: unknown key. Did you mean num_epochs?"),
-    "key given twice": (setting("modality: CT"), RUN, "input.yaml:...: modality: already given on line ... Keep one of the two."),
-    "wrong type": (setting("num_epochs: many"), RUN, "input.yaml:...: num_epochs: expected a whole number >= 1, found many."),
-    "number in quotes": (setting('batch_size: "2"'), RUN, 'batch_size: expected a whole number >= 1, found ...Remove the quotes.'),
+    "key given twice": (
+        setting("modality: CT"),
+        RUN,
+        "input.yaml:...: modality: already given on line ... Keep one of the two.",
+    ),
+    "wrong type": (
+        setting("num_epochs: many"),
+        RUN,
+        "input.yaml:...: num_epochs: expected a whole number >= 1, found many.",
+    ),
+    "number in quotes": (
+        setting('batch_size: "2"'),
+        RUN,
+        "batch_size: expected a whole number >= 1, found ...Remove the quotes.",
+    ),
     "no YAML": (setting("algos: [segresnet"), RUN, "input.yaml:..."),
     "tab in YAML": (setting("segresnet:\n\tbatch_size: 2"), RUN, "input.yaml:...tab..."),
     "key is missing": (replaced("modality:", "# modality:"), RUN, "input.yaml: modality: missing. Expected text: ..."),
@@ -90,11 +107,19 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
         RUN,
         "input.yaml:...: algos...: expected one of segresnet, swinunetr, dints, found unet....",
     ),
-    "fold that is not there": (nothing, [*RUN, "--folds", "[9]"], "fold 9: no such fold. The datalist has folds 0 to 1."),
+    "fold that is not there": (
+        nothing,
+        [*RUN, "--folds", "[9]"],
+        "fold 9: no such fold. The datalist has folds 0 to 1.",
+    ),
     "negative fold": (nothing, ["train", "--fold", "-1"], "--fold: expected a whole number >= 0, found -1."),
     "no GPU": (nothing, [*RUN, "--device", "cuda"], "device...cuda..."),
     "wrong datalist": (replaced("datalist.json", "data.json"), RUN, "input.yaml:...: datalist: no such file: ..."),
-    "wrong dataroot": (nothing, [*RUN, "--dataroot", "nowhere"], "--dataroot: no such folder: ... nowhere is relative to the current folder."),
+    "wrong dataroot": (
+        nothing,
+        [*RUN, "--dataroot", "nowhere"],
+        "--dataroot: no such folder: ... nowhere is relative to the current folder.",
+    ),
     "datalist is no JSON": (replaced("{", "[{", "datalist.json"), RUN, "datalist.json:...not valid JSON..."),
     "image is missing": (
         lambda f: (f / IMAGE).unlink(),
@@ -102,19 +127,43 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
         "datalist.json: training[1].image: no file images/phantom_001.nii.gz ...Copy it there, or correct the path.",
     ),
     "image ends early": (truncated, RUN, "phantom_001 (images/phantom_001.nii.gz): ...damaged...xport it again..."),
-    "label on another grid": (shorter, RUN, "phantom_001 (labels/phantom_001.nii.gz): not on the image's grid: ...Export the label again."),
+    "label on another grid": (
+        shorter,
+        RUN,
+        "phantom_001 (labels/phantom_001.nii.gz): not on the image's grid: ...Export the label again.",
+    ),
     "label value nobody named": (
         voxel(LABEL, 7, np.uint8),
         RUN,
         "...label value 7 not declared. Expected 0, 1, 2. Name them in class_names, or correct the label.",
     ),
-    "label with fractions": (voxel(LABEL, 0.5, np.float32), RUN, "phantom_001 (labels/phantom_001.nii.gz): ...0.5...nearest..."),
-    "NaN in an image": (voxel(IMAGE, np.nan, np.float32), RUN, "phantom_001 (images/phantom_001.nii.gz): 1 voxel ...NaN..."),
+    "label with fractions": (
+        voxel(LABEL, 0.5, np.float32),
+        RUN,
+        "phantom_001 (labels/phantom_001.nii.gz): ...0.5...nearest...",
+    ),
+    "NaN in an image": (
+        voxel(IMAGE, np.nan, np.float32),
+        RUN,
+        "phantom_001 (images/phantom_001.nii.gz): 1 voxel ...NaN...",
+    ),
     "too few class names": (setting("class_names: [sphere]"), RUN, "...label value 2 not declared...class_names..."),
-    "work_dir cannot be made": (nothing, [*RUN, "--work_dir", "/proc/nowhere/run"], "/proc/nowhere...: ...--work_dir..."),
-    "work_dir is a file": (nothing, [*RUN, "--work_dir", "datalist.json"], "--work_dir: expected a folder, found a file: ...Give another work_dir."),
+    "work_dir cannot be made": (
+        nothing,
+        [*RUN, "--work_dir", "/proc/nowhere/run"],
+        "/proc/nowhere...: ...--work_dir...",
+    ),
+    "work_dir is a file": (
+        nothing,
+        [*RUN, "--work_dir", "datalist.json"],
+        "--work_dir: expected a folder, found a file: ...Give another work_dir.",
+    ),
     "data folder that is not there": (nothing, ["init", "nowhere", "--output", "x"], "...nowhere...no such folder..."),
-    "data folder without data": (lambda f: (f / "empty").mkdir(), ["init", "empty", "--output", "x"], "...empty: ...images...labels..."),
+    "data folder without data": (
+        lambda f: (f / "empty").mkdir(),
+        ["init", "empty", "--output", "x"],
+        "...empty: ...images...labels...",
+    ),
     "init twice": (
         nothing,
         ["init", ".", "--output", "."],
@@ -130,22 +179,38 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
         ["predict", "--image", "images", "--output", "out"],
         "work_dir: no such work_dir. Give the folder of a finished run with --work_dir.",
     ),
-    "status of no run": (nothing, ["status", "--work_dir", "images"], "images: not a run's folder. Give a run's folder with --work_dir."),
-    "report of no run": (nothing, ["report", "--work_dir", "images"], "images: not a run's folder. Give a run's folder with --work_dir."),
-    "unknown key to explain": (nothing, ["explain", "roi_sise"], "roi_sise: no such setting or planned value. Did you mean roi_size?"),
+    "status of no run": (
+        nothing,
+        ["status", "--work_dir", "images"],
+        "images: not a run's folder. Give a run's folder with --work_dir.",
+    ),
+    "report of no run": (
+        nothing,
+        ["report", "--work_dir", "images"],
+        "images: not a run's folder. Give a run's folder with --work_dir.",
+    ),
+    "unknown key to explain": (
+        nothing,
+        ["explain", "roi_sise"],
+        "roi_sise: no such setting or planned value. Did you mean roi_size?",
+    ),
     "nothing to evaluate": (
         lambda f: (f / "none").mkdir(),
         ["evaluate", "--predictions", "none", "--labels", "labels"],
         "--predictions: none holds no label files (.nii, .nii.gz).",
     ),
-}  # fmt: skip
+}
 DONE: dict[str, tuple[Make, list[str], str]] = {
     "image to segment is missing": (
         nothing,
         ["predict", "--image", "scan.nii.gz", "--output", "out"],
         "--image: scan.nii.gz: no such file or folder.",
     ),
-    "predictions over the images": (nothing, ["predict", "--image", "images", "--output", "images"], "--output: ...would be overwritten. Give another folder."),
+    "predictions over the images": (
+        nothing,
+        ["predict", "--image", "images", "--output", "images"],
+        "--output: ...would be overwritten. Give another folder.",
+    ),
     "a network that was not trained": (
         nothing,
         ["predict", "--image", "images", "--output", "out", "--algo", "swinunetr"],
@@ -157,9 +222,11 @@ DONE: dict[str, tuple[Make, list[str], str]] = {
         "...hyper_parameters.yaml:...: batch_sice: unknown key. Did you mean batch_size?",
     ),
     "another data set in the same work_dir": (
-        lambda f: [p.rename(p.with_name(f"x{p.name}")) for k in ("images", "labels") for p in (f / k).iterdir()]
-        and (f / "datalist.json").write_text(
-            (f / "datalist.json").read_text().replace("images/", "images/x").replace("labels/", "labels/x")
+        lambda f: (
+            [p.rename(p.with_name(f"x{p.name}")) for k in ("images", "labels") for p in (f / k).iterdir()]
+            and (f / "datalist.json").write_text(
+                (f / "datalist.json").read_text().replace("images/", "images/x").replace("labels/", "labels/x")
+            )
         ),
         RUN,
         "...work_dir: this work_dir belongs to another data set (8 training cases, ...). Set another work_dir, or delete this one.",
@@ -174,7 +241,7 @@ DONE: dict[str, tuple[Make, list[str], str]] = {
         ["predict", "--image", "images", "--output", "out"],
         "...ensemble.json: not valid JSON ...Delete it and run the stage again.",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
