@@ -150,17 +150,21 @@ def run_stages(
             try:
                 with measured(workspace, stage, forks=stage == "analyze"):
                     run_stage(stage)
-            finally:
-                _report(workspace)
+            except AutosegError:
+                _report(workspace)  # with the faults that ended it
+                raise
+            _report(workspace)
         log.info("report: %s", os.path.relpath(workspace.report))
     return 1 if failed else 0
 
 
 def _report(workspace: Workspace) -> None:
     """Bring the report up to date. It only shows what others did, so no fault of it stops them."""
-    from autoseg.report import make_report
+    from autoseg.report import is_current, make_report
 
     try:
+        if is_current(workspace):
+            return
         write_json(workspace.environment, environment())
         make_report(workspace.root)
     except AutosegError as error:

@@ -30,7 +30,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from autoseg.cli import run_command
 
     folder = tmp_path_factory.mktemp("finished")
-    path = make_phantoms(folder, num_cases=8, num_testing=2, shape=(26, 24, 22), num_fold=2)
+    path = make_phantoms(folder, num_cases=8, num_testing=2, shape=(26, 24, 24), num_fold=2)
     settings = """
 name: phantoms
 algos: [segresnet, dints]

@@ -249,7 +249,7 @@ def fresh(phantom_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A data set with its input.yaml of two folds; the current folder."""
     from autoseg.data.phantoms import make_phantoms
 
-    make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(20, 18, 16), num_fold=2)
+    make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(24, 24, 24), num_fold=2)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -121,6 +123,30 @@ def test_no_absolute_path_of_the_machine(report: str, finished_run: Path) -> Non
 # -- unfinished and damaged runs
 
 
+def test_it_is_made_again_only_where_the_run_changed(copied: Path) -> None:
+    path = copied / "work_dir" / "report.html"
+    before = path.stat().st_mtime_ns
+    assert run_command(["run", "--input", str(copied / "input.yaml")]) == 0
+    assert path.stat().st_mtime_ns == before
+    assert run_command(["ensemble", "--input", str(copied / "input.yaml")]) == 0
+    assert path.stat().st_mtime_ns == before
+    job = copied / "work_dir" / "dints_0" / "job.json"
+    job.write_text(job.read_text().replace('"error": ""', '"error": "a remark"'))
+    assert run_command(["generate", "--input", str(copied / "input.yaml")]) == 0
+    assert path.stat().st_mtime_ns > before
+
+
+def test_the_report_of_an_analysis_loads_no_torch(phantom_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantom_dataset, tmp_path / "data")
+    code = (
+        "import sys; from autoseg.cli import run_command; assert run_command(['analyze']) == 0; "
+        "assert 'matplotlib' in sys.modules; sys.exit(3 if 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "data", capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "data" / "work_dir" / "report.html").exists()
+
+
 def test_it_grows_with_the_run(phantom_dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(phantom_dataset, tmp_path / "data")
     assert run_command(["analyze", "--input", str(tmp_path / "data" / "input.yaml")]) == 0
@@ -146,6 +172,7 @@ def test_a_fault_of_the_report_costs_no_run(
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("autoseg.report.make_report", broken)
+    (copied / "work_dir" / "report.html").unlink()
     assert run_command(["run", "--input", str(copied / "input.yaml")]) == 0
     log = (copied / "work_dir" / "run.log").read_text()
     assert "report: not made; the run goes on" in log

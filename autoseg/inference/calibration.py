@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from autoseg.data.labels import IGNORE, LabelMap
+
+if TYPE_CHECKING:
+    import torch
 
 NUM_BINS = 20
 """Bins of equal width from 0 to 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -14,14 +15,13 @@ from typing import Any
 
 import yaml
 
-from autoseg.algos.plan import Plan
 from autoseg.data.datalist import Datalist, read_datalist
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.explain import Entry, job_folders, plan_entries, stored_settings
 from autoseg.reader import read_model
 from autoseg.usage import read_usage
-from autoseg.workspace import STAGES, Job, Workspace, read_json
+from autoseg.workspace import STAGES, Job, Workspace, digest, read_json
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class Run:
     @cached_property
     def label_map(self) -> LabelMap | None:
         """The classes as the networks know them; None before generate."""
+        from autoseg.algos.plan import Plan  # it loads torch, which the report of an analysis has no need of
+
         for job in self.jobs:
             try:
                 return read_model(self.workspace.job_dir(job.algo, job.fold).plan, Plan).label_map
@@ -140,6 +142,20 @@ class Run:
     def name(self) -> str:
         """What the run is called: `name` of input.yaml, else the data's folder."""
         return str(self.setting("name") or self.dataroot.resolve().name)
+
+
+def inputs_digest(workspace: Workspace) -> str:
+    """A digest of the files a report shows, but for those that every command writes."""
+    w = workspace
+    patterns = ("job.json", "metrics.jsonl", "configs/hyper_parameters.yaml")
+    jobs = [path for pattern in patterns for path in sorted(w.root.glob(f"*_*/{pattern}"))]
+    found = []
+    for path in (w.settings, w.datastats, w.faults, w.scores, w.ensemble_spec, *jobs):
+        try:  # by content: some are written by every command, mostly as they were
+            found.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
+        except FileNotFoundError:
+            continue
+    return digest(found)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -20,10 +20,9 @@ from autoseg import __version__
 from autoseg.config import format_duration
 from autoseg.errors import AutosegError, WorkspaceError
 from autoseg.inference.calibration import expected_error
-from autoseg.inference.metrics import mean_score, summarise
 from autoseg.report import figures
 from autoseg.report.compare import case_means, compare
-from autoseg.report.gather import Run, by_number, clock, plain
+from autoseg.report.gather import Run, by_number, clock, inputs_digest, plain
 from autoseg.report.pictures import picture_case
 from autoseg.workspace import Workspace, digest, file_digest, write_text
 
@@ -32,6 +31,18 @@ log = logging.getLogger(__name__)
 Content = dict[str, Any]
 FEW = 12
 """Rows of a list that are shown at once; more are folded away."""
+
+
+def is_current(workspace: Workspace) -> bool:
+    """Whether the report shows the run as it is; it carries a digest of what it was made from."""
+    if not workspace.report.exists():
+        return False
+    with open(workspace.report, "rb") as file:
+        return _mark(inputs_digest(workspace)).encode() in file.read(4096)
+
+
+def _mark(inputs: str) -> Markup:
+    return Markup('<meta name="autoseg-inputs" content="{}">').format(inputs)
 
 
 def make_report(work_dir: Path, *, output: Path | None = None, live: bool = False) -> Path:
@@ -90,6 +101,7 @@ def render(workspace: Workspace, *, live: bool = False) -> str:
         colours=figures.COLOURS,
         style=Markup((folder / "report.css").read_text()),
         script=Markup((folder / "report.js").read_text()),
+        mark=_mark(inputs_digest(workspace)),
         live=live,
     )
 
@@ -319,6 +331,8 @@ def _by_segmenter(run: Run) -> dict[str, dict[str, list[float | None]]]:
 def _fold_table(
     classes: Sequence[str], scores: dict[str, list[float]], fold_of: dict[str, int], seed: int
 ) -> dict[str, Any]:
+    from autoseg.inference.metrics import mean_score, summarise  # it loads torch
+
     folds = sorted({fold_of[n] for n in scores})
     summary = summarise(list(scores.values()), classes, seed=seed)
     by_fold = {f: [v for n, v in scores.items() if fold_of[n] == f] for f in folds}
@@ -343,6 +357,8 @@ def _testing(run: Run, classes: Sequence[str], seed: int) -> Content | None:
     num = run.summary.get("cases", {}).get("testing", 0)
     if not num and not held:
         return None
+    from autoseg.inference.metrics import summarise
+
     return {
         "num": num,
         "scored": len(held),

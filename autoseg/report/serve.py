@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.errors import AutosegError, ConfigError
+from autoseg.report.gather import inputs_digest
 from autoseg.report.page import render
 from autoseg.workspace import Workspace, digest, file_digest
 
@@ -27,15 +28,9 @@ class LiveReport:
 
     def version(self) -> str:
         """A digest of all files the page is made from."""
-        w = self.workspace
-        files = [w.settings, w.datastats, w.scores, w.ensemble_spec, w.usage, w.commands]
-        files += [path for pattern in ("job.json", "metrics.jsonl") for path in sorted(w.root.glob(f"*_*/{pattern}"))]
-        found = []
-        for path in files:
-            try:
-                found.append(file_digest(path))
-            except FileNotFoundError:
-                continue
+        found = [inputs_digest(self.workspace)]
+        for path in (self.workspace.usage, self.workspace.commands):
+            found.append(file_digest(path) if path.exists() else "")
         return digest(found)
 
     def page(self) -> bytes:
