@@ -103,7 +103,7 @@ def _packages() -> Iterator[Check]:
         advice = "Install it: pip install -e . in its folder."
         yield Check(name="Packages", state="warn", found="autoseg is run from its source, not installed", advice=advice)
         return
-    wrong = []
+    wrong, num = [], 0
     for text in wanted:
         try:
             need = Requirement(text)
@@ -111,6 +111,7 @@ def _packages() -> Iterator[Check]:
             continue
         if need.marker is not None and not need.marker.evaluate({"extra": ""}):
             continue
+        num += 1
         try:
             have = version(need.name)
         except PackageNotFoundError:
@@ -122,7 +123,7 @@ def _packages() -> Iterator[Check]:
         advice = "pip install -c constraints.txt -e . in autoseg's folder, or pip install --upgrade autoseg3d"
         yield Check(name="Packages", state="bad", found="; ".join(wrong), advice=advice)
     else:
-        yield Check(name="Packages", state="ok", found=f"all {len(wanted)} requirements are met")
+        yield Check(name="Packages", state="ok", found=f"all {num} that are needed are there")
 
 
 def _torch() -> Iterator[Check]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from html.parser import HTMLParser
@@ -419,6 +422,52 @@ def check_in_browser(page: Path, profile: Path) -> None:
 
 def test_the_report_in_a_browser(finished_run: Path, tmp_path: Path) -> None:
     check_in_browser(finished_run / "work_dir" / "report.html", tmp_path / "profile")
+
+
+@pytest.mark.skipif("AUTOSEG_REPORT" not in os.environ, reason="AUTOSEG_REPORT names no report of a real run")
+def test_a_real_run_s_report_in_a_browser(tmp_path: Path) -> None:
+    """AUTOSEG_REPORT=hippocampus/work_dir/report.html: the same checks on real data, and its size."""
+    page = Path(os.environ["AUTOSEG_REPORT"]).resolve()
+    assert page.stat().st_size < 15e6
+    check_in_browser(page, tmp_path / "profile")
+
+
+def test_the_live_page_follows_the_run_in_a_browser(copied: Path, tmp_path: Path) -> None:
+    server = make_server(copied / "work_dir", 0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    base = f"http://127.0.0.1:{server.server_address[1]}/"
+    try:
+        with chromium(tmp_path / "profile") as driver:
+            driver.get(base)
+            time.sleep(1)  # the first look at the version
+            driver.execute_script("window.marker = 1")
+            metrics = copied / "work_dir" / "segresnet_0" / "metrics.jsonl"
+            metrics.write_text(metrics.read_text() + metrics.read_text().splitlines()[-1] + "\n")
+            deadline = time.monotonic() + 40
+            while driver.execute_script("return window.marker === 1") and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert driver.execute_script("return window.marker === undefined")
+            assert console(driver) == []
+            assert all(url.startswith(base) for url in requests(driver))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_serving_ends_with_ctrl_c(finished_run: Path) -> None:
+    words = [sys.executable, "-m", "autoseg", "report", "--serve", "--port", "0"]
+    with subprocess.Popen(words, cwd=finished_run, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        assert address, line
+        with urllib.request.urlopen(address[0]) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+        assert "report: ended" in process.stderr.read()
 
 
 def test_the_browser_checks_can_fail(tmp_path: Path) -> None:
