@@ -305,12 +305,19 @@ class Workspace:
         """Hold the work_dir for one run; a lock of a process that is gone is taken over by the system itself.
 
         Raises:
-            WorkspaceError: Another run holds it.
+            WorkspaceError: Another run holds it, or it cannot be made or written to.
         """
         import fcntl
 
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / ".lock", "a+") as file:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            opened = open(self.root / ".lock", "a+")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise WorkspaceError(
+                f"{self.root}: cannot be made or written to ({error.strerror}). "
+                "Give a work_dir in a folder that you may write to."
+            ) from error
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -27,7 +27,7 @@ Make = Callable[[Path], object]
 
 
 def setting(line: str) -> Make:
-    return lambda folder: (folder / "input.yaml").open("a").write(line + "\n")
+    return lambda folder: (folder / "input.yaml").write_text(f"{(folder / 'input.yaml').read_text()}{line}\n")
 
 
 def replaced(old: str, new: str, name: str = "input.yaml") -> Make:
@@ -100,7 +100,11 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
         "batch_size: expected a whole number >= 1, found ...Remove the quotes.",
     ),
     "no YAML": (setting("algos: [segresnet"), RUN, "input.yaml:..."),
-    "tab in YAML": (setting("segresnet:\n\tbatch_size: 2"), RUN, "input.yaml:...tab..."),
+    "tab in YAML": (
+        setting("segresnet:\n\tbatch_size: 2"),
+        RUN,
+        "input.yaml:...: not valid YAML: ... Indent with spaces.",
+    ),
     "key is missing": (replaced("modality:", "# modality:"), RUN, "input.yaml: modality: missing. Expected text: ..."),
     "unknown network": (
         setting("algos: [unet]"),
@@ -120,11 +124,15 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
         [*RUN, "--dataroot", "nowhere"],
         "--dataroot: no such folder: ... nowhere is relative to the current folder.",
     ),
-    "datalist is no JSON": (replaced("{", "[{", "datalist.json"), RUN, "datalist.json:...not valid JSON..."),
+    "datalist is no JSON": (
+        replaced("{", "[{", "datalist.json"),
+        RUN,
+        "...datalist.json:...: not valid JSON ...Mend this place.",
+    ),
     "image is missing": (
         lambda f: (f / IMAGE).unlink(),
         RUN,
-        "datalist.json: training[1].image: no file images/phantom_001.nii.gz ...Copy it there, or correct the path.",
+        "...datalist.json: training[1].image: no file images/phantom_001.nii.gz ...Copy it there, or correct the path.",
     ),
     "image ends early": (truncated, RUN, "phantom_001 (images/phantom_001.nii.gz): ...damaged...xport it again..."),
     "label on another grid": (
@@ -151,7 +159,7 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     "work_dir cannot be made": (
         nothing,
         [*RUN, "--work_dir", "/proc/nowhere/run"],
-        "/proc/nowhere...: ...--work_dir...",
+        "/proc/nowhere/run: cannot be made or written to (...). Give a work_dir in a folder that you may write to.",
     ),
     "work_dir is a file": (
         nothing,
