@@ -153,9 +153,13 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     "NaN in an image": (
         voxel(IMAGE, np.nan, np.float32),
         RUN,
-        "phantom_001 (images/phantom_001.nii.gz): 1 voxel ...NaN...",
+        "phantom_001 (images/phantom_001.nii.gz): 1 voxels are NaN. Replace them, or leave the case out.",
     ),
-    "too few class names": (setting("class_names: [sphere]"), RUN, "...label value 2 not declared...class_names..."),
+    "too few class names": (
+        replaced("class_names: [sphere, box]", "class_names: [sphere]"),
+        RUN,
+        "...label value 2 not declared...class_names...",
+    ),
     "work_dir cannot be made": (
         nothing,
         [*RUN, "--work_dir", "/proc/nowhere/run"],
@@ -205,7 +209,7 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     "nothing to evaluate": (
         lambda f: (f / "none").mkdir(),
         ["evaluate", "--predictions", "none", "--labels", "labels"],
-        "--predictions: none holds no label files (.nii, .nii.gz).",
+        "--predictions: none holds no label files (.nii.gz, .nii).",
     ),
 }
 DONE: dict[str, tuple[Make, list[str], str]] = {
