@@ -51,11 +51,11 @@ def test_what_a_case_was_not_annotated_for_is_not_counted() -> None:
 def test_regions_have_a_channel_each() -> None:
     regions = LabelMap(names=("whole", "core"), values=((1, 2), (2,)), sigmoid=True)
     label = np.array([[[0, 1, 2, 2]]], np.uint8)
-    probs = torch.tensor([[[[0.9, 0.9, 0.9, 0.9]]], [[[0.3, 0.3, 0.3, 0.01]]]])
+    probs = torch.tensor([[[[0.92, 0.92, 0.92, 0.92]]], [[[0.32, 0.32, 0.32, 0.01]]]])
     found = Calibration(regions.encode(label), regions, None)
     found.add((slice(0, 1), slice(0, 1), slice(0, 4)), probs)
-    assert found.counts[0, 18].tolist() == [4, pytest.approx(3.6), 3]
-    assert found.counts[1, 6].tolist() == [3, pytest.approx(0.9), 1]
+    assert found.counts[0, 18].tolist() == [4, pytest.approx(3.68), 3]
+    assert found.counts[1, 6].tolist() == [3, pytest.approx(0.96), 1]
     assert found.counts[1].sum(axis=0)[0] == 3  # 0.01 is under the lowest bin
 
 
