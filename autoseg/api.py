@@ -55,14 +55,14 @@ class RunResult:
 def run(
     input: str | Path = "input.yaml",
     *,
-    stages: Sequence[Literal["analyze", "generate", "train", "ensemble"]] = STAGES,
+    stages: Sequence[str] = STAGES,
     **settings: Any,
 ) -> RunResult:
     """Do what `autoseg run` does; only what is missing or whose inputs changed.
 
     Args:
         input: the settings' file.
-        stages: some of the stages, in their order.
+        stages: some of analyze, generate, train, ensemble, in this order.
         settings: settings that win over the file's: `budget="2h"`, `segresnet={"batch_size": 2}`.
 
     Raises:

@@ -30,19 +30,21 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from autoseg.cli import run_command
 
     folder = tmp_path_factory.mktemp("finished")
-    path = make_phantoms(folder, num_cases=8, num_testing=2, shape=(26, 24, 24), num_fold=2)
+    path = make_phantoms(folder, num_cases=8, num_testing=2, shape=(24, 24, 24), num_fold=2)
     settings = """
 name: phantoms
 algos: [segresnet, dints]
-num_epochs: 3
-batch_size: 2
-num_steps_per_epoch: 3
-num_epochs_per_validation: 1
+num_epochs: 2
+batch_size: 1
+num_steps_per_epoch: 2
+num_epochs_per_validation: 2
 precision: fp32
 num_workers: 1
 roi_size: [16, 16, 16]
+overlap: 0
 learning_rate: 0.003
 segresnet: {init_filters: 8, blocks_down: [1, 1]}
+dints: {channel_mul: 0.125, use_downsample: true}
 """
     path.write_text(path.read_text() + settings)
     assert run_command(["run", "--input", str(path)]) == 0

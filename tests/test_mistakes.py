@@ -97,7 +97,7 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     "number in quotes": (
         setting('batch_size: "2"'),
         RUN,
-        "batch_size: expected a whole number >= 1, found ...Remove the quotes.",
+        "input.yaml:...: batch_size: expected a whole number >= 1, found ...Remove the quotes.",
     ),
     "no YAML": (setting("algos: [segresnet"), RUN, "input.yaml:..."),
     "tab in YAML": (

@@ -398,7 +398,9 @@ def check_in_browser(page: Path, profile: Path) -> None:
         assert abs(after[0] - before[0]) == pytest.approx(one, rel=0.15)
 
         # Contours can be hidden.
-        driver.find_element(By.ID, "show-truth").click()
+        box = driver.find_element(By.ID, "show-truth")
+        driver.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", box)
+        box.click()
         hidden = "return getComputedStyle(document.querySelector('.frame .truth')).display"
         assert driver.execute_script(hidden) == "none"
 

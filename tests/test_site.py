@@ -157,6 +157,9 @@ def test_every_command_runs(path: Path, home: Path, monkeypatch: pytest.MonkeyPa
         parse(Commands, TAKES_SETTINGS, words[1:])
         if set(words) & set(ENDLESS):
             continue
+        if "--budget" in words and not starts_anew:  # it would make the plans anew
+            at = words.index("--budget")
+            del words[at : at + 2]
         assert run_command(words[1:]) == 0, line
         if words[1] == "init":
             target = Path(words[words.index("--output") + 1]) / "input.yaml"

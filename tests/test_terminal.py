@@ -7,6 +7,7 @@ import logging
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from autoseg import terminal
+from autoseg.cli import run_command
 from autoseg.errors import ConfigError
 from autoseg.terminal import Progress, has_colours, paint_table, take_verbosity
 
@@ -131,14 +133,13 @@ def test_verbosity() -> None:
         take_verbosity(["--quiet", "run", "--verbose"])
 
 
-def test_quiet_is_quiet_and_the_run_log_is_whole(finished_run: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_quiet_is_quiet_and_the_run_log_is_whole(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
-    done = subprocess.run(
-        [sys.executable, "-m", "autoseg", "generate", "--quiet"],
-        cwd=tmp_path / "run", capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stderr == ""
+    monkeypatch.chdir(tmp_path / "run")
+    capsys.readouterr()
+    assert run_command(["generate", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
     log = (tmp_path / "run" / "work_dir" / "run.log").read_text()
     assert log.splitlines()[-2].endswith("generate: up to date")

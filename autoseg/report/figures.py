@@ -23,7 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MOST_POINTS = 300
 """Points drawn beside a box; with more cases only the box."""
 WIDTH_IN = 7.2
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
@@ -261,7 +261,7 @@ def dice_by_volume(classes: Sequence[str], points: Mapping[str, Sequence[tuple[f
         for i, name in enumerate(classes):
             found = [p for p in points[name] if p[0] > 0]
             if found:
-                look = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.6, "markersize": 4, "markeredgewidth": 0}
+                look: Any = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.6, "markersize": 4, "markeredgewidth": 0}
                 axes.plot(*zip(*found, strict=True), MARKERS[i % len(MARKERS)], label=_short(name), **look)
         known = [v for found in points.values() for v, _ in found if v > 0]
         if known and max(known) > 20 * min(known):
@@ -288,7 +288,11 @@ def reliability(classes: Sequence[str], counts: Sequence[Sequence[Sequence[float
             table = table[table[:, 0] >= 20]
             if len(table):
                 said, came = table[:, 1] / table[:, 0], table[:, 2] / table[:, 0]
-                look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "markersize": 3.5}
+                look: Any = {
+                    "color": COLOURS[i % len(COLOURS)],
+                    "linestyle": STYLES[i % len(STYLES)],
+                    "markersize": 3.5,
+                }
                 axes.plot(said, came, marker=MARKERS[i % len(MARKERS)], label=_short(name), **look)
                 alt.append(f"{name}: where {said[-1]:.2f} is said, {came[-1]:.2f} is true.")
         axes.set(xlabel="Predicted probability", ylabel="Share of voxels of the class", xlim=(0, 1), ylim=(0, 1))
