@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from autoseg.cli import run_command
+from autoseg.data.phantoms import make_phantoms
 
 IMAGE, LABEL = "images/phantom_001.nii.gz", "labels/phantom_001.nii.gz"
 Make = Callable[[Path], object]
@@ -256,12 +257,15 @@ DONE: dict[str, tuple[Make, list[str], str]] = {
 }
 
 
-@pytest.fixture
-def fresh(phantom_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set with its input.yaml of two folds; the current folder."""
-    from autoseg.data.phantoms import make_phantoms
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantoms(tmp_path_factory.mktemp("small"), num_cases=4, num_testing=0, shape=(24, 24, 24), num_fold=2)
 
-    make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(24, 24, 24), num_fold=2)
+
+@pytest.fixture
+def fresh(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set with its input.yaml of two folds; the current folder."""
+    shutil.copytree(small_data.parent, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -434,6 +434,7 @@ def test_a_real_run_s_report_in_a_browser(tmp_path: Path) -> None:
     check_in_browser(page, tmp_path / "profile")
 
 
+@pytest.mark.slow
 def test_the_live_page_follows_the_run_in_a_browser(copied: Path, tmp_path: Path) -> None:
     server = make_server(copied / "work_dir", 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -465,7 +466,7 @@ def test_serving_ends_with_ctrl_c(finished_run: Path) -> None:
         line = process.stderr.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)
         assert address, line
-        with urllib.request.urlopen(address[0]) as answer:
+        with urllib.request.urlopen(address[0] + "version") as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 0

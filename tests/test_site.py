@@ -24,6 +24,7 @@ ENDLESS = ("--serve",)
 """Commands with one of these are checked, not run."""
 TINY = """
 algos: [segresnet]
+folds: [0]
 num_epochs: 1
 batch_size: 1
 num_steps_per_epoch: 1

@@ -33,6 +33,16 @@ FEW = 12
 """Rows of a list that are shown at once; more are folded away."""
 
 
+def check_run(workspace: Workspace) -> None:
+    """Refuse a folder that is no run's.
+
+    Raises:
+        WorkspaceError: It is none.
+    """
+    if not workspace.settings.exists() and not workspace.datastats.exists():
+        raise WorkspaceError(f"{workspace.root}: not a run's folder. Give a run's folder with --work_dir.")
+
+
 def is_current(workspace: Workspace) -> bool:
     """Whether the report shows the run as it is; it carries a digest of what it was made from."""
     if not workspace.report.exists():
@@ -72,8 +82,7 @@ def render(workspace: Workspace, *, live: bool = False) -> str:
     Raises:
         WorkspaceError: The folder is no run's.
     """
-    if not workspace.settings.exists() and not workspace.datastats.exists():
-        raise WorkspaceError(f"{workspace.root}: not a run's folder. Give a run's folder with --work_dir.")
+    check_run(workspace)
     run = Run(workspace)
     sections = []
     for name, title, make, command in SECTIONS:

@@ -10,7 +10,7 @@ from typing import Any
 
 from autoseg.errors import AutosegError, ConfigError
 from autoseg.report.gather import inputs_digest
-from autoseg.report.page import render
+from autoseg.report.page import check_run, render
 from autoseg.workspace import Workspace, digest, file_digest
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def make_server(work_dir: Path, port: int) -> ThreadingHTTPServer:
         WorkspaceError: The folder is no run's.
     """
     live = LiveReport(work_dir)
-    live.page()
+    check_run(live.workspace)
 
     class Handler(BaseHTTPRequestHandler):
         """Answers / with the page and /version with its digest."""
