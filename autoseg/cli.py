@@ -318,11 +318,14 @@ class Commands:
     def completion(self, shell: Literal["bash", "zsh", "fish"]) -> int:
         """Print a script that completes commands, flags and their choices in a shell.
 
+        Evaluate it where the shell starts: eval "$(autoseg completion bash)" in ~/.bashrc, the same with zsh in
+        ~/.zshrc, autoseg completion fish | source in fish's configuration.
+
         Args:
             shell: Which one.
 
         Example:
-            eval "$(autoseg completion bash)"
+            autoseg completion bash
         """
         from autoseg.completion import completion
 
