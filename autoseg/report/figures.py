@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
+import hashlib
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -48,6 +50,26 @@ class Plot:
     """Base64."""
     alt: str
     """What it shows, for those who cannot see it."""
+
+
+P = ParamSpec("P")
+_MOST_REMEMBERED = 64
+
+
+def _remembered(make: Callable[P, Plot]) -> Callable[P, Plot]:
+    """Draw the same figure once: a report is made after every stage, and most of it did not change since."""
+    known: dict[str, Plot] = {}
+
+    @functools.wraps(make)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Plot:
+        key = hashlib.sha256(repr((args, kwargs)).encode()).hexdigest()
+        if key not in known:
+            if len(known) >= _MOST_REMEMBERED:
+                known.clear()
+            known[key] = make(*args, **kwargs)
+        return known[key]
+
+    return wrapped
 
 
 @contextmanager
@@ -99,6 +121,7 @@ def _median(values: Sequence[float]) -> float:
 # -- the data
 
 
+@_remembered
 def geometry(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]]) -> Plot:
     """Sizes in voxels and in mm, and spacings, along X, Y, Z."""
     plots: list[Plot] = []
@@ -118,6 +141,7 @@ def geometry(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]
     return plots[0]
 
 
+@_remembered
 def intensities(cases: Mapping[str, Sequence[tuple[float, float, float]]]) -> Plot:
     """The range of foreground intensities of every case, a panel for each channel.
 
@@ -146,6 +170,7 @@ def intensities(cases: Mapping[str, Sequence[tuple[float, float, float]]]) -> Pl
     return plots[0]
 
 
+@_remembered
 def volumes(by_class: Mapping[str, Sequence[float]]) -> Plot:
     """The volume of each class in the cases where it occurs, ml."""
     plots: list[Plot] = []
@@ -168,6 +193,7 @@ def volumes(by_class: Mapping[str, Sequence[float]]) -> Plot:
 # -- training
 
 
+@_remembered
 def learning_curves(algo: str, folds: Mapping[int, Sequence[Mapping[str, Any]]]) -> Plot:
     """Loss and validation Dice over the epochs, a line for each fold."""
     plots: list[Plot] = []
@@ -201,6 +227,7 @@ def learning_curves(algo: str, folds: Mapping[int, Sequence[Mapping[str, Any]]])
 # -- scores
 
 
+@_remembered
 def score_boxes(title: str, classes: Sequence[str], groups: Mapping[str, Sequence[Sequence[float]]]) -> Plot:
     """Every case's score, a box for each class and segmenter.
 
@@ -230,6 +257,7 @@ def score_boxes(title: str, classes: Sequence[str], groups: Mapping[str, Sequenc
     return plots[0]
 
 
+@_remembered
 def intervals(rows: Sequence[tuple[str, float, float, float]], chosen: str) -> Plot:
     """Mean Dice with its 95 % interval of each combination.
 
@@ -252,6 +280,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], chosen: str) -> P
     return plots[0]
 
 
+@_remembered
 def dice_by_volume(classes: Sequence[str], points: Mapping[str, Sequence[tuple[float, float]]]) -> Plot:
     """Dice of each case against the volume of the class, ml."""
     plots: list[Plot] = []
@@ -272,6 +301,7 @@ def dice_by_volume(classes: Sequence[str], points: Mapping[str, Sequence[tuple[f
     return plots[0]
 
 
+@_remembered
 def reliability(classes: Sequence[str], counts: Sequence[Sequence[Sequence[float]]]) -> Plot:
     """Frequency of a class over the probability given to it.
 
