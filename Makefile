@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow lint docs site clean
 
 demo: $(STAMP)
 	$(BIN)/autoseg demo
@@ -23,6 +23,11 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -c "from autoseg.explain import settings_manual; print(settings_manual(), end='')" > docs/settings.md
+	$(BIN)/autoseg schema --output docs/input.schema.json
+
+site: $(STAMP)
+	$(PIP) -e '.[docs]'
+	$(BIN)/zensical build -f mkdocs.yml --strict
 
 # torch goes first and alone, so that its pinned build is chosen before anything else asks for one.
 $(STAMP): pyproject.toml constraints.txt

@@ -218,6 +218,7 @@ def program_help(commands: type, title: str, takes_settings: frozenset[str]) -> 
     lines += [f"  {name:<12} {summary(getattr(commands, name))}" for name in command_names(commands)]
     shared = ", ".join(n for n in command_names(commands) if n in takes_settings)
     lines += ["", "autoseg COMMAND --help tells a command's flags; autoseg --version the version."]
+    lines += ["Every command takes --quiet (warnings and errors alone) and --verbose. NO_COLOR=1 turns colours off."]
     return "\n".join([*lines, f"{shared} take every setting of input.yaml as a flag too."])
 
 

@@ -5,7 +5,7 @@ Exit codes: 0 done; 1 a job failed, or a bug (with its traceback); 2 something t
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
 import sys
 import traceback
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from autoseg import __version__
 from autoseg.arguments import Call, command_help, command_names, parse, parsers, program_help
 from autoseg.errors import AutosegError, ConfigError
+from autoseg.terminal import paint, set_up_logging, take_verbosity
 
 if TYPE_CHECKING:
     from autoseg.config import AlgoName
@@ -25,6 +26,19 @@ TITLE = "autoseg: AutoML for 3D medical image segmentation."
 TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble"})
 _INPUT = Path("input.yaml")
 _WORK_DIR = Path("work_dir")
+
+
+_WRITABLE = "Give a folder that you may write to, such as with --work_dir; `autoseg doctor` checks it."
+_MACHINES_FAULTS = {
+    errno.ENOSPC: "Free some space, or give a work_dir on another disk. The same command then goes on from here.",
+    errno.EDQUOT: "Free some of your quota, or give a work_dir elsewhere. The same command then goes on from here.",
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+    errno.EROFS: _WRITABLE,
+    errno.ENOTDIR: _WRITABLE,
+    errno.EMFILE: "Allow more open files: ulimit -n 4096. The same command then goes on from here.",
+}
+"""What the machine may refuse anywhere -> what to do about it."""
 
 
 class Commands:
@@ -225,6 +239,32 @@ class Commands:
 
         return run_demo(folder, seed=seed)
 
+    def report(
+        self, *, work_dir: Path = _WORK_DIR, output: Path | None = None, serve: bool = False, port: int = 8040
+    ) -> int:
+        """Write report.html: all of a run on one page that opens offline. Made after every stage, too.
+
+        Args:
+            work_dir: Folder of a run.
+            output: The file to write, instead of report.html in the run's folder.
+            serve: Show the page live on this machine alone, up to date while the run goes on; Ctrl-C ends it.
+            port: Of the live page; 0 takes a free one.
+
+        Example:
+            autoseg report --work_dir work_dir
+            autoseg report --serve
+        """
+        if serve:
+            from autoseg.report.serve import serve_report
+
+            if output is not None:
+                raise ConfigError("--output: no effect together with --serve. Leave out the one or the other.")
+            return serve_report(work_dir, port)
+        from autoseg.report import make_report
+
+        print(make_report(work_dir, output=output))
+        return 0
+
     def status(self, *, work_dir: Path = _WORK_DIR) -> int:
         """Show which stages and jobs are done, running or failed, with scores and time left.
 
@@ -237,6 +277,59 @@ class Commands:
         from autoseg.status import status
 
         print(status(work_dir))
+        return 0
+
+    def doctor(self, *, folder: Path = Path("."), json: bool = False) -> int:
+        """Check this machine: Python, packages, torch, GPU, memory, disk, rights, shared memory, open files.
+
+        Exit code 2 where a run cannot work.
+
+        Args:
+            folder: Where a run would write.
+            json: Print the findings as JSON.
+
+        Example:
+            autoseg doctor
+        """
+        from autoseg.doctor import doctor
+
+        text, code = doctor(folder, as_json=json)
+        print(text)
+        return code
+
+    def schema(self, *, output: Path | None = None) -> int:
+        """Print the JSON Schema of input.yaml, with which editors complete and check it.
+
+        Args:
+            output: The file to write instead.
+
+        Example:
+            autoseg schema --output input.schema.json
+        """
+        from autoseg.schema import schema_text
+        from autoseg.workspace import write_text
+
+        if output is None:
+            print(schema_text(), end="")
+        else:
+            write_text(output, schema_text())
+        return 0
+
+    def completion(self, shell: Literal["bash", "zsh", "fish"]) -> int:
+        """Print a script that completes commands, flags and their choices in a shell.
+
+        Evaluate it where the shell starts: eval "$(autoseg completion bash)" in ~/.bashrc, the same with zsh in
+        ~/.zshrc, autoseg completion fish | source in fish's configuration.
+
+        Args:
+            shell: Which one.
+
+        Example:
+            autoseg completion bash
+        """
+        from autoseg.completion import completion
+
+        print(completion(Commands, TAKES_SETTINGS, shell), end="")
         return 0
 
     def merge_masks(self, folder: Path, *, output: Path, classes: str | None = None) -> int:
@@ -260,23 +353,6 @@ class Commands:
 def _names(text: str | None) -> tuple[str, ...] | None:
     """Names separated by commas."""
     return tuple(name.strip() for name in text.split(",")) if text else None
-
-
-class _ConsoleFormatter(logging.Formatter):
-    """Plain lines; warnings and errors say that they are."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
-
-
-def _set_up_logging() -> None:
-    """Send the package's log to the terminal, beside a command's own result."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_ConsoleFormatter())
-    logger = logging.getLogger("autoseg")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -313,12 +389,20 @@ def run_command(argv: Sequence[str]) -> int:
     if wants_help:
         print(command_help(Commands, named, TAKES_SETTINGS))
         return 0
-    _set_up_logging()
+    words = list(argv)
     try:
-        return _execute(parse(Commands, TAKES_SETTINGS, argv))
+        set_up_logging(take_verbosity(words))
+        return _execute(parse(Commands, TAKES_SETTINGS, words))
     except AutosegError as error:
         for message in error.messages:
-            print(f"error: {message}", file=sys.stderr)
+            print(f"{paint('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _MACHINES_FAULTS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        reason, advice = error.strerror, _MACHINES_FAULTS[error.errno]
+        print(f"{paint('error:', 'red', sys.stderr)} {place}{reason}. {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted. The same command goes on from here.", file=sys.stderr)

@@ -27,4 +27,4 @@ def run_demo(folder: Path, *, seed: int = 0) -> int:
         input_path = make_phantoms(folder, shape=(32, 30, 28), num_fold=2, seed=seed)
     settings, origins = load_settings(input_path, {"budget": BUDGET})
     log.info("demo: %s, budget %s", input_path, BUDGET)
-    return run_stages(STAGES, settings, origins, input_path)
+    return run_stages(STAGES, settings, origins, input_path, words={"budget": BUDGET})

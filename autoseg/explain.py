@@ -54,16 +54,17 @@ def explain(work_dir_or_input: Path, key: str | None = None) -> str:
             raise WorkspaceError(
                 f"{work_dir_or_input}: no settings.yaml, so not a run's folder. Give a run's work_dir."
             )
-        entries = _stored_settings(workspace)
+        entries = stored_settings(workspace)
     else:
         settings, origins = load_settings(work_dir_or_input)
         workspace = Workspace(settings.work_dir)
         entries = _current_settings(settings, origins)
-    entries += [entry for folder in _job_folders(workspace) for entry in _plan_entries(folder)]
+    entries += [entry for folder in job_folders(workspace) for entry in plan_entries(folder)]
     return _table(entries) if key is None else _detail(entries, key)
 
 
-def _stored_settings(workspace: Workspace) -> list[Entry]:
+def stored_settings(workspace: Workspace) -> list[Entry]:
+    """Every setting the run was started with; those left to the planner are not among them."""
     entries = []
     for key, item in _read(workspace.settings).items():
         known = item if isinstance(item, dict) else {}
@@ -90,11 +91,12 @@ def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + key, value
 
 
-def _job_folders(workspace: Workspace) -> list[Path]:
+def job_folders(workspace: Workspace) -> list[Path]:
+    """The folders of all planned jobs, by name."""
     return sorted(path.parent.parent for path in workspace.root.glob("*/configs/hyper_parameters.yaml"))
 
 
-def _plan_entries(folder: Path) -> list[Entry]:
+def plan_entries(folder: Path) -> list[Entry]:
     """A job's hyperparameters, each with its origin; one that differs from what was derived was edited."""
     plan = _read(folder / "configs" / "hyper_parameters.yaml")
     origins_file = folder / "configs" / "origins.yaml"

@@ -5,6 +5,8 @@
     train     -> <algo>_<fold>/models/model.pt, validation.json
     ensemble  -> ensemble/scores.json, ensemble.json, predictions/
 
+and after each of them report.html.
+
 Stages meet in files alone. Each is redone only where an input changed, and says which.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -25,8 +28,11 @@ from autoseg.config import AlgoName, Settings, format_duration, load_settings, p
 from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, make_label_map
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import AutosegError, ConfigError, WorkspaceError
+from autoseg.terminal import Progress, paint_table
+from autoseg.usage import environment, measured
 from autoseg.workspace import (
+    STAGES,
     Job,
     Workspace,
     changed,
@@ -45,7 +51,6 @@ TRAINING_SHARE = 0.85
 ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
 
 
-SAY_EVERY_S = 10.0
 SELECTS_WORK = ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers")
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
 
@@ -72,7 +77,7 @@ def run_input(stages: Sequence[str], input_path: Path, overrides: Mapping[str, s
         log.info("as on an earlier command line: %s", " ".join(f"--{key} {text}" for key, text in kept.items()))
         settings, origins = load_settings(input_path, {**kept, **overrides})
     remembered = {key: text for key, text in {**kept, **overrides}.items() if key not in SELECTS_WORK}
-    return run_stages(stages, settings, origins, input_path, remember=remembered, **options)
+    return run_stages(stages, settings, origins, input_path, remember=remembered, words=overrides, **options)
 
 
 def run_stages(
@@ -86,6 +91,7 @@ def run_stages(
     as_json: bool = False,
     again: bool = False,
     remember: Mapping[str, str] | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> int:
     """Run stages of the pipeline, each as far as it is not up to date.
 
@@ -97,6 +103,7 @@ def run_stages(
         as_json: print the analysis' summary as JSON.
         again: train jobs from the start that are done or begun.
         remember: settings of the command line to keep for later runs, where plans are made.
+        words: settings of this command line, for the report.
 
     Returns:
         0, or 1 where a job failed.
@@ -117,13 +124,16 @@ def run_stages(
     jobs = _select_jobs(settings, listed, algo, fold)
     with workspace.lock(), log_to(workspace.log):
         _remember_input(workspace, settings, origins, input_path)
+        _remember_command(workspace, stages, input_path, {**(words or {}), **_of_job(algo, fold)})
         if remember is not None and "generate" in stages:
             write_json(workspace.root / "state" / "command_line.json", dict(remember))
         failed = False
-        for stage in stages:
+
+        def run_stage(stage: str) -> None:
+            nonlocal failed
             if stage == "analyze":
                 _analyze(workspace, listed, settings, as_json=as_json)
-                continue
+                return
             _need_analysis(workspace, listed, settings)
             datalist = read_datalist(workspace.datalist, settings.dataroot)
             if stage == "generate":
@@ -135,10 +145,39 @@ def run_stages(
                 failed = not _train(workspace, datalist, settings, jobs, again=again) or failed
             elif stage == "ensemble":
                 _ensemble(workspace, datalist, settings)
+
+        for stage in stages:
+            try:
+                with measured(workspace, stage, forks=stage == "analyze"):
+                    run_stage(stage)
+            except AutosegError:
+                _report(workspace)  # with the faults that ended it
+                raise
+            _report(workspace)
+        log.info("report: %s", os.path.relpath(workspace.report))
     return 1 if failed else 0
 
 
+def _report(workspace: Workspace) -> None:
+    """Bring the report up to date. It only shows what others did, so no fault of it stops them."""
+    from autoseg.report import is_current, make_report
+
+    try:
+        if is_current(workspace):
+            return
+        write_json(workspace.environment, environment())
+        make_report(workspace.root)
+    except AutosegError as error:
+        log.warning("report: not made: %s", error)
+    except Exception:  # a bug of the report must not cost a run; it is said, with its traceback
+        log.exception("report: not made; the run goes on")
+
+
 # -- checks before anything runs
+
+
+def _of_job(algo: str | None, fold: int | None) -> dict[str, str]:
+    return {k: str(v) for k, v in (("algo", algo), ("fold", fold)) if v is not None}
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -177,6 +216,18 @@ def _select_jobs(
 
 def _job_budget(settings: Settings, num_jobs: int) -> float | None:
     return None if settings.budget is None else TRAINING_SHARE * parse_duration(settings.budget) / num_jobs
+
+
+def _remember_command(workspace: Workspace, stages: Sequence[str], input_path: Path, words: Mapping[str, str]) -> None:
+    """Add a line to the commands of the run, with paths from the folder that holds the work_dir."""
+    home = workspace.root.absolute().parent
+    command = ["autoseg", "run" if tuple(stages) == STAGES else "+".join(stages)]
+    for key, value in {"input": str(input_path.absolute()), **words}.items():
+        command += [f"--{key}", os.path.relpath(value, home) if os.path.isabs(value) else value]
+    line = {"time": round(time.time(), 1), "command": shlex.join(command), "version": __version__}
+    workspace.commands.parent.mkdir(parents=True, exist_ok=True)
+    with open(workspace.commands, "a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _remember_input(workspace: Workspace, settings: Settings, origins: Mapping[str, str], input_path: Path) -> None:
@@ -417,21 +468,6 @@ def _run_job(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int
 # -- ensemble
 
 
-class _Pace:
-    """Says from time to time how far a stage is and when it ends."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage, self.begin, self.said = stage, time.monotonic(), time.monotonic()
-
-    def __call__(self, done: int, total: int, case: str) -> None:
-        now = time.monotonic()
-        if now - self.said < SAY_EVERY_S:
-            return
-        self.said = now
-        left = (now - self.begin) * (total - done) / max(1, done)
-        log.info("%s: %d of %d cases, %.0f s left", self.stage, done, total, left)
-
-
 def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> None:
     from autoseg.ensemble.build import build_ensemble
 
@@ -441,5 +477,20 @@ def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> N
     done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done"]
     if not done:
         raise WorkspaceError(f"{workspace.root}: no job is trained yet. Run `autoseg train` or `autoseg run` first.")
-    result = build_ensemble(workspace, datalist, settings, done, progress=_Pace("ensemble"))
-    print("\n\n".join(result.tables))
+    bar: Progress | None = None
+
+    def progress(num_done: int, total: int, case: str) -> None:
+        nonlocal bar
+        log.debug("ensemble: %s", case)
+        if bar is None or num_done <= bar.done:  # first the training cases, then the testing ones
+            if bar is not None:
+                bar.close()
+            bar = Progress("ensemble", total)
+        bar.to(num_done)
+
+    try:
+        result = build_ensemble(workspace, datalist, settings, done, progress=progress)
+    finally:
+        if bar is not None:
+            bar.close()
+    print("\n\n".join(paint_table(table, sys.stdout) for table in result.tables))

@@ -8,6 +8,8 @@ cache/                               preprocessed cases, keyed by content and se
 <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
 ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
 state/<stage>.json                   what each finished stage was made from
+state/usage.jsonl                    time, memory and disk of each stage
+report.html                          all of it on one page
 run.log
 """
 
@@ -245,6 +247,26 @@ class Workspace:
         """The run's log."""
         return self.root / "run.log"
 
+    @property
+    def usage(self) -> Path:
+        """Time, memory and disk of each stage; one JSON object each."""
+        return self.root / "state" / "usage.jsonl"
+
+    @property
+    def commands(self) -> Path:
+        """The command lines of the run; one JSON object each."""
+        return self.root / "state" / "commands.jsonl"
+
+    @property
+    def environment(self) -> Path:
+        """Machine and versions of the last run."""
+        return self.root / "state" / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        """All of the run on one page."""
+        return self.root / "report.html"
+
     def job_dir(self, algo: str, fold: int) -> JobDir:
         """The folder of one job."""
         return JobDir(self.root / f"{algo}_{fold}")
@@ -283,12 +305,19 @@ class Workspace:
         """Hold the work_dir for one run; a lock of a process that is gone is taken over by the system itself.
 
         Raises:
-            WorkspaceError: Another run holds it.
+            WorkspaceError: Another run holds it, or it cannot be made or written to.
         """
         import fcntl
 
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / ".lock", "a+") as file:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            opened = open(self.root / ".lock", "a+")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise WorkspaceError(
+                f"{self.root}: cannot be made or written to ({error.strerror}). "
+                "Give a work_dir in a folder that you may write to."
+            ) from error
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

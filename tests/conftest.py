@@ -24,6 +24,33 @@ def phantom_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with phantoms, input.yaml and a finished run: two networks, 8 cases, 2 folds; not to be changed."""
+    from autoseg.cli import run_command
+
+    folder = tmp_path_factory.mktemp("finished")
+    path = make_phantoms(folder, num_cases=8, num_testing=2, shape=(24, 24, 24), num_fold=2)
+    settings = """
+name: phantoms
+algos: [segresnet, dints]
+num_epochs: 2
+batch_size: 1
+num_steps_per_epoch: 2
+num_epochs_per_validation: 2
+precision: fp32
+num_workers: 1
+roi_size: [16, 16, 16]
+overlap: 0
+learning_rate: 0.003
+segresnet: {init_filters: 8, blocks_down: [1, 1]}
+dints: {channel_mul: 0.125, use_downsample: true}
+"""
+    path.write_text(path.read_text() + settings)
+    assert run_command(["run", "--input", str(path)]) == 0
+    return folder
+
+
 @pytest.fixture
 def phantom_case(tmp_path: Path) -> Callable[..., Case]:
     """A function that writes one phantom into the test's folder and returns its Case.

@@ -36,6 +36,7 @@ from autoseg.config import format_duration
 from autoseg.errors import AutosegError, WorkspaceError
 from autoseg.inference.metrics import dice_of_targets
 from autoseg.inference.windows import ProbRows, predict_targets
+from autoseg.terminal import Progress as Bar
 from autoseg.workspace import JobDir, digest, write_atomic, write_text
 
 log = logging.getLogger(__name__)
@@ -160,9 +161,11 @@ class Trainer:
         saved = time.monotonic()
         save_s = 0.0
         previous = self._catch_signals()
+        bar = Bar(self.paths.root.name, 1.0, unit="", shown=self.rank == 0)
         try:
             while not self._finished():
                 self._train_step()
+                bar.to(self._share(), f", step {self.progress.step}")
                 p = self.progress
                 finished = self._finished()
                 epoch_ends = finished or p.epoch_steps == self.plan.num_steps_per_epoch
@@ -177,6 +180,7 @@ class Trainer:
                     raise Interrupted(self._agreed)
             self._save_checkpoint()
         finally:
+            bar.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         p = self.progress

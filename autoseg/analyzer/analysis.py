@@ -30,13 +30,14 @@ from autoseg.analyzer.outliers import check_outliers, check_sides
 from autoseg.analyzer.result import HINT, Analysis, plain_groups
 from autoseg.analyzer.store import Signature, Store, signature
 from autoseg.analyzer.summary import case_entry, data_set_entry, stats_summary
-from autoseg.analyzer.workers import Progress, Task, measure
+from autoseg.analyzer.workers import Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config import Settings
 from autoseg.data.datalist import Case, Datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
+from autoseg.terminal import Progress
 from autoseg.workspace import Workspace, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def _measure(datalist: Datalist, settings: Settings, store_path: Path, progress:
                 )
             )
     num_read = 0
-    bar = Progress(len(tasks), shown=progress)
+    bar = Progress("analyze", len(tasks), shown=progress)
     try:
         for result in measure(tasks, settings.num_workers):
             mine, kind = signatures[result.number], kinds[result.number]

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -32,7 +31,6 @@ IN_PROCESS_BYTES = 4 << 20
 """Less is measured here and now: starting processes takes longer."""
 LARGEST_LOOKED_AT = 8
 """Files, the largest ones, whose inflated size is looked up to plan memory."""
-LOG_EVERY_S = 10.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -197,34 +195,3 @@ def _measure_one(task: Task, free_bytes: int) -> Result:
         found = Finding("too_large", "memory ran out while it was read", remedy)
         stats = CaseStats(findings=(found,))
     return Result(number=task.number, digests=stats.digests, stats=stats)
-
-
-class Progress:
-    """A bar on a terminal, timed lines elsewhere: cases done, cases per second, time left."""
-
-    def __init__(self, total: int, *, shown: bool) -> None:
-        self.total, self.done = total, 0
-        self.shown = shown
-        self.start = self.logged = time.monotonic()
-        self.bar = None
-        if shown and total and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            tqdm.monitor_interval = 0  # its thread would keep processes from being forked
-            self.bar = tqdm(total=total, unit="case", desc="analyze", file=sys.stderr)
-
-    def step(self) -> None:
-        """One more case is done."""
-        self.done += 1
-        if self.bar is not None:
-            self.bar.update()
-        elif self.shown and time.monotonic() - self.logged > LOG_EVERY_S:
-            self.logged = time.monotonic()
-            rate = self.done / (self.logged - self.start)
-            left = (self.total - self.done) / rate
-            logger.info("%d of %d cases, %.1f cases/s, %.0f s left", self.done, self.total, rate, left)
-
-    def close(self) -> None:
-        """Leave the terminal tidy."""
-        if self.bar is not None:
-            self.bar.close()

@@ -262,6 +262,35 @@ def read_label(path: Path) -> Volume:
     return Volume(array=np.ascontiguousarray(array, np.uint8 if high < 256 else np.uint16), grid=grid)
 
 
+def volume_of(array: np.ndarray, affine: np.ndarray) -> Volume:
+    """An array in memory as a volume.
+
+    Args:
+        array: (X, Y, Z) or (C, X, Y, Z), axes as the affine says; labels keep their type, floats become float32.
+        affine: (4, 4), voxel -> mm in RAS+.
+
+    Raises:
+        DataError: The shape or the affine is none of a volume, or voxels are NaN or infinite.
+    """
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise DataError(f"image: an array of shape {array.shape}. Expected (X, Y, Z) or (C, X, Y, Z).")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not _has_axes(affine):
+        raise DataError(f"affine: expected a 4x4 matrix, voxel to mm, with three axes, found {affine.tolist()}.")
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise DataError("image: voxels are NaN or infinite. Replace them.")
+    channels = array[None] if array.ndim == 3 else array
+    x, y, z = channels.shape[1:]
+    turned = np.stack([apply_orientation(channel, ras_orientation(affine)) for channel in channels])
+    return Volume(array=np.ascontiguousarray(turned), grid=Grid(shape=(x, y, z), affine=affine))
+
+
+def stored_array(array: np.ndarray, grid: Grid) -> np.ndarray:
+    """An array (X, Y, Z) in RAS+ with the axes of a grid, as its file has them."""
+    return np.ascontiguousarray(apply_orientation(array, ras_orientation(grid.affine, inverse=True)))
+
+
 def write_volume(path: Path, array: np.ndarray, grid: Grid) -> None:
     """Write an array in RAS+ back onto a file's own grid, orientation and affine; all of the file or nothing.
 
@@ -277,7 +306,7 @@ def write_volume(path: Path, array: np.ndarray, grid: Grid) -> None:
         raise DataError(
             f"{path}: array of shape {array.shape} for a grid of {ras.shape} in RAS. Give the volume's own grid."
         )
-    stored = apply_orientation(array, ras_orientation(grid.affine, inverse=True))
+    stored = stored_array(array, grid)
     write_stored(path, grid, array.dtype, (np.ascontiguousarray(s.T).data for s in np.moveaxis(stored, 2, 0)))
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoseg import __version__
 from autoseg.algos.plan import Plan
 from autoseg.config import EnsembleSettings, Settings
@@ -21,6 +23,7 @@ from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candida
 from autoseg.ensemble.out_of_fold import (
     Progress,
     case_digest,
+    measure_surfaces,
     model_digest,
     read_record,
     score_of,
@@ -29,7 +32,7 @@ from autoseg.ensemble.out_of_fold import (
 from autoseg.ensemble.predict import segment
 from autoseg.ensemble.tables import format_rows, format_score, format_table
 from autoseg.errors import DataError, ResourceError, WorkspaceError
-from autoseg.inference.metrics import summarise, to_plain
+from autoseg.inference.metrics import TOLERANCE_MM, summarise, to_plain
 from autoseg.inference.predictor import Predictor
 from autoseg.reader import read_model
 from autoseg.workspace import Workspace, write_json, write_text
@@ -94,7 +97,8 @@ def build_ensemble(
     made = candidates(cases, algos_by_fold, how)
     chosen = choose(made, how)
     algo, fold = chosen.members[0]
-    names = read_model(workspace.job_dir(algo, fold).plan, Plan).label_map.names
+    label_map = read_model(workspace.job_dir(algo, fold).plan, Plan).label_map
+    names = label_map.names
     spec = EnsembleSpec(
         name=chosen.name,
         method=how.method,
@@ -106,13 +110,17 @@ def build_ensemble(
     )
     _collect_labels(workspace, chosen, cases)
     write_json(workspace.ensemble_spec, spec.model_dump(mode="json"))
+    by_name = {case.name: case for case in datalist.training}
+    spoken = {c.name: (by_name[c.name], chosen.combination(c.fold).name) for c in cases if c.name in chosen.scores}
+    measured = measure_surfaces(workspace, spoken, label_map, settings.partial_labels)
     held = [*datalist.testing, *datalist.validation]
     test_scores, lost = _predict_testing(workspace, held, spec, settings, progress)
     failures += lost
 
     tables = _tables(made, chosen, cases, names, test_scores)
     write_text(workspace.ensemble / "scores.txt", "\n\n".join([*tables, *gaps, *failures]) + "\n")
-    write_json(workspace.scores, _scores_json(made, chosen, cases, names, test_scores, gaps, failures, settings.seed))
+    scores = _scores_json(made, chosen, cases, names, test_scores, gaps, failures, settings.seed)
+    write_json(workspace.scores, {**scores, **_ensemble_json(measured, names, settings.seed)})
     return EnsembleResult(
         spec=spec, candidates=tuple(made), tables=tuple(tables), gaps=tuple(gaps), failures=tuple(failures)
     )
@@ -250,4 +258,16 @@ def _scores_json(
         "testing": to_plain(test_scores),
         "gaps": list(gaps),
         "failures": list(failures),
+    }
+
+
+def _ensemble_json(measured: dict[str, dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
+    """The chosen ensemble's own part of scores.json: per case Dice and NSD, over all cases NSD and calibration."""
+    surface = [[math.nan if v is None else v for v in m["nsd"]] for m in measured.values()]
+    counted = [m["calibration"] for m in measured.values() if m["calibration"] is not None]
+    return {
+        "tolerance_mm": TOLERANCE_MM,
+        "nsd": summarise(surface, names, seed=seed).to_json(),
+        "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
+        "ensemble": {name: {"dice": m["dice"], "nsd": m["nsd"]} for name, m in measured.items()},
     }

@@ -15,14 +15,11 @@ from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import SUFFIXES, Volume, read_label, stem_of, suffix_of
 from autoseg.ensemble.tables import format_rows, format_score
 from autoseg.errors import ConfigError, DataError
-from autoseg.inference.metrics import Summary, dice_per_class, nsd, summarise, to_plain
+from autoseg.inference.metrics import TOLERANCE_MM, Summary, dice_per_class, nsd_per_class, summarise, to_plain
 from autoseg.workspace import write_json
 
 log = logging.getLogger(__name__)
 
-TOLERANCE_MM = 2.0
-"""Accepted deviation of a boundary. Source: between the 1 and 3 mm of Nikolov et al. 2018 for most organs; FLARE's
-challenges take 2 mm for many."""
 NO_CLASS = frozenset({0, 255})
 """Values that are no class unless asked for: background, and the usual mark of ignored voxels."""
 
@@ -94,10 +91,7 @@ def evaluate(
             continue
         label = truth.array[0]
         dice[stem_of(path)] = dice_per_class(pred, label, label_map)
-        surface[stem_of(path)] = [
-            nsd(np.isin(pred, values), np.isin(label, values), truth.spacing_mm, tolerance_mm)
-            for values in label_map.values
-        ]
+        surface[stem_of(path)] = nsd_per_class(pred, label, label_map, truth.spacing_mm, tolerance_mm)
     if faults:
         raise DataError(faults)
     return Evaluation(

@@ -22,7 +22,8 @@ from autoseg.data.volumes import Volume, read_image, read_label, write_volume
 from autoseg.ensemble.combine import CaseScore, Combination, combinations_of
 from autoseg.ensemble.predict import writing
 from autoseg.errors import DataError
-from autoseg.inference.metrics import dice_per_class, to_plain
+from autoseg.inference.calibration import Calibration
+from autoseg.inference.metrics import TOLERANCE_MM, dice_per_class, nsd_per_class, to_plain
 from autoseg.inference.predictor import Predictor, vote
 from autoseg.inference.restore import labels_of_means
 from autoseg.reader import read_model
@@ -33,7 +34,7 @@ Progress = Callable[[int, int, str], None]
 """Called with the number of cases done, of all, and the name of the one just done."""
 Partial = Literal["off", "infer", "declared"]
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 """Raised whenever the meaning of a record changes."""
 
 
@@ -127,8 +128,8 @@ def score_out_of_fold(
                 if record is None:
                     if predictor is None:
                         predictor = Predictor([workspace.job_dir(a, fold) for a in algos], device=device)
-                    dice = _score_case(workspace, case, predictor, algos, wanted, partial)
-                    record = {"made_from": key, "fold": fold, "dice": to_plain(dice)}
+                    found = _score_case(workspace, case, predictor, algos, wanted, partial)
+                    record = {"made_from": key, "fold": fold, **found}
                     write_json(workspace.ensemble / "records" / f"{case.name}.json", record)
                 scores.append(_from_record(case, record))
             except DataError as error:
@@ -156,12 +157,15 @@ def _score_case(
     algos: Sequence[str],
     wanted: Sequence[Combination],
     partial: Partial,
-) -> dict[str, list[float]]:
+) -> dict[str, Any]:
     """Predict a case with each algorithm, merge them in every way, write the labels and score them.
 
     Args:
         predictor: one model for each of `algos`.
         wanted: each algorithm alone first, in their order.
+
+    Returns:
+        Plain data: `dice`, a value per class for each combination; `calibration`, counts for each mean.
     """
     image = read_image(case.images)
     label = read_case_label(case, image)
@@ -173,15 +177,56 @@ def _score_case(
         each = predictor.each(MemoryImage(image))
     except DataError as error:
         raise DataError([f"{case.images[0]}: {message}" for message in error.messages]) from error
-    found = labels_of_means(each, [places[c] for c in means], shape, label_map)
+    truth = label.array[0]
+    annotated = annotated_classes(case, truth, label_map, partial)
+    target = label_map.encode(truth)
+    counts = [Calibration(target, label_map, annotated) for _ in means]
+    found = labels_of_means(
+        each, [places[c] for c in means], shape, label_map, watch=lambda k, place, probs: counts[k].add(place, probs)
+    )
     labels = dict(zip(means, found, strict=True))
     for combination in wanted:
         if combination.combine == "vote":
             labels[combination] = vote([found[i] for i in places[combination]], label_map)
     dice = {}
     for combination, pred in labels.items():
-        target = _label_file(workspace, combination, case)
-        with writing(target):
-            write_volume(target, pred, image.grid)
+        path = _label_file(workspace, combination, case)
+        with writing(path):
+            write_volume(path, pred, image.grid)
         dice[combination.name] = score_of(case, pred, label, label_map, partial)
-    return dice
+    calibration = {c.name: count.to_json() for c, count in zip(means, counts, strict=True)}
+    return {"dice": to_plain(dice), "calibration": calibration}
+
+
+def measure_surfaces(
+    workspace: Workspace, cases: Mapping[str, tuple[Case, str]], label_map: LabelMap, partial: Partial
+) -> dict[str, dict[str, Any]]:
+    """Surface Dice of the chosen combination's labels, and what else the record of each case says of it.
+
+    Kept in the case's record, so that it is measured once for each combination.
+
+    Args:
+        cases: name -> the case, and the combination that speaks in its fold.
+
+    Returns:
+        Case -> `dice` and `nsd`, a value per class, null where not counted, and `calibration`, null for a vote.
+    """
+    found = {}
+    for name, (case, combination) in cases.items():
+        path = workspace.ensemble / "records" / f"{name}.json"
+        record = read_json(path)
+        surface = record.setdefault("nsd", {})
+        if combination not in surface:
+            assert case.label is not None
+            label = read_label(case.label)
+            pred = read_label(workspace.out_of_fold / combination / f"{name}.nii.gz").array[0]
+            annotated = annotated_classes(case, label.array[0], label_map, partial)
+            scores = nsd_per_class(pred, label.array[0], label_map, label.spacing_mm, TOLERANCE_MM, annotated=annotated)
+            surface[combination] = to_plain(scores)
+            write_json(path, record)
+        found[name] = {
+            "dice": record["dice"][combination],
+            "nsd": surface[combination],
+            "calibration": record["calibration"].get(combination),
+        }
+    return found

@@ -1,0 +1,277 @@
+"""The Python API, for notebooks and other programs: `autoseg.run`, `autoseg.predict`, `autoseg.Segmenter`.
+
+Imported only when one of these is used, so that `import autoseg` stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from autoseg.errors import DataError, WorkspaceError
+from autoseg.workspace import STAGES, Workspace, read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run came to, as far as it is."""
+
+    work_dir: Path
+    succeeded: bool
+    """False where a training job failed; `autoseg status` says why."""
+    classes: tuple[str, ...]
+    chosen: str
+    """The chosen combination, such as `segresnet+swinunetr`; empty before the ensemble stage."""
+    dice: float | None
+    """Mean out-of-fold Dice of it: over cases, then classes."""
+    dice_by_class: dict[str, float | None]
+    nsd: float | None
+    """Mean surface Dice of it."""
+    records: tuple[Record, ...]
+    """One for each case, class and segmenter, for `pandas.DataFrame(result.records)`: `case`, `fold`, `class`,
+    `segmenter` (a network, a combination, or `ensemble`), `dice`, and for the ensemble `nsd`; None: not counted."""
+    jobs: tuple[Record, ...]
+    """One for each training job: `algo`, `fold`, `state`, `dice`, `seconds`, `error`."""
+
+    @property
+    def report(self) -> Path:
+        """The page that shows it all."""
+        return Workspace(self.work_dir).report
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of the label files predicted for the testing cases."""
+        return Workspace(self.work_dir).predictions
+
+
+def run(
+    input: str | Path = "input.yaml",
+    *,
+    stages: Sequence[str] = STAGES,
+    **settings: Any,
+) -> RunResult:
+    """Do what `autoseg run` does; only what is missing or whose inputs changed.
+
+    Args:
+        input: the settings' file.
+        stages: some of analyze, generate, train, ensemble, in this order.
+        settings: settings that win over the file's: `budget="2h"`, `segresnet={"batch_size": 2}`.
+
+    Raises:
+        AutosegError: What the user can mend.
+
+    Example:
+        result = autoseg.run("input.yaml", budget="10m")
+        pandas.DataFrame(result.records).groupby(["segmenter", "class"]).dice.mean()
+    """  # fmt: skip
+    from autoseg.config import load_settings
+    from autoseg.pipeline import run_input
+
+    overrides = _texts(settings)
+    code = run_input(stages, Path(input), overrides)
+    found, _ = load_settings(Path(input), overrides)
+    return load_result(found.work_dir, succeeded=code == 0)
+
+
+def _texts(settings: Mapping[str, Any], outer: str = "") -> dict[str, str]:
+    """Settings as they would stand on a command line: dotted key -> text."""
+    texts = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and key != "extra_modalities":
+            texts.update(_texts(value, f"{outer}{key}."))
+        else:
+            texts[outer + key] = value if isinstance(value, str) else _text(value)
+    return texts
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, Path) else json.dumps(value, default=str)
+
+
+def load_result(work_dir: str | Path = "work_dir", *, succeeded: bool | None = None) -> RunResult:
+    """Read the result of a run from its folder.
+
+    Args:
+        work_dir: the run's folder.
+        succeeded: as the run said; None: whether every job that was begun is done.
+
+    Raises:
+        WorkspaceError: The folder is no run's.
+    """
+    workspace = Workspace(Path(work_dir))
+    if not workspace.settings.exists():
+        raise WorkspaceError(f"{work_dir}: no settings.yaml, so not a run's folder. Give a run's work_dir.")
+    jobs = workspace.jobs()
+    scores = read_json(workspace.scores) if workspace.scores.exists() else None
+    chosen = next((c for c in scores["candidates"] if c["name"] == scores["chosen"]), None) if scores else None
+    keys = ("algo", "fold", "state", "dice", "seconds", "error")
+    return RunResult(
+        work_dir=Path(work_dir),
+        succeeded=all(j.state == "done" for j in jobs) if succeeded is None else succeeded,
+        classes=tuple(scores["classes"]) if scores else (),
+        chosen=scores["chosen"] if scores else "",
+        dice=chosen["mean"] if chosen else None,
+        dice_by_class={c["name"]: c["mean"] for c in chosen["classes"]} if chosen else {},
+        nsd=scores.get("nsd", {}).get("mean") if scores else None,
+        records=tuple(_records(scores)) if scores else (),
+        jobs=tuple({key: getattr(job, key) for key in keys} for job in jobs),
+    )
+
+
+def _records(scores: Mapping[str, Any]) -> list[Record]:
+    records = []
+    for case in scores["cases"]:
+        best = scores.get("ensemble", {}).get(case["name"])
+        rows = {name: (values, None) for name, values in case["dice"].items()}
+        if best:
+            rows["ensemble"] = (best["dice"], best["nsd"])
+        for segmenter, (dice, nsd) in rows.items():
+            for i, name in enumerate(scores["classes"]):
+                record = {"case": case["name"], "fold": case["fold"], "class": name, "segmenter": segmenter}
+                records.append({**record, "dice": dice[i], "nsd": nsd[i] if nsd else None})
+    return records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """A segmented image."""
+
+    labels: np.ndarray
+    """(X, Y, Z) label values on the image's own grid, axes as they were given."""
+    affine: np.ndarray
+    """(4, 4), voxel -> mm."""
+    classes: dict[str, tuple[int, ...]]
+    """Class -> label values."""
+
+    def mask(self, name: str) -> np.ndarray:
+        """(X, Y, Z) bool: where a class lies.
+
+        Raises:
+            KeyError: There is no such class.
+        """
+        import numpy as np
+
+        return np.isin(self.labels, self.classes[name])
+
+    @property
+    def volumes_ml(self) -> dict[str, float]:
+        """Volume of each class."""
+        import numpy as np
+
+        voxel_ml = abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+        return {name: int(self.mask(name).sum()) * voxel_ml for name in self.classes}
+
+    @property
+    def records(self) -> list[Record]:
+        """One for each class, for pandas: `class`, `voxels`, `volume_ml`."""
+        volumes = self.volumes_ml
+        return [{"class": n, "voxels": int(self.mask(n).sum()), "volume_ml": volumes[n]} for n in self.classes]
+
+    def save(self, path: str | Path) -> None:
+        """Write a label file (.nii or .nii.gz)."""
+        from autoseg.data.volumes import Grid, volume_of, write_volume
+
+        x, y, z = self.labels.shape
+        write_volume(
+            Path(path), volume_of(self.labels, self.affine).array[0], Grid(shape=(x, y, z), affine=self.affine)
+        )
+
+
+class Segmenter:
+    """The models of a run, loaded once to segment many images.
+
+    Example:
+        segmenter = autoseg.Segmenter("work_dir")
+        found = segmenter.predict("scan.nii.gz")
+        found.volumes_ml
+    """
+
+    def __init__(
+        self,
+        work_dir: str | Path = "work_dir",
+        *,
+        algo: str | None = None,
+        fold: int | None = None,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+    ) -> None:
+        """Load the ensemble, or the models of one algorithm, one fold, or both.
+
+        Raises:
+            WorkspaceError: There is no ensemble yet, or no such trained job.
+        """
+        from autoseg.ensemble.predict import load_predictor
+
+        self._predictor = load_predictor(Workspace(Path(work_dir)), algo=algo, fold=fold, device=device)
+
+    @property
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """Class -> label values."""
+        found = self._predictor.label_map
+        return dict(zip(found.names, found.values, strict=True))
+
+    def predict(
+        self, image: str | Path | Sequence[str | Path] | np.ndarray, *, affine: np.ndarray | None = None
+    ) -> Prediction:
+        """Segment one image.
+
+        Args:
+            image: a file, a file for each channel, or an array (X, Y, Z) or (C, X, Y, Z).
+            affine: (4, 4) of an array, voxel -> mm in RAS+; a spacing of 1 mm and RAS where not given. The models
+                work at a spacing in mm, so give it.
+
+        Raises:
+            DataError: The image cannot be read, or does not have the models' channels.
+        """
+        import numpy as np
+
+        from autoseg.data.volumes import read_image, stored_array, volume_of
+
+        if isinstance(image, np.ndarray):
+            pixels = image if image.dtype.kind == "f" else image.astype(np.float32)
+            volume = volume_of(pixels, np.eye(4) if affine is None else np.asarray(affine, np.float64))
+        elif affine is not None:
+            raise DataError("affine: no effect with a file, which has its own. Leave it out.")
+        else:
+            paths = [image] if isinstance(image, str | Path) else list(image)
+            volume = read_image(tuple(Path(p) for p in paths))
+        labels = self._predictor.predict_labels(volume)
+        return Prediction(
+            labels=stored_array(labels, volume.grid), affine=np.array(volume.grid.affine), classes=self.classes
+        )
+
+
+def predict(
+    image: str | Path | Sequence[str | Path] | np.ndarray,
+    output: str | Path | None = None,
+    *,
+    work_dir: str | Path = "work_dir",
+    affine: np.ndarray | None = None,
+    algo: str | None = None,
+    fold: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Prediction:
+    """Segment one image with the models of a run; for many, load them once with `Segmenter`.
+
+    Args:
+        image, affine: as `Segmenter.predict` takes them.
+        output: label file to write as well.
+        work_dir, algo, fold, device: as `Segmenter` takes them.
+
+    Raises:
+        AutosegError: As these.
+
+    Example:
+        autoseg.predict("scan.nii.gz", "labels.nii.gz", work_dir="work_dir").volumes_ml
+    """
+    found = Segmenter(work_dir, algo=algo, fold=fold, device=device).predict(image, affine=affine)
+    if output is not None:
+        found.save(output)
+    return found

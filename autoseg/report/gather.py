@@ -1,0 +1,204 @@
+"""What a run has left in its work_dir, read for the report; whatever is not there yet is empty."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoseg.data.datalist import Datalist, read_datalist
+from autoseg.data.labels import LabelMap
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.explain import Entry, job_folders, plan_entries, stored_settings
+from autoseg.reader import read_model
+from autoseg.usage import read_usage
+from autoseg.workspace import STAGES, Job, Workspace, digest, read_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's files."""
+
+    workspace: Workspace
+    notes: list[str] = field(default_factory=list)
+    """What could not be read or shown, in words."""
+
+    @cached_property
+    def settings(self) -> dict[str, Entry]:
+        """Every setting of input.yaml with its origin; empty before the first stage."""
+        if not self.workspace.settings.exists():
+            return {}
+        return {entry.key: entry for entry in stored_settings(self.workspace)}
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """The value of a setting."""
+        return self.settings[key].value if key in self.settings else default
+
+    @cached_property
+    def dataroot(self) -> Path:
+        """The folder the datalist's paths are relative to."""
+        return Path(self.workspace.root, self.setting("dataroot", "."))
+
+    @cached_property
+    def datastats(self) -> dict[str, Any]:
+        """Content of datastats.yaml."""
+        return _yaml(self.workspace.datastats)
+
+    @cached_property
+    def cases(self) -> list[dict[str, Any]]:
+        """Statistics of each training case."""
+        return list(_yaml(self.workspace.datastats_by_case).get("stats_by_cases", []))
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The analysis' summary."""
+        return _json(self.workspace.root / "state" / "summary.json")
+
+    @cached_property
+    def scores(self) -> dict[str, Any]:
+        """Out-of-fold scores."""
+        return _json(self.workspace.scores)
+
+    @cached_property
+    def ensemble(self) -> dict[str, Any]:
+        """The chosen combination."""
+        return _json(self.workspace.ensemble_spec)
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """Every job that was planned, by algorithm and fold; pending where it was not begun."""
+        names = [folder.name.rpartition("_") for folder in job_folders(self.workspace)]
+        return [self.workspace.read_job(algo, int(fold)) for algo, _, fold in names if algo and fold.isdigit()]
+
+    @cached_property
+    def plans(self) -> list[Entry]:
+        """Every planned value of every job."""
+        return [e for job in self.jobs for e in plan_entries(self.workspace.job_dir(job.algo, job.fold).root)]
+
+    @cached_property
+    def label_map(self) -> LabelMap | None:
+        """The classes as the networks know them; None before generate."""
+        from autoseg.algos.plan import Plan  # it loads torch, which the report of an analysis has no need of
+
+        for job in self.jobs:
+            try:
+                return read_model(self.workspace.job_dir(job.algo, job.fold).plan, Plan).label_map
+            except (ConfigError, WorkspaceError) as error:
+                self.notes.extend(error.messages)
+        return None
+
+    @cached_property
+    def datalist(self) -> Datalist | None:
+        """The cases; None before analyze, or where their files have moved."""
+        if not self.workspace.datalist.exists():
+            return None
+        try:
+            return read_datalist(self.workspace.datalist, self.dataroot)
+        except ConfigError as error:
+            self.notes.append(f"The cases' files cannot be shown: {error.messages[0]}")
+            return None
+
+    @cached_property
+    def usage(self) -> list[dict[str, Any]]:
+        """What each stage used, every time it ran."""
+        return read_usage(self.workspace)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Machine and versions of the last run."""
+        return _json(self.workspace.environment)
+
+    @cached_property
+    def commands(self) -> list[dict[str, Any]]:
+        """The command lines of the run, oldest first."""
+        path = self.workspace.commands
+        return read_lines(path) if path.exists() else []
+
+    def curve(self, job: Job) -> list[dict[str, Any]]:
+        """The epochs of a job."""
+        path = self.workspace.job_dir(job.algo, job.fold).metrics
+        return [e for e in read_lines(path) if "epoch" in e] if path.exists() else []
+
+    def stages(self) -> list[tuple[str, str]]:
+        """Each stage and how far it is, in words."""
+        done = {"analyze": bool(self.datastats), "generate": bool(self.jobs), "ensemble": bool(self.ensemble)}
+        finished = sum(j.state == "done" for j in self.jobs)
+        done["train"] = bool(self.jobs) and finished == len(self.jobs)
+        words = {stage: "done" if done[stage] else "not yet" for stage in STAGES}
+        if self.jobs and not done["train"]:
+            words["train"] = f"{finished} of {len(self.jobs)} jobs"
+        return list(words.items())
+
+    @property
+    def name(self) -> str:
+        """What the run is called: `name` of input.yaml, else the data's folder."""
+        return str(self.setting("name") or self.dataroot.resolve().name)
+
+
+def inputs_digest(workspace: Workspace) -> str:
+    """A digest of the files a report shows, but for those that every command writes."""
+    w = workspace
+    patterns = ("job.json", "metrics.jsonl", "configs/hyper_parameters.yaml")
+    jobs = [path for pattern in patterns for path in sorted(w.root.glob(f"*_*/{pattern}"))]
+    found = []
+    for path in (w.settings, w.datastats, w.faults, w.scores, w.ensemble_spec, *jobs):
+        try:  # by content: some are written by every command, mostly as they were
+            found.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
+        except FileNotFoundError:
+            continue
+    return digest(found)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON objects, one a line; one that is being written is left out."""
+    found = []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(data, dict):
+            found.append(data)
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    data = read_json(path)
+    return data if isinstance(data, dict) else {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        data = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        words = " ".join(str(error).split())
+        raise WorkspaceError(f"{path}: not valid YAML ({words}). Run `autoseg analyze` again.") from None
+    return data if isinstance(data, dict) else {}
+
+
+def plain(values: Sequence[float | None]) -> list[float]:
+    """Scores as floats, NaN where not counted."""
+    return [math.nan if v is None else float(v) for v in values]
+
+
+def by_number(name: str) -> tuple[Any, ...]:
+    """A sort key that puts case_10 after case_9."""
+    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name))
+
+
+def clock(seconds: float) -> str:
+    """A moment as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,0 +1,525 @@
+"""The report's page: sections made from a run's files, laid out by report.html.j2, written as one file.
+
+Nothing on the page is fetched: style, script and pictures are part of it, and its policy forbids all requests.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from autoseg import __version__
+from autoseg.config import format_duration
+from autoseg.errors import AutosegError, WorkspaceError
+from autoseg.inference.calibration import expected_error
+from autoseg.report import figures
+from autoseg.report.compare import case_means, compare
+from autoseg.report.gather import Run, by_number, clock, inputs_digest, plain
+from autoseg.report.pictures import picture_case
+from autoseg.workspace import Workspace, digest, file_digest, write_text
+
+log = logging.getLogger(__name__)
+
+Content = dict[str, Any]
+FEW = 12
+"""Rows of a list that are shown at once; more are folded away."""
+
+
+def check_run(workspace: Workspace) -> None:
+    """Refuse a folder that is no run's.
+
+    Raises:
+        WorkspaceError: It is none.
+    """
+    if not workspace.settings.exists() and not workspace.datastats.exists():
+        raise WorkspaceError(f"{workspace.root}: not a run's folder. Give a run's folder with --work_dir.")
+
+
+def is_current(workspace: Workspace) -> bool:
+    """Whether the report shows the run as it is; it carries a digest of what it was made from."""
+    if not workspace.report.exists():
+        return False
+    with open(workspace.report, "rb") as file:
+        return _mark(inputs_digest(workspace)).encode() in file.read(4096)
+
+
+def _mark(inputs: str) -> Markup:
+    return Markup('<meta name="autoseg-inputs" content="{}">').format(inputs)
+
+
+def make_report(work_dir: Path, *, output: Path | None = None, live: bool = False) -> Path:
+    """Write the report of a run, as far as it is.
+
+    Args:
+        work_dir: the run's folder.
+        output: the file; None: `report.html` in the run's folder.
+        live: for `autoseg report --serve`: the page asks its server for news.
+
+    Returns:
+        The file.
+
+    Raises:
+        WorkspaceError: The folder is no run's, or a file of it is damaged.
+        ConfigError: The output cannot be written.
+    """
+    workspace = Workspace(work_dir)
+    target = output or workspace.report
+    write_text(target, render(workspace, live=live))
+    return target
+
+
+def render(workspace: Workspace, *, live: bool = False) -> str:
+    """The page's HTML.
+
+    Raises:
+        WorkspaceError: The folder is no run's.
+    """
+    check_run(workspace)
+    run = Run(workspace)
+    sections = []
+    for name, title, make, command in SECTIONS:
+        try:
+            content = make(run)
+        except AutosegError as error:
+            content = {"fault": " ".join(error.messages)}
+        sections.append({"id": name, "title": title, "command": command, **(content or {"empty": True})})
+    environment = Environment(
+        loader=PackageLoader("autoseg.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        score=_score, number=_number, size=_size, duration=format_duration, figure=_figure, breakable=_breakable
+    )
+    folder = Path(__file__).parent
+    return environment.get_template("report.html.j2").render(
+        name=run.name,
+        version=__version__,
+        made=clock(time.time()),
+        stages=run.stages(),
+        glance=_glance(run),
+        sections=sections,
+        notes=run.notes,
+        colours=figures.COLOURS,
+        style=Markup((folder / "report.css").read_text()),
+        script=Markup((folder / "report.js").read_text()),
+        mark=_mark(inputs_digest(workspace)),
+        live=live,
+    )
+
+
+# -- how values are shown
+
+
+def _score(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _number(value: float | None) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _size(num_bytes: float | None) -> str:
+    if num_bytes is None:
+        return "-"
+    for unit in ("B", "KB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def _figure(plot: figures.Plot, caption: str) -> Markup:
+    return Markup(
+        '<figure class="plot"><img src="data:image/svg+xml;base64,{}" alt="{}"><figcaption>{}</figcaption></figure>'
+    ).format(plot.svg, plot.alt, caption)
+
+
+def _breakable(text: str) -> Markup:
+    """A name with + that may be broken after it."""
+    return Markup("+<wbr>").join(text.split("+"))
+
+
+def _value(value: Any, most: int = 120) -> str:
+    """A setting as it would stand in YAML, cut where it is long."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# -- the sections
+
+
+def _glance(run: Run) -> list[tuple[str, str, str]]:
+    """The few figures that matter: name, value, and what goes with it."""
+    found = []
+    if run.scores:
+        chosen = _chosen(run)
+        if chosen and chosen["mean"] is not None:
+            interval = f"95 % interval {_score(chosen['low'])} to {_score(chosen['high'])}"
+            found.append(("Mean Dice", _score(chosen["mean"]), f"{interval}, {chosen['num_cases']} cases"))
+            worst = min((c for c in chosen["classes"] if c["mean"] is not None), key=lambda c: c["mean"])
+            if len(chosen["classes"]) > 1:
+                found.append(("Hardest class", worst["name"], f"Dice {_score(worst['mean'])}"))
+        if (surface := run.scores.get("nsd")) and surface["mean"] is not None:
+            found.append(("Mean surface Dice", _score(surface["mean"]), f"within {run.scores['tolerance_mm']:g} mm"))
+        found.append(("Chosen", run.scores["chosen"], "combination of networks"))
+    if run.summary:
+        num = run.summary["cases"]
+        found.append(
+            ("Training cases", str(num["training"]), f"{num['testing']} testing, {num['unlabeled']} unlabeled")
+        )
+        faults, warnings = len(run.summary["faults"]), len(run.summary["warnings"])
+        found.append(("Data faults", str(faults), f"{warnings} warning{'s' * (warnings != 1)}"))
+    seconds = sum(u["seconds"] for u in run.usage)
+    if seconds:
+        found.append(("Time", format_duration(seconds), "all stages together"))
+    return found
+
+
+def _chosen(run: Run) -> Content | None:
+    return next((c for c in run.scores["candidates"] if c["name"] == run.scores["chosen"]), None)
+
+
+def _data(run: Run) -> Content | None:
+    if not run.datastats:
+        return None
+    data_set = run.datastats["data_set"]
+    classes = data_set["classes"]
+    labelled = [c for c in run.cases if "label_stats" in c]
+    volumes = {c["name"]: _volumes(labelled, c["values"]) for c in classes}
+    plots = [
+        (
+            figures.geometry(
+                [c["image_stats"]["shape"][0] for c in run.cases], [c["image_stats"]["spacing"] for c in run.cases]
+            ),
+            f"Sizes and spacings of {len(run.cases)} training cases, along X (right), Y (front), Z (head).",
+        )
+    ]
+    ranges = {
+        c["name"]: [(i["percentile_00_5"], i["median"], i["percentile_99_5"]) for i in found]
+        for c in labelled
+        if (found := c["image_foreground_stats"]["intensity"])
+    }
+    if ranges:
+        plots.append((figures.intensities(ranges), "Intensities inside the classes, case by case."))
+    if any(v > 0 for found in volumes.values() for v in found):
+        plots.append((figures.volumes(volumes), "Volume of each class, in the cases where it occurs."))
+    groups = run.datastats["label_groups"]
+    return {
+        "roles": run.summary.get("cases", {}),
+        "plots": plots,
+        "classes": [{**c, "median": _median_of(volumes[c["name"]])} for c in classes],
+        "intensity": data_set["foreground_intensity"],
+        "orientations": data_set["orientations"],
+        "groups": groups,
+        "hint": run.summary.get("hint", ""),
+        "quarantined": run.summary.get("quarantined", []),
+        "faults": [("fault", f) for f in run.summary.get("faults", [])]
+        + [("warning", f) for f in run.summary.get("warnings", [])],
+        "few": FEW,
+    }
+
+
+def _volumes(cases: Sequence[Content], values: Sequence[int]) -> list[float]:
+    """Ml of one class in each case, 0 where it does not occur."""
+    found = []
+    for case in cases:
+        table = dict(zip(case["label_stats"]["labels"], case["label_stats"]["label"], strict=True))
+        found.append(sum(table[v]["volume_ml"] for v in values if v in table))
+    return found
+
+
+def _median_of(values: Sequence[float]) -> tuple[float, float, float] | None:
+    known = sorted(v for v in values if v > 0)
+    return (known[0], known[len(known) // 2], known[-1]) if known else None
+
+
+def _plan(run: Run) -> Content | None:
+    if not run.plans:
+        return None
+    algos: dict[str, list[Content]] = {}
+    for algo in dict.fromkeys(job.algo for job in run.jobs):
+        mine = [e for e in run.plans if e.place.rpartition("_")[0] == algo]
+        places = list(dict.fromkeys(e.place for e in mine))
+        rows: dict[tuple[str, ...], list[str]] = {}
+        for e in mine:
+            rows.setdefault((e.key, _value(e.value), e.origin, e.rule, e.source), []).append(e.place)
+        keys = list(dict.fromkeys(e.key for e in mine if e.key not in ("algo", "fold", "seed")))
+        algos[algo] = [
+            {
+                "key": key, "value": value, "origin": origin, "rule": rule, "source": source,
+                "folds": "" if where == places else ", ".join(p.rpartition("_")[2] for p in where),
+            }
+            for key in keys
+            for (other, value, origin, rule, source), where in rows.items()
+            if other == key
+        ]  # fmt: skip
+    return {"algos": algos}
+
+
+def _training(run: Run) -> Content | None:
+    if not run.jobs:
+        return None
+    curves: dict[str, dict[int, list[Content]]] = {}
+    rows = []
+    for job in run.jobs:
+        epochs = run.curve(job)
+        if epochs:
+            curves.setdefault(job.algo, {})[job.fold] = epochs
+        last: Content = epochs[-1] if epochs else {}
+        left = last.get("time_left_s") if job.state == "running" else None
+        rows.append(
+            {
+                "name": job.name, "state": job.state, "dice": job.dice, "seconds": job.seconds,
+                "epoch": last.get("epoch"), "step": last.get("step"), "loss": last.get("train_loss"), "left": left,
+                "error": job.error.strip().splitlines()[0] if job.error.strip() else "",
+            }
+        )  # fmt: skip
+    plots = [(figures.learning_curves(a, f), f"{a}: loss and Dice on the held-out fold.") for a, f in curves.items()]
+    return {"rows": rows, "plots": plots}
+
+
+def _scores(run: Run) -> Content | None:
+    """Tables of class by fold and boxes of all cases, for each network and the ensemble."""
+    if not run.scores:
+        return None
+    classes = run.scores["classes"]
+    fold_of = {c["name"]: c["fold"] for c in run.scores["cases"]}
+    by_algo = _by_segmenter(run)
+    chosen = run.scores["chosen"]
+    label = f"ensemble ({chosen})" if chosen not in by_algo else chosen
+    mine = {n: plain(s["dice"]) for n, s in run.scores.get("ensemble", {}).items()}
+    surface = {n: plain(s["nsd"]) for n, s in run.scores.get("ensemble", {}).items()}
+    tolerance = run.scores.get("tolerance_mm")
+    groups = {label: list(mine.values())} if mine else {}
+    groups |= {name: [plain(v) for v in cases.values()] for name, cases in by_algo.items() if name != label}
+    seed = int(run.setting("seed", 0))
+    tables = [(f"Dice of the {label}", _fold_table(classes, mine, fold_of, seed))] if mine else []
+    if surface:
+        title = f"Surface Dice (NSD, {tolerance:g} mm) of the {label}"
+        tables.append((title, _fold_table(classes, surface, fold_of, seed)))
+    others = [
+        (f"Dice of {name}", _fold_table(classes, {n: plain(v) for n, v in cases.items()}, fold_of, seed))
+        for name, cases in by_algo.items()
+        if name != label
+    ]
+    plots = [(figures.score_boxes("Dice", classes, groups), "Every case's Dice on data its models never saw.")]
+    if surface:
+        boxes = figures.score_boxes(f"Surface Dice within {tolerance:g} mm", classes, {label: list(surface.values())})
+        plots.append((boxes, f"Every case's surface Dice: the share of both surfaces within {tolerance:g} mm."))
+    return {
+        "tables": tables,
+        "others": others,
+        "plots": plots,
+        "testing": _testing(run, classes, seed),
+        "gaps": run.scores["gaps"],
+        "failures": run.scores["failures"],
+    }
+
+
+def _by_segmenter(run: Run) -> dict[str, dict[str, list[float | None]]]:
+    """Network -> case -> Dice per class."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    algos = dict.fromkeys(algo for c in run.scores["candidates"] for algo, _ in c["members"])
+    for case in run.scores["cases"]:
+        for algo in algos:
+            if algo in case["dice"]:
+                found.setdefault(algo, {})[case["name"]] = case["dice"][algo]
+    return found
+
+
+def _fold_table(
+    classes: Sequence[str], scores: dict[str, list[float]], fold_of: dict[str, int], seed: int
+) -> dict[str, Any]:
+    from autoseg.inference.metrics import mean_score, summarise  # it loads torch
+
+    folds = sorted({fold_of[n] for n in scores})
+    summary = summarise(list(scores.values()), classes, seed=seed)
+    by_fold = {f: [v for n, v in scores.items() if fold_of[n] == f] for f in folds}
+    rows = []
+    for i, c in enumerate(summary.classes):
+        cells = [mean_score([[v[i]] for v in by_fold[f]]) for f in folds]
+        rows.append(
+            {"name": c.name, "folds": cells, "mean": c.mean, "low": c.low, "high": c.high, "std": c.std,
+             "median": c.median, "q25": c.q25, "q75": c.q75, "num": c.num}
+        )  # fmt: skip
+    cells = [mean_score(by_fold[f]) for f in folds]
+    nothing = math.nan
+    rows.append(
+        {"name": "mean", "folds": cells, "mean": summary.mean, "low": summary.low, "high": summary.high,
+         "std": nothing, "median": nothing, "q25": nothing, "q75": nothing, "num": summary.num_cases}
+    )  # fmt: skip
+    return {"folds": folds, "rows": rows}
+
+
+def _testing(run: Run, classes: Sequence[str], seed: int) -> Content | None:
+    held = {n: plain(v) for n, v in run.scores["testing"].items()}
+    num = run.summary.get("cases", {}).get("testing", 0)
+    if not num and not held:
+        return None
+    from autoseg.inference.metrics import summarise
+
+    return {
+        "num": num,
+        "scored": len(held),
+        "summary": summarise(list(held.values()), classes, seed=seed) if held else None,
+    }
+
+
+def _comparison(run: Run) -> Content | None:
+    """All combinations by mean Dice, and paired tests of the chosen one and of the networks."""
+    if not run.scores or len(run.scores["candidates"]) < 2:
+        return None
+    chosen = run.scores["chosen"]
+    known = [c for c in run.scores["candidates"] if c["mean"] is not None]
+    known.sort(key=lambda c: -c["mean"])
+    means = {name: case_means(cases) for name, cases in _by_segmenter(run).items()}
+    mine = case_means({n: s["dice"] for n, s in run.scores.get("ensemble", {}).items()})
+    algos = list(means)
+    pairs = [(chosen, a) for a in algos if a != chosen] if mine else []
+    means = {**means, chosen: mine} if mine else means
+    pairs += [(a, b) for i, a in enumerate(algos) for b in algos[i + 1 :] if chosen not in (a, b)]
+    rows = [(c["name"], c["mean"], c["low"], c["high"]) for c in known]
+    return {
+        "candidates": known,
+        "chosen": chosen,
+        "plot": figures.intervals(rows, chosen),
+        "tests": compare(means, pairs, seed=int(run.setting("seed", 0))),
+    }
+
+
+def _cases(run: Run) -> Content | None:
+    """Pictures of the worst, median and best case; the table of all."""
+    if not run.scores.get("ensemble"):
+        return None
+    scores = run.scores["ensemble"]
+    classes = run.scores["classes"]
+    fold_of = {c["name"]: c["fold"] for c in run.scores["cases"]}
+    means = case_means({n: s["dice"] for n, s in scores.items()})
+    ranked = sorted(means, key=lambda n: (means[n], by_number(n)))
+    if not ranked:
+        return None
+    warned: dict[str, list[str]] = {}
+    for fault in run.summary.get("warnings", []):
+        warned.setdefault(fault["case"], []).append(fault["finding"])
+    rows = [
+        {"name": n, "fold": fold_of[n], "mean": means[n], "dice": scores[n]["dice"], "nsd": scores[n]["nsd"],
+         "warned": "; ".join(warned.get(n, []))}
+        for n in ranked
+    ]  # fmt: skip
+    volumes = {c["name"]: c for c in run.cases if "label_stats" in c}
+    values = {c["name"]: c["values"] for c in run.datastats["data_set"]["classes"]}
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in classes}
+    for n in ranked:
+        for name, dice in zip(classes, scores[n]["dice"], strict=True):
+            if dice is not None and n in volumes and name in values:
+                points[name].append((_volumes([volumes[n]], values[name])[0], dice))
+    plot = figures.dice_by_volume(classes, points) if any(points.values()) else None
+    wanted = {"Worst": ranked[0], "Median": ranked[len(ranked) // 2], "Best": ranked[-1]}
+    if len(ranked) < 3:
+        wanted = {"Worst": ranked[0], "Best": ranked[-1]} if len(ranked) > 1 else {"Only": ranked[0]}
+    return {"classes": classes, "rows": rows, "few": FEW, "plot": plot, "pictures": _pictures(run, wanted, means)}
+
+
+_known_pictures: dict[str, Any] = {}
+"""Of the last page, so that a live view does not make them anew."""
+
+
+def _pictures(run: Run, wanted: dict[str, str], means: dict[str, float]) -> list[Content]:
+    by_name = {c.name: c for c in run.datalist.training} if run.datalist else {}
+    label_map = run.label_map
+    found, used = [], {}
+    for rank, name in wanted.items():
+        case = by_name.get(name)
+        prediction = run.workspace.out_of_fold / "ensemble" / f"{name}.nii.gz"
+        if case is None or case.label is None or label_map is None:
+            continue
+        try:
+            files = [*case.images, case.label, prediction]
+            key = digest([str(prediction), *(file_digest(p) for p in files if p.exists())])
+            picture = _known_pictures.get(key) or picture_case(case.images, case.label, prediction, label_map)
+        except AutosegError as error:
+            run.notes.append(f"No picture of {name}: {' '.join(error.messages)}")
+            continue
+        used[key] = picture
+        found.append({"rank": rank, "name": name, "dice": means[name], "fold": case.fold, "picture": picture})
+    _known_pictures.clear()
+    _known_pictures.update(used)
+    return found
+
+
+def _calibration(run: Run) -> Content | None:
+    counts = run.scores.get("calibration")
+    if not counts:
+        return None
+    classes = run.scores["classes"]
+    rows = [(name, expected_error(bins), sum(b[0] for b in bins)) for name, bins in zip(classes, counts, strict=True)]
+    said = [sum(b[1] for b in bins) / max(1, sum(b[0] for b in bins)) for bins in counts]
+    came = [sum(b[2] for b in bins) / max(1, sum(b[0] for b in bins)) for bins in counts]
+    table = [
+        {
+            "name": n,
+            "error": e,
+            "voxels": v,
+            "lean": "too sure" if s > c + 0.01 else "too unsure" if s < c - 0.01 else "fair",
+        }
+        for (n, e, v), s, c in zip(rows, said, came, strict=True)
+    ]
+    return {"plot": figures.reliability(classes, counts), "rows": table}
+
+
+def _usage(run: Run) -> Content | None:
+    if not run.usage:
+        return None
+    stages: dict[str, Content] = {}
+    for line in run.usage:
+        row = stages.setdefault(
+            line["stage"], {"times": 0, "seconds": 0.0, "cpu_s": 0.0, "peak_bytes": 0, "gpu_bytes": None, "last": 0.0}
+        )
+        row["times"] += 1
+        row["seconds"] += line["seconds"]
+        row["cpu_s"] += line["cpu_s"]
+        row["peak_bytes"] = max(row["peak_bytes"], line["peak_bytes"])
+        if line["gpu_bytes"] is not None:
+            row["gpu_bytes"] = max(row["gpu_bytes"] or 0, line["gpu_bytes"])
+        row["last"], row["ended"], row["disk_bytes"] = clock(line["started"]), line["ended"], line["disk_bytes"]
+    jobs = sum(job.seconds for job in run.jobs)
+    most = max(row["seconds"] for row in stages.values()) or 1.0
+    return {"rows": list(stages.items()), "most": most, "jobs_s": jobs, "disk": run.usage[-1]["disk_bytes"]}
+
+
+def _reproduce(run: Run) -> Content | None:
+    if not run.settings:
+        return None
+    entries = [(e.key, _value(e.value), e.origin) for e in run.settings.values()]
+    return {
+        "given": [e for e in entries if e[2] != "default"],
+        "default": [e for e in entries if e[2] == "default"],
+        "seed": run.setting("seed", 0),
+        "environment": run.environment,
+        "commands": [{**c, "when": clock(c["time"])} for c in run.commands],
+        "input": run.workspace.input.read_text() if run.workspace.input.exists() else "",
+    }
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
+    ("data", "The data", _data, "autoseg analyze"),
+    ("plan", "The plan", _plan, "autoseg generate"),
+    ("training", "Training", _training, "autoseg train"),
+    ("scores", "Scores", _scores, "autoseg ensemble"),
+    ("comparison", "Comparison", _comparison, "autoseg ensemble"),
+    ("cases", "Cases", _cases, "autoseg ensemble"),
+    ("calibration", "Calibration", _calibration, "autoseg ensemble"),
+    ("usage", "Time, memory, disk", _usage, "autoseg run"),
+    ("reproduce", "How to make it again", _reproduce, "autoseg run"),
+)
+"""Each: anchor, title, what makes its content (None: not there yet), the command that gets it there."""

@@ -1,0 +1,118 @@
+"""The live report: the page behind a small web server that this machine alone can reach."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from autoseg.errors import AutosegError, ConfigError
+from autoseg.report.gather import inputs_digest
+from autoseg.report.page import check_run, render
+from autoseg.workspace import Workspace, digest, file_digest
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+
+
+class LiveReport:
+    """The page, made anew only where a file it shows was written since."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self.workspace = Workspace(work_dir)
+        self._lock = threading.Lock()
+        self._page: tuple[str, bytes] | None = None
+
+    def version(self) -> str:
+        """A digest of all files the page is made from."""
+        found = [inputs_digest(self.workspace)]
+        for path in (self.workspace.usage, self.workspace.commands):
+            found.append(file_digest(path) if path.exists() else "")
+        return digest(found)
+
+    def page(self) -> bytes:
+        """The page as it is now.
+
+        Raises:
+            AutosegError: The folder is no run's, or a file of it is damaged.
+        """
+        with self._lock:
+            version = self.version()
+            if self._page is None or self._page[0] != version:
+                self._page = (version, render(self.workspace, live=True).encode())
+            return self._page[1]
+
+
+def make_server(work_dir: Path, port: int) -> ThreadingHTTPServer:
+    """A server for the live report, bound to the loopback address; `serve_forever` starts it.
+
+    Args:
+        work_dir: a run's folder.
+        port: 0 takes a free one.
+
+    Raises:
+        ConfigError: The port is taken or may not be used.
+        WorkspaceError: The folder is no run's.
+    """
+    live = LiveReport(work_dir)
+    check_run(live.workspace)
+
+    class Handler(BaseHTTPRequestHandler):
+        """Answers / with the page and /version with its digest."""
+
+        def do_GET(self) -> None:
+            # A page of another site that resolves to this address must not read the report.
+            host = (self.headers.get("Host") or "").rpartition(":")[0]
+            if host not in (HOST, "localhost"):
+                self.send_error(403)
+                return
+            try:
+                if self.path == "/":
+                    self.answer(200, "text/html; charset=utf-8", live.page())
+                elif self.path == "/version":
+                    self.answer(200, "text/plain", live.version().encode())
+                else:
+                    self.send_error(404)
+            except AutosegError as error:
+                self.answer(500, "text/plain; charset=utf-8", str(error).encode())
+
+        def answer(self, code: int, kind: str, body: bytes) -> None:
+            """Send a whole answer."""
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Keep the terminal quiet."""
+
+    try:
+        return ThreadingHTTPServer((HOST, port), Handler)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--port: {port} cannot be used ({reason}). Give another, or 0 for a free one.") from error
+
+
+def serve_report(work_dir: Path, port: int) -> int:
+    """Serve the live report until Ctrl-C.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ConfigError, WorkspaceError: As `make_server`.
+    """
+    server = make_server(work_dir, port)
+    with server:
+        log.info("report: http://%s:%d/ - on this machine alone; Ctrl-C ends it", HOST, server.server_address[1])
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            log.info("report: ended")
+    return 0

@@ -1,0 +1,164 @@
+"""What a terminal shows: progress bars, colours, verbosity; plain timed lines in a log, a pipe or CI."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from typing import IO, Any
+
+LOG_EVERY_S = 10.0
+"""Between two lines of progress where there is no bar."""
+STYLES = {"bold": "1", "green": "32", "yellow": "33", "red": "31", "dim": "2"}
+
+log = logging.getLogger(__name__)
+
+
+def has_colours(stream: IO[str]) -> bool:
+    """Whether a stream is a terminal with colours and nobody asked for none.
+
+    Source: no-color.org: NO_COLOR, when set and not empty, turns colours off.
+    """
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, style: str, stream: IO[str]) -> str:
+    """A text in a style, where the stream has colours."""
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if has_colours(stream) else text
+
+
+def paint_table(text: str, stream: IO[str]) -> str:
+    """A table of `ensemble.tables`: its title bold, the chosen row (*) green."""
+    lines = text.split("\n")
+    if not has_colours(stream):
+        return text
+    painted = [paint(line, "green", stream) if line.startswith("* ") else line for line in lines[1:]]
+    return "\n".join([paint(lines[0], "bold", stream), *painted])
+
+
+class Progress:
+    """How far some work is: a bar with rate and time left on a terminal, else a line from time to time."""
+
+    def __init__(self, name: str, total: float, *, unit: str = "case", shown: bool = True) -> None:
+        """Begin.
+
+        Args:
+            name: of the work.
+            total: units to do; 1 with unit "" for a share.
+            unit: what is counted.
+            shown: False where nothing is to be seen, as when a command prints JSON.
+        """
+        self.name, self.total, self.unit = name, total, unit
+        self.done = 0.0
+        self.shown = shown and not _is_quiet()
+        self.start = self.logged = time.monotonic()
+        self.bar: Any = None
+        if self.shown and total and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            tqdm.monitor_interval = 0  # its thread would keep processes from being forked
+            look: dict[str, Any] = {"unit": unit}
+            if not unit:
+                look["bar_format"] = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+            self.bar = tqdm(total=total, desc=name, file=sys.stderr, leave=False, dynamic_ncols=True, **look)
+
+    def step(self) -> None:
+        """One more unit is done."""
+        self.to(self.done + 1)
+
+    def to(self, done: float, note: str = "") -> None:
+        """So much is done.
+
+        Args:
+            done: of `total`.
+            note: shown beside the bar.
+        """
+        if self.bar is not None:
+            if note:
+                self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(done - self.done)
+            self.done = done
+            return
+        self.done = done
+        if self.shown and self.unit and time.monotonic() - self.logged > LOG_EVERY_S:
+            self.logged = time.monotonic()
+            rate = self.done / (self.logged - self.start)
+            left = (self.total - self.done) / rate if rate else 0.0
+            words = (self.name, self.done, self.total, self.unit, rate, self.unit, left)
+            log.info("%s: %d of %d %ss, %.1f %ss/s, %.0f s left", *words)
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class _Handler(logging.Handler):
+    """Lines to stderr, above a bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+            if tqdm is not None and getattr(tqdm, "_instances", None):
+                tqdm.write(text, file=sys.stderr)
+            else:
+                print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log's own way out
+        except BrokenPipeError:
+            raise
+        except ValueError:  # stderr was closed
+            self.handleError(record)
+
+
+class _Formatter(logging.Formatter):
+    """Plain lines; warnings and errors say that they are. Verbose: with time and module."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        super().__init__("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        text = super().format(record)
+        if record.levelno < logging.WARNING:
+            return text
+        style = "red" if record.levelno >= logging.ERROR else "yellow"
+        return f"{paint(record.levelname.lower() + ':', style, sys.stderr)} {text}"
+
+
+def set_up_logging(level: int) -> None:
+    """Send the package's log to the terminal, beside a command's own result.
+
+    Args:
+        level: logging.WARNING for quiet, INFO, or DEBUG for verbose.
+    """
+    handler = _Handler()
+    handler.setFormatter(_Formatter(verbose=level == logging.DEBUG))
+    handler.setLevel(level)
+    logger = logging.getLogger("autoseg")
+    logger.handlers[:] = [handler]
+    logger.setLevel(min(level, logging.INFO))  # a run's own log is whole, however quiet the terminal
+
+
+def _is_quiet() -> bool:
+    """Whether --quiet was given."""
+    handlers = [h for h in logging.getLogger("autoseg").handlers if isinstance(h, _Handler)]
+    return bool(handlers) and handlers[0].level > logging.INFO
+
+
+def take_verbosity(words: list[str]) -> int:
+    """Take --quiet and --verbose out of a command line's words.
+
+    Returns:
+        The level of logging.
+
+    Raises:
+        ConfigError: Both are there.
+    """
+    from autoseg.errors import ConfigError
+
+    found = [word for word in words if word in ("--quiet", "--verbose")]
+    words[:] = [word for word in words if word not in ("--quiet", "--verbose")]
+    if len(set(found)) > 1:
+        raise ConfigError("--quiet: contradicts --verbose. Give one of the two.")
+    return {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}[found[0]] if found else logging.INFO

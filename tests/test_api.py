@@ -1,0 +1,107 @@
+"""The Python API: results as the run's files have them, predictions on arrays and files alike, a quick import."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import autoseg
+from autoseg.errors import ConfigError, DataError, WorkspaceError
+
+
+def test_run_gives_what_the_files_say(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
+    result = autoseg.run(tmp_path / "run" / "input.yaml")
+    scores = json.loads((tmp_path / "run" / "work_dir" / "ensemble" / "scores.json").read_text())
+    chosen = next(c for c in scores["candidates"] if c["name"] == scores["chosen"])
+    assert result.succeeded
+    assert (result.dice, result.chosen) == (chosen["mean"], scores["chosen"])
+    assert result.nsd == scores["nsd"]["mean"]
+    assert result.report.is_file()
+    assert len(list(result.predictions.glob("*.nii.gz"))) == 2
+    assert [(j["algo"], j["fold"], j["state"]) for j in result.jobs] == [
+        (a, f, "done") for a in ("dints", "segresnet") for f in (0, 1)
+    ]
+    mine = [r for r in result.records if r["segmenter"] == "ensemble"]
+    assert len(mine) == 8 * len(result.classes)
+    by_class = {
+        name: [r["dice"] for r in mine if r["class"] == name and r["dice"] is not None] for name in result.classes
+    }
+    assert {n: pytest.approx(sum(v) / len(v), abs=1e-5) for n, v in by_class.items()} == result.dice_by_class
+    assert set(mine[0]) == {"case", "fold", "class", "segmenter", "dice", "nsd"}
+
+
+def test_settings_are_checked_like_flags(finished_run: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        autoseg.run(finished_run / "input.yaml", num_epohs=3, segresnet={"batch_size": 0})
+    assert any("num_epohs" in m and "Did you mean" in m for m in caught.value.messages)
+    assert any("segresnet.batch_size: expected a whole number >= 1, found 0" in m for m in caught.value.messages)
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_an_array_is_segmented_as_its_file(finished_run: Path, tmp_path: Path, signs: tuple[int, ...]) -> None:
+    source = nib.load(finished_run / "images" / "phantom_000.nii.gz")
+    affine = np.diag([1.0 * signs[0], 1.1 * signs[1], 1.4 * signs[2], 1.0])
+    array = np.asarray(source.dataobj, dtype=np.float32)
+    nib.save(nib.Nifti1Image(array, affine), tmp_path / "scan.nii.gz")
+    segmenter = autoseg.Segmenter(finished_run / "work_dir", algo="segresnet", device="cpu")
+    of_file = segmenter.predict(tmp_path / "scan.nii.gz")
+    of_array = segmenter.predict(array, affine=affine)
+    assert of_array.labels.shape == array.shape
+    np.testing.assert_array_equal(of_array.labels, of_file.labels)
+    of_array.save(tmp_path / "labels.nii.gz")
+    saved = nib.load(tmp_path / "labels.nii.gz")
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), of_array.labels)
+    np.testing.assert_allclose(saved.affine, affine, atol=1e-6)
+    for record in of_array.records:
+        assert record["volume_ml"] == pytest.approx(record["voxels"] * 1.0 * 1.1 * 1.4 / 1000)
+
+
+def test_predict_writes_what_the_command_writes(finished_run: Path, tmp_path: Path) -> None:
+    image = next((finished_run / "images").glob("*_008.nii.gz"))
+    found = autoseg.predict(image, tmp_path / "out.nii.gz", work_dir=finished_run / "work_dir", device="cpu")
+    command = nib.load(finished_run / "work_dir" / "ensemble" / "predictions" / image.name)
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out.nii.gz").dataobj), np.asarray(command.dataobj))
+    np.testing.assert_array_equal(found.labels, np.asarray(command.dataobj))
+
+
+def test_bad_images_are_named(finished_run: Path, tmp_path: Path) -> None:
+    segmenter = autoseg.Segmenter(finished_run / "work_dir", algo="dints", fold=0)
+    with pytest.raises(DataError, match=r"an array of shape \(3, 4\). Expected \(X, Y, Z\)"):
+        segmenter.predict(np.zeros((3, 4)))
+    with pytest.raises(DataError, match="voxels are NaN or infinite"):
+        segmenter.predict(np.full((8, 8, 8), np.nan))
+    with pytest.raises(DataError, match="affine: expected a 4x4 matrix"):
+        segmenter.predict(np.zeros((8, 8, 8)), affine=np.zeros((4, 4)))
+    with pytest.raises(DataError, match="affine: no effect with a file"):
+        segmenter.predict("scan.nii.gz", affine=np.eye(4))
+    with pytest.raises(WorkspaceError, match="no settings.yaml, so not a run's folder"):
+        autoseg.load_result(tmp_path)
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        _ = autoseg.trian
+    assert {"run", "predict", "Segmenter"} <= set(dir(autoseg))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["status", "--work_dir", "work_dir"]])
+def test_starting_is_quick(finished_run: Path, words: list[str]) -> None:
+    """Under half a second, the best of three: other work on the machine is not the command's."""
+    times = []
+    for _ in range(3):
+        begin = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "autoseg", *words], cwd=finished_run, capture_output=True, check=False
+        )
+        times.append(time.monotonic() - begin)
+        assert done.returncode == 0
+    assert min(times) < 0.5, times

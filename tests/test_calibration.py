@@ -1,0 +1,118 @@
+"""Calibration and surface Dice as the ensemble stage stores them, against counts made another way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.data.labels import LabelMap
+from autoseg.data.volumes import read_label
+from autoseg.inference.calibration import LOWEST, NUM_BINS, Calibration, expected_error
+from autoseg.inference.metrics import TOLERANCE_MM, nsd, nsd_per_class
+from autoseg.inference.restore import Probs, labels_of_means
+
+MAP = LabelMap(names=("a", "b"), values=((1,), (4,)), ignore_label=255)
+EVERYWHERE = (slice(0, 6), slice(0, 7), slice(0, 8))
+
+
+def random_case(seed: int) -> tuple[np.ndarray, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    label = rng.choice([0, 1, 4, 255], size=(6, 7, 8), p=[0.5, 0.2, 0.2, 0.1]).astype(np.uint8)
+    return label, torch.from_numpy(rng.dirichlet([1, 1, 1], size=(6, 7, 8)).astype(np.float32)).movedim(-1, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_are_those_of_a_plain_loop(seed: int) -> None:
+    label, probs = random_case(seed)
+    found = Calibration(MAP.encode(label), MAP, None)
+    for x in range(0, 6, 2):  # in slabs
+        found.add((slice(x, x + 2), slice(0, 7), slice(0, 8)), probs[:, x : x + 2])
+    expected = np.zeros((2, NUM_BINS, 3))
+    for index in np.ndindex(6, 7, 8):
+        for i, value in enumerate((1, 4)):
+            p = float(probs[(i + 1, *index)])
+            if label[index] != 255 and p >= LOWEST / NUM_BINS:
+                expected[i, min(int(p * NUM_BINS), NUM_BINS - 1)] += [1, p, label[index] == value]
+    np.testing.assert_allclose(found.counts, expected, rtol=1e-6)
+
+
+def test_what_a_case_was_not_annotated_for_is_not_counted() -> None:
+    label, probs = random_case(0)
+    found = Calibration(MAP.encode(label), MAP, ["b"])
+    found.add(EVERYWHERE, probs)
+    assert found.counts[0].sum() == 0
+    assert found.counts[1].sum() > 0
+
+
+def test_regions_have_a_channel_each() -> None:
+    regions = LabelMap(names=("whole", "core"), values=((1, 2), (2,)), sigmoid=True)
+    label = np.array([[[0, 1, 2, 2]]], np.uint8)
+    probs = torch.tensor([[[[0.92, 0.92, 0.92, 0.92]]], [[[0.32, 0.32, 0.32, 0.01]]]])
+    found = Calibration(regions.encode(label), regions, None)
+    found.add((slice(0, 1), slice(0, 1), slice(0, 4)), probs)
+    assert found.counts[0, 18].tolist() == [4, pytest.approx(3.68), 3]
+    assert found.counts[1, 6].tolist() == [3, pytest.approx(0.96), 1]
+    assert found.counts[1].sum(axis=0)[0] == 3  # 0.01 is under the lowest bin
+
+
+def test_the_error_is_zero_where_frequencies_are_as_said() -> None:
+    counts = np.zeros((NUM_BINS, 3))
+    counts[10] = [100, 52.0, 52]
+    counts[15] = [300, 230.0, 230]
+    assert expected_error(counts.tolist()) == 0
+    counts[15, 2] = 200  # 30 of 400 voxels too many were said
+    assert expected_error(counts.tolist()) == pytest.approx(30 / 400)
+    assert expected_error(np.zeros((NUM_BINS, 3)).tolist()) is None
+
+
+def test_the_watched_probabilities_are_the_means() -> None:
+    rng = np.random.default_rng(0)
+    values = [
+        torch.from_numpy(rng.dirichlet([1, 1, 1], size=(6, 7, 8)).astype(np.float32)).movedim(-1, 0) for _ in "ab"
+    ]
+    members = [Probs(values=v, box=EVERYWHERE) for v in values]
+    seen: dict[int, torch.Tensor] = {}
+    labels_of_means(members, [(0,), (0, 1)], (6, 7, 8), MAP, watch=lambda k, place, p: seen.update({k: p}))
+    torch.testing.assert_close(seen[0], values[0])
+    torch.testing.assert_close(seen[1], (values[0] + values[1]) / 2)
+
+
+def test_surface_dice_leaves_out_ignored_voxels_and_unannotated_classes() -> None:
+    label = np.zeros((12, 12, 12), np.uint8)
+    label[3:6, 3:9, 3:9] = 1
+    pred = label.copy()
+    pred[6:9, 3:9, 3:9] = 1  # half of it too much, but there the truth is unknown
+    label[6:9, 3:9, 3:9] = 255
+    scores = nsd_per_class(pred, label, MAP, (1.0, 1.0, 1.0), 1.0, annotated=["a"])
+    assert scores[0] == 1.0
+    assert np.isnan(scores[1])
+
+
+def test_a_run_s_surface_dice_is_that_of_its_label_files(finished_run: Path) -> None:
+    work = finished_run / "work_dir"
+    scores = json.loads((work / "ensemble" / "scores.json").read_text())
+    assert scores["tolerance_mm"] == TOLERANCE_MM
+    for name, case in scores["ensemble"].items():
+        truth = read_label(finished_run / "labels" / f"{name}.nii.gz")
+        pred = read_label(work / "ensemble" / "out_of_fold" / "ensemble" / f"{name}.nii.gz")
+        for value, stored in zip((1, 2), case["nsd"], strict=True):
+            direct = nsd(pred.array[0] == value, truth.array[0] == value, truth.spacing_mm, TOLERANCE_MM)
+            assert (stored is None and np.isnan(direct)) or stored == pytest.approx(direct, abs=1e-6)
+
+
+def test_a_run_s_calibration_counts_every_voxel_once(finished_run: Path) -> None:
+    scores = json.loads((finished_run / "work_dir" / "ensemble" / "scores.json").read_text())
+    if scores["calibration"] is None:
+        assert scores["chosen"].endswith("_vote")
+        return
+    voxels = sum(read_label(finished_run / "labels" / f"{name}.nii.gz").array[0].size for name in scores["ensemble"])
+    for bins in scores["calibration"]:
+        count, said, hits = np.sum(bins, axis=0)
+        assert 0 < count <= voxels
+        assert 0 <= hits <= count
+        assert LOWEST / NUM_BINS <= said / count <= 1
+        assert sum(bins[0]) == 0

@@ -1,0 +1,155 @@
+"""`autoseg doctor`, `schema` and `completion`: what they say of a good machine and of a bad one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from autoseg.cli import TAKES_SETTINGS, Commands, run_command
+from autoseg.completion import completion
+from autoseg.config import Settings, setting_docs
+from autoseg.doctor import doctor, examine
+from autoseg.schema import input_schema, schema_text
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {check.name: check.state for check in examine(folder)}
+
+
+def test_this_machine_can_run(tmp_path: Path) -> None:
+    text, code = doctor(tmp_path / "not" / "there" / "yet")
+    assert code == 0, text
+    assert {"Python", "Packages", "torch", "Memory", "Disk", "Writing", "Open files"} <= set(states(tmp_path))
+    assert "Ready for a run." in text
+    assert list(tmp_path.iterdir()) == []
+    for check in examine(tmp_path):
+        assert check.state == "ok" or check.advice
+
+
+def test_json(tmp_path: Path) -> None:
+    text, _ = doctor(tmp_path, as_json=True)
+    assert {"name", "state", "found", "advice"} == set(json.loads(text)[0])
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1e12, used=1e12, free=5e8))
+    text, code = doctor(tmp_path)
+    assert code == 2
+    assert "BAD   Disk" in text
+    assert "give a work_dir on another disk" in text
+    assert "A run cannot work here" in text
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    text, code = doctor(Path("/proc"))
+    assert code == 2
+    assert "BAD   Writing" in text
+    assert "not possible in /proc" in text
+
+
+def test_little_memory_and_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoseg.algos.hardware.available_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (256, 4096))
+    found = states(tmp_path)
+    assert (found["Memory"], found["Open files"]) == ("bad", "warn")
+
+
+def test_a_package_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoseg.doctor.requires", lambda name: ["numpy>=99", "no-such-package", "ray; extra == 'ray'"])
+    found = next(c for c in examine(tmp_path) if c.name == "Packages")
+    assert found.state == "bad"
+    assert "wanted >=99" in found.found
+    assert "no-such-package is missing" in found.found
+    assert "ray" not in found.found
+
+
+@pytest.mark.parametrize(
+    ("driver", "build", "visible", "advice"),
+    [
+        (None, None, None, "Fine for small volumes"),
+        ("/usr/bin/nvidia-smi", None, None, "torch was built for CPUs"),
+        ("/usr/bin/nvidia-smi", "13.0", "", "CUDA_VISIBLE_DEVICES is empty"),
+        ("/usr/bin/nvidia-smi", "13.0", None, "driver is too old for CUDA 13.0"),
+    ],
+)
+def test_why_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, driver: str | None, build: str | None, visible: str | None, advice: str
+) -> None:
+    from autoseg import doctor as module
+
+    torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False), version=SimpleNamespace(cuda=build))
+    monkeypatch.setattr(shutil, "which", lambda name: driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    check = next(module._gpu(torch))
+    assert check.state == "warn"
+    assert advice in check.advice
+
+
+# -- schema
+
+
+def test_the_schema_in_the_docs_is_current() -> None:
+    assert (ROOT / "docs" / "input.schema.json").read_text() == schema_text(), "run `make docs`"
+    assert (
+        (ROOT / "input.yaml.example").read_text().startswith("# yaml-language-server: $schema=docs/input.schema.json\n")
+    )
+
+
+def test_the_schema_says_what_the_reader_says() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = input_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    example = yaml.safe_load((ROOT / "input.yaml.example").read_text())
+    assert list(validator.iter_errors(example)) == []
+    good = {"modality": "CT", "datalist": "d.json", "dataroot": "."}
+    assert validator.is_valid({**good, "amp": True, "class_names": ["a", {"name": "b", "index": [1, 2]}]})
+    for bad in ({"num_epohs": 3}, {"num_epochs": "many"}, {"batch_size": 0}, {"algos": ["unet"]}, {"roi_size": [1, 2]}):
+        assert not validator.is_valid({**good, **bad}), bad
+    assert not validator.is_valid({"modality": "CT"})
+
+
+def test_the_schema_describes_every_setting() -> None:
+    properties = input_schema()["properties"]
+    for name in Settings.model_fields:
+        assert properties[name]["description"] == setting_docs()[name].doc
+
+
+# -- completion
+
+
+def complete(script: str, *words: str) -> list[str]:
+    """What bash offers for the last word."""
+    line = " ".join(f"'{w}'" for w in words)
+    program = (
+        f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _autoseg; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_flags_and_choices() -> None:
+    script = completion(Commands, TAKES_SETTINGS, "bash")
+    assert complete(script, "autoseg", "pre") == ["predict"]
+    assert complete(script, "autoseg", "run", "--bud") == ["--budget"]
+    assert complete(script, "autoseg", "predict", "--bud") == []
+    assert complete(script, "autoseg", "train", "--algo", "s") == ["segresnet", "swinunetr"]
+    assert "--segresnet.init_filters" in complete(script, "autoseg", "run", "--segresnet.")
+
+
+def test_other_shells(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in ("zsh", "fish"):
+        assert run_command(["completion", shell]) == 0
+        assert "predict" in capsys.readouterr().out
+    assert run_command(["completion", "cmd"]) == 2
+    assert "expected one of bash, zsh, fish, found cmd" in capsys.readouterr().err
