@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autoseg.config import AlgoName
 
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
-TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble"})
+TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "retry"})
 _INPUT = Path("input.yaml")
 _WORK_DIR = Path("work_dir")
 
@@ -100,22 +100,38 @@ class Commands:
         return self._stages(("generate",), input)
 
     def train(
-        self, *, input: Path = _INPUT, algo: AlgoName | None = None, fold: int | None = None, again: bool = False
+        self,
+        *,
+        input: Path | None = None,
+        algo: AlgoName | None = None,
+        fold: int | None = None,
+        again: bool = False,
+        wait: bool = False,
     ) -> int:
         """Train the jobs that are not done or whose plan or cases changed, or those named by --algo and --fold.
 
+        With --work_dir, --algo and --fold but no --input it trains that one planned job, on any machine that sees the
+        folder: this is what launchers and torchrun start. No two of them ever work on one job.
+
         Args:
-            input: The settings.
+            input: The settings; input.yaml where not given.
             algo: This network only.
             fold: This fold only, from 0.
             again: Train from the start what is done already.
+            wait: Where another process is working on the job, wait for it instead of ending.
 
         Example:
             autoseg train --algo segresnet --fold 2
+            autoseg train --work_dir work_dir --algo segresnet --fold 0 --wait
         """
         if fold is not None and fold < 0:
             raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
-        return self._stages(("train",), input, algo=algo, fold=fold, again=again)
+        if algo is not None and fold is not None and input is None and not again:
+            from autoseg.pipeline import is_planned, work_alone
+
+            if is_planned(self._overrides):
+                return work_alone(self._overrides, algo, fold, wait=wait)
+        return self._stages(("train",), input or _INPUT, algo=algo, fold=fold, again=again)
 
     def ensemble(self, *, input: Path = _INPUT) -> int:
         """Score the models out of fold, choose how to combine them, predict the testing cases.
@@ -225,19 +241,39 @@ class Commands:
 
         return run_demo(folder, seed=seed)
 
-    def status(self, *, work_dir: Path = _WORK_DIR) -> int:
-        """Show which stages and jobs are done, running or failed, with scores and time left.
+    def status(self, job: str | None = None, *, work_dir: Path = _WORK_DIR, watch: bool = False) -> int:
+        """Show which stages and jobs are done, running or failed: device, epoch, Dice, time left, last error.
 
         Args:
+            job: One job, such as segresnet_0: its state, its error in full and the end of its log.
             work_dir: Folder of a run.
+            watch: Show it again and again until no job is pending or running.
 
         Example:
-            autoseg status --work_dir work_dir
+            autoseg status --work_dir work_dir --watch
+            autoseg status segresnet_0
         """
-        from autoseg.status import status
+        from autoseg import status as show
 
-        print(status(work_dir))
+        if job is None and watch:
+            show.watch(work_dir)
+        else:
+            print(show.job_status(work_dir, job) if job else show.status(work_dir))
         return 0
+
+    def retry(self, job: str | None = None, *, input: Path = _INPUT) -> int:
+        """Train the jobs again that failed or diverged; the others are left as they are.
+
+        Args:
+            job: One of them only, such as segresnet_0.
+            input: The settings.
+
+        Example:
+            autoseg retry segresnet_0
+        """
+        from autoseg.pipeline import retry
+
+        return retry(input, self._overrides, job)
 
     def merge_masks(self, folder: Path, *, output: Path, classes: str | None = None) -> int:
         """Merge a folder per case of binary masks, as TotalSegmentator writes them, into one label file a case.
