@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg import __version__
 from autoseg.arguments import Call, command_help, command_names, parse, parsers, program_help
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autoseg.config import AlgoName
 
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
-TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "retry"})
+TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "retry", "sweep", "plan"})
 _INPUT = Path("input.yaml")
 _WORK_DIR = Path("work_dir")
 
@@ -42,23 +42,32 @@ class Commands:
         fold: int | None = None,
         as_json: bool = False,
         again: bool = False,
+        more_settings: Path | None = None,
     ) -> int:
         """Run some stages, or all where None is given, with the settings of the file and the command line."""
         from autoseg.pipeline import run_input
         from autoseg.workspace import STAGES
 
-        return run_input(stages or STAGES, input, self._overrides, algo=algo, fold=fold, as_json=as_json, again=again)
+        options: dict[str, Any] = {
+            "algo": algo,
+            "fold": fold,
+            "as_json": as_json,
+            "again": again,
+            "more_settings": more_settings,
+        }
+        return run_input(stages or STAGES, input, self._overrides, **options)
 
-    def run(self, *, input: Path = _INPUT) -> int:
+    def run(self, *, input: Path = _INPUT, settings: Path | None = None) -> int:
         """Do all: analyze, generate, train, ensemble; only what is missing or whose inputs changed.
 
         Args:
             input: The settings; `autoseg init` writes it.
+            settings: More settings, which win over those of input.yaml, such as the best.yaml of a sweep.
 
         Example:
             autoseg run --input input.yaml --budget 2h
         """
-        return self._stages(None, input)
+        return self._stages(None, input, more_settings=settings)
 
     def analyze(self, *, input: Path = _INPUT, data: Path | None = None, json: bool = False) -> int:
         """Take the statistics of the data set and list all its faults.
@@ -143,6 +152,50 @@ class Commands:
             autoseg ensemble --input input.yaml --ensemble.method best_n
         """
         return self._stages(("ensemble",), input)
+
+    def sweep(
+        self, *, input: Path = _INPUT, trials: int | None = None, budget: str | None = None, join: bool = False
+    ) -> int:
+        """Search for the best settings: the ranges under `sweep:` in input.yaml, by Optuna.
+
+        Killed, the same command goes on. The best settings lie in work_dir/sweep/best.yaml.
+
+        Args:
+            input: The settings.
+            trials: Trials to make, those that are stopped early included; else sweep.trials.
+            budget: Time for the sweep, such as 4h; the trials that run at its end are stopped.
+            join: Help with the sweep that was begun in --work_dir, from this machine.
+
+        Example:
+            autoseg sweep --input input.yaml --trials 50 --budget 4h
+            autoseg sweep --work_dir work_dir --join
+        """
+        from autoseg import sweep
+
+        if trials is not None and trials < 1:
+            raise ConfigError(f"--trials: expected a whole number >= 1, found {trials}.")
+        if join:
+            given = self._overrides
+            return sweep.join_sweep(Path(given.get("work_dir", _WORK_DIR)), given.get("sweep.study", "sweep"))
+        code, text = sweep.run_sweep(input, self._overrides, trials=trials, budget=budget)
+        print(text)
+        return code
+
+    def plan(self, *, input: Path = _INPUT) -> int:
+        """Tell what a run will take: hours, memory, disk, and what 1, 4 or 32 devices would make of it.
+
+        Measures some training steps of each network on this machine.
+
+        Args:
+            input: The settings.
+
+        Example:
+            autoseg plan --input input.yaml
+        """
+        from autoseg.forecast import plan_run
+
+        print(plan_run(input, self._overrides))
+        return 0
 
     def predict(
         self,

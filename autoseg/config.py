@@ -6,6 +6,7 @@ the planner. Hyperparameters may stand at the top level, for all algorithms, or 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -16,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from autoseg.annotations import describe_type
+from autoseg.annotations import describe_type, suggest
 from autoseg.errors import ConfigError
-from autoseg.reader import Origins, read_model, read_value, read_with_origins, walk_fields
+from autoseg.reader import Origins, read_model, read_plain, read_value, read_with_origins, walk_fields
 
 __all__ = [
     "Origins",
@@ -427,6 +428,35 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
     for warning in warnings:
         logger.warning(warning)
     return settings.model_copy(update=places), origins
+
+
+def read_settings_file(path: Path) -> dict[str, str]:
+    """Read settings that stand in a file of their own, as if each were given on the command line.
+
+    Returns:
+        Key, dotted inside a block -> text.
+
+    Raises:
+        ConfigError: Every key that is no setting, and every value it cannot have.
+    """
+    docs = setting_docs()
+    found: dict[str, str] = {}
+    faults = []
+    for key, value in read_plain(path).items():
+        inner = value if isinstance(value, dict) and key in {doc.block for doc in docs.values()} else None
+        for name, item in (inner or {"": value}).items():
+            whole = f"{key}.{name}" if inner else key
+            found[whole] = item if isinstance(item, str) else json.dumps(item)
+            if whole not in docs:
+                faults.append(f"{path}: {whole}: unknown setting. {suggest(whole, docs)}")
+                continue
+            try:
+                read_value(whole, found[whole], docs[whole].annotation)
+            except ConfigError as error:
+                faults += [f"{path}: {message.removeprefix('--')}" for message in error.messages]
+    if faults:
+        raise ConfigError(faults)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

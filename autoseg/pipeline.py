@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from autoseg import __version__
-from autoseg.config import AlgoName, Settings, load_settings, parse_duration, read_value, setting_docs
+from autoseg.config import (
+    AlgoName,
+    Settings,
+    load_settings,
+    parse_duration,
+    read_settings_file,
+    read_value,
+    setting_docs,
+)
 from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, make_label_map
@@ -52,7 +60,14 @@ SELECTS_WORK = frozenset(
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
 
 
-def run_input(stages: Sequence[str], input_path: Path, overrides: Mapping[str, str], **options: Any) -> int:
+def run_input(
+    stages: Sequence[str],
+    input_path: Path,
+    overrides: Mapping[str, str],
+    *,
+    more_settings: Path | None = None,
+    **options: Any,
+) -> int:
     """Read input.yaml and run stages.
 
     Settings of an earlier command line are kept, unless the file or this command line has them, so that the plain
@@ -60,10 +75,13 @@ def run_input(stages: Sequence[str], input_path: Path, overrides: Mapping[str, s
 
     Args:
         overrides: settings on the command line: key -> text.
+        more_settings: a YAML file of settings over those of input.yaml, such as a sweep's best.yaml.
         options: as `run_stages` takes them.
 
     Returns, Raises: as `run_stages`.
     """
+    if more_settings is not None:
+        overrides = {**read_settings_file(more_settings), **overrides}
     settings, origins = load_settings(input_path, overrides)
     memory = Workspace(settings.work_dir).root / "state" / "command_line.json"
     earlier: dict[str, str] = read_json(memory) if memory.exists() else {}
@@ -283,7 +301,7 @@ def _generate(
     from autoseg.algos.generate import generate_job
 
     made = []
-    for algo, fold, known in _planning(workspace, datalist, settings, origins, jobs, budget_s):
+    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, budget_s):
         if generate_job(workspace, algo=algo, fold=fold, **known):
             made.append(f"{algo}_{fold}")
     log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
@@ -305,7 +323,7 @@ def _edit(
 
     given = origins.get("budget") == "command line" and settings.budget is not None
     budget_s = parse_duration(settings.budget) if given and settings.budget else _job_budget(settings, len(jobs))
-    for algo, fold, known in _planning(workspace, datalist, settings, origins, jobs, budget_s):
+    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, budget_s):
         if not workspace.job_dir(algo, fold).plan.exists():
             generate_job(workspace, algo=algo, fold=fold, **known)
         elif "command line" in origins.values():
@@ -314,7 +332,7 @@ def _edit(
                 log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
 
 
-def _planning(
+def planning(
     workspace: Workspace,
     datalist: Datalist,
     settings: Settings,
@@ -322,7 +340,7 @@ def _planning(
     jobs: Sequence[tuple[AlgoName, int]],
     budget_s: float | None,
 ) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
-    """For each job, all that the planner wants to know."""
+    """For each job, all that the planner wants to know: algorithm, fold, arguments of `make_plan`."""
     from autoseg.algos.device import pick_device
     from autoseg.algos.hardware import find_hardware
 

@@ -128,9 +128,8 @@ def run_job(
                 workspace.write_job(job)
 
         def epoch_ended(progress: Progress, dice: float) -> None:
-            memory_gib = _memory_gib(where)
             if claim is not None and (job.starts or job.memory_gib is None):
-                job.starts, job.memory_gib = 0, memory_gib
+                job.starts, job.memory_gib = 0, memory_gib(where)
                 workspace.write_job(job)
             if after_epoch is not None:
                 after_epoch(progress, dice)
@@ -171,7 +170,7 @@ def run_job(
                 after_epoch=epoch_ended,
             )
             result = trainer.run()
-            job.seconds, job.memory_gib = result.seconds, _memory_gib(where)
+            job.seconds, job.memory_gib = result.seconds, memory_gib(where)
             if rank == 0:
                 begin = time.monotonic()
                 job.dice = score_validation(plan, paths, val_cases, where)
@@ -215,7 +214,7 @@ def _all_agree(verdict: bool) -> bool:
     return shared[0]
 
 
-def _memory_gib(device: torch.device) -> float:
+def memory_gib(device: torch.device) -> float:
     """Most memory this process took so far: of the GPU, or on a CPU its own."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
