@@ -206,6 +206,7 @@ class Commands:
         algo: AlgoName | None = None,
         fold: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        share: bool = False,
     ) -> int:
         """Segment new images with the ensemble, or with the models named by --algo and --fold.
 
@@ -216,13 +217,15 @@ class Commands:
             algo: Models of this network only.
             fold: Models of this fold only, from 0.
             device: Where the networks run.
+            share: Leave label files that are there, and images that another such process has begun: start it on several
+                machines and they do the folder together.
 
         Example:
             autoseg predict --work_dir work_dir --image new_scans --output predictions
         """
         from autoseg.ensemble.predict import predict_files
 
-        return predict_files(work_dir, image, output, algo=algo, fold=fold, device=device)
+        return predict_files(work_dir, image, output, algo=algo, fold=fold, device=device, share=share)
 
     def evaluate(
         self, *, predictions: Path, labels: Path, classes: str | None = None, output: Path | None = None

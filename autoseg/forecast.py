@@ -100,8 +100,8 @@ def make_forecast(workspace: Workspace, settings: Settings) -> Forecast:
     device = pick_device(settings.device)
     datalist = read_datalist(workspace.datalist, settings.dataroot)
     fingerprint = Fingerprint.read(workspace.datastats)
-    jobs = [job for job in workspace.jobs() if job.algo in settings.algos]
-    jobs = [job for job in jobs if settings.folds is None or job.fold in settings.folds]
+    folds = settings.folds or tuple(range(datalist.num_fold))
+    jobs = [workspace.read_job(algo, fold) for fold in folds for algo in settings.algos]
     costs: dict[str, Cost] = {}
     measured: dict[str, tuple[float, float, float]] = {}
     caches: dict[str, float] = {}

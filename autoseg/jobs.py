@@ -65,7 +65,7 @@ def train_jobs(
     if _in_this_process(settings):
         _train_here(workspace, settings, todo, attempts)
     elif todo:
-        tasks = [_task(workspace, settings, algo, fold) for algo, fold in todo]
+        tasks = [_task(workspace, settings, algo, fold) for algo, fold in _longest_first(workspace, settings, todo)]
         output = workspace.root / "state" / "launch"
         launch(tasks, settings, attempts.ended, output=output, memory_gib=attempts.memory_gib)
     results = [workspace.read_job(algo, fold) for algo, fold in jobs]
@@ -195,18 +195,39 @@ class _Attempts:
         return True
 
 
-def _say_length(workspace: Workspace, settings: Settings, jobs: Sequence[tuple[AlgoName, int]]) -> None:
-    """Before hours are spent, say how many."""
+def _longest_first(
+    workspace: Workspace, settings: Settings, todo: Sequence[tuple[AlgoName, int]]
+) -> list[tuple[AlgoName, int]]:
+    """Long jobs first, so that no device waits long for the last one; in the given order where times are not known."""
+    times = _expected_seconds(workspace, settings, todo)
+    if any(t is None for t in times):
+        return list(todo)
+    order = sorted(range(len(todo)), key=lambda i: -(times[i] or 0.0))
+    return [todo[i] for i in order]
+
+
+def _expected_seconds(
+    workspace: Workspace, settings: Settings, jobs: Sequence[tuple[AlgoName, int]]
+) -> list[float | None]:
     from autoseg.algos.device import pick_device
     from autoseg.algos.hardware import find_hardware
     from autoseg.algos.job import read_plan
     from autoseg.algos.planner import expected_seconds
 
+    hardware = find_hardware(pick_device(settings.device))
+    return [expected_seconds(read_plan(workspace.job_dir(a, f)), hardware) for a, f in jobs]
+
+
+def _say_length(workspace: Workspace, settings: Settings, jobs: Sequence[tuple[AlgoName, int]]) -> None:
+    """Before hours are spent, say how many."""
+    from autoseg.algos.device import pick_device
+    from autoseg.algos.hardware import find_hardware
+
     if settings.launcher != "local":
         return
     hardware = find_hardware(pick_device(settings.device))
     open_jobs = [(a, f) for a, f in jobs if workspace.read_job(a, f).state != "done"]
-    times = [expected_seconds(read_plan(workspace.job_dir(a, f)), hardware) for a, f in open_jobs]
+    times = _expected_seconds(workspace, settings, open_jobs)
     known = [t for t in times if t is not None]
     if not open_jobs or len(known) < len(times):
         return

@@ -293,9 +293,11 @@ class Workspace:
         write_json(self.job_dir(job.algo, job.fold).job, asdict(job))
 
     def jobs(self) -> list[Job]:
-        """All jobs that have a folder, by name."""
-        found = [read_json(path) for path in sorted(self.root.glob("*_*/job.json"))]
-        return [Job(**data) for data in found]
+        """All jobs that are planned or were begun, by name."""
+        found = {*self.root.glob("*_*/job.json"), *self.root.glob("*_*/configs/hyper_parameters.yaml")}
+        names = sorted({path.relative_to(self.root).parts[0] for path in found})
+        split = [name.rpartition("_") for name in names]
+        return [self.read_job(algo, int(fold)) for algo, _, fold in split if fold.isdigit()]
 
     def current_jobs(self) -> list[tuple[Job, ClaimState]]:
         """All jobs with who works on them; a job whose worker is dead counts as pending."""

@@ -53,7 +53,8 @@ def run_on_ray(tasks: Sequence[Task], settings: Settings, ended: Ended, output: 
     except BaseException:
         for reference in running:
             ray.cancel(reference)
-        ray.wait(list(running), num_returns=len(running), timeout=60)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=60)
         raise
 
 

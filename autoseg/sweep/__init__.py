@@ -29,6 +29,7 @@ from autoseg.workspace import Job, Workspace, digest, log_to, read_json, write_j
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
+    from autoseg.algos.plan import Plan
     from autoseg.algos.trainer import Progress
     from autoseg.sweep.study import Study
 
@@ -61,6 +62,7 @@ def run_sweep(
     settings, origins = load_settings(input_path, overrides)
     if trials is not None:
         settings = settings.model_copy(update={"sweep": settings.sweep.model_copy(update={"trials": trials})})
+    settings = _with_places(settings)
     try:
         until = None if budget is None else begin + parse_duration(budget)
     except ConfigError as error:
@@ -138,14 +140,14 @@ def _portable(settings: Settings, origins: Mapping[str, str], until: float | Non
     return {"settings": values, "origins": dict(origins), "until": until}
 
 
-def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, origins: Mapping[str, str]) -> Any:
+def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, origins: Mapping[str, str]) -> Plan:
     """What the planner would take by itself: the first trial, to be beaten."""
     from autoseg.algos.planner import make_plan
     from autoseg.pipeline import planning
 
     jobs: list[tuple[AlgoName, int]] = [(settings.algos[0], settings.sweep.folds[0])]
-    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, None):
-        return make_plan(algo=algo, fold=fold, **known)[0]
+    algo, fold, known = next(planning(workspace, datalist, settings, origins, jobs, None))
+    return make_plan(algo=algo, fold=fold, **known)[0]
 
 
 # -- workers
@@ -172,10 +174,18 @@ def _num_workers(settings: Settings) -> int:
     return len(find_places(settings))
 
 
-def _launch_workers(workspace: Workspace, settings: Settings, count: int) -> None:
-    """Start workers and wait for them; one that dies is started again as often as `retries` says."""
+def _with_places(settings: Settings) -> Settings:
+    """Settings that make room on this machine for the workers that were asked for."""
     from autoseg.launch.local import find_places
 
+    if settings.launcher != "local" or settings.sweep.workers is None:
+        return settings
+    devices = len(find_places(settings)) // settings.jobs_per_device
+    return settings.model_copy(update={"jobs_per_device": math.ceil(settings.sweep.workers / devices)})
+
+
+def _launch_workers(workspace: Workspace, settings: Settings, count: int) -> None:
+    """Start workers and wait for them; one that dies is started again as often as `retries` says."""
     gpus, cpus = job_resources(settings)
     words = ("sweep", "--work_dir", str(workspace.root), "--join", "--sweep.study", settings.sweep.study)
     tasks = [Task(name=f"{settings.sweep.study}_{i}", words=words, gpus=gpus, cpus=cpus) for i in range(count)]
@@ -188,10 +198,6 @@ def _launch_workers(workspace: Workspace, settings: Settings, count: int) -> Non
         log.warning("sweep: worker %s ended with code %d; see state/launch/%s.out", task.name, code, task.name)
         return deaths[task.name] <= settings.retries
 
-    if settings.launcher == "local":
-        places = len(find_places(settings))
-        devices = places // settings.jobs_per_device
-        settings = settings.model_copy(update={"jobs_per_device": max(1, math.ceil(count / devices))})
     launch(tasks, settings, ended, output=workspace.root / "state" / "launch")
 
 
@@ -273,10 +279,12 @@ def _run_trial(
             for _, _, known in planning(workspace, datalist, own, where, [(algo, fold)], None):
                 generate_job(space, algo=algo, fold=fold, **known)
         except AutosegError as error:  # values that do not go together
-            return fail(str(error))
+            fail(str(error))
+            return
         plan_length = _plan_length(space, algo, fold)
         if space.read_job(algo, fold).starts > MOST_STARTS:
-            return fail(f"its process died {MOST_STARTS} times before it ended an epoch")
+            fail(f"its process died {MOST_STARTS} times before it ended an epoch")
+            return
 
         def after_epoch(progress: Progress, dice: float, length: int = plan_length, first: bool = number == 0) -> None:
             shares.append(min(1.0, progress.epoch / length))
@@ -298,13 +306,13 @@ def _run_trial(
         if job.state == "pruned":
             study.optuna.tell(trial, state=TrialState.PRUNED)
             log.info("sweep: trial %d is stopped early", trial.number)
-            return None
+            return
         if job.state != "done":
-            return fail(job.error or job.state)
+            fail(job.error or job.state)
+            return
     found = {"dice": _mean([j.dice for j in jobs]), "inference_s": _mean([j.inference_s for j in jobs])}
     study.optuna.tell(trial, [found[name] for name in settings.sweep.objectives])
     log.info("sweep: trial %d: Dice %.4f", trial.number, found["dice"])
-    return None
 
 
 def _plan_length(space: Workspace, algo: str, fold: int) -> int:

@@ -47,10 +47,11 @@ class Parameter:
         if isinstance(self.distribution, CategoricalDistribution):
             text = json.dumps(value)
             return text if text in self.distribution.choices else None
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        assert isinstance(self.distribution, FloatDistribution | IntDistribution)
+        if not isinstance(value, int | float) or not self.distribution.low <= value <= self.distribution.high:
             return None
-        inside = self.distribution._contains(self.distribution.to_internal_repr(value))
-        return value if inside else None
+        steps = (value - self.distribution.low) / self.distribution.step if self.distribution.step else 0.0
+        return value if abs(steps - round(steps)) < 1e-9 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class Space:
         values = {}
         for parameter in self.parameters:
             if parameter.algo in ("", algo):
-                values[parameter.key] = parameter.value(trial._suggest(parameter.key, parameter.distribution))
+                values[parameter.key] = parameter.value(_suggest(trial, parameter))
         return algo, values
 
     def of_plan(self, plan: Plan) -> dict[str, Any]:
@@ -86,6 +87,17 @@ class Space:
         """What makes two searches the same, by name."""
         ranges = {p.key: json.dumps(optuna.distributions.distribution_to_json(p.distribution)) for p in self.parameters}
         return {"algos": json.dumps(self.algos), **{f"parameter {key}": text for key, text in ranges.items()}}
+
+
+def _suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
+    """Optuna's value for one parameter."""
+    d = parameter.distribution
+    if isinstance(d, CategoricalDistribution):
+        return trial.suggest_categorical(parameter.key, d.choices)
+    if isinstance(d, IntDistribution):
+        return trial.suggest_int(parameter.key, d.low, d.high, step=d.step, log=d.log)
+    assert isinstance(d, FloatDistribution)
+    return trial.suggest_float(parameter.key, d.low, d.high, step=d.step, log=d.log)
 
 
 def read_space(settings: Settings, origins: Mapping[str, str]) -> Space:

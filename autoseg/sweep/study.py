@@ -186,4 +186,7 @@ def _open_storage(url: str | None, folder: Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(path, lock_obj=lock))
     if "://" not in url:
         raise ConfigError(f"sweep.storage: expected a URL such as sqlite:///study.db, found {url}.")
-    return optuna.storages.get_storage(url)
+    try:
+        return optuna.storages.get_storage(url)
+    except ValueError as error:  # a kind of URL that Optuna does not take
+        raise ConfigError(f"sweep.storage: {hide_password(url)}: {str(error).splitlines()[0]}") from None
