@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -238,27 +239,30 @@ def _say_length(workspace: Workspace, settings: Settings, jobs: Sequence[tuple[A
 # -- one job, as a worker runs it
 
 
-def read_dataroot(workspace: Workspace) -> Path:
-    """Where the images of a run lie, from its settings.
+def read_stored(workspace: Workspace) -> dict[str, Any]:
+    """The settings that a run was planned with, by key, `dataroot` as a path that exists.
 
     Raises:
         WorkspaceError: The folder is no run's, or the data has moved.
     """
     if not workspace.settings.exists():
         raise WorkspaceError(f"{workspace.root}: not a run's folder. Run `autoseg generate` first.")
-    settings = yaml.safe_load(workspace.settings.read_text())
-    dataroot = Path(os.path.normpath(workspace.root / settings["dataroot"]["value"]))
+    stored = {key: item["value"] for key, item in yaml.safe_load(workspace.settings.read_text()).items()}
+    stored["dataroot"] = dataroot = Path(os.path.normpath(workspace.root / stored["dataroot"]))
     if not dataroot.is_dir():
         raise WorkspaceError(
             f"{workspace.settings}: the data folder {dataroot} is not there. Mount it, or give --input input.yaml."
         )
-    return dataroot
+    return stored
 
 
-def work_on_job(work_dir: Path, algo: AlgoName, fold: int, *, device: str, num_workers: int | None, wait: bool) -> int:
+def work_on_job(
+    work_dir: Path, algo: AlgoName, fold: int, *, device: str | None, num_workers: int | None, wait: bool
+) -> int:
     """Train one planned job of a run: what launchers, torchrun and people at other machines start.
 
     Args:
+        device, num_workers: None: as the run's settings say.
         wait: Wait where another worker has the job.
 
     Returns:
@@ -270,7 +274,7 @@ def work_on_job(work_dir: Path, algo: AlgoName, fold: int, *, device: str, num_w
         Interrupted: A signal came; it is saved.
     """
     workspace = Workspace(work_dir)
-    dataroot = read_dataroot(workspace)
+    stored = read_stored(workspace)
     if not workspace.job_dir(algo, fold).plan.exists():
         raise WorkspaceError(f"{workspace.root}: {algo}_{fold} is not planned. Run `autoseg generate` first.")
     stop_with_launcher()
@@ -280,9 +284,10 @@ def work_on_job(work_dir: Path, algo: AlgoName, fold: int, *, device: str, num_w
 
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger("autoseg").setLevel(logging.WARNING)
+    device, num_workers = device or stored["device"], num_workers or stored["num_workers"]
     join_processes(device)
     try:
-        job = run_job(workspace, dataroot, algo, fold, device=device, num_workers=num_workers, wait=wait)
+        job = run_job(workspace, stored["dataroot"], algo, fold, device=device, num_workers=num_workers, wait=wait)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

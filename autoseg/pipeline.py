@@ -435,7 +435,7 @@ def work_alone(overrides: Mapping[str, str], algo: AlgoName, fold: int, *, wait:
         for key in ("device", "num_workers")
     )
     root = Path(overrides["work_dir"])
-    return work_on_job(root, algo, fold, device=device or "auto", num_workers=workers, wait=wait)
+    return work_on_job(root, algo, fold, device=device, num_workers=workers, wait=wait)
 
 
 # -- failed jobs

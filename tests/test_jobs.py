@@ -88,7 +88,8 @@ def test_a_killed_worker_is_followed_and_a_stopped_one_goes_on(copied: Path) -> 
     stopped = worker(work)
     wait_for_epochs(work, 2)
     stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait(60) == 130
+    stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
     assert "pending" in autoseg("status", "--work_dir", work).stdout
     epochs = len((work / "segresnet_0" / "metrics.jsonl").read_text().splitlines())
     killed = worker(work)
@@ -175,7 +176,9 @@ def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
     work = copied / "work_dir"
     alone = copied.parent / "alone"
     shutil.copytree(copied, alone, copy_function=shutil.copy2)
-    assert worker(alone / "work_dir").wait(100) == 0
+    single = worker(alone / "work_dir")
+    told = single.communicate(timeout=100)[1]
+    assert single.returncode == 0, told
     port = free_port()
     nodes = []
     for rank in range(2):
@@ -184,8 +187,8 @@ def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
         command += ["--work_dir", str(work), "--algo", "segresnet", "--fold", "0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         nodes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-    told = [node.communicate(timeout=110)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], told[0][-3000:] + told[1][-3000:]
+    heard = "".join(node.communicate(timeout=110)[1][-3000:] for node in nodes)
+    assert [node.returncode for node in nodes] == [0, 0], heard
     job, other = (Workspace(w).read_job("segresnet", 0) for w in (work, alone / "work_dir"))
     assert job.state == "done"
     curves = [
