@@ -30,12 +30,12 @@ SMALL = {
     "cpus_per_job": 1,
     "num_workers": 1,
     "batch_size": 1,
-    "num_epochs": 30,
+    "num_epochs": 20,
     "num_steps_per_epoch": 4,
     "num_epochs_per_validation": 10,
     "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1], "roi_size": [24, 24, 24]},
-    "swinunetr": {"feature_size": 12, "roi_size": [32, 32, 32], "num_epochs": 10},
-    "dints": {"channel_mul": 0.25, "roi_size": [32, 32, 32], "num_epochs": 10},
+    "swinunetr": {"feature_size": 12, "roi_size": [32, 32, 32], "num_epochs": 4},
+    "dints": {"channel_mul": 0.25, "roi_size": [32, 32, 32], "num_epochs": 4},
 }
 
 

@@ -16,6 +16,7 @@ from autoseg.config import Settings
 from autoseg.errors import ResourceError
 from autoseg.launch import Task, launch
 from autoseg.launch.slurm_array import Work
+from autoseg.workspace import Workspace
 
 FIXTURES = (copied, planned)
 
@@ -71,9 +72,9 @@ def test_a_preempted_task_saves_and_goes_on(copied: Path) -> None:
         time.sleep(0.02)
     delayed = first.checkpoint(task, str(work / "state"))
     thread.join()
-    assert states(work)[0] == "pending"
+    assert Workspace(work).read_job("segresnet", 0).state == "pending"
     assert delayed.function(*delayed.args) == 0
-    assert states(work)[0] == "done"
+    assert Workspace(work).read_job("segresnet", 0).state == "done"
     log = (work / "segresnet_0" / "train.log").read_text()
     assert "going on after epoch" in log
     assert len(metrics.read_text().splitlines()) == 60

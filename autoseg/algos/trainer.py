@@ -174,10 +174,11 @@ class Trainer:
                 p = self.progress
                 finished = self._finished()
                 epoch_ends = finished or p.epoch_steps == self.plan.num_steps_per_epoch
+                epoch_s = p.epoch_s  # the end of the epoch clears it
                 if epoch_ends:
                     self._end_epoch()
                 due = time.monotonic() - saved > min(300.0, max(CHECKPOINT_S, 50 * save_s))
-                if due or self._agreed or (epoch_ends and save_s < 0.02 * p.epoch_s):
+                if due or self._agreed or (epoch_ends and save_s < 0.02 * epoch_s):
                     begin = time.monotonic()
                     self._save_checkpoint()
                     saved, save_s = time.monotonic(), time.monotonic() - begin

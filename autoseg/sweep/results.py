@@ -95,7 +95,7 @@ def _table(study: Study, best: list[FrozenTrial], trials: list[FrozenTrial]) -> 
 
 def _plot(study: Study, finished: list[FrozenTrial]) -> None:
     """history.png, importance.png, parallel.png; with two objectives pareto.png and one each of the others for Dice."""
-    if len(finished) < 2:
+    if not finished:
         return
     import matplotlib as mpl
 
