@@ -40,7 +40,8 @@ SMALL = {
     "num_steps_per_epoch": 4,
     "num_epochs_per_validation": 1,
     "batch_size": 1,
-    "segresnet": {"blocks_down": [1, 1, 1], "roi_size": [24, 24, 24]},
+    "overlap": 0.25,
+    "segresnet": {"blocks_down": [1, 1], "roi_size": [16, 16, 16]},
 }
 
 
