@@ -90,7 +90,7 @@ def killed(folder: Path) -> None:
         process = subprocess.Popen(
             command(path), env=one_thread(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(rng.uniform(10, 25))
+        time.sleep(rng.uniform(8, 16))
         assert process.poll() is None, "over before it was killed"
         process.send_signal(signal.SIGKILL)
         process.wait()

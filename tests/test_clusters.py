@@ -101,7 +101,7 @@ def cluster() -> Iterator[Any]:
 def test_a_ray_cluster_that_loses_a_node_ends_the_run(cluster: Any, copied: Path) -> None:
     work = copied / "work_dir"
     for fold in range(2):
-        set_epochs(work, 400, fold)
+        set_epochs(work, 200, fold)
     settings = settings_of(work, launcher="ray", address=cluster.address)
     killed = threading.Event()
 
@@ -117,7 +117,7 @@ def test_a_ray_cluster_that_loses_a_node_ends_the_run(cluster: Any, copied: Path
     launch(tasks, settings, lambda task, code: code != 0, output=work / "state" / "launch")
     assert killed.is_set()
     assert states(work) == ["done", "done"]
-    assert [ends(work, fold, 800) for fold in range(2)] == [1, 1], "none ran twice to its end"
+    assert [ends(work, fold, 400) for fold in range(2)] == [1, 1], "none ran twice to its end"
     logs = [(work / f"segresnet_{fold}" / "train.log").read_text() for fold in range(2)]
     assert sum("going on after epoch" in log for log in logs) == 1, "one was cut off, and lost nothing it had saved"
 
