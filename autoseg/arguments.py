@@ -247,19 +247,18 @@ def _entry(name: str, kind: str, default: str, doc: str) -> list[str]:
 
 
 def _settings_help() -> list[str]:
-    from autoseg.config import setting_docs
+    from autoseg.config import ALGOS, HyperSettings, setting_docs
 
     docs = setting_docs()
-    general = {k for k, d in docs.items() if not d.block}
+    general = set(HyperSettings.model_fields)
     lines = ["", "Settings of input.yaml, each of which may be given as a flag and then wins over the file:"]
     for key, doc in docs.items():
         inherited = doc.block and key.partition(".")[2] in general
         if not inherited and doc.type != "a block of settings":
             default = f"default {doc.default}" if doc.default else ""
             lines += _entry(key, doc.type, default, doc.doc)
-    blocks = [key for key, doc in docs.items() if doc.type == "a block of settings"]
-    example = f"--{blocks[0]}.batch_size 2"
-    return [*lines, f"Under {', '.join(blocks)} each hyperparameter may be set for one network: {example}."]
+    example = f"--{ALGOS[0]}.batch_size 2"
+    return [*lines, f"Under {', '.join(ALGOS)} each hyperparameter may be set for one network: {example}."]
 
 
 def parsers(function: Callable[..., Any]) -> dict[str, Callable[[str], Any]]:

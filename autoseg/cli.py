@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg import __version__
 from autoseg.arguments import Call, command_help, command_names, parse, parsers, program_help
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autoseg.config import AlgoName
 
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
-TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble"})
+TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "retry", "sweep", "plan"})
 _INPUT = Path("input.yaml")
 _WORK_DIR = Path("work_dir")
 
@@ -56,23 +56,32 @@ class Commands:
         fold: int | None = None,
         as_json: bool = False,
         again: bool = False,
+        more_settings: Path | None = None,
     ) -> int:
         """Run some stages, or all where None is given, with the settings of the file and the command line."""
         from autoseg.pipeline import run_input
         from autoseg.workspace import STAGES
 
-        return run_input(stages or STAGES, input, self._overrides, algo=algo, fold=fold, as_json=as_json, again=again)
+        options: dict[str, Any] = {
+            "algo": algo,
+            "fold": fold,
+            "as_json": as_json,
+            "again": again,
+            "more_settings": more_settings,
+        }
+        return run_input(stages or STAGES, input, self._overrides, **options)
 
-    def run(self, *, input: Path = _INPUT) -> int:
+    def run(self, *, input: Path = _INPUT, settings: Path | None = None) -> int:
         """Do all: analyze, generate, train, ensemble; only what is missing or whose inputs changed.
 
         Args:
             input: The settings; `autoseg init` writes it.
+            settings: More settings, which win over those of input.yaml, such as the best.yaml of a sweep.
 
         Example:
             autoseg run --input input.yaml --budget 2h
         """
-        return self._stages(None, input)
+        return self._stages(None, input, more_settings=settings)
 
     def analyze(self, *, input: Path = _INPUT, data: Path | None = None, json: bool = False) -> int:
         """Take the statistics of the data set and list all its faults.
@@ -114,22 +123,38 @@ class Commands:
         return self._stages(("generate",), input)
 
     def train(
-        self, *, input: Path = _INPUT, algo: AlgoName | None = None, fold: int | None = None, again: bool = False
+        self,
+        *,
+        input: Path | None = None,
+        algo: AlgoName | None = None,
+        fold: int | None = None,
+        again: bool = False,
+        wait: bool = False,
     ) -> int:
         """Train the jobs that are not done or whose plan or cases changed, or those named by --algo and --fold.
 
+        With --work_dir, --algo and --fold but no --input it trains that one planned job, on any machine that sees the
+        folder: this is what launchers and torchrun start. No two of them ever work on one job.
+
         Args:
-            input: The settings.
+            input: The settings; input.yaml where not given.
             algo: This network only.
             fold: This fold only, from 0.
             again: Train from the start what is done already.
+            wait: Where another process is working on the job, wait for it instead of ending.
 
         Example:
             autoseg train --algo segresnet --fold 2
+            autoseg train --work_dir work_dir --algo segresnet --fold 0 --wait
         """
         if fold is not None and fold < 0:
             raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
-        return self._stages(("train",), input, algo=algo, fold=fold, again=again)
+        if algo is not None and fold is not None and input is None and not again:
+            from autoseg.pipeline import is_planned, work_alone
+
+            if is_planned(self._overrides):
+                return work_alone(self._overrides, algo, fold, wait=wait)
+        return self._stages(("train",), input or _INPUT, algo=algo, fold=fold, again=again)
 
     def ensemble(self, *, input: Path = _INPUT) -> int:
         """Score the models out of fold, choose how to combine them, predict the testing cases.
@@ -142,6 +167,50 @@ class Commands:
         """
         return self._stages(("ensemble",), input)
 
+    def sweep(
+        self, *, input: Path = _INPUT, trials: int | None = None, budget: str | None = None, join: bool = False
+    ) -> int:
+        """Search for the best settings: the ranges under `sweep:` in input.yaml, by Optuna.
+
+        Killed, the same command goes on. The best settings lie in work_dir/sweep/best.yaml.
+
+        Args:
+            input: The settings.
+            trials: Trials to make, those that are stopped early included; else sweep.trials.
+            budget: Time for the sweep, such as 4h; the trials that run at its end are stopped.
+            join: Help with the sweep that was begun in --work_dir, from this machine.
+
+        Example:
+            autoseg sweep --input input.yaml --trials 50 --budget 4h
+            autoseg sweep --work_dir work_dir --join
+        """
+        from autoseg import sweep
+
+        if trials is not None and trials < 1:
+            raise ConfigError(f"--trials: expected a whole number >= 1, found {trials}.")
+        if join:
+            given = self._overrides
+            return sweep.join_sweep(Path(given.get("work_dir", _WORK_DIR)), given.get("sweep.study", "sweep"))
+        code, text = sweep.run_sweep(input, self._overrides, trials=trials, budget=budget)
+        print(text)
+        return code
+
+    def plan(self, *, input: Path = _INPUT) -> int:
+        """Tell what a run will take: hours, memory, disk, and what 1, 4 or 32 devices would make of it.
+
+        Measures some training steps of each network on this machine.
+
+        Args:
+            input: The settings.
+
+        Example:
+            autoseg plan --input input.yaml
+        """
+        from autoseg.forecast import plan_run
+
+        print(plan_run(input, self._overrides))
+        return 0
+
     def predict(
         self,
         *,
@@ -151,6 +220,7 @@ class Commands:
         algo: AlgoName | None = None,
         fold: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        share: bool = False,
     ) -> int:
         """Segment new images with the ensemble, or with the models named by --algo and --fold.
 
@@ -161,13 +231,15 @@ class Commands:
             algo: Models of this network only.
             fold: Models of this fold only, from 0.
             device: Where the networks run.
+            share: Leave label files that are there, and images that another such process has begun: start it on several
+                machines and they do the folder together.
 
         Example:
             autoseg predict --work_dir work_dir --image new_scans --output predictions
         """
         from autoseg.ensemble.predict import predict_files
 
-        return predict_files(work_dir, image, output, algo=algo, fold=fold, device=device)
+        return predict_files(work_dir, image, output, algo=algo, fold=fold, device=device, share=share)
 
     def evaluate(
         self, *, predictions: Path, labels: Path, classes: str | None = None, output: Path | None = None
@@ -265,18 +337,24 @@ class Commands:
         print(make_report(work_dir, output=output))
         return 0
 
-    def status(self, *, work_dir: Path = _WORK_DIR) -> int:
-        """Show which stages and jobs are done, running or failed, with scores and time left.
+    def status(self, job: str | None = None, *, work_dir: Path = _WORK_DIR, watch: bool = False) -> int:
+        """Show which stages and jobs are done, running or failed: device, epoch, Dice, time left, last error.
 
         Args:
+            job: One job, such as segresnet_0: its state, its error in full and the end of its log.
             work_dir: Folder of a run.
+            watch: Show it again and again until no job is pending or running.
 
         Example:
-            autoseg status --work_dir work_dir
+            autoseg status --work_dir work_dir --watch
+            autoseg status segresnet_0
         """
-        from autoseg.status import status
+        from autoseg import status as show
 
-        print(status(work_dir))
+        if job is None and watch:
+            show.watch(work_dir)
+        else:
+            print(show.job_status(work_dir, job) if job else show.status(work_dir))
         return 0
 
     def doctor(self, *, folder: Path = Path("."), json: bool = False) -> int:
@@ -331,6 +409,20 @@ class Commands:
 
         print(completion(Commands, TAKES_SETTINGS, shell), end="")
         return 0
+
+    def retry(self, job: str | None = None, *, input: Path = _INPUT) -> int:
+        """Train the jobs again that failed or diverged; the others are left as they are.
+
+        Args:
+            job: One of them only, such as segresnet_0.
+            input: The settings.
+
+        Example:
+            autoseg retry segresnet_0
+        """
+        from autoseg.pipeline import retry
+
+        return retry(input, self._overrides, job)
 
     def merge_masks(self, folder: Path, *, output: Path, classes: str | None = None) -> int:
         """Merge a folder per case of binary masks, as TotalSegmentator writes them, into one label file a case.

@@ -6,6 +6,7 @@ the planner. Hyperparameters may stand at the top level, for all algorithms, or 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -14,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from autoseg.annotations import describe_type
+from autoseg.annotations import describe_type, suggest
 from autoseg.errors import ConfigError
-from autoseg.reader import Origins, read_model, read_value, read_with_origins, walk_fields
+from autoseg.reader import Origins, read_model, read_plain, read_value, read_with_origins, walk_fields
 
 __all__ = [
     "Origins",
@@ -198,6 +199,95 @@ class EnsembleSettings(Strict):
     """Mean of the probabilities, or majority of the labels."""
 
 
+class SlurmSettings(Strict):
+    """What Slurm is to be asked for; each job becomes a task of a job array."""
+
+    partition: str | None = None
+    """Partition; null: the cluster's default."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    time: Annotated[str, AfterValidator(_check_duration)] = "24h"
+    """Limit for a job, after which it is saved, queued again and goes on."""
+    memory_gib: Annotated[int, Field(ge=1)] | None = None
+    """Memory for a job; null: the cluster's default."""
+    num_parallel: Annotated[int, Field(ge=1)] = 64
+    """Jobs of the array that may run at once."""
+    cluster: Literal["slurm", "local"] = "slurm"
+    """local: run the array on this machine, to try it without Slurm."""
+
+
+class Range(Strict):
+    """Values that a sweep may try for one setting: choices, or from low to high."""
+
+    choices: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+    """The values to choose from."""
+    low: float | None = None
+    """Lowest value."""
+    high: float | None = None
+    """Highest value, itself included."""
+    log: bool = False
+    """Draw evenly over the logarithm."""
+    step: Annotated[float, Field(gt=0)] | None = None
+    """Distance between values."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        if (self.choices is None) == (self.low is None and self.high is None):
+            raise ValueError("expected either choices: [a, b], or low: and high:.")
+        if self.choices is not None:
+            if self.log or self.step is not None:
+                raise ValueError("log and step have no effect on choices. Leave them out.")
+            _check_unique(self.choices)
+            return self
+        if self.low is None or self.high is None:
+            missing = "low" if self.low is None else "high"
+            raise ValueError(f"{missing} is missing. Give both low and high.")
+        if self.low == self.high:
+            raise ValueError(f"the range is empty: low and high are both {self.low:g}. Set the value itself instead.")
+        if self.low > self.high:
+            raise ValueError(f"the range is inverted: low {self.low:g} is above high {self.high:g}. Swap them.")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0, found {self.low:g}.")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other. Leave out one of them.")
+        return self
+
+
+RESERVED_NAMES = ("cache", "state", "ensemble", "pseudolabels", "report")
+
+
+def _check_study(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or name in RESERVED_NAMES:
+        raise ValueError(f"expected lower case letters, digits, - and _, and none of {', '.join(RESERVED_NAMES)}.")
+    return name
+
+
+class SweepSettings(Strict):
+    """What `autoseg sweep` looks for."""
+
+    parameters: dict[str, Range] = Field(default_factory=dict)
+    """Setting -> {low, high, log, step} or {choices}; one under a network (segresnet.init_filters) is used where a
+    trial's network is that one. The network itself is chosen too where `algos` has several."""
+    trials: Annotated[int, Field(ge=1)] = 50
+    """Trials to finish, those that are stopped early included."""
+    folds: Annotated[tuple[FoldIndex, ...], Field(min_length=1), AfterValidator(_check_unique)] = (0,)
+    """Folds that each trial trains; its Dice is their mean."""
+    objectives: Annotated[
+        tuple[Literal["dice", "inference_s"], ...], Field(min_length=1), AfterValidator(_check_unique)
+    ] = ("dice",)
+    """What is best: the highest mean Dice; with inference_s too, all trials that none beats in both."""
+    pruner: Literal["halving", "hyperband", "none"] = "halving"
+    """Which rule stops trials early, by the Dice of their validations: successive halving, Hyperband, or none."""
+    storage: str | None = None
+    """Optuna storage URL such as postgresql://user@host/db; null: a journal file in work_dir."""
+    study: Annotated[str, AfterValidator(_check_study)] = "sweep"
+    """Name of the study and of its folder in work_dir."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Trials at once; null: as many as this machine or the Ray cluster has places, one on Slurm."""
+
+
 class Settings(HyperSettings):
     """All of input.yaml."""
 
@@ -237,6 +327,22 @@ class Settings(HyperSettings):
     """Where networks run; auto: a GPU where there is one."""
     num_workers: Annotated[int, Field(ge=1)] | None = None
     """Processes and threads of data work; null: one per core."""
+    launcher: Literal["local", "ray", "slurm"] = "local"
+    """Where jobs run: this machine's devices, a Ray cluster, or Slurm."""
+    address: str = "auto"
+    """Ray cluster to join; auto: the one that runs on this machine; local: start one here."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Times a failed job is tried again in one run before it is given up."""
+    jobs_per_device: Annotated[int, Field(ge=1)] = 1
+    """Most jobs at once on a device; on a GPU a further one starts once the others' measured memory leaves room."""
+    gpus_per_job: Annotated[int, Field(ge=1)] = 1
+    """GPUs that train one job together; batch_size must be a multiple of it."""
+    cpus_per_job: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of one job; null: this machine's shared out, 8 per GPU or 1 without on Ray and Slurm."""
+    slurm: SlurmSettings = SlurmSettings()
+    """What Slurm is to be asked for."""
+    sweep: SweepSettings = SweepSettings()
+    """What `autoseg sweep` looks for."""
     ensemble: EnsembleSettings | bool = EnsembleSettings()
     """How models are combined; false leaves the stage out."""
     segresnet: SegResNetSettings = SegResNetSettings()
@@ -324,6 +430,35 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
     return settings.model_copy(update=places), origins
 
 
+def read_settings_file(path: Path) -> dict[str, str]:
+    """Read settings that stand in a file of their own, as if each were given on the command line.
+
+    Returns:
+        Key, dotted inside a block -> text.
+
+    Raises:
+        ConfigError: Every key that is no setting, and every value it cannot have.
+    """
+    docs = setting_docs()
+    found: dict[str, str] = {}
+    faults = []
+    for key, value in read_plain(path).items():
+        inner = value if isinstance(value, dict) and key in {doc.block for doc in docs.values()} else None
+        for name, item in (inner or {"": value}).items():
+            whole = f"{key}.{name}" if inner else key
+            found[whole] = item if isinstance(item, str) else json.dumps(item)
+            if whole not in docs:
+                faults.append(f"{path}: {whole}: unknown setting. {suggest(whole, docs)}")
+                continue
+            try:
+                read_value(whole, found[whole], docs[whole].annotation)
+            except ConfigError as error:
+                faults += [f"{path}: {message.removeprefix('--')}" for message in error.messages]
+    if faults:
+        raise ConfigError(faults)
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingDoc:
     """What the help and the manual say of one setting."""
@@ -363,7 +498,7 @@ def setting_docs() -> dict[str, SettingDoc]:
 def _rank(entry: tuple[str, str, Any, Any]) -> int:
     """Place of a setting in help and manual; the order within a place is that of the models."""
     block, name, _, _ = entry
-    return 2 if block or name in (*ALGOS, "ensemble") else int(name in HyperSettings.model_fields)
+    return 2 if block or name in (*ALGOS, "ensemble", "slurm", "sweep") else int(name in HyperSettings.model_fields)
 
 
 def _default_text(value: Any) -> str:

@@ -208,12 +208,13 @@ def _short(value: Any, width: int = 60) -> str:
 def settings_manual() -> str:
     """The text of docs/settings.md: every setting with type, default and meaning."""
     docs = setting_docs()
-    general = {key for key, doc in docs.items() if not doc.block}
+    general = set(HyperSettings.model_fields)
     lines = [
         "# Settings",
         "",
         "Made from `autoseg/config.py` by `make docs`; do not edit. Every key of `input.yaml`, which may also be",
-        "given to `run`, `analyze`, `generate`, `train` and `ensemble` as a flag (`--num_epochs 50`), then wins.",
+        "given to `run`, `analyze`, `generate`, `train`, `ensemble`, `sweep`, `plan` and `retry` as a flag",
+        "(`--num_epochs 50`), then wins.",
         "`planned` means: derived from the data and the machine; `autoseg explain KEY` tells how.",
     ]
     blocks = list(dict.fromkeys(doc.block for doc in docs.values() if doc.block))

@@ -14,28 +14,36 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autoseg import __version__
-from autoseg.config import AlgoName, Settings, format_duration, load_settings, parse_duration
+from autoseg.config import (
+    AlgoName,
+    Settings,
+    load_settings,
+    parse_duration,
+    read_settings_file,
+    read_value,
+    setting_docs,
+)
 from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, make_label_map
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
+from autoseg.jobs import train_jobs, work_on_job
 from autoseg.terminal import Progress, paint_table
 from autoseg.usage import environment, measured
 from autoseg.workspace import (
     STAGES,
-    Job,
     Workspace,
-    changed,
     digest,
     log_to,
     read_json,
@@ -51,11 +59,21 @@ TRAINING_SHARE = 0.85
 ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
 
 
-SELECTS_WORK = ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers")
+SELECTS_WORK = frozenset(
+    ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers", "launcher", "address", "retries")
+    + ("jobs_per_device", "gpus_per_job", "cpus_per_job")
+)
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
 
 
-def run_input(stages: Sequence[str], input_path: Path, overrides: Mapping[str, str], **options: Any) -> int:
+def run_input(
+    stages: Sequence[str],
+    input_path: Path,
+    overrides: Mapping[str, str],
+    *,
+    more_settings: Path | None = None,
+    **options: Any,
+) -> int:
     """Read input.yaml and run stages.
 
     Settings of an earlier command line are kept, unless the file or this command line has them, so that the plain
@@ -63,10 +81,13 @@ def run_input(stages: Sequence[str], input_path: Path, overrides: Mapping[str, s
 
     Args:
         overrides: settings on the command line: key -> text.
+        more_settings: a YAML file of settings over those of input.yaml, such as a sweep's best.yaml.
         options: as `run_stages` takes them.
 
     Returns, Raises: as `run_stages`.
     """
+    if more_settings is not None:
+        overrides = {**read_settings_file(more_settings), **overrides}
     settings, origins = load_settings(input_path, overrides)
     memory = Workspace(settings.work_dir).root / "state" / "command_line.json"
     earlier: dict[str, str] = read_json(memory) if memory.exists() else {}
@@ -88,6 +109,7 @@ def run_stages(
     *,
     algo: AlgoName | None = None,
     fold: int | None = None,
+    only: Collection[str] | None = None,
     as_json: bool = False,
     again: bool = False,
     remember: Mapping[str, str] | None = None,
@@ -100,6 +122,7 @@ def run_stages(
         settings, origins: of input.yaml and the command line.
         input_path: input.yaml, copied into the work_dir.
         algo, fold: restrict generate and train to these jobs.
+        only: restrict them to jobs of these names.
         as_json: print the analysis' summary as JSON.
         again: train jobs from the start that are done or begun.
         remember: settings of the command line to keep for later runs, where plans are made.
@@ -121,7 +144,7 @@ def run_stages(
         extra_modalities=tuple(settings.extra_modalities),
     )
     _check_same_data(workspace, listed, settings)
-    jobs = _select_jobs(settings, listed, algo, fold)
+    jobs = [(a, f) for a, f in _select_jobs(settings, listed, algo, fold) if only is None or f"{a}_{f}" in only]
     with workspace.lock(), log_to(workspace.log):
         _remember_input(workspace, settings, origins, input_path)
         _remember_command(workspace, stages, input_path, {**(words or {}), **_of_job(algo, fold)})
@@ -215,7 +238,17 @@ def _select_jobs(
 
 
 def _job_budget(settings: Settings, num_jobs: int) -> float | None:
-    return None if settings.budget is None else TRAINING_SHARE * parse_duration(settings.budget) / num_jobs
+    if settings.budget is None:
+        return None
+    rounds = math.ceil(num_jobs / _num_places(settings))
+    return TRAINING_SHARE * parse_duration(settings.budget) / rounds
+
+
+def _num_places(settings: Settings) -> int:
+    """Jobs at once; on a cluster, which others use too, one, so that a budget is kept in any case."""
+    from autoseg.launch.local import find_places
+
+    return len(find_places(settings)) if settings.launcher == "local" else 1
 
 
 def _remember_command(workspace: Workspace, stages: Sequence[str], input_path: Path, words: Mapping[str, str]) -> None:
@@ -320,7 +353,7 @@ def _generate(
     from autoseg.algos.generate import generate_job
 
     made = []
-    for algo, fold, known in _planning(workspace, datalist, settings, origins, jobs, budget_s):
+    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, budget_s):
         if generate_job(workspace, algo=algo, fold=fold, **known):
             made.append(f"{algo}_{fold}")
     log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
@@ -342,7 +375,7 @@ def _edit(
 
     given = origins.get("budget") == "command line" and settings.budget is not None
     budget_s = parse_duration(settings.budget) if given and settings.budget else _job_budget(settings, len(jobs))
-    for algo, fold, known in _planning(workspace, datalist, settings, origins, jobs, budget_s):
+    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, budget_s):
         if not workspace.job_dir(algo, fold).plan.exists():
             generate_job(workspace, algo=algo, fold=fold, **known)
         elif "command line" in origins.values():
@@ -351,7 +384,7 @@ def _edit(
                 log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
 
 
-def _planning(
+def planning(
     workspace: Workspace,
     datalist: Datalist,
     settings: Settings,
@@ -359,17 +392,20 @@ def _planning(
     jobs: Sequence[tuple[AlgoName, int]],
     budget_s: float | None,
 ) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
-    """For each job, all that the planner wants to know."""
+    """For each job, all that the planner wants to know: algorithm, fold, arguments of `make_plan`."""
     from autoseg.algos.device import pick_device
     from autoseg.algos.hardware import find_hardware
 
     fingerprint = Fingerprint.read(workspace.datastats)
+    hardware = find_hardware(pick_device(settings.device))
+    if settings.launcher == "local" and not hardware.on_gpu:
+        hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
     common = {
         "fingerprint": fingerprint,
         "label_map": _label_map(settings, datalist, fingerprint),
         "settings": settings,
         "origins": dict(origins),
-        "hardware": find_hardware(pick_device(settings.device)),
+        "hardware": hardware,
     }
     for algo, fold in jobs:
         own: str | None = getattr(settings, algo).budget
@@ -393,76 +429,12 @@ def _train(
     again: bool = False,
 ) -> bool:
     """Train every job that is not done; True where all are done at the end."""
-    from autoseg.algos.job import job_inputs, read_plan
-
     if len(Fingerprint.read(workspace.datastats).label_groups) > 1:
         log.warning(
             "train: not every case is annotated for every class; training takes what a case does not annotate for "
             "background, scores leave it out"
         )
-    _say_length(workspace, settings, jobs)
-    results: list[Job] = []
-    begin = time.monotonic()
-    for number, (algo, fold) in enumerate(jobs, 1):
-        job = workspace.read_job(algo, fold)
-        plan = read_plan(workspace.job_dir(algo, fold))
-        inputs = job_inputs(plan, datalist.train_cases(fold), datalist.val_cases(fold))
-        reasons = changed(job.inputs, inputs) if job.inputs else []
-        if again:
-            reasons.append("--again was given")
-            workspace.job_dir(algo, fold).checkpoint.unlink(missing_ok=True)
-        if job.state == "done" and not reasons:
-            log.info("train: %s is done (Dice %.4f)", job.name, job.dice)
-            results.append(job)
-            continue
-        because = f", because {', '.join(reasons)}" if reasons else ""
-        log.info("train: job %d of %d, %s%s", number, len(jobs), job.name, because)
-        done = _run_job(workspace, settings, algo, fold)
-        results.append(done)
-    if len(jobs) > 1:
-        bad = [j for j in results if j.state != "done"]
-        log.info("train: %d of %d jobs done in %.0f s", len(results) - len(bad), len(jobs), time.monotonic() - begin)
-        for job in bad:
-            log.warning("train: %s %s: %s", job.name, job.state, job.error.splitlines()[0] if job.error else "")
-    return all(j.state == "done" for j in results)
-
-
-def _say_length(workspace: Workspace, settings: Settings, jobs: Sequence[tuple[AlgoName, int]]) -> None:
-    """Before hours are spent, say how many."""
-    from autoseg.algos.device import pick_device
-    from autoseg.algos.hardware import find_hardware
-    from autoseg.algos.job import read_plan
-    from autoseg.algos.planner import expected_seconds
-
-    hardware = find_hardware(pick_device(settings.device))
-    open_jobs = [(a, f) for a, f in jobs if workspace.read_job(a, f).state != "done"]
-    times = [expected_seconds(read_plan(workspace.job_dir(a, f)), hardware) for a, f in open_jobs]
-    known = [t for t in times if t is not None]
-    if not open_jobs or len(known) < len(times):
-        return
-    advice = "" if settings.budget else "; with --budget 2h it ends sooner"
-    log.info("train: %d jobs to do, about %s on %s%s", len(times), format_duration(sum(known)), hardware.name, advice)
-
-
-def _run_job(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int) -> Job:
-    import torch
-
-    from autoseg.algos.device import pick_device
-    from autoseg.algos.job import run_job
-
-    if pick_device(settings.device).type == "cuda" and torch.cuda.device_count() > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={torch.cuda.device_count()}", "-m", "autoseg.algos.job"]
-        subprocess.run([*command, str(workspace.root), str(settings.dataroot), algo, str(fold)], check=False)
-        job = workspace.read_job(algo, fold)
-        if job.state == "running":  # killed before it could say why
-            job.state, job.error = (
-                "failed",
-                f"the processes ended without a word; see {workspace.job_dir(algo, fold).log.name}",
-            )
-            workspace.write_job(job)
-        return job
-    return run_job(workspace, settings.dataroot, algo, fold, device=settings.device, num_workers=settings.num_workers)
+    return train_jobs(workspace, datalist, settings, jobs, again=again)
 
 
 # -- ensemble
@@ -494,3 +466,49 @@ def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> N
         if bar is not None:
             bar.close()
     print("\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
+
+
+# -- one job alone, on any machine
+
+WORKER_KEYS = frozenset(("work_dir", "device", "num_workers"))
+
+
+def is_planned(overrides: Mapping[str, str]) -> bool:
+    """Whether a command line names a planned job by its work_dir alone, and no setting that would change its plan."""
+    work_dir = overrides.get("work_dir")
+    return work_dir is not None and set(overrides) <= WORKER_KEYS and Workspace(Path(work_dir)).settings.exists()
+
+
+def work_alone(overrides: Mapping[str, str], algo: AlgoName, fold: int, *, wait: bool) -> int:
+    """Train one planned job; the work_dir's settings say all else. Returns, raises: as `work_on_job`."""
+    docs = setting_docs()
+    device, workers = (
+        read_value(key, overrides[key], docs[key].annotation) if key in overrides else None
+        for key in ("device", "num_workers")
+    )
+    root = Path(overrides["work_dir"])
+    return work_on_job(root, algo, fold, device=device, num_workers=workers, wait=wait)
+
+
+# -- failed jobs
+
+
+def retry(input_path: Path, overrides: Mapping[str, str], name: str | None) -> int:
+    """Train failed and diverged jobs again, all or the one named; each goes on from its checkpoint where it has one.
+
+    Returns:
+        0 where all are done, else 1.
+
+    Raises:
+        ConfigError: The one named is no job, or did not fail.
+    """
+    settings, _ = load_settings(input_path, overrides)
+    states = {job.name: job.state for job in Workspace(settings.work_dir).jobs()}
+    failed = [key for key, state in states.items() if state in ("failed", "diverged")]
+    if name is not None and name not in failed:
+        why = f"is {states[name]}, not failed" if name in states else "no such job"
+        raise ConfigError(f"{name}: {why}. Failed: {', '.join(failed) or 'none'}.")
+    if not failed:
+        log.info("retry: no job has failed")
+        return 0
+    return run_input(("train",), input_path, overrides, only=failed if name is None else [name])

@@ -88,6 +88,7 @@ class Reader:
             return self.model(bare, node, path)
         if origin is dict and isinstance(node, yaml.MappingNode):
             items = {k: self.value(args[1], v, f"{path}.{k}") for k, v in self.pairs(node, path).items()}
+            self.origins |= {f"{path}.{k.value}": _origin(v, k) for k, v in node.value if k.value in items}
             return _BROKEN if any(v is _BROKEN for v in items.values()) else items
         if origin in (tuple, list):
             return self.items(annotation, node, path, limits)
@@ -343,6 +344,19 @@ def read_model(path: Path, model: type[M], overrides: Mapping[str, str] | None =
         ConfigError: All that is wrong, one line each, with file, line, finding and remedy.
     """
     return read_with_origins(path, model, overrides)[0]
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """Read a YAML file of `key: value` lines as plain data.
+
+    Raises:
+        ConfigError: All that is wrong, one line each.
+    """
+    reader = Reader()
+    data: dict[str, Any] = reader.anything(_read_root(path), "")
+    if reader.faults:
+        raise ConfigError(reader.faults)
+    return data
 
 
 def read_value(key: str, text: str, annotation: Any) -> Any:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from autoseg.annotations import suggest
+from autoseg.claims import ClaimState
 from autoseg.config import format_duration
-from autoseg.errors import WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.workspace import STAGES, Job, Workspace, read_json
 
 _TAIL_BYTES = 65536
+LOG_LINES = 40
+WATCH_S = 2.0
+COLUMNS = ("Job", "State", "Device", "Epoch", "Dice", "Time", "Left", "Last error")
 
 
 def status(work_dir: Path) -> str:
@@ -22,27 +28,77 @@ def status(work_dir: Path) -> str:
         work_dir: The run's folder.
 
     Returns:
-        Lines to print: when each stage ended; for each job its state, Dice, time, epoch, time left, error.
+        Lines to print: when each stage ended; for each job its state, device, epoch, Dice, time, time left, last error.
+        The Dice of a job that is not done is the best of its validations so far.
 
     Raises:
         WorkspaceError: The folder is missing or is no run's.
     """
+    workspace = _open(work_dir)
+    lines = ["Stage     Done"]
+    lines += [f"{stage:<9} {_stage_time(workspace, stage)}" for stage in STAGES]
+    jobs = workspace.current_jobs()
+    if not jobs:
+        return "\n".join([*lines, "", "No training jobs yet. `autoseg generate` plans them."])
+    lines += ["", *_table([_cells(workspace, job, claim) for job, claim in jobs])]
+    states = [job.state for job, _ in jobs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    lines += ["", f"{len(jobs)} jobs: {counts}. `autoseg status JOB` shows a job's log."]
+    if any(state in ("failed", "diverged") for state in states):
+        lines.append("`autoseg retry` tries the failed ones again.")
+    return "\n".join(lines)
+
+
+def job_status(work_dir: Path, name: str) -> str:
+    """Tell the state of one job, its last error in full, and the end of its log.
+
+    Raises:
+        WorkspaceError: The folder is no run's.
+        ConfigError: There is no such job.
+    """
+    workspace = _open(work_dir)
+    found = {job.name: (job, claim) for job, claim in workspace.current_jobs()}
+    if name not in found:
+        raise ConfigError(f"{name}: no such job in {work_dir}. {suggest(name, found)}")
+    job, claim = found[name]
+    paths = workspace.job_dir(job.algo, job.fold)
+    lines = _table([_cells(workspace, job, claim)])
+    if job.error:
+        lines += ["", job.error.rstrip()]
+    printed = workspace.root / "state" / "launch" / f"{name}.out"
+    for path in (paths.log, printed):
+        if path.exists() and path.stat().st_size:
+            lines += ["", f"{path}:", *_tail(path).splitlines()[-LOG_LINES:]]
+    return "\n".join(lines)
+
+
+def watch(work_dir: Path) -> None:
+    """Show the state again and again until no job is pending or running; Ctrl-C ends it.
+
+    On a terminal the screen is written anew; elsewhere the state is printed whenever it changed.
+    """
+    shown = ""
+    while True:
+        text = status(work_dir)
+        if sys.stdout.isatty():
+            sys.stdout.write(f"\x1b[H\x1b[2J{text}\n")
+        elif text != shown:
+            sys.stdout.write(f"{text}\n\n")
+        sys.stdout.flush()
+        shown = text
+        states = {job.state for job, _ in Workspace(work_dir).current_jobs()}
+        if states and not states & {"pending", "running"}:
+            return
+        time.sleep(WATCH_S)
+
+
+def _open(work_dir: Path) -> Workspace:
     workspace = Workspace(work_dir)
     if not work_dir.is_dir():
         raise WorkspaceError(f"{work_dir}: no such folder. Give a run's folder with --work_dir.")
-    jobs = workspace.jobs()
-    if not jobs and not workspace.settings.exists() and not (work_dir / "state").is_dir():
+    if not workspace.jobs() and not workspace.settings.exists() and not (work_dir / "state").is_dir():
         raise WorkspaceError(f"{work_dir}: not a run's folder. Give a run's folder with --work_dir.")
-    lines = ["Stage     Done"]
-    lines += [f"{stage:<9} {_stage_time(workspace, stage)}" for stage in STAGES]
-    if not jobs:
-        return "\n".join([*lines, "", "No training jobs yet. `autoseg generate` plans them."])
-    width = max(len("Job"), *(len(job.name) for job in jobs))
-    lines += ["", f"{'Job':<{width}}  {'State':<8}  {'Dice':>6}  {'Time':>8}  Progress"]
-    lines += [_job_line(workspace, job, width) for job in jobs]
-    counts = {state: sum(job.state == state for job in jobs) for state in dict.fromkeys(j.state for j in jobs)}
-    lines += ["", f"{len(jobs)} jobs: " + ", ".join(f"{n} {state}" for state, n in counts.items())]
-    return "\n".join(lines)
+    return workspace
 
 
 def _stage_time(workspace: Workspace, stage: str) -> str:
@@ -54,39 +110,56 @@ def _stage_time(workspace: Workspace, stage: str) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(data["time"])) if "time" in data else "yes"
 
 
-def _job_line(workspace: Workspace, job: Job, width: int) -> str:
-    dice = "-" if job.dice is None else f"{job.dice:.4f}"
-    if job.error:
-        progress = job.error.strip().splitlines()[0]
-    elif job.state == "pending":
-        progress = ""
-    else:
-        progress = _progress(_last_epoch(workspace.job_dir(job.algo, job.fold).metrics), job.state == "running")
-    spent = format_duration(job.seconds) if job.seconds else "-"
-    return f"{job.name:<{width}}  {job.state:<8}  {dice:>6}  {spent:>8}  {progress}".rstrip()
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [COLUMNS, *rows]) for i in range(len(COLUMNS))]
+    right = {COLUMNS.index(name) for name in ("Epoch", "Dice", "Time", "Left")}
+    return [
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [COLUMNS, *rows]
+    ]
 
 
-def _progress(epoch: dict[str, Any], is_running: bool) -> str:
-    """The epoch reached, and while a job runs the time left."""
-    if "epoch" not in epoch:
-        return "no epoch yet" if is_running else ""
-    text = f"epoch {epoch['epoch']}"
-    if epoch.get("num_epochs"):
-        text += f" of {epoch['num_epochs']}"
-    if is_running and isinstance(epoch.get("time_left_s"), int | float):
-        text += f", {format_duration(epoch['time_left_s'])} left"
-    return text
+def _cells(workspace: Workspace, job: Job, claim: ClaimState) -> tuple[str, ...]:
+    """A job's row."""
+    running = job.state == "running"
+    epoch = (
+        {} if job.state == "pending" and not job.starts else _last_epoch(workspace.job_dir(job.algo, job.fold).metrics)
+    )
+    dice = job.dice if job.dice is not None else epoch.get("best_dice")
+    left = epoch.get("time_left_s") if running else None
+    reached = "" if "epoch" not in epoch else str(epoch["epoch"])
+    if reached and epoch.get("num_epochs"):
+        reached += f"/{epoch['num_epochs']}"
+    seconds = job.seconds if job.state == "done" else epoch.get("seconds", job.seconds)
+    device = ""
+    if running and claim.holder is not None:
+        device = f"{claim.holder.host}:{claim.holder.device}"
+    return (
+        job.name,
+        job.state,
+        device or "-",
+        reached or "-",
+        "-" if dice is None else f"{dice:.4f}",
+        format_duration(seconds) if seconds else "-",
+        format_duration(left) if isinstance(left, int | float) else "-",
+        job.error.strip().splitlines()[0] if job.error.strip() else "",
+    )
+
+
+def _tail(path: Path) -> str:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        return file.read().decode(errors="replace")
 
 
 def _last_epoch(path: Path) -> dict[str, Any]:
     """The last whole line of metrics.jsonl; a line that is being written is passed over."""
     if not path.exists():
         return {}
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
-    for line in reversed(lines):
+    for line in reversed(_tail(path).splitlines()):
         try:
             data = json.loads(line)
         except json.JSONDecodeError:

@@ -6,6 +6,7 @@ datalist.json                        the cases, relative to dataroot, each with 
 datastats.yaml, datastats_by_case.yaml, faults.json
 cache/                               preprocessed cases, keyed by content and settings
 <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
+sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
 ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
 state/<stage>.json                   what each finished stage was made from
 state/usage.jsonl                    time, memory and disk of each stage
@@ -20,8 +21,9 @@ import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -29,9 +31,10 @@ from typing import IO, Any, Literal
 import yaml
 
 from autoseg import __version__
+from autoseg.claims import Busy, Claim, ClaimState, read_claim
 from autoseg.errors import WorkspaceError
 
-JobState = Literal["pending", "running", "done", "failed", "diverged"]
+JobState = Literal["pending", "running", "done", "failed", "diverged", "pruned"]
 STAGES = ("analyze", "generate", "train", "ensemble")
 """The stages of a run in their order."""
 
@@ -39,7 +42,8 @@ STAGES = ("analyze", "generate", "train", "ensemble")
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that after a crash either the old or the new one is there, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    # Two machines may have processes of one number.
+    part = path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name}")
     try:
         with open(part, "wb") as file:
             write(file)
@@ -121,6 +125,14 @@ class Job:
     """Mean foreground Dice on the fold's validation cases, original grid."""
     started: float | None = None
     seconds: float = 0.0
+    starts: int = 0
+    """Starts since an epoch was last ended: more than a few mean that it kills its process."""
+    can_retry: bool = True
+    """False where it would fail again until the user changes something."""
+    memory_gib: float | None = None
+    """Most memory it took: of the GPU, or of the process on a CPU."""
+    inference_s: float | None = None
+    """Seconds to predict a validation case, mean."""
 
     @property
     def name(self) -> str:
@@ -174,12 +186,19 @@ class JobDir:
         """The job's state."""
         return self.root / "job.json"
 
+    @property
+    def claims(self) -> Path:
+        """Who works on it; see `autoseg.claims`."""
+        return self.root / ".claims"
+
 
 class Workspace:
     """Paths and state under a work_dir. Making one creates nothing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, data_of: Workspace | None = None) -> None:
+        """Give the folder, and for a sweep's trial the run whose cases and cache it shares."""
         self.root = Path(root)
+        self._data = data_of.root if data_of else self.root
 
     # -- paths
     @property
@@ -195,7 +214,7 @@ class Workspace:
     @property
     def datalist(self) -> Path:
         """Cases and folds as used."""
-        return self.root / "datalist.json"
+        return self._data / "datalist.json"
 
     @property
     def datastats(self) -> Path:
@@ -215,7 +234,7 @@ class Workspace:
     @property
     def cache(self) -> Path:
         """Preprocessed cases."""
-        return self.root / "cache"
+        return self._data / "cache"
 
     @property
     def ensemble(self) -> Path:
@@ -296,34 +315,43 @@ class Workspace:
         write_json(self.job_dir(job.algo, job.fold).job, asdict(job))
 
     def jobs(self) -> list[Job]:
-        """All jobs that have a folder, by name."""
-        found = [read_json(path) for path in sorted(self.root.glob("*_*/job.json"))]
-        return [Job(**data) for data in found]
+        """All jobs that are planned or were begun, by name."""
+        found = {*self.root.glob("*_*/job.json"), *self.root.glob("*_*/configs/hyper_parameters.yaml")}
+        names = sorted({path.relative_to(self.root).parts[0] for path in found})
+        split = [name.rpartition("_") for name in names]
+        return [self.read_job(algo, int(fold)) for algo, _, fold in split if fold.isdigit()]
+
+    def current_jobs(self) -> list[tuple[Job, ClaimState]]:
+        """All jobs with who works on them; a job whose worker is dead counts as pending."""
+        found = []
+        for job in self.jobs():
+            claim = read_claim(self.job_dir(job.algo, job.fold).claims)
+            if job.state == "running" and not claim.is_live:
+                job.state = "pending"
+            found.append((job, claim))
+        return found
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the work_dir for one run; a lock of a process that is gone is taken over by the system itself.
+        """Hold the work_dir for one run; the lock of a process that is gone is taken over.
 
         Raises:
-            WorkspaceError: Another run holds it, or it cannot be made or written to.
+            Busy: Another run holds it.
+            WorkspaceError: It cannot be made or written to.
         """
-        import fcntl
-
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            opened = open(self.root / ".lock", "a+")  # noqa: SIM115 - closed below
+            (self.root / ".claims").mkdir(exist_ok=True)
         except OSError as error:
             raise WorkspaceError(
                 f"{self.root}: cannot be made or written to ({error.strerror}). "
                 "Give a work_dir in a folder that you may write to."
             ) from error
-        with opened as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise WorkspaceError(
-                    f"{self.root}: another autoseg run is using this work_dir. Wait for it, or give another work_dir."
-                ) from None
+                stack.enter_context(Claim(self.root / ".claims", str(self.root)))
+            except Busy as error:
+                raise Busy(f"{error} Wait for that autoseg run, or give another work_dir.") from None
             yield
 
 

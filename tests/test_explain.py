@@ -1,13 +1,15 @@
 """explain tells value, origin and rule, and sees an edit by hand; status tells stages and jobs from the files."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
+from autoseg.claims import Claim
 from autoseg.config import format_duration, load_settings
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.explain import explain
-from autoseg.status import status
+from autoseg.status import job_status, status
 from autoseg.workspace import Job, Workspace, write_text, write_yaml
 
 
@@ -75,20 +77,31 @@ def test_status(run: Path) -> None:
     workspace.write_job(Job(algo="segresnet", fold=1, state="running", seconds=5))
     workspace.write_job(Job(algo="swinunetr", fold=0, state="failed", error="out of memory\nmore"))
     workspace.write_job(Job(algo="swinunetr", fold=1))
-    epoch = '{"epoch": 4, "num_epochs": 7, "time_left_s": 4000}\n'
+    epoch = '{"epoch": 4, "num_epochs": 7, "time_left_s": 4000, "best_dice": 0.5, "seconds": 30}\n'
     write_text(workspace.job_dir("segresnet", 1).metrics, epoch + '{"epoch": 5, "num_')
-    lines = status(workspace.root).splitlines()
+    with Claim(workspace.job_dir("segresnet", 1).claims, "segresnet_1", device="cpu:1"):
+        lines = status(workspace.root).splitlines()
+    where = f"{socket.gethostname()}:cpu:1"
+    gap = " " * (len(where) - len("Device"))
     assert lines[1].startswith("analyze   20")
     assert lines[2:5] == ["generate  -", "train     -", "ensemble  -"]
     assert lines[6:] == [
-        "Job          State       Dice      Time  Progress",
-        "segresnet_0  done      0.9123    12m05s",
-        "segresnet_1  running        -        5s  epoch 4 of 7, 1h06m left",
-        "swinunetr_0  failed         -         -  out of memory",
-        "swinunetr_1  pending        -         -",
+        f"Job          State    Device{gap}  Epoch    Dice    Time   Left  Last error",
+        f"segresnet_0  done     -     {gap}      -  0.9123  12m05s      -",
+        f"segresnet_1  running  {where}    4/7  0.5000     30s  1h06m",
+        f"swinunetr_0  failed   -     {gap}      -       -       -      -  out of memory",
+        f"swinunetr_1  pending  -     {gap}      -       -       -      -",
         "",
-        "4 jobs: 1 done, 1 running, 1 failed, 1 pending",
+        "4 jobs: 1 done, 1 running, 1 failed, 1 pending. `autoseg status JOB` shows a job's log.",
+        "`autoseg retry` tries the failed ones again.",
     ]
+    assert "segresnet_1  pending" in status(workspace.root), "running, but nobody works on it"
+    write_text(workspace.job_dir("swinunetr", 0).log, "first line\nlast line\n")
+    shown = job_status(workspace.root, "swinunetr_0")
+    assert "out of memory\nmore" in shown
+    assert shown.endswith("train.log:\nfirst line\nlast line")
+    with pytest.raises(ConfigError, match=r"^swinunetr_2: no such job in .*\. Did you mean swinunetr_"):
+        job_status(workspace.root, "swinunetr_2")
 
 
 def test_status_refuses(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from tiny_jobs import make_job
 
+from autoseg.claims import Claim
 from autoseg.data.volumes import Grid, write_volume
 from autoseg.ensemble.combine import EnsembleSpec
 from autoseg.ensemble.evaluate import evaluate, evaluate_folders
@@ -161,6 +163,28 @@ def test_a_disk_that_is_full(work_dir: Path, tmp_path: Path, monkeypatch, caplog
     monkeypatch.setattr("autoseg.inference.predictor.write_volume", full)
     assert predict_files(work_dir, write_image(tmp_path / "a.nii.gz"), tmp_path / "out", device="cpu") == 2
     assert "a.nii.gz: cannot be written (No space left on device)" in caplog.text
+
+
+def test_processes_share_a_folder(work_dir: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in "abc":
+        write_image(images / f"{name}.nii.gz")
+    (out).mkdir()
+    (out / "c.nii.gz").write_bytes(b"done before")
+    other = Claim(out / ".claims" / "a", "a")
+    other.__enter__()
+    # The other process ends without having written its image.
+    timer = threading.Timer(1.0, lambda: other.__exit__(None, None, None))
+    timer.start()
+    assert predict_files(work_dir, images, out, device="cpu", share=True) == 0
+    timer.join()
+    assert (out / "c.nii.gz").read_bytes() == b"done before"
+    written = {p.name: p.stat().st_mtime_ns for p in out.glob("*.nii.gz")}
+    assert set(written) == {"a.nii.gz", "b.nii.gz", "c.nii.gz"}
+    assert written["b.nii.gz"] < written["a.nii.gz"]
+    assert predict_files(work_dir, images, out, device="cpu", share=True) == 0
+    assert written == {p.name: p.stat().st_mtime_ns for p in out.glob("*.nii.gz")}
 
 
 # -- evaluate

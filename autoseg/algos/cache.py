@@ -11,9 +11,11 @@ kept there instead.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +23,7 @@ import numpy as np
 
 from autoseg.algos.hardware import available_memory_bytes
 from autoseg.algos.plan import Plan
+from autoseg.claims import Busy, Claim
 from autoseg.data.datalist import Case, files_digest
 from autoseg.data.preprocess import prepare_image, prepare_label
 from autoseg.data.volumes import read_image, read_label
@@ -101,14 +104,25 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         log.info("preprocessing %d of %d cases into the cache", len(missing), len(cases))
     faults: list[str] = []
 
-    def make(item: tuple[Path, Case]) -> None:
+    def make(item: tuple[Path, Case], *, wait: bool) -> bool:
+        """Preprocess a case; False where another job is about it."""
+        folder, case = item
         try:
-            _make(item[0], plan, item[1])
+            with Claim(folder / ".claims", case.name, wait=wait, poll_s=0.2):
+                if not (folder / "points.npy").exists():
+                    _make(folder, plan, case)
+        except Busy:
+            return False
         except DataError as error:
             faults.extend(error.messages)
+        return True
 
+    # Jobs that start together share the work: each takes what no other has begun, and waits for the rest at the end.
+    random.shuffle(missing)
     with ThreadPoolExecutor(num_workers) as pool:
-        list(pool.map(make, missing))
+        made = list(pool.map(partial(make, wait=False), missing))
+        busy = [item for item, is_made in zip(missing, made, strict=True) if not is_made]
+        list(pool.map(partial(make, wait=True), busy))
     if faults:
         raise DataError(sorted(faults))
     size = sum(path.stat().st_size for f in folders for path in f.glob("*.npy"))

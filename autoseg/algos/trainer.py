@@ -52,6 +52,10 @@ class Diverged(AutosegError):
     """The loss is no number any more: the job is marked diverged and does not count as trained."""
 
 
+class Pruned(Exception):
+    """A sweep stops the trial: others did better by this epoch."""
+
+
 class Interrupted(KeyboardInterrupt):
     """SIGTERM or Ctrl-C: the job was saved and will go on from there."""
 
@@ -101,6 +105,8 @@ class Trainer:
         final_s: Callable[[float], float] = lambda validation_s: 0.0,
         started: float | None = None,
         inputs: str = "",
+        before_write: Callable[[], None] = lambda: None,
+        after_epoch: Callable[[Progress, float], None] = lambda progress, dice: None,
     ) -> None:
         """Set up a job.
 
@@ -110,7 +116,10 @@ class Trainer:
             final_s: seconds that follow training, from the seconds of a validation; kept free of a budget.
             started: `time.monotonic()` when the job began, so that preprocessing counts towards a budget.
             inputs: digest of the files the cases come from; a checkpoint made from others is not gone on with.
+            before_write: called before any file is written; raises where this process may not any more.
+            after_epoch: called after each epoch with the validation's Dice, NaN where none was due; may raise `Pruned`.
         """
+        self.before_write, self.after_epoch = before_write, after_epoch
         self.plan, self.train_cases, self.val_cases, self.paths = plan, train_cases, val_cases, paths
         self.device, self.final_s, self.inputs = device, final_s, inputs
         self.rank = dist.get_rank() if dist.is_initialized() else 0
@@ -169,10 +178,11 @@ class Trainer:
                 p = self.progress
                 finished = self._finished()
                 epoch_ends = finished or p.epoch_steps == self.plan.num_steps_per_epoch
+                epoch_s = p.epoch_s  # the end of the epoch clears it
                 if epoch_ends:
                     self._end_epoch()
                 due = time.monotonic() - saved > min(300.0, max(CHECKPOINT_S, 50 * save_s))
-                if due or self._agreed or (epoch_ends and save_s < 0.02 * p.epoch_s):
+                if due or self._agreed or (epoch_ends and save_s < 0.02 * epoch_s):
                     begin = time.monotonic()
                     self._save_checkpoint()
                     saved, save_s = time.monotonic(), time.monotonic() - begin
@@ -296,6 +306,7 @@ class Trainer:
         p.epoch += 1
         share = self._share()
         dice = self._validate() if self._validation_due(share) else math.nan
+        self.before_write()
         if not math.isnan(dice):
             p.last_dice, p.validated_step = dice, p.step
             p.validations += 1
@@ -334,6 +345,7 @@ class Trainer:
                 format_duration(left),
             )  # fmt: skip
         p.epoch_loss, p.epoch_steps, p.epoch_s = 0.0, 0, 0.0
+        self.after_epoch(p, dice)
 
     def _validation_due(self, share: float) -> bool:
         if share >= 1.0:
@@ -396,6 +408,7 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         if self.rank != 0:
             return
+        self.before_write()
         self._tick()
         state = {
             "identity": self._identity(),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from autoseg.claims import Busy, Claim
 from autoseg.data.foreign import image_files
 from autoseg.data.listfile import unique_names
 from autoseg.data.volumes import SUFFIXES, read_grid, stem_of, suffix_of
@@ -178,6 +179,17 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"--output: {folder} is not writable. Give a folder you may write to.")
 
 
+def _segment_shared(predictor: Predictor, item: Item, *, wait: bool) -> bool:
+    """Segment one image unless that was done; False where another process is about it."""
+    try:
+        with Claim(item.target.parent / ".claims" / item.name, item.name, wait=wait):
+            if not item.target.exists():
+                segment(predictor, item.images, item.target)
+    except Busy:
+        return False
+    return True
+
+
 def predict_files(
     work_dir: Path,
     image: Path,
@@ -186,6 +198,7 @@ def predict_files(
     algo: str | None = None,
     fold: int | None = None,
     device: str = "auto",
+    share: bool = False,
 ) -> int:
     """Segment an image or a folder of images; a bad one is reported and skipped.
 
@@ -195,6 +208,8 @@ def predict_files(
         output: folder for the label files, `<case>.nii.gz`; or one label file for one image.
         algo, fold: use the trained jobs of this algorithm and fold instead of the ensemble.
         device: auto, cpu or cuda.
+        share: leave label files that are there, and images that another process with `share` has begun; so several
+            processes do a folder together, and one that was killed goes on.
 
     Returns:
         Exit code: 0, or 2 where images were skipped.
@@ -210,15 +225,25 @@ def predict_files(
     items = find_items(image, output, predictor.num_channels)
     _check_output(output)
     log.info("%d images, %d models on %s", len(items), len(predictor.models), predictor.device)
-    failed = 0
+    failed, later = 0, list[Item]()
     for number, item in enumerate(items, 1):
         try:
-            segment(predictor, item.images, item.target)
+            if not share:
+                segment(predictor, item.images, item.target)
+            elif not _segment_shared(predictor, item, wait=False):
+                later.append(item)
+                continue
         except AutosegError as error:
             failed += 1
             log.error("skipped: %s", " ".join(error.messages))
         else:
             log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, item.target)
+    for item in later:  # others are about these; should one of them die, its image is ours
+        try:
+            _segment_shared(predictor, item, wait=True)
+        except AutosegError as error:
+            failed += 1
+            log.error("skipped: %s", " ".join(error.messages))
     if failed:
         log.error("%d of %d images were skipped; the messages above say why", failed, len(items))
     return 2 if failed else 0

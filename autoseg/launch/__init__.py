@@ -1,0 +1,158 @@
+"""Where jobs run: this machine's devices (local.py), a Ray cluster (ray_cluster.py), Slurm (slurm_array.py).
+
+A launcher is a function that starts tasks, tells `ended` about each that ends, and starts it again where that says so.
+A task is one `autoseg` command, idempotent and claimed by its worker (see `autoseg.claims`), so that a launcher may
+die, start a task twice or lose a machine without harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from autoseg.config import Settings
+
+log = logging.getLogger(__name__)
+
+LAUNCHER_PID = "AUTOSEG_LAUNCHER_PID"
+"""Environment variable with the process that started this one and waits for it."""
+SAVING_S = 120.0
+"""Seconds a stopped worker gets to end its step and save."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One `autoseg` command to be run somewhere."""
+
+    name: str
+    words: tuple[str, ...]
+    """What follows `autoseg`."""
+    gpus: int = 0
+    """GPUs it trains on; several by torchrun."""
+    cpus: int = 1
+    """CPU threads it may use."""
+
+    def command(self) -> list[str]:
+        """The task as a command line."""
+        start = [sys.executable, "-m"]
+        if self.gpus > 1:
+            start += ["torch.distributed.run", "--standalone", f"--nproc_per_node={self.gpus}", "-m"]
+        return [*start, "autoseg", *self.words]
+
+
+Ended = Callable[[Task, int], bool]
+"""Told of a task that ended and its exit code; True: start it again."""
+
+
+def launch(
+    tasks: Sequence[Task],
+    settings: Settings,
+    ended: Ended,
+    *,
+    output: Path,
+    memory_gib: Callable[[Task], float | None] = lambda task: None,
+) -> None:
+    """Run tasks on the launcher of the settings until all have ended.
+
+    Args:
+        output: Folder for what the processes print.
+        memory_gib: Memory a running or past task took, where that is known.
+
+    Raises:
+        ResourceError: The launcher's package, its cluster or every device is missing.
+        KeyboardInterrupt: A signal came; the tasks were stopped and have saved their work.
+    """
+    if settings.launcher == "ray":
+        from autoseg.launch.ray_cluster import run_on_ray
+
+        run_on_ray(tasks, settings, ended, output)
+    elif settings.launcher == "slurm":
+        from autoseg.launch.slurm_array import run_on_slurm
+
+        run_on_slurm(tasks, settings, ended, output)
+    else:
+        from autoseg.launch.local import find_places, run_local
+
+        run_local(tasks, find_places(settings), ended, output, memory_gib=memory_gib)
+
+
+def start(command: Sequence[str], output: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, so that Ctrl-C reaches it through us alone; append what it prints."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output, "ab") as file:
+        return subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env={**os.environ, **environment, LAUNCHER_PID: str(os.getpid())},
+        )
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let processes save and end; kill those that do not within `SAVING_S`."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(SAVING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def run_command(command: Sequence[str], output: Path, environment: Mapping[str, str]) -> int:
+    """Run a task's command to its end on the machine where this is called; stopped, let it save first."""
+    process = start(command, output, environment)
+    try:
+        return process.wait()
+    except BaseException:
+        stop([process])
+        raise
+
+
+def stop_with_launcher() -> None:
+    """In a worker: watch the launcher that started this process, and stop as on SIGTERM where it dies."""
+    pid = os.environ.get(LAUNCHER_PID, "")
+    if not pid:
+        return
+    try:
+        launcher = psutil.Process(int(pid))
+    except psutil.NoSuchProcess:
+        launcher = None
+
+    def watch() -> None:
+        while launcher is not None and launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
+            pause.wait(1.0)
+        log.warning("the process that started this one is gone: saving and stopping")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    pause = threading.Event()
+    threading.Thread(target=watch, daemon=True, name="watch of the launcher").start()
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a text file; none where it is missing."""
+    try:
+        with open(path, "rb") as file:
+            return _tail(file).decode(errors="replace").splitlines()[-count:]
+    except FileNotFoundError:
+        return []
+
+
+def _tail(file: IO[bytes], size: int = 65536) -> bytes:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - size))
+    return file.read()

@@ -1,0 +1,50 @@
+"""The forecast: list scheduling, the sum of a job's parts, and `autoseg plan` on phantoms."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from plans import tiny_plan
+from test_pipeline import autoseg, make_data
+
+from autoseg.forecast import SCORING, Cost, Forecast, _cost, makespan
+
+
+@pytest.mark.parametrize(
+    ("seconds", "devices", "expected"),
+    [
+        ([3.0, 3.0, 2.0, 2.0, 2.0], 1, 12.0),
+        ([3.0, 3.0, 2.0, 2.0, 2.0], 2, 7.0),
+        ([3.0, 3.0, 2.0, 2.0, 2.0], 5, 3.0),
+        ([3.0, 3.0, 2.0, 2.0, 2.0], 32, 3.0),
+    ],
+)
+def test_each_job_goes_to_the_device_that_is_free_first(seconds: list[float], devices: int, expected: float) -> None:
+    assert makespan(seconds, devices) == pytest.approx(expected)
+
+
+def test_a_job_is_its_steps_and_validations() -> None:
+    plan = tiny_plan(num_epochs=10, num_steps_per_epoch=7, num_epochs_per_validation=5)
+    cost = _cost(plan, 0.5, 20.0, 1.0)
+    assert cost.seconds == pytest.approx(10 * 7 * 0.5 + 2 * 20 + SCORING * 20)
+    assert _cost(plan.model_copy(update={"budget_s": 30.0}), 0.5, 20.0, 1.0).seconds == 30.0
+
+
+def test_devices_share_the_jobs() -> None:
+    costs = {f"a_{i}": Cost(step_s=1, validation_s=1, memory_gib=1, seconds=100) for i in range(4)}
+    forecast = Forecast(costs=costs, done=0, device="", preparing_s=10, cache_gib=0, models_gib=0)
+    assert [forecast.seconds_on(n) for n in (1, 2, 4, 32)] == [410, 210, 110, 110]
+
+
+def test_plan_tells_what_a_run_takes(tmp_path: Path) -> None:
+    path = make_data(tmp_path)
+    done = autoseg("plan", "--input", path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^segresnet_0 +0\.\d{3} +\d+s +\d\.\d GiB +\d+s$", done.stdout, re.MULTILINE)
+    assert re.search(r"^2 jobs to train: \d+s of CPU, \d+ cores? in all$", done.stdout, re.MULTILINE)
+    assert re.search(r"^Memory: up to \d\.\d GiB a job; disk: cache 0\.00 GiB, models", done.stdout, re.MULTILINE)
+    hours = re.findall(r"^ +(1|4|32)  (\d+)s$", done.stdout, re.MULTILINE)
+    assert [n for n, _ in hours] == ["1", "4", "32"]
+    assert int(hours[0][1]) >= int(hours[1][1]) == int(hours[2][1])

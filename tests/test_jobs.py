@@ -1,0 +1,200 @@
+"""The unit of work: one job, many workers; taken over, tried again, given up, shown and started anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_pipeline import autoseg, make_data
+
+from autoseg.claims import Claim
+from autoseg.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of two planned jobs; not to be changed."""
+    folder = tmp_path_factory.mktemp("planned")
+    path = make_data(folder)
+    for stage in ("analyze", "generate"):
+        assert autoseg(stage, "--input", path).returncode == 0
+    return folder
+
+
+@pytest.fixture
+def copied(planned: Path, tmp_path: Path) -> Path:
+    shutil.copytree(planned, tmp_path / "run", copy_function=shutil.copy2)
+    return tmp_path / "run"
+
+
+def worker(work_dir: Path, *words: str, fold: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "autoseg", "train", "--work_dir", str(work_dir), "--algo", "segresnet"]
+    return subprocess.Popen([*command, "--fold", str(fold), *words], stderr=subprocess.PIPE, text=True)
+
+
+def set_epochs(work_dir: Path, count: int, fold: int = 0) -> None:
+    plan = work_dir / f"segresnet_{fold}" / "configs" / "hyper_parameters.yaml"
+    text = re.sub(r"^num_epochs: \d+", f"num_epochs: {count}", plan.read_text(), flags=re.M)
+    every = f"num_epochs_per_validation: {count // 2}"
+    plan.write_text(re.sub(r"^num_epochs_per_validation: \d+", every, text, flags=re.M))
+
+
+def wait_for_epochs(work_dir: Path, count: int, fold: int = 0) -> None:
+    metrics = work_dir / f"segresnet_{fold}" / "metrics.jsonl"
+    begin = time.monotonic()
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
+        assert time.monotonic() - begin < 60
+        time.sleep(0.02)
+
+
+def test_of_two_workers_one_trains(copied: Path) -> None:
+    work = copied / "work_dir"
+    set_epochs(work, 30)
+    first = worker(work)
+    wait_for_epochs(work, 1)
+    first.send_signal(signal.SIGSTOP)  # frozen, not dead: the claim holds
+    refused, waiting = worker(work), worker(work, "--wait")
+    told = refused.communicate(timeout=100)[1]
+    assert waiting.stderr is not None
+    line = waiting.stderr.readline()
+    assert line.endswith("(taken over after 120 s). Waiting for it.\n")
+    first.send_signal(signal.SIGCONT)
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        rf"error: segresnet_0: process {first.pid} on {socket.gethostname()} is working on it since [0-9:]+, last "
+        r"heartbeat \d+ s ago \(taken over after 120 s\)\.\n",
+        told,
+    )
+    heard = waiting.communicate(timeout=100)[1]
+    first.communicate(timeout=100)
+    assert (first.returncode, waiting.returncode) == (0, 0)
+    assert "segresnet_0 is done (Dice" in heard
+    text = (work / "segresnet_0" / "train.log").read_text()
+    assert text.count("after 60 steps") == 1, "one of them trained, to the end, once"
+
+
+def test_a_killed_worker_is_followed_and_a_stopped_one_goes_on(copied: Path) -> None:
+    work = copied / "work_dir"
+    set_epochs(work, 60)
+    stopped = worker(work)
+    wait_for_epochs(work, 2)
+    stopped.send_signal(signal.SIGTERM)
+    stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
+    assert "pending" in autoseg("status", "--work_dir", work).stdout
+    epochs = len((work / "segresnet_0" / "metrics.jsonl").read_text().splitlines())
+    killed = worker(work)
+    wait_for_epochs(work, epochs + 2)
+    killed.kill()
+    killed.communicate()
+    assert json.loads((work / "segresnet_0" / "job.json").read_text())["state"] == "running"
+    last = worker(work)
+    told = last.communicate(timeout=100)[1]
+    assert last.returncode == 0, told
+    assert f"segresnet_0: taking over from process {killed.pid} on {socket.gethostname()}, which is gone" in told
+    resumed = re.search(r"going on after epoch (\d+), step", told)
+    assert resumed is not None
+    assert int(resumed[1]) >= epochs, "nothing that was saved is lost"
+    lines = (work / "segresnet_0" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 61))
+
+
+def test_two_at_once_and_one_that_always_fails(copied: Path) -> None:
+    work = copied / "work_dir"
+    plan = work / "segresnet_0" / "configs" / "hyper_parameters.yaml"
+    good = plan.read_text()
+    plan.write_text(good.replace("blocks_down: [1, 1]", "blocks_down: [1, 1, nothing]"))
+    run = ("--input", copied / "input.yaml", "--device", "cpu", "--jobs_per_device", "2")
+    done = autoseg("train", *run, "--retries", "1")
+    assert done.returncode == 1
+    assert "segresnet_0: starting on cpu:0" in done.stderr
+    assert "segresnet_1: starting on cpu:1" in done.stderr
+    assert re.search(r"warning: segresnet_0: TypeError: .*\. Trying again, 1 of 1\n", done.stderr)
+    assert re.search(r"error: segresnet_0: given up after it failed 2 times: TypeError: ", done.stderr)
+    assert re.search(r"segresnet_1: done, Dice 0\.\d{4}", done.stderr)
+    assert "train: 1 of 2 jobs done" in done.stderr
+    shown = autoseg("status", "--work_dir", work).stdout
+    assert re.search(r"segresnet_0  failed .*TypeError", shown)
+    assert "Traceback" in autoseg("status", "segresnet_0", "--work_dir", work).stdout
+    wrong = autoseg("retry", "segresnet_1", "--input", copied / "input.yaml")
+    assert wrong.stderr == "error: segresnet_1: is done, not failed. Failed: segresnet_0.\n"
+    plan.write_text(good)
+    again = autoseg("retry", "--input", copied / "input.yaml")
+    assert again.returncode == 0, again.stderr
+    assert "segresnet_1" not in again.stderr
+    watched = autoseg("status", "--work_dir", work, "--watch")
+    assert watched.returncode == 0
+    assert "2 jobs: 2 done." in watched.stdout
+    assert "retry: no job has failed" in autoseg("retry", "--input", copied / "input.yaml").stderr
+
+
+def test_two_runs_in_one_work_dir(planned: Path) -> None:
+    work = planned / "work_dir"
+    with Claim(work / ".claims", str(work)):
+        done = autoseg("run", "--input", planned / "input.yaml")
+    assert done.returncode == 2
+    assert re.fullmatch(
+        rf"error: {work}: process {os.getpid()} on {socket.gethostname()} is working on it since [0-9:]+, last "
+        r"heartbeat \d+ s ago \(taken over after 120 s\)\. Wait for that autoseg run, or give another work_dir\.\n",
+        done.stderr,
+    )
+
+
+def test_a_worker_says_what_is_missing(copied: Path) -> None:
+    work = copied / "work_dir"
+    refused = worker(work, fold=7)
+    assert refused.communicate(timeout=60)[1] == (
+        f"error: {work}: segresnet_7 is not planned. Run `autoseg generate` first.\n"
+    )
+    assert refused.returncode == 2
+    settings = work / "settings.yaml"
+    settings.write_text(re.sub(r"(dataroot: \{value: )[^,]+", r"\g<1>../gone", settings.read_text()))
+    moved = worker(work)
+    assert moved.communicate(timeout=60)[1] == (
+        f"error: {settings}: the data folder {copied}/gone is not there. Mount it, or give --input input.yaml.\n"
+    )
+    assert moved.returncode == 2
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
+    """torchrun with two nodes of one process each, over gloo."""
+    work = copied / "work_dir"
+    alone = copied.parent / "alone"
+    shutil.copytree(copied, alone, copy_function=shutil.copy2)
+    single = worker(alone / "work_dir")
+    told = single.communicate(timeout=100)[1]
+    assert single.returncode == 0, told
+    port = free_port()
+    nodes = []
+    for rank in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+        command += [f"--node_rank={rank}", "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "autoseg", "train"]
+        command += ["--work_dir", str(work), "--algo", "segresnet", "--fold", "0"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        nodes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+    heard = "".join(node.communicate(timeout=110)[1][-3000:] for node in nodes)
+    assert [node.returncode for node in nodes] == [0, 0], heard
+    job, other = (Workspace(w).read_job("segresnet", 0) for w in (work, alone / "work_dir"))
+    assert job.state == "done"
+    curves = [
+        [json.loads(line) for line in (w / "segresnet_0" / "metrics.jsonl").read_text().splitlines()]
+        for w in (work, alone / "work_dir")
+    ]
+    for both in zip(*curves, strict=True):
+        assert both[0]["val_dice"] == pytest.approx(both[1]["val_dice"], abs=0.02)
+    assert job.dice == pytest.approx(other.dice, abs=0.02)
