@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_jobs import TensorRows
 
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
 from autoseg.inference.calibration import LOWEST, NUM_BINS, Calibration, expected_error
 from autoseg.inference.metrics import TOLERANCE_MM, nsd, nsd_per_class
-from autoseg.inference.restore import Probs, labels_of_means
+from autoseg.inference.restore import Member, labels_of_means
 
 MAP = LabelMap(names=("a", "b"), values=((1,), (4,)), ignore_label=255)
 EVERYWHERE = (slice(0, 6), slice(0, 7), slice(0, 8))
@@ -74,7 +75,7 @@ def test_the_watched_probabilities_are_the_means() -> None:
     values = [
         torch.from_numpy(rng.dirichlet([1, 1, 1], size=(6, 7, 8)).astype(np.float32)).movedim(-1, 0) for _ in "ab"
     ]
-    members = [Probs(values=v, box=EVERYWHERE) for v in values]
+    members = [Member(rows=TensorRows(v, 2), box=EVERYWHERE) for v in values]
     seen: dict[int, torch.Tensor] = {}
     labels_of_means(members, [(0,), (0, 1)], (6, 7, 8), MAP, watch=lambda k, place, p: seen.update({k: p}))
     torch.testing.assert_close(seen[0], values[0])

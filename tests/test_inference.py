@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
-from tiny_jobs import make_job
+from tiny_jobs import TensorRows, make_job
 from torch import nn
 
 from autoseg.data.labels import LabelMap
@@ -230,21 +230,6 @@ def test_rows_equal_whole_interpolation(small, large, axis: int, cut, seed: int)
         lambda start, stop: values.narrow(axis + 1, start, stop - start), small[axis], large, axis, first, last
     )
     torch.testing.assert_close(rows, whole.narrow(axis + 1, first, last - first), atol=1e-5, rtol=0)
-
-
-class TensorRows:
-    """Probabilities in memory, handed out as the engine does: in ascending order."""
-
-    def __init__(self, probs: torch.Tensor, axis: int) -> None:
-        self.shape, self.axis, self.num_outputs = tuple(probs.shape[1:]), axis, len(probs)
-        self._rows, self.first = probs.movedim(axis + 1, 0), 0
-        self.largest = 0
-
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        assert self.first <= start < stop <= len(self._rows)
-        self.first = start
-        self.largest = max(self.largest, self._rows[start:stop].numel())
-        return self._rows[start:stop].contiguous()
 
 
 def smooth_probs(outputs: int, grid, seed: int, *, sigmoid: bool) -> torch.Tensor:

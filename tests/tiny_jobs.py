@@ -15,6 +15,21 @@ from autoseg.workspace import Job, JobDir, Workspace, write_yaml
 torch.set_num_threads(1)
 
 
+class TensorRows:
+    """Probabilities in memory, handed out as the engine does: in ascending order."""
+
+    def __init__(self, probs: torch.Tensor, axis: int) -> None:
+        self.shape, self.axis, self.num_outputs = tuple(probs.shape[1:]), axis, len(probs)
+        self._rows, self.first = probs.movedim(axis + 1, 0), 0
+        self.largest = 0
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        assert self.first <= start < stop <= len(self._rows)
+        self.first = start
+        self.largest = max(self.largest, self._rows[start:stop].numel())
+        return self._rows[start:stop].contiguous()
+
+
 def tiny_plan(**changes: Any) -> Plan:
     """A plan of a small SegResNet for two classes."""
     values: dict[str, Any] = {
