@@ -34,8 +34,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-AlgoName = Literal["segresnet", "swinunetr", "dints"]
-ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints")
+AlgoName = Literal["segresnet", "swinunetr", "dints", "unet"]
+ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints", "unet")
+"""All networks there are."""
+DEFAULT_ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints")
+"""Those that a run trains where `algos` does not say."""
+RecipeName = Literal["default", "flare23", "spleen", "btcv"]
+RECIPE_ALGO: dict[RecipeName, AlgoName] = {"flare23": "segresnet", "spleen": "unet", "btcv": "swinunetr"}
+"""The network that each published recipe trained."""
 Positive3 = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 Voxels3 = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
@@ -116,10 +122,14 @@ class HyperSettings(Strict):
     budget: Annotated[str, AfterValidator(_check_duration)] | None = None
     """Time for training, such as 10m, 2h or 1d: for each job where set under an algorithm or given to `train`;
     for the whole run, shared out over its jobs, at the top level."""
+    optimizer: Literal["adamw", "adam", "novograd", "sgd"] | None = None
+    """What turns gradients into steps; sgd has Nesterov momentum 0.99, as nnU-Net's."""
+    schedule: Literal["cosine", "poly", "constant"] | None = None
+    """Way of the learning rate after warm-up: along a cosine or a polynomial to zero, or constant."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Highest learning rate, after warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """AdamW's weight decay."""
+    """The optimizer's weight decay."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the schedule in which the learning rate rises from a tenth."""
     grad_clip: Annotated[float, Field(gt=0)] | None = None
@@ -138,14 +148,20 @@ class HyperSettings(Strict):
     """Share of patches centred on a voxel of a class drawn at random; the rest lie anywhere."""
     mirror_axes: Annotated[tuple[Literal[0, 1, 2], ...], AfterValidator(_check_unique)] | None = None
     """Axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random; left/right classes are swapped on X."""
-    augment: Literal["default", "light", "none"] | None = None
-    """Random changes of the training patches; light: mirroring, brightness and contrast alone."""
+    augment: Literal["default", "light", "axial", "none"] | None = None
+    """Random changes of the training patches; light: mirroring, brightness and contrast alone; axial: mirroring,
+    contrast, histogram shift, and turning and scaling in the axial plane, as the FLARE23 paper."""
     tta: bool | None = None
     """Average the prediction over mirrored images at test time, along mirror_axes."""
     overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Overlap of neighbouring windows in inference, as a share of the patch."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] | None = None
     """Arithmetic of the network; auto: bf16 where the hardware has it, else fp16 on a GPU, else fp32."""
+    cache: Literal["ram", "disk", "off"] | None = None
+    """Where preprocessed cases are kept: in memory as far as it is free, the rest on disk; on disk alone; nowhere, so
+    that each is made anew whenever a patch is cut from it."""
+    cache_gib: Annotated[float, Field(ge=0)] | None = None
+    """Most that `cache: ram` keeps in memory or `cache: disk` writes, in GiB; planned: half of what is free."""
 
 
 class SegResNetSettings(HyperSettings):
@@ -177,6 +193,18 @@ class DiNTSSettings(HyperSettings):
     """Multiplies the filters 32, 64, 128, ... of the resolutions."""
     use_downsample: bool | None = None
     """Work from half resolution on: cheaper, a little coarser."""
+    search: bool | None = None
+    """Search the topology on the job's own cases before training, on a share of its time; false: the one found by this
+    project, which comes with it."""
+
+
+class UNetSettings(HyperSettings):
+    """Settings of UNet alone."""
+
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
+    """Filters of each stage; each stage halves the edges."""
+    num_res_units: Annotated[int, Field(ge=0)] | None = None
+    """Residual units of each stage."""
 
 
 class ClassSpec(Strict):
@@ -303,8 +331,10 @@ class Settings(HyperSettings):
     """A name for the run, shown in the report."""
     task: Literal["segmentation"] = "segmentation"
     """Nothing else is done; Auto3DSeg's files carry the key."""
-    algos: Annotated[tuple[AlgoName, ...], Field(min_length=1), AfterValidator(_check_unique)] = ALGOS
-    """Networks to train."""
+    algos: Annotated[tuple[AlgoName, ...], Field(min_length=1), AfterValidator(_check_unique)] = DEFAULT_ALGOS
+    """Networks to train; a recipe's own where `recipe` is given and this is not."""
+    recipe: RecipeName = "default"
+    """Published training to follow instead of the planner: flare23 (SegResNet), spleen (UNet), btcv (SwinUNETR)."""
     num_fold: Annotated[int, Field(ge=2)] = 5
     """Folds made where the datalist has none."""
     folds: Annotated[tuple[FoldIndex, ...], Field(min_length=1), AfterValidator(_check_unique)] | None = None
@@ -327,6 +357,8 @@ class Settings(HyperSettings):
     """Where networks run; auto: a GPU where there is one."""
     num_workers: Annotated[int, Field(ge=1)] | None = None
     """Processes and threads of data work; null: one per core."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the device's memory that a training step may take by measurement; on a GPU it is filled up to that."""
     launcher: Literal["local", "ray", "slurm"] = "local"
     """Where jobs run: this machine's devices, a Ray cluster, or Slurm."""
     address: str = "auto"
@@ -351,6 +383,24 @@ class Settings(HyperSettings):
     """Settings of SwinUNETR alone; any hyperparameter, and its own."""
     dints: DiNTSSettings = DiNTSSettings()
     """Settings of DiNTS alone; any hyperparameter, and its own."""
+    unet: UNetSettings = UNetSettings()
+    """Settings of UNet alone; any hyperparameter, and its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_recipes_network(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("recipe") in RECIPE_ALGO and data.get("algos") is None:
+            return {**data, "algos": (RECIPE_ALGO[data["recipe"]],)}
+        return data
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> Settings:
+        algo = RECIPE_ALGO.get(self.recipe)
+        if algo is not None and algo not in self.algos:
+            raise ValueError(
+                f"recipe {self.recipe} is for {algo}, which is not among algos. Add it, or leave algos out."
+            )
+        return self
 
     def hyper(self, algo: AlgoName) -> dict[str, object]:
         """What the user fixed for one algorithm: its own block over the top level; None left out."""
@@ -384,7 +434,7 @@ AUTO3DSEG_WITHOUT_EFFECT: dict[str, str] = {
     "num_crops_per_image": "set batch_size",
     "amp": "set precision",
     "determ": "set seed",
-    "cache_rate": "memory is measured",
+    "cache_rate": "memory is measured; set cache and cache_gib",
 }
 """Keys that Auto3DSeg's input files may carry and that need no counterpart here: accepted with a warning."""
 

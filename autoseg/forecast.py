@@ -159,7 +159,7 @@ def _measure(
         case on one core, 0 where it was in the cache already.
     """
     from autoseg.algos.cache import load_cases
-    from autoseg.algos.job import memory_gib
+    from autoseg.algos.fit import peak_memory_gib
     from autoseg.algos.trainer import Trainer
 
     begin = time.monotonic()
@@ -179,7 +179,7 @@ def _measure(
         trainer._predict(case[0])
         predict_s = time.monotonic() - begin
         size = sum(t.numel() * t.element_size() for t in trainer.network.state_dict().values()) / 2**30
-    return sorted(times)[len(times) // 2], predict_s, memory_gib(device), size, prepare_s
+    return sorted(times)[len(times) // 2], predict_s, peak_memory_gib(device), size, prepare_s
 
 
 def forecast_text(forecast: Forecast, settings: Settings) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,16 @@ def train_jobs(
     jobs: Sequence[tuple[AlgoName, int]],
     *,
     again: bool = False,
+    before: Callable[[AlgoName, int], bool] = lambda algo, fold: True,
 ) -> bool:
     """Train every job that is not done, on the launcher of the settings.
 
     Args:
         again: train done ones too, and all from the start.
+        before: called just before a job starts, where this process trains it; False: it is left out.
 
     Returns:
-        Whether all are done at the end.
+        Whether all but dropped ones are done at the end.
 
     Raises:
         Interrupted: A signal came; everything is saved.
@@ -63,16 +65,19 @@ def train_jobs(
             workspace.write_job(job)
         todo.append((algo, fold))
     attempts = _Attempts(workspace, settings.retries)
-    if _in_this_process(settings):
-        _train_here(workspace, settings, todo, attempts)
+    if in_this_process(settings):
+        _train_here(workspace, settings, todo, attempts, before)
     elif todo:
         tasks = [_task(workspace, settings, algo, fold) for algo, fold in _longest_first(workspace, settings, todo)]
         output = workspace.root / "state" / "launch"
         launch(tasks, settings, attempts.ended, output=output, memory_gib=attempts.memory_gib)
     results = [workspace.read_job(algo, fold) for algo, fold in jobs]
-    bad = [job for job in results if job.state != "done"]
+    dropped = [job for job in results if job.state == "pruned"]
+    bad = [job for job in results if job.state not in ("done", "pruned")]
     if len(jobs) > 1:
-        log.info("train: %d of %d jobs done in %.0f s", len(results) - len(bad), len(jobs), time.monotonic() - begin)
+        left_out = f", {len(dropped)} dropped" if dropped else ""
+        num_done = len(results) - len(bad) - len(dropped)
+        log.info("train: %d of %d jobs done%s in %.0f s", num_done, len(jobs), left_out, time.monotonic() - begin)
         for job in bad:
             log.warning("train: %s %s: %s", job.name, job.state, job.error.splitlines()[0] if job.error else "")
     return not bad
@@ -88,7 +93,7 @@ def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold
     return job, changed(job.inputs, inputs) if job.inputs else []
 
 
-def _in_this_process(settings: Settings) -> bool:
+def in_this_process(settings: Settings) -> bool:
     """One job after the other on the whole CPU needs no processes.
 
     On a GPU each job has its own: after an illegal access to memory CUDA is of no more use to a process.
@@ -102,11 +107,17 @@ def _in_this_process(settings: Settings) -> bool:
 
 
 def _train_here(
-    workspace: Workspace, settings: Settings, todo: Sequence[tuple[AlgoName, int]], attempts: _Attempts
+    workspace: Workspace,
+    settings: Settings,
+    todo: Sequence[tuple[AlgoName, int]],
+    attempts: _Attempts,
+    before: Callable[[AlgoName, int], bool],
 ) -> None:
     from autoseg.algos.job import run_job
 
     for algo, fold in todo:
+        if not before(algo, fold):
+            continue
         task = Task(name=f"{algo}_{fold}", words=(algo, str(fold)))
         while True:
             job = run_job(

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autoseg import __version__
+from autoseg.budget import RunBudget
 from autoseg.config import (
     AlgoName,
     Settings,
@@ -38,7 +38,7 @@ from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_d
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, make_label_map
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
-from autoseg.jobs import train_jobs, work_on_job
+from autoseg.jobs import in_this_process, train_jobs, work_on_job
 from autoseg.terminal import Progress, paint_table
 from autoseg.usage import environment, measured
 from autoseg.workspace import (
@@ -54,8 +54,6 @@ from autoseg.workspace import (
 
 log = logging.getLogger(__name__)
 
-TRAINING_SHARE = 0.85
-"""Share of a run's budget that goes to the training jobs; analysis, the ensemble and predictions take the rest."""
 ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
 
 
@@ -151,6 +149,10 @@ def run_stages(
         if remember is not None and "generate" in stages:
             write_json(workspace.root / "state" / "command_line.json", dict(remember))
         failed = False
+        budget = None
+        # Given to `train` alone, a budget is each job's.
+        if settings.budget is not None and ("generate" in stages or "budget" not in (words or {})):
+            budget = RunBudget(workspace, settings, _num_places(settings))
 
         def run_stage(stage: str) -> None:
             nonlocal failed
@@ -160,12 +162,11 @@ def run_stages(
             _need_analysis(workspace, listed, settings)
             datalist = read_datalist(workspace.datalist, settings.dataroot)
             if stage == "generate":
-                budget_s = _job_budget(settings, len(jobs))
-                _generate(workspace, datalist, settings, origins, jobs, budget_s=budget_s)
+                _generate(workspace, datalist, settings, origins, jobs, budget)
             elif stage == "train":
                 if "generate" not in stages:
-                    _edit(workspace, datalist, settings, origins, jobs)
-                failed = not _train(workspace, datalist, settings, jobs, again=again) or failed
+                    _edit(workspace, datalist, settings, origins, jobs, budget)
+                failed = not _train(workspace, datalist, settings, origins, jobs, budget, again=again) or failed
             elif stage == "ensemble":
                 _ensemble(workspace, datalist, settings)
 
@@ -176,7 +177,13 @@ def run_stages(
             except AutosegError:
                 _report(workspace)  # with the faults that ended it
                 raise
+            finally:
+                if budget is not None:
+                    budget.save()
             _report(workspace)
+        if budget is not None:
+            budget.save()
+            log.info("budget: %s", budget.summary())
         log.info("report: %s", os.path.relpath(workspace.report))
     return 1 if failed else 0
 
@@ -235,13 +242,6 @@ def _select_jobs(
     if faults:
         raise ConfigError(faults)
     return [(a, f) for f in folds for a in ((algo,) if algo else settings.algos)]
-
-
-def _job_budget(settings: Settings, num_jobs: int) -> float | None:
-    if settings.budget is None:
-        return None
-    rounds = math.ceil(num_jobs / _num_places(settings))
-    return TRAINING_SHARE * parse_duration(settings.budget) / rounds
 
 
 def _num_places(settings: Settings) -> int:
@@ -346,17 +346,30 @@ def _generate(
     settings: Settings,
     origins: Mapping[str, str],
     jobs: Sequence[tuple[AlgoName, int]],
-    *,
-    budget_s: float | None,
+    budget: RunBudget | None,
 ) -> None:
     """Write the plans that are missing or were made from other inputs."""
     from autoseg.algos.generate import generate_job
 
+    if budget is not None:
+        new = [(a, f) for a, f in jobs if budget.job_s(f"{a}_{f}") is None]
+        budget.give(datalist, new, jobs)
     made = []
-    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, budget_s):
-        if generate_job(workspace, algo=algo, fold=fold, **known):
+    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, _shares(budget)):
+        if generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known):
             made.append(f"{algo}_{fold}")
     log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
+
+
+def _shares(budget: RunBudget | None) -> Callable[[str], float | None]:
+    return budget.job_s if budget is not None else lambda name: None
+
+
+def _planning_device(settings: Settings) -> Any:
+    """Where plans are measured: the device that jobs train on; None where that is another machine's."""
+    from autoseg.algos.device import pick_device
+
+    return pick_device(settings.device) if settings.launcher == "local" else None
 
 
 def _edit(
@@ -365,6 +378,7 @@ def _edit(
     settings: Settings,
     origins: Mapping[str, str],
     jobs: Sequence[tuple[AlgoName, int]],
+    budget: RunBudget | None,
 ) -> None:
     """Make the missing plans of jobs to be trained alone; bring the command line's values into the others.
 
@@ -373,11 +387,13 @@ def _edit(
     from autoseg.algos.generate import edit_job, generate_job
     from autoseg.algos.planner import make_plan
 
-    given = origins.get("budget") == "command line" and settings.budget is not None
-    budget_s = parse_duration(settings.budget) if given and settings.budget else _job_budget(settings, len(jobs))
-    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, budget_s):
+    each_s = parse_duration(settings.budget) if settings.budget is not None and budget is None else None
+    if budget is not None:
+        budget.give(datalist, [(a, f) for a, f in jobs if budget.job_s(f"{a}_{f}") is None], jobs)
+    shares = _shares(budget) if budget is not None else lambda name: each_s
+    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, shares):
         if not workspace.job_dir(algo, fold).plan.exists():
-            generate_job(workspace, algo=algo, fold=fold, **known)
+            generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known)
         elif "command line" in origins.values():
             plan, found = make_plan(algo=algo, fold=fold, **known)
             if keys := edit_job(workspace, plan, found):
@@ -390,9 +406,13 @@ def planning(
     settings: Settings,
     origins: Mapping[str, str],
     jobs: Sequence[tuple[AlgoName, int]],
-    budget_s: float | None,
+    budget_s: Callable[[str], float | None] = lambda name: None,
 ) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
-    """For each job, all that the planner wants to know: algorithm, fold, arguments of `make_plan`."""
+    """For each job, all that the planner wants to know: algorithm, fold, arguments of `make_plan`.
+
+    Args:
+        budget_s: a job's seconds by its name, where its algorithm has no budget of its own.
+    """
     from autoseg.algos.device import pick_device
     from autoseg.algos.hardware import find_hardware
 
@@ -410,10 +430,8 @@ def planning(
     for algo, fold in jobs:
         own: str | None = getattr(settings, algo).budget
         key = f"{algo}.budget" if own else "budget"
-        seconds = {
-            "budget_s": parse_duration(own) if own else budget_s,
-            "budget_origin": origins.get(key, "") if own or budget_s else "",
-        }
+        given_s = parse_duration(own) if own else budget_s(f"{algo}_{fold}")
+        seconds = {"budget_s": given_s, "budget_origin": origins.get(key, "") if given_s else ""}
         yield algo, fold, {**common, **seconds, "num_train": len(datalist.train_cases(fold))}
 
 
@@ -424,7 +442,9 @@ def _train(
     workspace: Workspace,
     datalist: Datalist,
     settings: Settings,
+    origins: Mapping[str, str],
     jobs: Sequence[tuple[AlgoName, int]],
+    budget: RunBudget | None,
     *,
     again: bool = False,
 ) -> bool:
@@ -434,7 +454,47 @@ def _train(
             "train: not every case is annotated for every class; training takes what a case does not annotate for "
             "background, scores leave it out"
         )
-    return train_jobs(workspace, datalist, settings, jobs, again=again)
+    if budget is None or not jobs:
+        return train_jobs(workspace, datalist, settings, jobs, again=again)
+    return _train_in_budget(workspace, datalist, settings, origins, jobs, budget, again=again)
+
+
+def _train_in_budget(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    origins: Mapping[str, str],
+    jobs: Sequence[tuple[AlgoName, int]],
+    budget: RunBudget,
+    *,
+    again: bool,
+) -> bool:
+    """Train with the time that is left shared out anew before each job, or each wave of jobs; see budget.py."""
+    from autoseg.algos.generate import generate_job
+
+    started: set[tuple[AlgoName, int]] = set()
+
+    def start(wave: Sequence[tuple[AlgoName, int]]) -> list[tuple[AlgoName, int]]:
+        """Plan the jobs of a wave for the time that is left; those of dropped algorithms are left out."""
+        budget.drop_weak(jobs)
+        rest = [j for j in jobs if j not in started and not budget.is_dropped(*j, jobs)]
+        running = [job for job in wave if job in rest]
+        new = [job for job in running if again or not budget.is_begun(*job)]
+        waiting = [job for job in rest if again or workspace.read_job(*job).state != "done"]
+        budget.give(datalist, new, waiting)
+        for algo, fold, known in planning(workspace, datalist, settings, origins, new, budget.job_s):
+            generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known)
+        started.update(running)
+        return running
+
+    if in_this_process(settings):
+        return train_jobs(
+            workspace, datalist, settings, jobs, again=again, before=lambda algo, fold: bool(start([(algo, fold)]))
+        )
+    first = min(fold for _, fold in jobs)
+    waves = [[j for j in jobs if j[1] == first], [j for j in jobs if j[1] != first]]
+    results = [train_jobs(workspace, datalist, settings, start(wave), again=again) for wave in waves if wave]
+    return all(results)
 
 
 # -- ensemble

@@ -1,10 +1,12 @@
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from autoseg.algos import augment
-from autoseg.algos.augment import augment_batch, blur, rotation, swap_sides
+from autoseg.algos.augment import KINDS, augment_batch, blur, draw, rotation, shift_histogram, swap_sides
 
 
 def _batch(shape=(20, 16, 12), num=2):  # type: ignore[no-untyped-def]
@@ -45,7 +47,8 @@ def test_many_draws_stay_finite_and_keep_label_values() -> None:
 
 
 def test_rotation_turns_image_and_label_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("P_NOISE", "P_BLUR", "P_BRIGHTNESS", "P_CONTRAST", "P_LOW_RESOLUTION", "P_GAMMA", "P_GAMMA_INVERTED"):
+    for name in ("P_NOISE", "P_BLUR", "P_BRIGHTNESS", "P_CONTRAST", "P_LOW_RESOLUTION", "P_GAMMA", "P_GAMMA_INVERTED",
+                 "P_HISTOGRAM"):  # fmt: skip
         monkeypatch.setattr(augment, name, 0.0)
     monkeypatch.setattr(augment, "P_ROTATE", 1.0)
     images, targets = _batch(shape=(24, 24, 24))
@@ -72,6 +75,7 @@ def test_rotation_keeps_lengths_in_mm(monkeypatch: pytest.MonkeyPatch) -> None:
         "P_LOW_RESOLUTION",
         "P_GAMMA",
         "P_GAMMA_INVERTED",
+        "P_HISTOGRAM",
         "P_SCALE",
     ):
         monkeypatch.setattr(augment, name, 0.0)
@@ -97,4 +101,36 @@ def test_rotation_matrix_is_a_rotation() -> None:
 def test_blur_equals_scipy() -> None:
     image = torch.rand(1, 12, 11, 10, generator=torch.Generator().manual_seed(1))
     expected = ndimage.gaussian_filter(image[0].numpy(), 0.8, mode="nearest", radius=3)
-    np.testing.assert_allclose(blur(image, 0.8)[0].numpy(), expected, atol=1e-5)
+    found = blur(image[None], torch.tensor([0.8]).view(-1, 1, 1, 1, 1))
+    np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-5)
+
+
+def test_every_kind_of_change_is_drawn_and_only_the_named_ones() -> None:
+    for strength, kinds in KINDS.items():
+        seen: set[str] = set()
+        for seed in range(300):
+            one = draw(np.random.default_rng(seed), (1.0, 1.0, 1.0), (0, 1, 2), strength)
+            seen |= {f.name for f in fields(one) if getattr(one, f.name) is not None and f.name != "flips"}
+            seen |= {"flips"} if one.flips else set()
+        expected = {"matrix" if kind in ("rotate", "scale") else kind for kind in kinds}
+        assert seen == {*expected, "flips"}, strength
+
+
+def test_axial_changes_leave_the_third_axis_alone() -> None:
+    drawn = [draw(np.random.default_rng(seed), (1.0, 1.0, 1.0), (), "axial").matrix for seed in range(50)]
+    matrices = [m for m in drawn if m is not None]
+    assert len(matrices) > 5
+    for matrix in matrices:
+        np.testing.assert_allclose(matrix[2], [0, 0, 1], atol=1e-12)
+        np.testing.assert_allclose(matrix[:, 2], [0, 0, 1], atol=1e-12)
+
+
+def test_histogram_shift_equals_monai() -> None:
+    from monai.transforms import RandHistogramShift
+
+    theirs = RandHistogramShift(num_control_points=10, prob=1.0)
+    theirs.set_random_state(3)
+    image = torch.rand(1, 9, 8, 7, generator=torch.Generator().manual_seed(5)) * 3 - 1
+    expected = theirs(image)
+    found = shift_histogram(image, np.asarray(theirs.floating_control_points))
+    torch.testing.assert_close(found, torch.as_tensor(np.asarray(expected)), atol=1e-5, rtol=1e-5)

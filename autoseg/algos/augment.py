@@ -1,28 +1,109 @@
 """Random changes of a batch of patches, on the training device.
 
 Probabilities and ranges are nnU-Net's (Isensee et al. 2021, supplement; batchgeneratorsv2) unless a line says
-otherwise. Parameters are drawn per sample on the host from the sample's own random state; the voxel work is
-torch's. Axes: (B, C, X, Y, Z).
+otherwise. Parameters are drawn per sample on the host from the sample's own random state; the voxel work is torch's,
+for all samples that drew the same change at once. Axes: (B, C, X, Y, Z).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+Strength = Literal["default", "light", "axial"]
 P_ROTATE, P_SCALE, MAX_ANGLE, SCALE = 0.2, 0.2, math.radians(30), (0.7, 1.4)
 P_NOISE, MAX_NOISE_VARIANCE = 0.1, 0.1
 P_BLUR, BLUR_SIGMA = 0.2, (0.5, 1.0)
 P_BRIGHTNESS, P_CONTRAST, FACTOR = 0.15, 0.15, (0.75, 1.25)
 P_LOW_RESOLUTION, ZOOM = 0.25, (0.5, 1.0)
 P_GAMMA, P_GAMMA_INVERTED, GAMMA = 0.3, 0.1, (0.7, 1.5)
+P_HISTOGRAM, CONTROL_POINTS = 0.1, 10
+"""Source: MONAI's RandHistogramShift and its defaults; the FLARE23 paper names it."""
 P_MIRROR = 0.5
 ANISOTROPY = 3.0
 """Above this ratio of spacings, rotation stays in the plane of the two fine axes (nnU-Net)."""
+SHADING = ("brightness", "contrast")
+KINDS: dict[Strength, tuple[str, ...]] = {
+    "default": ("rotate", "scale", "noise", "blur", *SHADING, "low_resolution", "gamma_inverted", "gamma", "histogram"),
+    "light": SHADING,
+    "axial": ("rotate", "scale", "contrast", "histogram"),
+}
+"""Changes besides mirroring. axial: those that the FLARE23 paper names, turned and scaled in the axial plane alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What one sample drew: the change's parameter, None where it is left as it is."""
+
+    matrix: np.ndarray | None
+    """(3, 3): where in the image, in mm from its centre, a voxel of the result comes from."""
+    flips: tuple[int, ...]
+    noise: tuple[int, float] | None
+    """Seed and standard deviation."""
+    blur: float | None
+    """Sigma in voxels."""
+    brightness: float | None
+    contrast: float | None
+    low_resolution: float | None
+    """Edge lengths are multiplied by it and brought back."""
+    gamma_inverted: float | None
+    gamma: float | None
+    histogram: np.ndarray | None
+    """(CONTROL_POINTS,) rising from 0 to 1: where evenly spaced intensities go."""
+
+
+def draw(rng: np.random.Generator, spacing_mm: Sequence[float], mirror_axes: Sequence[int], strength: Strength) -> Draw:
+    """Draw one sample's changes."""
+    kinds = KINDS[strength]
+
+    def maybe(kind: str, probability: float, low: float, high: float) -> float | None:
+        drawn = rng.random() < probability if kind in kinds else False
+        return float(rng.uniform(low, high)) if drawn else None
+
+    matrix = _draw_matrix(rng, spacing_mm, axial=strength == "axial") if "rotate" in kinds else None
+    drawn = rng.random(3) < P_MIRROR
+    variance = maybe("noise", P_NOISE, 0, MAX_NOISE_VARIANCE)
+    return Draw(
+        matrix=matrix,
+        flips=tuple(a for a in mirror_axes if drawn[a]),
+        noise=None if variance is None else (int(rng.integers(2**31)), math.sqrt(variance)),
+        blur=maybe("blur", P_BLUR, *BLUR_SIGMA),
+        brightness=maybe("brightness", P_BRIGHTNESS, *FACTOR),
+        contrast=maybe("contrast", P_CONTRAST, *FACTOR),
+        low_resolution=maybe("low_resolution", P_LOW_RESOLUTION, *ZOOM),
+        gamma_inverted=maybe("gamma_inverted", P_GAMMA_INVERTED, *GAMMA),
+        gamma=maybe("gamma", P_GAMMA, *GAMMA),
+        histogram=_draw_histogram(rng) if "histogram" in kinds and rng.random() < P_HISTOGRAM else None,
+    )
+
+
+def _draw_matrix(rng: np.random.Generator, spacing_mm: Sequence[float], *, axial: bool) -> np.ndarray | None:
+    rotate, scale = rng.random() < P_ROTATE, rng.random() < P_SCALE
+    angles, factor = rng.uniform(-MAX_ANGLE, MAX_ANGLE, 3), rng.uniform(*SCALE)
+    if not (rotate or scale):
+        return None
+    if axial:
+        angles[:2] = 0
+    elif max(spacing_mm) > ANISOTROPY * min(spacing_mm):
+        coarse = int(np.argmax(spacing_mm))
+        angles[[a for a in range(3) if a != coarse]] = 0
+    matrix = rotation(angles) if rotate else np.eye(3)
+    if scale:
+        matrix = matrix / (np.array([factor, factor, 1.0]) if axial else factor)
+    return matrix
+
+
+def _draw_histogram(rng: np.random.Generator) -> np.ndarray:
+    points = np.linspace(0, 1, CONTROL_POINTS)
+    for i in range(1, CONTROL_POINTS - 1):
+        points[i] = rng.uniform(points[i - 1], points[i + 1])
+    return points
 
 
 def augment_batch(
@@ -34,7 +115,7 @@ def augment_batch(
     mirror_axes: Sequence[int],
     left_right_pairs: Sequence[tuple[int, int]],
     sigmoid: bool,
-    light: bool = False,
+    strength: Strength = "default",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment a batch.
 
@@ -45,44 +126,68 @@ def augment_batch(
         spacing_mm: voxel size, so that rotation does not shear.
         mirror_axes: axes mirrored with probability 1/2 each; X swaps the left/right classes.
         left_right_pairs: pairs of classes, from 0.
-        light: mirror and change brightness and contrast, no more.
+        strength: default; light: mirroring, brightness and contrast alone; axial: see `KINDS`.
 
     Returns:
         New images and targets of the same shapes.
     """
-    out_images, out_targets = [], []
-    for image, target, rng in zip(images, targets, rngs, strict=True):
-        if not light:
-            image, target = _affine(image, target, rng, spacing_mm)
-        image, target = _mirror(image, target, rng, mirror_axes, left_right_pairs, sigmoid)
-        out_images.append(_shading(image, rng) if light else _intensity(image, rng))
-        out_targets.append(target)
-    return torch.stack(out_images), torch.stack(out_targets)
+    draws = [draw(rng, spacing_mm, mirror_axes, strength) for rng in rngs]
+    images, targets = images.clone(), targets.clone()
+    _turn(images, targets, draws, spacing_mm)
+    for flips in {d.flips for d in draws if d.flips}:
+        chosen = [i for i, d in enumerate(draws) if d.flips == flips]
+        dims = [a + 2 for a in flips]
+        images[chosen], mirrored = images[chosen].flip(dims), targets[chosen].flip(dims)
+        if 0 in flips and left_right_pairs:
+            mirrored = swap_sides(mirrored, left_right_pairs, sigmoid=sigmoid)
+        targets[chosen] = mirrored
+    for i, one in enumerate(draws):
+        if one.noise is not None:
+            generator = torch.Generator(images.device).manual_seed(one.noise[0])
+            noise = torch.randn(images[i].shape, generator=generator, device=images.device)
+            images[i] += noise * one.noise[1]
+    _change(images, [d.blur for d in draws], blur)
+    _change(images, [d.brightness for d in draws], torch.mul)
+    _change(images, [d.contrast for d in draws], _contrast)
+    for i, one in enumerate(draws):
+        if one.low_resolution is not None:
+            images[i] = _coarsen(images[i], one.low_resolution)
+    _change(images, [d.gamma_inverted for d in draws], lambda image, gamma: -_gamma(-image, gamma))
+    _change(images, [d.gamma for d in draws], _gamma)
+    for i, one in enumerate(draws):
+        if one.histogram is not None:
+            images[i] = shift_histogram(images[i], one.histogram)
+    return images, targets
 
 
-def _affine(
-    image: torch.Tensor, target: torch.Tensor, rng: np.random.Generator, spacing_mm: Sequence[float]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    rotate, scale = rng.random() < P_ROTATE, rng.random() < P_SCALE
-    angles, factor = rng.uniform(-MAX_ANGLE, MAX_ANGLE, 3), rng.uniform(*SCALE)
-    if not (rotate or scale):
-        return image, target
-    if max(spacing_mm) > ANISOTROPY * min(spacing_mm):
-        coarse = int(np.argmax(spacing_mm))
-        angles[[a for a in range(3) if a != coarse]] = 0
-    matrix = rotation(angles) if rotate else np.eye(3)
-    if scale:
-        matrix = matrix / factor
+def _change(
+    images: torch.Tensor, values: Sequence[float | None], change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> None:
+    """Apply a change to the samples that drew it, all at once, in place."""
+    chosen = [i for i, value in enumerate(values) if value is not None]
+    if chosen:
+        parameter = torch.tensor([values[i] for i in chosen], dtype=images.dtype, device=images.device)
+        images[chosen] = change(images[chosen], parameter.view(-1, 1, 1, 1, 1))
+
+
+def _turn(images: torch.Tensor, targets: torch.Tensor, draws: Sequence[Draw], spacing_mm: Sequence[float]) -> None:
+    """Rotate and scale the samples that drew a matrix, image and target alike, in place."""
+    chosen = [i for i, one in enumerate(draws) if one.matrix is not None]
+    if not chosen:
+        return
     # Normalised coordinates run -1..1 along each axis: go to mm, turn, and come back.
-    half_mm = np.array(image.shape[1:]) * np.asarray(spacing_mm) / 2
-    matrix = np.diag(1 / half_mm) @ matrix @ np.diag(half_mm)
-    # torch orders coordinates from the last axis to the first.
-    theta = torch.zeros(1, 3, 4)
-    theta[0, :, :3] = torch.from_numpy(matrix[::-1, ::-1].copy())
-    grid = F.affine_grid(theta, [1, 1, *image.shape[1:]], align_corners=False).to(image.device)
-    image = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    turned = F.grid_sample(target[None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)[0]
-    return image, turned.to(target.dtype)
+    half_mm = np.array(images.shape[2:]) * np.asarray(spacing_mm) / 2
+    theta = torch.zeros(len(chosen), 3, 4)
+    for row, i in enumerate(chosen):
+        matrix = draws[i].matrix
+        assert matrix is not None
+        # torch orders coordinates from the last axis to the first.
+        theta[row, :, :3] = torch.from_numpy((np.diag(1 / half_mm) @ matrix @ np.diag(half_mm))[::-1, ::-1].copy())
+    grid = F.affine_grid(theta.to(images.device), [len(chosen), 1, *images.shape[2:]], align_corners=False)
+    how = {"padding_mode": "border", "align_corners": False}
+    images[chosen] = F.grid_sample(images[chosen], grid, mode="bilinear", **how)  # type: ignore[arg-type]
+    turned = F.grid_sample(targets[chosen].float(), grid, mode="nearest", **how)  # type: ignore[arg-type]
+    targets[chosen] = turned.to(targets.dtype)
 
 
 def rotation(angles: np.ndarray) -> np.ndarray:
@@ -97,91 +202,66 @@ def rotation(angles: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _mirror(
-    image: torch.Tensor,
-    target: torch.Tensor,
-    rng: np.random.Generator,
-    axes: Sequence[int],
-    pairs: Sequence[tuple[int, int]],
-    sigmoid: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    drawn = rng.random(3) < P_MIRROR
-    flips = [a for a in axes if drawn[a]]
-    if not flips:
-        return image, target
-    dims = [a + 1 for a in flips]
-    image, target = image.flip(dims), target.flip(dims)
-    if 0 in flips and pairs:
-        target = swap_sides(target, pairs, sigmoid=sigmoid)
-    return image, target
-
-
 def swap_sides(target: torch.Tensor, pairs: Sequence[tuple[int, int]], *, sigmoid: bool) -> torch.Tensor:
-    """Exchange the left and right class of each pair in an encoded target (1 or K, X, Y, Z)."""
+    """Exchange the left and right class of each pair in encoded targets (..., 1 or K, X, Y, Z)."""
     if sigmoid:
-        order = list(range(len(target)))
+        order = list(range(target.shape[-4]))
         for a, b in pairs:
             order[a], order[b] = b, a
-        return target[order]
+        return target[..., order, :, :, :]
     table = torch.arange(256, dtype=torch.uint8, device=target.device)
     for a, b in pairs:
         table[a + 1], table[b + 1] = b + 1, a + 1
     return table[target.long()]
 
 
-def _shading(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    if rng.random() < P_BRIGHTNESS:
-        image = image * rng.uniform(*FACTOR)
-    if rng.random() < P_CONTRAST:
-        image = _contrast(image, rng.uniform(*FACTOR))
-    return image
+BLUR_RADIUS = math.ceil(3 * BLUR_SIGMA[1])
+"""Voxels to each side that a blur looks at: three times the widest sigma."""
 
 
-def _intensity(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    if rng.random() < P_NOISE:
-        generator = torch.Generator(image.device).manual_seed(int(rng.integers(2**31)))
-        noise = torch.randn(image.shape, generator=generator, device=image.device)
-        image = image + noise * math.sqrt(rng.uniform(0, MAX_NOISE_VARIANCE))
-    if rng.random() < P_BLUR:
-        image = blur(image, rng.uniform(*BLUR_SIGMA))
-    image = _shading(image, rng)
-    if rng.random() < P_LOW_RESOLUTION:
-        zoom = rng.uniform(*ZOOM)
-        small = [max(1, round(s * zoom)) for s in image.shape[1:]]
-        low = F.interpolate(image[None], size=small, mode="nearest-exact")
-        image = F.interpolate(low, size=image.shape[1:], mode="trilinear", align_corners=False)[0]
-    for probability, sign in ((P_GAMMA_INVERTED, -1), (P_GAMMA, 1)):
-        if rng.random() < probability:
-            image = sign * _gamma(sign * image, rng.uniform(*GAMMA))
-    return image
-
-
-def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of (C, X, Y, Z) by three passes of a 1D kernel; sigma in voxels."""
-    radius = max(1, math.ceil(3 * sigma))
-    x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
-    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    out = image[:, None]  # channels as batch
+def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur of (B, C, X, Y, Z) by three passes of shifted sums; sigma (B, 1, 1, 1, 1) in voxels."""
+    offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets.view(-1, 1, 1, 1, 1, 1) / sigma) ** 2)
+    kernel = kernel / kernel.sum(0)
     for axis in range(3):
-        shape, pad = [1, 1, 1, 1, 1], [0] * 6
-        shape[axis + 2] = -1
-        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
-        out = F.conv3d(F.pad(out, pad, mode="replicate"), kernel.view(shape))
-    return out[:, 0]
+        pad = [0] * 6
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = BLUR_RADIUS
+        padded, size = F.pad(images, pad, mode="replicate"), images.shape[axis + 2]
+        images = kernel[0] * padded.narrow(axis + 2, 0, size)
+        for k in range(1, 2 * BLUR_RADIUS + 1):
+            images = images.addcmul_(kernel[k].expand_as(images), padded.narrow(axis + 2, k, size))
+    return images
 
 
-def _contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
-    mean = image.mean((1, 2, 3), keepdim=True)
-    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
-    return ((image - mean) * factor + mean).clamp(low, high)
+def _coarsen(image: torch.Tensor, zoom: float) -> torch.Tensor:
+    small = [max(1, round(s * zoom)) for s in image.shape[1:]]
+    low = F.interpolate(image[None], size=small, mode="nearest-exact")
+    return F.interpolate(low, size=image.shape[1:], mode="trilinear", align_corners=False)[0]
 
 
-def _gamma(image: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Gamma on the image scaled to 0..1; mean and deviation are kept."""
-    dims = (1, 2, 3)
-    mean, std = image.mean(dims, keepdim=True), image.std(dims, keepdim=True)
-    low = image.amin(dims, keepdim=True)
-    span = (image.amax(dims, keepdim=True) - low).clamp(min=1e-7)
-    bent = ((image - low) / span) ** gamma * span + low
+def _contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    dims = (2, 3, 4)
+    mean = images.mean(dims, keepdim=True)
+    return ((images - mean) * factor + mean).clamp(images.amin(dims, keepdim=True), images.amax(dims, keepdim=True))
+
+
+def _gamma(images: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    """Gamma on the images scaled to 0..1; mean and deviation are kept."""
+    dims = (2, 3, 4)
+    mean, std = images.mean(dims, keepdim=True), images.std(dims, keepdim=True)
+    low = images.amin(dims, keepdim=True)
+    span = (images.amax(dims, keepdim=True) - low).clamp(min=1e-7)
+    bent = ((images - low) / span) ** gamma * span + low
     return (bent - bent.mean(dims, keepdim=True)) / bent.std(dims, keepdim=True).clamp(min=1e-7) * std + mean
+
+
+def shift_histogram(image: torch.Tensor, points: np.ndarray) -> torch.Tensor:
+    """Send evenly spaced intensities of (C, X, Y, Z) to the given ones, linearly between them; the ends stay."""
+    low, high = image.min(), image.max()
+    span = (high - low).clamp(min=1e-7)
+    goal = torch.from_numpy(points).to(image)
+    place = (image - low) / span * (len(points) - 1)
+    left = place.floor().clamp(0, len(points) - 2)
+    index = left.long()
+    return (goal[index] + (place - left) * (goal[index + 1] - goal[index])) * span + low

@@ -6,10 +6,12 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
+import torch
 import yaml
 
 from autoseg import __version__
 from autoseg.algos.bundle import write_bundle
+from autoseg.algos.fit import fitted_plan
 from autoseg.algos.hardware import Hardware
 from autoseg.algos.plan import Plan
 from autoseg.algos.planner import Origin, make_plan
@@ -80,10 +82,14 @@ def generate_job(
     hardware: Hardware,
     budget_s: float | None,
     budget_origin: str = "",
+    device: torch.device | None = None,
 ) -> bool:
     """Write a job's bundle where it is missing or made from other inputs.
 
     A value that was edited by hand stays, whatever else changes.
+
+    Args:
+        device: where a step of the plan is measured, so that it fits time and memory; None: formulas alone.
 
     Returns:
         Whether anything was written.
@@ -92,7 +98,10 @@ def generate_job(
     stage = f"generate/{algo}_{fold}"
     inputs = {
         "statistics": digest(asdict(fingerprint)),
-        "settings": digest([settings.hyper(algo), settings.seed, settings.modality, settings.extra_modalities]),
+        "settings": digest(
+            [settings.hyper(algo), settings.seed, settings.modality, settings.extra_modalities]
+            + [settings.recipe, settings.memory_share]
+        ),
         "classes": digest([label_map.names, label_map.values, label_map.sigmoid, label_map.ignore_label]),
         "training cases": digest(num_train),
         "budget": digest(budget_s),
@@ -104,18 +113,19 @@ def generate_job(
     if not reasons and paths.plan.exists():
         return False
     edits = edited_values(paths)
-    plan, found = make_plan(
-        algo=algo,
-        fold=fold,
-        num_train=num_train,
-        fingerprint=fingerprint,
-        label_map=label_map,
-        settings=settings,
-        origins=origins,
-        hardware=hardware,
-        budget_s=budget_s,
-        budget_origin=budget_origin,
-    )
+    known: dict[str, Any] = {
+        "algo": algo,
+        "fold": fold,
+        "num_train": num_train,
+        "fingerprint": fingerprint,
+        "label_map": label_map,
+        "settings": settings,
+        "origins": origins,
+        "hardware": hardware,
+        "budget_s": budget_s,
+        "budget_origin": budget_origin,
+    }
+    plan, found = make_plan(**known) if device is None else fitted_plan(device, **known)
     generated = plan.model_dump(mode="json")
     if edits:
         log.info("%s_%d: keeping what was edited by hand: %s", algo, fold, ", ".join(edits))

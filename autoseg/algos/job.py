@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
-import sys
+import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from autoseg.algos.cache import load_cases
 from autoseg.algos.device import pick_device
+from autoseg.algos.fit import peak_memory_gib, reset_peak_memory
 from autoseg.algos.hardware import available_cores
 from autoseg.algos.plan import Plan
-from autoseg.algos.trainer import Diverged, Interrupted, Progress, Pruned, Trainer
+from autoseg.algos.schedule import LEAST_TRAINING_SHARE
+from autoseg.algos.trainer import Diverged, Interrupted, Progress, Pruned, Trainer, TrainResult, save_weights
 from autoseg.claims import Busy, Claim, LostClaim
 from autoseg.config import format_duration
 from autoseg.data.datalist import Case, files_digest, read_datalist
@@ -37,14 +40,18 @@ from autoseg.reader import read_model
 from autoseg.workspace import Job, JobDir, JobState, Workspace, changed, digest, log_to, write_json
 
 log = logging.getLogger(__name__)
+Shared = TypeVar("Shared")
 
 DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
 """Environment variable in which a launcher says what `autoseg status` is to call the device."""
 
+RESTART_RATE = 0.25
+"""A diverged job is tried once more with its learning rate times this."""
+
 
 def job_inputs(plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> dict[str, str]:
     """What a job is made from: name -> digest. A difference makes it stale."""
-    inputs = {f"plan: {key}": digest(value) for key, value in plan.model_dump(mode="json").items()}
+    inputs = {f"plan: {key}": digest(value) for key, value in plan.identity().items()}
     for role, cases in (("training case", train_cases), ("validation case", val_cases)):
         inputs.update({f"{role} {c.name}": files_digest(c) for c in cases})
     return inputs
@@ -59,6 +66,15 @@ def read_plan(paths: JobDir) -> Plan:
     return read_model(paths.plan, Plan)
 
 
+def _score_case(predictor: Predictor, case: Case, folder: Path) -> list[float]:
+    """Predict a case on its own grid, store the labels, score each class."""
+    assert case.label is not None
+    image, label = read_image(case.images), read_label(case.label)
+    pred = predictor.predict_labels(image)
+    write_volume(folder / f"{case.name}.nii.gz", pred, image.grid)
+    return dice_per_class(pred, label.array[0], predictor.label_map, annotated=case.annotated)
+
+
 def score_validation(plan: Plan, paths: JobDir, cases: tuple[Case, ...], device: torch.device) -> float:
     """Predict the fold's validation cases on their own grids, store labels and scores.
 
@@ -67,13 +83,7 @@ def score_validation(plan: Plan, paths: JobDir, cases: tuple[Case, ...], device:
     """
     label_map = plan.label_map
     predictor = Predictor([paths], device=device)
-    scores = []
-    for case in cases:
-        assert case.label is not None
-        image, label = read_image(case.images), read_label(case.label)
-        pred = predictor.predict_labels(image)
-        write_volume(paths.root / "validation" / f"{case.name}.nii.gz", pred, image.grid)
-        scores.append(dice_per_class(pred, label.array[0], label_map, annotated=case.annotated))
+    scores = [_score_case(predictor, case, paths.root / "validation") for case in cases]
     summary = summarise(scores, label_map.names)
     table = {
         case.name: to_plain(dict(zip(label_map.names, row, strict=True)))
@@ -81,6 +91,19 @@ def score_validation(plan: Plan, paths: JobDir, cases: tuple[Case, ...], device:
     }
     write_json(paths.validation, {"summary": summary.to_json(), "dice": table})
     return summary.mean
+
+
+def _time_scoring(trainer: Trainer, paths: JobDir, case: Case) -> float:
+    """Seconds that `score_validation` takes for a case, with the weights as they are now."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = JobDir(Path(folder) / paths.root.name)
+        scratch.plan.parent.mkdir(parents=True)
+        shutil.copy(paths.plan, scratch.plan)
+        save_weights(trainer.average, scratch)
+        predictor = Predictor([scratch], device=trainer.device)
+        begin = time.monotonic()
+        _score_case(predictor, case, scratch.root)
+        return time.monotonic() - begin
 
 
 def run_job(
@@ -110,6 +133,7 @@ def run_job(
         Interrupted: A signal came; the job is saved as pending and goes on next time.
     """
     started = time.monotonic()
+    trainer: Trainer
     paths = workspace.job_dir(algo, fold)
     rank = dist.get_rank() if dist.is_initialized() else 0
     where = pick_device(device)
@@ -129,7 +153,7 @@ def run_job(
 
         def epoch_ended(progress: Progress, dice: float) -> None:
             if claim is not None and (job.starts or job.memory_gib is None):
-                job.starts, job.memory_gib = 0, memory_gib(where)
+                job.starts, job.memory_gib = 0, peak_memory_gib(where)
                 workspace.write_job(job)
             if after_epoch is not None:
                 after_epoch(progress, dice)
@@ -139,9 +163,11 @@ def run_job(
             datalist = read_datalist(workspace.datalist, dataroot)
             train_cases, val_cases = datalist.train_cases(fold), datalist.val_cases(fold)
             inputs = job_inputs(plan, train_cases, val_cases)
-            if _all_agree(job.state == "done" and not changed(job.inputs, inputs)):
+            reasons = changed(job.inputs, inputs)
+            if _of_first(job.state == "done" and not reasons):
                 log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)
                 return job
+            job.restart = _of_first(job.restart if paths.checkpoint.exists() and not reasons else {})
             if claim is not None and claim.before.holder is not None and job.state == "running":
                 log.info("%s: taking over from %s, which is gone", job.name, claim.before.holder.name)
             job.inputs, job.started, job.dice, job.starts, job.memory_gib = (
@@ -155,22 +181,48 @@ def run_job(
             log.info(
                 "%s: training on %d cases, validating on %d, %s", job.name, len(train_cases), len(val_cases), where
             )
+            reset_peak_memory(where)
             workers = num_workers or available_cores()
-            trainer = Trainer(
-                plan,
-                load_cases(workspace.cache, plan, train_cases, num_workers=workers),
-                load_cases(workspace.cache, plan, val_cases, num_workers=workers),
-                paths,
-                device=where,
-                # Reading and writing files comes on top of the same predictions.
-                final_s=lambda validation_s: 1.3 * validation_s + 1.0,
-                started=started,
-                inputs=digest(inputs),
-                before_write=claim.check if claim is not None else lambda: None,
-                after_epoch=epoch_ended,
-            )
-            result = trainer.run()
-            job.seconds, job.memory_gib = result.seconds, memory_gib(where)
+            cached_train = load_cases(workspace.cache, plan, train_cases, num_workers=workers)
+            cached_val = load_cases(workspace.cache, plan, val_cases, num_workers=workers)
+
+            def train(plan: Plan, started: float) -> TrainResult:
+                nonlocal trainer
+                trainer = Trainer(
+                    plan,
+                    cached_train,
+                    cached_val,
+                    paths,
+                    device=where,
+                    scoring=lambda index: _time_scoring(trainer, paths, val_cases[index]),
+                    started=started,
+                    inputs=digest(inputs),
+                    before_write=claim.check if claim is not None else lambda: None,
+                    after_epoch=epoch_ended,
+                )
+                return trainer.run()
+
+            try:
+                result = train(plan.model_copy(update=job.restart), started)
+                lost_s = 0.0
+            except Diverged as error:
+                if job.restart:
+                    raise
+                lost_s = trainer.progress.elapsed_s
+                job.restart = _restart(plan, lost_s)
+                log.warning(
+                    "%s Starting once more with learning_rate %g.", str(error).split(" Lower")[0],
+                    job.restart["learning_rate"],
+                )  # fmt: skip
+                if rank == 0:
+                    for path in (paths.checkpoint, paths.model):
+                        path.unlink(missing_ok=True)
+                note("running")
+                _of_first(None)  # no process looks for the checkpoint before it is gone
+                result = train(plan.model_copy(update=job.restart), time.monotonic())
+            job.seconds, job.memory_gib = lost_s + result.seconds, peak_memory_gib(where)
+            if plan.memory_gib is not None:
+                log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
             if rank == 0:
                 begin = time.monotonic()
                 job.dice = score_validation(plan, paths, val_cases, where)
@@ -194,7 +246,11 @@ def run_job(
             log.error("%s", error)
             return workspace.read_job(algo, fold)  # as the new holder has it
         except Diverged as error:
+            job.restart = {}
             note("diverged", str(error), can_retry=False)
+            if rank == 0:  # what a run that learned nothing has kept is no model
+                for path in (paths.checkpoint, paths.model):
+                    path.unlink(missing_ok=True)
             log.error("%s", error)
         except AutosegError as error:
             note("failed", str(error), can_retry=isinstance(error, ResourceError))
@@ -205,21 +261,21 @@ def run_job(
     return job
 
 
-def _all_agree(verdict: bool) -> bool:
-    """The first process' verdict, for all processes of a job."""
+def _restart(plan: Plan, spent_s: float) -> dict[str, float]:
+    """What a diverged job's second try changes in its plan: a lower learning rate, and the time that is left."""
+    changes = {"learning_rate": plan.learning_rate * RESTART_RATE}
+    if plan.budget_s is not None:
+        changes["budget_s"] = max(plan.budget_s - spent_s, LEAST_TRAINING_SHARE * plan.budget_s)
+    return changes
+
+
+def _of_first(value: Shared) -> Shared:
+    """The first process' value, for all processes of a job."""
     if not dist.is_initialized():
-        return verdict
-    shared = [verdict]
+        return value
+    shared = [value]
     dist.broadcast_object_list(shared, 0)
     return shared[0]
-
-
-def memory_gib(device: torch.device) -> float:
-    """Most memory this process took so far: of the GPU, or on a CPU its own."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def join_processes(device: str) -> None:

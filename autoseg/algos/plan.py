@@ -14,6 +14,9 @@ from autoseg.config import AlgoName, Positive3, Strict, Voxels3
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import ChannelNorm, NormalizeMode, Preprocessing
 
+WITHOUT_EFFECT = frozenset(("cache", "cache_gib", "step_s", "memory_gib"))
+"""Keys of a plan that change nothing about the weights."""
+
 
 class ChannelPlan(Strict):
     """Normalisation of one image channel."""
@@ -72,7 +75,7 @@ class Plan(Strict):
     """Share of patches centred on a class drawn at random."""
     mirror_axes: tuple[Literal[0, 1, 2], ...]
     """Axes mirrored at random."""
-    augment: Literal["default", "light", "none"]
+    augment: Literal["default", "light", "axial", "none"]
     """Random changes of patches."""
 
     num_epochs: Annotated[int, Field(ge=1)]
@@ -83,10 +86,14 @@ class Plan(Strict):
     """Seconds for the whole job; null: num_epochs alone decides."""
     num_epochs_per_validation: Annotated[int, Field(ge=1)]
     """Epochs between validations."""
+    optimizer: Literal["adamw", "adam", "novograd", "sgd"] = "adamw"
+    """What turns gradients into steps."""
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    """Way of the learning rate after warm-up."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Highest learning rate."""
     weight_decay: Annotated[float, Field(ge=0)]
-    """AdamW's weight decay."""
+    """The optimizer's weight decay."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     """Share of the schedule for warm-up."""
     grad_clip: Annotated[float, Field(gt=0)]
@@ -102,6 +109,14 @@ class Plan(Strict):
     """Average over mirrored images in inference."""
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     """Arithmetic."""
+    cache: Literal["ram", "disk", "off"] = "ram"
+    """Where preprocessed cases are kept."""
+    cache_gib: Annotated[float, Field(ge=0)] | None = None
+    """Most that is kept there; null: as free memory or disk allows."""
+    step_s: float | None = None
+    """Seconds of a training step, measured on the device that planned; null: not measured."""
+    memory_gib: float | None = None
+    """Predicted peak of the device's memory, by the same measurement."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of the job."""
 
@@ -111,6 +126,10 @@ class Plan(Strict):
             if channel.mode in ("ct", "range") and channel.bounds is None:
                 raise ValueError(f"channels: mode {channel.mode} needs bounds: [low, high]")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Every value that decides which weights come out; where cases are kept and what was measured do not."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in WITHOUT_EFFECT}
 
     @property
     def label_map(self) -> LabelMap:

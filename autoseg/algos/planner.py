@@ -14,16 +14,18 @@ from autoseg.algos.networks import network_module
 from autoseg.algos.networks.sizing import Choice, Sizing, round_up
 from autoseg.algos.plan import Plan
 from autoseg.algos.templates import FILLED, template_values
-from autoseg.config import AlgoName, Settings
+from autoseg.config import RECIPE_ALGO, AlgoName, Settings
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resampled_shape
 
 MINUTES_PER_CPU_JOB = 60
 """Without a budget a job on a CPU gets at most this long: somebody waits for it at a desk."""
-SECONDS_PER_MEGAVOXEL = {"segresnet": 3.2, "swinunetr": 3.1, "dints": 3.0}
-"""Seconds of a training step for a million voxels of the CPU-sized network, on two cores.
-Source: measured in fp32 on two AVX2 cores (docs/results.md); sets the default number of epochs, nothing else."""
+SECONDS_PER_MEGAVOXEL = {"segresnet": 3.2, "swinunetr": 3.1, "dints": 3.0, "unet": 2.0}
+"""Seconds of a training step for a million voxels of the CPU-sized network, on two cores, where none was measured.
+Source: measured in fp32 on two AVX2 cores (docs/results.md), but for unet, a guess."""
+TRAINING_SHARE = 0.8
+"""Share of a job's budget that is steps, when their number is estimated; validation and scores take the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +38,41 @@ class Origin:
     rule: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What measuring on the device changes in a plan; the defaults change nothing."""
+
+    size: int = 0
+    """Rung of the network's ladder (`Sizing.size`)."""
+    batch_size: int | None = None
+    roi_size: tuple[int, int, int] | None = None
+    rule: str = ""
+    """Why batch or patch differ from the formula's."""
+    step_s: float | None = None
+    """Measured seconds of a step."""
+    memory_gib: float | None = None
+    """Predicted peak of memory."""
+
+
 FEW_PASSES, FEW_STEPS = 20, 500
 """Passes over the training cases, or steps, below which augmentation is light.
 Source: measured on the hippocampus: Dice after 1.4 passes 0.815 without and 0.799 with nnU-Net's augmentation."""
 
 
+RATES = {
+    "segresnet": (2e-4, 2e-3, "Auto3DSeg's"),
+    "swinunetr": (4e-4, 4e-3, "Auto3DSeg's"),
+    "dints": (2e-4, 5e-3, "Auto3DSeg's"),
+    "unet": (2e-4, 2e-3, "as SegResNet's"),
+}
+"""Highest learning rate on a GPU and on a CPU, and where the first comes from."""
+
+
 NETWORK_KEYS = {
     "segresnet": ("init_filters", "blocks_down", "dsdepth"),
     "swinunetr": ("feature_size", "depths", "window_size"),
-    "dints": ("channel_mul", "use_downsample"),
+    "dints": ("channel_mul", "use_downsample", "search"),
+    "unet": ("channels", "num_res_units"),
 }
 
 
@@ -68,7 +96,7 @@ def target_spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float]
 
 def channel_plans(fingerprint: Fingerprint, settings: Settings, algo: AlgoName) -> tuple[list[dict[str, Any]], str]:
     """Normalisation of each channel, primary modality first, then the extra ones."""
-    fixed = settings.hyper(algo)
+    fixed = {**_recipe_norm(settings, algo), **settings.hyper(algo)}
     modality = settings.modality.lower()
     primary = fixed.get("normalize_mode") or (
         "ct" if modality == "ct" else "mri" if modality in ("mri", "mr") else "meanstd"
@@ -81,7 +109,7 @@ def channel_plans(fingerprint: Fingerprint, settings: Settings, algo: AlgoName) 
     for mode, foreground in zip(modes, fingerprint.foreground, strict=True):
         plan: dict[str, Any] = {"mode": mode}
         if mode in ("ct", "range"):
-            plan["bounds"] = list(fixed.get("intensity_bounds") or (foreground.p00_5, foreground.p99_5))  # type: ignore[call-overload]
+            plan["bounds"] = list(fixed.get("intensity_bounds") or (foreground.p00_5, foreground.p99_5))
             plan["mean"], plan["std"] = foreground.mean, foreground.std or 1.0
         else:
             plan["nonzero"] = nonzero
@@ -98,14 +126,25 @@ def step_seconds(algo: AlgoName, batch: int, roi: tuple[int, int, int], num_core
     return SECONDS_PER_MEGAVOXEL[algo] * batch * math.prod(roi) / 1e6 * 2 / num_cores
 
 
+def recipe_values(settings: Settings, algo: AlgoName) -> dict[str, tuple[Any, str]]:
+    """What the recipe of the settings says for a network: key -> value and source; empty where it says nothing."""
+    if RECIPE_ALGO.get(settings.recipe) != algo:
+        return {}
+    return template_values(algo, f"recipes/{settings.recipe}.yaml")
+
+
+def _recipe_norm(settings: Settings, algo: AlgoName) -> dict[str, Any]:
+    return {k: v for k, (v, _) in recipe_values(settings, algo).items() if k in ("normalize_mode", "intensity_bounds")}
+
+
 def expected_seconds(plan: Plan, hardware: Hardware) -> float | None:
     """How long a job will train: its budget, or what its steps take on a CPU; None: not known before it runs."""
     if plan.budget_s is not None:
         return plan.budget_s
-    if hardware.on_gpu:
+    if hardware.on_gpu and plan.step_s is None:
         return None
     steps = plan.num_epochs * plan.num_steps_per_epoch
-    return steps * step_seconds(plan.algo, plan.batch_size, plan.roi_size, hardware.num_cores)
+    return steps * (plan.step_s or step_seconds(plan.algo, plan.batch_size, plan.roi_size, hardware.num_cores))
 
 
 def _epochs(num_train: int, steps: int, step_s: float | None) -> tuple[int, str]:
@@ -133,6 +172,7 @@ def make_plan(
     hardware: Hardware,
     budget_s: float | None,
     budget_origin: str = "",
+    fit: Fit = Fit(),
 ) -> tuple[Plan, dict[str, Origin]]:
     """Fill an algorithm's template for one fold.
 
@@ -141,11 +181,13 @@ def make_plan(
         origins: where each of the user's settings stands.
         budget_s: seconds for this job, or None.
         budget_origin: where the budget was set.
+        fit: what measuring on the device changes.
 
     Returns:
         The plan, and for each of its keys where it came from.
     """
     fixed = settings.hyper(algo)
+    recipe = recipe_values(settings, algo)
 
     def place(key: str) -> str:
         return origins.get(f"{algo}.{key}") or origins.get(key, "input.yaml")
@@ -157,6 +199,8 @@ def make_plan(
         user = fixed.get(setting or key)
         if user is not None:
             value, rule, origin = list(user) if isinstance(user, tuple) else user, "", place(setting or key)
+        elif key in recipe:
+            (value, rule), origin = recipe[key], f"recipe {settings.recipe}"
         else:
             origin = "planner"
         values[key] = value
@@ -176,6 +220,9 @@ def make_plan(
     put("channels", channels, rule)
     if fixed.get("normalize_mode") or fixed.get("intensity_bounds"):
         found["channels"] = Origin(value=channels, origin=place("normalize_mode"), rule="")
+    elif "normalize_mode" in recipe:
+        source = recipe["normalize_mode"][1]
+        found["channels"] = Origin(value=channels, origin=f"recipe {settings.recipe}", rule=source)
     spacing, rule = target_spacing(fingerprint)
     put("resample_resolution", list(spacing), rule)
     put("crop_foreground", False, "off: zero borders are cheap to skip and a crop moves windows")
@@ -188,20 +235,27 @@ def make_plan(
         num_outputs=label_map.num_outputs,
         memory_gib=hardware.memory_gib,
         on_gpu=hardware.on_gpu,
+        size=fit.size,
     )
     choice: Choice = network_module(algo).choose(sizing)
     network = dict(choice.network)
-    for key in NETWORK_KEYS[algo]:
-        if key in fixed:
-            network[key] = list(fixed[key]) if isinstance(fixed[key], tuple) else fixed[key]  # type: ignore[call-overload]
-    values["network"] = network
     for key, value in network.items():
-        origin, rule = (place(key), "") if key in fixed else ("planner", choice.rules.get(key, ""))
+        origin, rule = "planner", choice.rules.get(key, "")
+        if key in NETWORK_KEYS[algo] and key in fixed:
+            value, origin, rule = fixed[key], place(key), ""
+        elif f"network.{key}" in recipe:
+            (value, rule), origin = recipe[f"network.{key}"], f"recipe {settings.recipe}"
+        network[key] = value = list(value) if isinstance(value, tuple) else value
         found[f"network.{key}"] = Origin(value=value, origin=origin, rule=rule)
+    values["network"] = network
     steps_of_roi = network_module(algo).divisor(network)
-    roi = [round_up(s, d) for s, d in zip(choice.roi_size, steps_of_roi, strict=True)]
-    put("roi_size", roi, choice.rules["roi_size"])
-    put("batch_size", choice.batch_size, choice.rules["batch_size"])
+    roi = [round_up(s, d) for s, d in zip(fit.roi_size or choice.roi_size, steps_of_roi, strict=True)]
+    put("roi_size", roi, fit.rule if fit.roi_size else choice.rules["roi_size"])
+    put(
+        "batch_size",
+        fit.batch_size or choice.batch_size,
+        fit.rule if fit.batch_size else choice.rules["batch_size"],
+    )
     whole = all(r >= s for r, s in zip(values["roi_size"], sizing.median_shape, strict=True))
     put(
         "foreground_fraction",
@@ -211,16 +265,16 @@ def make_plan(
     )
     put("mirror_axes", [0], "left and right alone: mirrored up and down or front to back no body exists")
     put("num_steps_per_epoch", max(1, math.ceil(num_train / values["batch_size"])), "every training case once an epoch")
-    step_s = None
-    if not hardware.on_gpu:
+    step_s = fit.step_s
+    if step_s is None and not hardware.on_gpu:
         step_s = step_seconds(algo, values["batch_size"], tuple(values["roi_size"]), hardware.num_cores)
-    epochs, rule = _epochs(num_train, values["num_steps_per_epoch"], step_s)
+    epochs, rule = _epochs(num_train, values["num_steps_per_epoch"], None if hardware.on_gpu else step_s)
     if budget_s is not None:
         epochs, rule = max(epochs, 1250), "the budget ends the job"
     put("num_epochs", epochs, rule)
     num_steps = float(values["num_epochs"] * values["num_steps_per_epoch"])
     if budget_s is not None and step_s is not None:
-        num_steps = min(num_steps, budget_s / step_s)
+        num_steps = min(num_steps, TRAINING_SHARE * budget_s / step_s)
     passes = num_steps / values["num_steps_per_epoch"]
     put(
         "augment",
@@ -239,16 +293,21 @@ def make_plan(
     put(
         "num_epochs_per_validation",
         every,
-        "20 validations over the schedule; with a budget, in a tenth of the time at most",
+        "20 validations over the schedule; with a budget, as many as a twentieth of the time allows",
     )
-    rates = {"segresnet": (2e-4, 2e-3), "swinunetr": (4e-4, 4e-3), "dints": (2e-4, 5e-3)}[algo]
+    on_gpu, on_cpu, source = RATES[algo]
     put(
         "learning_rate",
-        rates[0] if hardware.on_gpu else rates[1],
-        "Auto3DSeg's"
+        on_gpu if hardware.on_gpu else on_cpu,
+        source
         if hardware.on_gpu
-        else "ten to twenty-five times Auto3DSeg's, for small networks and short schedules (measured)",
+        else "ten to twenty-five times a GPU's, for small networks and short schedules (measured)",
     )
+    put("cache", "ram", "in memory, as far as half of what is free allows, the rest on disk (the FLARE23 paper)")
+    put("cache_gib", None, "half of what is free")
+    measured = "measured by a step on the device that planned" if fit.step_s is not None else "not measured"
+    put("step_s", fit.step_s and float(f"{fit.step_s:.3g}"), measured)
+    put("memory_gib", fit.memory_gib and round(fit.memory_gib, 2), measured)
     values["seed"] = settings.seed * 1000 + fold
     found["seed"] = Origin(value=values["seed"], origin="planner", rule="1000 x seed of input.yaml + fold")
     return Plan.model_validate(values), found

@@ -1,4 +1,4 @@
-"""How far a job is, what that means for the learning rate, and when it is time to validate.
+"""How far a job is, what that means for the learning rate, and when and on how much it is validated.
 
 A job ends after its epochs or, with a budget, when its time is used up; progress is the larger of both shares.
 """
@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 START_SHARE = 0.1
 """Learning rate at the first step as a share of the highest. Source: Auto3DSeg's warm-up."""
-VALIDATION_SHARE = 0.1
-"""Share of a budget that validations in training may take."""
-MAX_VALIDATIONS = 10
-LEAST_TRAINING_SHARE = 0.5
-"""Share of a budget that training gets at least."""
+POLY_POWER = 0.9
+"""Source: nnU-Net's polynomial schedule."""
+LEAST_TRAINING_SHARE = 0.2
+"""Share of a budget that training gets at least: less would only score noise."""
+VALIDATION_SHARE = 0.05
+"""Share of a budget that validations in training may take; each looks at as many cases as that allows."""
+FEW_MARKS = (0.25, 0.5, 0.75, 0.9, 1.0)
+"""Progress at which to validate under a budget: at a quarter to tell divergence, then where the curve still moves."""
+MANY_MARKS = (0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+"""The same where ten validations of all cases fit in."""
+MOST_CASE_SHARE = 0.1
+"""Share of a budget above which one case alone takes too long to be looked at during training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +45,32 @@ class Schedule:
         by_steps = step / self.num_steps
         if self.budget_s is None:
             return min(1.0, by_steps)
-        # On a busy machine validation may seem to take all of the time; half of it goes to training even so.
         by_time = elapsed_s / max(self.budget_s - reserve_s, LEAST_TRAINING_SHARE * self.budget_s)
         return min(1.0, max(by_steps, by_time))
 
+    def is_kept(self, reserve_s: float) -> bool:
+        """Whether the budget holds what follows training and some training before it."""
+        return self.budget_s is None or self.budget_s - reserve_s >= LEAST_TRAINING_SHARE * self.budget_s
 
-def learning_rate(highest: float, progress: float, warmup_fraction: float) -> float:
-    """Linear warm-up from a tenth, then a cosine to zero. Source: Auto3DSeg; the FLARE23 paper."""
+
+def learning_rate(
+    highest: float,
+    progress: float,
+    warmup_fraction: float,
+    schedule: Literal["cosine", "poly", "constant"] = "cosine",
+) -> float:
+    """Linear warm-up from a tenth, then a way down to zero, or none.
+
+    Source: cosine as Auto3DSeg and the FLARE23 paper, poly as nnU-Net.
+    """
     if progress < warmup_fraction:
         return highest * (START_SHARE + (1 - START_SHARE) * progress / warmup_fraction)
-    share = (progress - warmup_fraction) / max(1 - warmup_fraction, 1e-9)
-    return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    share = min(1.0, (progress - warmup_fraction) / max(1 - warmup_fraction, 1e-9))
+    if schedule == "constant":
+        return highest
+    if schedule == "poly":
+        return highest * (1 - share) ** POLY_POWER
+    return highest * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def ema_decay(highest: float, step: int) -> float:
@@ -55,10 +78,19 @@ def ema_decay(highest: float, step: int) -> float:
     return min(highest, (1 + step) / (10 + step))
 
 
-def validation_marks(budget_s: float, validation_s: float) -> list[float]:
-    """Progress values at which to validate under a budget: in the second half, the last at the end.
+def validation_plan(budget_s: float, all_s: float, num_cases: int) -> tuple[tuple[float, ...], int]:
+    """When to validate under a budget, and on how many cases.
 
-    As many as fit into a tenth of the time, 1 to 10.
+    Args:
+        all_s: seconds to predict and score all cases once.
+
+    Returns:
+        Progress values, none where a single case takes too long; and the number of cases, the same each time.
     """
-    count = int(min(MAX_VALIDATIONS, max(1, VALIDATION_SHARE * budget_s / max(validation_s, 1e-3))))
-    return [1 - 0.5 * (count - 1 - i) / count for i in range(count)]
+    one_s = max(all_s / num_cases, 1e-6)
+    if one_s > MOST_CASE_SHARE * budget_s:
+        return (), 0
+    if len(MANY_MARKS) * all_s <= VALIDATION_SHARE * budget_s:
+        return MANY_MARKS, num_cases
+    fits = int(VALIDATION_SHARE * budget_s / len(FEW_MARKS) / one_s)
+    return FEW_MARKS, min(num_cases, max(1, fits))

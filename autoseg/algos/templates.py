@@ -32,14 +32,14 @@ def read_template_text(algo: str, name: str) -> str:
 
 FILLED = "<planner>"
 """Stands in a template for a value that the planner fills in."""
-LINE = re.compile(r"^(\w+): (.*?)(?:\s+# (.*))?$")
+LINE = re.compile(r"^([\w.]+): (.*?)(?:\s+# (.*))?$")
 """A line of a template's hyper_parameters.yaml: key, value or `<planner>`, and the rule behind a fixed value."""
 
 
-def template_values(algo: str) -> dict[str, tuple[Any, str]]:
-    """Keys of an algorithm's template in their order: value (or `FILLED`) and rule."""
+def template_values(algo: str, name: str = "configs/hyper_parameters.yaml") -> dict[str, tuple[Any, str]]:
+    """Keys of an algorithm's template, or of a recipe's file, in their order: value (or `FILLED`) and rule."""
     found = {}
-    for line in read_template_text(algo, "configs/hyper_parameters.yaml").splitlines():
+    for line in read_template_text(algo, name).splitlines():
         if match := LINE.match(line):
             found[match[1]] = (yaml.safe_load(match[2]), match[3] or "")
     return found

@@ -15,6 +15,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from monai.optimizers.novograd import Novograd
 from torch import nn
 
 from autoseg.algos.augment import augment_batch
@@ -31,9 +33,9 @@ from autoseg.algos.losses import supervised_loss
 from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.patches import cut_batch
 from autoseg.algos.plan import Plan
-from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validation_marks
+from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validation_plan
 from autoseg.config import format_duration
-from autoseg.errors import AutosegError, WorkspaceError
+from autoseg.errors import AutosegError, ResourceError, WorkspaceError
 from autoseg.inference.metrics import dice_of_targets
 from autoseg.inference.windows import ProbRows, predict_targets
 from autoseg.terminal import Progress as Bar
@@ -46,10 +48,21 @@ CHECKPOINT_S = 60.0
 
 NEW_STEPS = 0.02
 """Share of all steps that must lie since the last validation for another one at the end."""
+MEASURED_STEP = 3
+"""Step after which a budgeted job measures what validation and final scores take: the first steps allocate."""
+LOSS_CHECK_STEPS = 20
+"""On a GPU the loss is looked at this often only: each look waits for all that was queued."""
+DIVERGED_DICE, DIVERGED_SHARE, DIVERGED_STEPS = 0.01, 0.25, 100
+"""A Dice below the first after this share of the schedule is divergence. Source: Auto3DSeg's rule, which ends the whole
+run; schedules of fewer steps are too short to tell."""
+TELLS_APART = 0.01
+"""Difference in Dice on a part of the cases below which the end of the schedule is trusted over an earlier epoch."""
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "std::bad_alloc")
+"""What torch says in a RuntimeError when memory ran out on a CPU or in a library."""
 
 
 class Diverged(AutosegError):
-    """The loss is no number any more: the job is marked diverged and does not count as trained."""
+    """The loss is no number any more, or nothing was learned: the job does not count as trained."""
 
 
 class Pruned(Exception):
@@ -70,9 +83,16 @@ class Progress:
     epoch_steps: int = 0
     epoch_s: float = 0.0
     elapsed_s: float = 0.0
-    validation_s: float = 0.0
-    """Seconds the last validation took, or is expected to take."""
+    voxel_s: float = 0.0
+    """Seconds to predict and score a voxel in validation, as last measured; 0: not yet."""
+    first_voxel_s: float = 0.0
+    """The first such measurement."""
+    scoring_voxel_s: float = 0.0
+    """Seconds a voxel of the final scores, measured with it: files are read and written, labels brought back."""
+    num_validated: int = 0
+    """Cases each validation looks at; 0: all."""
     validations: int = 0
+    """Marks of the budget's validation plan that have passed."""
     validated_step: int = 0
     best_dice: float = -1.0
     best_epoch: int = 0
@@ -102,7 +122,7 @@ class Trainer:
         paths: JobDir,
         *,
         device: torch.device,
-        final_s: Callable[[float], float] = lambda validation_s: 0.0,
+        scoring: Callable[[int], float] | None = None,
         started: float | None = None,
         inputs: str = "",
         before_write: Callable[[], None] = lambda: None,
@@ -113,7 +133,8 @@ class Trainer:
         Args:
             train_cases, val_cases: preprocessed; the fold's.
             paths: where checkpoints, weights and metrics go.
-            final_s: seconds that follow training, from the seconds of a validation; kept free of a budget.
+            scoring: gives the final score of a validation case by its index and returns the seconds that took; called
+                once, so that a budget keeps the time for all of them free. None: nothing follows training.
             started: `time.monotonic()` when the job began, so that preprocessing counts towards a budget.
             inputs: digest of the files the cases come from; a checkpoint made from others is not gone on with.
             before_write: called before any file is written; raises where this process may not any more.
@@ -121,7 +142,7 @@ class Trainer:
         """
         self.before_write, self.after_epoch = before_write, after_epoch
         self.plan, self.train_cases, self.val_cases, self.paths = plan, train_cases, val_cases, paths
-        self.device, self.final_s, self.inputs = device, final_s, inputs
+        self.device, self.scoring, self.inputs = device, scoring, inputs
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         if plan.batch_size % self.world:
@@ -132,12 +153,17 @@ class Trainer:
         share = plan.batch_size // self.world
         self.indices = range(self.rank * share, (self.rank + 1) * share)
         self.micro_batch = share
+        self.roi = plan.roi_size
         self.schedule = Schedule(num_steps=plan.num_epochs * plan.num_steps_per_epoch, budget_s=plan.budget_s)
         self.progress = Progress()
         self.curve: list[dict[str, Any]] = []
         self.clock = started if started is not None else time.monotonic()
         self._stop = ""  # the signal that came
         self._agreed = ""  # the signal that all processes stop for
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the loss was last looked at
+        # Beside a GPU the next batch is cut while this one computes; on a CPU that would steal from the network.
+        self._cutter = ThreadPoolExecutor(1, "autoseg-cut") if device.type == "cuda" else None
+        self._next: tuple[int, Future[Any]] | None = None
 
         torch.manual_seed(plan.seed)
         self.memory_format = torch.channels_last_3d
@@ -147,9 +173,7 @@ class Trainer:
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         take_onednn(self.average, device, plan.precision)
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, foreach=True
-        )
+        self.optimizer = make_optimizer(network, plan)
         half = resolve_precision(device, plan.precision) == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.model: nn.Module = network
@@ -180,7 +204,7 @@ class Trainer:
                 epoch_ends = finished or p.epoch_steps == self.plan.num_steps_per_epoch
                 epoch_s = p.epoch_s  # the end of the epoch clears it
                 if epoch_ends:
-                    self._end_epoch()
+                    self._end_epoch(finished=finished)
                 due = time.monotonic() - saved > min(300.0, max(CHECKPOINT_S, 50 * save_s))
                 if due or self._agreed or (epoch_ends and save_s < 0.02 * epoch_s):
                     begin = time.monotonic()
@@ -191,6 +215,8 @@ class Trainer:
             self._save_checkpoint()
         finally:
             bar.close()
+            if self._cutter is not None:
+                self._cutter.shutdown(cancel_futures=True)
             for number, handler in previous.items():
                 signal.signal(number, handler)
         p = self.progress
@@ -208,7 +234,7 @@ class Trainer:
 
     def _share(self) -> float:
         p = self.progress
-        share = self.schedule.progress(p.step, p.elapsed_s, p.validation_s + self.final_s(p.validation_s))
+        share = self.schedule.progress(p.step, p.elapsed_s, self._reserve_s())
         self._agreed = self._stop
         if self.world > 1:  # one process' clock and signals decide for all, so that none waits for another
             shared = torch.tensor([share, float(bool(self._stop))], device=self.device)
@@ -217,28 +243,77 @@ class Trainer:
             self._agreed = "SIGTERM" if shared[1] else ""
         return share
 
+    def _reserve_s(self) -> float:
+        """Seconds to keep for the last validation and the final scores, by what the last validation took."""
+        p = self.progress
+        if self.plan.budget_s is None or not p.voxel_s:
+            return 0.0
+        voxels = [self._voxels(case) for case in self.val_cases]
+        last = sum(self._voxels(self.val_cases[i]) for i in self._validated()) / self.world
+        slower = max(1.0, p.voxel_s / p.first_voxel_s)  # a machine that has become busy is slower at the end, too
+        return p.voxel_s * last + p.scoring_voxel_s * slower * sum(voxels)
+
     def _tick(self) -> float:
         now = time.monotonic()
         spent, self.clock = now - self.clock, now
         self.progress.elapsed_s += spent
         return spent
 
-    def _train_step(self) -> None:
-        p, plan = self.progress, self.plan
-        rate = learning_rate(plan.learning_rate, self._share(), plan.warmup_fraction)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def _cut(self, step: int) -> tuple[torch.Tensor, torch.Tensor, list[np.random.Generator]]:
+        plan = self.plan
         images, targets, rngs = cut_batch(
             self.train_cases,
             seed=plan.seed,
-            step=p.step,
+            step=step,
             batch_size=plan.batch_size,
             indices=self.indices,
-            roi=plan.roi_size,
+            roi=self.roi,
             foreground_fraction=plan.foreground_fraction,
         )
-        image = torch.from_numpy(images).to(self.device, non_blocking=True)
-        target = torch.from_numpy(targets).to(self.device, non_blocking=True)
+        image, target = torch.from_numpy(images), torch.from_numpy(targets)
+        return (image.pin_memory(), target.pin_memory(), rngs) if self._cutter else (image, target, rngs)
+
+    def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, list[np.random.Generator]]:
+        """The patches of a step: a function of the step alone, so one that was cut ahead is the same."""
+        if self._cutter is None:
+            return self._cut(step)
+        ahead, self._next = self._next, None
+        batch = ahead[1].result() if ahead is not None and ahead[0] == step else self._cut(step)
+        self._next = step + 1, self._cutter.submit(self._cut, step + 1)
+        return batch
+
+    def _train_step(self) -> None:
+        p, plan = self.progress, self.plan
+        rate = learning_rate(plan.learning_rate, self._share(), plan.warmup_fraction, plan.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        while True:
+            try:
+                self._gradients()
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(error)
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), plan.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._average_weights()
+        p.step += 1
+        p.epoch_steps += 1
+        if self.device.type == "cpu" or self.world > 1 or p.step % LOSS_CHECK_STEPS == 0:
+            self._check_loss()
+        p.epoch_s += self._tick()
+        if p.step == MEASURED_STEP and plan.budget_s is not None:
+            self._measure_validation()
+
+    def _gradients(self) -> None:
+        """Gradients of the mean loss over this process' samples of the step at hand."""
+        p, plan = self.progress, self.plan
+        images, targets, rngs = self._batch(p.step)
+        image = images.to(self.device, non_blocking=True)
+        target = targets.to(self.device, non_blocking=True)
         if plan.augment != "none":
             image, target = augment_batch(
                 image,
@@ -248,72 +323,98 @@ class Trainer:
                 mirror_axes=plan.mirror_axes,
                 left_right_pairs=plan.label_map.left_right_pairs,
                 sigmoid=plan.sigmoid,
-                light=plan.augment == "light",
+                strength=plan.augment,
             )
         torch.manual_seed(plan.seed * 1_000_003 + p.step * self.world + self.rank)  # for networks with dropout
-        loss = self._backward(image.to(memory_format=self.memory_format), target)
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), plan.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._average_weights()
-        p.step += 1
-        p.epoch_steps += 1
-        p.epoch_loss += loss
-        p.epoch_s += self._tick()
-        if p.step == 3 and plan.budget_s is not None:
-            self._measure_validation()
+        image = image.to(memory_format=self.memory_format)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for first in range(0, len(image), self.micro_batch):
+            piece, truth = image[first : first + self.micro_batch], target[first : first + self.micro_batch]
+            with autocast(self.device, plan.precision):
+                outputs = self.model(piece)
+            loss = supervised_loss(outputs, truth, sigmoid=plan.sigmoid, loss=plan.loss)
+            loss = loss * (len(piece) / len(image))
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self._loss_sum += total
 
-    def _backward(self, image: torch.Tensor, target: torch.Tensor) -> float:
-        """Gradients of the mean loss over this process' samples; smaller pieces where memory runs out."""
-        while True:
-            self.optimizer.zero_grad(set_to_none=True)
-            try:
-                total = 0.0
-                for first in range(0, len(image), self.micro_batch):
-                    piece, truth = image[first : first + self.micro_batch], target[first : first + self.micro_batch]
-                    with autocast(self.device, self.plan.precision):
-                        outputs = self.model(piece)
-                    loss = supervised_loss(outputs, truth, sigmoid=self.plan.sigmoid, loss=self.plan.loss)
-                    loss = loss * (len(piece) / len(image))
-                    self.scaler.scale(loss).backward()
-                    total += float(loss.detach())
-                break
-            except torch.OutOfMemoryError:
-                if self.micro_batch == 1:
-                    raise
-                self.micro_batch = math.ceil(self.micro_batch / 2)
-                torch.cuda.empty_cache()
-                log.warning("out of memory: going on with %d patches at a time", self.micro_batch)
+    def _shrink(self, error: BaseException) -> None:
+        """Meet a lack of memory: fewer patches at a time, then smaller patches.
+
+        Raises:
+            ResourceError: Nothing is left to make smaller, or other processes wait for this one's gradients.
+        """
+        steps = divisor(self.plan)
+        wide = [a for a in range(3) if self.roi[a] > steps[a]]
+        if self.world > 1 or (self.micro_batch == 1 and not wide):
+            raise ResourceError(
+                f"{self.paths.root.name}: out of memory with {self.micro_batch} patches of "
+                f"{'x'.join(map(str, self.roi))} a process. Set a smaller batch_size or roi_size."
+            ) from error
+        if self.micro_batch > 1:
+            self.micro_batch = math.ceil(self.micro_batch / 2)
+            log.warning("%s: out of memory: going on with %d patches at a time", self.paths.root.name, self.micro_batch)
+        else:
+            roi = list(self.roi)
+            axis = max(wide, key=lambda a: roi[a])
+            roi[axis] -= steps[axis]
+            self.roi = (roi[0], roi[1], roi[2])
+            log.warning("%s: out of memory: going on with patches of %s", self.paths.root.name, "x".join(map(str, roi)))
+        self._next = None
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _check_loss(self) -> None:
+        """Add up the losses since the last look.
+
+        Raises:
+            Diverged: One of them was no number; all processes agree.
+        """
+        if self.world > 1:
+            dist.all_reduce(self._loss_sum)
+            self._loss_sum /= self.world
+        total = float(self._loss_sum)
+        self._loss_sum.zero_()
+        self.progress.epoch_loss += total
         if not math.isfinite(total):
             raise Diverged(
                 f"{self.paths.root.name}: the loss became {total} in epoch {self.progress.epoch + 1}. "
                 f"Lower learning_rate ({self.plan.learning_rate:g}) in {self.paths.plan.name} and train again."
             )
-        return total
 
     @torch.no_grad()
     def _average_weights(self) -> None:
         decay = ema_decay(self.plan.ema_decay, self.progress.step)
-        for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
         for mean, now in zip(self.average.buffers(), self.network.buffers(), strict=True):
             mean.copy_(now)
 
     # -- epochs and validation
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, *, finished: bool) -> None:
         p, plan = self.progress, self.plan
+        self._check_loss()
         p.epoch += 1
         share = self._share()
         dice = self._validate() if self._validation_due(share) else math.nan
         self.before_write()
         if not math.isnan(dice):
+            if dice < DIVERGED_DICE and share >= DIVERGED_SHARE and p.step >= DIVERGED_STEPS:
+                raise Diverged(
+                    f"{self.paths.root.name}: Dice {dice:.4f} after {share:.0%} of the schedule: nothing was learned. "
+                    f"Lower learning_rate ({plan.learning_rate:g}) in {self.paths.plan.name} and train again."
+                )
             p.last_dice, p.validated_step = dice, p.step
-            p.validations += 1
-            if dice > p.best_dice:
+            in_part = len(self._validated()) < len(self.val_cases)
+            if dice > p.best_dice or (finished and in_part and dice > p.best_dice - TELLS_APART):
                 p.best_dice, p.best_epoch = dice, p.epoch
                 if self.rank == 0:
                     save_weights(self.average, self.paths)
+        if finished and p.best_dice < 0:  # no time for a validation: the end of the schedule is kept
+            p.best_epoch = p.epoch
+            if self.rank == 0:
+                save_weights(self.average, self.paths)
         self._tick()
         share = self._share()
         left = p.elapsed_s * (1 - share) / max(share, 1e-6)
@@ -348,14 +449,37 @@ class Trainer:
         self.after_epoch(p, dice)
 
     def _validation_due(self, share: float) -> bool:
-        if share >= 1.0:
+        if share >= 1.0 and (self.plan.budget_s is None or self.progress.num_validated or not self.progress.voxel_s):
             # A few steps at a learning rate near zero change nothing that is worth another validation.
             return self.progress.step - self.progress.validated_step > NEW_STEPS * self.progress.step
         if self.plan.budget_s is None:
             return self.progress.epoch % self.plan.num_epochs_per_validation == 0
-        marks = validation_marks(self.plan.budget_s, self.progress.validation_s)
-        passed = sum(share >= mark for mark in marks)
-        return passed > self.progress.validations
+        passed = sum(share >= mark for mark in self._marks())
+        due = passed > self.progress.validations
+        self.progress.validations = passed
+        return due
+
+    def _marks(self) -> tuple[float, ...]:
+        budget_s, p = self.plan.budget_s, self.progress
+        if budget_s is None or not p.voxel_s:
+            return ()
+        return validation_plan(budget_s, self._all_s(), len(self.val_cases))[0] if p.num_validated else ()
+
+    def _all_s(self) -> float:
+        """Seconds of a validation of all cases."""
+        return self.progress.voxel_s * sum(self._voxels(case) for case in self.val_cases) / self.world
+
+    def _voxels(self, case: CachedCase) -> int:
+        """Voxels that are predicted for a case: those of a window at least."""
+        return max(math.prod(case.image.shape[1:]), math.prod(self.roi))
+
+    def _validated(self) -> list[int]:
+        """Indices of the cases that a validation looks at, spread over the fold."""
+        num = len(self.val_cases)
+        if self.plan.budget_s is None:
+            return list(range(num))
+        chosen = self.progress.num_validated
+        return sorted({round(i * (num - 1) / max(1, chosen - 1)) for i in range(chosen)})
 
     def _predict(self, case: CachedCase) -> np.ndarray:
         """A case's prediction at the network's spacing, as an encoded target."""
@@ -365,7 +489,7 @@ class Trainer:
             lambda start, stop: image[:, start:stop],
             (image.shape[1], image.shape[2], image.shape[3]),
             0,
-            roi_size=self.plan.roi_size,
+            roi_size=self.roi,
             overlap=self.plan.overlap,
             num_outputs=self.plan.num_outputs,
             sigmoid=self.plan.sigmoid,
@@ -379,35 +503,70 @@ class Trainer:
         """Mean Dice over classes of the mean over the fold's cases, at the network's spacing."""
         begin = time.monotonic()
         label_map = self.plan.label_map
+        chosen = self._validated() or list(range(len(self.val_cases)))
         scores = torch.full((len(self.val_cases), len(label_map.names)), math.nan, dtype=torch.float64)
-        for i in range(self.rank, len(self.val_cases), self.world):
-            case = self.val_cases[i]
-            scores[i] = torch.tensor(dice_of_targets(self._predict(case), np.asarray(case.target), label_map))
+        for i in chosen[self.rank :: self.world]:
+            scores[i] = self._score(self.val_cases[i])
         if self.world > 1:
             seen = ~scores.isnan()
             both = torch.stack([scores.nan_to_num(0.0), seen.double()]).to(self.device)
             dist.all_reduce(both)
             scores = torch.where(both[1] > 0, both[0], math.nan).cpu()
-        self.progress.validation_s = time.monotonic() - begin
+        voxels = sum(self._voxels(self.val_cases[i]) for i in chosen) / self.world
+        self.progress.voxel_s = (time.monotonic() - begin) / voxels
         by_class = scores.nanmean(0)
         mean = by_class.nanmean()
         return 0.0 if mean.isnan() else float(mean)
 
+    def _score(self, case: CachedCase) -> torch.Tensor:
+        """Dice of each class at the network's spacing."""
+        dice = dice_of_targets(self._predict(case), np.asarray(case.target), self.plan.label_map)
+        return torch.tensor(dice, dtype=torch.float64)
+
     def _measure_validation(self) -> None:
-        """Expect a validation's time from one case, so that a budget can keep it free."""
+        """Measure validation and final score of a case of middle size, so that a budget can keep their time free."""
+        assert self.plan.budget_s is not None
         self._tick()
+        p = self.progress
+        order = sorted(range(len(self.val_cases)), key=lambda i: self._voxels(self.val_cases[i]))
+        index = order[len(order) // 2]
+        case = self.val_cases[index]
+        self._score(case)  # the first allocates and chooses kernels
         begin = time.monotonic()
-        self._predict(self.val_cases[0])
-        self.progress.validation_s = (time.monotonic() - begin) * len(self.val_cases) / self.world
+        self._score(case)
+        case_s = time.monotonic() - begin
+        p.voxel_s = p.first_voxel_s = case_s / self._voxels(case)
+        if self.scoring is not None and self.rank == 0:
+            p.scoring_voxel_s = self.scoring(index) / self._voxels(case)
+        p.num_validated = validation_plan(self.plan.budget_s, self._all_s(), len(self.val_cases))[1]
+        if self.world > 1:  # all look at the same cases
+            shared = torch.tensor([p.voxel_s, p.num_validated], dtype=torch.float64, device=self.device)
+            dist.broadcast(shared, 0)
+            p.voxel_s = p.first_voxel_s = float(shared[0])
+            p.num_validated = int(shared[1])
+        final_s = p.scoring_voxel_s * sum(self._voxels(case) for case in self.val_cases)
+        if self.rank == 0:
+            log.info(
+                "%s: validation on %d of %d cases, final scores in about %s",
+                self.paths.root.name, p.num_validated, len(self.val_cases), format_duration(final_s),
+            )  # fmt: skip
+        if not self.schedule.is_kept(self._reserve_s()):
+            log.warning(
+                "%s: scoring %d cases takes about %s of a budget of %s, which will not be kept. Give more time.",
+                self.paths.root.name, len(self.val_cases), format_duration(final_s),
+                format_duration(self.plan.budget_s),
+            )  # fmt: skip
         self._tick()
 
     # -- state
     def _identity(self) -> str:
-        return digest([self.plan.model_dump(mode="json"), [c.name for c in self.train_cases], self.inputs])
+        return digest([self.plan.identity(), [c.name for c in self.train_cases], self.inputs])
 
     def _save_checkpoint(self) -> None:
         if self.rank != 0:
             return
+        if self.world == 1:
+            self._check_loss()  # with several processes every step did
         self.before_write()
         self._tick()
         state = {
@@ -418,6 +577,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "progress": dict(vars(self.progress)),
             "micro_batch": self.micro_batch,
+            "roi": list(self.roi),
         }
         write_atomic(self.paths.checkpoint, lambda file: torch.save(state, file))
 
@@ -436,7 +596,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        self.micro_batch = state["micro_batch"]
+        self.micro_batch, self.roi = state["micro_batch"], tuple(state["roi"])
         lines = []
         if self.paths.metrics.exists():
             for text in self.paths.metrics.read_text().splitlines()[: self.progress.epoch]:
@@ -459,6 +619,25 @@ class Trainer:
             return {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
         except ValueError:  # not the main thread: signals are somebody else's
             return {}
+
+
+def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    """The plan's optimizer. Source: sgd as nnU-Net's, with Nesterov momentum 0.99; Novograd is MONAI's."""
+    weights, rate, decay = network.parameters(), plan.learning_rate, plan.weight_decay
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=rate, momentum=0.99, nesterov=True, weight_decay=decay, foreach=True)
+    if plan.optimizer == "novograd":
+        optimizer: torch.optim.Optimizer = Novograd(weights, lr=rate, weight_decay=decay)
+        return optimizer
+    kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
+    return kind(weights, lr=rate, weight_decay=decay, foreach=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
 def save_weights(network: nn.Module, paths: JobDir) -> None:

@@ -146,7 +146,7 @@ def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, or
     from autoseg.pipeline import planning
 
     jobs: list[tuple[AlgoName, int]] = [(settings.algos[0], settings.sweep.folds[0])]
-    algo, fold, known = next(planning(workspace, datalist, settings, origins, jobs, None))
+    algo, fold, known = next(planning(workspace, datalist, settings, origins, jobs))
     return make_plan(algo=algo, fold=fold, **known)[0]
 
 
@@ -276,7 +276,7 @@ def _run_trial(
     jobs: list[Job] = []
     for number, fold in enumerate(settings.sweep.folds):
         try:
-            for _, _, known in planning(workspace, datalist, own, where, [(algo, fold)], None):
+            for _, _, known in planning(workspace, datalist, own, where, [(algo, fold)]):
                 generate_job(space, algo=algo, fold=fold, **known)
         except AutosegError as error:  # values that do not go together
             fail(str(error))

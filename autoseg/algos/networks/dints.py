@@ -54,6 +54,11 @@ def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
     return (2 ** (depths - 1 + int(network["use_downsample"])),) * 3
 
 
+CPU_CHANNEL_MUL = (0.25, 0.5)
+"""Width where a budget pays for more steps."""
+SIZES = len(CPU_CHANNEL_MUL)
+
+
 def choose(sizing: Sizing) -> Choice:
     """Choose width, patch and batch."""
     topology = read_template_json("dints", "topology.json")
@@ -63,12 +68,13 @@ def choose(sizing: Sizing) -> Choice:
         # Auto3DSeg: 2 + 7 (m - 6) / 18 patches of 96^3 for 2 classes, m the memory in GiB less one.
         batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 6) / 18)))
     else:
-        channel_mul, downsample, max_voxels, batch = 0.25, False, 64**3, CPU_BATCH
+        channel_mul, downsample, max_voxels, batch = CPU_CHANNEL_MUL[sizing.size], False, 64**3, CPU_BATCH
     steps = (2 ** (depths - 1 + int(downsample)),) * 3
     return Choice(
         network={
             "channel_mul": channel_mul,
             "use_downsample": downsample,
+            "search": False,
             "paths": topology["paths"],
             "operations": topology["operations"],
             "nodes": reached_nodes(topology["paths"]),
@@ -80,6 +86,7 @@ def choose(sizing: Sizing) -> Choice:
             "8 filters at the finest scale, on a CPU: 2.4 times the steps of 0.5",
             "use_downsample": "on a GPU from half resolution (MONAI's default); "
             "on a CPU patches are small, full resolution",
+            "search": "off: the topology that comes with the template",
             "paths": "templates/dints/topology.json",
             "operations": "templates/dints/topology.json",
             "nodes": "depths that the paths reach",

@@ -23,6 +23,8 @@ class Sizing:
     memory_gib: float
     """Memory of the device."""
     on_gpu: bool
+    size: int = 0
+    """Rung of the network's ladder on a CPU, 0 the smallest: `SIZES` in its file says how many there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,176 @@
+"""The time of a whole run: what is spent, what each job gets, and which algorithms it is taken from.
+
+Every algorithm trains the first fold. The weaker half is then dropped (successive halving, Jamieson and Talwalkar
+2016), and its time goes to the folds of the others. What a job gets is decided just before it starts, from the time
+that is then left, so that neither a slow machine nor a stop in between lets the run end late. All of it stands in
+state/budget.json.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import psutil
+
+from autoseg.config import AlgoName, Settings, format_duration, parse_duration
+from autoseg.data.datalist import Datalist
+from autoseg.workspace import Job, Workspace, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+RESERVED_SHARE = 0.1
+"""Share of a run's budget kept for the ensemble and predictions before a job has shown what a prediction takes."""
+LEAST_RESERVED_SHARE = 0.01
+ENSEMBLE_FACTOR = 1.3
+"""Seconds of the ensemble stage over those of the same predictions alone: probabilities are kept, combined, scored."""
+LEAST_KEPT = 2
+"""Algorithms that are always kept, so that there is something to make an ensemble of."""
+HOPELESS = 0.9
+"""Under this share of the best Dice an algorithm is dropped even where few are left."""
+STARTING_S = 30.0
+"""A process that began at most this long ago began for this run: its start counts."""
+
+
+@dataclass(kw_only=True)
+class BudgetState:
+    """What is stored."""
+
+    budget_s: float
+    spent_s: float = 0.0
+    """Seconds of work so far, over all starts."""
+    jobs: dict[str, float] = field(default_factory=dict)
+    """Job -> seconds it was given."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Algorithm -> why."""
+
+
+class RunBudget:
+    """A run's budget, kept over restarts."""
+
+    def __init__(self, workspace: Workspace, settings: Settings, num_places: int) -> None:
+        """Open it; one of another length starts anew.
+
+        Args:
+            num_places: jobs at once.
+        """
+        assert settings.budget is not None
+        self.workspace, self.settings, self.num_places = workspace, settings, num_places
+        self.path = workspace.root / "state" / "budget.json"
+        budget_s = parse_duration(settings.budget)
+        self.state = BudgetState(budget_s=budget_s)
+        if self.path.exists():
+            stored = BudgetState(**read_json(self.path))
+            if stored.budget_s == budget_s:
+                self.state = stored
+        age_s = time.time() - psutil.Process().create_time()
+        self._clock = time.monotonic() - (age_s if age_s < STARTING_S else 0.0)
+
+    def save(self) -> None:
+        """Add the time since the last call, and store all."""
+        now = time.monotonic()
+        self.state.spent_s += now - self._clock
+        self._clock = now
+        write_json(self.path, asdict(self.state))
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left."""
+        return self.state.budget_s - self.state.spent_s - (time.monotonic() - self._clock)
+
+    def job_s(self, name: str) -> float | None:
+        """Seconds a job was given; None: nothing yet."""
+        return self.state.jobs.get(name)
+
+    def give(
+        self, datalist: Datalist, jobs: Sequence[tuple[AlgoName, int]], among: Sequence[tuple[AlgoName, int]]
+    ) -> None:
+        """Give some jobs their equal shares of the time that is left.
+
+        Args:
+            jobs: those that are to get theirs.
+            among: all that still have to run, those included.
+        """
+        own = {algo: getattr(self.settings, algo).budget for algo, _ in among}
+        fixed_s = sum(parse_duration(own[algo]) for algo, _ in among if own[algo])
+        sharing = [job for job in among if not own[job[0]]]
+        if not sharing:
+            return
+        free_s = self.left_s - self.reserved_s(datalist, among) - fixed_s / self.num_places
+        share_s = max(1.0, free_s / math.ceil(len(sharing) / self.num_places))
+        for algo, fold in jobs:
+            if not own[algo]:
+                self.state.jobs[f"{algo}_{fold}"] = round(share_s, 1)
+        self.save()
+
+    def reserved_s(self, datalist: Datalist, among: Sequence[tuple[AlgoName, int]]) -> float:
+        """Seconds to keep for the ensemble stage, from what the predictions of finished jobs took."""
+        if self.settings.ensemble is False:
+            return LEAST_RESERVED_SHARE * self.state.budget_s
+        done = [job for job in self.workspace.jobs() if job.state == "done" and job.inference_s is not None]
+        if not done:
+            return RESERVED_SHARE * self.state.budget_s
+        mean_s = sum(job.inference_s or 0.0 for job in done) / len(done)
+        models = {(job.algo, job.fold) for job in done} | set(among)
+        held_back = len(datalist.testing) + len(datalist.validation)
+        out_of_fold = sum(len(datalist.val_cases(fold)) for _, fold in models)
+        seconds = ENSEMBLE_FACTOR * mean_s * (out_of_fold + held_back * len(models))
+        return max(seconds, LEAST_RESERVED_SHARE * self.state.budget_s)
+
+    def drop_weak(self, jobs: Sequence[tuple[AlgoName, int]]) -> None:
+        """Once the first fold is through, drop the algorithms that did worse on it, if that has not been done."""
+        first = min(fold for _, fold in jobs)
+        algos = [algo for algo, fold in jobs if fold == first]
+        if self.state.dropped or len(algos) < 2 or all(fold == first for _, fold in jobs):
+            return
+        found = {algo: self.workspace.read_job(algo, first) for algo in algos}
+        if any(job.state in ("pending", "running") for job in found.values()):
+            return
+        scored = sorted(
+            (algo for algo in algos if found[algo].dice is not None or found[algo].state == "diverged"),
+            key=lambda algo: -(found[algo].dice or 0.0),
+        )
+        if len(scored) < 2:
+            return
+        best = found[scored[0]].dice or 0.0
+        num_kept = max(LEAST_KEPT, math.ceil(len(scored) / 2))
+        for rank, algo in enumerate(scored):
+            dice = found[algo].dice or 0.0
+            if rank and (rank >= num_kept or dice < HOPELESS * best):
+                self.state.dropped[algo] = (
+                    f"dropped after fold {first}: Dice {dice:.4f} against {best:.4f} of {scored[0]}; "
+                    "its time goes to the others"
+                )
+                log.info("budget: %s is %s", algo, self.state.dropped[algo])
+        self.save()
+
+    def is_dropped(self, algo: str, fold: int, jobs: Sequence[tuple[AlgoName, int]]) -> bool:
+        """Whether a job is not to be trained; then its state says so."""
+        reason = self.state.dropped.get(algo)
+        if reason is None or fold == min(f for _, f in jobs):
+            return False
+        job: Job = self.workspace.read_job(algo, fold)
+        if job.state == "done":
+            return False
+        job.state, job.error = "pruned", reason
+        self.workspace.write_job(job)
+        return True
+
+    def is_begun(self, algo: str, fold: int) -> bool:
+        """Whether a job has a share that it trains by: done, or with a checkpoint to go on from."""
+        if f"{algo}_{fold}" not in self.state.jobs:
+            return False
+        return self.workspace.job_dir(algo, fold).checkpoint.exists() or (
+            self.workspace.read_job(algo, fold).state == "done"
+        )
+
+    def summary(self) -> str:
+        """How the time was kept, in a line."""
+        spent_s = self.state.budget_s - self.left_s
+        return (
+            f"{format_duration(spent_s)} of {format_duration(self.state.budget_s)} used "
+            f"({spent_s / self.state.budget_s:.0%})"
+        )
