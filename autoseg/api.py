@@ -115,7 +115,7 @@ def load_result(work_dir: str | Path = "work_dir", *, succeeded: bool | None = N
     keys = ("algo", "fold", "state", "dice", "seconds", "error")
     return RunResult(
         work_dir=Path(work_dir),
-        succeeded=all(j.state == "done" for j in jobs) if succeeded is None else succeeded,
+        succeeded=all(j.state in ("done", "pruned") for j in jobs) if succeeded is None else succeeded,
         classes=tuple(scores["classes"]) if scores else (),
         chosen=scores["chosen"] if scores else "",
         dice=chosen["mean"] if chosen else None,

@@ -201,7 +201,7 @@ class DiNTSSettings(HyperSettings):
 class UNetSettings(HyperSettings):
     """Settings of UNet alone."""
 
-    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
+    features: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
     """Filters of each stage; each stage halves the edges."""
     num_res_units: Annotated[int, Field(ge=0)] | None = None
     """Residual units of each stage."""

@@ -118,7 +118,7 @@ def test_gpu_plan_follows_the_published_sizes(algo: AlgoName) -> None:
     plan = plan_and_origins(algo, hardware=GPU, fingerprint=body, modality="CT", num_train=160)[0]
     voxels = int(np.prod(plan.roi_size))
     if algo == "unet":
-        assert plan.network["channels"] == [16, 32, 64, 128, 256]  # MONAI's spleen bundle
+        assert plan.network["features"] == [16, 32, 64, 128, 256]  # MONAI's spleen bundle
         assert 64**3 < voxels <= 96**3
     elif algo == "segresnet":
         assert plan.network["init_filters"] == 32

@@ -18,6 +18,7 @@ def test_a_budget_ends_a_job_before_its_steps() -> None:
     assert timed.progress(10, 90.0, 10.0) == 1.0
     assert timed.progress(1000, 1.0, 10.0) == 1.0
     assert timed.progress(1, 10.0, 200.0) == pytest.approx(0.5)  # a fifth is trained even so
+    assert timed.progress(1, 40.0, 20.0, begun_s=20.0) == pytest.approx(1 / 3)
     assert timed.is_kept(80.0)
     assert not timed.is_kept(81.0)
     assert Schedule(num_steps=1000, budget_s=None).progress(10, 1e9, 0.0) == pytest.approx(0.01)

@@ -113,24 +113,56 @@ def test_a_changed_plan_starts_anew(tmp_path: Path) -> None:
     assert len(curve(tmp_path)) == 4
 
 
+class Clock:
+    """A clock that training and scoring move on, in place of the time module."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def on_a_clock(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, clock: Clock, step_s: float, score_s: float) -> None:
+    """Let each step and each validated case take a fixed time."""
+    gradients, score = trainer._gradients, trainer._score
+
+    def timed(work, seconds):  # type: ignore[no-untyped-def]
+        def do(*words):  # type: ignore[no-untyped-def]
+            clock.now += seconds
+            return work(*words)
+
+        return do
+
+    monkeypatch.setattr(trainer, "_gradients", timed(gradients, step_s))
+    monkeypatch.setattr(trainer, "_score", timed(score, score_s))
+
+
+def run_on_a_clock(folder: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float, scoring_s: float) -> Trainer:
+    clock = Clock()
+    monkeypatch.setattr("autoseg.algos.trainer.time", clock)
+    plan = tiny_plan().model_copy(update={"budget_s": budget_s, "num_epochs": 10_000})
+    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(folder), device=CPU, scoring=lambda index: scoring_s)
+    on_a_clock(monkeypatch, trainer, clock, 0.1, 0.05)
+    trainer.run()
+    return trainer
+
+
 def test_a_budget_too_short_for_the_scores_is_told_and_still_trains(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = tiny_plan().model_copy(update={"budget_s": 3.0, "num_epochs": 10_000})
-    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU, scoring=lambda index: 10.0)
-    result = trainer.run()
+    trainer = run_on_a_clock(tmp_path, monkeypatch, 3.0, scoring_s=10.0)
     assert "will not be kept" in caplog.text
-    assert 0.2 * 3.0 <= result.seconds < 2.5
+    assert 0.6 <= trainer.progress.elapsed_s < 0.9  # a fifth
     assert (tmp_path / "models" / "model.pt").exists()
 
 
-def test_time_for_scoring_is_kept_free(tmp_path: Path) -> None:
-    """One case of one takes 2 s to score, as is measured: training ends that much before the budget does."""
-    plan = tiny_plan().model_copy(update={"budget_s": 6.0, "num_epochs": 10_000})
-    begin = time.monotonic()
-    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU, scoring=lambda index: 2.0)
-    trainer.run()
-    assert 2.5 < time.monotonic() - begin < 4.8
+@pytest.mark.parametrize("scoring_s", [0.5, 2.0])
+def test_time_for_scoring_is_kept_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scoring_s: float) -> None:
+    """Scoring the one case is measured: training ends that much before the budget does."""
+    trainer = run_on_a_clock(tmp_path, monkeypatch, 8.0, scoring_s)
+    assert trainer.progress.elapsed_s == pytest.approx(8.0 - scoring_s, abs=0.16)
+    assert trainer.curve[-1]["lr"] < 1e-3 * trainer.plan.learning_rate
 
 
 def test_under_a_budget_a_part_of_many_cases_is_validated(tmp_path: Path) -> None:

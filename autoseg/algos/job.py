@@ -28,6 +28,7 @@ from autoseg.algos.fit import peak_memory_gib, reset_peak_memory
 from autoseg.algos.hardware import available_cores
 from autoseg.algos.plan import Plan
 from autoseg.algos.schedule import LEAST_TRAINING_SHARE
+from autoseg.algos.search import search_for_job, wants_search
 from autoseg.algos.trainer import Diverged, Interrupted, Progress, Pruned, Trainer, TrainResult, save_weights
 from autoseg.claims import Busy, Claim, LostClaim
 from autoseg.config import format_duration
@@ -168,6 +169,15 @@ def run_job(
                 log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)
                 return job
             job.restart = _of_first(job.restart if paths.checkpoint.exists() and not reasons else {})
+            workers = num_workers or available_cores()
+            if _of_first(wants_search(plan, paths)):
+                note("running")
+                if rank == 0:
+                    cached = load_cases(workspace.cache, plan, train_cases, num_workers=workers)
+                    search_for_job(plan, cached, paths, where)
+                _of_first(None)
+                plan = read_plan(paths)
+                inputs = job_inputs(plan, train_cases, val_cases)
             if claim is not None and claim.before.holder is not None and job.state == "running":
                 log.info("%s: taking over from %s, which is gone", job.name, claim.before.holder.name)
             job.inputs, job.started, job.dice, job.starts, job.memory_gib = (
@@ -182,16 +192,14 @@ def run_job(
                 "%s: training on %d cases, validating on %d, %s", job.name, len(train_cases), len(val_cases), where
             )
             reset_peak_memory(where)
-            workers = num_workers or available_cores()
-            cached_train = load_cases(workspace.cache, plan, train_cases, num_workers=workers)
-            cached_val = load_cases(workspace.cache, plan, val_cases, num_workers=workers)
+            cached = load_cases(workspace.cache, plan, (*train_cases, *val_cases), num_workers=workers)
 
             def train(plan: Plan, started: float) -> TrainResult:
                 nonlocal trainer
                 trainer = Trainer(
                     plan,
-                    cached_train,
-                    cached_val,
+                    cached[: len(train_cases)],
+                    cached[len(train_cases) :],
                     paths,
                     device=where,
                     scoring=lambda index: _time_scoring(trainer, paths, val_cases[index]),

@@ -72,7 +72,7 @@ NETWORK_KEYS = {
     "segresnet": ("init_filters", "blocks_down", "dsdepth"),
     "swinunetr": ("feature_size", "depths", "window_size"),
     "dints": ("channel_mul", "use_downsample", "search"),
-    "unet": ("channels", "num_res_units"),
+    "unet": ("features", "num_res_units"),
 }
 
 

@@ -34,18 +34,20 @@ class Schedule:
     budget_s: float | None
     """Seconds for the whole job, final evaluation included; None: steps alone decide."""
 
-    def progress(self, step: int, elapsed_s: float, reserve_s: float) -> float:
+    def progress(self, step: int, elapsed_s: float, reserve_s: float, begun_s: float = 0.0) -> float:
         """Share of the training that is done, 0..1.
 
         Args:
             step: steps done.
             elapsed_s: seconds since the job began, over all its starts.
             reserve_s: seconds to keep for what follows training.
+            begun_s: seconds of those that had passed before the first step: preprocessing, a search.
         """
         by_steps = step / self.num_steps
         if self.budget_s is None:
             return min(1.0, by_steps)
-        by_time = elapsed_s / max(self.budget_s - reserve_s, LEAST_TRAINING_SHARE * self.budget_s)
+        end_s = max(self.budget_s - reserve_s, LEAST_TRAINING_SHARE * self.budget_s)
+        by_time = (elapsed_s - begun_s) / max(end_s - begun_s, 1e-6)
         return min(1.0, max(by_steps, by_time))
 
     def is_kept(self, reserve_s: float) -> bool:

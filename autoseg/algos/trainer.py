@@ -83,6 +83,8 @@ class Progress:
     epoch_steps: int = 0
     epoch_s: float = 0.0
     elapsed_s: float = 0.0
+    begun_s: float = 0.0
+    """Of those, seconds before the first step."""
     voxel_s: float = 0.0
     """Seconds to predict and score a voxel in validation, as last measured; 0: not yet."""
     first_voxel_s: float = 0.0
@@ -191,6 +193,9 @@ class Trainer:
             Interrupted: A signal came; the state is saved.
         """
         self._resume()
+        self._tick()
+        if self.progress.step == 0:
+            self.progress.begun_s = self.progress.elapsed_s
         saved = time.monotonic()
         save_s = 0.0
         previous = self._catch_signals()
@@ -234,7 +239,7 @@ class Trainer:
 
     def _share(self) -> float:
         p = self.progress
-        share = self.schedule.progress(p.step, p.elapsed_s, self._reserve_s())
+        share = self.schedule.progress(p.step, p.elapsed_s, self._reserve_s(), p.begun_s)
         self._agreed = self._stop
         if self.world > 1:  # one process' clock and signals decide for all, so that none waits for another
             shared = torch.tensor([share, float(bool(self._stop))], device=self.device)

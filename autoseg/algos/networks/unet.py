@@ -16,8 +16,8 @@ def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Mo
         spatial_dims=3,
         in_channels=in_channels,
         out_channels=out_channels,
-        channels=tuple(network["channels"]),
-        strides=(2,) * (len(network["channels"]) - 1),
+        channels=tuple(network["features"]),
+        strides=(2,) * (len(network["features"]) - 1),
         num_res_units=network["num_res_units"],
         norm=network["norm"],
     )
@@ -25,7 +25,7 @@ def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Mo
 
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
     """Each stage but the last halves every axis."""
-    return (2 ** (len(network["channels"]) - 1),) * 3
+    return (2 ** (len(network["features"]) - 1),) * 3
 
 
 SIZES = 1
@@ -41,14 +41,14 @@ def choose(sizing: Sizing) -> Choice:
     steps = (2 ** (levels - 1),) * 3
     return Choice(
         network={
-            "channels": [16 * 2**i for i in range(levels)],
+            "features": [16 * 2**i for i in range(levels)],
             "num_res_units": 2,
             "norm": "BATCH" if sizing.on_gpu else "INSTANCE",
         },
         roi_size=fit_roi(sizing, 96**3 if sizing.on_gpu else 64**3, steps),
         batch_size=4 if sizing.on_gpu else CPU_BATCH,
         rules={
-            "channels": f"16, 32, ... (MONAI's spleen bundle); {levels} stages: halve while the coarsest keeps "
+            "features": f"16, 32, ... (MONAI's spleen bundle); {levels} stages: halve while the coarsest keeps "
             f"{4 if sizing.on_gpu else 8} voxels (nnU-Net's rule)",
             "num_res_units": "2 (MONAI's spleen bundle)",
             "norm": "batch (MONAI's spleen bundle)" if sizing.on_gpu else "instance, since batches are small on a CPU",

@@ -1,0 +1,281 @@
+"""The differentiable search for DiNTS' topology (He et al., CVPR 2021), in MONAI's search space.
+
+Every path between the scales and every operation on it exists at once, weighted; weights and architecture are trained
+in turns on two halves of the cases, and the best topology is read off at the end. Constants are those of MONAI's DiNTS
+search (in Auto3DSeg's template) but where a line says otherwise: its thousand epochs become a share of a budget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+from monai.networks.nets.dints import DiNTS, TopologySearch
+from torch import nn
+
+from autoseg.algos.augment import augment_batch
+from autoseg.algos.bundle import inference_config
+from autoseg.algos.cache import CachedCase
+from autoseg.algos.device import autocast
+from autoseg.algos.losses import supervised_loss
+from autoseg.algos.patches import cut_batch
+from autoseg.algos.plan import Plan
+from autoseg.algos.schedule import learning_rate
+from autoseg.algos.templates import fill_template
+from autoseg.config import format_duration
+from autoseg.terminal import Progress as Bar
+from autoseg.workspace import JobDir, digest, write_atomic, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+SEARCH_SHARE = 0.3
+"""Share of a job's budget, or of its steps, that the search takes: it trains every path, then one network is left."""
+WARMUP_SHARE = 0.5
+"""Share of the search in which weights alone are trained. Source: MONAI, 500 of 1,000 epochs."""
+ARCH_RATE, ARCH_WAY = 1e-3, 3.0
+"""Adam's rate for the architecture. Source: MONAI; a short search takes a larger one, so that an architecture
+weight can still go this far."""
+MOST_ARCH_RATE = 0.03
+RAM_FACTOR = 0.8
+"""Share of the full network's features that the topology is drawn to. Source: MONAI."""
+TOPOLOGY_WEIGHT = 0.001
+"""Source: MONAI."""
+CPU_EDGE, CPU_BATCH = 32, 1
+"""Patch and batch of a search on a CPU: the space costs many times the network that is left."""
+CHECKPOINT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """An architecture: what stands in topology.json."""
+
+    origin: str
+    """On what it was found, and how long that took."""
+    paths: list[list[int]]
+    """(blocks, 3 depths - 2) of 0 and 1: from each depth to itself and its neighbours."""
+    operations: list[list[int]]
+    """Same shape: index into MONAI's Cell.OPS3D."""
+    nodes: list[list[int]]
+    """(blocks + 1, depths) of 0 and 1: which scales hold features."""
+
+
+def wants_search(plan: Plan, paths: JobDir) -> bool:
+    """Whether a job's topology is still to be searched."""
+    if plan.algo != "dints" or not plan.network.get("search"):
+        return False
+    found = paths.root / "configs" / "topology.json"
+    return not found.exists() or json.loads(found.read_text())["paths"] != plan.network["paths"]
+
+
+class Search:
+    """One search, resumed from its checkpoint."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        cases: Sequence[CachedCase],
+        device: torch.device,
+        *,
+        seconds: float | None,
+        steps: int,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Set it up.
+
+        Args:
+            cases: training cases; halves of them train weights and architecture.
+            seconds: time to take; None: `steps` decide.
+            steps: most steps.
+            checkpoint: where it is saved once a minute.
+        """
+        self.plan, self.device, self.seconds, self.steps, self.checkpoint = plan, device, seconds, steps, checkpoint
+        self.halves = (cases[::2], cases[1::2] or cases)
+        on_cpu = device.type == "cpu"
+        # Whole steps of the network: depth halvings, one more with use_downsample.
+        self.roi = tuple(min(r, CPU_EDGE) for r in plan.roi_size) if on_cpu else plan.roi_size
+        self.batch = CPU_BATCH if on_cpu else plan.batch_size
+        num_blocks, num_depths = len(plan.network["paths"]), (len(plan.network["paths"][0]) + 2) // 3
+        torch.manual_seed(plan.seed)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.space = TopologySearch(
+                channel_mul=plan.network["channel_mul"],
+                num_blocks=num_blocks,
+                num_depths=num_depths,
+                use_downsample=plan.network["use_downsample"],
+                device=str(device),
+            )
+        self.network: nn.Module = DiNTS(
+            dints_space=self.space,
+            in_channels=len(plan.channels),
+            num_classes=plan.num_outputs,
+            use_downsample=plan.network["use_downsample"],
+        ).to(device)
+        architecture = [self.space.log_alpha_a, self.space.log_alpha_c]
+        ours = {id(p) for p in architecture}
+        weights = [p for p in self.network.parameters() if id(p) not in ours]
+        # AdamW where MONAI has SGD at 0.025: as this project trains the network itself.
+        self.weights = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+        self.architecture = torch.optim.Adam(architecture, lr=ARCH_RATE, betas=(0.5, 0.999))
+        self.step, self.elapsed_s = 0, 0.0
+
+    @property
+    def share(self) -> float:
+        """How far it is, 0..1."""
+        by_time = self.elapsed_s / self.seconds if self.seconds is not None else 0.0
+        return min(1.0, max(self.step / self.steps, by_time))
+
+    def run(self) -> Topology:
+        """Search to the end."""
+        self._resume()
+        saved = clock = time.monotonic()
+        bar = Bar("search", 1.0, unit="")
+        try:
+            while self.share < 1.0:
+                self._train_step()
+                now = time.monotonic()
+                self.elapsed_s += now - clock
+                clock = now
+                bar.to(self.share, f", step {self.step}")
+                if self.checkpoint is not None and now - saved > CHECKPOINT_S:
+                    self._save()
+                    saved = time.monotonic()
+        finally:
+            bar.close()
+        return self.decode()
+
+    def decode(self) -> Topology:
+        """The most likely topology; its paths fit together (Dijkstra over the blocks, MONAI's `decode`)."""
+        nodes, paths, operations, _ = self.space.decode()
+        return Topology(
+            origin=f"found by a differentiable search of {self.step} steps, {format_duration(self.elapsed_s)}, "
+            f"{sum(map(len, self.halves))} cases, patches of {'x'.join(map(str, self.roi))}",
+            paths=paths.astype(int).tolist(),
+            operations=operations.astype(int).tolist(),
+            nodes=nodes.astype(int).tolist(),
+        )
+
+    def _loss(self, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Segmentation loss on a batch of one half of the cases, and the image."""
+        plan = self.plan
+        x, y, z = self.roi
+        images, targets, rngs = cut_batch(
+            self.halves[half],
+            seed=plan.seed,
+            step=2 * self.step + half,
+            batch_size=self.batch,
+            indices=range(self.batch),
+            roi=(x, y, z),
+            foreground_fraction=plan.foreground_fraction,
+        )
+        image, target = torch.from_numpy(images).to(self.device), torch.from_numpy(targets).to(self.device)
+        if plan.augment != "none":
+            image, target = augment_batch(
+                image,
+                target,
+                rngs,
+                spacing_mm=plan.resample_resolution,
+                mirror_axes=plan.mirror_axes,
+                left_right_pairs=plan.label_map.left_right_pairs,
+                sigmoid=plan.sigmoid,
+                strength=plan.augment,
+            )
+        with autocast(self.device, plan.precision):
+            outputs = self.network(image)
+        return supervised_loss(outputs, target, sigmoid=plan.sigmoid, loss=plan.loss), image
+
+    def _train_step(self) -> None:
+        share = self.share
+        for group in self.weights.param_groups:
+            group["lr"] = learning_rate(self.plan.learning_rate, share, self.plan.warmup_fraction)
+        self._zero()
+        self._loss(0)[0].backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.grad_clip)
+        self.weights.step()
+        if share >= WARMUP_SHARE:
+            self._architecture_step((share - WARMUP_SHARE) / (1 - WARMUP_SHARE))
+        self.step += 1
+
+    def _architecture_step(self, share: float) -> None:
+        done = max(1, self.step)
+        arch_steps = (1 - WARMUP_SHARE) * done / max(self.share, 1e-6)
+        for group in self.architecture.param_groups:
+            group["lr"] = min(MOST_ARCH_RATE, max(ARCH_RATE, ARCH_WAY / arch_steps))
+        self._zero()
+        loss, image = self._loss(1)
+        space = self.space
+        probs_a, _ = space.get_prob_a(child=True)
+        entropy_a = -(probs_a * torch.log(probs_a + 1e-5)).mean()
+        log_probs_c = F.log_softmax(space.log_alpha_c, dim=-1)
+        entropy_c = -(log_probs_c.exp() * log_probs_c).mean()
+        full = space.get_ram_cost_usage(image.shape, full=True)
+        ram = torch.abs(RAM_FACTOR - space.get_ram_cost_usage(image.shape) / full)
+        topology = space.get_topology_entropy(probs_a)
+        (loss + share * (entropy_a + entropy_c + ram + TOPOLOGY_WEIGHT * topology)).backward()
+        self.architecture.step()
+
+    def _zero(self) -> None:
+        self.weights.zero_grad(set_to_none=True)
+        self.architecture.zero_grad(set_to_none=True)
+
+    def _identity(self) -> str:
+        return digest([self.plan.identity(), self.seconds, self.steps, [[c.name for c in h] for h in self.halves]])
+
+    def _save(self) -> None:
+        state = {
+            "identity": self._identity(),
+            "network": self.network.state_dict(),
+            "weights": self.weights.state_dict(),
+            "architecture": self.architecture.state_dict(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+        }
+        assert self.checkpoint is not None
+        write_atomic(self.checkpoint, lambda file: torch.save(state, file))
+
+    def _resume(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        if state["identity"] != self._identity():
+            return
+        self.network.load_state_dict(state["network"])
+        self.weights.load_state_dict(state["weights"])
+        self.architecture.load_state_dict(state["architecture"])
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        log.info("search: going on at step %d", self.step)
+
+
+def search_for_job(plan: Plan, cases: Sequence[CachedCase], paths: JobDir, device: torch.device) -> None:
+    """Search a job's topology on its share of the time, and write it into the job's bundle and plan."""
+    seconds = None if plan.budget_s is None else SEARCH_SHARE * plan.budget_s
+    steps = max(1, math.ceil(SEARCH_SHARE * plan.num_epochs * plan.num_steps_per_epoch))
+    checkpoint = paths.root / "models" / "search.pt"
+    log.info("%s: searching the topology", paths.root.name)
+    topology = Search(plan, cases, device, seconds=seconds, steps=steps, checkpoint=checkpoint).run()
+    keep_topology(plan, paths, topology)
+    checkpoint.unlink(missing_ok=True)
+    log.info("%s: topology %s", paths.root.name, topology.origin)
+
+
+def keep_topology(plan: Plan, paths: JobDir, topology: Topology) -> None:
+    """Write a topology into a job's bundle: topology.json, plan, origins, inference.yaml."""
+    write_json(paths.root / "configs" / "topology.json", asdict(topology))
+    found = {"paths": topology.paths, "operations": topology.operations, "nodes": topology.nodes}
+    new = plan.model_copy(update={"network": {**plan.network, **found}})
+    origins = yaml.safe_load(paths.origins.read_text())
+    for key, value in found.items():
+        origins[f"network.{key}"] = {"value": value, "origin": "search", "rule": "configs/topology.json"}
+    write_text(paths.origins, yaml.safe_dump(origins, sort_keys=False, default_flow_style=None, width=120))
+    write_text(paths.root / "configs" / "inference.yaml", inference_config(new))
+    rules = {key: o["rule"] or o["origin"] for key, o in origins.items()}
+    write_text(paths.plan, fill_template(new.algo, new.model_dump(mode="json"), rules))

@@ -1,0 +1,179 @@
+"""A run's time: shared out, counted over restarts, taken from the weak."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoseg import budget as module
+from autoseg.budget import LEAST_KEPT, RunBudget
+from autoseg.config import AlgoName, Settings
+from autoseg.data.datalist import Datalist, read_datalist
+from autoseg.data.phantoms import make_phantoms
+from autoseg.workspace import Job, Workspace
+
+ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints")
+JOBS: list[tuple[AlgoName, int]] = [(algo, fold) for fold in range(2) for algo in ALGOS]
+
+
+class Clock:
+    """A clock that stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return time.time() + 1e6  # the process began long ago
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(module, "time", found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Datalist:
+    folder = tmp_path_factory.mktemp("data")
+    path = make_phantoms(folder, num_cases=4, num_testing=2, shape=(26, 24, 24), num_fold=2)
+    words = yaml.safe_load(path.read_text())
+    return read_datalist(folder / words["datalist"], folder / words["dataroot"])
+
+
+def open_budget(folder: Path, places: int = 1, budget: str = "1000s", **settings) -> RunBudget:  # type: ignore[no-untyped-def]
+    paths = {"datalist": Path("d"), "dataroot": Path("r"), "work_dir": folder}
+    return RunBudget(Workspace(folder), Settings(modality="MRI", budget=budget, **paths, **settings), places)
+
+
+def finish(folder: Path, scores: dict[str, float | None], fold: int = 0, inference_s: float = 1.0) -> None:
+    for algo, dice in scores.items():
+        state = "failed" if dice is None else "done"
+        job = Job(algo=algo, fold=fold, state=state, dice=dice, inference_s=inference_s)  # type: ignore[arg-type]
+        Workspace(folder).write_job(job)
+
+
+def test_all_jobs_get_the_same_and_a_tenth_is_kept(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
+    budget = open_budget(tmp_path)
+    budget.give(datalist, JOBS, JOBS)
+    assert {budget.job_s(f"{a}_{f}") for a, f in JOBS} == {150.0}
+    two = open_budget(tmp_path / "two", places=2)
+    two.give(datalist, JOBS, JOBS)
+    assert two.job_s("dints_1") == 300.0
+
+
+def test_a_job_with_a_budget_of_its_own_keeps_it(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
+    budget = open_budget(tmp_path, segresnet={"budget": "100s"})
+    budget.give(datalist, JOBS, JOBS)
+    assert budget.job_s("segresnet_0") is None
+    assert budget.job_s("dints_0") == pytest.approx((1000 - 100 - 200) / 4)
+
+
+def test_time_is_counted_over_restarts_but_not_between_them(tmp_path: Path, clock: Clock) -> None:
+    budget = open_budget(tmp_path)
+    clock.now += 100
+    budget.save()
+    clock.now += 5000  # nothing runs
+    again = open_budget(tmp_path)
+    assert again.left_s == pytest.approx(900)
+    clock.now += 50
+    assert again.left_s == pytest.approx(850)
+    other = open_budget(tmp_path, budget="2000s")
+    assert other.left_s == pytest.approx(2000)
+
+
+def test_what_predictions_take_is_kept_for_the_ensemble(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
+    budget = open_budget(tmp_path)
+    finish(tmp_path, {"segresnet": 0.9}, inference_s=10.0)
+    # 6 models: 2 held-out cases each out of fold, and both testing cases by each.
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(1.3 * 10 * (6 * 2 + 6 * 2))
+    assert open_budget(tmp_path, ensemble=False).reserved_s(datalist, JOBS) == pytest.approx(10.0)
+
+
+def test_the_weakest_is_dropped_and_its_time_goes_to_the_others(
+    tmp_path: Path, clock: Clock, datalist: Datalist, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "autoseg")
+    budget = open_budget(tmp_path)
+    finish(tmp_path, {"segresnet": 0.87, "swinunetr": 0.82}, inference_s=0.0)
+    budget.drop_weak(JOBS)
+    assert not budget.state.dropped  # the third is still to come
+    finish(tmp_path, {"dints": 0.85}, inference_s=0.0)
+    clock.now += 400
+    budget.drop_weak(JOBS)
+    assert list(budget.state.dropped) == ["swinunetr"]
+    assert "swinunetr is dropped after fold 0: Dice 0.8200 against 0.8700 of segresnet" in caplog.text
+    assert budget.is_dropped("swinunetr", 1, JOBS)
+    assert not budget.is_dropped("swinunetr", 0, JOBS)
+    assert not budget.is_dropped("dints", 1, JOBS)
+    job = Workspace(tmp_path).read_job("swinunetr", 1)
+    assert job.state == "pruned"
+    assert job.error.startswith("dropped after fold 0")
+    rest: list[tuple[AlgoName, int]] = [("segresnet", 1), ("dints", 1)]
+    budget.give(datalist, rest, rest)
+    assert budget.job_s("dints_1") == pytest.approx((600 - 10) / 2)
+    assert json.loads((tmp_path / "state" / "budget.json").read_text())["dropped"]
+
+
+@given(dice=st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=3))
+def test_the_best_is_never_dropped(tmp_path_factory: pytest.TempPathFactory, dice: list[float | None]) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    budget = open_budget(folder)
+    algos = ALGOS[: len(dice)]
+    finish(folder, dict(zip(algos, dice, strict=True)))
+    budget.drop_weak([(algo, fold) for fold in range(2) for algo in algos])
+    scored = {a: d for a, d in zip(algos, dice, strict=True) if d is not None}
+    kept = set(scored) - set(budget.state.dropped)
+    assert set(budget.state.dropped) <= set(scored)  # what failed is not weak
+    if scored:
+        assert max(scored, key=lambda a: scored[a]) in kept or max(scored.values()) == max(scored[a] for a in kept)
+        worst_kept = min(scored[a] for a in kept)
+        assert all(scored[a] <= worst_kept for a in budget.state.dropped)
+        assert len(kept) >= min(LEAST_KEPT, sum(d >= 0.9 * max(scored.values()) for d in scored.values()))
+
+
+SMALL = {
+    "algos": ["segresnet", "unet", "dints"],
+    "batch_size": 1,
+    "precision": "fp32",
+    "num_workers": 1,
+    "roi_size": [16, 16, 16],
+    "segresnet": {"init_filters": 8, "blocks_down": [1, 1]},
+    "unet": {"features": [8, 16]},
+    "dints": {"channel_mul": 0.125},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_ends_on_time_without_the_weakest(tmp_path: Path) -> None:
+    path = make_phantoms(tmp_path, num_cases=6, num_testing=1, shape=(26, 24, 24), num_fold=3)
+    path.write_text(path.read_text() + yaml.safe_dump(SMALL))
+    command = [sys.executable, "-m", "autoseg", "run", "--input", str(path), "--budget", "100s"]
+    begin = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    wall_s = time.monotonic() - begin
+    assert done.returncode == 0, done.stderr
+    assert 95 <= wall_s <= 105
+    jobs = Workspace(tmp_path / "work_dir").jobs()
+    assert sorted(job.state for job in jobs) == ["done"] * 7 + ["pruned"] * 2
+    dropped = {job.algo for job in jobs if job.state == "pruned"}
+    first = {job.algo: job.dice or 0.0 for job in jobs if job.fold == 0}
+    assert dropped == {min(first, key=lambda algo: first[algo])}
+    assert "its time goes to the others" in done.stderr
+    assert "its time goes to the others" in (tmp_path / "work_dir" / "report.html").read_text()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert again.returncode == 0
+    assert "training on" not in again.stderr

@@ -1,0 +1,101 @@
+"""Where preprocessed cases are kept: in memory, on disk, nowhere; the same patches come from all of them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from plans import tiny_plan
+
+from autoseg.algos import cache
+from autoseg.algos.cache import CachedCase, FreshArray, expected_bytes, load_cases
+from autoseg.algos.patches import cut_batch
+from autoseg.data.datalist import Case, read_datalist
+from autoseg.data.phantoms import make_phantoms
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, ...]:
+    folder = tmp_path_factory.mktemp("data")
+    path = make_phantoms(folder, num_cases=4, num_testing=0, shape=(26, 24, 24), num_fold=2)
+    words = yaml.safe_load(path.read_text())
+    return read_datalist(folder / words["datalist"], folder / words["dataroot"]).training
+
+
+def plan(**changes):  # type: ignore[no-untyped-def]
+    return tiny_plan().model_copy(update=changes)
+
+
+def kind(case: CachedCase) -> str:
+    if isinstance(case.image, FreshArray):
+        return "anew"
+    return "disk" if isinstance(case.image, np.memmap) else "ram"
+
+
+def patches(opened: list[CachedCase]) -> np.ndarray:
+    how = {"seed": 1, "step": 3, "batch_size": 4, "roi": (16, 16, 16), "foreground_fraction": 0.5}
+    return cut_batch(opened, indices=range(4), **how)[0]  # type: ignore[arg-type]
+
+
+def test_each_way_gives_the_same_patches(tmp_path: Path, cases: tuple[Case, ...]) -> None:
+    found = {}
+    for mode in ("ram", "disk", "off"):
+        opened = load_cases(tmp_path / mode, plan(cache=mode), cases, num_workers=1)
+        assert {kind(case) for case in opened} == {{"off": "anew"}.get(mode, mode)}
+        found[mode] = patches(opened)
+    assert np.array_equal(found["ram"], found["disk"])
+    assert np.array_equal(found["ram"], found["off"])
+    assert not (tmp_path / "off").exists()
+
+
+def test_memory_takes_what_the_limit_allows_and_the_first_cases_first(
+    tmp_path: Path, cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_cases(tmp_path, plan(), cases, num_workers=1)
+    size = [sum(a.nbytes for a in (c.image, c.target, c.points)) + 3 * 128 for c in first]
+    limit = (size[0] + size[1] + 10) / 2**30
+    opened = load_cases(tmp_path, plan(cache_gib=limit), cases, num_workers=1)
+    assert [kind(case) for case in opened] == ["ram", "ram", "disk", "disk"]
+    monkeypatch.setattr(cache, "available_memory_bytes", lambda: 2 * (size[0] + 10))
+    opened = load_cases(tmp_path, plan(), cases, num_workers=1)
+    assert [kind(case) for case in opened] == ["ram", "disk", "disk", "disk"]
+
+
+def test_the_size_is_said_before_it_is_written(
+    tmp_path: Path, cases: tuple[Case, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "autoseg")
+    opened = load_cases(tmp_path, plan(), cases, num_workers=1)
+    assert "preprocessing 4 cases: about 0.00 GiB to write" in caplog.text
+    for case, one in zip(cases, opened, strict=True):
+        assert expected_bytes(plan(), case) == one.image.nbytes + one.target.nbytes
+
+
+def test_cases_beyond_the_limit_of_the_disk_are_prepared_anew(
+    tmp_path: Path, cases: tuple[Case, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    two = sum(expected_bytes(plan(), case) for case in cases[:2])
+    opened = load_cases(tmp_path, plan(cache="disk", cache_gib=(two + 10) / 2**30), cases, num_workers=1)
+    assert [kind(case) for case in opened] == ["disk", "disk", "anew", "anew"]
+    assert "no room for 2 of 4 cases" in caplog.text
+    assert patches(opened).shape == (4, 1, 16, 16, 16)
+
+
+def test_a_case_prepared_anew_is_prepared_once_for_image_and_target(
+    tmp_path: Path, cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = load_cases(tmp_path, plan(cache="off"), cases, num_workers=1)
+    calls: list[str] = []
+    prepare = cache._prepare
+    monkeypatch.setattr(cache, "_prepare", lambda p, case: (calls.append(case.name), prepare(p, case))[1])
+    for _ in range(2):
+        np.asarray(opened[0].image, np.float32)
+        opened[0].target[0, :2]
+    assert calls == [opened[0].name]
+    for case in opened[1:]:
+        np.asarray(case.image)
+    np.asarray(opened[0].image)
+    assert len(calls) == 5  # two are kept, the rest were let go

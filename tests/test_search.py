@@ -1,0 +1,102 @@
+"""The search for DiNTS' topology, on a space of two blocks and two depths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from plans import plan_and_origins
+from test_trainer import CASES, CPU
+
+from autoseg.algos.bundle import write_bundle
+from autoseg.algos.generate import edited_values
+from autoseg.algos.networks import build_network
+from autoseg.algos.plan import Plan
+from autoseg.algos.search import ARCH_RATE, Search, search_for_job, wants_search
+from autoseg.reader import read_model
+from autoseg.workspace import JobDir
+
+
+def small_plan(**settings):  # type: ignore[no-untyped-def]
+    how = {"channel_mul": 0.125, "search": True, "roi_size": (16, 16, 16)}
+    plan, origins = plan_and_origins(
+        "dints", dints=how, batch_size=1, num_epochs=4, num_steps_per_epoch=5, precision="fp32", **settings
+    )
+    network = {**plan.network, "paths": [[1, 1, 1, 1]] * 2, "operations": [[1] * 4] * 2, "nodes": [[1, 1]] * 3}
+    return plan.model_copy(update={"network": network}), origins
+
+
+def test_architecture_moves_after_the_warm_up_alone() -> None:
+    plan, _ = small_plan()
+    search = Search(plan, CASES[:4], CPU, seconds=None, steps=8)
+    before = search.space.log_alpha_c.detach().clone()
+    for _ in range(4):
+        search._train_step()
+    assert torch.equal(before, search.space.log_alpha_c)
+    for _ in range(4):
+        search._train_step()
+    assert not torch.equal(before, search.space.log_alpha_c)
+    assert search.architecture.param_groups[0]["lr"] > ARCH_RATE  # few steps: each goes further
+    assert search.share == 1.0
+
+
+def test_the_likeliest_paths_and_operations_are_read_off() -> None:
+    plan, _ = small_plan()
+    search = Search(plan, CASES[:4], CPU, seconds=None, steps=8)
+    with torch.no_grad():  # paths: top to top, bottom to top, top to bottom, bottom to bottom
+        search.space.log_alpha_a.copy_(torch.tensor([[4.0, -4.0, -4.0, -4.0]] * 2))
+        search.space.log_alpha_c[:, :, 3] = 5.0
+    found = search.decode()
+    assert found.paths == [[1, 0, 0, 0]] * 2
+    assert found.nodes == [[1, 0]] * 3
+    assert found.operations == [[3] * 4] * 2
+
+
+def test_a_search_that_was_stopped_goes_on_to_the_same_topology(tmp_path: Path) -> None:
+    plan, _ = small_plan()
+    whole = Search(plan, CASES[:4], CPU, seconds=None, steps=6)
+    whole.run()
+    for begin, end in ((0, 4), (4, 6)):
+        search = Search(plan, CASES[:4], CPU, seconds=None, steps=6, checkpoint=tmp_path / "search.pt")
+        search._resume()
+        assert search.step == begin
+        while search.step < end:
+            search._train_step()
+        search._save()
+    assert torch.equal(search.space.log_alpha_a, whole.space.log_alpha_a)
+    assert search.decode().paths == whole.decode().paths
+
+
+def test_a_found_topology_stands_in_the_bundle_and_is_trained(tmp_path: Path) -> None:
+    plan, origins = small_plan()
+    paths = JobDir(tmp_path / "dints_0")
+    write_bundle(plan, origins, plan.model_dump(mode="json"), paths)
+    assert wants_search(plan, paths)
+    search_for_job(plan, CASES[:4], paths, CPU)
+    found = json.loads((paths.root / "configs" / "topology.json").read_text())
+    assert "found by a differentiable search of 6 steps" in found["origin"]
+    new = read_model(paths.plan, Plan)
+    assert new.network["paths"] == found["paths"]
+    assert not wants_search(new, paths)
+    assert edited_values(paths) == {}  # nobody took it for an edit by hand
+    assert yaml.safe_load(paths.origins.read_text())["network.paths"]["origin"] == "search"
+    assert str(found["paths"][0]) in (paths.root / "configs" / "inference.yaml").read_text()
+    network = build_network(new)
+    out = network(torch.randn(1, 1, 16, 16, 16))
+    assert out.shape == (1, 3, 16, 16, 16)
+    out.sum().backward()
+    assert any(p.grad is not None for p in network.parameters())
+    assert not (paths.root / "models" / "search.pt").exists()
+
+
+@pytest.mark.parametrize("changes", [{"algo": "segresnet"}, {"search": False}])
+def test_no_search_where_none_is_wanted(tmp_path: Path, changes: dict[str, object]) -> None:
+    plan, _ = small_plan()
+    if "algo" in changes:
+        plan = plan.model_copy(update={"algo": "segresnet"})
+    else:
+        plan = plan.model_copy(update={"network": {**plan.network, **changes}})
+    assert not wants_search(plan, JobDir(tmp_path))
