@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     SHARED_PARTS,
     ("inference",),
     ("analyzer", "algos", "ensemble", "pseudolabel", "launch", "report"),
-    ("jobs",),
+    ("jobs", "budget"),
     ("pipeline",),
     ("sweep", "forecast"),
     ("demo", "init", "status", "arguments", "schema", "doctor", "api"),

@@ -198,3 +198,46 @@ def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
     for both in zip(*curves, strict=True):
         assert both[0]["val_dice"] == pytest.approx(both[1]["val_dice"], abs=0.02)
     assert job.dice == pytest.approx(other.dice, abs=0.02)
+
+
+def test_a_diverged_job_starts_once_more_with_a_lower_rate_and_is_then_given_up(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from autoseg.algos.job import run_job
+    from autoseg.algos.trainer import Diverged, Trainer, TrainResult
+
+    torch.set_num_threads(1)
+    workspace = Workspace(copied / "work_dir")
+    rates: list[float] = []
+    run = Trainer.run
+
+    def above(limit: float):  # type: ignore[no-untyped-def]
+        def diverge(trainer: Trainer) -> TrainResult:
+            rates.append(trainer.plan.learning_rate)
+            if rates[-1] > limit:
+                trainer._train_step()
+                trainer._save_checkpoint()
+                raise Diverged(
+                    "segresnet_0: the loss became nan in epoch 1. Lower learning_rate (...) and train again."
+                )
+            return run(trainer)
+
+        monkeypatch.setattr(Trainer, "run", diverge)
+
+    dataroot = next(p for p in copied.iterdir() if (p / "imagesTr").is_dir() or p.name == "data")
+    paths = workspace.job_dir("segresnet", 0)
+    above(0.0)
+    job = run_job(workspace, dataroot, "segresnet", 0, device="cpu", num_workers=1)
+    assert rates == [0.003, 0.00075]
+    assert (job.state, job.can_retry, job.dice) == ("diverged", False, None)
+    assert not paths.checkpoint.exists()
+    assert not paths.model.exists()
+    rates.clear()
+    above(0.001)
+    job = run_job(workspace, dataroot, "segresnet", 0, device="cpu", num_workers=1)
+    assert rates == [0.003, 0.00075]
+    assert job.state == "done"
+    assert job.restart == {"learning_rate": 0.00075}
+    assert "Starting once more with learning_rate 0.00075" in paths.log.read_text()

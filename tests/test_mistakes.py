@@ -108,9 +108,9 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     ),
     "key is missing": (replaced("modality:", "# modality:"), RUN, "input.yaml: modality: missing. Expected text: ..."),
     "unknown network": (
-        setting("algos: [unet]"),
+        setting("algos: [vnet]"),
         RUN,
-        "input.yaml:...: algos...: expected one of segresnet, swinunetr, dints, found unet....",
+        "input.yaml:...: algos...: expected one of segresnet, swinunetr, dints, unet, found vnet....",
     ),
     "fold that is not there": (
         nothing,

@@ -30,6 +30,8 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ResourceError("device: cuda was asked for, but torch finds no GPU. Check the driver, or set device: cpu.")
+    torch.backends.cudnn.benchmark = True  # patches and windows have one size: the fastest kernel is worth finding
+    torch.set_float32_matmul_precision("high")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 

@@ -255,16 +255,22 @@ class Search:
         log.info("search: going on at step %d", self.step)
 
 
-def search_for_job(plan: Plan, cases: Sequence[CachedCase], paths: JobDir, device: torch.device) -> None:
-    """Search a job's topology on its share of the time, and write it into the job's bundle and plan."""
+def search_for_job(plan: Plan, cases: Sequence[CachedCase], paths: JobDir, device: torch.device) -> float:
+    """Search a job's topology on its share of the time, and write it into the job's bundle and plan.
+
+    Returns:
+        Seconds it took, over all its starts.
+    """
     seconds = None if plan.budget_s is None else SEARCH_SHARE * plan.budget_s
     steps = max(1, math.ceil(SEARCH_SHARE * plan.num_epochs * plan.num_steps_per_epoch))
     checkpoint = paths.root / "models" / "search.pt"
     log.info("%s: searching the topology", paths.root.name)
-    topology = Search(plan, cases, device, seconds=seconds, steps=steps, checkpoint=checkpoint).run()
+    search = Search(plan, cases, device, seconds=seconds, steps=steps, checkpoint=checkpoint)
+    topology = search.run()
     keep_topology(plan, paths, topology)
     checkpoint.unlink(missing_ok=True)
     log.info("%s: topology %s", paths.root.name, topology.origin)
+    return search.elapsed_s
 
 
 def keep_topology(plan: Plan, paths: JobDir, topology: Topology) -> None:
