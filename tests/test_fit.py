@@ -1,0 +1,194 @@
+"""Plans that fit time and memory: the planner's choice, measured by a made-up device and by this one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plans import CPU, GPU, make_fingerprint, tiny_plan
+
+from autoseg.algos import fit
+from autoseg.algos.fit import StepCost, fitted_plan, measure_step
+from autoseg.algos.hardware import Hardware
+from autoseg.algos.plan import Plan
+from autoseg.algos.planner import Origin
+from autoseg.config import ALGOS, AlgoName, Settings
+from autoseg.data.labels import LabelMap
+
+DEVICE = torch.device("cpu")
+LARGE = {f"size_mm_{k}": (96.0, 96.0, 96.0) for k in ("median", "p90")}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Plan]]:
+    """Make up what a step takes, a million voxels of the smallest network; returns what was measured."""
+
+    def make_up(seconds: float, gib: float, base_gib: float = 0.5) -> list[Plan]:
+        seen: list[Plan] = []
+
+        def measure(plan: Plan, device: torch.device) -> StepCost | None:
+            seen.append(plan)
+            width = plan.network.get("init_filters", 16) / 16
+            million = plan.batch_size * math.prod(plan.roi_size) / 1e6 * width
+            memory_gib = base_gib + gib * million
+            return None if memory_gib > 90 else StepCost(step_s=seconds * million, memory_gib=memory_gib)
+
+        monkeypatch.setattr(fit, "_measured", {})
+        monkeypatch.setattr(fit, "measure_step", measure)
+        return seen
+
+    return make_up
+
+
+def planned(
+    algo: AlgoName = "segresnet",
+    *,
+    hardware: Hardware = CPU,
+    budget_s: float | None = None,
+    num_train: int = 160,
+    data: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[Plan, dict[str, Origin]]:
+    return fitted_plan(
+        DEVICE,
+        algo=algo,
+        fold=0,
+        num_train=num_train,
+        fingerprint=make_fingerprint(**(data or {})),
+        label_map=LabelMap(names=("sphere", "box"), values=((1,), (2,)), sigmoid=False),
+        settings=Settings(**{"modality": "MRI", "datalist": Path("d"), "dataroot": Path("r"), **settings}),
+        origins={},
+        hardware=hardware,
+        budget_s=budget_s,
+    )
+
+
+def test_a_long_budget_pays_for_a_wider_network(device: Callable[..., list[Plan]]) -> None:
+    device(seconds=2.0, gib=1.0)
+    widths, steps = [], []
+    for minutes in (1, 10, 30, 600):
+        plan, _ = planned(budget_s=60.0 * minutes)
+        assert plan.step_s is not None
+        widths.append(plan.network["init_filters"])
+        steps.append(0.8 * 60 * minutes / plan.step_s)
+    assert widths[0] == 16
+    assert widths == sorted(widths)
+    assert widths[-1] == 32
+    assert all(s >= 2000 for s, w in zip(steps, widths, strict=True) if w > 16)
+    assert planned()[0].network["init_filters"] == 16  # without a budget
+
+
+def test_a_short_budget_measures_one_step_alone(device: Callable[..., list[Plan]]) -> None:
+    seen = device(seconds=10.0, gib=1.0)
+    planned(budget_s=30.0)
+    planned(budget_s=30.0, num_train=159)  # another fold: the same step
+    assert len(seen) == 1
+
+
+def test_memory_is_met_by_a_smaller_batch_then_patch(device: Callable[..., list[Plan]]) -> None:
+    device(seconds=1.0, gib=80.0)  # two patches of 64^3 would take 42 GiB, one 21
+    plan, found = planned(data=LARGE)
+    assert plan.batch_size == 1
+    assert math.prod(plan.roi_size) < 64**3
+    assert plan.memory_gib is not None
+    assert plan.memory_gib <= 0.8 * CPU.memory_gib + 0.1
+    assert "over 80% of 24.0 GiB (measured)" in found["batch_size"].rule
+    assert found["batch_size"].rule == found["roi_size"].rule
+    assert plan.num_steps_per_epoch == 160
+
+
+def test_what_the_user_fixed_is_kept_and_said(
+    device: Callable[..., list[Plan]], caplog: pytest.LogCaptureFixture
+) -> None:
+    device(seconds=1.0, gib=80.0)
+    plan, _ = planned(data=LARGE, batch_size=2, roi_size=(64, 64, 64))
+    assert (plan.batch_size, plan.roi_size) == (2, (64, 64, 64))
+    assert "batch_size and roi_size are fixed" in caplog.text
+
+
+def test_a_gpu_is_filled_up_to_the_share(device: Callable[..., list[Plan]]) -> None:
+    device(seconds=0.01, gib=5.0)
+    body = {f"size_mm_{k}": (160.0, 160.0, 160.0) for k in ("median", "p90")}
+    half, _ = planned("unet", hardware=GPU, num_train=1000, data=body, memory_share=0.4)
+    full, found = planned("unet", hardware=GPU, num_train=1000, data=body)
+    assert full.batch_size > half.batch_size > 4
+    for plan, share in ((half, 0.4), (full, 0.8)):
+        assert plan.memory_gib is not None
+        one_more = 5.0 * math.prod(plan.roi_size) / 1e6
+        assert share * GPU.memory_gib - one_more - 0.1 <= plan.memory_gib <= share * GPU.memory_gib + 0.01
+    assert "fills memory to 80%" in found["batch_size"].rule
+    few, _ = planned("unet", hardware=GPU, num_train=20, data=body)
+    assert few.batch_size <= max(4, 0.05 * 20 * 160**3 / math.prod(few.roi_size))
+    soon, _ = planned("unet", hardware=GPU, num_train=1000, data=body, budget_s=60.0)
+    assert soon.batch_size < full.batch_size
+    assert planned("unet", hardware=GPU, num_train=1000, data=body, batch_size=3)[0].batch_size == 3
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_real_step_is_measured(algo: AlgoName) -> None:
+    small = {"segresnet": {"init_filters": 8, "blocks_down": (1, 1)}, "dints": {"channel_mul": 0.125}}
+    plan = tiny_plan(algo, batch_size=1, unet={"features": (8, 16)}, **{k: v for k, v in small.items() if k == algo})
+    cost = measure_step(plan, DEVICE)
+    assert cost is not None
+    assert 0 < cost.step_s < 60
+    assert 0.1 < cost.memory_gib < 20
+
+
+def test_a_lack_of_memory_is_an_answer_and_other_faults_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception):  # type: ignore[no-untyped-def]
+        def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
+            raise error
+
+        monkeypatch.setattr(fit, "bare_step", bare_step)
+
+    fail(torch.OutOfMemoryError("no memory"))
+    assert measure_step(tiny_plan(), DEVICE) is None
+    fail(RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure_step(tiny_plan(), DEVICE)
+
+
+RECIPES = {
+    "flare23": {
+        "algo": "segresnet", "optimizer": "adamw", "learning_rate": 2e-4, "weight_decay": 1e-5, "loss": "dice_focal",
+        "num_epochs": 300, "roi_size": (224, 224, 224), "augment": "axial", "schedule": "cosine",
+    },
+    "spleen": {
+        "algo": "unet", "optimizer": "novograd", "learning_rate": 2e-3, "loss": "dice_ce", "roi_size": (96, 96, 96),
+    },
+    "btcv": {"algo": "swinunetr", "optimizer": "adam", "learning_rate": 2e-4, "roi_size": (96, 96, 96)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_followed_as_published_and_under_the_user(
+    name: str, device: Callable[..., list[Plan]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "autoseg")
+    device(seconds=0.01, gib=0.01)
+    expected = dict(RECIPES[name])
+    algo: AlgoName = expected.pop("algo")  # type: ignore[assignment]
+    settings = Settings(modality="CT", datalist=Path("d"), dataroot=Path("r"), recipe=name)  # type: ignore[arg-type]
+    assert settings.algos == (algo,)
+    plan, found = planned(algo, modality="CT", recipe=name)
+    assert {key: getattr(plan, key) for key in expected} == expected
+    assert found["learning_rate"].origin == f"recipe {name}"
+    assert found["learning_rate"].rule
+    if name == "flare23":
+        assert plan.warmup_fraction * plan.num_epochs == pytest.approx(3)
+        assert plan.channels[0].bounds == (-250, 250)
+        assert plan.network["blocks_down"] == [1, 2, 2, 4, 4]
+    mine, found = planned(algo, modality="CT", recipe=name, learning_rate=0.5, roi_size=(64, 64, 64))
+    assert (mine.learning_rate, mine.roi_size) == (0.5, (64, 64, 64))
+    assert found["learning_rate"].origin == "input.yaml"
+    assert mine.optimizer == expected["optimizer"]
+
+
+def test_a_recipe_for_a_network_that_is_not_trained_is_refused() -> None:
+    with pytest.raises(ValueError, match="recipe flare23 is for segresnet, which is not among algos"):
+        Settings(modality="CT", datalist=Path("d"), dataroot=Path("r"), recipe="flare23", algos=("dints",))
