@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 
 RESERVED_SHARE = 0.1
 """Share of a run's budget kept for the ensemble and predictions before a job has shown what a prediction takes."""
-LEAST_RESERVED_SHARE = 0.01
+LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE = 0.01, 0.3
+"""Bounds of what is kept: a busy moment while a job was scored must not take the time of all the others."""
 ENSEMBLE_FACTOR = 1.3
 """Seconds of the ensemble stage over those of the same predictions alone: probabilities are kept, combined, scored."""
 LEAST_KEPT = 2
@@ -113,12 +115,13 @@ class RunBudget:
         done = [job for job in self.workspace.jobs() if job.state == "done" and job.inference_s is not None]
         if not done:
             return RESERVED_SHARE * self.state.budget_s
-        mean_s = sum(job.inference_s or 0.0 for job in done) / len(done)
+        case_s = statistics.median(job.inference_s or 0.0 for job in done)
         models = {(job.algo, job.fold) for job in done} | set(among)
         held_back = len(datalist.testing) + len(datalist.validation)
         out_of_fold = sum(len(datalist.val_cases(fold)) for _, fold in models)
-        seconds = ENSEMBLE_FACTOR * mean_s * (out_of_fold + held_back * len(models))
-        return max(seconds, LEAST_RESERVED_SHARE * self.state.budget_s)
+        seconds = ENSEMBLE_FACTOR * case_s * (out_of_fold + held_back * len(models))
+        least, most = (share * self.state.budget_s for share in (LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE))
+        return min(max(seconds, least), most)
 
     def drop_weak(self, jobs: Sequence[tuple[AlgoName, int]]) -> None:
         """Once the first fold is through, drop the algorithms that did worse on it, if that has not been done."""
