@@ -226,7 +226,7 @@ def test_a_diverged_job_starts_once_more_with_a_lower_rate_and_is_then_given_up(
 
         monkeypatch.setattr(Trainer, "run", diverge)
 
-    dataroot = next(p for p in copied.iterdir() if (p / "imagesTr").is_dir() or p.name == "data")
+    dataroot = copied
     paths = workspace.job_dir("segresnet", 0)
     above(0.0)
     job = run_job(workspace, dataroot, "segresnet", 0, device="cpu", num_workers=1)
