@@ -37,7 +37,7 @@ def main() -> None:
     folder: Path = a.output.absolute() / "work" / "search"
     data: Path = a.hippocampus.absolute()
     path = prepare(folder, data)
-    autoseg("generate", "--input", path, "--algo", "dints", "--fold", "0", log=folder / "log.txt")
+    autoseg("generate", "--input", path, "--algos", "dints", "--folds", "0", log=folder / "log.txt")
     workspace = Workspace(folder / "work_dir")
     plan = read_plan(workspace.job_dir("dints", 0))
     cases = read_datalist(workspace.datalist, data).train_cases(0)

@@ -129,7 +129,7 @@ def throughput(data: Path, output: Path, algos: tuple[str, ...]) -> None:
             continue
         folder = output / "work" / "throughput"
         path = prepare(folder, data)
-        autoseg("generate", "--input", path, "--algo", algo, "--fold", "0", log=folder / "log.txt")
+        autoseg("generate", "--input", path, "--algos", algo, "--folds", "0", log=folder / "log.txt")
         workspace = Workspace(folder / "work_dir")
         device = pick_device()
         plan = read_plan(workspace.job_dir(algo, 0)).model_copy(update={"augment": "default"})
