@@ -128,6 +128,10 @@ class HyperSettings(Strict):
     """Decay of the moving average of the weights that is validated and kept; 0 turns it off."""
     loss: Literal["dice_ce", "dice_focal"] | None = None
     """Dice with cross-entropy or with focal loss."""
+    class_weights: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Weight of a class in the loss, such as {tumor: 10}; the others and the background have 1."""
+    class_sampling: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """How often patches are centred on a class, such as {tumor: 3}; the others have 1."""
     normalize_mode: Literal["ct", "mri", "pet", "meanstd", "meanstdtanh", "range", "none"] | None = None
     """How intensities are normalised; from `modality` where not set."""
     intensity_bounds: Annotated[tuple[float, float], AfterValidator(_check_rising)] | None = None

@@ -34,8 +34,9 @@ from autoseg.config import (
     read_value,
     setting_docs,
 )
-from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_datalist
+from autoseg.data.datalist import Case, Datalist, files_digest, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.folds import deal_folds
 from autoseg.data.labels import LabelMap, make_label_map
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.jobs import train_jobs, work_on_job
@@ -296,7 +297,7 @@ def _analyze(workspace: Workspace, listed: Datalist, settings: Settings, *, as_j
     if reasons:
         _say_stage("analyze", reasons)
         analysis = analyze(listed, settings, workspace, progress=not as_json)
-        kept = listed.without(analysis.quarantined)
+        kept = _settle(listed.without(analysis.quarantined), analysis.annotated, settings)
         write_datalist(kept, workspace.datalist, settings.dataroot)
         images = sorted(_relative(c.images[0], settings.dataroot) for c in kept.training)
         write_json(workspace.root / "state" / "data.json", {"images": images})
@@ -308,6 +309,24 @@ def _analyze(workspace: Workspace, listed: Datalist, settings: Settings, *, as_j
         log.info("analyze: up to date")
     if as_json:
         print(json.dumps(read_json(workspace.root / "state" / "summary.json"), indent=1))
+
+
+def _settle(listed: Datalist, annotated: Mapping[str, tuple[str, ...]], settings: Settings) -> Datalist:
+    """The list with the classes each case was annotated for, as the analysis found; its folds balanced over them."""
+
+    def settled(cases: Sequence[Case]) -> tuple[Case, ...]:
+        return tuple(replace(c, annotated=annotated.get(c.name)) for c in cases)
+
+    found = replace(
+        listed,
+        training=settled(listed.training),
+        validation=settled(listed.validation),
+        testing=settled(listed.testing),
+        unlabeled=settled(listed.unlabeled),
+    )
+    if listed.folds_made and settings.partial_labels == "infer":  # when they were made, this was not known
+        found = replace(found, training=deal_folds(found.training, num_fold=listed.num_fold, seed=settings.seed))
+    return found
 
 
 def _need_analysis(workspace: Workspace, listed: Datalist, settings: Settings) -> None:
@@ -429,11 +448,6 @@ def _train(
     again: bool = False,
 ) -> bool:
     """Train every job that is not done; True where all are done at the end."""
-    if len(Fingerprint.read(workspace.datastats).label_groups) > 1:
-        log.warning(
-            "train: not every case is annotated for every class; training takes what a case does not annotate for "
-            "background, scores leave it out"
-        )
     return train_jobs(workspace, datalist, settings, jobs, again=again)
 
 

@@ -46,8 +46,12 @@ def job_inputs(plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case,
     """What a job is made from: name -> digest. A difference makes it stale."""
     inputs = {f"plan: {key}": digest(value) for key, value in plan.model_dump(mode="json").items()}
     for role, cases in (("training case", train_cases), ("validation case", val_cases)):
-        inputs.update({f"{role} {c.name}": files_digest(c) for c in cases})
+        inputs.update({f"{role} {c.name}": _case_digest(c) for c in cases})
     return inputs
+
+
+def _case_digest(case: Case) -> str:
+    return files_digest(case) if case.annotated is None else digest([files_digest(case), case.annotated])
 
 
 def read_plan(paths: JobDir) -> Plan:

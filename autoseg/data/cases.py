@@ -21,7 +21,8 @@ class Case:
     fold: int | None = None
     """Validation fold the case belongs to, from 0; None: not in cross-validation."""
     annotated: tuple[str, ...] | None = None
-    """Names of the classes its annotators looked for; None: not declared."""
+    """Names of the classes its annotators looked for. In a user's list None means: not declared; in a run's own list
+    the analysis has settled it, and None means: all."""
     group: str | None = None
     """Patient; cases of one patient are never split over folds."""
 
@@ -55,6 +56,8 @@ class Datalist:
     channels: tuple[str, ...] = ()
     """Names of the channels, as a foreign data set gives them; empty where it does not."""
     path: Path | None = field(default=None, compare=False)
+    folds_made: bool = field(default=False, compare=False)
+    """Whether the folds were made when the list was read, since it has none."""
 
     @property
     def num_fold(self) -> int:
