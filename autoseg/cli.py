@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autoseg.config import AlgoName
 
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
-TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "retry", "sweep", "plan"})
+TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "pseudolabel", "retry", "sweep", "plan"})
 _INPUT = Path("input.yaml")
 _WORK_DIR = Path("work_dir")
 
@@ -166,6 +166,19 @@ class Commands:
             autoseg ensemble --input input.yaml --ensemble.method best_n
         """
         return self._stages(("ensemble",), input)
+
+    def pseudolabel(self, *, input: Path = _INPUT) -> int:
+        """Fill in the classes that cases were not annotated for, by the ensemble of the round before, for the next.
+
+        After it, generate, train and ensemble work on that round; run does it all.
+
+        Args:
+            input: The settings; strategy and pseudolabel say how.
+
+        Example:
+            autoseg pseudolabel --input input.yaml --pseudolabel.exclude tumor
+        """
+        return self._stages(("pseudolabel",), input)
 
     def sweep(
         self, *, input: Path = _INPUT, trials: int | None = None, budget: str | None = None, join: bool = False

@@ -59,6 +59,7 @@ def explain(work_dir_or_input: Path, key: str | None = None) -> str:
         settings, origins = load_settings(work_dir_or_input)
         workspace = Workspace(settings.work_dir)
         entries = _current_settings(settings, origins)
+    workspace = workspace.latest()
     entries += [entry for folder in job_folders(workspace) for entry in plan_entries(folder)]
     return _table(entries) if key is None else _detail(entries, key)
 

@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -106,6 +107,7 @@ class Trainer:
         final_s: Callable[[float], float] = lambda validation_s: 0.0,
         started: float | None = None,
         inputs: str = "",
+        first_weights: Path | None = None,
         before_write: Callable[[], None] = lambda: None,
         after_epoch: Callable[[Progress, float], None] = lambda progress, dice: None,
     ) -> None:
@@ -117,6 +119,7 @@ class Trainer:
             final_s: seconds that follow training, from the seconds of a validation; kept free of a budget.
             started: `time.monotonic()` when the job began, so that preprocessing counts towards a budget.
             inputs: digest of the files the cases come from; a checkpoint made from others is not gone on with.
+            first_weights: a state dict to start from; None: random weights.
             before_write: called before any file is written; raises where this process may not any more.
             after_epoch: called after each epoch with the validation's Dice, NaN where none was due; may raise `Pruned`.
         """
@@ -154,6 +157,8 @@ class Trainer:
         self.memory_format = torch.channels_last_3d
         # channels-last: 1.3 times on a CPU (measured), tensor cores want it on a GPU.
         network = build_network(plan).to(device)
+        if first_weights is not None:
+            network.load_state_dict(torch.load(first_weights, map_location=device, weights_only=True))
         network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)

@@ -24,7 +24,6 @@ from autoseg.ensemble.out_of_fold import (
     Progress,
     case_digest,
     measure_surfaces,
-    model_digest,
     read_record,
     score_of,
     score_out_of_fold,
@@ -33,7 +32,7 @@ from autoseg.ensemble.predict import segment
 from autoseg.ensemble.tables import format_rows, format_score, format_table
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.inference.metrics import TOLERANCE_MM, summarise, to_plain
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.reader import read_model
 from autoseg.workspace import Workspace, write_json, write_text
 

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from autoseg.algos.plan import Plan
 from autoseg.data.datalist import Case, Datalist
 from autoseg.data.labels import LabelMap
 from autoseg.data.streams import MemoryImage
@@ -24,9 +23,8 @@ from autoseg.ensemble.predict import writing
 from autoseg.errors import DataError
 from autoseg.inference.calibration import Calibration
 from autoseg.inference.metrics import TOLERANCE_MM, dice_per_class, nsd_per_class, to_plain
-from autoseg.inference.predictor import Predictor, vote
+from autoseg.inference.predictor import Predictor, model_digest, vote
 from autoseg.inference.restore import labels_of_means
-from autoseg.reader import read_model
 from autoseg.workspace import Workspace, digest, file_digest, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -35,12 +33,6 @@ Progress = Callable[[int, int, str], None]
 
 RECORD_VERSION = 2
 """Raised whenever the meaning of a record changes."""
-
-
-def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
-    """A digest of a trained job: its weights and its plan."""
-    job = workspace.job_dir(algo, fold)
-    return digest([file_digest(job.model), read_model(job.plan, Plan).model_dump(mode="json")])
 
 
 def case_digest(case: Case, models: Mapping[str, str], combine: str) -> str:

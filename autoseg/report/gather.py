@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from autoseg.data.datalist import Datalist, read_datalist
+from autoseg.data.datalist import Datalist, read_cases
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.explain import Entry, job_folders, plan_entries, stored_settings
@@ -102,7 +102,7 @@ class Run:
         if not self.workspace.datalist.exists():
             return None
         try:
-            return read_datalist(self.workspace.datalist, self.dataroot)
+            return read_cases(self.workspace, self.dataroot)
         except ConfigError as error:
             self.notes.append(f"The cases' files cannot be shown: {error.messages[0]}")
             return None

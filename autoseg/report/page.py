@@ -45,6 +45,7 @@ def check_run(workspace: Workspace) -> None:
 
 def is_current(workspace: Workspace) -> bool:
     """Whether the report shows the run as it is; it carries a digest of what it was made from."""
+    workspace = workspace.finished()
     if not workspace.report.exists():
         return False
     with open(workspace.report, "rb") as file:
@@ -70,7 +71,7 @@ def make_report(work_dir: Path, *, output: Path | None = None, live: bool = Fals
         WorkspaceError: The folder is no run's, or a file of it is damaged.
         ConfigError: The output cannot be written.
     """
-    workspace = Workspace(work_dir)
+    workspace = Workspace(work_dir).finished()
     target = output or workspace.report
     write_text(target, render(workspace, live=live))
     return target
