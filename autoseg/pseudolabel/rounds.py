@@ -160,14 +160,13 @@ def later_round(
         dealt = deal_folds(datalist.training, num_fold=datalist.num_fold, seed=seed + number - 1)
         return replace(datalist, training=dealt)
     fold_of = {c.name: c.fold for c in previous.training}
-    fold_of_patient = {c.group: c.fold for c in previous.training if c.group is not None}
+    fold_of_patient: dict[str | None, int | None] = {c.group: c.fold for c in previous.training if c.group is not None}
     new = [c for c in datalist.training if c.name not in fold_of and c.group not in fold_of_patient]
     num_fold = min(datalist.num_fold, len({c.group or f"case {c.name}" for c in new}))
     if num_fold > 1:
         fold_of |= {c.name: c.fold for c in deal_folds(new, num_fold=num_fold, seed=seed + number - 1)}
     else:
         fold_of |= dict.fromkeys((c.name for c in new), 0)
-    training = tuple(
-        replace(c, fold=fold_of[c.name] if c.name in fold_of else fold_of_patient[c.group]) for c in datalist.training
-    )
+    fold_of |= {c.name: fold_of_patient[c.group] for c in datalist.training if c.group in fold_of_patient}
+    training = tuple(replace(c, fold=fold_of[c.name]) for c in datalist.training)
     return replace(datalist, training=training)
