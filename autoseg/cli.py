@@ -255,7 +255,13 @@ class Commands:
         return predict_files(work_dir, image, output, algo=algo, fold=fold, device=device, share=share)
 
     def evaluate(
-        self, *, predictions: Path, labels: Path, classes: str | None = None, output: Path | None = None
+        self,
+        *,
+        predictions: Path,
+        labels: Path,
+        classes: str | None = None,
+        output: Path | None = None,
+        scoring: Literal["autoseg", "flare23"] = "autoseg",
     ) -> int:
         """Score predictions against labels: Dice and surface Dice per case and class.
 
@@ -264,13 +270,14 @@ class Commands:
             labels: Folder of true label files of the same names.
             classes: Names of label values 1, 2, ..., separated by commas.
             output: JSON file for all scores.
+            scoring: Rules: ours, or exactly those of the FLARE23 challenge, for its 14 classes.
 
         Example:
             autoseg evaluate --predictions predictions --labels labelsTs --classes anterior,posterior
         """
         from autoseg.ensemble.evaluate import evaluate_folders
 
-        return evaluate_folders(predictions, labels, classes=_names(classes), output=output)
+        return evaluate_folders(predictions, labels, classes=_names(classes), output=output, scoring=scoring)
 
     def explain(self, key: str | None = None, *, input: Path = _INPUT, work_dir: Path | None = None) -> int:
         """Tell what each setting and planned value is, where it came from, and by which rule.
