@@ -214,8 +214,8 @@ def settings_manual() -> str:
         "# Settings",
         "",
         "Made from `autoseg/config.py` by `make docs`; do not edit. Every key of `input.yaml`, which may also be",
-        "given to `run`, `analyze`, `generate`, `train`, `ensemble`, `sweep`, `plan` and `retry` as a flag",
-        "(`--num_epochs 50`), then wins.",
+        "given to `run`, `analyze`, `generate`, `train`, `ensemble`, `pseudolabel`, `sweep`, `plan` and `retry` as a",
+        "flag (`--num_epochs 50`), then wins.",
         "`planned` means: derived from the data and the machine; `autoseg explain KEY` tells how.",
     ]
     blocks = list(dict.fromkeys(doc.block for doc in docs.values() if doc.block))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autoseg.cli import run_command
+from autoseg.config import load_settings
+from autoseg.data.datalist import read_datalist
 from autoseg.data.volumes import Grid, write_volume
 from autoseg.inference.flare23 import TOLERANCES_MM, flare23_scores
 from autoseg.inference.metrics import nsd
@@ -164,3 +169,33 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == (
         "error: --classes: no effect together with --scoring flare23, which has its own. Leave it out.\n"
     )
+
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "flare23"
+
+
+def test_the_example_lists_the_cases_and_its_settings_are_valid(tmp_path: Path) -> None:
+    grid = Grid(shape=SHAPE, affine=LPS)
+    kinds = {"a": (1, 5), "b": (1, 14), "c": (14,), "d": (3, 13), "e": ()}
+    for name, values in kinds.items():
+        label = np.zeros(SHAPE, np.uint8)
+        for i, value in enumerate(values):
+            label[i * 4 : i * 4 + 3] = value
+        write_volume(tmp_path / "flare23" / "labelsTr2200" / f"{name}.nii.gz", label, grid)
+        write_volume(tmp_path / "flare23" / "imagesTr2200" / f"{name}_0000.nii.gz", label.astype(np.int16), grid)
+    write_volume(tmp_path / "flare23" / "unlabeledTr1800" / "u_0000.nii.gz", label.astype(np.int16), grid)
+    command = [sys.executable, str(EXAMPLE / "make_datalist.py"), "flare23"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {
+        "cases by annotated classes": {"14": 1, "6": 2, "1": 2},
+        "unlabeled": 1,
+        "testing": 0,
+    }
+    listed = read_datalist(tmp_path / "datalist.json", tmp_path / "flare23")
+    assert [len(c.annotated or ()) for c in listed.training] == [14, 6, 1, 6, 1]
+    assert list(listed.labels) == list(range(1, 15))
+    for name, strategy in (("input.yaml", "both"), ("input_paper.yaml", "two_stage")):
+        shutil.copy(EXAMPLE / name, tmp_path / name)
+        settings, _ = load_settings(tmp_path / name)
+        assert (settings.strategy, settings.pseudolabel.exclude) == (strategy, ("tumor",))
+        assert set(settings.pseudolabel.exclude) <= set(listed.labels.values())

@@ -150,7 +150,7 @@ def test_each_step_alone_works_on_the_last_round(copied: Path, capsys: pytest.Ca
     # The other steps are asked with the file's settings, which exclude nothing.
     assert errors(capsys, "generate", "--input", path) == [
         f"{copied}/work_dir/round_2: the pseudo-labels are out of date (settings of pseudo-labels changed, "
-        "case phantom_001, case phantom_003 and case phantom_005 are new). "
+        "case phantom_001, case phantom_003, case phantom_005 are new). "
         "Run `autoseg pseudolabel` or `autoseg run`."
     ]
     assert run_command(["pseudolabel", "--input", path]) == 0
@@ -232,14 +232,14 @@ def test_a_class_that_nobody_annotates(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_class_annotated_in_one_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotated = [("sphere", "box"), ("sphere",), ("sphere",), ("sphere",)]
     path = make_data(tmp_path, annotated=annotated, num_cases=4, strategy="two_stage")
+    assert run_command(["analyze", "--input", str(path)]) == 0
+    assert "class box occurs in 1 training case for 2 folds" in capsys.readouterr().out
     assert errors(capsys, "run", "--input", path) == [
         "strategy: two_stage begins with the cases that are annotated for all 2 classes, but one patient alone is, "
         "which leaves none to validate on. "
         "Set `strategy: both` or `strategy: marginal`, which train on every labelled case at once."
     ]
     assert run_command(["run", "--input", str(path), "--strategy", "both"]) == 0
-    shown = capsys.readouterr().out
-    assert "class box occurs in 1 training case for 2 folds" in shown
     audit = json.loads((tmp_path / "work_dir" / "round_2" / "pseudolabels" / "audit.json").read_text())
     row = next(r for r in audit["rows"] if r["name"] == "box")
     # The one fold that has it cannot know it, and no other has it to score.
@@ -252,7 +252,7 @@ def test_a_declaration_that_contradicts_the_label(tmp_path: Path, capsys: pytest
     listed["training"][0]["annotated"] = ["box"]
     (tmp_path / "datalist.json").write_text(json.dumps(listed))
     assert errors(capsys, "run", "--input", path) == [
-        "phantom_000: labels/phantom_000.nii.gz: has sphere but is not declared as annotated for it. "
+        "phantom_000 (labels/phantom_000.nii.gz): has sphere but is not declared as annotated for it. "
         "Add it to `annotated` in the datalist, or remove it from the label."
     ]
 
