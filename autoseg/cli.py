@@ -176,7 +176,7 @@ class Commands:
             input: The settings; strategy and pseudolabel say how.
 
         Example:
-            autoseg pseudolabel --input input.yaml --pseudolabel.exclude tumor
+            autoseg pseudolabel --input input.yaml
         """
         return self._stages(("pseudolabel",), input)
 

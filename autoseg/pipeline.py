@@ -65,6 +65,8 @@ TRAINING_SHARE = 0.85
 ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
 
 
+ROUND_KEYS = frozenset(("partial_labels", "strategy", "pseudolabel"))
+"""Settings, and a block of them, that decide which rounds of training there are and what they learn from."""
 SELECTS_WORK = frozenset(
     ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers", "launcher", "address", "retries")
     + ("jobs_per_device", "gpus_per_job", "cpus_per_job")
@@ -97,13 +99,16 @@ def run_input(
     settings, origins = load_settings(input_path, overrides)
     memory = Workspace(settings.work_dir).root / "state" / "command_line.json"
     earlier: dict[str, str] = read_json(memory) if memory.exists() else {}
-    kept = {
+    known = {
         key: text for key, text in earlier.items() if key not in overrides and origins.get(key, "default") == "default"
     }
-    if kept and "generate" in stages:
+    kept = known
+    if "generate" not in stages:  # a plan stays as it was made, and rounds as they were begun
+        kept = {key: text for key, text in known.items() if key.partition(".")[0] in ROUND_KEYS}
+    if kept:
         log.info("as on an earlier command line: %s", " ".join(f"--{key} {text}" for key, text in kept.items()))
         settings, origins = load_settings(input_path, {**kept, **overrides})
-    remembered = {key: text for key, text in {**kept, **overrides}.items() if key not in SELECTS_WORK}
+    remembered = {key: text for key, text in {**known, **overrides}.items() if key not in SELECTS_WORK}
     return run_stages(stages, settings, origins, input_path, remember=remembered, words=overrides, **options)
 
 
@@ -155,7 +160,7 @@ def run_stages(
     with workspace.lock(), log_to(workspace.log):
         _remember_input(workspace, settings, origins, input_path)
         _remember_command(workspace, stages, input_path, {**(words or {}), **_of_job(algo, fold)})
-        if remember is not None and "generate" in stages:
+        if remember is not None and {"generate", "pseudolabel"} & set(stages):
             write_json(workspace.root / "state" / "command_line.json", dict(remember))
         failed = False
 

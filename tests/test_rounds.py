@@ -147,13 +147,14 @@ def test_each_step_alone_works_on_the_last_round(copied: Path, capsys: pytest.Ca
     assert "sphere" not in shown.out
     completed = json.loads((copied / "work_dir" / "round_2" / "pseudolabels" / "completed.json").read_text())
     assert completed == {"phantom_007": {"file": "labels/phantom_007.nii.gz", "annotated": ["box"]}}
-    # The other steps are asked with the file's settings, which exclude nothing.
-    assert errors(capsys, "generate", "--input", path) == [
+    assert run_command(["generate", "--input", path]) == 0
+    assert "as on an earlier command line: --pseudolabel.exclude [sphere]" in capsys.readouterr().err
+    assert errors(capsys, "generate", "--input", path, "--pseudolabel.exclude", "[]") == [
         f"{copied}/work_dir/round_2: the pseudo-labels are out of date (settings of pseudo-labels changed, "
         "case phantom_001, case phantom_003, case phantom_005 are new). "
         "Run `autoseg pseudolabel` or `autoseg run`."
     ]
-    assert run_command(["pseudolabel", "--input", path]) == 0
+    assert run_command(["pseudolabel", "--input", path, "--pseudolabel.exclude", "[]"]) == 0
     assert run_command(["generate", "--input", path]) == 0
     assert run_command(["train", "--input", path, "--fold", "1"]) == 0
     assert run_command(["ensemble", "--input", path]) == 0
