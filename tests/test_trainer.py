@@ -177,6 +177,13 @@ def test_partially_annotated_cases_are_trained_and_scored_by_what_they_are_annot
     assert trainer._validate() == pytest.approx(dice["naive"][1], abs=1e-6)
 
 
+def test_class_weights_reach_loss_and_sampling(tmp_path: Path) -> None:
+    plan = tiny_plan(class_weights={"box": 10.0}, class_sampling={"sphere": 3.0})
+    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
+    assert trainer.class_weights.tolist() == [1.0, 10.0]
+    assert trainer.sampler.weights.tolist() == [3.0, 1.0]
+
+
 def test_a_class_nobody_is_annotated_for_is_background() -> None:
     cases = [dataclasses.replace(c, annotated=a) for c, a in zip(CASES, [("sphere",), ()], strict=False)]
     label_map = tiny_plan().label_map

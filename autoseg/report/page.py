@@ -501,7 +501,8 @@ def _pseudolabels(run: Run) -> Content | None:
             run.notes.append(f"No picture of {name}: {' '.join(error.messages)}")
             continue
         what = f"{why['name']}: {_words_of(why)}"
-        pictures.append({"title": name, "text": what, "alt": f"pseudo-labels of {name}", "picture": picture})
+        title = name if case.label is not None else f"{name}, an unlabeled image: all lines are pseudo-labels"
+        pictures.append({"title": title, "text": what, "alt": f"pseudo-labels of {name}", "picture": picture})
     return {**run.audit, "few": FEW, "rows": rows[:MOST_ROWS], "num_rows": len(rows), "pictures": pictures}
 
 
