@@ -5,7 +5,7 @@
     train     -> <algo>_<fold>/models/model.pt, validation.json
     ensemble  -> ensemble/scores.json, ensemble.json, predictions/
 
-and after each of them report.html.
+and after each of them report.html, but for an analysis alone.
 
 Stages meet in files alone. Each is redone only where an input changed, and says which.
 """
@@ -151,6 +151,8 @@ def run_stages(
         if remember is not None and "generate" in stages:
             write_json(workspace.root / "state" / "command_line.json", dict(remember))
         failed = False
+        # An analysis alone is over sooner than its figures would be drawn, and is often repeated while data is mended.
+        draws = tuple(stages) != ("analyze",)
 
         def run_stage(stage: str) -> None:
             nonlocal failed
@@ -174,10 +176,12 @@ def run_stages(
                 with measured(workspace, stage, forks=stage == "analyze"):
                     run_stage(stage)
             except AutosegError:
-                _report(workspace)  # with the faults that ended it
+                if draws:
+                    _report(workspace)  # with the faults that ended it
                 raise
-            _report(workspace)
-        log.info("report: %s", os.path.relpath(workspace.report))
+            if draws:
+                _report(workspace)
+        log.info("report: %s", os.path.relpath(workspace.report) if draws else "`autoseg report` draws one")
     return 1 if failed else 0
 
 
