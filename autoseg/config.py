@@ -377,7 +377,7 @@ class Settings(HyperSettings):
     slurm: SlurmSettings = SlurmSettings()
     """What Slurm is to be asked for."""
     sweep: SweepSettings = SweepSettings()
-    """What `autoseg sweep` looks for."""
+    """The search that `autoseg sweep` makes."""
     ensemble: EnsembleSettings | bool = EnsembleSettings()
     """How models are combined; false leaves the stage out."""
     segresnet: SegResNetSettings = SegResNetSettings()

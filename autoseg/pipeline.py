@@ -5,8 +5,8 @@
     train     -> <algo>_<fold>/models/model.pt, validation.json
     ensemble  -> ensemble/scores.json, ensemble.json, predictions/
 
-and after each of them report.html. Where classes are missing from some labels, `strategy` may ask for rounds of
-training: each in its folder round_1/, round_2/, ..., and between two of them
+and after each of them report.html, but for an analysis alone. Where classes are missing from some labels, `strategy`
+may ask for rounds of training: each in its folder round_1/, round_2/, ..., and between two of them
 
     pseudolabel -> round_2/pseudolabels/: completed labels; round_2/datalist.json
 
@@ -163,6 +163,8 @@ def run_stages(
         if remember is not None and {"generate", "pseudolabel"} & set(stages):
             write_json(workspace.root / "state" / "command_line.json", dict(remember))
         failed = False
+        # An analysis alone is over sooner than its figures would be drawn, and is often repeated while data is mended.
+        draws = tuple(stages) != ("analyze",)
 
         def run_stage(place: Workspace, stage: str) -> None:
             nonlocal failed
@@ -193,11 +195,13 @@ def run_stages(
                     log.info("round %d of %d: %s", place.round, workspace.num_rounds, stage)
                 with measured(workspace, name, forks=stage == "analyze"):
                     run_stage(place, stage)
-                _report(workspace)
+                if draws:
+                    _report(workspace)
         except AutosegError:
-            _report(workspace)  # with the faults that ended it
+            if draws:
+                _report(workspace)  # with the faults that ended it
             raise
-        log.info("report: %s", os.path.relpath(workspace.report))
+        log.info("report: %s", os.path.relpath(workspace.report) if draws else "`autoseg report` draws one")
     return 1 if failed else 0
 
 

@@ -143,6 +143,7 @@ def test_the_report_of_an_analysis_loads_no_torch(phantom_dataset: Path, tmp_pat
     shutil.copytree(phantom_dataset, tmp_path / "data")
     code = (
         "import sys; from autoseg.cli import run_command; assert run_command(['analyze']) == 0; "
+        "assert 'matplotlib' not in sys.modules; assert run_command(['report']) == 0; "
         "assert 'matplotlib' in sys.modules; sys.exit(3 if 'torch' in sys.modules else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "data", capture_output=True, check=False)
@@ -153,6 +154,7 @@ def test_the_report_of_an_analysis_loads_no_torch(phantom_dataset: Path, tmp_pat
 def test_it_grows_with_the_run(phantom_dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(phantom_dataset, tmp_path / "data")
     assert run_command(["analyze", "--input", str(tmp_path / "data" / "input.yaml")]) == 0
+    assert run_command(["report", "--work_dir", str(tmp_path / "data" / "work_dir")]) == 0
     text = (tmp_path / "data" / "work_dir" / "report.html").read_text()
     assert "Sizes and spacings of 6 training cases" in text
     assert "Not yet. <code>autoseg generate</code>" in re.sub(r"\s+", " ", text)
