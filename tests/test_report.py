@@ -374,6 +374,9 @@ def check_in_browser(page: Path, profile: Path) -> None:
     """The checks of the issue: quiet console, nothing asked for, all pictures, the slider, the print view."""
     with chromium(profile) as driver:
         requests(driver)
+        # Without it a click may miss while the page still scrolls smoothly.
+        still = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", still)
         driver.get(page.as_uri())
         assert driver.execute_script(ALL_LOADED) == 0
         assert driver.execute_script("return document.images.length") >= 15
