@@ -388,7 +388,8 @@ def check_in_browser(page: Path, profile: Path) -> None:
         plane = driver.find_element(By.CSS_SELECTOR, ".plane")
         slider = plane.find_element(By.CSS_SELECTOR, "input[type=range]")
         state = (
-            "const p = document.querySelector('.plane'); return [p.querySelector('img').getBoundingClientRect().top,"
+            "const p = document.querySelector('.plane'), top = e => p.querySelector(e).getBoundingClientRect().top;"
+            " return [top('img') - top('.frame'),"
             " [...p.querySelectorAll('svg')].findIndex(s => !s.hidden && !s.hasAttribute('hidden')),"
             " p.querySelector('output').textContent]"
         )
