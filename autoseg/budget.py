@@ -53,23 +53,36 @@ class BudgetState:
 class RunBudget:
     """A run's budget, kept over restarts."""
 
-    def __init__(self, workspace: Workspace, settings: Settings, num_places: int) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: Settings,
+        num_places: int,
+        *,
+        rounds: int = 1,
+        since: float | None = None,
+    ) -> None:
         """Open it; one of another length starts anew.
 
         Args:
+            workspace: the run's, or a round's.
             num_places: jobs at once.
+            rounds: of the run; each gets an equal part.
+            since: monotonic time from which on work counts; None: this process' start.
         """
         assert settings.budget is not None
         self.workspace, self.settings, self.num_places = workspace, settings, num_places
         self.path = workspace.root / "state" / "budget.json"
-        budget_s = parse_duration(settings.budget)
+        budget_s = parse_duration(settings.budget) / rounds
         self.state = BudgetState(budget_s=budget_s)
         if self.path.exists():
             stored = BudgetState(**read_json(self.path))
             if stored.budget_s == budget_s:
                 self.state = stored
-        age_s = time.time() - psutil.Process().create_time()
-        self._clock = time.monotonic() - (age_s if age_s < STARTING_S else 0.0)
+        if since is None:
+            age_s = time.time() - psutil.Process().create_time()
+            since = time.monotonic() - (age_s if age_s < STARTING_S else 0.0)
+        self._clock = since
 
     def save(self) -> None:
         """Add the time since the last call, and store all."""

@@ -89,7 +89,7 @@ def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold
 
     job = workspace.read_job(algo, fold)
     plan = read_plan(workspace.job_dir(algo, fold))
-    inputs = job_inputs(plan, datalist.train_cases(fold), datalist.val_cases(fold))
+    inputs = job_inputs(plan, datalist.train_cases(fold), datalist.val_cases(fold), workspace.first_weights(algo, fold))
     return job, changed(job.inputs, inputs) if job.inputs else []
 
 

@@ -12,7 +12,7 @@ from plans import tiny_plan
 
 from autoseg.algos import cache
 from autoseg.algos.cache import CachedCase, FreshArray, expected_bytes, load_cases
-from autoseg.algos.patches import cut_batch
+from autoseg.algos.patches import cut_batch, make_sampler
 from autoseg.data.datalist import Case, read_datalist
 from autoseg.data.phantoms import make_phantoms
 
@@ -36,8 +36,8 @@ def kind(case: CachedCase) -> str:
 
 
 def patches(opened: list[CachedCase]) -> np.ndarray:
-    how = {"seed": 1, "step": 3, "batch_size": 4, "roi": (16, 16, 16), "foreground_fraction": 0.5}
-    return cut_batch(opened, indices=range(4), **how)[0]  # type: ignore[arg-type]
+    how = {"seed": 1, "step": 3, "batch_size": 4, "roi": (16, 16, 16)}
+    return cut_batch(make_sampler(opened, plan()), indices=range(4), **how)[0]  # type: ignore[arg-type]
 
 
 def test_each_way_gives_the_same_patches(tmp_path: Path, cases: tuple[Case, ...]) -> None:

@@ -19,7 +19,6 @@ from autoseg.ensemble import build as build_module
 from autoseg.ensemble import out_of_fold as out_of_fold_module
 from autoseg.ensemble.build import EnsembleResult, build_ensemble
 from autoseg.ensemble.combine import CaseScore, candidates, choose, combinations_of
-from autoseg.ensemble.out_of_fold import annotated_classes
 from autoseg.ensemble.predict import read_ensemble
 from autoseg.ensemble.tables import format_table
 from autoseg.errors import WorkspaceError
@@ -238,14 +237,6 @@ def test_what_is_scored(combine, votes: int, means: int) -> None:
     assert [c.name for c in found[:3]] == ["a", "b", "c"]
     assert sum(c.combine == "vote" for c in found) == votes
     assert sum(c.combine == "mean" for c in found[3:]) == means
-
-
-def test_annotated_classes() -> None:
-    label = np.array([0, 2], np.uint8).reshape(2, 1, 1)
-    plain, declared = Case(name="a", images=()), Case(name="a", images=(), annotated=("sphere",))
-    assert annotated_classes(plain, label, LABELS, "off") is None
-    assert annotated_classes(plain, label, LABELS, "infer") == ["box"]
-    assert annotated_classes(declared, label, LABELS, "infer") == ("sphere",)
 
 
 def test_table() -> None:

@@ -58,7 +58,9 @@ class CachedCase:
     target: np.ndarray
     """(1 or K, X, Y, Z) uint8, 255 where ignored."""
     points: np.ndarray
-    """(N, 4) int32: class from 0, x, y, z."""
+    """(N, 4) int32: class from 0, x, y, z; sorted by class."""
+    annotated: tuple[str, ...] | None = None
+    """Classes the case was annotated for; None: all."""
 
 
 def _folder(root: Path, plan: Plan, case: Case) -> Path:
@@ -179,7 +181,7 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
             n: np.load(folder / f"{n}.npy", mmap_mode=None if in_memory else "r", allow_pickle=False)
             for n in ("image", "target", "points")
         }
-        opened.append(CachedCase(name=case.name, **arrays))
+        opened.append(CachedCase(name=case.name, annotated=case.annotated, **arrays))
         total += size
         if in_memory:
             taken, num_in_memory = taken + size, num_in_memory + 1
@@ -267,7 +269,7 @@ def _prepare_fresh(
             faults.extend(error.messages)
             image = target = points = np.zeros((1, 1, 1, 1))
         arrays = [cast(np.ndarray, FreshArray(make, i, a.shape)) for i, a in enumerate((image, target))]
-        return CachedCase(name=case.name, image=arrays[0], target=arrays[1], points=points)
+        return CachedCase(name=case.name, annotated=case.annotated, image=arrays[0], target=arrays[1], points=points)
 
     if items:
         log.info("looking through %d cases that are not kept", len(items))

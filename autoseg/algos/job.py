@@ -32,13 +32,13 @@ from autoseg.algos.search import search_for_job, wants_search
 from autoseg.algos.trainer import Diverged, Interrupted, Progress, Pruned, Trainer, TrainResult, save_weights
 from autoseg.claims import Busy, Claim, LostClaim
 from autoseg.config import format_duration
-from autoseg.data.datalist import Case, files_digest, read_datalist
+from autoseg.data.datalist import Case, files_digest, read_cases
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.errors import AutosegError, ResourceError
 from autoseg.inference.metrics import dice_per_class, summarise, to_plain
 from autoseg.inference.predictor import Predictor
 from autoseg.reader import read_model
-from autoseg.workspace import Job, JobDir, JobState, Workspace, changed, digest, log_to, write_json
+from autoseg.workspace import Job, JobDir, JobState, Workspace, changed, digest, file_digest, log_to, write_json
 
 log = logging.getLogger(__name__)
 Shared = TypeVar("Shared")
@@ -50,12 +50,20 @@ RESTART_RATE = 0.25
 """A diverged job is tried once more with its learning rate times this."""
 
 
-def job_inputs(plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> dict[str, str]:
+def job_inputs(
+    plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...], first_weights: Path | None = None
+) -> dict[str, str]:
     """What a job is made from: name -> digest. A difference makes it stale."""
     inputs = {f"plan: {key}": digest(value) for key, value in plan.identity().items()}
     for role, cases in (("training case", train_cases), ("validation case", val_cases)):
-        inputs.update({f"{role} {c.name}": files_digest(c) for c in cases})
+        inputs.update({f"{role} {c.name}": _case_digest(c) for c in cases})
+    if first_weights is not None:
+        inputs["weights of the previous round"] = file_digest(first_weights)
     return inputs
+
+
+def _case_digest(case: Case) -> str:
+    return files_digest(case) if case.annotated is None else digest([files_digest(case), case.annotated])
 
 
 def read_plan(paths: JobDir) -> Plan:
@@ -161,9 +169,10 @@ def run_job(
 
         try:
             plan = read_plan(paths)
-            datalist = read_datalist(workspace.datalist, dataroot)
+            datalist = read_cases(workspace, dataroot)
             train_cases, val_cases = datalist.train_cases(fold), datalist.val_cases(fold)
-            inputs = job_inputs(plan, train_cases, val_cases)
+            first_weights = workspace.first_weights(algo, fold)
+            inputs = job_inputs(plan, train_cases, val_cases, first_weights)
             reasons = changed(job.inputs, inputs)
             if _of_first(job.state == "done" and not reasons):
                 log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)
@@ -206,6 +215,7 @@ def run_job(
                     scoring=lambda index: _time_scoring(trainer, paths, val_cases[index]),
                     started=started,
                     inputs=digest(inputs),
+                    first_weights=first_weights,
                     before_write=claim.check if claim is not None else lambda: None,
                     after_epoch=epoch_ended,
                 )

@@ -28,7 +28,7 @@ from autoseg.algos.bundle import inference_config
 from autoseg.algos.cache import CachedCase
 from autoseg.algos.device import autocast
 from autoseg.algos.losses import supervised_loss
-from autoseg.algos.patches import cut_batch
+from autoseg.algos.patches import cut_batch, make_sampler
 from autoseg.algos.plan import Plan
 from autoseg.algos.schedule import learning_rate
 from autoseg.algos.templates import fill_template
@@ -101,6 +101,7 @@ class Search:
         """
         self.plan, self.device, self.seconds, self.steps, self.checkpoint = plan, device, seconds, steps, checkpoint
         self.halves = (cases[::2], cases[1::2] or cases)
+        self.samplers = [make_sampler(half, plan) for half in self.halves]
         on_cpu = device.type == "cpu"
         # Whole steps of the network: depth halvings, one more with use_downsample.
         self.roi = tuple(min(r, CPU_EDGE) for r in plan.roi_size) if on_cpu else plan.roi_size
@@ -170,14 +171,14 @@ class Search:
         """Segmentation loss on a batch of one half of the cases, and the image."""
         plan = self.plan
         x, y, z = self.roi
-        images, targets, rngs = cut_batch(
-            self.halves[half],
+        sampler = self.samplers[half]
+        images, targets, rngs, chosen = cut_batch(
+            sampler,
             seed=plan.seed,
             step=2 * self.step + half,
             batch_size=self.batch,
             indices=range(self.batch),
             roi=(x, y, z),
-            foreground_fraction=plan.foreground_fraction,
         )
         image, target = torch.from_numpy(images).to(self.device), torch.from_numpy(targets).to(self.device)
         if plan.augment != "none":
@@ -193,7 +194,9 @@ class Search:
             )
         with autocast(self.device, plan.precision):
             outputs = self.network(image)
-        return supervised_loss(outputs, target, sigmoid=plan.sigmoid, loss=plan.loss), image
+        hidden = torch.from_numpy(sampler.unannotated[chosen]).to(self.device)
+        loss = supervised_loss(outputs, target, sigmoid=plan.sigmoid, loss=plan.loss, unannotated=hidden)
+        return loss, image
 
     def _train_step(self) -> None:
         share = self.share

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -31,7 +32,7 @@ from autoseg.algos.cache import CachedCase
 from autoseg.algos.device import autocast, resolve_precision, take_onednn
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.networks import build_network, divisor
-from autoseg.algos.patches import cut_batch
+from autoseg.algos.patches import cut_batch, make_sampler
 from autoseg.algos.plan import Plan
 from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validation_plan
 from autoseg.config import format_duration
@@ -42,6 +43,9 @@ from autoseg.terminal import Progress as Bar
 from autoseg.workspace import JobDir, digest, write_atomic, write_text
 
 log = logging.getLogger(__name__)
+
+Batch = tuple[torch.Tensor, torch.Tensor, list[np.random.Generator], np.ndarray]
+"""Images (B, C, X, Y, Z), targets, the samples' random states, classes each is not annotated for (B, K)."""
 
 CHECKPOINT_S = 60.0
 """Seconds between checkpoints, more where writing one takes over 2 % of that; every 5 minutes at the latest."""
@@ -127,6 +131,7 @@ class Trainer:
         scoring: Callable[[int], float] | None = None,
         started: float | None = None,
         inputs: str = "",
+        first_weights: Path | None = None,
         before_write: Callable[[], None] = lambda: None,
         after_epoch: Callable[[Progress, float], None] = lambda progress, dice: None,
     ) -> None:
@@ -139,6 +144,7 @@ class Trainer:
                 once, so that a budget keeps the time for all of them free. None: nothing follows training.
             started: `time.monotonic()` when the job began, so that preprocessing counts towards a budget.
             inputs: digest of the files the cases come from; a checkpoint made from others is not gone on with.
+            first_weights: a state dict to start from; None: random weights.
             before_write: called before any file is written; raises where this process may not any more.
             after_epoch: called after each epoch with the validation's Dice, NaN where none was due; may raise `Pruned`.
         """
@@ -167,10 +173,17 @@ class Trainer:
         self._cutter = ThreadPoolExecutor(1, "autoseg-cut") if device.type == "cuda" else None
         self._next: tuple[int, Future[Any]] | None = None
 
+        self.sampler = make_sampler(train_cases, plan)
+        self.class_weights = torch.tensor(
+            [plan.class_weights.get(name, 1.0) for name in plan.label_map.names], device=device
+        )
+
         torch.manual_seed(plan.seed)
         self.memory_format = torch.channels_last_3d
         # channels-last: 1.3 times on a CPU (measured), tensor cores want it on a GPU.
         network = build_network(plan).to(device)
+        if first_weights is not None:
+            network.load_state_dict(torch.load(first_weights, map_location=device, weights_only=True))
         network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
@@ -264,21 +277,22 @@ class Trainer:
         self.progress.elapsed_s += spent
         return spent
 
-    def _cut(self, step: int) -> tuple[torch.Tensor, torch.Tensor, list[np.random.Generator]]:
+    def _cut(self, step: int) -> Batch:
         plan = self.plan
-        images, targets, rngs = cut_batch(
-            self.train_cases,
+        images, targets, rngs, chosen = cut_batch(
+            self.sampler,
             seed=plan.seed,
             step=step,
             batch_size=plan.batch_size,
             indices=self.indices,
             roi=self.roi,
-            foreground_fraction=plan.foreground_fraction,
         )
         image, target = torch.from_numpy(images), torch.from_numpy(targets)
-        return (image.pin_memory(), target.pin_memory(), rngs) if self._cutter else (image, target, rngs)
+        if self._cutter:
+            image, target = image.pin_memory(), target.pin_memory()
+        return image, target, rngs, self.sampler.unannotated[chosen]
 
-    def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, list[np.random.Generator]]:
+    def _batch(self, step: int) -> Batch:
         """The patches of a step: a function of the step alone, so one that was cut ahead is the same."""
         if self._cutter is None:
             return self._cut(step)
@@ -316,33 +330,60 @@ class Trainer:
     def _gradients(self) -> None:
         """Gradients of the mean loss over this process' samples of the step at hand."""
         p, plan = self.progress, self.plan
-        images, targets, rngs = self._batch(p.step)
+        images, targets, rngs, unannotated = self._batch(p.step)
         image = images.to(self.device, non_blocking=True)
         target = targets.to(self.device, non_blocking=True)
+        hidden = torch.from_numpy(unannotated).to(self.device)
         if plan.augment != "none":
-            image, target = augment_batch(
-                image,
-                target,
-                rngs,
-                spacing_mm=plan.resample_resolution,
-                mirror_axes=plan.mirror_axes,
-                left_right_pairs=plan.label_map.left_right_pairs,
-                sigmoid=plan.sigmoid,
-                strength=plan.augment,
-            )
+            image, target = self._augment(image, target, rngs, unannotated)
         torch.manual_seed(plan.seed * 1_000_003 + p.step * self.world + self.rank)  # for networks with dropout
         image = image.to(memory_format=self.memory_format)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for first in range(0, len(image), self.micro_batch):
-            piece, truth = image[first : first + self.micro_batch], target[first : first + self.micro_batch]
+            part = slice(first, first + self.micro_batch)
+            piece, truth = image[part], target[part]
             with autocast(self.device, plan.precision):
                 outputs = self.model(piece)
-            loss = supervised_loss(outputs, truth, sigmoid=plan.sigmoid, loss=plan.loss)
+            loss = supervised_loss(
+                outputs,
+                truth,
+                sigmoid=plan.sigmoid,
+                loss=plan.loss,
+                unannotated=hidden[part],
+                class_weights=self.class_weights,
+            )
             loss = loss * (len(piece) / len(image))
             self.scaler.scale(loss).backward()
             total += loss.detach()
         self._loss_sum += total
+
+    def _augment(
+        self, image: torch.Tensor, target: torch.Tensor, rngs: Sequence[np.random.Generator], unannotated: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change the patches at random.
+
+        A sample that is annotated for one side of a pair alone is not mirrored along X: it would come to show the side
+        that is not annotated.
+        """
+        plan = self.plan
+        pairs = plan.label_map.left_right_pairs
+        one_sided = np.zeros(len(rngs), bool)
+        for a, b in pairs:
+            one_sided |= unannotated[:, a] != unannotated[:, b]
+        how: dict[str, Any] = {
+            "spacing_mm": plan.resample_resolution,
+            "left_right_pairs": pairs,
+            "sigmoid": plan.sigmoid,
+            "strength": plan.augment,
+        }
+        if not one_sided.any():
+            return augment_batch(image, target, rngs, mirror_axes=plan.mirror_axes, **how)
+        parts = []
+        for i, rng in enumerate(rngs):
+            axes = [a for a in plan.mirror_axes if a != 0 or not one_sided[i]]
+            parts.append(augment_batch(image[i : i + 1], target[i : i + 1], [rng], mirror_axes=axes, **how))
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _shrink(self, error: BaseException) -> None:
         """Meet a lack of memory: fewer patches at a time, then smaller patches.
@@ -525,7 +566,9 @@ class Trainer:
 
     def _score(self, case: CachedCase) -> torch.Tensor:
         """Dice of each class at the network's spacing."""
-        dice = dice_of_targets(self._predict(case), np.asarray(case.target), self.plan.label_map)
+        dice = dice_of_targets(
+            self._predict(case), np.asarray(case.target), self.plan.label_map, annotated=case.annotated
+        )
         return torch.tensor(dice, dtype=torch.float64)
 
     def _measure_validation(self) -> None:

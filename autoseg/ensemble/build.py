@@ -24,7 +24,6 @@ from autoseg.ensemble.out_of_fold import (
     Progress,
     case_digest,
     measure_surfaces,
-    model_digest,
     read_record,
     score_of,
     score_out_of_fold,
@@ -33,7 +32,7 @@ from autoseg.ensemble.predict import segment
 from autoseg.ensemble.tables import format_rows, format_score, format_table
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.inference.metrics import TOLERANCE_MM, summarise, to_plain
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.reader import read_model
 from autoseg.workspace import Workspace, write_json, write_text
 
@@ -90,7 +89,6 @@ def build_ensemble(
         datalist,
         algos_by_fold,
         combine=how.combine,
-        partial=settings.partial_labels,
         device=settings.device,
         progress=progress,
     )
@@ -112,7 +110,7 @@ def build_ensemble(
     write_json(workspace.ensemble_spec, spec.model_dump(mode="json"))
     by_name = {case.name: case for case in datalist.training}
     spoken = {c.name: (by_name[c.name], chosen.combination(c.fold).name) for c in cases if c.name in chosen.scores}
-    measured = measure_surfaces(workspace, spoken, label_map, settings.partial_labels)
+    measured = measure_surfaces(workspace, spoken, label_map)
     held = [*datalist.testing, *datalist.validation]
     test_scores, lost = _predict_testing(workspace, held, spec, settings, progress)
     failures += lost
@@ -171,13 +169,13 @@ def _predict_testing(
         target = workspace.predictions / f"{case.name}.nii.gz"
         path = workspace.ensemble / "records" / f"{case.name}.json"
         try:
-            key = case_digest(case, models, spec.combine, settings.partial_labels)
+            key = case_digest(case, models, spec.combine)
             record = read_record(path, key, [target])
             if record is None:
                 if predictor is None:
                     jobs = [workspace.job_dir(a, f) for a, f in spec.members]
                     predictor = Predictor(jobs, device=settings.device, combine=spec.combine)
-                record = {"made_from": key, "dice": _predict_case(predictor, case, target, settings)}
+                record = {"made_from": key, "dice": _predict_case(predictor, case, target)}
                 write_json(path, record)
             if record["dice"] is not None:
                 scores[case.name] = [math.nan if v is None else float(v) for v in record["dice"]]
@@ -189,14 +187,14 @@ def _predict_testing(
     return scores, failures
 
 
-def _predict_case(predictor: Predictor, case: Case, target: Path, settings: Settings) -> list[float | None] | None:
+def _predict_case(predictor: Predictor, case: Case, target: Path) -> list[float | None] | None:
     segment(predictor, case.images, target)
     if case.label is None:
         return None
     label, pred = read_label(case.label), read_label(target).array[0]
     if found := label.grid.differs_from(read_grid(case.images[0])[0]):
         raise DataError(f"{case.label}: not on the grid of {case.images[0].name} ({found}). Export the label again.")
-    scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map, settings.partial_labels))
+    scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map))
     return scores
 
 

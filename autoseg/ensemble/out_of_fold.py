@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from autoseg.algos.plan import Plan
 from autoseg.data.datalist import Case, Datalist
 from autoseg.data.labels import LabelMap
 from autoseg.data.streams import MemoryImage
@@ -24,37 +23,19 @@ from autoseg.ensemble.predict import writing
 from autoseg.errors import DataError
 from autoseg.inference.calibration import Calibration
 from autoseg.inference.metrics import TOLERANCE_MM, dice_per_class, nsd_per_class, to_plain
-from autoseg.inference.predictor import Predictor, vote
+from autoseg.inference.predictor import Predictor, model_digest, vote
 from autoseg.inference.restore import labels_of_means
-from autoseg.reader import read_model
 from autoseg.workspace import Workspace, digest, file_digest, read_json, write_json
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of cases done, of all, and the name of the one just done."""
-Partial = Literal["off", "infer", "declared"]
 
 RECORD_VERSION = 2
 """Raised whenever the meaning of a record changes."""
 
 
-def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
-    """A digest of a trained job: its weights and its plan."""
-    job = workspace.job_dir(algo, fold)
-    return digest([file_digest(job.model), read_model(job.plan, Plan).model_dump(mode="json")])
-
-
-def annotated_classes(case: Case, label: np.ndarray, label_map: LabelMap, partial: Partial) -> Collection[str] | None:
-    """The classes a case's score counts: as declared; else, with `infer`, those that occur; else all (None)."""
-    if case.annotated is not None:
-        return case.annotated
-    if partial != "infer":
-        return None
-    present = set(np.unique(label).tolist())
-    return [n for n, values in zip(label_map.names, label_map.values, strict=True) if present & set(values)]
-
-
-def case_digest(case: Case, models: Mapping[str, str], combine: str, partial: Partial) -> str:
+def case_digest(case: Case, models: Mapping[str, str], combine: str) -> str:
     """A digest of everything a case's prediction and score are made from.
 
     Raises:
@@ -64,7 +45,7 @@ def case_digest(case: Case, models: Mapping[str, str], combine: str, partial: Pa
     if lost := [path for path in files if not path.exists()]:
         raise DataError([f"{path}: no such file. Check the path in the datalist and dataroot." for path in lost])
     found = [file_digest(path) for path in files]
-    return digest([RECORD_VERSION, found, dict(models), combine, case.annotated, partial])
+    return digest([RECORD_VERSION, found, dict(models), combine, case.annotated])
 
 
 def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
@@ -75,10 +56,9 @@ def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any]
     return record if record.get("made_from") == key else None
 
 
-def score_of(case: Case, pred: np.ndarray, label: Volume, label_map: LabelMap, partial: Partial) -> list[float]:
+def score_of(case: Case, pred: np.ndarray, label: Volume, label_map: LabelMap) -> list[float]:
     """Dice per class of a prediction (X, Y, Z) in RAS."""
-    truth = label.array[0]
-    return dice_per_class(pred, truth, label_map, annotated=annotated_classes(case, truth, label_map, partial))
+    return dice_per_class(pred, label.array[0], label_map, annotated=case.annotated)
 
 
 def read_case_label(case: Case, image: Volume) -> Volume:
@@ -100,7 +80,6 @@ def score_out_of_fold(
     algos_by_fold: Mapping[int, Sequence[str]],
     *,
     combine: Literal["auto", "mean", "vote"],
-    partial: Partial,
     device: str,
     progress: Progress | None = None,
 ) -> tuple[list[CaseScore], list[str]]:
@@ -122,13 +101,13 @@ def score_out_of_fold(
         predictor: Predictor | None = None
         for case in datalist.val_cases(fold):
             try:
-                key = case_digest(case, models, combine, partial)
+                key = case_digest(case, models, combine)
                 outputs = [_label_file(workspace, c, case) for c in wanted]
                 record = read_record(workspace.ensemble / "records" / f"{case.name}.json", key, outputs)
                 if record is None:
                     if predictor is None:
                         predictor = Predictor([workspace.job_dir(a, fold) for a in algos], device=device)
-                    found = _score_case(workspace, case, predictor, algos, wanted, partial)
+                    found = _score_case(workspace, case, predictor, algos, wanted)
                     record = {"made_from": key, "fold": fold, **found}
                     write_json(workspace.ensemble / "records" / f"{case.name}.json", record)
                 scores.append(_from_record(case, record))
@@ -156,7 +135,6 @@ def _score_case(
     predictor: Predictor,
     algos: Sequence[str],
     wanted: Sequence[Combination],
-    partial: Partial,
 ) -> dict[str, Any]:
     """Predict a case with each algorithm, merge them in every way, write the labels and score them.
 
@@ -177,10 +155,8 @@ def _score_case(
         each = predictor.each(MemoryImage(image))
     except DataError as error:
         raise DataError([f"{case.images[0]}: {message}" for message in error.messages]) from error
-    truth = label.array[0]
-    annotated = annotated_classes(case, truth, label_map, partial)
-    target = label_map.encode(truth)
-    counts = [Calibration(target, label_map, annotated) for _ in means]
+    target = label_map.encode(label.array[0])
+    counts = [Calibration(target, label_map, case.annotated) for _ in means]
     found = labels_of_means(
         each, [places[c] for c in means], shape, label_map, watch=lambda k, place, probs: counts[k].add(place, probs)
     )
@@ -193,13 +169,13 @@ def _score_case(
         path = _label_file(workspace, combination, case)
         with writing(path):
             write_volume(path, pred, image.grid)
-        dice[combination.name] = score_of(case, pred, label, label_map, partial)
+        dice[combination.name] = score_of(case, pred, label, label_map)
     calibration = {c.name: count.to_json() for c, count in zip(means, counts, strict=True)}
     return {"dice": to_plain(dice), "calibration": calibration}
 
 
 def measure_surfaces(
-    workspace: Workspace, cases: Mapping[str, tuple[Case, str]], label_map: LabelMap, partial: Partial
+    workspace: Workspace, cases: Mapping[str, tuple[Case, str]], label_map: LabelMap
 ) -> dict[str, dict[str, Any]]:
     """Surface Dice of the chosen combination's labels, and what else the record of each case says of it.
 
@@ -220,8 +196,9 @@ def measure_surfaces(
             assert case.label is not None
             label = read_label(case.label)
             pred = read_label(workspace.out_of_fold / combination / f"{name}.nii.gz").array[0]
-            annotated = annotated_classes(case, label.array[0], label_map, partial)
-            scores = nsd_per_class(pred, label.array[0], label_map, label.spacing_mm, TOLERANCE_MM, annotated=annotated)
+            scores = nsd_per_class(
+                pred, label.array[0], label_map, label.spacing_mm, TOLERANCE_MM, annotated=case.annotated
+            )
             surface[combination] = to_plain(scores)
             write_json(path, record)
         found[name] = {

@@ -69,6 +69,7 @@ def load_predictor(
     """
     if not workspace.root.is_dir():
         raise WorkspaceError(f"{workspace.root}: no such work_dir. Give the folder of a finished run with --work_dir.")
+    workspace = workspace.finished()
     if algo is None and fold is None:
         spec = read_ensemble(workspace)
         return Predictor([workspace.job_dir(a, f) for a, f in spec.members], device=device, combine=spec.combine)
