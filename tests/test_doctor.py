@@ -114,7 +114,7 @@ def test_the_schema_says_what_the_reader_says() -> None:
     assert list(validator.iter_errors(example)) == []
     good = {"modality": "CT", "datalist": "d.json", "dataroot": "."}
     assert validator.is_valid({**good, "amp": True, "class_names": ["a", {"name": "b", "index": [1, 2]}]})
-    for bad in ({"num_epohs": 3}, {"num_epochs": "many"}, {"batch_size": 0}, {"algos": ["unet"]}, {"roi_size": [1, 2]}):
+    for bad in ({"num_epohs": 3}, {"num_epochs": "many"}, {"batch_size": 0}, {"algos": ["vnet"]}, {"roi_size": [1, 2]}):
         assert not validator.is_valid({**good, **bad}), bad
     assert not validator.is_valid({"modality": "CT"})
 

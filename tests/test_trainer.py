@@ -407,3 +407,11 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_weights(tmp_path:
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_budget_given_after_a_validation_is_kept(tmp_path: Path) -> None:
+    """A job begun without a budget has measured no scoring when it goes on with one."""
+    trainer = make_trainer(tmp_path)
+    trainer.plan = trainer.plan.model_copy(update={"budget_s": 60.0})
+    trainer.progress.voxel_s = 1e-9
+    assert 0 < trainer._reserve_s() < 1

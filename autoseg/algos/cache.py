@@ -108,7 +108,7 @@ def _make(folder: Path, plan: Plan, case: Case) -> None:
 class FreshArray:
     """An array of a case that is prepared anew when it is read; the last few cases are kept."""
 
-    _kept: OrderedDict[int, tuple[np.ndarray, ...]] = OrderedDict()
+    _kept: OrderedDict[Callable[[], tuple[np.ndarray, ...]], tuple[np.ndarray, ...]] = OrderedDict()
     _lock = threading.Lock()
 
     def __init__(self, make: Callable[[], tuple[np.ndarray, ...]], which: int, shape: tuple[int, ...]) -> None:
@@ -116,7 +116,7 @@ class FreshArray:
         self._make, self._which, self.shape = make, which, shape
 
     def _array(self) -> np.ndarray:
-        key = id(self._make)
+        key = self._make
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = self._make()

@@ -268,8 +268,10 @@ class Trainer:
             return 0.0
         voxels = [self._voxels(case) for case in self.val_cases]
         last = sum(self._voxels(self.val_cases[i]) for i in self._validated()) / self.world
-        slower = max(1.0, p.voxel_s / p.first_voxel_s)  # a machine that has become busy is slower at the end, too
-        return p.voxel_s * last + p.scoring_voxel_s * slower * sum(voxels)
+        slower = max(
+            1.0, p.voxel_s / (p.first_voxel_s or p.voxel_s)
+        )  # a machine that has become busy is slower at the end, too
+        return p.voxel_s * last + (p.scoring_voxel_s or p.voxel_s) * slower * sum(voxels)
 
     def _tick(self) -> float:
         now = time.monotonic()
@@ -560,6 +562,8 @@ class Trainer:
             scores = torch.where(both[1] > 0, both[0], math.nan).cpu()
         voxels = sum(self._voxels(self.val_cases[i]) for i in chosen) / self.world
         self.progress.voxel_s = (time.monotonic() - begin) / voxels
+        # Not measured yet where the job was begun without a budget.
+        self.progress.first_voxel_s = self.progress.first_voxel_s or self.progress.voxel_s
         by_class = scores.nanmean(0)
         mean = by_class.nanmean()
         return 0.0 if mean.isnan() else float(mean)
