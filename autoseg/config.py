@@ -71,6 +71,32 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+_SIZES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Turn an amount of memory such as 500MB, 4GB or 3.5GiB into bytes, > 0.
+
+    Raises:
+        ConfigError: It is none; the message does not name the setting.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([KMGT]i?B)\s*", text, re.IGNORECASE)
+    size = float(match[1]) * _SIZES[match[2].upper()] if match else 0.0
+    if size < 1:
+        raise ConfigError(
+            f"expected an amount of memory with its unit, such as 500MB, 4GB or 3.5GiB, found {text or 'nothing'}."
+        )
+    return int(size)
+
+
+def _check_size(text: str) -> str:
+    try:
+        parse_size(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
 def _check_duration(text: str) -> str:
     try:
         parse_duration(text)
@@ -197,6 +223,33 @@ class EnsembleSettings(Strict):
     """Models per fold for best_n."""
     combine: Literal["auto", "mean", "vote"] = "auto"
     """Mean of the probabilities, or majority of the labels."""
+    postprocess: Literal["auto", "off"] = "auto"
+    """auto: clean the classes whose out-of-fold Dice that raises: largest component, no small parts, no holes."""
+    max_time: Annotated[str, AfterValidator(_check_duration)] | None = None
+    """Time to segment an image, such as 15s, that the chosen models may take; measured on the out-of-fold cases."""
+    max_memory: Annotated[str, AfterValidator(_check_size)] | None = None
+    """Memory that they may take, such as 4GB: of the GPU, or of the process on a CPU."""
+
+
+class InferenceSettings(Strict):
+    """How new images are segmented."""
+
+    fast: bool = False
+    """All of locate, crop_to_first, skip_empty and overlap 0, where they are not set otherwise."""
+    locate: bool | None = None
+    """Crop to the region that the locator finds; it is trained by `autoseg train --algo locator`."""
+    crop_to_first: bool | None = None
+    """Crop the body's length to what the first model finds, for the models after it."""
+    skip_empty: bool | None = None
+    """Leave out windows of nothing but background intensity, where the models see nothing in such a window."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Overlap of windows for all models; null: as each was planned."""
+    anywhere: tuple[str, ...] = ()
+    """Classes that may be anywhere in the body, such as tumors: the locator then keeps the body's whole length."""
+    slice_run: tuple[str, ...] = ()
+    """Classes of which the longest run of slices along the body is kept alone."""
+    min_voxels: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Class -> voxels; a prediction of fewer in all is removed."""
 
 
 class SlurmSettings(Strict):
@@ -317,6 +370,8 @@ class Settings(HyperSettings):
     """Label value of voxels to leave out of loss and metrics, such as 255."""
     extra_modalities: dict[str, str] = Field(default_factory=dict)
     """More images of a case: key in the datalist -> normalisation (ct, mri, pet, meanstd, ...)."""
+    merge_left_right: bool = False
+    """Train classes that differ in left and right alone as one; predictions are split again."""
     partial_labels: Literal["off", "infer", "declared"] = "off"
     """Which classes a case was annotated for: all of them; those that occur in it; or as the datalist declares."""
     on_fault: Literal["stop", "skip"] = "stop"
@@ -345,6 +400,8 @@ class Settings(HyperSettings):
     """What `autoseg sweep` looks for."""
     ensemble: EnsembleSettings | bool = EnsembleSettings()
     """How models are combined; false leaves the stage out."""
+    inference: InferenceSettings = InferenceSettings()
+    """How new images are segmented."""
     segresnet: SegResNetSettings = SegResNetSettings()
     """Settings of SegResNet alone; any hyperparameter, and its own."""
     swinunetr: SwinUNETRSettings = SwinUNETRSettings()
@@ -498,7 +555,7 @@ def setting_docs() -> dict[str, SettingDoc]:
 def _rank(entry: tuple[str, str, Any, Any]) -> int:
     """Place of a setting in help and manual; the order within a place is that of the models."""
     block, name, _, _ = entry
-    return 2 if block or name in (*ALGOS, "ensemble", "slurm", "sweep") else int(name in HyperSettings.model_fields)
+    return 2 if block or name in (*ALGOS, "ensemble", "inference", "slurm", "sweep") else int(name in HyperSettings.model_fields)
 
 
 def _default_text(value: Any) -> str:

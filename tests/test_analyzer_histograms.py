@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from autoseg.analyzer import components, histograms
-from autoseg.analyzer.components import find_components
+from autoseg.analyzer import histograms
+from autoseg.data import components
+from autoseg.data.components import find_components
 from autoseg.analyzer.histograms import Stats, histograms_by_label, pool
 
 SHAPE = (17, 13, 11)

@@ -169,7 +169,8 @@ def make_plan(
                 found[key] = Origin(value=value, origin="template", rule=rule)
 
     put("fold", fold, "one job for each fold")
-    classes = [{"name": n, "values": list(v)} for n, v in zip(label_map.names, label_map.values, strict=True)]
+    classes, named = _class_plans(label_map), _class_plans(label_map.origin) if label_map.origin else []
+    put("user_classes", named, "the classes before merging" if named else "no class is merged")
     for key, value in (("classes", classes), ("sigmoid", label_map.sigmoid), ("ignore_label", label_map.ignore_label)):
         put(key, value, "class_names, sigmoid and ignore_label of input.yaml, else the datalist's labels")
     channels, rule = channel_plans(fingerprint, settings, algo)
@@ -252,6 +253,10 @@ def make_plan(
     values["seed"] = settings.seed * 1000 + fold
     found["seed"] = Origin(value=values["seed"], origin="planner", rule="1000 x seed of input.yaml + fold")
     return Plan.model_validate(values), found
+
+
+def _class_plans(label_map: LabelMap) -> list[dict[str, Any]]:
+    return [{"name": n, "values": list(v)} for n, v in zip(label_map.names, label_map.values, strict=True)]
 
 
 def _shape(size_mm: tuple[float, float, float], spacing_mm: tuple[float, float, float]) -> tuple[int, int, int]:

@@ -32,6 +32,8 @@ class LabelMap:
     """True: the classes are regions that may overlap."""
     ignore_label: int | None = None
     """Value in label files that marks voxels left out of loss and metrics."""
+    origin: LabelMap | None = None
+    """The classes as the user named them, where some of them are one class here."""
 
     def __post_init__(self) -> None:
         faults = []
@@ -154,14 +156,94 @@ class LabelMap:
         return tuple(pairs)
 
 
+    @property
+    def named(self) -> LabelMap:
+        """The classes as the user named them: those of predictions and scores."""
+        return self.origin or self
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """The user's classes that a class here was made of; itself where it was not merged."""
+        mine = set(self.values[self.names.index(name)])
+        return tuple(n for n, v in zip(self.named.names, self.named.values, strict=True) if set(v) <= mine)
+
+    def wholly(self, names: Collection[str] | None) -> tuple[str, ...] | None:
+        """The classes here whose parts are all among some classes of the user; None, for all, stays None."""
+        return None if names is None else tuple(n for n in self.names if set(self.parts(n)) <= {*names})
+
+    @cached_property
+    def merged_sides(self) -> tuple[tuple[int, int, int], ...]:
+        """Label values (here, of the left part, of the right part) of each class that was made of both sides."""
+        found = []
+        for name, value in zip(self.names, self.painted_values, strict=True):
+            parts = self.parts(name) if self.origin else ()
+            if len(parts) == 2 and _other_side(parts[0]) == parts[1]:
+                left, right = parts if _is_left(parts[0]) else parts[::-1]
+                painted = dict(zip(self.named.names, self.named.painted_values, strict=True))
+                found.append((value, painted[left], painted[right]))
+        return tuple(found)
+
+
+_SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "l": "r", "r": "l", "L": "R", "R": "L"}
+
+
+def _words(name: str) -> tuple[list[str], int | None]:
+    """A name's words and what stands between them, and the place of the one that is a side."""
+    words = re.split(r"([^A-Za-z]+)", name)
+    return words, next((i for i, word in enumerate(words) if word in _SIDES), None)
+
+
 def _other_side(name: str) -> str | None:
     """The name of the same structure on the other side, or None where the name has no side."""
-    words = re.split(r"([^A-Za-z]+)", name)
-    swaps = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "l": "r", "r": "l", "L": "R", "R": "L"}
-    for i, word in enumerate(words):
-        if word in swaps:
-            return "".join([*words[:i], swaps[word], *words[i + 1 :]])
-    return None
+    words, place = _words(name)
+    return None if place is None else "".join([*words[:place], _SIDES[words[place]], *words[place + 1 :]])
+
+
+def _is_left(name: str) -> bool:
+    words, place = _words(name)
+    return place is not None and words[place].lower() in ("left", "l")
+
+
+def _without_side(name: str) -> str:
+    words, place = _words(name)
+    assert place is not None
+    del words[max(0, place - 1) : place + 1 if place else 2]  # with what joins it to its neighbour
+    return "".join(words)
+
+
+def merge_classes(label_map: LabelMap, groups: Mapping[str, Collection[str]]) -> LabelMap:
+    """Make one class of several, in the place of the first.
+
+    Args:
+        groups: name of the new class -> names of those that it is made of.
+    """
+    of = {part: name for name, parts in groups.items() for part in parts}
+    values: dict[str, tuple[int, ...]] = {}
+    for name, mine in zip(label_map.names, label_map.values, strict=True):
+        values[of.get(name, name)] = (*values.get(of.get(name, name), ()), *mine)
+    return LabelMap(
+        names=tuple(values),
+        values=tuple(values.values()),
+        sigmoid=label_map.sigmoid,
+        ignore_label=label_map.ignore_label,
+        origin=label_map,
+    )
+
+
+def merge_left_right(label_map: LabelMap) -> LabelMap:
+    """Make one class of each left and right pair.
+
+    Raises:
+        ConfigError: There is no pair, or classes may overlap.
+    """
+    if label_map.sigmoid or not label_map.left_right_pairs:
+        why = "classes overlap" if label_map.sigmoid else "no two classes differ in left and right alone"
+        raise ConfigError(f"merge_left_right: {why}. Leave it out, or name the classes so (kidney_left, kidney_right).")
+    groups = {}
+    for a, b in label_map.left_right_pairs:
+        parts = (label_map.names[a], label_map.names[b])
+        name = _without_side(parts[0])
+        groups[name if name and name not in label_map.names and name not in groups else "+".join(parts)] = parts
+    return merge_classes(label_map, groups)
 
 
 def make_label_map(
