@@ -212,9 +212,9 @@ BOTH = {0: ("a", "b"), 1: ("a", "b")}
 
 def test_auto_takes_the_highest_and_in_a_tie_the_smaller() -> None:
     made = candidates(CASES, BOTH, EnsembleSettings())
-    assert choose(made, EnsembleSettings()).name == "a+b"
+    assert choose(made, EnsembleSettings()).candidate.name == "a+b"
     level = [scored(0, "x", a=[0.8], b=[0.1], a_and_b=[0.8])]
-    assert choose(candidates(level, {0: ("a", "b")}, EnsembleSettings()), EnsembleSettings()).name == "a"
+    assert choose(candidates(level, {0: ("a", "b")}, EnsembleSettings()), EnsembleSettings()).candidate.name == "a"
 
 
 def test_best_by_fold_is_scored_but_chosen_only_where_asked_for() -> None:
@@ -223,8 +223,8 @@ def test_best_by_fold_is_scored_but_chosen_only_where_asked_for() -> None:
     best = next(c for c in made if c.name == "best_by_fold")
     assert best.mean == pytest.approx(0.8)
     assert best.members == (("a", 0), ("b", 1))
-    assert choose(made, EnsembleSettings()).name == "a"
-    assert choose(made, EnsembleSettings(method="best_by_fold")) is best
+    assert choose(made, EnsembleSettings()).candidate.name == "a"
+    assert choose(made, EnsembleSettings(method="best_by_fold")).candidate is best
 
 
 def test_best_n() -> None:

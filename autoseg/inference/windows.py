@@ -147,6 +147,11 @@ class ProbRows:
         self._rows: dict[int, torch.Tensor] = {}  # (K, H, W), finished up to the next windows' start
 
     @property
+    def window(self) -> Shape:
+        """Voxels of a window."""
+        return self._roi
+
+    @property
     def num_windows(self) -> int:
         """Windows over the whole volume; each is passed through every network."""
         return math.prod(len(starts) for starts in self._starts)
