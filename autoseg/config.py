@@ -34,8 +34,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-AlgoName = Literal["segresnet", "swinunetr", "dints"]
+AlgoName = Literal["segresnet", "swinunetr", "dints", "locator"]
 ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints")
+LOCATOR: AlgoName = "locator"
+"""The network that finds the region to look at; trained by the same engine, but no part of an ensemble."""
+NOT_FOR_LOCATOR = frozenset(("resample_resolution", "roi_size", "crop_foreground", "overlap", "tta"))
+"""Hyperparameters that the top level sets for the networks of the ensemble alone: the locator looks coarsely."""
 Positive3 = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 Voxels3 = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
@@ -356,7 +360,9 @@ class Settings(HyperSettings):
     """A name for the run, shown in the report."""
     task: Literal["segmentation"] = "segmentation"
     """Nothing else is done; Auto3DSeg's files carry the key."""
-    algos: Annotated[tuple[AlgoName, ...], Field(min_length=1), AfterValidator(_check_unique)] = ALGOS
+    algos: Annotated[
+        tuple[Literal["segresnet", "swinunetr", "dints"], ...], Field(min_length=1), AfterValidator(_check_unique)
+    ] = ("segresnet", "swinunetr", "dints")
     """Networks to train."""
     num_fold: Annotated[int, Field(ge=2)] = 5
     """Folds made where the datalist has none."""
@@ -408,11 +414,16 @@ class Settings(HyperSettings):
     """Settings of SwinUNETR alone; any hyperparameter, and its own."""
     dints: DiNTSSettings = DiNTSSettings()
     """Settings of DiNTS alone; any hyperparameter, and its own."""
+    locator: SegResNetSettings = SegResNetSettings()
+    """Settings of the locator alone; any hyperparameter, and SegResNet's own. The top level's voxel size, patch,
+    overlap and mirroring are not for it."""
 
     def hyper(self, algo: AlgoName) -> dict[str, object]:
         """What the user fixed for one algorithm: its own block over the top level; None left out."""
         own: HyperSettings = getattr(self, algo)
         top = {k: getattr(self, k) for k in HyperSettings.model_fields if k != "budget"}
+        if algo == LOCATOR:
+            top = {k: v for k, v in top.items() if k not in NOT_FOR_LOCATOR}
         return {k: v for k, v in {**top, **{k: v for k, v in own if v is not None}}.items() if v is not None}
 
 
@@ -539,7 +550,7 @@ def setting_docs() -> dict[str, SettingDoc]:
     for block, name, annotation, info in sorted(walk_fields(Settings), key=_rank):
         key = f"{block}.{name}" if block else name
         default = None if info.is_required() else info.get_default(call_default_factory=True)
-        unset = "planned" if block in ALGOS or key in HyperSettings.model_fields else ""
+        unset = "planned" if block in (*ALGOS, LOCATOR) or key in HyperSettings.model_fields else ""
         docs[key] = SettingDoc(
             key=key,
             block=block,
@@ -555,7 +566,11 @@ def setting_docs() -> dict[str, SettingDoc]:
 def _rank(entry: tuple[str, str, Any, Any]) -> int:
     """Place of a setting in help and manual; the order within a place is that of the models."""
     block, name, _, _ = entry
-    return 2 if block or name in (*ALGOS, "ensemble", "inference", "slurm", "sweep") else int(name in HyperSettings.model_fields)
+    return (
+        2
+        if block or name in (*ALGOS, LOCATOR, "ensemble", "inference", "slurm", "sweep")
+        else int(name in HyperSettings.model_fields)
+    )
 
 
 def _default_text(value: Any) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 
 from autoseg import __version__
 from autoseg.config import (
+    LOCATOR,
     AlgoName,
     Settings,
     load_settings,
@@ -36,7 +37,7 @@ from autoseg.config import (
 )
 from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
-from autoseg.data.labels import LabelMap, make_label_map
+from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.jobs import train_jobs, work_on_job
 from autoseg.terminal import Progress, paint_table
@@ -226,6 +227,8 @@ def _select_jobs(
 ) -> list[tuple[AlgoName, int]]:
     """The jobs asked for, algorithm by algorithm within each fold, so that a first fold of all is done early."""
     folds = settings.folds if settings.folds is not None else tuple(range(datalist.num_fold))
+    if algo == LOCATOR:
+        folds = folds[:1]  # one is enough to find where the organs are
     folds = folds if fold is None else (fold,)
     faults = [
         f"fold {f}: no such fold. The datalist has folds 0 to {datalist.num_fold - 1}."
@@ -335,9 +338,11 @@ def _say_stage(stage: str, reasons: Sequence[str]) -> None:
 
 def _label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerprint) -> LabelMap:
     found = [v for values in fingerprint.class_values for v in values]
-    return make_label_map(
+    label_map = make_label_map(
         settings, datalist.labels, found, regions=datalist.regions, ignore_label=datalist.ignore_label
     )
+    check_classes(settings.inference, label_map.names)
+    return merge_left_right(label_map) if settings.merge_left_right else label_map
 
 
 def _generate(
@@ -400,9 +405,10 @@ def planning(
     hardware = find_hardware(pick_device(settings.device))
     if settings.launcher == "local" and not hardware.on_gpu:
         hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
+    label_map = _label_map(settings, datalist, fingerprint)
     common = {
         "fingerprint": fingerprint,
-        "label_map": _label_map(settings, datalist, fingerprint),
+        "label_map": label_map,
         "settings": settings,
         "origins": dict(origins),
         "hardware": hardware,
@@ -410,10 +416,12 @@ def planning(
     for algo, fold in jobs:
         own: str | None = getattr(settings, algo).budget
         key = f"{algo}.budget" if own else "budget"
-        seconds = {
+        seconds: dict[str, Any] = {
             "budget_s": parse_duration(own) if own else budget_s,
             "budget_origin": origins.get(key, "") if own or budget_s else "",
         }
+        if algo == LOCATOR:
+            seconds["label_map"] = region_map(label_map, settings.inference.anywhere)
         yield algo, fold, {**common, **seconds, "num_train": len(datalist.train_cases(fold))}
 
 
@@ -446,7 +454,7 @@ def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> N
     if settings.ensemble is False:
         log.info("ensemble: left out (ensemble: false)")
         return
-    done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done"]
+    done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done" and j.algo != LOCATOR]
     if not done:
         raise WorkspaceError(f"{workspace.root}: no job is trained yet. Run `autoseg train` or `autoseg run` first.")
     bar: Progress | None = None

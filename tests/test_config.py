@@ -84,7 +84,10 @@ def test_text_from_the_command_line_is_not_yaml(write: Write, text: str) -> None
         ("num_epohs: 3", "num_epohs: unknown key. Did you mean num_epochs?"),
         ("init_filters: 3", "init_filters: unknown key. It belongs under segresnet: write segresnet.init_filters."),
         ("segresnet: {num_fold: 3}", "segresnet.num_fold: unknown key. It belongs at the top level, not in a block."),
-        ("ensemble: {qqq: 3}", "ensemble.qqq: unknown key. Known: combine, method, num_best."),
+        (
+            "ensemble: {qqq: 3}",
+            "ensemble.qqq: unknown key. Known: combine, max_memory, max_time, method, num_best, postprocess.",
+        ),
         ("modality: MRI", "modality: already given on line 1. Keep one of the two."),
         ("num_epochs: 1e3", "num_epochs: expected a whole number >= 1, found 1e3. Write 1000."),
         ("num_epochs: 1.5", "num_epochs: expected a whole number >= 1, found 1.5."),

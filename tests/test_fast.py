@@ -11,11 +11,12 @@ from tiny_jobs import make_job
 from torch import nn
 
 from autoseg.config import InferenceSettings
+from autoseg.data.labels import check_classes
 from autoseg.data.streams import MemoryImage
 from autoseg.data.volumes import Grid, Volume
 from autoseg.errors import ConfigError
 from autoseg.inference import regions
-from autoseg.inference.options import Options, check_classes, options_of
+from autoseg.inference.options import Options, options_of
 from autoseg.inference.postprocess import ClassRule
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.regions import region_of, without_specks

@@ -44,9 +44,7 @@ def test_what_cannot_be_merged() -> None:
 
 def test_a_plan_brings_both_maps_back() -> None:
     merged = merge_left_right(NAMED)
-    plans = [
-        [{"name": n, "values": list(v)} for n, v in zip(m.names, m.values, strict=True)] for m in (merged, NAMED)
-    ]
+    plans = [[{"name": n, "values": list(v)} for n, v in zip(m.names, m.values, strict=True)] for m in (merged, NAMED)]
     assert tiny_plan(classes=plans[0], user_classes=plans[1]).label_map == merged
 
 

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from autoseg.algos.hardware import available_cores
 from autoseg.algos.plan import Plan
 from autoseg.algos.trainer import Diverged, Interrupted, Progress, Pruned, Trainer
 from autoseg.claims import Busy, Claim, LostClaim
-from autoseg.config import format_duration
+from autoseg.config import LOCATOR, format_duration
 from autoseg.data.datalist import Case, files_digest, read_datalist
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.errors import AutosegError, ResourceError
@@ -48,6 +49,15 @@ def job_inputs(plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case,
     for role, cases in (("training case", train_cases), ("validation case", val_cases)):
         inputs.update({f"{role} {c.name}": files_digest(c) for c in cases})
     return inputs
+
+
+def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """The cases that a plan can learn from: the locator's one class needs all that it is made of to be annotated."""
+    if plan.algo != LOCATOR:
+        return cases
+    parts = {c.name for c in plan.user_classes}
+    whole = tuple(c for c in cases if c.annotated is None or parts <= set(c.annotated))
+    return tuple(replace(c, annotated=None) for c in whole or cases)
 
 
 def read_plan(paths: JobDir) -> Plan:
@@ -137,7 +147,8 @@ def run_job(
         try:
             plan = read_plan(paths)
             datalist = read_datalist(workspace.datalist, dataroot)
-            train_cases, val_cases = datalist.train_cases(fold), datalist.val_cases(fold)
+            train_cases = cases_for(plan, datalist.train_cases(fold))
+            val_cases = cases_for(plan, datalist.val_cases(fold))
             inputs = job_inputs(plan, train_cases, val_cases)
             if _all_agree(job.state == "done" and not changed(job.inputs, inputs)):
                 log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)

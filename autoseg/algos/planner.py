@@ -14,14 +14,14 @@ from autoseg.algos.networks import network_module
 from autoseg.algos.networks.sizing import Choice, Sizing, round_up
 from autoseg.algos.plan import Plan
 from autoseg.algos.templates import FILLED, template_values
-from autoseg.config import AlgoName, Settings
+from autoseg.config import LOCATOR, AlgoName, Settings
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resampled_shape
 
 MINUTES_PER_CPU_JOB = 60
 """Without a budget a job on a CPU gets at most this long: somebody waits for it at a desk."""
-SECONDS_PER_MEGAVOXEL = {"segresnet": 3.2, "swinunetr": 3.1, "dints": 3.0}
+SECONDS_PER_MEGAVOXEL = {"segresnet": 3.2, "swinunetr": 3.1, "dints": 3.0, "locator": 3.2}
 """Seconds of a training step for a million voxels of the CPU-sized network, on two cores.
 Source: measured in fp32 on two AVX2 cores (docs/results.md); sets the default number of epochs, nothing else."""
 
@@ -36,6 +36,8 @@ class Origin:
     rule: str = ""
 
 
+LOCATOR_MM = (4.0, 4.0, 4.0)
+"""Voxels of the locator. Source: FLARE23 paper."""
 FEW_PASSES, FEW_STEPS = 20, 500
 """Passes over the training cases, or steps, below which augmentation is light.
 Source: measured on the hippocampus: Dice after 1.4 passes 0.815 without and 0.799 with nnU-Net's augmentation."""
@@ -43,6 +45,7 @@ Source: measured on the hippocampus: Dice after 1.4 passes 0.815 without and 0.7
 
 NETWORK_KEYS = {
     "segresnet": ("init_filters", "blocks_down", "dsdepth"),
+    "locator": ("init_filters", "blocks_down", "dsdepth"),
     "swinunetr": ("feature_size", "depths", "window_size"),
     "dints": ("channel_mul", "use_downsample"),
 }
@@ -178,6 +181,8 @@ def make_plan(
     if fixed.get("normalize_mode") or fixed.get("intensity_bounds"):
         found["channels"] = Origin(value=channels, origin=place("normalize_mode"), rule="")
     spacing, rule = target_spacing(fingerprint)
+    if algo == LOCATOR:
+        spacing, rule = LOCATOR_MM, "4 mm, enough to tell where the organs are (FLARE23 paper)"
     put("resample_resolution", list(spacing), rule)
     put("crop_foreground", False, "off: zero borders are cheap to skip and a crop moves windows")
     spacing = tuple(values["resample_resolution"])
@@ -242,7 +247,7 @@ def make_plan(
         every,
         "20 validations over the schedule; with a budget, in a tenth of the time at most",
     )
-    rates = {"segresnet": (2e-4, 2e-3), "swinunetr": (4e-4, 4e-3), "dints": (2e-4, 5e-3)}[algo]
+    rates = {"segresnet": (2e-4, 2e-3), "swinunetr": (4e-4, 4e-3), "dints": (2e-4, 5e-3), "locator": (2e-4, 2e-3)}[algo]
     put(
         "learning_rate",
         rates[0] if hardware.on_gpu else rates[1],

@@ -7,14 +7,15 @@ overlap (sigmoid): output i is region i, and background is where no region is.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from autoseg.config import Settings
+from autoseg.annotations import suggest
+from autoseg.config import InferenceSettings, Settings
 from autoseg.errors import ConfigError
 
 IGNORE = 255
@@ -155,7 +156,6 @@ class LabelMap:
                 pairs.append((i, self.names.index(other)))
         return tuple(pairs)
 
-
     @property
     def named(self) -> LabelMap:
         """The classes as the user named them: those of predictions and scores."""
@@ -229,6 +229,18 @@ def merge_classes(label_map: LabelMap, groups: Mapping[str, Collection[str]]) ->
     )
 
 
+def region_map(label_map: LabelMap, without: Collection[str]) -> LabelMap:
+    """One class, `region`, of all classes but some; of all where no other is left."""
+    named = label_map.named
+    mine = [n for n in named.names if n not in without] or list(named.names)
+    values = {n: v for n, v in zip(named.names, named.values, strict=True) if n in mine}
+    origin = LabelMap(
+        names=tuple(values), values=tuple(values.values()), sigmoid=named.sigmoid, ignore_label=named.ignore_label
+    )
+    union = tuple(sorted({v for vs in values.values() for v in vs}))
+    return LabelMap(names=("region",), values=(union,), ignore_label=named.ignore_label, origin=origin)
+
+
 def merge_left_right(label_map: LabelMap) -> LabelMap:
     """Make one class of each left and right pair.
 
@@ -295,6 +307,24 @@ def make_label_map(
         sigmoid=overlap if settings.sigmoid is None else settings.sigmoid,
         ignore_label=ignored,
     )
+
+
+def check_classes(settings: InferenceSettings, names: Collection[str]) -> None:
+    """Make sure that the classes that settings name exist.
+
+    Raises:
+        ConfigError: All that do not.
+    """
+    faults = []
+    lists: dict[str, Sequence[str]] = {
+        "anywhere": settings.anywhere,
+        "slice_run": settings.slice_run,
+        "min_voxels": tuple(settings.min_voxels),
+    }
+    for key, given in lists.items():
+        faults += [f"inference.{key}: {n} is no class. {suggest(n, names)}" for n in given if n not in names]
+    if faults:
+        raise ConfigError(faults)
 
 
 def annotated_classes(

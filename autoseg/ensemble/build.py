@@ -15,6 +15,7 @@ from autoseg import __version__
 from autoseg.algos.plan import Plan
 from autoseg.config import EnsembleSettings, Settings, parse_duration, parse_size
 from autoseg.data.datalist import Case, Datalist
+from autoseg.data.labels import check_classes
 from autoseg.data.volumes import read_grid, read_label
 from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candidates, choose, costs_of, pareto_rows
 from autoseg.ensemble.out_of_fold import (
@@ -31,7 +32,6 @@ from autoseg.ensemble.predict import segment
 from autoseg.ensemble.tables import format_rows, format_score, format_table
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.inference.metrics import TOLERANCE_MM, mean_score, summarise, to_plain
-from autoseg.inference.options import check_classes
 from autoseg.inference.postprocess import ClassRule, set_rules
 from autoseg.inference.predictor import Predictor
 from autoseg.reader import read_model
@@ -187,9 +187,7 @@ def _predict_testing(
             if record is None:
                 if predictor is None:
                     jobs = [workspace.job_dir(a, f) for a, f in spec.members]
-                    predictor = Predictor(
-                        jobs, device=settings.device, combine=spec.combine, rules=spec.postprocessing
-                    )
+                    predictor = Predictor(jobs, device=settings.device, combine=spec.combine, rules=spec.postprocessing)
                 record = {"made_from": key, "dice": _predict_case(predictor, case, target, settings)}
                 write_json(path, record)
             if record["dice"] is not None:
@@ -209,7 +207,9 @@ def _predict_case(predictor: Predictor, case: Case, target: Path, settings: Sett
     label, pred = read_label(case.label), read_label(target).array[0]
     if found := label.grid.differs_from(read_grid(case.images[0])[0]):
         raise DataError(f"{case.label}: not on the grid of {case.images[0].name} ({found}). Export the label again.")
-    scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map.named, settings.partial_labels))
+    scores: list[float | None] = to_plain(
+        score_of(case, pred, label, predictor.label_map.named, settings.partial_labels)
+    )
     return scores
 
 
@@ -240,7 +240,11 @@ def _tables(
         tables[0] += f"\nGiven up for the budget: {spec.given_up}."
     if finished.rules:
         told_rules = [
-            [rule.name, *(format_score(math.nan if v is None else v) for v in (rule.dice_before, rule.dice_after)), rule.words]
+            [
+                rule.name,
+                *(format_score(math.nan if v is None else v) for v in (rule.dice_before, rule.dice_after)),
+                rule.words,
+            ]
             for rule in finished.rules
         ]
         title = "Postprocessing, by the out-of-fold Dice before and after; a dash: as was set"

@@ -321,7 +321,9 @@ def choose(
     cheapest = min(able, key=lambda c: costs.of(c.members))
     members = tuple(m for m in cheapest.members if m[1] == min(cheapest.by_fold))
     seconds, gb = costs.of(members)
-    words = f"nothing keeps to the budget; the cheapest, one fold of {cheapest.name}, takes {seconds:.1f} s and {gb:.2f} GB"
+    words = (
+        f"nothing keeps to the budget; the cheapest, one fold of {cheapest.name}, takes {seconds:.1f} s and {gb:.2f} GB"
+    )
     return Chosen(candidate=cheapest, members=members, given_up=words)
 
 

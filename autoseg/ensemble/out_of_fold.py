@@ -311,7 +311,9 @@ def _with_gain(rule: ClassRule, before: float, after: float) -> ClassRule:
     return rule.model_copy(update={"dice_before": round(before, 6), "dice_after": round(after, 6)})
 
 
-def _joined(names: Sequence[str], given: Sequence[ClassRule], proposed: Mapping[str, ClassRule]) -> tuple[ClassRule, ...]:
+def _joined(
+    names: Sequence[str], given: Sequence[ClassRule], proposed: Mapping[str, ClassRule]
+) -> tuple[ClassRule, ...]:
     """The rules that were set with those that were chosen, one for a class."""
     by_name = {rule.name: rule for rule in given}
     found = []

@@ -170,7 +170,11 @@ class Cost:
         plan = self.predictor.models[index].plan
         for (other, shape), cost in self._windows.items():
             twin = self.predictor.models[other].plan
-            if shape == window and (twin.algo, twin.network, twin.precision) == (plan.algo, plan.network, plan.precision):
+            if shape == window and (twin.algo, twin.network, twin.precision) == (
+                plan.algo,
+                plan.network,
+                plan.precision,
+            ):
                 return cost
         cost = measure_window(self.predictor.models[index], window, self.predictor.device)
         self._windows[index, window] = cost
@@ -192,7 +196,9 @@ class Cost:
         image_plane = facts.voxels // facts.shape[facts.axis]
         values = options.slab_values or SLAB_VALUES
         slab = min(shape[facts.axis], max(1, values // (plan.num_outputs * plane)), SLAB_ROWS)
-        step = max(1, min(SLAB_ROWS, int(values / (plan.num_outputs * plane) * facts.shape[facts.axis] / shape[facts.axis])))
+        step = max(
+            1, min(SLAB_ROWS, int(values / (plan.num_outputs * plane) * facts.shape[facts.axis] / shape[facts.axis]))
+        )
         depth = min(shape[facts.axis], window[facts.axis]) + 2 * slab + 2
         total = 4 * plane * (plan.num_outputs * depth + 3 * facts.num_channels * window[facts.axis])
         total += 4 * image_plane * (facts.num_channels * window[facts.axis] + step)
@@ -352,12 +358,17 @@ def _ladders(predictor: Predictor, options: Options) -> list[Sequence[_Step]]:
     if options.mirror is None and any(plan.tta and plan.mirror_axes for plan in plans):
         ladders.append((stay, _Step(penalty=1, words="no mirroring", change={"mirror": False})))
     overlap = max(plan.overlap for plan in plans) if options.overlap is None else options.overlap
-    found = [(penalty, value) for penalty, value in ((1, 0.25), (3, 0.0)) if value < overlap]
+    found = [(penalty, value) for penalty, value in ((1.5, 0.25), (4.6, 0.0)) if value < overlap]
     ladders.append((stay, *(_Step(penalty=p, words=f"overlap {v:g}", change={"overlap": v}) for p, v in found)))
     most = min(options.num_models or len(plans), len(plans))
     counts = range(most - 1, 0, -1)
     ladders.append(
-        (stay, *(_Step(penalty=4 * (1 - n / most), words=f"{n} of {most} models", change={"num_models": n}) for n in counts))
+        (
+            stay,
+            *(
+                _Step(penalty=2 + 4 * (1 - n / most), words=f"{n} of {most} models", change={"num_models": n})
+                for n in counts
+            ),
+        )
     )
     return ladders
-

@@ -68,8 +68,8 @@ def _intensity_faults(path: Path, image: ImageRows, plan: Plan) -> list[str]:
             assert channel.bounds is not None
             faults.append(
                 f"{path}: {which}intensities from {low:g} to {high:g}, hardly any of them between "
-                f"{channel.bounds[0]:g} and {channel.bounds[1]:g}, where the organs of the training images lie. Expected "
-                "a CT in Hounsfield units; is it of another modality, or not rescaled?"
+                f"{channel.bounds[0]:g} and {channel.bounds[1]:g}, where the organs of the training images lie. "
+                "Expected a CT in Hounsfield units; is it of another modality, or not rescaled?"
             )
     return faults
 

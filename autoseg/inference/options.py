@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from autoseg.algos.device import Precision
-from autoseg.annotations import suggest
 from autoseg.config import InferenceSettings
 from autoseg.errors import ConfigError
 
@@ -59,22 +57,3 @@ def options_of(settings: InferenceSettings, *, has_locator: bool) -> Options:
         skip_empty=on(settings.skip_empty),
         anywhere=settings.anywhere,
     )
-
-
-def check_classes(settings: InferenceSettings, names: Collection[str]) -> None:
-    """Make sure that the classes that settings name exist.
-
-    Raises:
-        ConfigError: All that do not.
-    """
-    faults = []
-    lists: dict[str, Sequence[str]] = {
-        "anywhere": settings.anywhere,
-        "slice_run": settings.slice_run,
-        "min_voxels": tuple(settings.min_voxels),
-    }
-    for key, given in lists.items():
-        faults += [f"inference.{key}: {n} is no class. {suggest(n, names)}" for n in given if n not in names]
-    if faults:
-        raise ConfigError(faults)
-

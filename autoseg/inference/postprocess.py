@@ -142,7 +142,7 @@ def _drop_slices(labels: np.ndarray, rules: Mapping[int, ClassRule]) -> None:
         counts[z] = found[: max(values) + 1]
     for value in values:
         keep = longest_run(counts[:, value] > 0) if rules[value].slice_run else slice(0, length)
-        if counts[keep, value].sum() < rules[value].min_voxels:
+        if int(counts[keep, value].sum()) < rules[value].min_voxels:
             keep = slice(0, 0)
         for z in np.flatnonzero(counts[:, value]):
             if not keep.start <= z < keep.stop:
@@ -245,7 +245,9 @@ def _parts(
     for value in values:
         mine = np.flatnonzero(components.label == value)
         bins = np.searchsorted(SIZES_MM3, components.voxels[mine] * voxel_mm3, side="right")
-        sizes = [[int(size[mine[bins == b]].sum()), int(right[mine[bins == b]].sum())] for b in range(len(SIZES_MM3) + 1)]
+        sizes = [
+            [int(size[mine[bins == b]].sum()), int(right[mine[bins == b]].sum())] for b in range(len(SIZES_MM3) + 1)
+        ]
         filled = [0, 0]
         for hole in holes.get(value, []):
             at = (hole[:, 0], hole[:, 1], hole[:, 2])
@@ -293,7 +295,9 @@ def propose(names: Sequence[str], cases: Sequence[Sequence[Mapping[str, Any] | N
         scores = [_mean([_dice(parts, option) for parts in mine if parts is not None]) for option in options]
         if math.isnan(scores[0]):
             continue
-        best = max(range(len(options)), key=lambda k: (round(scores[k], 9), -k) if not math.isnan(scores[k]) else (-1.0, 0))
+        best = max(
+            range(len(options)), key=lambda k: (round(scores[k], 9), -k) if not math.isnan(scores[k]) else (-1.0, 0)
+        )
         if scores[best] > scores[0] + LEAST_GAIN:
             found[name] = options[best].model_copy(update={"dice_before": scores[0], "dice_after": scores[best]})
     return found

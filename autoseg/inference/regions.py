@@ -105,8 +105,14 @@ def without_specks(found: np.ndarray) -> np.ndarray:
     return mask.astype(bool)
 
 
-def located(rows: ProbRows, keep_length: bool, box: Region, spacing_mm: tuple[float, float, float],
-            shape: tuple[int, int, int], least: tuple[int, int, int]) -> Region | None:
+def located(
+    rows: ProbRows,
+    keep_length: bool,
+    box: Region,
+    spacing_mm: tuple[float, float, float],
+    shape: tuple[int, int, int],
+    least: tuple[int, int, int],
+) -> Region | None:
     """The region that a locator finds.
 
     Args:

@@ -38,7 +38,7 @@ class BodyWatch:
             if row not in self._seen:
                 cut = [slice(None, None, s) for s in self._step]
                 cut[self.axis] = slice(row - start, row - start + 1)
-                self._seen[row] = part[(0, *cut)].copy()
+                self._seen[row] = part[0][tuple(cut)].copy()
         return part
 
     def midline(self) -> float:

@@ -21,6 +21,7 @@ _MODULES: dict[AlgoName, str] = {
     "segresnet": "autoseg.algos.networks.segresnet",
     "swinunetr": "autoseg.algos.networks.swinunetr",
     "dints": "autoseg.algos.networks.dints",
+    "locator": "autoseg.algos.networks.locator",
 }
 
 
