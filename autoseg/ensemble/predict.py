@@ -312,7 +312,8 @@ class _Server:
         cases = []
         for case in self.done:
             phases = {phase: round(case.clock.seconds[phase], 4) for phase in PHASES}
-            row: dict[str, Any] = {"case": case.item.name, **phases, "total": round(case.seconds, 4)}
+            row: dict[str, Any] = {"case": case.item.name, "total": round(case.seconds, 4)}
+            row.update(phases)
             row["ram_gb"] = round(case.ram_bytes / 1e9, 3)
             if case.device_bytes:
                 row["device_gb"] = round(case.device_bytes / 1e9, 3)

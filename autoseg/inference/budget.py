@@ -305,7 +305,7 @@ def choose_options(cost: Cost, facts: Facts, options: Options, limits: Limits, b
         ResourceError: The memory is not enough for anything; a time that cannot be kept is said alone, and the
             quickest options are taken.
     """
-    made = []
+    made: list[tuple[float, int, Options, tuple[_Step, ...]]] = []
     for steps in product(*_ladders(cost.predictor, options)):
         changed = options
         for step in steps:

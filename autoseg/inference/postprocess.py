@@ -144,7 +144,7 @@ def _drop_slices(labels: np.ndarray, rules: Mapping[int, ClassRule]) -> None:
         keep = longest_run(counts[:, value] > 0) if rules[value].slice_run else slice(0, length)
         if int(counts[keep, value].sum()) < rules[value].min_voxels:
             keep = slice(0, 0)
-        for z in np.flatnonzero(counts[:, value]):
+        for z in np.flatnonzero(counts[:, value]).tolist():
             if not keep.start <= z < keep.stop:
                 plane = labels[:, :, z]
                 plane[plane == value] = 0
