@@ -6,8 +6,8 @@
 
 Parts: 14, 105 (outputs, torso at 1.5 mm, MONAI beside it), fine (the same at 1.0 mm, 14 outputs, without MONAI),
 highres (105 outputs at 1.5 and 3 mm side by side), hippocampus (60 cases in one call), long1500 and long3000 (512x512
-slices), fast (a five-model ensemble trained on a cohort, with --fast and without), gpu (the ensemble on CTs of 55 to 554
-slices, each from a cold start; wants a GPU).
+slices), fast (a five-model ensemble trained on a cohort, with --fast and without), gpu (the ensemble on CTs of 55 to
+554 slices, each from a cold start; wants a GPU).
 
 The network is a SegResNet with 16 filters and random weights, its windows 96x96x96 with half overlap. The torso CT is
 resampled to 1.5 mm and cut to whole windows, so that all lay the same ones. Each contender is a process of its own;
@@ -100,7 +100,7 @@ post = Compose([
 inferer = SlidingWindowInferer(plan.roi_size, 1, plan.overlap, mode="gaussian")
 data = Dataset([{"image": sys.argv[2]}], pre)[0]
 with torch.inference_mode():
-    data["pred"] = inferer(data["image"][None], lambda x: model.network(x.as_tensor()).softmax(1))[0]
+    data["pred"] = inferer(data["image"][None], lambda x: model.network(x.as_subclass(torch.Tensor)).softmax(1))[0]
     post(data)
 """
 
@@ -387,7 +387,7 @@ def main() -> None:
     parts = options.part or PARTS[:-1]
     slices, num_test, num_hippocampus, finer = 300, 6, 60, {"15": 2, "10": 3}
     if options.small:
-        global ROI, MOST, PLANE  # noqa: PLW0603 - a script's own sizes
+        global ROI, MOST, PLANE
         ROI, MOST, PLANE = 32, 48, 64
         slices, num_test, num_hippocampus, finer = 40, 1, 3, {"15": 1, "10": 1}
         LONG.update(long1500=60, long3000=120)
@@ -400,9 +400,10 @@ def main() -> None:
         coarse = make_torso(torso, scratch / "torso.nii.gz", finer["15"])
         for num in (14, 105):
             if str(num) in parts:
-                compare(coarse, scratch, num, 1.5, rivals=True)
+                compare(coarse, scratch, num, 3.0 / finer["15"], rivals=True)
         if "fine" in parts:
-            compare(make_torso(torso, scratch / "fine.nii.gz", finer["10"]), scratch, 14, 1.0, rivals=False)
+            fine = make_torso(torso, scratch / "fine.nii.gz", finer["10"])
+            compare(fine, scratch, 14, 3.0 / finer["10"], rivals=False)
         if "highres" in parts:
             highres(coarse, scratch)
         if "hippocampus" in parts:

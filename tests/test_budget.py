@@ -92,6 +92,22 @@ def test_what_is_measured(tmp_path: Path) -> None:
     assert peak.most - peak.before > 50 * 2**20
 
 
+def test_the_next_estimate_goes_by_the_last_image(tmp_path: Path) -> None:
+    cost = cost_of(tmp_path, 1)
+    before = cost.estimate(SMALL, Options(), 0).seconds
+    cost.learn(SMALL, 2.0)
+    after = cost.estimate(SMALL, Options(), 0).seconds
+    assert after - before == pytest.approx(2.0 - 1e-8 * SMALL.voxels)
+    cost.learn(SMALL, 1.0)
+    assert cost.estimate(SMALL, Options(), 0).seconds == pytest.approx(after - 1.0)
+
+
+def test_what_the_first_model_found_is_counted(tmp_path: Path) -> None:
+    cost = cost_of(tmp_path)
+    plain, cropped = (cost.estimate(SMALL, Options(crop_to_first=on), 0).ram_bytes for on in (False, True))
+    assert cropped - plain == 2 * 3 * SMALL.voxels
+
+
 # -- what is given up
 
 

@@ -303,6 +303,7 @@ class _Server:
         if on_gpu:
             case.device_bytes = torch.cuda.max_memory_allocated(predictor.device)
         if case.choice is not None:
+            self.cost.learn(facts_of(item.images), case.seconds - case.clock.seconds["infer"])
             found = Estimate(seconds=case.seconds, device_bytes=case.device_bytes, ram_bytes=case.ram_bytes)
             log.info("%s: it took %s", item.name, found.words(predictor.device))
         self.done.append(case)
@@ -311,7 +312,7 @@ class _Server:
         """What was measured, as plain data."""
         cases = []
         for case in self.done:
-            phases = {phase: round(case.clock.seconds[phase], 4) for phase in PHASES}
+            phases = {str(phase): round(case.clock.seconds[phase], 4) for phase in PHASES}
             row: dict[str, Any] = {"case": case.item.name, "total": round(case.seconds, 4)}
             row.update(phases)
             row["ram_gb"] = round(case.ram_bytes / 1e9, 3)

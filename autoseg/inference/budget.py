@@ -29,6 +29,7 @@ from autoseg.data.streams import STREAM_VOXELS
 from autoseg.errors import ResourceError
 from autoseg.inference.options import Options
 from autoseg.inference.predictor import Model, Predictor
+from autoseg.inference.regions import KEPT_VALUES
 from autoseg.inference.restore import SLAB_ROWS, SLAB_VALUES, Member, labelled_slabs
 from autoseg.inference.windows import CPU_BATCH_VOXELS, Shape, fit_window, window_starts
 
@@ -161,7 +162,7 @@ class Cost:
 
     predictor: Predictor
     correction: float = 1.0
-    """Of the time beside the networks: measured over predicted, of the images so far."""
+    """Of the time beside the networks: measured over predicted, of the last image."""
     _windows: dict[tuple[int, Shape], WindowCost] = field(default_factory=dict)
     _rest_s: float | None = None
 
@@ -186,6 +187,11 @@ class Cost:
         if self._rest_s is None:
             self._rest_s = measure_rest(self.predictor.label_map)
         return self._rest_s * self.correction
+
+    def learn(self, facts: Facts, seconds: float) -> None:
+        """Note what an image took beside the networks; the next one's estimate goes by it."""
+        groups = len(self.predictor.groups())
+        self.correction *= max(seconds, 1e-3) / (self.rest_s * facts.voxels * groups)
 
     def rows_bytes(self, index: int, facts: Facts, options: Options) -> int:
         """Memory of what stands beside a slab: probabilities, the image's rows, and the slab on the image's grid."""
@@ -214,7 +220,7 @@ class Cost:
         return labels + 3 * 4 * facts.voxels * facts.num_channels
 
     def estimate(self, facts: Facts, options: Options, base_bytes: int) -> Estimate:
-        """What an image will take.
+        """What an image will take; at most, where it is cropped, or windows are left out.
 
         Args:
             base_bytes: of the process before, with the models loaded.
@@ -238,6 +244,12 @@ class Cost:
             if group not in groups:
                 groups.add(group)
                 rows += self.rows_bytes(index, facts, options)
+        if options.crop_to_first and num > 1:  # the first model's probabilities, as float16
+            plan = predictor.models[0].plan
+            values = plan.num_outputs * math.prod(
+                resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
+            )
+            rows += 2 * values if values <= KEPT_VALUES else 0
         seconds += self.rest_s * facts.voxels * len(groups)
         on_cpu = predictor.device.type == "cpu"
         device = passes + sum(weights_bytes(model) for model in predictor.models)
