@@ -75,6 +75,15 @@ def test_holes_are_background_that_one_class_encloses(seed: int) -> None:
     assert (found[7, 7, 14:16] == 0).all()
 
 
+@pytest.mark.usefixtures("_slabs")
+def test_the_box_of_a_label() -> None:
+    labels = np.zeros((24, 20, 22), np.uint8)
+    assert labels[components.box_of_label(labels)].size == 0
+    clean(labels, TWO, [ClassRule(name="a", largest=True, slice_run=True, fill_holes=True)], MM)
+    labels[3, 4, 5], labels[20, 7, 19] = 3, 7
+    assert components.box_of_label(labels) == (slice(3, 21), slice(4, 8), slice(5, 20))
+
+
 def test_the_longest_run_of_slices_and_too_few_voxels() -> None:
     labels = np.zeros((6, 6, 20), np.uint8)
     labels[2, 2, 1:4], labels[4, 4, 3:9], labels[1, 1, 12:15], labels[0, 0, 12] = 7, 7, 7, 3

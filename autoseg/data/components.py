@@ -66,6 +66,25 @@ class Numbered:
             yield start, place[_label_slab(part, self.values, self.connectivity)]
 
 
+def box_of_label(label: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest box that holds all that is not 0, slices of length 0 where nothing is.
+
+    Components of anything but 0, and what they enclose, are the same in it as in the whole.
+    """
+    lines = [np.zeros(size, bool) for size in label.shape]
+    depth = max(1, SLAB_VOXELS // max(1, label.shape[0] * label.shape[1]))
+    for start in range(0, label.shape[2], depth):
+        part = label[:, :, start : start + depth] > 0
+        plane: np.ndarray = np.any(part, axis=2)
+        if plane.any():
+            lines[0] |= np.any(plane, axis=1)
+            lines[1] |= np.any(plane, axis=0)
+            lines[2][start : start + depth] = np.any(part, axis=(0, 1))
+    found = [np.flatnonzero(line) for line in lines]
+    x, y, z = (slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0) for at in found)
+    return x, y, z
+
+
 def find_components(label: np.ndarray) -> Components:
     """Find the components of each value, 0 included, the largest first.
 
@@ -180,6 +199,9 @@ def _by_group(parts: Components, group: np.ndarray) -> Components:
 
 
 def _concatenated(slabs: list[Components]) -> Components:
+    if not slabs:
+        none, nowhere = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
+        return Components(label=none, voxels=none, low=nowhere, high=nowhere, mass=nowhere.astype(np.float64))
     return Components(**{n: np.concatenate([getattr(s, n) for s in slabs]) for n in Components.__dataclass_fields__})
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from autoseg.config import Strict
-from autoseg.data.components import number_components
+from autoseg.data.components import box_of_label, number_components
 from autoseg.data.labels import LabelMap
 
 BODY_AXIS = 2
@@ -98,6 +98,9 @@ def clean(
 
 def _clean_values(labels: np.ndarray, rules: Mapping[int, ClassRule], voxel_mm3: float) -> None:
     """The same for classes that exclude each other; `rules` by label value."""
+    labels = labels[box_of_label(labels)]
+    if not labels.size:
+        return
     _drop_components(labels, rules, voxel_mm3)
     _drop_slices(labels, rules)
     _fill_holes(labels, {value for value, rule in rules.items() if rule.fill_holes})
@@ -229,6 +232,9 @@ def _parts(
     spacing_mm: tuple[float, float, float],
 ) -> list[dict[str, Any]]:
     voxel_mm3 = math.prod(spacing_mm)
+    whole = np.bincount(truth[counted].ravel(), minlength=max(values) + 1)
+    box = box_of_label(labels)
+    labels, truth, counted = labels[box], truth[box], counted[box]
     numbered = number_components(labels, values)
     components = numbered.components
     num = len(components.label)
@@ -240,7 +246,6 @@ def _parts(
         right += np.bincount(index[agree] + 1, minlength=num + 1)
     size, right = size[1:], right[1:]
     holes = _holes(labels, set(values))
-    whole = np.bincount(truth[counted].ravel(), minlength=max(values) + 1)
     found = []
     for value in values:
         mine = np.flatnonzero(components.label == value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoseg.data.components import number_components
+from autoseg.data.components import box_of_label, number_components
 from autoseg.data.labels import LabelMap
 from autoseg.data.streams import ImageRows
 
@@ -85,6 +85,10 @@ def split_sides(labels: np.ndarray, label_map: LabelMap, midline: float) -> None
 
     Source: the FLARE23 paper tells the kidneys apart by their two largest components and the aorta's centre line.
     """
+    if not label_map.merged_sides:
+        return
+    box = box_of_label(labels)
+    labels, midline = labels[box], midline - box[0].start
     for value, left, right in label_map.merged_sides:
         numbered = number_components(labels, (value,))
         found = numbered.components
