@@ -49,7 +49,7 @@ class RunResult:
     @property
     def predictions(self) -> Path:
         """Folder of the label files predicted for the testing cases."""
-        return Workspace(self.work_dir).predictions
+        return Workspace(self.work_dir).finished().predictions
 
 
 def run(
@@ -109,6 +109,7 @@ def load_result(work_dir: str | Path = "work_dir", *, succeeded: bool | None = N
     workspace = Workspace(Path(work_dir))
     if not workspace.settings.exists():
         raise WorkspaceError(f"{work_dir}: no settings.yaml, so not a run's folder. Give a run's work_dir.")
+    workspace = workspace.finished()
     jobs = workspace.jobs()
     scores = read_json(workspace.scores) if workspace.scores.exists() else None
     chosen = scores["dice"] if scores else None

@@ -29,6 +29,8 @@ BEAT_S = 10.0
 STALE_S = 120.0
 """Seconds without a heartbeat after which a holder counts as dead. Twice the minute for which NFS clients may show
 old file times (`acregmax`, nfs(5))."""
+HEARTBEAT = "heartbeat of"
+"""How the names of the threads begin that keep claims alive."""
 POLL_S = 1.0
 """Seconds between two looks at a claim that is waited for."""
 
@@ -187,7 +189,7 @@ class Claim:
                 log.info("%s Waiting for it.", self._who())
                 said = True
             time.sleep(self.poll_s)
-        self._thread = threading.Thread(target=self._beat, daemon=True, name=f"heartbeat of {self.what}")
+        self._thread = threading.Thread(target=self._beat, daemon=True, name=f"{HEARTBEAT} {self.what}")
         self._thread.start()
         return self
 

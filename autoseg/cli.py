@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a job failed, or a bug (with its traceback); 2 something t
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from autoseg.inference.budget import Limits
 
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
-TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "retry", "sweep", "plan"})
+TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "pseudolabel", "retry", "sweep", "plan"})
 _INPUT = Path("input.yaml")
 _WORK_DIR = Path("work_dir")
 
@@ -168,6 +169,19 @@ class Commands:
         """
         return self._stages(("ensemble",), input)
 
+    def pseudolabel(self, *, input: Path = _INPUT) -> int:
+        """Fill in the classes that cases were not annotated for, by the ensemble of the round before, for the next.
+
+        After it, generate, train and ensemble work on that round; run does it all.
+
+        Args:
+            input: The settings; strategy and pseudolabel say how.
+
+        Example:
+            autoseg pseudolabel --input input.yaml
+        """
+        return self._stages(("pseudolabel",), input)
+
     def sweep(
         self, *, input: Path = _INPUT, trials: int | None = None, budget: str | None = None, join: bool = False
     ) -> int:
@@ -272,7 +286,13 @@ class Commands:
         return predict_files(work_dir, image, output, **more, limits=limits, inference=inference)
 
     def evaluate(
-        self, *, predictions: Path, labels: Path, classes: str | None = None, output: Path | None = None
+        self,
+        *,
+        predictions: Path,
+        labels: Path,
+        classes: str | None = None,
+        output: Path | None = None,
+        scoring: Literal["autoseg", "flare23"] = "autoseg",
     ) -> int:
         """Score predictions against labels: Dice and surface Dice per case and class.
 
@@ -281,13 +301,14 @@ class Commands:
             labels: Folder of true label files of the same names.
             classes: Names of label values 1, 2, ..., separated by commas.
             output: JSON file for all scores.
+            scoring: Rules: ours, or exactly those of the FLARE23 challenge, for its 14 classes.
 
         Example:
             autoseg evaluate --predictions predictions --labels labelsTs --classes anterior,posterior
         """
         from autoseg.ensemble.evaluate import evaluate_folders
 
-        return evaluate_folders(predictions, labels, classes=_names(classes), output=output)
+        return evaluate_folders(predictions, labels, classes=_names(classes), output=output, scoring=scoring)
 
     def explain(self, key: str | None = None, *, input: Path = _INPUT, work_dir: Path | None = None) -> int:
         """Tell what each setting and planned value is, where it came from, and by which rule.
@@ -345,6 +366,8 @@ class Commands:
         self, *, work_dir: Path = _WORK_DIR, output: Path | None = None, serve: bool = False, port: int = 8040
     ) -> int:
         """Write report.html: all of a run on one page that opens offline. Made after every stage, too.
+
+        Only `autoseg analyze` by itself leaves it out: it is over sooner than the figures are drawn.
 
         Args:
             work_dir: Folder of a run.
@@ -560,10 +583,15 @@ def run_command(argv: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the `autoseg` command."""
     sys.excepthook = _report_bug
+    # Imports are most of a short command: half a million objects that live to its end. Looking among them for garbage,
+    # and looking for plugins of pydantic, of which none is wanted, took a tenth of a second each.
+    gc.set_threshold(100_000)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         code = run_command(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    gc.freeze()  # Python's own end need not look for garbage either
     raise SystemExit(code)

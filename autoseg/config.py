@@ -158,6 +158,10 @@ class HyperSettings(Strict):
     """Decay of the moving average of the weights that is validated and kept; 0 turns it off."""
     loss: Literal["dice_ce", "dice_focal"] | None = None
     """Dice with cross-entropy or with focal loss."""
+    class_weights: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Weight of a class in the loss, such as {tumor: 10}; the others and the background have 1."""
+    class_sampling: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """How often patches are centred on a class, such as {tumor: 3}; the others have 1."""
     normalize_mode: Literal["ct", "mri", "pet", "meanstd", "meanstdtanh", "range", "none"] | None = None
     """How intensities are normalised; from `modality` where not set."""
     intensity_bounds: Annotated[tuple[float, float], AfterValidator(_check_rising)] | None = None
@@ -256,6 +260,30 @@ class InferenceSettings(Strict):
     """Class -> voxels; a prediction of fewer in all is removed."""
 
 
+class PseudolabelSettings(Strict):
+    """How missing classes are filled in between two rounds of training; see `strategy`."""
+
+    exclude: Annotated[tuple[str, ...], AfterValidator(_check_unique)] = ()
+    """Classes that are never filled, such as [tumor]."""
+    rounds: Annotated[int, Field(ge=2)] = 2
+    """Rounds of training; each but the last labels the cases for the next."""
+    start: Literal["scratch", "previous"] | None = None
+    """A round after the first trains from scratch, with new folds, or from the previous round's weights, with its
+    folds; null: scratch for two_stage, previous for both."""
+    unlabeled: bool | None = None
+    """Whether unlabeled images join; null: no for two_stage, yes for both."""
+    filter: bool | None = None
+    """Whether the rules below reject pseudo-labels; null: no for two_stage, yes for both."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    """Probability under which a voxel is ignored in training."""
+    max_disagreement: Annotated[float, Field(gt=0)] = 1.0
+    """Differing over foreground voxels of the folds' models, 0 to 2, above which a class of a case is rejected."""
+    reject: Annotated[float, Field(ge=0, lt=1)] = 0.04
+    """Share of the cases rejected for each class, those with most disagreement."""
+    min_dice: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Out-of-fold Dice of the previous round under which a class is not filled at all."""
+
+
 class SlurmSettings(Strict):
     """What Slurm is to be asked for; each job becomes a task of a job array."""
 
@@ -316,8 +344,9 @@ RESERVED_NAMES = ("cache", "state", "ensemble", "pseudolabels", "report")
 
 
 def _check_study(name: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or name in RESERVED_NAMES:
-        raise ValueError(f"expected lower case letters, digits, - and _, and none of {', '.join(RESERVED_NAMES)}.")
+    if not re.fullmatch(r"(?!round_)[a-z][a-z0-9_-]*", name) or name in RESERVED_NAMES:
+        taken = ", ".join((*RESERVED_NAMES, "round_*"))
+        raise ValueError(f"expected lower case letters, digits, - and _, and none of {taken}.")
     return name
 
 
@@ -380,6 +409,12 @@ class Settings(HyperSettings):
     """Train classes that differ in left and right alone as one; predictions are split again."""
     partial_labels: Literal["off", "infer", "declared"] = "off"
     """Which classes a case was annotated for: all of them; those that occur in it; or as the datalist declares."""
+    strategy: Literal["two_stage", "marginal", "both"] = "both"
+    """What is done about classes that cases are not annotated for, where partial_labels says so. two_stage: the fully
+    annotated cases train models that fill the missing classes of the others, then all train; marginal: all train at
+    once, each case for the classes it has; both: marginal, then pseudo-labels that pass a filter, and again."""
+    pseudolabel: PseudolabelSettings = PseudolabelSettings()
+    """How missing classes are filled in."""
     on_fault: Literal["stop", "skip"] = "stop"
     """A faulty case stops the run, or is set aside and listed."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -403,7 +438,7 @@ class Settings(HyperSettings):
     slurm: SlurmSettings = SlurmSettings()
     """What Slurm is to be asked for."""
     sweep: SweepSettings = SweepSettings()
-    """What `autoseg sweep` looks for."""
+    """The search that `autoseg sweep` makes."""
     ensemble: EnsembleSettings | bool = EnsembleSettings()
     """How models are combined; false leaves the stage out."""
     inference: InferenceSettings = InferenceSettings()
@@ -566,11 +601,8 @@ def setting_docs() -> dict[str, SettingDoc]:
 def _rank(entry: tuple[str, str, Any, Any]) -> int:
     """Place of a setting in help and manual; the order within a place is that of the models."""
     block, name, _, _ = entry
-    return (
-        2
-        if block or name in (*ALGOS, LOCATOR, "ensemble", "inference", "slurm", "sweep")
-        else int(name in HyperSettings.model_fields)
-    )
+    blocks = (*ALGOS, LOCATOR, "ensemble", "inference", "slurm", "sweep", "pseudolabel")
+    return 2 if block or name in blocks else int(name in HyperSettings.model_fields)
 
 
 def _default_text(value: Any) -> str:

@@ -59,6 +59,7 @@ def explain(work_dir_or_input: Path, key: str | None = None) -> str:
         settings, origins = load_settings(work_dir_or_input)
         workspace = Workspace(settings.work_dir)
         entries = _current_settings(settings, origins)
+    workspace = workspace.latest()
     entries += [entry for folder in job_folders(workspace) for entry in plan_entries(folder)]
     return _table(entries) if key is None else _detail(entries, key)
 
@@ -213,8 +214,8 @@ def settings_manual() -> str:
         "# Settings",
         "",
         "Made from `autoseg/config.py` by `make docs`; do not edit. Every key of `input.yaml`, which may also be",
-        "given to `run`, `analyze`, `generate`, `train`, `ensemble`, `sweep`, `plan` and `retry` as a flag",
-        "(`--num_epochs 50`), then wins.",
+        "given to `run`, `analyze`, `generate`, `train`, `ensemble`, `pseudolabel`, `sweep`, `plan` and `retry` as a",
+        "flag (`--num_epochs 50`), then wins.",
         "`planned` means: derived from the data and the machine; `autoseg explain KEY` tells how.",
     ]
     blocks = list(dict.fromkeys(doc.block for doc in docs.values() if doc.block))

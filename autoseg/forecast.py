@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.config import Settings, format_duration, load_settings
-from autoseg.data.datalist import Datalist, read_datalist
+from autoseg.data.datalist import Datalist, read_cases
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.resampling import resampled_shape
 from autoseg.workspace import JobDir, Workspace
@@ -85,7 +85,11 @@ def plan_run(input_path: Path, overrides: Mapping[str, str]) -> str:
     settings, _ = load_settings(input_path, overrides)
     workspace = Workspace(settings.work_dir)
     with workspace.lock():
-        return forecast_text(make_forecast(workspace, settings), settings)
+        place = workspace.latest()
+        text = forecast_text(make_forecast(place, settings), settings)
+        if workspace.num_rounds > 1:
+            text += f"\nThis is round {place.round} of {workspace.num_rounds}; others take about as long."
+        return text
 
 
 def make_forecast(workspace: Workspace, settings: Settings) -> Forecast:
@@ -98,7 +102,7 @@ def make_forecast(workspace: Workspace, settings: Settings) -> Forecast:
     from autoseg.algos.job import read_plan
 
     device = pick_device(settings.device)
-    datalist = read_datalist(workspace.datalist, settings.dataroot)
+    datalist = read_cases(workspace, settings.dataroot)
     fingerprint = Fingerprint.read(workspace.datastats)
     folds = settings.folds or tuple(range(datalist.num_fold))
     jobs = [workspace.read_job(algo, fold) for fold in folds for algo in settings.algos]
@@ -163,7 +167,7 @@ def _measure(
     from autoseg.algos.trainer import Trainer
 
     begin = time.monotonic()
-    case: list[CachedCase] = load_cases(workspace.cache, plan, datalist.training[:1], num_workers=1)
+    case: list[CachedCase] = load_cases(workspace.cache, plan, datalist.val_cases(plan.fold)[:1], num_workers=1)
     prepare_s = time.monotonic() - begin
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(plan.model_copy(update={"budget_s": None}), case, case, JobDir(Path(folder)), device=device)

@@ -84,7 +84,8 @@ def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold
 
     job = workspace.read_job(algo, fold)
     plan = read_plan(workspace.job_dir(algo, fold))
-    inputs = job_inputs(plan, cases_for(plan, datalist.train_cases(fold)), cases_for(plan, datalist.val_cases(fold)))
+    train_cases, val_cases = (cases_for(plan, c) for c in (datalist.train_cases(fold), datalist.val_cases(fold)))
+    inputs = job_inputs(plan, train_cases, val_cases, workspace.first_weights(algo, fold))
     return job, changed(job.inputs, inputs) if job.inputs else []
 
 

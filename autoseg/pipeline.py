@@ -5,7 +5,10 @@
     train     -> <algo>_<fold>/models/model.pt, validation.json
     ensemble  -> ensemble/scores.json, ensemble.json, predictions/
 
-and after each of them report.html.
+and after each of them report.html, but for an analysis alone. Where classes are missing from some labels, `strategy`
+may ask for rounds of training: each in its folder round_1/, round_2/, ..., and between two of them
+
+    pseudolabel -> round_2/pseudolabels/: completed labels; round_2/datalist.json
 
 Stages meet in files alone. Each is redone only where an input changed, and says which.
 """
@@ -19,7 +22,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +39,13 @@ from autoseg.config import (
     read_value,
     setting_docs,
 )
-from autoseg.data.datalist import Datalist, files_digest, read_datalist, write_datalist
+from autoseg.data.datalist import Case, Datalist, files_digest, read_cases, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.folds import deal_folds
 from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.jobs import train_jobs, work_on_job
+from autoseg.pseudolabel.rounds import How, count_rounds, first_round
 from autoseg.terminal import Progress, paint_table
 from autoseg.usage import environment, measured
 from autoseg.workspace import (
@@ -60,6 +66,8 @@ TRAINING_SHARE = 0.85
 ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
 
 
+ROUND_KEYS = frozenset(("partial_labels", "strategy", "pseudolabel"))
+"""Settings, and a block of them, that decide which rounds of training there are and what they learn from."""
 SELECTS_WORK = frozenset(
     ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers", "launcher", "address", "retries")
     + ("jobs_per_device", "gpus_per_job", "cpus_per_job")
@@ -92,13 +100,16 @@ def run_input(
     settings, origins = load_settings(input_path, overrides)
     memory = Workspace(settings.work_dir).root / "state" / "command_line.json"
     earlier: dict[str, str] = read_json(memory) if memory.exists() else {}
-    kept = {
+    known = {
         key: text for key, text in earlier.items() if key not in overrides and origins.get(key, "default") == "default"
     }
-    if kept and "generate" in stages:
+    kept = known
+    if "generate" not in stages:  # a plan stays as it was made, and rounds as they were begun
+        kept = {key: text for key, text in known.items() if key.partition(".")[0] in ROUND_KEYS}
+    if kept:
         log.info("as on an earlier command line: %s", " ".join(f"--{key} {text}" for key, text in kept.items()))
         settings, origins = load_settings(input_path, {**kept, **overrides})
-    remembered = {key: text for key, text in {**kept, **overrides}.items() if key not in SELECTS_WORK}
+    remembered = {key: text for key, text in {**known, **overrides}.items() if key not in SELECTS_WORK}
     return run_stages(stages, settings, origins, input_path, remember=remembered, words=overrides, **options)
 
 
@@ -119,7 +130,8 @@ def run_stages(
     """Run stages of the pipeline, each as far as it is not up to date.
 
     Args:
-        stages: some of `STAGES`.
+        stages: `STAGES`: everything, in all rounds; some of them: in the round that was begun last; `pseudolabel`:
+            what the finished rounds' models say, for the next.
         settings, origins: of input.yaml and the command line.
         input_path: input.yaml, copied into the work_dir.
         algo, fold: restrict generate and train to these jobs.
@@ -145,41 +157,106 @@ def run_stages(
         extra_modalities=tuple(settings.extra_modalities),
     )
     _check_same_data(workspace, listed, settings)
-    jobs = [(a, f) for a, f in _select_jobs(settings, listed, algo, fold) if only is None or f"{a}_{f}" in only]
+    _select_jobs(settings, listed, algo, fold)
     with workspace.lock(), log_to(workspace.log):
         _remember_input(workspace, settings, origins, input_path)
         _remember_command(workspace, stages, input_path, {**(words or {}), **_of_job(algo, fold)})
-        if remember is not None and "generate" in stages:
+        if remember is not None and {"generate", "pseudolabel"} & set(stages):
             write_json(workspace.root / "state" / "command_line.json", dict(remember))
         failed = False
+        # An analysis alone is over sooner than its figures would be drawn, and is often repeated while data is mended.
+        draws = tuple(stages) != ("analyze",)
 
-        def run_stage(stage: str) -> None:
+        def run_stage(place: Workspace, stage: str) -> None:
             nonlocal failed
             if stage == "analyze":
                 _analyze(workspace, listed, settings, as_json=as_json)
                 return
-            _need_analysis(workspace, listed, settings)
-            datalist = read_datalist(workspace.datalist, settings.dataroot)
+            if stage == "pseudolabel":
+                _pseudolabel(place, settings)
+                return
+            datalist = read_cases(place, settings.dataroot)
+            chosen = _select_jobs(settings, datalist, algo, fold, num_fold=listed.num_fold)
+            jobs = [(a, f) for a, f in chosen if only is None or f"{a}_{f}" in only]
             if stage == "generate":
-                budget_s = _job_budget(settings, len(jobs))
-                _generate(workspace, datalist, settings, origins, jobs, budget_s=budget_s)
+                budget_s = _job_budget(settings, len(jobs) * workspace.num_rounds)
+                _generate(place, datalist, settings, origins, jobs, budget_s=budget_s)
             elif stage == "train":
                 if "generate" not in stages:
-                    _edit(workspace, datalist, settings, origins, jobs)
-                failed = not _train(workspace, datalist, settings, jobs, again=again) or failed
+                    _edit(place, datalist, settings, origins, jobs)
+                failed = not train_jobs(place, datalist, settings, jobs, again=again) or failed
             elif stage == "ensemble":
-                _ensemble(workspace, datalist, settings)
+                _ensemble(place, datalist, settings)
 
-        for stage in stages:
-            try:
-                with measured(workspace, stage, forks=stage == "analyze"):
-                    run_stage(stage)
-            except AutosegError:
+        steps = _steps(workspace, listed, settings, origins, stages)
+        try:
+            for place, stage in steps:
+                name = stage if place.root == workspace.root else f"round {place.round}: {stage}"
+                if place.root != workspace.root:
+                    log.info("round %d of %d: %s", place.round, workspace.num_rounds, stage)
+                with measured(workspace, name, forks=stage == "analyze"):
+                    run_stage(place, stage)
+                if draws:
+                    _report(workspace)
+        except AutosegError:
+            if draws:
                 _report(workspace)  # with the faults that ended it
-                raise
-            _report(workspace)
-        log.info("report: %s", os.path.relpath(workspace.report))
+            raise
+        log.info("report: %s", os.path.relpath(workspace.report) if draws else "`autoseg report` draws one")
     return 1 if failed else 0
+
+
+def _steps(
+    workspace: Workspace, listed: Datalist, settings: Settings, origins: Mapping[str, str], stages: Sequence[str]
+) -> Iterator[tuple[Workspace, str]]:
+    """Every stage to run, and the folder it works in: the run's, or that of a round of training.
+
+    How many rounds there are is known once the analysis is done.
+
+    Raises:
+        AutosegError: A stage that comes before has not been done, or the strategy does not fit the labels.
+    """
+    if "analyze" in stages:
+        yield workspace, "analyze"
+    later = [stage for stage in stages if stage != "analyze"]
+    if not later:
+        return
+    _need_analysis(workspace, listed, settings)
+    datalist, label_map = _run_cases(workspace, settings)
+    number = count_rounds(datalist, label_map, settings)
+    workspace.plan_rounds(number)
+    if number == 1:
+        if "pseudolabel" in later:
+            raise ConfigError(
+                "pseudolabel: nothing to fill in: every case is annotated for the same classes, partial_labels is off, "
+                "or strategy is marginal."
+            )
+        for stage in later:
+            yield workspace, stage
+        return
+    how = How.of(settings)
+    first = first_round(datalist, label_map, settings)
+    place = workspace.begin_round(1, continues=False)
+    write_datalist(first, place.datalist, settings.dataroot)
+    _remember_settings(place, settings, origins)
+    if tuple(stages) == STAGES or later == ["pseudolabel"]:
+        for n in range(1, number + 1):
+            if n > 1:
+                if later == ["pseudolabel"] and n > 2 and not place.ensemble_spec.exists():
+                    return
+                place = workspace.begin_round(n, continues=how.continues)
+                _remember_settings(place, settings, origins)
+                yield place, "pseudolabel"
+            if later != ["pseudolabel"]:
+                for stage in later:
+                    yield place, stage
+        return
+    place = workspace.latest()
+    _remember_settings(place, settings, origins)
+    if place.round > 1:
+        _need_pseudolabels(place, settings)
+    for stage in later:
+        yield place, stage
 
 
 def _report(workspace: Workspace) -> None:
@@ -223,10 +300,16 @@ def _check_same_data(workspace: Workspace, datalist: Datalist, settings: Setting
 
 
 def _select_jobs(
-    settings: Settings, datalist: Datalist, algo: AlgoName | None, fold: int | None
+    settings: Settings, datalist: Datalist, algo: AlgoName | None, fold: int | None, *, num_fold: int | None = None
 ) -> list[tuple[AlgoName, int]]:
-    """The jobs asked for, algorithm by algorithm within each fold, so that a first fold of all is done early."""
+    """The jobs asked for, algorithm by algorithm within each fold, so that a first fold of all is done early.
+
+    Args:
+        num_fold: of the run; a first round of few cases may have fewer.
+    """
     folds = settings.folds if settings.folds is not None else tuple(range(datalist.num_fold))
+    if num_fold is not None and datalist.num_fold < num_fold:
+        folds = tuple(f for f in folds if f < datalist.num_fold) or tuple(range(datalist.num_fold))
     if algo == LOCATOR:
         folds = folds[:1]  # one is enough to find where the organs are
     folds = folds if fold is None else (fold,)
@@ -268,6 +351,10 @@ def _remember_command(workspace: Workspace, stages: Sequence[str], input_path: P
 
 def _remember_input(workspace: Workspace, settings: Settings, origins: Mapping[str, str], input_path: Path) -> None:
     write_text(workspace.input, input_path.read_text())
+    _remember_settings(workspace, settings, origins)
+
+
+def _remember_settings(workspace: Workspace, settings: Settings, origins: Mapping[str, str]) -> None:
     resolved = settings.model_dump(mode="json")
     for key in ("datalist", "dataroot", "work_dir"):
         resolved[key] = _relative(Path(getattr(settings, key)), workspace.root)
@@ -299,7 +386,7 @@ def _analyze(workspace: Workspace, listed: Datalist, settings: Settings, *, as_j
     if reasons:
         _say_stage("analyze", reasons)
         analysis = analyze(listed, settings, workspace, progress=not as_json)
-        kept = listed.without(analysis.quarantined)
+        kept = _settle(listed.without(analysis.quarantined), analysis.annotated, settings)
         write_datalist(kept, workspace.datalist, settings.dataroot)
         images = sorted(_relative(c.images[0], settings.dataroot) for c in kept.training)
         write_json(workspace.root / "state" / "data.json", {"images": images})
@@ -311,6 +398,24 @@ def _analyze(workspace: Workspace, listed: Datalist, settings: Settings, *, as_j
         log.info("analyze: up to date")
     if as_json:
         print(json.dumps(read_json(workspace.root / "state" / "summary.json"), indent=1))
+
+
+def _settle(listed: Datalist, annotated: Mapping[str, tuple[str, ...]], settings: Settings) -> Datalist:
+    """The list with the classes each case was annotated for, as the analysis found; its folds balanced over them."""
+
+    def settled(cases: Sequence[Case]) -> tuple[Case, ...]:
+        return tuple(replace(c, annotated=annotated.get(c.name)) for c in cases)
+
+    found = replace(
+        listed,
+        training=settled(listed.training),
+        validation=settled(listed.validation),
+        testing=settled(listed.testing),
+        unlabeled=settled(listed.unlabeled),
+    )
+    if listed.folds_made and settings.partial_labels == "infer":  # when they were made, this was not known
+        found = replace(found, training=deal_folds(found.training, num_fold=listed.num_fold, seed=settings.seed))
+    return found
 
 
 def _need_analysis(workspace: Workspace, listed: Datalist, settings: Settings) -> None:
@@ -342,6 +447,11 @@ def _label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerprint)
         settings, datalist.labels, found, regions=datalist.regions, ignore_label=datalist.ignore_label
     )
     check_classes(settings.inference, label_map.names)
+    if settings.merge_left_right and settings.partial_labels != "off" and settings.strategy != "marginal":
+        raise ConfigError(
+            f"merge_left_right: true, together with partial_labels: {settings.partial_labels} and strategy: "
+            f"{settings.strategy}. Pseudo-labels are made for each side. Set strategy: marginal, or do not merge."
+        )
     return merge_left_right(label_map) if settings.merge_left_right else label_map
 
 
@@ -425,24 +535,48 @@ def planning(
         yield algo, fold, {**common, **seconds, "num_train": len(datalist.train_cases(fold))}
 
 
-# -- train
+# -- rounds of training
 
 
-def _train(
-    workspace: Workspace,
-    datalist: Datalist,
-    settings: Settings,
-    jobs: Sequence[tuple[AlgoName, int]],
-    *,
-    again: bool = False,
-) -> bool:
-    """Train every job that is not done; True where all are done at the end."""
-    if len(Fingerprint.read(workspace.datastats).label_groups) > 1:
-        log.warning(
-            "train: not every case is annotated for every class; training takes what a case does not annotate for "
-            "background, scores leave it out"
+def _run_cases(workspace: Workspace, settings: Settings) -> tuple[Datalist, LabelMap]:
+    """The run's cases as the analysis settled them, and its classes."""
+    datalist = read_datalist(workspace.datalist, settings.dataroot)
+    return datalist, _label_map(settings, datalist, Fingerprint.read(workspace.datastats))
+
+
+def _pseudolabel(place: Workspace, settings: Settings) -> None:
+    """Complete the labels that a round learns from, with the models of the round before."""
+    from autoseg.pseudolabel.build import make_pseudolabels, missing_files, stage_inputs
+
+    source = _previous(place)
+    datalist, label_map = _run_cases(Workspace(place.run), settings)
+    inputs = stage_inputs(source, datalist, settings, label_map)
+    reasons = place.stale("pseudolabel", inputs)
+    if not reasons and not missing_files(place):
+        log.info("pseudolabel: up to date")
+        return
+    _say_stage("pseudolabel", reasons or ["files are missing"])
+    with _bar("pseudolabel") as progress:
+        result = make_pseudolabels(source, place, datalist, settings, label_map, progress=progress)
+    place.stamp("pseudolabel", inputs)
+    print(result.text)
+
+
+def _previous(place: Workspace) -> Workspace:
+    return next(r for r in place.rounds() if r.round == place.round - 1)
+
+
+def _need_pseudolabels(place: Workspace, settings: Settings) -> None:
+    """Make sure that a round's pseudo-labels were made from the models, cases and settings of now."""
+    from autoseg.pseudolabel.build import stage_inputs
+
+    datalist, label_map = _run_cases(Workspace(place.run), settings)
+    reasons = place.stale("pseudolabel", stage_inputs(_previous(place), datalist, settings, label_map))
+    if reasons:
+        raise WorkspaceError(
+            f"{place.root}: the pseudo-labels are out of date ({', '.join(reasons)}). "
+            "Run `autoseg pseudolabel` or `autoseg run`."
         )
-    return train_jobs(workspace, datalist, settings, jobs, again=again)
 
 
 # -- ensemble
@@ -451,29 +585,39 @@ def _train(
 def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> None:
     from autoseg.ensemble.build import build_ensemble
 
-    if settings.ensemble is False:
+    is_last = workspace.root == workspace.run or workspace.round == workspace.num_rounds
+    if settings.ensemble is False and is_last:
         log.info("ensemble: left out (ensemble: false)")
         return
+    if not is_last:  # the last round predicts them
+        datalist = replace(datalist, testing=(), validation=())
     done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done" and j.algo != LOCATOR]
     if not done:
         raise WorkspaceError(f"{workspace.root}: no job is trained yet. Run `autoseg train` or `autoseg run` first.")
+    with _bar("ensemble") as progress:
+        result = build_ensemble(workspace, datalist, settings, done, progress=progress)
+    print("\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
+
+
+@contextmanager
+def _bar(stage: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar for a stage that goes through cases, once or several times."""
     bar: Progress | None = None
 
     def progress(num_done: int, total: int, case: str) -> None:
         nonlocal bar
-        log.debug("ensemble: %s", case)
-        if bar is None or num_done <= bar.done:  # first the training cases, then the testing ones
+        log.debug("%s: %s", stage, case)
+        if bar is None or num_done <= bar.done:
             if bar is not None:
                 bar.close()
-            bar = Progress("ensemble", total)
+            bar = Progress(stage, total)
         bar.to(num_done)
 
     try:
-        result = build_ensemble(workspace, datalist, settings, done, progress=progress)
+        yield progress
     finally:
         if bar is not None:
             bar.close()
-    print("\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
 
 
 # -- one job alone, on any machine
@@ -511,7 +655,7 @@ def retry(input_path: Path, overrides: Mapping[str, str], name: str | None) -> i
         ConfigError: The one named is no job, or did not fail.
     """
     settings, _ = load_settings(input_path, overrides)
-    states = {job.name: job.state for job in Workspace(settings.work_dir).jobs()}
+    states = {job.name: job.state for job in Workspace(settings.work_dir).latest().jobs()}
     failed = [key for key, state in states.items() if state in ("failed", "diverged")]
     if name is not None and name not in failed:
         why = f"is {states[name]}, not failed" if name in states else "no such job"

@@ -37,10 +37,17 @@ def status(work_dir: Path) -> str:
     workspace = _open(work_dir)
     lines = ["Stage     Done"]
     lines += [f"{stage:<9} {_stage_time(workspace, stage)}" for stage in STAGES]
-    jobs = workspace.current_jobs()
+    jobs = []
+    for place in workspace.rounds() or [workspace]:
+        if place.root != workspace.root:
+            made = f", pseudo-labels made {_stage_time(place, 'pseudolabel')}" if place.round > 1 else ""
+            lines += ["", f"Round {place.round} of {workspace.num_rounds}{made}"]
+        mine = place.current_jobs()
+        jobs += mine
+        if mine:
+            lines += ["", *_table([_cells(place, job, claim) for job, claim in mine])]
     if not jobs:
         return "\n".join([*lines, "", "No training jobs yet. `autoseg generate` plans them."])
-    lines += ["", *_table([_cells(workspace, job, claim) for job, claim in jobs])]
     states = [job.state for job, _ in jobs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines += ["", f"{len(jobs)} jobs: {counts}. `autoseg status JOB` shows a job's log."]
@@ -57,10 +64,13 @@ def job_status(work_dir: Path, name: str) -> str:
         ConfigError: There is no such job.
     """
     workspace = _open(work_dir)
-    found = {job.name: (job, claim) for job, claim in workspace.current_jobs()}
+    places = workspace.rounds() or [workspace]
+    every = [(place, job, claim) for place in places for job, claim in place.current_jobs()]
+    found = {job.name: (place, job, claim) for place, job, claim in every}  # the last round's, where it has the job
+    found |= {f"{place.root.name}/{job.name}": (place, job, claim) for place, job, claim in every if len(places) > 1}
     if name not in found:
         raise ConfigError(f"{name}: no such job in {work_dir}. {suggest(name, found)}")
-    job, claim = found[name]
+    workspace, job, claim = found[name]
     paths = workspace.job_dir(job.algo, job.fold)
     lines = _table([_cells(workspace, job, claim)])
     if job.error:
@@ -86,8 +96,10 @@ def watch(work_dir: Path) -> None:
             sys.stdout.write(f"{text}\n\n")
         sys.stdout.flush()
         shown = text
-        states = {job.state for job, _ in Workspace(work_dir).current_jobs()}
-        if states and not states & {"pending", "running"}:
+        workspace = Workspace(work_dir)
+        states = {job.state for job, _ in workspace.latest().current_jobs()}
+        is_last = workspace.num_rounds in (1, workspace.latest().round)
+        if states and is_last and not states & {"pending", "running"}:
             return
         time.sleep(WATCH_S)
 

@@ -12,6 +12,15 @@ state/<stage>.json                   what each finished stage was made from
 state/usage.jsonl                    time, memory and disk of each stage
 report.html                          all of it on one page
 run.log
+round_1/, round_2/, ...              rounds of training, where missing classes are filled in between (strategy)
+    round.json                           its number, and whether it goes on from the previous one's weights
+    settings.yaml, datalist.json         as above; analysis and cache are the run's
+    pseudolabels/                        round 2 on: what the previous round's models say, and what became of it
+        completed.json                       the labels to learn from, and the classes each is complete for
+        labels/<case>.nii.gz, .json          a completed label, and where it comes from
+        predicted/, confidence/, evidence/   label, probability in percent, and figures of each case
+        audit.json                           what was accepted and rejected, the most suspicious first
+    <algo>_<fold>/, ensemble/, state/    as above
 """
 
 from __future__ import annotations
@@ -36,7 +45,7 @@ from autoseg.errors import WorkspaceError
 
 JobState = Literal["pending", "running", "done", "failed", "diverged", "pruned"]
 STAGES = ("analyze", "generate", "train", "ensemble")
-"""The stages of a run in their order."""
+"""The stages of a run in their order. Before every round after the first comes `pseudolabel`."""
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -199,12 +208,15 @@ class Workspace:
         """Give the folder, and for a sweep's trial the run whose cases and cache it shares."""
         self.root = Path(root)
         self._data = data_of.root if data_of else self.root
+        is_round = (self.root / "round.json").exists()
+        self.run = self.root.parent if is_round else self.root
+        """The folder that the rounds of a run share; `root` itself where this is no round."""
 
     # -- paths
     @property
     def input(self) -> Path:
         """A copy of the input.yaml of the last run."""
-        return self.root / "input.yaml"
+        return self.run / "input.yaml"
 
     @property
     def settings(self) -> Path:
@@ -219,22 +231,37 @@ class Workspace:
     @property
     def datastats(self) -> Path:
         """Statistics of the data set."""
-        return self.root / "datastats.yaml"
+        return self.run / "datastats.yaml"
 
     @property
     def datastats_by_case(self) -> Path:
         """Statistics of each case."""
-        return self.root / "datastats_by_case.yaml"
+        return self.run / "datastats_by_case.yaml"
 
     @property
     def faults(self) -> Path:
         """Faults and warnings of the data set."""
-        return self.root / "faults.json"
+        return self.run / "faults.json"
 
     @property
     def cache(self) -> Path:
         """Preprocessed cases."""
-        return self._data / "cache"
+        return (self.run if self.run != self.root else self._data) / "cache"
+
+    @property
+    def pseudolabels(self) -> Path:
+        """Labels that were completed for a round of training, and the evidence."""
+        return self._data / "pseudolabels"
+
+    @property
+    def completed(self) -> Path:
+        """Which labels were completed, and for which classes."""
+        return self.pseudolabels / "completed.json"
+
+    @property
+    def audit(self) -> Path:
+        """What became of the pseudo-labels, the most suspicious first."""
+        return self.pseudolabels / "audit.json"
 
     @property
     def ensemble(self) -> Path:
@@ -264,31 +291,85 @@ class Workspace:
     @property
     def log(self) -> Path:
         """The run's log."""
-        return self.root / "run.log"
+        return self.run / "run.log"
 
     @property
     def usage(self) -> Path:
         """Time, memory and disk of each stage; one JSON object each."""
-        return self.root / "state" / "usage.jsonl"
+        return self.run / "state" / "usage.jsonl"
 
     @property
     def commands(self) -> Path:
         """The command lines of the run; one JSON object each."""
-        return self.root / "state" / "commands.jsonl"
+        return self.run / "state" / "commands.jsonl"
 
     @property
     def environment(self) -> Path:
         """Machine and versions of the last run."""
-        return self.root / "state" / "environment.json"
+        return self.run / "state" / "environment.json"
 
     @property
     def report(self) -> Path:
         """All of the run on one page."""
-        return self.root / "report.html"
+        return self.run / "report.html"
 
     def job_dir(self, algo: str, fold: int) -> JobDir:
         """The folder of one job."""
         return JobDir(self.root / f"{algo}_{fold}")
+
+    # -- rounds
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of training that the run is to have."""
+        path = self.run / "state" / "rounds.json"
+        return int(read_json(path)["rounds"]) if path.exists() else 1
+
+    def plan_rounds(self, number: int) -> None:
+        """Store how many rounds the run is to have."""
+        path = self.run / "state" / "rounds.json"
+        if number != self.num_rounds or not path.exists():
+            write_json(path, {"rounds": number})
+
+    @property
+    def round(self) -> int:
+        """The number of this round, from 1."""
+        path = self.root / "round.json"
+        return int(read_json(path)["round"]) if path.exists() else 1
+
+    def begin_round(self, number: int, *, continues: bool) -> Workspace:
+        """Make the folder of a round.
+
+        Args:
+            number: from 1.
+            continues: whether its models start from the previous round's weights.
+        """
+        root = self.run / f"round_{number}"
+        marker = {"round": number, "continues": continues}
+        if not (root / "round.json").exists() or read_json(root / "round.json") != marker:
+            write_json(root / "round.json", marker)
+        return Workspace(root)
+
+    def rounds(self) -> list[Workspace]:
+        """The rounds that were begun, in order; none where a run has one round alone."""
+        number = self.num_rounds
+        roots = [self.run / f"round_{n}" for n in range(1, number + 1)] if number > 1 else []
+        return [Workspace(root) for root in roots if (root / "round.json").exists()]
+
+    def latest(self) -> Workspace:
+        """The last round that was begun; of a run with one round alone, its folder."""
+        return (self.rounds() or [self])[-1]
+
+    def finished(self) -> Workspace:
+        """The last round that has an ensemble, else the last that was begun."""
+        return next((r for r in reversed(self.rounds()) if r.ensemble_spec.exists()), self.latest())
+
+    def first_weights(self, algo: str, fold: int) -> Path | None:
+        """Weights that a job starts from: the previous round's, where this round goes on from it."""
+        marker = self.root / "round.json"
+        if not marker.exists() or not read_json(marker)["continues"]:
+            return None
+        path = Workspace(self.run / f"round_{self.round - 1}").job_dir(algo, fold).model
+        return path if path.exists() else None
 
     # -- stages
     def stamp(self, stage: str, inputs: Mapping[str, str]) -> None:

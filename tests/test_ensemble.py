@@ -31,7 +31,6 @@ from autoseg.ensemble.combine import (
     costs_of,
     pareto_rows,
 )
-from autoseg.ensemble.out_of_fold import annotated_classes
 from autoseg.ensemble.predict import predict_files, read_ensemble
 from autoseg.ensemble.tables import format_table
 from autoseg.errors import ConfigError, WorkspaceError
@@ -251,14 +250,6 @@ def test_what_is_scored(combine, votes: int, means: int) -> None:
     assert [c.name for c in found[:3]] == ["a", "b", "c"]
     assert sum(c.combine == "vote" for c in found) == votes
     assert sum(c.combine == "mean" for c in found[3:]) == means
-
-
-def test_annotated_classes() -> None:
-    label = np.array([0, 2], np.uint8).reshape(2, 1, 1)
-    plain, declared = Case(name="a", images=()), Case(name="a", images=(), annotated=("sphere",))
-    assert annotated_classes(plain, label, LABELS, "off") is None
-    assert annotated_classes(plain, label, LABELS, "infer") == ["box"]
-    assert annotated_classes(declared, label, LABELS, "infer") == ("sphere",)
 
 
 def test_table() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_jobs import tiny_plan
 
 from autoseg.algos.job import cases_for
 from autoseg.algos.plan import Plan
@@ -97,7 +98,17 @@ def test_it_learns_from_cases_with_all_it_is_made_of(run: Path) -> None:
     assert [c.name for c in cases_for(plan, (whole, part, plain))] == ["whole", "plain"]
     assert [c.name for c in cases_for(plan, (part,))] == ["part"]
     other = read_model(Workspace(run / "work_dir").job_dir("segresnet", 0).plan, Plan)
-    assert cases_for(other, (whole, part)) == (whole, part)
+    assert [c.annotated for c in cases_for(other, (whole, part, plain))] == [("kidney", "tumor"), (), None]
+    assert cases_for(tiny_plan(), (whole, part)) == (whole, part)
+
+
+def test_sides_are_not_merged_where_pseudolabels_are_made(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--input", str(run / "input.yaml"), "--partial_labels", "infer"]
+    work_dir = ["--work_dir", str(run / "other")]
+    assert run_command(["analyze", *words, *work_dir]) == 0
+    assert run_command(["generate", *words, *work_dir]) == 2
+    assert "merge_left_right: true, together with partial_labels: infer and strategy: both" in capsys.readouterr().err
+    assert run_command(["generate", *words, *work_dir, "--strategy", "marginal"]) == 0
 
 
 def test_the_region_of_regions() -> None:

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from monai.losses import DiceCELoss, DiceFocalLoss
 
 from autoseg.algos.losses import segmentation_loss, supervised_loss
@@ -76,3 +78,145 @@ def test_deep_supervision_weights_sum_to_one() -> None:
     expected = (2 * single + supervised_loss(coarse, small, sigmoid=False, loss="dice_ce")) / 3
     both = supervised_loss([fine, coarse], target, sigmoid=False, loss="dice_ce")
     np.testing.assert_allclose(float(both), float(expected), rtol=1e-5)
+
+
+# -- samples annotated for some classes only
+
+SHAPE = (3, 3, 2)
+
+
+def _draw(seed: int, num_classes: int, sigmoid: bool, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of some spread and a target with some ignored voxels."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (batch, num_classes + (not sigmoid), *SHAPE))
+    target = rng.integers(0, 2 if sigmoid else num_classes + 1, (batch, num_classes if sigmoid else 1, *SHAPE))
+    target[rng.random(target.shape) < 0.1] = 255
+    return torch.from_numpy(logits), torch.from_numpy(target.astype(np.uint8))
+
+
+def _reference(
+    logits: torch.Tensor, target: torch.Tensor, unannotated: np.ndarray, weights: np.ndarray, sigmoid: bool, focal: bool
+) -> torch.Tensor:
+    """The definition, voxel by voxel in float64: probabilities are added, then everything is as ever."""
+    num_classes = len(weights)
+    ce, counted, dice = torch.zeros((), dtype=torch.float64), 0.0, torch.zeros((), dtype=torch.float64)
+    for b in range(len(logits)):
+        z, t = logits[b].flatten(1), target[b].flatten(1)
+        known = [k for k in range(num_classes) if not unannotated[b, k]]
+        probs = z.sigmoid() if sigmoid else z.exp() / z.exp().sum(0)
+        if not sigmoid:
+            background = probs[0] + sum((probs[k + 1] for k in range(num_classes) if unannotated[b, k]), 0 * probs[0])
+        for k in range(num_classes):
+            row = t[k] if sigmoid else t[0]
+            valid = (row != 255).double()
+            truth = (row == (1 if sigmoid else k + 1)).double() * valid
+            p = probs[k if sigmoid else k + 1]
+            if sigmoid:
+                counted += float(valid.sum()) * weights[k]
+            if k not in known:
+                continue
+            size = (p * valid).sum() + truth.sum()
+            dice = dice + weights[k] * (1 - (2 * (p * valid * truth).sum() + 1e-5) / (size + 1e-5))
+            right = torch.where(truth == 1, p, 1 - p) if sigmoid else p
+            voxels = valid if sigmoid else truth
+            ce = ce - weights[k] * (voxels * ((1 - right) ** 2 if focal else 1.0) * right.log()).sum()
+            if not sigmoid:
+                counted += float(truth.sum()) * weights[k]
+        if not sigmoid:
+            rest = (t[0] != 255) & ~torch.isin(t[0], torch.tensor([k + 1 for k in known], dtype=torch.uint8))
+            ce = ce - (rest * ((1 - background) ** 2 if focal else 1.0) * background.log()).sum()
+            counted += float(rest.sum())
+    return dice / (len(logits) * weights.sum()) + ce / max(counted, 1.0) + 0 * logits.sum()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    num_classes=st.integers(1, 4),
+    sigmoid=st.booleans(),
+    focal=st.booleans(),
+    weighted=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=120, deadline=None)
+def test_value_and_gradient_are_those_of_the_definition(
+    seed: int, num_classes: int, sigmoid: bool, focal: bool, weighted: bool, data: st.DataObject
+) -> None:
+    logits, target = _draw(seed, num_classes, sigmoid)
+    flags = data.draw(st.lists(st.booleans(), min_size=2 * num_classes, max_size=2 * num_classes))
+    unannotated = np.array(flags).reshape(2, num_classes)
+    weights = np.linspace(1, 10, num_classes) if weighted else np.ones(num_classes)
+    exact = logits.clone().requires_grad_()
+    expected = _reference(exact, target, unannotated, weights, sigmoid, focal)
+    expected.backward()
+    ours = logits.float().requires_grad_()
+    value = segmentation_loss(
+        ours,
+        target,
+        sigmoid=sigmoid,
+        loss="dice_focal" if focal else "dice_ce",
+        unannotated=torch.from_numpy(unannotated),
+        class_weights=torch.from_numpy(weights).float(),
+    )
+    value.backward()
+    assert exact.grad is not None
+    assert ours.grad is not None
+    np.testing.assert_allclose(float(value.detach()), float(expected.detach()), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(ours.grad.double().numpy(), exact.grad.numpy(), rtol=2e-3, atol=2e-6)
+
+
+@given(seed=st.integers(0, 10_000), num_classes=st.integers(1, 5), sigmoid=st.booleans(), focal=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_fully_annotated_sample_has_the_ordinary_loss(
+    seed: int, num_classes: int, sigmoid: bool, focal: bool
+) -> None:
+    logits, target = _draw(seed, num_classes, sigmoid)
+    loss = "dice_focal" if focal else "dice_ce"
+    gradients, values = [], []
+    for unannotated in (None, torch.zeros((2, num_classes), dtype=torch.bool)):
+        x = logits.float().requires_grad_()
+        value = segmentation_loss(x, target, sigmoid=sigmoid, loss=loss, unannotated=unannotated)  # type: ignore[arg-type]
+        value.backward()
+        assert x.grad is not None
+        values.append(value.detach())
+        gradients.append(x.grad)
+    assert torch.equal(values[0], values[1])
+    assert torch.equal(gradients[0], gradients[1])
+
+
+def test_unannotated_classes_share_the_background_freely() -> None:
+    """Where nothing is annotated but class 1, it makes no difference which of the others a voxel is given to."""
+    target = torch.zeros((1, 1, 2, 2, 2), dtype=torch.uint8)
+    target[0, 0, 0] = 1
+    hidden = torch.tensor([[False, True, True]])
+    values = []
+    for favoured in (0, 2, 3):
+        logits = torch.zeros((1, 4, 2, 2, 2))
+        logits[:, favoured, 1] = 9.0
+        logits[:, 1, 0] = 9.0
+        values.append(segmentation_loss(logits, target, sigmoid=False, loss="dice_ce", unannotated=hidden))
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(values[0], values[2])
+    ordinary = segmentation_loss(logits, target, sigmoid=False, loss="dice_ce")
+    assert ordinary > values[0] + 1
+
+
+def test_a_batch_may_mix_label_sets() -> None:
+    """A sample's gradient is the same whatever the others of the batch are annotated for."""
+    logits, target = _draw(3, 3, False)
+    gradients = []
+    for other in ([False] * 3, [True, False, True]):
+        x = logits.float().requires_grad_()
+        hidden = torch.tensor([[False, True, False], other])
+        segmentation_loss(x, target, sigmoid=False, loss="dice_ce", unannotated=hidden).backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    assert not torch.allclose(gradients[0][1], gradients[1][1])
+
+
+def test_deep_supervision_passes_the_annotation_on() -> None:
+    target = torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8)
+    hidden = torch.tensor([[True]])
+    logits = [torch.randn(1, 2, n, n, n, generator=torch.Generator().manual_seed(n)) for n in (8, 4)]
+    value = supervised_loss(logits, target, sigmoid=False, loss="dice_ce", unannotated=hidden)
+    assert value == pytest.approx(0.0, abs=1e-6)  # all is background or unannotated: nothing to learn

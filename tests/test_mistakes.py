@@ -8,18 +8,17 @@ there is changed.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from autoseg.claims import Claim
 from autoseg.cli import run_command
 from autoseg.data.phantoms import make_phantoms
 
@@ -320,19 +319,13 @@ def test_at_least_thirty_are_tried() -> None:
     assert len(FRESH) + len(DONE) >= 30
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    (folder / "work_dir").mkdir(exist_ok=True)
-    with open(folder / "work_dir" / ".lock", "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def test_two_runs_at_once(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with held(fresh):
+    work = fresh / "work_dir"
+    with Claim(work / ".claims", str(work)):
         check(
             RUN,
-            "...work_dir: another autoseg run is using this work_dir. Wait for it, or give another work_dir.",
+            "...work_dir: process ... is working on it since ..., last heartbeat 0 s ago (taken over after 120 s). Wait "
+            "for that autoseg run, or give another work_dir.",
             capsys,
         )
 

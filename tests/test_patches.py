@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.algos.cache import CachedCase
-from autoseg.algos.patches import case_of, cut_batch, cut_patch, draw_centre, sample_rng
+from autoseg.algos.patches import Sampler, case_of, cut_batch, cut_patch, sample_rng
 
 
 def _case(shape: tuple[int, int, int], name: str = "case") -> CachedCase:
@@ -37,13 +37,66 @@ def test_a_patch_is_a_window_of_the_padded_image(shape, roi, seed, centred) -> N
         assert image.max() == np.prod(shape)
 
 
+NOTHING = np.zeros((1, 2), bool)
+
+
 def test_centres_are_drawn_evenly_over_classes() -> None:
-    case = _case((5, 5, 5))
-    centres = [draw_centre(case, sample_rng(0, step, 0), 1.0) for step in range(400)]
+    sampler = Sampler([_case((5, 5, 5))], NOTHING, foreground_fraction=1.0)
+    centres = [sampler.draw(sample_rng(0, step, 0), 0, step)[1] for step in range(400)]
     share = np.mean([c == (0, 0, 0) for c in centres])
     assert 0.4 < share < 0.6
-    nothing = [draw_centre(case, sample_rng(0, step, 0), 0.25) is None for step in range(400)]
+    sampler = Sampler([_case((5, 5, 5))], NOTHING, foreground_fraction=0.25)
+    nothing = [sampler.draw(sample_rng(0, step, 0), 0, step)[1] is None for step in range(400)]
     assert 0.68 < np.mean(nothing) < 0.82
+
+
+def test_a_class_is_drawn_by_its_weight() -> None:
+    sampler = Sampler([_case((5, 5, 5))], NOTHING, foreground_fraction=1.0, class_weights=np.array([1.0, 4.0]))
+    centres = [sampler.draw(sample_rng(0, step, 0), 0, step)[1] for step in range(500)]
+    assert 0.74 < np.mean([c == (4, 4, 4) for c in centres]) < 0.86
+    sampler = Sampler([_case((5, 5, 5))], NOTHING, foreground_fraction=1.0, class_weights=np.array([1.0, 0.0]))
+    assert {sampler.draw(sample_rng(0, step, 0), 0, step)[1] for step in range(50)} == {(0, 0, 0)}
+
+
+def _cohort(num_full: int, num_partial: int) -> tuple[list[CachedCase], np.ndarray]:
+    """Some cases with classes 0 and 1, many that are annotated for class 1 alone."""
+    cases, unannotated = [], []
+    for i in range(num_full + num_partial):
+        case = _case((5, 5, 5), f"c{i}")
+        full = i < num_full
+        points = case.points if full else case.points[case.points[:, 0] == 1]
+        cases.append(CachedCase(name=case.name, image=case.image, target=case.target, points=points))
+        unannotated.append([not full, False])
+    return cases, np.array(unannotated)
+
+
+def test_a_class_that_few_cases_annotate_gets_its_share() -> None:
+    cases, unannotated = _cohort(2, 38)
+    sampler = Sampler(cases, unannotated, foreground_fraction=0.6)
+    drawn = [sampler.draw(sample_rng(0, step, 0), 0, step) for step in range(2000)]
+    centred = [(case, centre) for case, centre in drawn if centre is not None]
+    assert 0.56 < len(centred) / len(drawn) < 0.64
+    rare = [case for case, centre in centred if centre == (0, 0, 0)]
+    assert 0.46 < len(rare) / len(centred) < 0.54  # case by case it would be 2 / 40 / 2
+    assert set(rare) == {0, 1}
+    assert {case for case, centre in centred if centre == (4, 4, 4)} == set(range(40))
+    anywhere = [case for case, centre in drawn if centre is None]
+    assert 0.46 < np.mean([case < 2 for case in anywhere]) < 0.60  # half for class 0, and a 20th of class 1's half
+
+
+def test_patches_are_centred_on_annotated_classes_alone() -> None:
+    cases = [_case((5, 5, 5), f"c{i}") for i in range(3)]  # all hold voxels of both classes
+    sampler = Sampler(cases, np.array([[True, False], [False, True], [True, True]]), foreground_fraction=1.0)
+    drawn = {sampler.draw(sample_rng(0, step, 0), 0, step) for step in range(200)}
+    assert drawn == {(0, (4, 4, 4)), (1, (0, 0, 0))}
+
+
+def test_cases_without_any_class_are_still_seen() -> None:
+    cases = [_case((5, 5, 5), f"c{i}") for i in range(3)]
+    sampler = Sampler(cases, np.ones((3, 2), bool), foreground_fraction=0.5)
+    drawn = [sampler.draw(sample_rng(0, step, 0), 0, step) for step in range(30)]
+    assert all(centre is None for _, centre in drawn)
+    assert {case for case, _ in drawn} == {0, 1, 2}
 
 
 def test_every_pass_sees_every_case_once() -> None:
@@ -54,9 +107,11 @@ def test_every_pass_sees_every_case_once() -> None:
 
 def test_a_batch_can_be_cut_in_pieces() -> None:
     cases = [_case((6, 6, 6), f"c{i}") for i in range(5)]
-    common = {"seed": 1, "step": 3, "batch_size": 4, "roi": (4, 4, 4), "foreground_fraction": 0.5}
-    whole = cut_batch(cases, indices=range(4), **common)  # type: ignore[arg-type]
-    halves = [cut_batch(cases, indices=part, **common) for part in (range(2), range(2, 4))]  # type: ignore[arg-type]
+    sampler = Sampler(cases, np.zeros((5, 2), bool), foreground_fraction=0.5)
+    common = {"seed": 1, "step": 3, "batch_size": 4, "roi": (4, 4, 4)}
+    whole = cut_batch(sampler, indices=range(4), **common)  # type: ignore[arg-type]
+    halves = [cut_batch(sampler, indices=part, **common) for part in (range(2), range(2, 4))]  # type: ignore[arg-type]
     np.testing.assert_array_equal(whole[0], np.concatenate([h[0] for h in halves]))
     np.testing.assert_array_equal(whole[1], np.concatenate([h[1] for h in halves]))
     assert [r.random() for r in whole[2]] == [r.random() for h in halves for r in h[2]]
+    assert whole[3] == halves[0][3] + halves[1][3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -17,9 +18,11 @@ import torch
 from plans import tiny_plan
 
 from autoseg.algos.cache import CachedCase
-from autoseg.algos.trainer import Diverged, Interrupted, Trainer
+from autoseg.algos.plan import ClassPlan
+from autoseg.algos.trainer import Diverged, Interrupted, Trainer, unannotated_classes
 from autoseg.data.phantoms import ellipsoid
 from autoseg.errors import WorkspaceError
+from autoseg.inference.metrics import dice_of_targets
 from autoseg.workspace import JobDir
 
 CPU = torch.device("cpu")
@@ -153,6 +156,55 @@ def test_out_of_memory_is_met_by_smaller_pieces_with_equal_gradients(tmp_path: P
         assert seen == ([2, 1, 1] if fails else [2])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_partially_annotated_cases_are_trained_and_scored_by_what_they_are_annotated_for(tmp_path: Path) -> None:
+    def without_core(case: CachedCase) -> CachedCase:
+        ball = np.where(case.target == 2, 0, case.target)  # naive training would learn a hole here
+        return dataclasses.replace(case, target=ball, points=case.points[case.points[:, 0] == 0], annotated=("sphere",))
+
+    partial = [CASES[0], *(without_core(c) for c in CASES[1:4])]
+    plan = tiny_plan(num_epochs=40, num_epochs_per_validation=20)
+    dice = {}
+    for name, cases in (("marginal", partial), ("naive", [dataclasses.replace(c, annotated=None) for c in partial])):
+        trainer = Trainer(plan, cases, CASES[4:], JobDir(tmp_path / name / "segresnet_0"), device=CPU)
+        trainer.run()
+        trainer.average.load_state_dict(weights(tmp_path / name))
+        dice[name] = dice_of_targets(trainer._predict(CASES[4]), CASES[4].target, plan.label_map)
+    assert dice["marginal"][1] > dice["naive"][1] + 0.1
+    # A validation case counts for what it is annotated for.
+    trainer.val_cases = [dataclasses.replace(CASES[4], annotated=("box",))]
+    assert trainer._validate() == pytest.approx(dice["naive"][1], abs=1e-6)
+
+
+def test_class_weights_reach_loss_and_sampling(tmp_path: Path) -> None:
+    plan = tiny_plan(class_weights={"box": 10.0}, class_sampling={"sphere": 3.0})
+    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
+    assert trainer.class_weights.tolist() == [1.0, 10.0]
+    assert trainer.sampler.weights.tolist() == [3.0, 1.0]
+
+
+def test_a_class_nobody_is_annotated_for_is_background() -> None:
+    cases = [dataclasses.replace(c, annotated=a) for c, a in zip(CASES, [("sphere",), ()], strict=False)]
+    label_map = tiny_plan().label_map
+    assert unannotated_classes(cases, label_map).tolist() == [[False, False], [True, False]]
+    assert not unannotated_classes(CASES, label_map).any()
+
+
+def test_a_sample_annotated_for_one_side_is_not_mirrored_to_the_other(tmp_path: Path) -> None:
+    sides = [ClassPlan(name="kidney_left", values=(1,)), ClassPlan(name="kidney_right", values=(2,))]
+    plan = tiny_plan().model_copy(update={"classes": tuple(sides), "mirror_axes": (0,), "augment": "light"})
+    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
+    image = torch.arange(2.0).repeat(2, 1, 2, 2, 1).movedim(-1, 2)  # rises along X
+    target = torch.ones((2, 1, 2, 2, 2), dtype=torch.uint8)
+    seen = set()
+    for seed in range(20):
+        rngs = [np.random.default_rng([seed, i]) for i in range(2)]
+        out, labels = trainer._augment(image, target, rngs, np.array([[False, True], [False, False]]))
+        assert out[0, 0, 0].mean() < out[0, 0, 1].mean(), "the one-sided sample was mirrored"
+        assert (labels[0] == 1).all()
+        seen.add((bool(out[1, 0, 0].mean() < out[1, 0, 1].mean()), int(labels[1].max())))
+    assert seen == {(True, 1), (False, 2)}
 
 
 WORKER = """

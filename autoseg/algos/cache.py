@@ -48,7 +48,9 @@ class CachedCase:
     target: np.ndarray
     """(1 or K, X, Y, Z) uint8, 255 where ignored."""
     points: np.ndarray
-    """(N, 4) int32: class from 0, x, y, z."""
+    """(N, 4) int32: class from 0, x, y, z; sorted by class."""
+    annotated: tuple[str, ...] | None = None
+    """Classes the case was annotated for; None: all."""
 
 
 def _folder(root: Path, plan: Plan, case: Case) -> Path:
@@ -134,5 +136,5 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         arrays = {
             n: np.load(folder / f"{n}.npy", mmap_mode=mode, allow_pickle=False) for n in ("image", "target", "points")
         }
-        opened.append(CachedCase(name=case.name, **arrays))
+        opened.append(CachedCase(name=case.name, annotated=case.annotated, **arrays))
     return opened

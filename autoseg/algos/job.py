@@ -29,13 +29,13 @@ from autoseg.algos.plan import Plan
 from autoseg.algos.trainer import Diverged, Interrupted, Progress, Pruned, Trainer
 from autoseg.claims import Busy, Claim, LostClaim
 from autoseg.config import LOCATOR, format_duration
-from autoseg.data.datalist import Case, files_digest, read_datalist
+from autoseg.data.datalist import Case, files_digest, read_cases
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.errors import AutosegError, ResourceError
 from autoseg.inference.metrics import dice_per_class, summarise, to_plain
 from autoseg.inference.predictor import Predictor
 from autoseg.reader import read_model
-from autoseg.workspace import Job, JobDir, JobState, Workspace, changed, digest, log_to, write_json
+from autoseg.workspace import Job, JobDir, JobState, Workspace, changed, digest, file_digest, log_to, write_json
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +43,36 @@ DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
 """Environment variable in which a launcher says what `autoseg status` is to call the device."""
 
 
-def job_inputs(plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> dict[str, str]:
+def job_inputs(
+    plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...], first_weights: Path | None = None
+) -> dict[str, str]:
     """What a job is made from: name -> digest. A difference makes it stale."""
     inputs = {f"plan: {key}": digest(value) for key, value in plan.model_dump(mode="json").items()}
     for role, cases in (("training case", train_cases), ("validation case", val_cases)):
-        inputs.update({f"{role} {c.name}": files_digest(c) for c in cases})
+        inputs.update({f"{role} {c.name}": _case_digest(c) for c in cases})
+    if first_weights is not None:
+        inputs["weights of the previous round"] = file_digest(first_weights)
     return inputs
 
 
 def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
-    """The cases that a plan can learn from: the locator's one class needs all that it is made of to be annotated."""
-    if plan.algo != LOCATOR:
+    """The cases that a plan can learn from, annotated for its classes where it merges those of the user.
+
+    A merged class counts as annotated where all that it is made of is. The locator has one alone, so it takes the cases
+    that are annotated for all of it; all cases where none is.
+    """
+    label_map = plan.label_map
+    if label_map.origin is None:
         return cases
-    parts = {c.name for c in plan.user_classes}
-    whole = tuple(c for c in cases if c.annotated is None or parts <= set(c.annotated))
-    return tuple(replace(c, annotated=None) for c in whole or cases)
+    mine = tuple(replace(c, annotated=label_map.wholly(c.annotated)) for c in cases)
+    if plan.algo != LOCATOR:
+        return mine
+    whole = tuple(c for c in mine if c.annotated is None or c.annotated)
+    return tuple(replace(c, annotated=None) for c in whole or mine)
+
+
+def _case_digest(case: Case) -> str:
+    return files_digest(case) if case.annotated is None else digest([files_digest(case), case.annotated])
 
 
 def read_plan(paths: JobDir) -> Plan:
@@ -146,10 +161,11 @@ def run_job(
 
         try:
             plan = read_plan(paths)
-            datalist = read_datalist(workspace.datalist, dataroot)
+            datalist = read_cases(workspace, dataroot)
             train_cases = cases_for(plan, datalist.train_cases(fold))
             val_cases = cases_for(plan, datalist.val_cases(fold))
-            inputs = job_inputs(plan, train_cases, val_cases)
+            first_weights = workspace.first_weights(algo, fold)
+            inputs = job_inputs(plan, train_cases, val_cases, first_weights)
             if _all_agree(job.state == "done" and not changed(job.inputs, inputs)):
                 log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)
                 return job
@@ -177,6 +193,7 @@ def run_job(
                 final_s=lambda validation_s: 1.3 * validation_s + 1.0,
                 started=started,
                 inputs=digest(inputs),
+                first_weights=first_weights,
                 before_write=claim.check if claim is not None else lambda: None,
                 after_epoch=epoch_ended,
             )

@@ -1,6 +1,12 @@
 """The loss: soft Dice with cross-entropy or focal loss, at every resolution the network puts out.
 
+A sample may be annotated for some classes only. Exclusive classes: the probabilities of the others are added to the
+background's, since an unannotated organ lies in what the label calls background (the marginal loss). Regions: the
+outputs of the others are left out. A sample that is annotated for all classes is scored as ever.
+
 Legend: B batch, C outputs, K classes, N voxels.
+
+Source: Shi et al. 2021, Marginal loss and exclusion loss for partially supervised multi-organ segmentation.
 """
 
 from __future__ import annotations
@@ -19,8 +25,8 @@ FOCAL_GAMMA = 2.0
 """Source: Lin et al. 2017; MONAI's DiceFocalLoss."""
 
 
-def dice_loss(probs_bkn: torch.Tensor, target_bkn: torch.Tensor) -> torch.Tensor:
-    """One minus soft Dice, mean over samples and classes.
+def dice_terms(probs_bkn: torch.Tensor, target_bkn: torch.Tensor) -> torch.Tensor:
+    """One minus soft Dice of each class in each sample, (B, K).
 
     Args:
         probs_bkn: (B, K, N) in 0..1, zero where ignored.
@@ -28,11 +34,17 @@ def dice_loss(probs_bkn: torch.Tensor, target_bkn: torch.Tensor) -> torch.Tensor
     """
     overlap = (probs_bkn * target_bkn).sum(-1)
     size = probs_bkn.sum(-1) + target_bkn.sum(-1)
-    return (1 - (2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
+    return 1 - (2 * overlap + SMOOTH) / (size + SMOOTH)
 
 
 def segmentation_loss(
-    logits: torch.Tensor, target: torch.Tensor, *, sigmoid: bool, loss: Literal["dice_ce", "dice_focal"]
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    sigmoid: bool,
+    loss: Literal["dice_ce", "dice_focal"],
+    unannotated: torch.Tensor | None = None,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Dice plus cross-entropy or focal loss of one output.
 
@@ -40,31 +52,66 @@ def segmentation_loss(
         logits: (B, C, X, Y, Z).
         target: (B, 1, X, Y, Z) class indices for softmax, (B, K, X, Y, Z) of 0 and 1 for sigmoid; uint8,
             255 where ignored.
+        unannotated: (B, K) bool, the classes that a sample was not annotated for; None: every sample for all.
+        class_weights: (K,) weight of each class; the background's is 1. None: all alike.
 
     Returns:
         A scalar, float32. The Dice term leaves the background out (nnU-Net).
+
+    Both terms are divided by what they would count were all classes annotated, so that the one class of a sparsely
+    annotated sample does not weigh as much as all classes of another.
     """
     logits = logits.float().flatten(2)
     target = target.flatten(2)
+    num_classes = logits.shape[1] if sigmoid else logits.shape[1] - 1
+    if class_weights is None:
+        class_weights = torch.ones(num_classes, device=logits.device)
+    if unannotated is None:
+        unannotated = torch.zeros((len(logits), num_classes), dtype=torch.bool, device=logits.device)
+    weight_bk = class_weights * ~unannotated
     valid = target != IGNORE  # (B, 1 or K, N)
     if sigmoid:
         truth = (target == 1).float()
         probs = logits.sigmoid()
         ce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         chosen = probs * truth + (1 - probs) * (1 - truth)
-        weight = valid.float()
+        counted = valid * class_weights[:, None]
+        weight = valid * weight_bk[..., None]
     else:
-        index = torch.where(valid, target, torch.zeros_like(target)).long()
-        log_probs = logits.log_softmax(1)
+        log_probs = _merge(logits.log_softmax(1), unannotated)
         probs = log_probs.exp()[:, 1:]
+        index = torch.where(valid, target, torch.zeros_like(target)).long()
+        hidden = F.pad(unannotated, (1, 0)).gather(1, index[:, 0])[:, None]
+        index = index.masked_fill(hidden, 0)  # what a label holds beyond its annotation is background, too
         truth = F.one_hot(index[:, 0], logits.shape[1]).movedim(-1, 1)[:, 1:].float()
         ce = -log_probs.gather(1, index)
         chosen = (-ce).exp()
-        weight = valid.float()
+        counted = weight = valid * F.pad(class_weights, (1, 0), value=1.0)[index]
     if loss == "dice_focal":
         ce = (1 - chosen).clamp(0, 1) ** FOCAL_GAMMA * ce
-    voxelwise = (ce * weight).sum() / weight.sum().clamp(min=1)
-    return dice_loss(probs * weight, truth * weight) + voxelwise
+    voxelwise = (ce * weight).sum() / counted.sum().clamp(min=1)
+    dice = (dice_terms(probs * valid, truth * valid) * weight_bk).sum() / (len(logits) * class_weights.sum())
+    return dice + voxelwise
+
+
+def _merge(log_probs: torch.Tensor, unannotated: torch.Tensor) -> torch.Tensor:
+    """Add the probabilities of unannotated classes to the background's.
+
+    Args:
+        log_probs: (B, C, N), background first.
+        unannotated: (B, C - 1) bool.
+
+    Returns:
+        (B, C, N): their own log probabilities are then very low, and without gradient.
+    """
+    if not unannotated.any():
+        return log_probs
+    merged = F.pad(unannotated, (1, 0))[..., None]  # (B, C, 1)
+    lowest = torch.finfo(log_probs.dtype).min
+    inside = merged.clone()
+    inside[:, 0] = True
+    background = log_probs.masked_fill(~inside, lowest).logsumexp(1, keepdim=True)
+    return torch.cat([background, log_probs[:, 1:].masked_fill(merged[:, 1:], lowest)], 1)
 
 
 def supervised_loss(
@@ -73,11 +120,14 @@ def supervised_loss(
     *,
     sigmoid: bool,
     loss: Literal["dice_ce", "dice_focal"],
+    unannotated: torch.Tensor | None = None,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss over all output resolutions, weights 1, 1/2, 1/4, ... summing to 1.
 
     Args:
         outputs: one output, or several from fine to coarse; targets are brought to each by nearest neighbour.
+        unannotated, class_weights: as `segmentation_loss` takes them.
 
     Source: nnU-Net (normalised weights); the FLARE23 paper's equation 1.
     """
@@ -89,5 +139,8 @@ def supervised_loss(
         sized = target
         if output.shape[2:] != target.shape[2:]:
             sized = F.interpolate(target.float(), size=output.shape[2:], mode="nearest-exact").to(target.dtype)
-        total = total + weight / sum(weights) * segmentation_loss(output, sized, sigmoid=sigmoid, loss=loss)
+        part = segmentation_loss(
+            output, sized, sigmoid=sigmoid, loss=loss, unannotated=unannotated, class_weights=class_weights
+        )
+        total = total + weight / sum(weights) * part
     return total

@@ -26,17 +26,79 @@ def case_of(seed: int, position: int, num_cases: int) -> int:
     return int(order[position % num_cases])
 
 
-def draw_centre(case: CachedCase, rng: np.random.Generator, foreground_fraction: float) -> Voxels | None:
-    """A voxel of a class drawn at random among the case's classes; None: anywhere.
+class Sampler:
+    """Draws the case and the centre of each patch.
 
-    Source: nnU-Net oversamples foreground in a third of the batch, by class present in the case.
+    Where all cases are annotated for the same classes, cases come in shuffled passes, and a class is drawn among those
+    of the case. Where they are not, the class comes first and then a case that has it: drawn case by case, a class that
+    few cases are annotated for would be met in few patches. A patch that may lie anywhere is then cut from a case that
+    is annotated for a class drawn at random, so that background, too, is met where it is known to be background.
+
+    Source: nnU-Net oversamples foreground in a third of the batch, by class present in the case; the FLARE23 paper
+    draws background and every class alike.
     """
-    if rng.random() >= foreground_fraction or len(case.points) == 0:
-        return None
-    chosen = rng.choice(np.unique(case.points[:, 0]))
-    low, high = np.searchsorted(case.points[:, 0], [chosen, chosen + 1])
-    x, y, z = case.points[rng.integers(low, high), 1:]
-    return int(x), int(y), int(z)
+
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        unannotated: np.ndarray,
+        *,
+        foreground_fraction: float,
+        class_weights: np.ndarray | None = None,
+    ) -> None:
+        """Look at the cases once.
+
+        Args:
+            unannotated: (cases, K) bool, the classes that a case was not annotated for.
+            foreground_fraction: share of patches that are centred on a voxel of a class.
+            class_weights: (K,) how often a class is drawn in relation to the others; None: all alike.
+        """
+        num_classes = unannotated.shape[1]
+        self.cases, self.foreground_fraction = cases, foreground_fraction
+        self.weights = np.ones(num_classes) if class_weights is None else np.asarray(class_weights, float)
+        # Points are sorted by class: those of class k lie between bounds[k] and bounds[k + 1].
+        self.bounds = np.stack([np.searchsorted(c.points[:, 0], np.arange(num_classes + 1)) for c in cases])
+        has_points = (np.diff(self.bounds, axis=1) > 0) & ~unannotated
+        self.is_partial = bool((unannotated != unannotated[0]).any())
+        self.having = [np.flatnonzero(has_points[:, k]) for k in range(num_classes)]
+        self.annotated = [np.flatnonzero(~unannotated[:, k]) for k in range(num_classes)]
+        self.has_points = has_points
+
+    def draw(self, rng: np.random.Generator, seed: int, position: int) -> tuple[int, Voxels | None]:
+        """The case of a patch and the voxel it is centred on; None: anywhere.
+
+        Args:
+            rng: of the sample.
+            seed, position: of the stream of all samples, for the passes over the cases.
+        """
+        centred = rng.random() < self.foreground_fraction
+        if not self.is_partial:
+            case = case_of(seed, position, len(self.cases))
+            known = np.flatnonzero(self.has_points[case] & (self.weights > 0))
+            return case, self._point(case, self._class(rng, known), rng) if centred and len(known) else None
+        if centred:
+            k = self._class(rng, [k for k, having in enumerate(self.having) if len(having) and self.weights[k] > 0])
+            if k is not None:
+                case = int(rng.choice(self.having[k]))
+                return case, self._point(case, k, rng)
+        found = [cases for cases in self.annotated if len(cases)]
+        if not found:  # no case is annotated for anything
+            return case_of(seed, position, len(self.cases)), None
+        return int(rng.choice(found[int(rng.integers(len(found)))])), None
+
+    def _class(self, rng: np.random.Generator, known: Sequence[int] | np.ndarray) -> int | None:
+        """A class out of some, by weight; None where there is none."""
+        if len(known) == 0:
+            return None
+        weights = self.weights[known]
+        even = bool((weights == weights[0]).all())
+        return int(rng.choice(known, p=None if even else weights / weights.sum()))
+
+    def _point(self, case: int, k: int | None, rng: np.random.Generator) -> Voxels | None:
+        if k is None:
+            return None
+        x, y, z = self.cases[case].points[rng.integers(*self.bounds[case, k : k + 2]), 1:]
+        return int(x), int(y), int(z)
 
 
 def cut_patch(
@@ -67,30 +129,24 @@ def cut_patch(
 
 
 def cut_batch(
-    cases: Sequence[CachedCase],
-    *,
-    seed: int,
-    step: int,
-    batch_size: int,
-    indices: Sequence[int],
-    roi: Voxels,
-    foreground_fraction: float,
-) -> tuple[np.ndarray, np.ndarray, list[np.random.Generator]]:
+    sampler: Sampler, *, seed: int, step: int, batch_size: int, indices: Sequence[int], roi: Voxels
+) -> tuple[np.ndarray, np.ndarray, list[np.random.Generator], list[int]]:
     """Cut the patches of one step that this process is to train on.
 
     Args:
         indices: places in the global batch, 0..batch_size-1.
 
     Returns:
-        images (len(indices), C, *roi) float32, targets (len(indices), 1 or K, *roi) uint8, and each sample's random
-        state, which goes on into its augmentation.
+        images (len(indices), C, *roi) float32, targets (len(indices), 1 or K, *roi) uint8, each sample's random
+        state, which goes on into its augmentation, and its case.
     """
-    images, targets, rngs = [], [], []
+    images, targets, rngs, chosen = [], [], [], []
     for index in indices:
         rng = sample_rng(seed, step, index)
-        case = cases[case_of(seed, step * batch_size + index, len(cases))]
-        image, target = cut_patch(case, roi, rng, draw_centre(case, rng, foreground_fraction))
+        case, centre = sampler.draw(rng, seed, step * batch_size + index)
+        image, target = cut_patch(sampler.cases[case], roi, rng, centre)
         images.append(image)
         targets.append(target)
         rngs.append(rng)
-    return np.stack(images), np.stack(targets), rngs
+        chosen.append(case)
+    return np.stack(images), np.stack(targets), rngs, chosen

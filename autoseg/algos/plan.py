@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from autoseg.annotations import suggest
 from autoseg.config import AlgoName, Positive3, Strict, Voxels3
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import ChannelNorm, NormalizeMode, Preprocessing
@@ -97,6 +98,10 @@ class Plan(Strict):
     """Moving average of the weights."""
     loss: Literal["dice_ce", "dice_focal"]
     """Loss of each output resolution."""
+    class_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Weight of a class in the loss; 1 where it is not named."""
+    class_sampling: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """How often patches are centred on a class; 1 where it is not named."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)]
     """Overlap of windows in inference."""
@@ -112,6 +117,10 @@ class Plan(Strict):
         for channel in self.channels:
             if channel.mode in ("ct", "range") and channel.bounds is None:
                 raise ValueError(f"channels: mode {channel.mode} needs bounds: [low, high]")
+        names = [c.name for c in self.classes]
+        for key in ("class_weights", "class_sampling"):
+            if unknown := [name for name in getattr(self, key) if name not in names]:
+                raise ValueError(f"{key}: no class {unknown[0]}. {suggest(unknown[0], names)}")
         return self
 
     @property

@@ -14,10 +14,12 @@ from autoseg.algos.networks import network_module
 from autoseg.algos.networks.sizing import Choice, Sizing, round_up
 from autoseg.algos.plan import Plan
 from autoseg.algos.templates import FILLED, template_values
+from autoseg.annotations import suggest
 from autoseg.config import LOCATOR, AlgoName, Settings
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resampled_shape
+from autoseg.errors import ConfigError
 
 MINUTES_PER_CPU_JOB = 60
 """Without a budget a job on a CPU gets at most this long: somebody waits for it at a desk."""
@@ -147,8 +149,20 @@ def make_plan(
 
     Returns:
         The plan, and for each of its keys where it came from.
+
+    Raises:
+        ConfigError: A weight is given to a class that there is not.
     """
     fixed = settings.hyper(algo)
+
+    unknown = [
+        f"{key}: no class {name}. {suggest(name, label_map.names)}"
+        for key in ("class_weights", "class_sampling")
+        for name in fixed.get(key, {})  # type: ignore[attr-defined]
+        if name not in label_map.names
+    ]
+    if unknown:
+        raise ConfigError(unknown)
 
     def place(key: str) -> str:
         return origins.get(f"{algo}.{key}") or origins.get(key, "input.yaml")

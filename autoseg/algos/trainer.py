@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,10 +30,11 @@ from autoseg.algos.cache import CachedCase
 from autoseg.algos.device import autocast, resolve_precision, take_onednn
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.networks import build_network, divisor
-from autoseg.algos.patches import cut_batch
+from autoseg.algos.patches import Sampler, cut_batch
 from autoseg.algos.plan import Plan
 from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validation_marks
 from autoseg.config import format_duration
+from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, WorkspaceError
 from autoseg.inference.metrics import dice_of_targets
 from autoseg.inference.windows import ProbRows, predict_targets
@@ -105,6 +107,7 @@ class Trainer:
         final_s: Callable[[float], float] = lambda validation_s: 0.0,
         started: float | None = None,
         inputs: str = "",
+        first_weights: Path | None = None,
         before_write: Callable[[], None] = lambda: None,
         after_epoch: Callable[[Progress, float], None] = lambda progress, dice: None,
     ) -> None:
@@ -116,6 +119,7 @@ class Trainer:
             final_s: seconds that follow training, from the seconds of a validation; kept free of a budget.
             started: `time.monotonic()` when the job began, so that preprocessing counts towards a budget.
             inputs: digest of the files the cases come from; a checkpoint made from others is not gone on with.
+            first_weights: a state dict to start from; None: random weights.
             before_write: called before any file is written; raises where this process may not any more.
             after_epoch: called after each epoch with the validation's Dice, NaN where none was due; may raise `Pruned`.
         """
@@ -139,10 +143,22 @@ class Trainer:
         self._stop = ""  # the signal that came
         self._agreed = ""  # the signal that all processes stop for
 
+        self.unannotated = unannotated_classes(train_cases, plan.label_map)
+        names = plan.label_map.names
+        self.sampler = Sampler(
+            train_cases,
+            self.unannotated,
+            foreground_fraction=plan.foreground_fraction,
+            class_weights=np.array([plan.class_sampling.get(name, 1.0) for name in names]),
+        )
+        self.class_weights = torch.tensor([plan.class_weights.get(name, 1.0) for name in names], device=device)
+
         torch.manual_seed(plan.seed)
         self.memory_format = torch.channels_last_3d
         # channels-last: 1.3 times on a CPU (measured), tensor cores want it on a GPU.
         network = build_network(plan).to(device)
+        if first_weights is not None:
+            network.load_state_dict(torch.load(first_weights, map_location=device, weights_only=True))
         network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
@@ -228,30 +244,22 @@ class Trainer:
         rate = learning_rate(plan.learning_rate, self._share(), plan.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        images, targets, rngs = cut_batch(
-            self.train_cases,
+        images, targets, rngs, chosen = cut_batch(
+            self.sampler,
             seed=plan.seed,
             step=p.step,
             batch_size=plan.batch_size,
             indices=self.indices,
             roi=plan.roi_size,
-            foreground_fraction=plan.foreground_fraction,
         )
+        unannotated = self.unannotated[chosen]
         image = torch.from_numpy(images).to(self.device, non_blocking=True)
         target = torch.from_numpy(targets).to(self.device, non_blocking=True)
         if plan.augment != "none":
-            image, target = augment_batch(
-                image,
-                target,
-                rngs,
-                spacing_mm=plan.resample_resolution,
-                mirror_axes=plan.mirror_axes,
-                left_right_pairs=plan.label_map.left_right_pairs,
-                sigmoid=plan.sigmoid,
-                light=plan.augment == "light",
-            )
+            image, target = self._augment(image, target, rngs, unannotated)
         torch.manual_seed(plan.seed * 1_000_003 + p.step * self.world + self.rank)  # for networks with dropout
-        loss = self._backward(image.to(memory_format=self.memory_format), target)
+        hidden = torch.from_numpy(unannotated).to(self.device)
+        loss = self._backward(image.to(memory_format=self.memory_format), target, hidden)
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), plan.grad_clip)
         self.scaler.step(self.optimizer)
@@ -264,17 +272,52 @@ class Trainer:
         if p.step == 3 and plan.budget_s is not None:
             self._measure_validation()
 
-    def _backward(self, image: torch.Tensor, target: torch.Tensor) -> float:
+    def _augment(
+        self, image: torch.Tensor, target: torch.Tensor, rngs: Sequence[np.random.Generator], unannotated: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change the patches at random.
+
+        A sample that is annotated for one side of a pair alone is not mirrored along X: it would come to show the side
+        that is not annotated.
+        """
+        plan = self.plan
+        pairs = plan.label_map.left_right_pairs
+        one_sided = np.zeros(len(rngs), bool)
+        for a, b in pairs:
+            one_sided |= unannotated[:, a] != unannotated[:, b]
+        how: dict[str, Any] = {
+            "spacing_mm": plan.resample_resolution,
+            "left_right_pairs": pairs,
+            "sigmoid": plan.sigmoid,
+            "light": plan.augment == "light",
+        }
+        if not one_sided.any():
+            return augment_batch(image, target, rngs, mirror_axes=plan.mirror_axes, **how)
+        parts = []
+        for i, rng in enumerate(rngs):
+            axes = [a for a in plan.mirror_axes if a != 0 or not one_sided[i]]
+            parts.append(augment_batch(image[i : i + 1], target[i : i + 1], [rng], mirror_axes=axes, **how))
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _backward(self, image: torch.Tensor, target: torch.Tensor, unannotated: torch.Tensor) -> float:
         """Gradients of the mean loss over this process' samples; smaller pieces where memory runs out."""
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
                 total = 0.0
                 for first in range(0, len(image), self.micro_batch):
-                    piece, truth = image[first : first + self.micro_batch], target[first : first + self.micro_batch]
+                    part = slice(first, first + self.micro_batch)
+                    piece, truth = image[part], target[part]
                     with autocast(self.device, self.plan.precision):
                         outputs = self.model(piece)
-                    loss = supervised_loss(outputs, truth, sigmoid=self.plan.sigmoid, loss=self.plan.loss)
+                    loss = supervised_loss(
+                        outputs,
+                        truth,
+                        sigmoid=self.plan.sigmoid,
+                        loss=self.plan.loss,
+                        unannotated=unannotated[part],
+                        class_weights=self.class_weights,
+                    )
                     loss = loss * (len(piece) / len(image))
                     self.scaler.scale(loss).backward()
                     total += float(loss.detach())
@@ -382,7 +425,8 @@ class Trainer:
         scores = torch.full((len(self.val_cases), len(label_map.names)), math.nan, dtype=torch.float64)
         for i in range(self.rank, len(self.val_cases), self.world):
             case = self.val_cases[i]
-            scores[i] = torch.tensor(dice_of_targets(self._predict(case), np.asarray(case.target), label_map))
+            pred, target = self._predict(case), np.asarray(case.target)
+            scores[i] = torch.tensor(dice_of_targets(pred, target, label_map, annotated=case.annotated))
         if self.world > 1:
             seen = ~scores.isnan()
             both = torch.stack([scores.nan_to_num(0.0), seen.double()]).to(self.device)
@@ -459,6 +503,17 @@ class Trainer:
             return {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
         except ValueError:  # not the main thread: signals are somebody else's
             return {}
+
+
+def unannotated_classes(cases: Sequence[CachedCase], label_map: LabelMap) -> np.ndarray:
+    """Which classes each case was not annotated for, (cases, K) bool.
+
+    A class that no case is annotated for counts as annotated and absent everywhere: it could else take any share of
+    the background's probability.
+    """
+    found = np.array([[c.annotated is not None and n not in c.annotated for n in label_map.names] for c in cases])
+    found[:, found.all(axis=0)] = False
+    return found
 
 
 def save_weights(network: nn.Module, paths: JobDir) -> None:

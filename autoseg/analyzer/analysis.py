@@ -174,13 +174,17 @@ def _judge(
     training = [m for m in sound if m.role == "training"] or [m for m in sound if not datalist.training]
     occurring: dict[str, tuple[str, ...]] = {}
     annotated: dict[str, tuple[str, ...]] = {}
+    settled: dict[str, tuple[str, ...]] = {}
     if label_map is not None:
-        occurring = {m.case.name: m.present(label_map) for m in training if m.stats.classes}
-        declared = {m.case.name: m.case.annotated for m in training}
-        annotated = {
-            name: annotated_classes(declared[name], present, label_map.names, settings.partial_labels)
-            for name, present in occurring.items()
+        settled = {
+            m.case.name: annotated_classes(
+                m.case.annotated, m.present(label_map), label_map.names, settings.partial_labels
+            )
+            for m in sound
+            if m.stats.classes
         }
+        occurring = {m.case.name: m.present(label_map) for m in training if m.stats.classes}
+        annotated = {name: settled[name] for name in occurring}
         found += _check_declarations(training, settings)
     groups, occurring_groups = groups_of.group_cases(annotated), groups_of.group_cases(occurring)
     silent = settings.partial_labels == "off" and all(m.case.annotated is None for m in training)
@@ -205,6 +209,7 @@ def _judge(
         quarantined=tuple(m.case.name for m in measured if m.case.name in bad),
         label_groups=groups,
         occurring_groups=occurring_groups,
+        annotated={n: a for n, a in settled.items() if label_map is not None and a != label_map.names},
         hint=HINT if silent and partial else "",
         label_map=label_map,
         fingerprint=Fingerprint.of(datastats) if training and datalist.training else None,

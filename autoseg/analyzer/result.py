@@ -31,6 +31,8 @@ class Analysis:
     """Training cases by the classes they were annotated for, largest group first."""
     occurring_groups: tuple[LabelGroup, ...]
     """Training cases by the classes that occur in them."""
+    annotated: dict[str, tuple[str, ...]]
+    """Labelled case of any role -> the classes it was annotated for; one that is annotated for all is left out."""
     hint: str
     """What to set where labels look partial and nothing was declared; else empty."""
     label_map: LabelMap | None

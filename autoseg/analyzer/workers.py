@@ -20,6 +20,7 @@ import psutil
 from autoseg.analyzer.case import CaseStats, analyze_case
 from autoseg.analyzer.headers import Finding
 from autoseg.analyzer.reading import file_digest
+from autoseg.claims import HEARTBEAT
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +144,9 @@ def _parts(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
 
 
 def _in_processes(parts: Sequence[Sequence[Task]], workers: int, free_bytes: int) -> Iterator[Result]:
-    # A fork starts in milliseconds, but is sound only while there are no other threads.
-    can_fork = sys.platform.startswith("linux") and threading.active_count() == 1
+    # A fork starts in milliseconds, but is sound only while no other thread can hold a lock; heartbeats hold none.
+    others = [t for t in threading.enumerate() if t is not threading.current_thread()]
+    can_fork = sys.platform.startswith("linux") and all(t.name.startswith(HEARTBEAT) for t in others)
     context = multiprocessing.get_context("fork" if can_fork else "spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
     try:

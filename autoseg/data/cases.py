@@ -10,6 +10,15 @@ from autoseg.workspace import digest, file_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A case's label with pseudo-labels where classes were missing: learned from, never scored."""
+
+    label: Path
+    annotated: tuple[str, ...] | None
+    """Classes it is complete for; None: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One patient's scan: its image files, its label if there is one, and what is known about both."""
 
@@ -21,9 +30,18 @@ class Case:
     fold: int | None = None
     """Validation fold the case belongs to, from 0; None: not in cross-validation."""
     annotated: tuple[str, ...] | None = None
-    """Names of the classes its annotators looked for; None: not declared."""
+    """Names of the classes its annotators looked for. In a user's list None means: not declared; in a run's own list
+    the analysis has settled it, and None means: all."""
     group: str | None = None
     """Patient; cases of one patient are never split over folds."""
+    completed: Completed | None = None
+    """What a later round of training learns from in place of the label."""
+
+    def for_training(self) -> Case:
+        """The case with the label that is to be learned from."""
+        if self.completed is None:
+            return self
+        return replace(self, label=self.completed.label, annotated=self.completed.annotated, completed=None)
 
 
 def files_digest(case: Case) -> str:
@@ -38,7 +56,8 @@ class Datalist:
 
     training: tuple[Case, ...]
     """Labelled, each with a fold 0..num_fold-1 once read; where the list named `validation` cases instead of
-    folds, those come last, with fold 0, and the others have none."""
+    folds, those come last, with fold 0, and the others have none. In a later round of training, unlabeled cases that
+    were given pseudo-labels, too, without fold or label."""
     validation: tuple[Case, ...] = ()
     """Labelled cases named beside folds; held back from training, not used to choose models."""
     testing: tuple[Case, ...] = ()
@@ -55,6 +74,8 @@ class Datalist:
     channels: tuple[str, ...] = ()
     """Names of the channels, as a foreign data set gives them; empty where it does not."""
     path: Path | None = field(default=None, compare=False)
+    folds_made: bool = field(default=False, compare=False)
+    """Whether the folds were made when the list was read, since it has none."""
 
     @property
     def num_fold(self) -> int:
@@ -62,12 +83,12 @@ class Datalist:
         return 1 + max((c.fold for c in self.training if c.fold is not None), default=-1)
 
     def train_cases(self, fold: int) -> tuple[Case, ...]:
-        """The cases a fold's model learns from."""
-        return tuple(c for c in self.training if c.fold != fold)
+        """The cases a fold's model learns from, pseudo-labels included."""
+        return tuple(c.for_training() for c in self.training if c.fold != fold)
 
     def val_cases(self, fold: int) -> tuple[Case, ...]:
-        """The cases a fold's model never sees."""
-        return tuple(c for c in self.training if c.fold == fold)
+        """The cases a fold's model never sees, with the labels their annotators made."""
+        return tuple(c for c in self.training if c.fold == fold and c.label is not None)
 
     def without(self, names: Collection[str]) -> Datalist:
         """The same list less some cases, whatever their role."""

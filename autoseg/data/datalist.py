@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autoseg.data import foreign
-from autoseg.data.cases import Case, Datalist, files_digest
+from autoseg.data.cases import Case, Completed, Datalist, files_digest
 from autoseg.data.listfile import load_json
 from autoseg.data.listreader import build_datalist
 from autoseg.errors import ConfigError
-from autoseg.workspace import write_json
+from autoseg.workspace import Workspace, read_json, write_json
 
-__all__ = ["Case", "Datalist", "files_digest", "read_datalist", "write_datalist"]
+__all__ = ["Case", "Completed", "Datalist", "files_digest", "read_cases", "read_datalist", "write_datalist"]
 
 
 def read_datalist(
@@ -44,6 +45,29 @@ def read_datalist(
     elif foreign.is_msd(raw):
         raw = foreign.msd_to_plain(raw, root)
     return build_datalist(raw, root, path=path, num_fold=num_fold, seed=seed, extra_modalities=extra_modalities)
+
+
+def read_cases(workspace: Workspace, dataroot: Path) -> Datalist:
+    """The cases of a run or of one of its rounds, with the labels that were completed for it.
+
+    Raises:
+        ConfigError: As `read_datalist`.
+        WorkspaceError: The list of completed labels is damaged.
+    """
+    found = read_datalist(workspace.datalist, dataroot)
+    if not workspace.completed.exists():
+        return found
+    made = {
+        name: Completed(
+            label=workspace.completed.parent / item["file"],
+            annotated=None if item["annotated"] is None else tuple(item["annotated"]),
+        )
+        for name, item in read_json(workspace.completed).items()
+    }
+    training = [replace(c, completed=made.get(c.name)) for c in found.training]
+    joined = [replace(c, completed=made[c.name]) for c in found.unlabeled if c.name in made]
+    rest = tuple(c for c in found.unlabeled if c.name not in made)
+    return replace(found, training=(*training, *joined), unlabeled=rest)
 
 
 def write_datalist(datalist: Datalist, path: Path, dataroot: Path, *, extra_modalities: Sequence[str] = ()) -> None:

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from autoseg.data.cases import Case
 from autoseg.errors import ConfigError
+
+
+def deal_folds(cases: Sequence[Case], *, num_fold: int, seed: int) -> tuple[Case, ...]:
+    """The cases with new folds, balanced over the classes they are annotated for, never splitting a patient.
+
+    Raises:
+        ConfigError: As `make_folds`.
+    """
+    folds = make_folds(
+        [c.name for c in cases],
+        num_fold=num_fold,
+        seed=seed,
+        groups=[c.group for c in cases],
+        strata=["" if c.annotated is None else "\n".join(sorted(c.annotated)) for c in cases],
+    )
+    return tuple(replace(c, fold=f) for c, f in zip(cases, folds, strict=True))
 
 
 def make_folds(

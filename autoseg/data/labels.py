@@ -342,6 +342,8 @@ def annotated_classes(
         partial_labels: off: all classes, whatever is declared; declared: the declaration, all classes where there
             is none; infer: the declaration, else the classes that occur.
 
+    Nobody else decides this: the analysis stores the answer in the run's datalist.
+
     Source: inferring from what occurs is what NVIDIA did for FLARE23 (Table 1 of its paper).
     """
     if partial_labels == "off" or (declared is None and partial_labels == "declared"):

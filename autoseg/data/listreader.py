@@ -12,7 +12,7 @@ from typing import Any
 
 from autoseg.annotations import nearest, suggest
 from autoseg.data.cases import Case, Datalist
-from autoseg.data.folds import make_folds
+from autoseg.data.folds import deal_folds
 from autoseg.data.listfile import LabelTable, parse_channels, parse_labels, unique_names
 from autoseg.errors import ConfigError
 
@@ -101,6 +101,7 @@ class _Reader:
             modality=channels[0] if channels else None,
             channels=channels if len(channels) > 1 else (),
             path=self.path,
+            folds_made=not chosen and num_fold is not None and all(c.fold is None for c in cases["training"]),
         )
 
     def head(self) -> tuple[LabelTable, tuple[str, ...]]:
@@ -249,14 +250,7 @@ class _Reader:
             return (*training, *(replace(c, fold=0) for c in validation))
         if has_folds or num_fold is None:
             return tuple(training)
-        folds = make_folds(
-            [c.name for c in training],
-            num_fold=num_fold,
-            seed=seed,
-            groups=[c.group for c in training],
-            strata=["" if c.annotated is None else "\n".join(sorted(c.annotated)) for c in training],
-        )
-        return tuple(replace(c, fold=f) for c, f in zip(training, folds, strict=True))
+        return deal_folds(training, num_fold=num_fold, seed=seed)
 
     def check_folds(self, cases: dict[str, list[Case]], num_fold: int | None) -> None:
         """Folds that leave nothing to learn from, or that let a patient be learnt and validated."""

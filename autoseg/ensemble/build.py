@@ -23,7 +23,6 @@ from autoseg.ensemble.out_of_fold import (
     Progress,
     case_digest,
     finish_out_of_fold,
-    model_digest,
     read_record,
     score_of,
     score_out_of_fold,
@@ -33,7 +32,7 @@ from autoseg.ensemble.tables import format_rows, format_score, format_table
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.inference.metrics import TOLERANCE_MM, mean_score, summarise, to_plain
 from autoseg.inference.postprocess import ClassRule, set_rules
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.reader import read_model
 from autoseg.workspace import Workspace, digest, write_json, write_text
 
@@ -90,7 +89,6 @@ def build_ensemble(
         datalist,
         algos_by_fold,
         combine=how.combine,
-        partial=settings.partial_labels,
         device=settings.device,
         progress=progress,
     )
@@ -116,7 +114,6 @@ def build_ensemble(
         workspace,
         spoken,
         label_map,
-        settings.partial_labels,
         given=set_rules(names, settings.inference.slice_run, settings.inference.min_voxels),
         choose_rules=how.postprocess == "auto",
     )
@@ -182,13 +179,13 @@ def _predict_testing(
         path = workspace.ensemble / "records" / f"{case.name}.json"
         try:
             rules = [rule.model_dump(exclude={"dice_before", "dice_after"}) for rule in spec.postprocessing]
-            key = case_digest(case, models, digest([spec.combine, rules]), settings.partial_labels)
+            key = case_digest(case, models, digest([spec.combine, rules]))
             record = read_record(path, key, [target])
             if record is None:
                 if predictor is None:
                     jobs = [workspace.job_dir(a, f) for a, f in spec.members]
                     predictor = Predictor(jobs, device=settings.device, combine=spec.combine, rules=spec.postprocessing)
-                record = {"made_from": key, "dice": _predict_case(predictor, case, target, settings)}
+                record = {"made_from": key, "dice": _predict_case(predictor, case, target)}
                 write_json(path, record)
             if record["dice"] is not None:
                 scores[case.name] = [math.nan if v is None else float(v) for v in record["dice"]]
@@ -200,16 +197,14 @@ def _predict_testing(
     return scores, failures
 
 
-def _predict_case(predictor: Predictor, case: Case, target: Path, settings: Settings) -> list[float | None] | None:
+def _predict_case(predictor: Predictor, case: Case, target: Path) -> list[float | None] | None:
     segment(predictor, case.images, target)
     if case.label is None:
         return None
     label, pred = read_label(case.label), read_label(target).array[0]
     if found := label.grid.differs_from(read_grid(case.images[0])[0]):
         raise DataError(f"{case.label}: not on the grid of {case.images[0].name} ({found}). Export the label again.")
-    scores: list[float | None] = to_plain(
-        score_of(case, pred, label, predictor.label_map.named, settings.partial_labels)
-    )
+    scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map.named))
     return scores
 
 

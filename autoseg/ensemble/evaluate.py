@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,11 +16,13 @@ from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import SUFFIXES, Volume, read_label, stem_of, suffix_of
 from autoseg.ensemble.tables import format_rows, format_score
 from autoseg.errors import ConfigError, DataError
+from autoseg.inference.flare23 import TOLERANCES_MM, flare23_scores
 from autoseg.inference.metrics import TOLERANCE_MM, Summary, dice_per_class, nsd_per_class, summarise, to_plain
 from autoseg.workspace import write_json
 
 log = logging.getLogger(__name__)
 
+Scoring = Literal["autoseg", "flare23"]
 NO_CLASS = frozenset({0, 255})
 """Values that are no class unless asked for: background, and the usual mark of ignored voxels."""
 
@@ -34,7 +37,8 @@ class Evaluation:
     nsd: dict[str, list[float]]
     missing: tuple[str, ...]
     """Labels without a prediction; they score 0."""
-    tolerance_mm: float
+    tolerance_mm: float | None
+    """Of the surface Dice; None: each class has its own."""
 
     def summaries(self) -> tuple[Summary, Summary]:
         """Dice and NSD over cases and classes."""
@@ -42,7 +46,12 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Path, labels: Path, *, classes: Sequence[str] | None = None, tolerance_mm: float = TOLERANCE_MM
+    predictions: Path,
+    labels: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    tolerance_mm: float = TOLERANCE_MM,
+    scoring: Scoring = "autoseg",
 ) -> Evaluation:
     """Score every label file's prediction.
 
@@ -53,9 +62,10 @@ def evaluate(
         classes: names of the label values 1, 2, ...; or label values; None: every value that occurs in `labels`
             but 0 and 255.
         tolerance_mm: of the surface Dice.
+        scoring: flare23: by that challenge's rules, classes and tolerances.
 
     Raises:
-        ConfigError: A folder is missing or holds no label files.
+        ConfigError: A folder is missing or holds no label files; classes were given that the scoring fixes.
         DataError: A file cannot be read, is one of several for a case, or lies on another grid; all at once.
     """
     for flag, folder in (("--predictions", predictions), ("--labels", labels)):
@@ -70,7 +80,11 @@ def evaluate(
     if not preds:
         raise ConfigError(f"--predictions: {predictions} holds no label files ({', '.join(SUFFIXES)}).")
     faults: list[str] = []
-    if classes is not None:
+    if scoring == "flare23":
+        if classes is not None:
+            raise ConfigError("--classes: no effect together with --scoring flare23, which has its own. Leave it out.")
+        label_map = _given(tuple(TOLERANCES_MM))
+    elif classes is not None:
         label_map = _given(classes)
     else:
         label_map = _occurring(truths, faults)
@@ -89,13 +103,20 @@ def evaluate(
         except DataError as error:
             faults.extend(m for m in error.messages if m not in faults)
             continue
-        label = truth.array[0]
-        dice[stem_of(path)] = dice_per_class(pred, label, label_map)
-        surface[stem_of(path)] = nsd_per_class(pred, label, label_map, truth.spacing_mm, tolerance_mm)
+        label, name = truth.array[0], stem_of(path)
+        if scoring == "flare23":
+            dice[name], surface[name] = flare23_scores(pred, label, truth.grid)
+            continue
+        dice[name] = dice_per_class(pred, label, label_map)
+        surface[name] = nsd_per_class(pred, label, label_map, truth.spacing_mm, tolerance_mm)
     if faults:
         raise DataError(faults)
     return Evaluation(
-        classes=label_map.names, dice=dice, nsd=surface, missing=tuple(missing), tolerance_mm=tolerance_mm
+        classes=label_map.names,
+        dice=dice,
+        nsd=surface,
+        missing=tuple(missing),
+        tolerance_mm=tolerance_mm if scoring == "autoseg" else None,
     )
 
 
@@ -152,7 +173,8 @@ def format_evaluation(found: Evaluation) -> str:
         rows.append([d.name, *[format_score(v) for v in (d.mean, d.std, d.low, d.high, s.mean, s.std)], str(d.num)])
     means = [format_score(v) for v in (dice.mean, math.nan, dice.low, dice.high, surface.mean, math.nan)]
     rows.append(["mean", *means, str(dice.num_cases)])
-    header = ["class", "dice", "std", "95% low", "high", f"nsd {found.tolerance_mm:g} mm", "std", "n"]
+    tolerance = "" if found.tolerance_mm is None else f" {found.tolerance_mm:g} mm"
+    header = ["class", "dice", "std", "95% low", "high", f"nsd{tolerance}", "std", "n"]
     lines = [format_rows(header, rows)]
     if found.missing:
         lines.append(f"No prediction, so Dice 0: {', '.join(found.missing)}")
@@ -166,11 +188,12 @@ def evaluate_folders(
     classes: Sequence[str] | None = None,
     output: Path | None = None,
     tolerance_mm: float = TOLERANCE_MM,
+    scoring: Scoring = "autoseg",
 ) -> int:
     """Score a folder, print the table, and write every score as JSON where asked for.
 
     Args:
-        predictions, labels, classes, tolerance_mm: as `evaluate` takes them.
+        predictions, labels, classes, tolerance_mm, scoring: as `evaluate` takes them.
         output: JSON file.
 
     Returns:
@@ -179,7 +202,7 @@ def evaluate_folders(
     Raises:
         ConfigError, DataError: as `evaluate`; the output cannot be written.
     """
-    found = evaluate(Path(predictions), Path(labels), classes=classes, tolerance_mm=tolerance_mm)
+    found = evaluate(Path(predictions), Path(labels), classes=classes, tolerance_mm=tolerance_mm, scoring=scoring)
     print(format_evaluation(found))  # noqa: T201 - the command's result
     if output is not None:
         dice, surface = found.summaries()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 
-from autoseg.algos.plan import Plan
 from autoseg.data.datalist import Case, Datalist
 from autoseg.data.labels import LabelMap
 from autoseg.data.streams import MemoryImage
@@ -29,39 +28,21 @@ from autoseg.inference.budget import Cost, Facts, weights_bytes
 from autoseg.inference.calibration import Calibration
 from autoseg.inference.metrics import TOLERANCE_MM, class_means, dice_per_class, nsd_per_class, to_plain
 from autoseg.inference.postprocess import LEAST_GAIN, ClassRule, clean, measure_parts, propose
-from autoseg.inference.predictor import Predictor, vote
+from autoseg.inference.predictor import Predictor, model_digest, vote
 from autoseg.inference.restore import Member, labels_of_means
 from autoseg.inference.sides import BodyWatch
 from autoseg.inference.windows import ProbRows
-from autoseg.reader import read_model
 from autoseg.workspace import Workspace, digest, file_digest, read_json, write_json
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of cases done, of all, and the name of the one just done."""
-Partial = Literal["off", "infer", "declared"]
 
 RECORD_VERSION = 3
 """Raised whenever the meaning of a record changes."""
 
 
-def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
-    """A digest of a trained job: its weights and its plan."""
-    job = workspace.job_dir(algo, fold)
-    return digest([file_digest(job.model), read_model(job.plan, Plan).model_dump(mode="json")])
-
-
-def annotated_classes(case: Case, label: np.ndarray, label_map: LabelMap, partial: Partial) -> Collection[str] | None:
-    """The classes a case's score counts: as declared; else, with `infer`, those that occur; else all (None)."""
-    if case.annotated is not None:
-        return case.annotated
-    if partial != "infer":
-        return None
-    present = set(np.unique(label).tolist())
-    return [n for n, values in zip(label_map.names, label_map.values, strict=True) if present & set(values)]
-
-
-def case_digest(case: Case, models: Mapping[str, str], combine: str, partial: Partial) -> str:
+def case_digest(case: Case, models: Mapping[str, str], combine: str) -> str:
     """A digest of everything a case's prediction and score are made from.
 
     Raises:
@@ -71,7 +52,7 @@ def case_digest(case: Case, models: Mapping[str, str], combine: str, partial: Pa
     if lost := [path for path in files if not path.exists()]:
         raise DataError([f"{path}: no such file. Check the path in the datalist and dataroot." for path in lost])
     found = [file_digest(path) for path in files]
-    return digest([RECORD_VERSION, found, dict(models), combine, case.annotated, partial])
+    return digest([RECORD_VERSION, found, dict(models), combine, case.annotated])
 
 
 def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
@@ -82,10 +63,9 @@ def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any]
     return record if record.get("made_from") == key else None
 
 
-def score_of(case: Case, pred: np.ndarray, label: Volume, label_map: LabelMap, partial: Partial) -> list[float]:
+def score_of(case: Case, pred: np.ndarray, label: Volume, label_map: LabelMap) -> list[float]:
     """Dice per class of a prediction (X, Y, Z) in RAS."""
-    truth = label.array[0]
-    return dice_per_class(pred, truth, label_map, annotated=annotated_classes(case, truth, label_map, partial))
+    return dice_per_class(pred, label.array[0], label_map, annotated=case.annotated)
 
 
 def read_case_label(case: Case, image: Volume) -> Volume:
@@ -107,7 +87,6 @@ def score_out_of_fold(
     algos_by_fold: Mapping[int, Sequence[str]],
     *,
     combine: Literal["auto", "mean", "vote"],
-    partial: Partial,
     device: str,
     progress: Progress | None = None,
 ) -> tuple[list[CaseScore], list[str]]:
@@ -129,14 +108,14 @@ def score_out_of_fold(
         cost: Cost | None = None
         for case in datalist.val_cases(fold):
             try:
-                key = case_digest(case, models, combine, partial)
+                key = case_digest(case, models, combine)
                 outputs = [_label_file(workspace, c, case) for c in wanted]
                 record = read_record(workspace.ensemble / "records" / f"{case.name}.json", key, outputs)
                 if record is None:
                     if cost is None:
                         jobs = [workspace.job_dir(a, fold) for a in algos]
                         cost = Cost(predictor=Predictor(jobs, device=device))
-                    found = _score_case(workspace, case, cost, algos, wanted, partial)
+                    found = _score_case(workspace, case, cost, algos, wanted)
                     record = {"made_from": key, "fold": fold, **found}
                     write_json(workspace.ensemble / "records" / f"{case.name}.json", record)
                 scores.append(_from_record(case, record))
@@ -175,7 +154,6 @@ def _score_case(
     cost: Cost,
     algos: Sequence[str],
     wanted: Sequence[Combination],
-    partial: Partial,
 ) -> dict[str, Any]:
     """Predict a case with each algorithm, merge them in every way, write the labels and score them.
 
@@ -200,10 +178,8 @@ def _score_case(
         each = predictor.each(watched)
     except DataError as error:
         raise DataError([f"{case.images[0]}: {message}" for message in error.messages]) from error
-    truth = label.array[0]
-    annotated = annotated_classes(case, truth, label_map.named, partial)
-    target = label_map.encode(truth)
-    counted = None if annotated is None else label_map.wholly(tuple(annotated))
+    target = label_map.encode(label.array[0])
+    counted = label_map.wholly(case.annotated)
     counts = [Calibration(target, label_map, counted) for _ in means]
     found = labels_of_means(
         each, [places[c] for c in means], shape, label_map, watch=lambda k, place, probs: counts[k].add(place, probs)
@@ -219,7 +195,7 @@ def _score_case(
         path = _label_file(workspace, combination, case)
         with writing(path):
             write_volume(path, pred, image.grid)
-        dice[combination.name] = score_of(case, pred, label, label_map.named, partial)
+        dice[combination.name] = score_of(case, pred, label, label_map.named)
     calibration = {c.name: count.to_json() for c, count in zip(means, counts, strict=True)}
     took = _cost_of(cost, algos, image, watched.axis, each, seconds)
     return {"dice": to_plain(dice), "calibration": calibration, "cost": took}
@@ -271,7 +247,6 @@ def finish_out_of_fold(
     workspace: Workspace,
     cases: Mapping[str, tuple[Case, str]],
     label_map: LabelMap,
-    partial: Partial,
     *,
     given: Sequence[ClassRule],
     choose_rules: bool,
@@ -287,15 +262,15 @@ def finish_out_of_fold(
         given: rules that were set; they come first.
         choose_rules: look for more.
     """
-    plain = _score_rules(workspace, cases, label_map, partial, given)
+    plain = _score_rules(workspace, cases, label_map, given)
     proposed: dict[str, ClassRule] = {}
     if choose_rules:
-        parts = [_parts_of(workspace, name, *found, label_map, partial, given) for name, found in cases.items()]
+        parts = [_parts_of(workspace, name, *found, label_map, given) for name, found in cases.items()]
         proposed = propose(label_map.names, parts)
     rules = tuple(given)
     while proposed:
         rules = _joined(label_map.names, given, proposed)
-        tried = _score_rules(workspace, cases, label_map, partial, rules)
+        tried = _score_rules(workspace, cases, label_map, rules)
         before, after = (class_means([*scores.values()]) for scores in (plain, tried))
         gain = {n: (b, a) for n, b, a in zip(label_map.names, before, after, strict=True)}
         if lost := [n for n in proposed if not gain[n][1] > gain[n][0] + LEAST_GAIN]:
@@ -304,7 +279,7 @@ def finish_out_of_fold(
             continue
         rules = tuple(_with_gain(rule, *gain[rule.name]) if rule.name in proposed else rule for rule in rules)
         break
-    return _write_finished(workspace, cases, label_map, partial, rules)
+    return _write_finished(workspace, cases, label_map, rules)
 
 
 def _with_gain(rule: ClassRule, before: float, after: float) -> ClassRule:
@@ -327,18 +302,12 @@ def _joined(
     return tuple(found)
 
 
-def _annotated(case: Case, truth: np.ndarray, label_map: LabelMap, partial: Partial) -> Collection[str]:
-    found = annotated_classes(case, truth, label_map, partial)
-    return label_map.names if found is None else found
-
-
 def _parts_of(
     workspace: Workspace,
     name: str,
     case: Case,
     combination: str,
     label_map: LabelMap,
-    partial: Partial,
     given: Sequence[ClassRule],
 ) -> list[dict[str, Any] | None]:
     """Sizes of a prediction's parts, None for classes that do not count; kept in the case's record."""
@@ -349,7 +318,7 @@ def _parts_of(
         assert case.label is not None
         label = read_label(case.label)
         pred, _ = _cleaned(workspace, name, combination, label_map, given)
-        counts = _annotated(case, label.array[0], label_map, partial)
+        counts = label_map.names if case.annotated is None else case.annotated
         parts = measure_parts(pred, label.array[0], label_map, label.spacing_mm)
         record["parts"][key] = [p if n in counts else None for n, p in zip(label_map.names, parts, strict=True)]
         write_json(path, record)
@@ -375,7 +344,6 @@ def _score_rules(
     workspace: Workspace,
     cases: Mapping[str, tuple[Case, str]],
     label_map: LabelMap,
-    partial: Partial,
     rules: Sequence[ClassRule],
 ) -> dict[str, list[float]]:
     """Case -> Dice per class of the labels with rules applied; kept in the cases' records."""
@@ -390,7 +358,7 @@ def _score_rules(
         if key not in scores:
             assert case.label is not None
             labels, _ = _cleaned(workspace, name, combination, label_map, rules)
-            dice = score_of(case, labels, read_label(case.label), label_map, partial)
+            dice = score_of(case, labels, read_label(case.label), label_map)
             scores[key] = to_plain(dice)
             write_json(path, record)
         found[name] = _floats(scores[key])
@@ -401,7 +369,6 @@ def _write_finished(
     workspace: Workspace,
     cases: Mapping[str, tuple[Case, str]],
     label_map: LabelMap,
-    partial: Partial,
     rules: tuple[ClassRule, ...],
 ) -> Finished:
     """Write the labels with rules applied to out_of_fold/ensemble/ and measure their surfaces; what is there stays."""
@@ -410,7 +377,7 @@ def _write_finished(
     for path in folder.iterdir():
         if stem_of(path) not in cases:
             path.unlink()
-    dice = _score_rules(workspace, cases, label_map, partial, rules)
+    dice = _score_rules(workspace, cases, label_map, rules)
     finished = Finished(rules=rules, raw={}, dice=dice, nsd={}, calibration={})
     for name, (case, combination) in cases.items():
         path, target = workspace.ensemble / "records" / f"{name}.json", folder / f"{name}.nii.gz"
@@ -424,9 +391,8 @@ def _write_finished(
             if key not in surface:
                 assert case.label is not None
                 label = read_label(case.label)
-                annotated = annotated_classes(case, label.array[0], label_map, partial)
                 scores = nsd_per_class(
-                    labels, label.array[0], label_map, label.spacing_mm, TOLERANCE_MM, annotated=annotated
+                    labels, label.array[0], label_map, label.spacing_mm, TOLERANCE_MM, annotated=case.annotated
                 )
                 surface[key] = to_plain(scores)
             record["in_ensemble"] = key

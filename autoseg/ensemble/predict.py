@@ -110,6 +110,7 @@ def load_predictor(
     if not workspace.root.is_dir():
         raise WorkspaceError(f"{workspace.root}: no such work_dir. Give the folder of a finished run with --work_dir.")
     settings = read_inference(workspace).model_copy(update=dict(inference or {}))
+    workspace = workspace.finished()
     trained = [job for job in workspace.jobs() if job.state == "done"]
     locators = [workspace.job_dir(job.algo, job.fold) for job in trained if job.algo == LOCATOR]
     options = options_of(settings, has_locator=bool(locators))

@@ -31,7 +31,7 @@ from autoseg.inference.restore import Member, labelled_slabs
 from autoseg.inference.sides import BodyWatch, split_sides
 from autoseg.inference.windows import ProbRows
 from autoseg.reader import read_model
-from autoseg.workspace import JobDir
+from autoseg.workspace import JobDir, Workspace, digest, file_digest
 
 log = logging.getLogger(__name__)
 Combine = Literal["mean", "vote"]
@@ -81,6 +81,12 @@ def load_model(job: JobDir, device: torch.device) -> Model:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
+    """A digest of a trained job: its weights and its plan."""
+    job = workspace.job_dir(algo, fold)
+    return digest([file_digest(job.model), read_model(job.plan, Plan).model_dump(mode="json")])
 
 
 class Predictor:

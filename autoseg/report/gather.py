@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from autoseg.data.datalist import Datalist, read_datalist
+from autoseg.data.datalist import Datalist, read_cases
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.explain import Entry, job_folders, plan_entries, stored_settings
@@ -61,12 +61,26 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The analysis' summary."""
-        return _json(self.workspace.root / "state" / "summary.json")
+        return _json(self.workspace.run / "state" / "summary.json")
 
     @cached_property
     def scores(self) -> dict[str, Any]:
         """Out-of-fold scores."""
         return _json(self.workspace.scores)
+
+    @cached_property
+    def audit(self) -> dict[str, Any]:
+        """What became of the pseudo-labels of the last round."""
+        return _json(self.workspace.latest().audit)
+
+    @cached_property
+    def audited(self) -> Datalist | None:
+        """The cases of the last round with their completed labels; None where their files have moved."""
+        try:
+            return read_cases(self.workspace.latest(), self.dataroot)
+        except (ConfigError, WorkspaceError) as error:
+            self.notes.append(f"The pseudo-labels cannot be shown: {error.messages[0]}")
+            return None
 
     @cached_property
     def ensemble(self) -> dict[str, Any]:
@@ -102,7 +116,7 @@ class Run:
         if not self.workspace.datalist.exists():
             return None
         try:
-            return read_datalist(self.workspace.datalist, self.dataroot)
+            return read_cases(self.workspace, self.dataroot)
         except ConfigError as error:
             self.notes.append(f"The cases' files cannot be shown: {error.messages[0]}")
             return None
@@ -150,7 +164,7 @@ def inputs_digest(workspace: Workspace) -> str:
     patterns = ("job.json", "metrics.jsonl", "configs/hyper_parameters.yaml")
     jobs = [path for pattern in patterns for path in sorted(w.root.glob(f"*_*/{pattern}"))]
     found = []
-    for path in (w.settings, w.datastats, w.faults, w.scores, w.ensemble_spec, *jobs):
+    for path in (w.settings, w.datastats, w.faults, w.scores, w.ensemble_spec, w.latest().audit, *jobs):
         try:  # by content: some are written by every command, mostly as they were
             found.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
         except FileNotFoundError:

@@ -18,12 +18,13 @@ from markupsafe import Markup
 
 from autoseg import __version__
 from autoseg.config import format_duration
+from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, WorkspaceError
 from autoseg.inference.calibration import expected_error
 from autoseg.report import figures
 from autoseg.report.compare import case_means, compare
 from autoseg.report.gather import Run, by_number, clock, inputs_digest, plain
-from autoseg.report.pictures import picture_case
+from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.workspace import Workspace, digest, file_digest, write_text
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 Content = dict[str, Any]
 FEW = 12
 """Rows of a list that are shown at once; more are folded away."""
+MOST_ROWS = 500
+"""Rows of a long list that are on the page at all; audit.json has the others."""
+MOST_PICTURES = 3
+"""Cases whose pseudo-labels are shown in pictures."""
 
 
 def check_run(workspace: Workspace) -> None:
@@ -45,6 +50,7 @@ def check_run(workspace: Workspace) -> None:
 
 def is_current(workspace: Workspace) -> bool:
     """Whether the report shows the run as it is; it carries a digest of what it was made from."""
+    workspace = workspace.finished()
     if not workspace.report.exists():
         return False
     with open(workspace.report, "rb") as file:
@@ -70,7 +76,7 @@ def make_report(work_dir: Path, *, output: Path | None = None, live: bool = Fals
         WorkspaceError: The folder is no run's, or a file of it is damaged.
         ConfigError: The output cannot be written.
     """
-    workspace = Workspace(work_dir)
+    workspace = Workspace(work_dir).finished()
     target = output or workspace.report
     write_text(target, render(workspace, live=live))
     return target
@@ -85,12 +91,15 @@ def render(workspace: Workspace, *, live: bool = False) -> str:
     check_run(workspace)
     run = Run(workspace)
     sections = []
-    for name, title, make, command in SECTIONS:
+    _shown_pictures.clear()
+    for name, title, make, command in sections_of(workspace):
         try:
             content = make(run)
         except AutosegError as error:
             content = {"fault": " ".join(error.messages)}
         sections.append({"id": name, "title": title, "command": command, **(content or {"empty": True})})
+    for key in set(_known_pictures) - _shown_pictures:
+        del _known_pictures[key]
     environment = Environment(
         loader=PackageLoader("autoseg.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -435,31 +444,81 @@ def _cases(run: Run) -> Content | None:
     return {"classes": classes, "rows": rows, "few": FEW, "plot": plot, "pictures": _pictures(run, wanted, means)}
 
 
-_known_pictures: dict[str, Any] = {}
+_known_pictures: dict[str, CasePicture] = {}
 """Of the last page, so that a live view does not make them anew."""
+_shown_pictures: set[str] = set()
+"""Keys of those on the page that is being made."""
+
+
+def _picture(images: tuple[Path, ...], label: Path, prediction: Path, label_map: LabelMap) -> CasePicture:
+    """As `picture_case`, made once as long as the files stay as they are."""
+    files = [*images, label, prediction]
+    key = digest([str(prediction), *(file_digest(p) for p in files if p.exists())])
+    if key not in _known_pictures:
+        _known_pictures[key] = picture_case(images, label, prediction, label_map)
+    _shown_pictures.add(key)
+    return _known_pictures[key]
 
 
 def _pictures(run: Run, wanted: dict[str, str], means: dict[str, float]) -> list[Content]:
     by_name = {c.name: c for c in run.datalist.training} if run.datalist else {}
     label_map = run.label_map
-    found, used = [], {}
+    found = []
     for rank, name in wanted.items():
         case = by_name.get(name)
         prediction = run.workspace.out_of_fold / "ensemble" / f"{name}.nii.gz"
         if case is None or case.label is None or label_map is None:
             continue
         try:
-            files = [*case.images, case.label, prediction]
-            key = digest([str(prediction), *(file_digest(p) for p in files if p.exists())])
-            picture = _known_pictures.get(key) or picture_case(case.images, case.label, prediction, label_map)
+            picture = _picture(case.images, case.label, prediction, label_map)
         except AutosegError as error:
             run.notes.append(f"No picture of {name}: {' '.join(error.messages)}")
             continue
-        used[key] = picture
-        found.append({"rank": rank, "name": name, "dice": means[name], "fold": case.fold, "picture": picture})
-    _known_pictures.clear()
-    _known_pictures.update(used)
+        found.append(
+            {
+                "title": f"{rank} case: {name}",
+                "text": f"Mean Dice {_score(means[name])}, fold {case.fold}.",
+                "alt": f"{name}, {rank.lower()} case, Dice {_score(means[name])}",
+                "picture": picture,
+            }
+        )
     return found
+
+
+def _pseudolabels(run: Run) -> Content | None:
+    """What was accepted and rejected, and pictures of the most suspicious labels that were accepted."""
+    if not run.audit:
+        return None
+    rows = run.audit["rows"]
+    accepted = [row for row in rows if not row["rejected"]]
+    cases = list(dict.fromkeys(row["case"] for row in accepted))[:MOST_PICTURES]
+    roles = run.audited.training if run.audited else ()
+    by_name = {case.name: case for case in roles}
+    pictures = []
+    for name in cases:
+        case = by_name.get(name)
+        if case is None or case.completed is None or run.label_map is None:
+            continue
+        why = [row for row in accepted if row["case"] == name][0]
+        try:
+            picture = _picture(case.images, case.label or case.completed.label, case.completed.label, run.label_map)
+        except AutosegError as error:
+            run.notes.append(f"No picture of {name}: {' '.join(error.messages)}")
+            continue
+        what = f"{why['name']}: {_words_of(why)}"
+        title = name if case.label is not None else f"{name}, an unlabeled image: all lines are pseudo-labels"
+        pictures.append({"title": title, "text": what, "alt": f"pseudo-labels of {name}", "picture": picture})
+    return {**run.audit, "few": FEW, "rows": rows[:MOST_ROWS], "num_rows": len(rows), "pictures": pictures}
+
+
+def _words_of(row: Content) -> str:
+    """What speaks against a pseudo-label, in words."""
+    words = [
+        f"{key.replace('_', ' ')} {row[key]:.2f}" for key in ("disagreement", "confidence") if row[key] is not None
+    ]
+    if row["volume_z"] is not None:
+        words.append(f"volume {row['volume_ml']:.3g} ml, {row['volume_z']:+.1f} deviations from the labelled cases")
+    return ", ".join(words) + "."
 
 
 def _calibration(run: Run) -> Content | None:
@@ -523,8 +582,14 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("scores", "Scores", _scores, "autoseg ensemble"),
     ("comparison", "Comparison", _comparison, "autoseg ensemble"),
     ("cases", "Cases", _cases, "autoseg ensemble"),
+    ("pseudolabels", "Pseudo-labels", _pseudolabels, "autoseg pseudolabel"),
     ("calibration", "Calibration", _calibration, "autoseg ensemble"),
     ("usage", "Time, memory, disk", _usage, "autoseg run"),
     ("reproduce", "How to make it again", _reproduce, "autoseg run"),
 )
 """Each: anchor, title, what makes its content (None: not there yet), the command that gets it there."""
+
+
+def sections_of(workspace: Workspace) -> list[tuple[str, str, Callable[[Run], Content | None], str]]:
+    """The sections that a run has: pseudo-labels only where it has rounds of training."""
+    return [section for section in SECTIONS if section[0] != "pseudolabels" or workspace.num_rounds > 1]

@@ -1,0 +1,134 @@
+"""What became of the pseudo-labels, by case and class, the most suspicious first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from autoseg.pseudolabel.evidence import ClassEvidence
+from autoseg.pseudolabel.rounds import How
+
+LEAST_SPREAD = 0.15
+"""Spread of the logarithm of a volume that is taken at least: organs of adults differ by this much anyway."""
+MOST_Z = 3.0
+"""Standard deviations from the labelled cases at which a volume is as suspicious as too much disagreement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """One class of one case."""
+
+    case: str
+    name: str
+    """Of the class."""
+    rejected: str
+    """Why it was rejected; empty: accepted."""
+    voxels_filled: int
+    voxels_ignored: int
+    volume_ml: float
+    volume_z: float | None
+    """Robust standard deviations of the logarithm of the volume from the labelled cases; None where they are few."""
+    confidence: float | None
+    disagreement: float | None
+    suspicion: float
+    """The largest of: disagreement and lack of confidence as shares of their limits, volume_z over 3. 1: at a limit."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+def volume_z(volume_ml: float, labelled_ml: Sequence[float]) -> float | None:
+    """How far a volume lies from those of the labelled cases: in robust standard deviations of the logarithm.
+
+    Args:
+        labelled_ml: of the cases in which annotators found the class; three at least, or there is no answer.
+    """
+    known = [math.log(v) for v in labelled_ml if v > 0]
+    if len(known) < 3:
+        return None
+    middle = median(known)
+    # 1.4826 times the median deviation is the standard deviation of a normal distribution.
+    spread = max(LEAST_SPREAD, 1.4826 * median(abs(v - middle) for v in known))
+    return (math.log(max(volume_ml, 1e-3)) - middle) / spread
+
+
+def suspicion(found: ClassEvidence, z: float | None, how: How) -> float:
+    """How much is to be said against a pseudo-label; 1 where one figure is at its limit."""
+    reasons = [0.0 if z is None else abs(z) / MOST_Z]
+    if found.disagreement is not None:
+        reasons.append(found.disagreement / how.max_disagreement)
+    if found.confidence is not None:
+        reasons.append((1 - found.confidence) / (1 - how.confidence))
+    return max(reasons)
+
+
+def make_row(
+    case: str,
+    name: str,
+    found: ClassEvidence,
+    *,
+    rejected: str,
+    filled: int,
+    ignored: int,
+    labelled_ml: Sequence[float],
+    how: How,
+) -> AuditRow:
+    """All that is known of one class in one case."""
+    z = volume_z(found.volume_ml, labelled_ml)
+    return AuditRow(
+        case=case,
+        name=name,
+        rejected=rejected,
+        voxels_filled=filled,
+        voxels_ignored=ignored,
+        volume_ml=found.volume_ml,
+        volume_z=z,
+        confidence=found.confidence,
+        disagreement=found.disagreement,
+        suspicion=suspicion(found, z, how),
+    )
+
+
+def audit_json(
+    rows: Sequence[AuditRow], dice: Mapping[str, float | None], how: How, *, round_: int, joined: Sequence[str]
+) -> dict[str, Any]:
+    """The audit as plain data.
+
+    Args:
+        rows: of all cases.
+        dice: out-of-fold Dice of each class in the previous round.
+        round_: the round that learns from the labels.
+        joined: unlabeled cases that train in it.
+    """
+    names = list(dict.fromkeys(row.name for row in rows))
+    classes = []
+    for name in names:
+        mine = [row for row in rows if row.name == name]
+        reasons: dict[str, int] = {}
+        for row in mine:
+            if row.rejected:
+                kind = row.rejected.partition(":")[0]
+                reasons[kind] = reasons.get(kind, 0) + 1
+        classes.append(
+            {
+                "name": name,
+                "dice": dice.get(name),
+                "accepted": sum(not row.rejected for row in mine),
+                "rejected": sum(bool(row.rejected) for row in mine),
+                "reasons": reasons,
+                "voxels_filled": sum(row.voxels_filled for row in mine),
+                "voxels_ignored": sum(row.voxels_ignored for row in mine),
+            }
+        )
+    ordered = sorted(rows, key=lambda row: (-row.suspicion, row.case, row.name))
+    return {
+        "round": round_,
+        "settings": asdict(how),
+        "joined": list(joined),
+        "classes": classes,
+        "rows": [row.to_json() for row in ordered],
+    }

@@ -1,0 +1,313 @@
+"""The stage `pseudolabel`: predict what is missing, judge it, write the labels and the list of the next round.
+
+Every case is predicted once (`predicted/`, `confidence/`, `evidence/`) and completed once (`labels/`); each file is
+written whole, and its digest of origins last, so that a stage that was killed goes on and ends with the same labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from autoseg import __version__
+from autoseg.config import Settings
+from autoseg.data.cases import Case, Datalist, files_digest
+from autoseg.data.datalist import read_datalist, write_datalist
+from autoseg.data.labels import LabelMap
+from autoseg.data.volumes import read_label, write_volume
+from autoseg.errors import DataError, ResourceError, WorkspaceError
+from autoseg.inference.predictor import Predictor, model_digest
+from autoseg.pseudolabel.audit import audit_json, make_row
+from autoseg.pseudolabel.complete import complete_label, ignore_value
+from autoseg.pseudolabel.evidence import ClassEvidence, Prediction, predict_case
+from autoseg.pseudolabel.judge import judge
+from autoseg.pseudolabel.rounds import How, cases_to_fill, later_round
+from autoseg.workspace import Workspace, digest, read_json, write_json
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, str], None]
+"""Called with the number of cases done, of all, and the name of the one just done."""
+
+VERSION = 1
+"""Raised whenever the meaning of a stored prediction or label changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PseudolabelResult:
+    """What the stage came to."""
+
+    text: str
+    """A row per class: cases accepted and rejected, with the reasons."""
+    joined: tuple[str, ...]
+    """Unlabeled cases that train in the next round."""
+    failures: tuple[str, ...]
+    """Cases that could not be predicted, with the reason."""
+
+
+def class_dice(source: Workspace) -> dict[str, float | None]:
+    """Out-of-fold Dice of each class by a round's ensemble.
+
+    Raises:
+        WorkspaceError: The round has no ensemble yet.
+    """
+    if not source.ensemble_spec.exists():
+        raise WorkspaceError(
+            f"{source.root}: no ensemble yet to label the other cases with. Run `autoseg ensemble` or `autoseg run`."
+        )
+    scores = read_json(source.scores)
+    chosen = next(c for c in scores["candidates"] if c["name"] == scores["chosen"])
+    return {c["name"]: c["mean"] for c in chosen["classes"]}
+
+
+def stage_inputs(source: Workspace, datalist: Datalist, settings: Settings, label_map: LabelMap) -> dict[str, str]:
+    """What the pseudo-labels of a round are made from: name -> digest.
+
+    Args:
+        source: the round whose models label.
+        datalist: the run's own.
+
+    Raises:
+        WorkspaceError: `source` has no ensemble yet.
+    """
+    how = How.of(settings)
+    dice = class_dice(source)
+    inputs = {f"model {a}_{f}": model_digest(source, a, f) for a, f in _members(source)}
+    inputs["settings of pseudo-labels"] = digest([asdict(how), settings.seed])
+    inputs["classes"] = digest([label_map.names, label_map.values, label_map.ignore_label])
+    inputs["scores"] = digest(dice)
+    inputs["cases"] = digest([[c.name, c.fold] for c in datalist.training])
+    for case, _ in cases_to_fill(datalist, label_map.names, how):
+        inputs[f"case {case.name}"] = digest([files_digest(case), case.annotated])
+    return inputs
+
+
+def missing_files(target: Workspace) -> list[str]:
+    """Completed labels that a round's list names and that are not there."""
+    if not target.completed.exists():
+        return [target.completed.name]
+    files = [item["file"] for item in read_json(target.completed).values()]
+    return [file for file in files if not (target.pseudolabels / file).exists()]
+
+
+def _members(source: Workspace) -> list[tuple[str, int]]:
+    return [(str(a), int(f)) for a, f in read_json(source.ensemble_spec)["members"]]
+
+
+def make_pseudolabels(
+    source: Workspace,
+    target: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    label_map: LabelMap,
+    *,
+    progress: Progress | None = None,
+) -> PseudolabelResult:
+    """Complete the labels of all cases for the next round, and write its datalist.
+
+    Args:
+        source: the round whose ensemble predicts.
+        target: the round that learns from it.
+        datalist: the run's own.
+        label_map: of the data set.
+        progress: called after each case.
+
+    Raises:
+        WorkspaceError: `source` has no ensemble.
+    """
+    how = How.of(settings)
+    dice = class_dice(source)
+    todo = cases_to_fill(datalist, label_map.names, how)
+    models = {f"{a}_{f}": model_digest(source, a, f) for a, f in _members(source)}
+    log.info("pseudolabel: %d cases, %d models of round %d", len(todo), len(models), source.round)
+    maker = _Maker(source, target, settings, label_map, how, models)
+    failures: list[str] = []
+    evidence: dict[str, dict[str, ClassEvidence]] = {}
+    for done, (case, wanted) in enumerate(todo, 1):
+        try:
+            evidence[case.name] = maker.predict(case, wanted)
+        except (DataError, ResourceError) as error:
+            log.error("%s: no pseudo-labels: %s", case.name, error)
+            failures.extend(f"{case.name}: {message}" for message in error.messages)
+        if progress is not None:
+            progress(done, len(todo), case.name)
+    verdicts = judge(evidence, dice, how)
+    labelled_ml = _labelled_volumes(target, label_map)
+    completed: dict[str, dict[str, Any]] = {}
+    rows = []
+    for case, _ in todo:
+        if case.name not in evidence:
+            continue
+        accepted = [name for name, rejected in verdicts[case.name].items() if not rejected]
+        counts = maker.complete(case, accepted, evidence[case.name]) if accepted else maker.drop(case)
+        if accepted:
+            annotated = tuple(n for n in label_map.names if n in (*(case.annotated or ()), *accepted))
+            completed[case.name] = {
+                "file": f"labels/{case.name}.nii.gz",
+                "annotated": None if annotated == label_map.names else list(annotated),
+            }
+        rows += [
+            make_row(
+                case.name,
+                name,
+                found,
+                rejected=verdicts[case.name][name],
+                filled=counts["filled"].get(name, 0),
+                ignored=counts["ignored"].get(name, 0),
+                labelled_ml=labelled_ml.get(name, ()),
+                how=how,
+            )
+            for name, found in evidence[case.name].items()
+        ]
+    joined = tuple(c.name for c in datalist.unlabeled if c.name in completed)
+    audit = audit_json(rows, dice, how, round_=target.round, joined=joined)
+    write_json(target.audit, {**audit, "failures": failures})
+    previous = read_datalist(source.datalist, settings.dataroot)
+    listed = later_round(datalist, previous, label_map, how, number=target.round, seed=settings.seed)
+    write_datalist(listed, target.datalist, settings.dataroot)
+    write_json(target.completed, completed)
+    return PseudolabelResult(text=_text(audit, len(joined)), joined=joined, failures=tuple(failures))
+
+
+class _Maker:
+    """Predicts and completes single cases; what was made from the same before is not made again."""
+
+    def __init__(
+        self,
+        source: Workspace,
+        target: Workspace,
+        settings: Settings,
+        label_map: LabelMap,
+        how: How,
+        models: Mapping[str, str],
+    ) -> None:
+        self.source, self.folder, self.label_map, self.how = source, target.pseudolabels, label_map, how
+        self.models, self.device, self.round = dict(models), settings.device, target.round
+        self.predictor: Predictor | None = None
+
+    def _key(self, case: Case, wanted: Sequence[str]) -> str:
+        names = [self.label_map.names, self.label_map.values]
+        return digest([VERSION, files_digest(case), case.annotated, list(wanted), self.models, self.how.filters, names])
+
+    def _annotated(self, case: Case) -> tuple[str, ...]:
+        return case.annotated or ()
+
+    def predict(self, case: Case, wanted: Sequence[str]) -> dict[str, ClassEvidence]:
+        """What the models say about a case.
+
+        Raises:
+            DataError: The case cannot be read.
+        """
+        path = self.folder / "evidence" / f"{case.name}.json"
+        files = [self._file("predicted", case), self._file("confidence", case)]
+        key = self._key(case, wanted)
+        if path.exists() and all(f.exists() for f in files):
+            record = read_json(path)
+            if record["made_from"] == key:
+                return {name: ClassEvidence(**found) for name, found in record["classes"].items()}
+        members = [(a, int(f)) for a, _, f in (name.rpartition("_") for name in self.models)]
+        if self.predictor is None:
+            self.predictor = Predictor([self.source.job_dir(a, f) for a, f in members], device=self.device)
+        label = None if case.label is None else read_label(case.label).array[0]
+        found: Prediction = predict_case(
+            self.predictor,
+            [f for _, f in members],
+            case.images,
+            label,
+            wanted=wanted,
+            annotated=self._annotated(case),
+            conditioned=self.how.filters,
+        )
+        write_volume(files[0], found.predicted, found.grid)
+        write_volume(files[1], found.percent, found.grid)
+        classes = {name: e.to_json() for name, e in found.classes.items()}
+        write_json(path, {"made_from": key, "classes": classes})
+        return {name: ClassEvidence(**e) for name, e in classes.items()}
+
+    def complete(
+        self, case: Case, accepted: Sequence[str], evidence: Mapping[str, ClassEvidence]
+    ) -> dict[str, dict[str, int]]:
+        """Write a case's completed label, and beside it where it comes from.
+
+        Returns:
+            Voxels `filled` and `ignored`, by class.
+        """
+        target, sidecar = self._file("labels", case), self.folder / "labels" / f"{case.name}.json"
+        confidence = self.how.confidence if self.how.filters else 0.0
+        ignored = ignore_value(self.label_map)
+        made_from = digest([self._key(case, list(evidence)), list(accepted), confidence, ignored])
+        if sidecar.exists() and target.exists():
+            record = read_json(sidecar)
+            if record["made_from"] == made_from:
+                return {"filled": record["voxels_filled"], "ignored": record["voxels_ignored"]}
+        original = None if case.label is None else read_label(case.label)
+        predicted = read_label(self._file("predicted", case))
+        done = complete_label(
+            None if original is None else original.array[0],
+            predicted.array[0],
+            read_label(self._file("confidence", case)).array[0],
+            label_map=self.label_map,
+            accepted=accepted,
+            confidence=confidence,
+            ignore_value=ignored,
+        )
+        sidecar.unlink(missing_ok=True)  # a label without it is not whole
+        write_volume(target, done.label, predicted.grid)
+        origin = {
+            "case": case.name,
+            "round": self.round,
+            "models": self.models,
+            "round_of_models": self.source.round,
+            "settings": asdict(self.how),
+            "annotated": list(self._annotated(case)),
+            "filled": list(accepted),
+            "voxels_filled": done.filled,
+            "voxels_ignored": done.ignored,
+            "ignore_value": ignored if confidence > 0 else None,
+            "version": __version__,
+            "made_from": made_from,
+        }
+        write_json(sidecar, origin)
+        return {"filled": done.filled, "ignored": done.ignored}
+
+    def drop(self, case: Case) -> dict[str, dict[str, int]]:
+        """Take away a label that was completed for a case before, where nothing is accepted any more."""
+        for path in (self.folder / "labels" / f"{case.name}.json", self._file("labels", case)):
+            path.unlink(missing_ok=True)
+        return {"filled": {}, "ignored": {}}
+
+    def _file(self, kind: str, case: Case) -> Path:
+        return self.folder / kind / f"{case.name}.nii.gz"
+
+
+def _labelled_volumes(target: Workspace, label_map: LabelMap) -> dict[str, list[float]]:
+    """Ml of each class in the cases where annotators found it, from the analysis."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    cases = yaml.load(target.datastats_by_case.read_text(), Loader=loader)["stats_by_cases"]
+    found: dict[str, list[float]] = {}
+    for case in cases:
+        if "label_stats" not in case:
+            continue
+        table = dict(zip(case["label_stats"]["labels"], case["label_stats"]["label"], strict=True))
+        for name, values in zip(label_map.names, label_map.values, strict=True):
+            volume = float(np.sum([table[v]["volume_ml"] for v in values if v in table]))
+            if volume > 0:
+                found.setdefault(name, []).append(volume)
+    return found
+
+
+def _text(audit: Mapping[str, Any], num_joined: int) -> str:
+    width = max([len(c["name"]) for c in audit["classes"]] + [5])
+    lines = [f"{'class':{width}} | Dice   | accepted | rejected"]
+    for c in audit["classes"]:
+        why = ", ".join(f"{num} {reason}" for reason, num in c["reasons"].items())
+        dice = "     -" if c["dice"] is None else f"{c['dice']:.4f}"
+        lines.append(f"{c['name']:{width}} | {dice} | {c['accepted']:8d} | {c['rejected']}{f' ({why})' if why else ''}")
+    if num_joined:
+        lines.append(f"{num_joined} unlabeled images join")
+    return "Pseudo-labels, cases by class\n" + "\n".join(lines)

@@ -1,0 +1,68 @@
+"""The label that the next round learns from: the annotators' own, with accepted pseudo-labels where it was silent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoseg.data.labels import LabelMap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CompletedLabel:
+    """A completed label and what was done to it."""
+
+    label: np.ndarray
+    """(X, Y, Z) values of a label file, the ignore value among them."""
+    filled: dict[str, int]
+    """Voxels filled in, by class."""
+    ignored: dict[str, int]
+    """Voxels left out since the models are not sure, by the class they lean to; `background` among them."""
+
+
+def complete_label(
+    label: np.ndarray | None,
+    predicted: np.ndarray,
+    percent: np.ndarray,
+    *,
+    label_map: LabelMap,
+    accepted: Sequence[str],
+    confidence: float,
+    ignore_value: int,
+) -> CompletedLabel:
+    """Fill in accepted classes where the annotators left background.
+
+    Args:
+        label: (X, Y, Z) values as the annotators made them; None: there is no label.
+        predicted, percent: (X, Y, Z) as `Prediction` has them.
+        accepted: classes to fill in; others stay background, as the annotators left them.
+        confidence: probability under which a voxel is ignored instead; 0 ignores none.
+        ignore_value: marks ignored voxels.
+
+    Whatever has a value in `label` keeps it.
+    """
+    dtype = np.uint8 if max(*label_map.known_values, ignore_value) < 256 else np.uint16
+    result = np.zeros(predicted.shape, dtype) if label is None else label.astype(dtype)
+    free = np.ones(predicted.shape, bool) if label is None else label == 0
+    unsure = free & (percent < 100 * confidence)
+    filled, ignored = {}, {}
+    for name in accepted:
+        mine = free & (predicted == label_map.painted_values[label_map.names.index(name)])
+        sure = mine & ~unsure
+        result[sure] = label_map.painted_values[label_map.names.index(name)]
+        result[mine & unsure] = ignore_value
+        filled[name], ignored[name] = int(sure.sum()), int((mine & unsure).sum())
+    background = unsure & (predicted == 0)
+    result[background] = ignore_value
+    if confidence > 0:
+        ignored["background"] = int(background.sum())
+    return CompletedLabel(label=result, filled=filled, ignored=ignored)
+
+
+def ignore_value(label_map: LabelMap) -> int:
+    """The value that marks ignored voxels: the data set's own, else 255, or the next that no class has."""
+    if label_map.ignore_label is not None:
+        return label_map.ignore_label
+    return next(v for v in (255, *range(256, 65536), *range(254, 0, -1)) if v not in label_map.known_values)

@@ -1,0 +1,172 @@
+"""Which cases train in which round, and the folds they train in."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from autoseg.annotations import suggest
+from autoseg.config import Settings
+from autoseg.data.cases import Case, Datalist
+from autoseg.data.folds import deal_folds
+from autoseg.data.labels import LabelMap
+from autoseg.errors import ConfigError
+from autoseg.pseudolabel.complete import ignore_value
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """`strategy` and `pseudolabel` of the settings, every default settled."""
+
+    strategy: Literal["two_stage", "marginal", "both"]
+    exclude: tuple[str, ...]
+    rounds: int
+    continues: bool
+    """Later rounds start from the weights of the one before, and keep its folds."""
+    unlabeled: bool
+    filters: bool
+    confidence: float
+    max_disagreement: float
+    reject: float
+    min_dice: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> How:
+        """Settle the defaults: two_stage as the FLARE23 paper has it, both as seems best."""
+        given = settings.pseudolabel
+        both = settings.strategy == "both"
+        return cls(
+            strategy=settings.strategy,
+            exclude=given.exclude,
+            rounds=given.rounds,
+            continues=both if given.start is None else given.start == "previous",
+            unlabeled=both if given.unlabeled is None else given.unlabeled,
+            filters=both if given.filter is None else given.filter,
+            confidence=given.confidence,
+            max_disagreement=given.max_disagreement,
+            reject=given.reject,
+            min_dice=given.min_dice,
+        )
+
+
+def known_classes(cases: Sequence[Case], names: Sequence[str]) -> tuple[str, ...]:
+    """The classes that some training case is annotated for, so that a model can know them."""
+    return tuple(n for n in names if any(c.annotated is None or n in c.annotated for c in cases))
+
+
+def missing_classes(case: Case, known: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
+    """The classes to fill in for a case: those that others are annotated for and it is not."""
+    if case.label is not None and case.annotated is None:
+        return ()
+    have = (*(case.annotated or ()), *exclude) if case.label is not None else exclude
+    return tuple(n for n in known if n not in have)
+
+
+def cases_to_fill(datalist: Datalist, names: Sequence[str], how: How) -> list[tuple[Case, tuple[str, ...]]]:
+    """Every case that something is to be filled in for, with these classes."""
+    known = known_classes(datalist.training, names)
+    cases = (*datalist.training, *(datalist.unlabeled if how.unlabeled else ()))
+    found = [(c, missing_classes(c, known, how.exclude)) for c in cases]
+    return [(c, classes) for c, classes in found if classes]
+
+
+def count_rounds(datalist: Datalist, label_map: LabelMap, settings: Settings) -> int:
+    """How many rounds of training a run has: one where there is nothing to fill in.
+
+    Args:
+        datalist: the run's own, with what each case is annotated for.
+
+    Raises:
+        ConfigError: The settings of pseudo-labels do not fit the classes.
+    """
+    how = How.of(settings)
+    unknown = [n for n in how.exclude if n not in label_map.names]
+    if unknown:
+        raise ConfigError([f"pseudolabel.exclude: no class {n}. {suggest(n, label_map.names)}" for n in unknown])
+    if settings.partial_labels == "off" or how.strategy == "marginal":
+        return 1
+    if not cases_to_fill(datalist, label_map.names, how):
+        log.info("every case is annotated for the same classes: nothing to fill in, one round of training")
+        return 1
+    counts = Counter(v for values in label_map.values for v in values)
+    if any(n > 1 for n in counts.values()):
+        raise ConfigError(
+            f"strategy: {how.strategy} fills in missing classes, but label value {counts.most_common(1)[0][0]} belongs "
+            "to several regions, so that a label file cannot hold one of them and not the others. "
+            "Set `strategy: marginal`, which trains on each case's own regions."
+        )
+    return how.rounds
+
+
+def first_round(datalist: Datalist, label_map: LabelMap, settings: Settings) -> Datalist:
+    """The cases of the first round: the fully annotated ones for two_stage, else all.
+
+    Voxels are marked as ignored in later rounds alone, but every round is told of the value, so that they share what
+    is preprocessed.
+
+    Raises:
+        ConfigError: two_stage, and no two cases are fully annotated.
+    """
+    if How.of(settings).filters:
+        datalist = replace(datalist, ignore_label=ignore_value(label_map))
+    if settings.strategy != "two_stage":
+        return datalist
+    known = known_classes(datalist.training, label_map.names)
+    full = [c for c in datalist.training if c.annotated is None or set(known) <= set(c.annotated)]
+    patients = {c.group or f"case {c.name}" for c in full}
+    if len(patients) < 2:
+        raise ConfigError(_too_few(datalist, known, len(full)))
+    num_fold = min(datalist.num_fold, len(patients))
+    return replace(datalist, training=deal_folds(full, num_fold=num_fold, seed=settings.seed))
+
+
+def _too_few(datalist: Datalist, known: Sequence[str], num_full: int) -> str:
+    """Why two_stage cannot begin, and what can."""
+    most = max(datalist.training, key=lambda c: len(set(known) & set(c.annotated or known)))
+    lacking = [n for n in known if most.annotated is not None and n not in most.annotated]
+    found = (
+        f"none is; the most complete one, {most.name}, lacks {', '.join(lacking)}"
+        if num_full == 0
+        else "one patient alone is, which leaves none to validate on"
+    )
+    return (
+        f"strategy: two_stage begins with the cases that are annotated for all {len(known)} classes, but {found}. "
+        "Set `strategy: both` or `strategy: marginal`, which train on every labelled case at once."
+    )
+
+
+def later_round(
+    datalist: Datalist, previous: Datalist, label_map: LabelMap, how: How, *, number: int, seed: int
+) -> Datalist:
+    """The cases of a round after the first: all, in new folds unless it goes on from the previous one's weights.
+
+    A model that has begun on some cases must go on with them, or its score on the others would flatter it: so where
+    weights are kept, folds are, too, and only cases that are new are dealt out.
+
+    Args:
+        datalist: the run's own.
+        previous: of the round before.
+
+    Source: the FLARE23 paper splits at random for each of its two trainings.
+    """
+    if how.filters:
+        datalist = replace(datalist, ignore_label=ignore_value(label_map))
+    if not how.continues:
+        dealt = deal_folds(datalist.training, num_fold=datalist.num_fold, seed=seed + number - 1)
+        return replace(datalist, training=dealt)
+    fold_of = {c.name: c.fold for c in previous.training}
+    fold_of_patient: dict[str | None, int | None] = {c.group: c.fold for c in previous.training if c.group is not None}
+    new = [c for c in datalist.training if c.name not in fold_of and c.group not in fold_of_patient]
+    num_fold = min(datalist.num_fold, len({c.group or f"case {c.name}" for c in new}))
+    if num_fold > 1:
+        fold_of |= {c.name: c.fold for c in deal_folds(new, num_fold=num_fold, seed=seed + number - 1)}
+    else:
+        fold_of |= dict.fromkeys((c.name for c in new), 0)
+    fold_of |= {c.name: fold_of_patient[c.group] for c in datalist.training if c.group in fold_of_patient}
+    training = tuple(replace(c, fold=fold_of[c.name]) for c in datalist.training)
+    return replace(datalist, training=training)

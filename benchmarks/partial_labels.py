@@ -1,0 +1,194 @@
+"""What partial labels cost, and what each strategy gets back: one cohort, one network, one total time, every arm.
+
+    python benchmarks/partial_labels.py --cohort ../shared/tools/make_abdomen_cohort.py --folder DIR
+
+The cohort has FLARE23's label structure (make_abdomen_cohort.py). Every arm trains the same network for the same total
+time, all folds and rounds together, and is scored on the testing cases' complete labels. Killed, the same command goes
+on: an arm that is done is not done again, and one that was begun goes on where it was. The table is printed and lies in
+DIR/partial_labels.json and DIR/partial_labels.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from autoseg.data.volumes import stem_of
+from autoseg.ensemble.evaluate import evaluate
+from autoseg.inference.metrics import mean_score
+from autoseg.usage import environment
+from autoseg.workspace import Workspace, write_json, write_text
+
+NAMES = (
+    "liver", "kidney_right", "spleen", "pancreas", "aorta", "inferior_vena_cava", "adrenal_gland_right",
+    "adrenal_gland_left", "gallbladder", "esophagus", "stomach", "duodenum", "kidney_left", "tumor",
+)  # fmt: skip
+SIX = ("liver", "kidney_right", "spleen", "pancreas", "kidney_left", "tumor")
+"""Classes of the six-class cases, as in the FLARE23 paper's Table 1."""
+OTHERS = tuple(n for n in NAMES if n not in SIX)
+
+ARMS: dict[str, dict[str, Any]] = {
+    "naive": {"partial_labels": "off"},
+    "full_only": {"partial_labels": "off"},
+    "two_stage": {"partial_labels": "declared", "strategy": "two_stage"},
+    "marginal": {"partial_labels": "declared", "strategy": "marginal"},
+    "both": {"partial_labels": "declared", "strategy": "both"},
+    "both_unfiltered": {"partial_labels": "declared", "strategy": "both", "pseudolabel": {"filter": False}},
+    "both_scratch": {"partial_labels": "declared", "strategy": "both", "pseudolabel": {"start": "scratch"}},
+    "oracle": {"partial_labels": "off"},
+}
+"""What each arm is told. full_only sees the fully annotated cases alone, the oracle every case's complete label."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cohort", type=Path, required=True, help="make_abdomen_cohort.py")
+    parser.add_argument("--folder", type=Path, required=True, help="for cohorts, runs and results")
+    parser.add_argument("--arms", nargs="+", default=[a for a in ARMS if a != "both_scratch"], choices=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="of cohort, folds and training")
+    parser.add_argument("--budget", default="24m", help="for an arm; the jobs get 85 %% of it")
+    parser.add_argument("--spacing", type=float, default=4.0, help="mm")
+    parser.add_argument("--folds", nargs="+", type=int, default=[0, 1], help="of five; two let models disagree")
+    for name, number in (("full", 4), ("organs5", 24), ("tumor-only", 20), ("unlabeled", 8), ("test", 12)):
+        parser.add_argument(f"--{name}", type=int, default=number, help="cases of the cohort")
+    words = parser.parse_args()
+    for seed in words.seeds:
+        cohort = make_cohort(words, seed)
+        for arm in words.arms:
+            run_arm(words, cohort, arm, seed)
+            write_table(words)
+
+
+def make_cohort(words: argparse.Namespace, seed: int) -> Path:
+    """Make the cohort of a seed, once."""
+    folder: Path = words.folder / f"cohort_{seed}"
+    if (folder / "truth").exists():
+        return folder
+    kinds = ("full", "organs5", "tumor-only", "unlabeled", "test")
+    numbers = {kind: getattr(words, kind.replace("-", "_")) for kind in kinds}
+    command = [sys.executable, str(words.cohort), "--out", str(folder), "--seed", str(seed)]
+    for kind, number in numbers.items():
+        command += [f"--{kind}", str(number)]
+    subprocess.run(command, check=True)
+    listed = json.loads((folder / "dataset.json").read_text())
+    kind_of = [kind for kind, number in numbers.items() for _ in range(number)]
+    declared = {"full": list(NAMES), "organs5": list(SIX), "tumor-only": ["tumor"]}
+    for item in listed["training"]:
+        item["annotated"] = declared[kind_of[int(stem_of(Path(item["image"])).rpartition("_")[2])]]
+    write_json(folder / "partial.json", listed)
+    full = [{k: v for k, v in i.items() if k != "annotated"} for i in listed["training"] if len(i["annotated"]) == 14]
+    write_json(folder / "full_only.json", {**listed, "training": full, "unlabeled": []})
+    naive = [{k: v for k, v in i.items() if k != "annotated"} for i in listed["training"]]
+    write_json(folder / "naive.json", {**listed, "training": naive, "unlabeled": []})
+    every = [*naive, *({**i, "fold": n % 5} for n, i in enumerate(listed["unlabeled"]))]
+    complete = [{**i, "label": i["image"].replace("images/", "labels_complete/")} for i in every]
+    write_json(folder / "oracle.json", {**listed, "training": complete, "unlabeled": []})
+    truth = folder / "truth.part"
+    truth.mkdir(exist_ok=True)
+    for item in listed["testing"]:
+        name = Path(item["image"]).name
+        if not (truth / name).exists():
+            os.link(folder / "labels_complete" / name, truth / name)
+    truth.rename(folder / "truth")
+    return folder
+
+
+def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> None:
+    """Train and score an arm, unless that is done."""
+    result = words.folder / "results" / f"{arm}_{seed}.json"
+    if result.exists():
+        return
+    folder: Path = words.folder / f"{arm}_{seed}"
+    listed = cohort / f"{arm if arm in ('naive', 'full_only', 'oracle') else 'partial'}.json"
+    settings = {
+        "modality": "CT",
+        "datalist": str(listed.resolve()),
+        "dataroot": str(cohort.resolve()),
+        "name": f"{arm}, seed {seed}",
+        "seed": seed,
+        "budget": words.budget,
+        "folds": words.folds,
+        "algos": ["segresnet"],
+        # The same for every arm, whatever its cases look like; intensities as in the FLARE23 paper.
+        "resample_resolution": [words.spacing] * 3,
+        "roi_size": [64, 64, 48] if words.spacing <= 4 else [32, 32, 32],
+        "batch_size": 2,
+        "normalize_mode": "range",
+        "intensity_bounds": [-250, 250],
+        "augment": "light",
+        "segresnet": {"init_filters": 16, "blocks_down": [1, 2, 2], "dsdepth": 2},
+        "ensemble": {"combine": "mean"},
+        **ARMS[arm],
+    }
+    write_text(folder / "input.yaml", json.dumps(settings, indent=1) + "\n")  # JSON is YAML
+    print(f"{arm}, seed {seed}", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "autoseg", "run", "--input", str(folder / "input.yaml")], check=True)
+    run = Workspace(folder / "work_dir")
+    found = evaluate(run.finished().predictions, cohort / "truth", classes=NAMES)
+    places = run.rounds() or [run]
+    values = {n: mean_score([[row[i]] for row in found.dice.values()]) for i, n in enumerate(NAMES)}
+    write_json(
+        result,
+        {
+            "arm": arm,
+            "seed": seed,
+            "dice": {n: None if math.isnan(v) else round(v, 4) for n, v in values.items()},
+            "training_s": round(sum(job.seconds for place in places for job in place.jobs()), 1),
+            "jobs": sum(len(place.jobs()) for place in places),
+            "settings": {k: v for k, v in settings.items() if k not in ("datalist", "dataroot")},
+            "cohort": {k: getattr(words, k) for k in ("full", "organs5", "tumor_only", "unlabeled", "test")},
+            "environment": environment(),
+        },
+    )
+
+
+def mean(values: list[float | None]) -> float:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+def write_table(words: argparse.Namespace) -> None:
+    """Print and store what is done so far: a row for each arm, means over the seeds."""
+    results = [json.loads(p.read_text()) for p in sorted((words.folder / "results").glob("*.json"))]
+    groups = {
+        "six-class organs": [n for n in SIX if n != "tumor"],
+        "other organs": list(OTHERS),
+        "organs": [n for n in NAMES if n != "tumor"],
+        "tumor": ["tumor"],
+    }
+    rows: list[dict[str, Any]] = []
+    for arm in ARMS:
+        mine = [r for r in results if r["arm"] == arm]
+        if mine:
+            by_seed = {g: [mean([r["dice"][n] for n in names]) for r in mine] for g, names in groups.items()}
+            rows.append(
+                {
+                    "arm": arm,
+                    "seeds": [r["seed"] for r in mine],
+                    **{g: round(mean(list(v)), 4) for g, v in by_seed.items()},
+                    "by_seed": {g: [round(x, 4) for x in v] for g, v in by_seed.items()},
+                    "training_s": round(mean([r["training_s"] for r in mine]), 1),
+                }
+            )
+    lines = [f"| arm | {' | '.join(groups)} | training, s | seeds |", f"|{'---|' * (len(groups) + 3)}"]
+    for row in rows:
+        figures = " | ".join(f"{row[g]:.3f} ({', '.join(f'{x:.3f}' for x in row['by_seed'][g])})" for g in groups)
+        seeds = ", ".join(map(str, row["seeds"]))
+        lines.append(f"| {row['arm']} | {figures} | {row['training_s']:.0f} | {seeds} |")
+    oracle = next((r["organs"] for r in rows if r["arm"] == "oracle"), None)
+    both = next((r["organs"] for r in rows if r["arm"] == "both"), None)
+    if oracle and both:
+        lines += ["", f"both reaches {both / oracle:.1%} of the oracle's organ Dice."]
+    print("\n".join(lines), flush=True)
+    write_json(words.folder / "partial_labels.json", {"rows": rows, "results": results})
+    write_text(words.folder / "partial_labels.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
