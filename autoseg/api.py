@@ -31,7 +31,7 @@ class RunResult:
     chosen: str
     """The chosen combination, such as `segresnet+swinunetr`; empty before the ensemble stage."""
     dice: float | None
-    """Mean out-of-fold Dice of it: over cases, then classes."""
+    """Mean out-of-fold Dice of it, postprocessing included: over cases, then classes."""
     dice_by_class: dict[str, float | None]
     nsd: float | None
     """Mean surface Dice of it."""
@@ -112,7 +112,7 @@ def load_result(work_dir: str | Path = "work_dir", *, succeeded: bool | None = N
     workspace = workspace.finished()
     jobs = workspace.jobs()
     scores = read_json(workspace.scores) if workspace.scores.exists() else None
-    chosen = next((c for c in scores["candidates"] if c["name"] == scores["chosen"]), None) if scores else None
+    chosen = scores["dice"] if scores else None
     keys = ("algo", "fold", "state", "dice", "seconds", "error")
     return RunResult(
         work_dir=Path(work_dir),

@@ -22,6 +22,7 @@ from autoseg.terminal import paint, set_up_logging, take_verbosity
 
 if TYPE_CHECKING:
     from autoseg.config import AlgoName
+    from autoseg.inference.budget import Limits
 
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
 TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "pseudolabel", "retry", "sweep", "plan"})
@@ -235,11 +236,23 @@ class Commands:
         fold: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         share: bool = False,
+        timing: bool = False,
+        max_memory: str | None = None,
+        max_ram: str | None = None,
+        max_time: str | None = None,
+        fast: bool | None = None,
+        locate: bool | None = None,
+        crop_to_first: bool | None = None,
+        skip_empty: bool | None = None,
+        overlap: float | None = None,
     ) -> int:
         """Segment new images with the ensemble, or with the models named by --algo and --fold.
 
+        The models are loaded once; a bad image is reported and skipped, and the exit code is then 2. With a budget,
+        what an image will take is told before it, and what it took after it.
+
         Args:
-            image: An image, or a folder of images.
+            image: An image, a folder of images, or a .txt file with the path of an image on each line.
             output: The label file to write, or the folder for the label files.
             work_dir: Folder of a finished run.
             algo: Models of this network only.
@@ -247,13 +260,30 @@ class Commands:
             device: Where the networks run.
             share: Leave label files that are there, and images that another such process has begun: start it on several
                 machines and they do the folder together.
+            timing: Print where the time goes (load, pre, infer, invert, post, write) and write it to timing.json beside
+                the label files.
+            max_memory: Memory of the GPU, or of the process on a CPU, to keep to, such as 4GB.
+            max_ram: Memory of the process to keep to, such as 8GB.
+            max_time: Time for an image to keep to, such as 15s.
+            fast: All of the following, as far as they are not set; as inference.fast in input.yaml.
+            locate: Crop to the region that the locator finds.
+            crop_to_first: Crop the body's length to what the first model finds, for the models after it.
+            skip_empty: Leave out windows of nothing but background.
+            overlap: Overlap of windows, as a share of the patch, from 0.
 
         Example:
             autoseg predict --work_dir work_dir --image new_scans --output predictions
+            autoseg predict --image scan.nii.gz --output labels.nii.gz --fast --max_memory 4GB --timing
         """
         from autoseg.ensemble.predict import predict_files
 
-        return predict_files(work_dir, image, output, algo=algo, fold=fold, device=device, share=share)
+        given = {"fast": fast, "locate": locate, "crop_to_first": crop_to_first, "skip_empty": skip_empty}
+        inference = {key: value for key, value in {**given, "overlap": overlap}.items() if value is not None}
+        if overlap is not None and not 0 <= overlap < 1:
+            raise ConfigError(f"--overlap: expected a number from 0 to below 1, found {overlap:g}.")
+        more: dict[str, Any] = {"algo": algo, "fold": fold, "device": device, "share": share, "timing": timing}
+        limits = _limits(max_memory, max_ram, max_time)
+        return predict_files(work_dir, image, output, **more, limits=limits, inference=inference)
 
     def evaluate(
         self,
@@ -468,6 +498,32 @@ class Commands:
 def _names(text: str | None) -> tuple[str, ...] | None:
     """Names separated by commas."""
     return tuple(name.strip() for name in text.split(",")) if text else None
+
+
+def _limits(max_memory: str | None, max_ram: str | None, max_time: str | None) -> Limits:
+    """A budget from the words of the command line.
+
+    Raises:
+        ConfigError: Words that are no amount of memory or time, all at once.
+    """
+    from autoseg.config import parse_duration, parse_size
+
+    found: dict[str, Any] = {}
+    faults = []
+    for flag, key, text, parse_text in (
+        ("max_memory", "device_bytes", max_memory, parse_size),
+        ("max_ram", "ram_bytes", max_ram, parse_size),
+        ("max_time", "seconds", max_time, parse_duration),
+    ):
+        try:
+            found[key] = None if text is None else parse_text(text)
+        except ConfigError as error:
+            faults += [f"--{flag}: {message}" for message in error.messages]
+    if faults:
+        raise ConfigError(faults)
+    from autoseg.inference.budget import Limits
+
+    return Limits(**found)
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -34,14 +34,21 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-AlgoName = Literal["segresnet", "swinunetr", "dints", "unet"]
+EnsembleAlgo = Literal["segresnet", "swinunetr", "dints", "unet"]
+AlgoName = Literal["segresnet", "swinunetr", "dints", "unet", "locator"]
 ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints", "unet")
-"""All networks there are."""
-DEFAULT_ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints")
+"""All networks that an ensemble may have."""
+DEFAULT_ALGOS: tuple[EnsembleAlgo, ...] = ("segresnet", "swinunetr", "dints")
 """Those that a run trains where `algos` does not say."""
 RecipeName = Literal["default", "flare23", "spleen", "btcv"]
 RECIPE_ALGO: dict[RecipeName, AlgoName] = {"flare23": "segresnet", "spleen": "unet", "btcv": "swinunetr"}
 """The network that each published recipe trained."""
+LOCATOR: AlgoName = "locator"
+"""The network that finds the region to look at; trained by the same engine, but no part of an ensemble."""
+NOT_FOR_LOCATOR = frozenset(
+    ("resample_resolution", "roi_size", "crop_foreground", "overlap", "tta", "class_weights", "class_sampling")
+)
+"""Hyperparameters that the top level sets for the networks of the ensemble alone: the locator looks coarsely."""
 Positive3 = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 Voxels3 = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
@@ -75,6 +82,32 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+_SIZES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Turn an amount of memory such as 500MB, 4GB or 3.5GiB into bytes, > 0.
+
+    Raises:
+        ConfigError: It is none; the message does not name the setting.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([KMGT]i?B)\s*", text, re.IGNORECASE)
+    size = float(match[1]) * _SIZES[match[2].upper()] if match else 0.0
+    if size < 1:
+        raise ConfigError(
+            f"expected an amount of memory with its unit, such as 500MB, 4GB or 3.5GiB, found {text or 'nothing'}."
+        )
+    return int(size)
+
+
+def _check_size(text: str) -> str:
+    try:
+        parse_size(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
 
 
 def _check_duration(text: str) -> str:
@@ -229,6 +262,33 @@ class EnsembleSettings(Strict):
     """Models per fold for best_n."""
     combine: Literal["auto", "mean", "vote"] = "auto"
     """Mean of the probabilities, or majority of the labels."""
+    postprocess: Literal["auto", "off"] = "auto"
+    """auto: clean the classes whose out-of-fold Dice that raises: largest component, no small parts, no holes."""
+    max_time: Annotated[str, AfterValidator(_check_duration)] | None = None
+    """Time to segment an image, such as 15s, that the chosen models may take; measured on the out-of-fold cases."""
+    max_memory: Annotated[str, AfterValidator(_check_size)] | None = None
+    """Memory that they may take, such as 4GB: of the GPU, or of the process on a CPU."""
+
+
+class InferenceSettings(Strict):
+    """How new images are segmented."""
+
+    fast: bool = False
+    """All of locate, crop_to_first, skip_empty and overlap 0, where they are not set otherwise."""
+    locate: bool | None = None
+    """Crop to the region that the locator finds; it is trained by `autoseg train --algo locator`."""
+    crop_to_first: bool | None = None
+    """Crop the body's length to what the first model finds, for the models after it."""
+    skip_empty: bool | None = None
+    """Leave out windows of nothing but background intensity, where the models see nothing in such a window."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Overlap of windows for all models; null: as each was planned."""
+    anywhere: tuple[str, ...] = ()
+    """Classes that may be anywhere in the body, such as tumors: the locator then keeps the body's whole length."""
+    slice_run: tuple[str, ...] = ()
+    """Classes of which the longest run of slices along the body is kept alone."""
+    min_voxels: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Class -> voxels; a prediction of fewer in all is removed."""
 
 
 class PseudolabelSettings(Strict):
@@ -360,7 +420,7 @@ class Settings(HyperSettings):
     """A name for the run, shown in the report."""
     task: Literal["segmentation"] = "segmentation"
     """Nothing else is done; Auto3DSeg's files carry the key."""
-    algos: Annotated[tuple[AlgoName, ...], Field(min_length=1), AfterValidator(_check_unique)] = DEFAULT_ALGOS
+    algos: Annotated[tuple[EnsembleAlgo, ...], Field(min_length=1), AfterValidator(_check_unique)] = DEFAULT_ALGOS
     """Networks to train; a recipe's own where `recipe` is given and this is not."""
     recipe: RecipeName = "default"
     """Published training to follow instead of the planner: flare23 (SegResNet), spleen (UNet), btcv (SwinUNETR)."""
@@ -376,6 +436,8 @@ class Settings(HyperSettings):
     """Label value of voxels to leave out of loss and metrics, such as 255."""
     extra_modalities: dict[str, str] = Field(default_factory=dict)
     """More images of a case: key in the datalist -> normalisation (ct, mri, pet, meanstd, ...)."""
+    merge_left_right: bool = False
+    """Train classes that differ in left and right alone as one; predictions are split again."""
     partial_labels: Literal["off", "infer", "declared"] = "off"
     """Which classes a case was annotated for: all of them; those that occur in it; or as the datalist declares."""
     strategy: Literal["two_stage", "marginal", "both"] = "both"
@@ -412,6 +474,8 @@ class Settings(HyperSettings):
     """The search that `autoseg sweep` makes."""
     ensemble: EnsembleSettings | bool = EnsembleSettings()
     """How models are combined; false leaves the stage out."""
+    inference: InferenceSettings = InferenceSettings()
+    """How new images are segmented."""
     segresnet: SegResNetSettings = SegResNetSettings()
     """Settings of SegResNet alone; any hyperparameter, and its own."""
     swinunetr: SwinUNETRSettings = SwinUNETRSettings()
@@ -420,6 +484,10 @@ class Settings(HyperSettings):
     """Settings of DiNTS alone; any hyperparameter, and its own."""
     unet: UNetSettings = UNetSettings()
     """Settings of UNet alone; any hyperparameter, and its own."""
+
+    locator: SegResNetSettings = SegResNetSettings()
+    """Settings of the locator alone; any hyperparameter, and SegResNet's own. The top level's voxel size, patch,
+    overlap and mirroring are not for it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -441,6 +509,8 @@ class Settings(HyperSettings):
         """What the user fixed for one algorithm: its own block over the top level; None left out."""
         own: HyperSettings = getattr(self, algo)
         top = {k: getattr(self, k) for k in HyperSettings.model_fields if k != "budget"}
+        if algo == LOCATOR:
+            top = {k: v for k, v in top.items() if k not in NOT_FOR_LOCATOR}
         return {k: v for k, v in {**top, **{k: v for k, v in own if v is not None}}.items() if v is not None}
 
 
@@ -567,7 +637,7 @@ def setting_docs() -> dict[str, SettingDoc]:
     for block, name, annotation, info in sorted(walk_fields(Settings), key=_rank):
         key = f"{block}.{name}" if block else name
         default = None if info.is_required() else info.get_default(call_default_factory=True)
-        unset = "planned" if block in ALGOS or key in HyperSettings.model_fields else ""
+        unset = "planned" if block in (*ALGOS, LOCATOR) or key in HyperSettings.model_fields else ""
         docs[key] = SettingDoc(
             key=key,
             block=block,
@@ -583,7 +653,7 @@ def setting_docs() -> dict[str, SettingDoc]:
 def _rank(entry: tuple[str, str, Any, Any]) -> int:
     """Place of a setting in help and manual; the order within a place is that of the models."""
     block, name, _, _ = entry
-    blocks = (*ALGOS, "ensemble", "slurm", "sweep", "pseudolabel")
+    blocks = (*ALGOS, LOCATOR, "ensemble", "inference", "slurm", "sweep", "pseudolabel")
     return 2 if block or name in blocks else int(name in HyperSettings.model_fields)
 
 

@@ -85,11 +85,12 @@ def train_jobs(
 
 def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold: int) -> tuple[Job, list[str]]:
     """A job, and which of its inputs changed since it was last begun."""
-    from autoseg.algos.job import job_inputs, read_plan
+    from autoseg.algos.job import cases_for, job_inputs, read_plan
 
     job = workspace.read_job(algo, fold)
     plan = read_plan(workspace.job_dir(algo, fold))
-    inputs = job_inputs(plan, datalist.train_cases(fold), datalist.val_cases(fold), workspace.first_weights(algo, fold))
+    train_cases, val_cases = (cases_for(plan, c) for c in (datalist.train_cases(fold), datalist.val_cases(fold)))
+    inputs = job_inputs(plan, train_cases, val_cases, workspace.first_weights(algo, fold))
     return job, changed(job.inputs, inputs) if job.inputs else []
 
 

@@ -30,6 +30,7 @@ from typing import Any
 from autoseg import __version__
 from autoseg.budget import RunBudget
 from autoseg.config import (
+    LOCATOR,
     AlgoName,
     Settings,
     load_settings,
@@ -41,7 +42,7 @@ from autoseg.config import (
 from autoseg.data.datalist import Case, Datalist, files_digest, read_cases, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.folds import deal_folds
-from autoseg.data.labels import LabelMap, make_label_map
+from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.jobs import in_this_process, train_jobs, work_on_job
 from autoseg.pseudolabel.rounds import How, count_rounds, first_round
@@ -325,6 +326,8 @@ def _select_jobs(
     folds = settings.folds if settings.folds is not None else tuple(range(datalist.num_fold))
     if num_fold is not None and datalist.num_fold < num_fold:
         folds = tuple(f for f in folds if f < datalist.num_fold) or tuple(range(datalist.num_fold))
+    if algo == LOCATOR:
+        folds = folds[:1]  # one is enough to find where the organs are
     folds = folds if fold is None else (fold,)
     faults = [
         f"fold {f}: no such fold. The datalist has folds 0 to {datalist.num_fold - 1}."
@@ -449,9 +452,16 @@ def _say_stage(stage: str, reasons: Sequence[str]) -> None:
 
 def _label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerprint) -> LabelMap:
     found = [v for values in fingerprint.class_values for v in values]
-    return make_label_map(
+    label_map = make_label_map(
         settings, datalist.labels, found, regions=datalist.regions, ignore_label=datalist.ignore_label
     )
+    check_classes(settings.inference, label_map.names)
+    if settings.merge_left_right and settings.partial_labels != "off" and settings.strategy != "marginal":
+        raise ConfigError(
+            f"merge_left_right: true, together with partial_labels: {settings.partial_labels} and strategy: "
+            f"{settings.strategy}. Pseudo-labels are made for each side. Set strategy: marginal, or do not merge."
+        )
+    return merge_left_right(label_map) if settings.merge_left_right else label_map
 
 
 def _generate(
@@ -534,9 +544,10 @@ def planning(
     hardware = find_hardware(pick_device(settings.device))
     if settings.launcher == "local" and not hardware.on_gpu:
         hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
+    label_map = _label_map(settings, datalist, fingerprint)
     common = {
         "fingerprint": fingerprint,
-        "label_map": _label_map(settings, datalist, fingerprint),
+        "label_map": label_map,
         "settings": settings,
         "origins": dict(origins),
         "hardware": hardware,
@@ -545,7 +556,9 @@ def planning(
         own: str | None = getattr(settings, algo).budget
         key = f"{algo}.budget" if own else "budget"
         given_s = parse_duration(own) if own else budget_s(f"{algo}_{fold}")
-        seconds = {"budget_s": given_s, "budget_origin": origins.get(key, "") if given_s else ""}
+        seconds: dict[str, Any] = {"budget_s": given_s, "budget_origin": origins.get(key, "") if given_s else ""}
+        if algo == LOCATOR:
+            seconds["label_map"] = region_map(label_map, settings.inference.anywhere)
         yield algo, fold, {**common, **seconds, "num_train": len(datalist.train_cases(fold))}
 
 
@@ -664,7 +677,7 @@ def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> N
         return
     if not is_last:  # the last round predicts them
         datalist = replace(datalist, testing=(), validation=())
-    done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done"]
+    done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done" and j.algo != LOCATOR]
     if not done:
         raise WorkspaceError(f"{workspace.root}: no job is trained yet. Run `autoseg train` or `autoseg run` first.")
     with _bar("ensemble") as progress:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from autoseg.analyzer import components, histograms
-from autoseg.analyzer.components import find_components
+from autoseg.analyzer import histograms
 from autoseg.analyzer.histograms import Stats, histograms_by_label, pool
+from autoseg.data import components
+from autoseg.data.components import find_components
 
 SHAPE = (17, 13, 11)
 

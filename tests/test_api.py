@@ -21,7 +21,7 @@ def test_run_gives_what_the_files_say(finished_run: Path, tmp_path: Path) -> Non
     shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
     result = autoseg.run(tmp_path / "run" / "input.yaml")
     scores = json.loads((tmp_path / "run" / "work_dir" / "ensemble" / "scores.json").read_text())
-    chosen = next(c for c in scores["candidates"] if c["name"] == scores["chosen"])
+    chosen = scores["dice"]
     assert result.succeeded
     assert (result.dice, result.chosen) == (chosen["mean"], scores["chosen"])
     assert result.nsd == scores["nsd"]["mean"]

@@ -17,6 +17,7 @@ from autoseg.config import (
     Settings,
     load_settings,
     parse_duration,
+    parse_size,
     read_model,
     setting_docs,
 )
@@ -84,7 +85,10 @@ def test_text_from_the_command_line_is_not_yaml(write: Write, text: str) -> None
         ("num_epohs: 3", "num_epohs: unknown key. Did you mean num_epochs?"),
         ("init_filters: 3", "init_filters: unknown key. It belongs under segresnet: write segresnet.init_filters."),
         ("segresnet: {num_fold: 3}", "segresnet.num_fold: unknown key. It belongs at the top level, not in a block."),
-        ("ensemble: {qqq: 3}", "ensemble.qqq: unknown key. Known: combine, method, num_best."),
+        (
+            "ensemble: {qqq: 3}",
+            "ensemble.qqq: unknown key. Known: combine, max_memory, max_time, method, num_best, postprocess.",
+        ),
         ("modality: MRI", "modality: already given on line 1. Keep one of the two."),
         ("num_epochs: 1e3", "num_epochs: expected a whole number >= 1, found 1e3. Write 1000."),
         ("num_epochs: 1.5", "num_epochs: expected a whole number >= 1, found 1.5."),
@@ -134,7 +138,11 @@ def test_text_from_the_command_line_is_not_yaml(write: Write, text: str) -> None
             "Expected a list of whole numbers >= 0 and <= 65535: Label values that belong to it.",
         ),
         ("class_names: [[a]]", "class_names[0]: expected text or {name, index}, found [a]."),
-        ("ensemble: sometimes", "ensemble: expected {method, num_best, combine} or true or false, found sometimes."),
+        (
+            "ensemble: sometimes",
+            "ensemble: expected {method, num_best, combine, postprocess, max_time, max_memory} or true or false, "
+            "found sometimes.",
+        ),
         ("extra_modalities: ct", "extra_modalities: expected a mapping of names to texts, found ct."),
         (
             "swinunetr: {feature_size: 13}",
@@ -292,3 +300,16 @@ def test_any_value_gives_a_setting_or_a_message_that_names_it(key: str, text: st
     except ConfigError as error:
         messages = error.messages
     assert all(message.startswith(f"--{key}") for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("500MB", 500_000_000), ("4 GB", 4 * 10**9), ("3.5GiB", int(3.5 * 2**30)), ("1tb", 10**12)]
+)
+def test_sizes(text: str, num_bytes: int) -> None:
+    assert parse_size(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "4", "4 G", "-4GB", "0GB", "GB", "1e3MB"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected an amount of memory with its unit, such as 500MB"):
+        parse_size(text)

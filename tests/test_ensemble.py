@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from tiny_jobs import make_job
+from torch import nn
 
 from autoseg.config import EnsembleSettings, Settings
 from autoseg.data.datalist import Case, Datalist, read_datalist
 from autoseg.data.labels import LabelMap
-from autoseg.data.volumes import read_image, read_label
+from autoseg.data.volumes import Grid, read_image, read_label, write_volume
 from autoseg.ensemble import build as build_module
 from autoseg.ensemble import out_of_fold as out_of_fold_module
 from autoseg.ensemble.build import EnsembleResult, build_ensemble
-from autoseg.ensemble.combine import CaseScore, candidates, choose, combinations_of
-from autoseg.ensemble.predict import read_ensemble
+from autoseg.ensemble.combine import (
+    CaseCost,
+    CaseScore,
+    ModelCost,
+    candidates,
+    choose,
+    combinations_of,
+    costs_of,
+    pareto_rows,
+)
+from autoseg.ensemble.predict import predict_files, read_ensemble
 from autoseg.ensemble.tables import format_table
-from autoseg.errors import WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.inference import predictor as predictor_module
 from autoseg.inference.metrics import dice_per_class, mean_score
 from autoseg.inference.predictor import Predictor
 from autoseg.workspace import Workspace
@@ -211,9 +224,9 @@ BOTH = {0: ("a", "b"), 1: ("a", "b")}
 
 def test_auto_takes_the_highest_and_in_a_tie_the_smaller() -> None:
     made = candidates(CASES, BOTH, EnsembleSettings())
-    assert choose(made, EnsembleSettings()).name == "a+b"
+    assert choose(made, EnsembleSettings()).candidate.name == "a+b"
     level = [scored(0, "x", a=[0.8], b=[0.1], a_and_b=[0.8])]
-    assert choose(candidates(level, {0: ("a", "b")}, EnsembleSettings()), EnsembleSettings()).name == "a"
+    assert choose(candidates(level, {0: ("a", "b")}, EnsembleSettings()), EnsembleSettings()).candidate.name == "a"
 
 
 def test_best_by_fold_is_scored_but_chosen_only_where_asked_for() -> None:
@@ -222,8 +235,8 @@ def test_best_by_fold_is_scored_but_chosen_only_where_asked_for() -> None:
     best = next(c for c in made if c.name == "best_by_fold")
     assert best.mean == pytest.approx(0.8)
     assert best.members == (("a", 0), ("b", 1))
-    assert choose(made, EnsembleSettings()).name == "a"
-    assert choose(made, EnsembleSettings(method="best_by_fold")) is best
+    assert choose(made, EnsembleSettings()).candidate.name == "a"
+    assert choose(made, EnsembleSettings(method="best_by_fold")).candidate is best
 
 
 def test_best_n() -> None:
@@ -249,3 +262,148 @@ def test_table() -> None:
         "tumor  0.5000       -  0.5000  0.0000  1",
         "mean   0.6500  0.5000  0.6000  0.0750  3",
     ]
+
+
+# -- with what it costs
+
+
+def model_cost(seconds: float, gb: float) -> ModelCost:
+    return ModelCost(seconds=seconds, weights=int(gb * 1e9), window=0, rows=0)
+
+
+def costly(*cases: CaseScore) -> list[CaseScore]:
+    """Scores with the cost of a: 1 s, 1 GB, and of b: 4 s, 2 GB; 0.5 s and 1 GB beside them."""
+    models = {"a": model_cost(1.0, 1.0), "b": model_cost(4.0, 2.0)}
+    return [replace(case, cost=CaseCost(rest_s=0.5, base=10**9, models=models)) for case in cases]
+
+
+GOOD_B = costly(scored(0, "x", a=[0.7], b=[0.8], a_and_b=[0.9]), scored(1, "y", a=[0.7], b=[0.8], a_and_b=[0.9]))
+
+
+def test_the_cost_of_every_candidate() -> None:
+    rows = {row.name: row for row in pareto_rows(candidates(GOOD_B, BOTH, EnsembleSettings()), costs_of(GOOD_B))}
+    assert [*rows][0] == "a+b"
+    assert (rows["a"].seconds, rows["a"].gb, rows["a"].models) == (2.5, 3.0, 2)
+    assert (rows["b"].seconds, rows["b"].gb) == (8.5, 5.0)
+    assert (rows["a+b"].seconds, rows["a+b"].gb, rows["a+b"].models) == (11.0, 7.0, 4)
+    assert {name for name, row in rows.items() if row.on_front} == {"a", "b", "a+b", "best_by_fold"}
+    worse = costly(scored(0, "x", a=[0.7], b=[0.6], a_and_b=[0.65]))
+    rows = {r.name: r for r in pareto_rows(candidates(worse, {0: ("a", "b")}, EnsembleSettings()), costs_of(worse))}
+    assert {name for name, row in rows.items() if row.on_front} == {"a", "best_by_fold"}
+    assert pareto_rows(candidates(CASES, BOTH, EnsembleSettings()), costs_of(CASES)) == ()
+
+
+@pytest.mark.parametrize(
+    ("limits", "name", "members", "given_up"),
+    [
+        ({}, "a+b", 4, ""),
+        ({"max_s": 11.0}, "a+b", 4, ""),
+        ({"max_s": 7.0}, "a+b", 2, "2 of the 4 models of a+b"),
+        (
+            {"max_s": 4.9},
+            "b",
+            1,
+            "a+b with a Dice of 0.9000, which does not keep to the budget; 1 of the 2 models of b",
+        ),
+        ({"max_gb": 3.0}, "b", 1, "a+b with a Dice of 0.9000"),
+        ({"max_s": 3.0, "max_gb": 4.0}, "a", 2, "a+b with a Dice of 0.9000, which does not keep to the budget"),
+        ({"max_s": 0.1}, "a", 1, "nothing keeps to the budget; the cheapest, one fold of a, takes 1.5 s and 2.00 GB"),
+    ],
+)
+def test_the_best_within_a_budget(limits, name: str, members: int, given_up: str) -> None:
+    made = candidates(GOOD_B, BOTH, EnsembleSettings())
+    found = choose(made, EnsembleSettings(), costs_of(GOOD_B), **limits)
+    assert (found.candidate.name, len(found.members)) == (name, members)
+    assert found.given_up.startswith(given_up)
+    assert bool(found.given_up) == bool(given_up)
+
+
+def test_a_budget_of_the_stage(workspace: Workspace, datalist: Datalist) -> None:
+    result = build(workspace, datalist, JOBS[:6], ensemble={"max_time": "1d", "max_memory": "0.1GB"})
+    assert result.spec.given_up.startswith("nothing keeps to the budget")
+    assert len(result.spec.members) < 6
+    assert {row.name for row in result.spec.pareto} == {c.name for c in result.candidates}
+    assert all(row.seconds > 0 and row.gb > 0.1 for row in result.spec.pareto)
+    assert f"Given up for the budget: {result.spec.given_up}." in result.tables[0]
+    assert "s/image" in result.tables[0]
+
+
+# -- postprocessing
+
+
+class Bright(nn.Module):
+    """Says sphere where the image is brighter than a threshold; specks of noise come with it."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        spheres = 50 * (image - 0.5)
+        return torch.cat([torch.zeros_like(image), spheres, torch.full_like(image, -99.0)], 1)
+
+
+def specked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Workspace, Datalist]:
+    """Cases whose image is the sphere and a speck that is none, and models that see both."""
+    cases = []
+    for i in range(4):
+        label = np.zeros((24, 24, 24), np.uint8)
+        label[4:14, 4:14, 4:14] = 1
+        label[20:22, 20:22, 20] = 2  # the models never see the box
+        image = (label == 1).astype(np.float32)
+        image[18:21, 2 + i, 18:20] = 1
+        grid = Grid(shape=(24, 24, 24), affine=np.diag([1.0, -1.0, 1.0, 1.0]))
+        paths = [folder / kind / f"{i}.nii.gz" for kind in ("images", "labels")]
+        for path, array in zip(paths, (image, label), strict=True):
+            write_volume(path, array, grid)
+        cases.append(Case(name=str(i), images=(paths[0],), label=paths[1], fold=i % 2))
+    plan = {"channels": [{"mode": "none"}], "resample_resolution": (1.0, 1.0, 1.0)}
+    for fold in range(2):
+        make_job(folder / "work", "segresnet", fold, **plan)
+    monkeypatch.setattr(predictor_module, "build_network", lambda plan: Loadable())
+    return Workspace(folder / "work"), Datalist(training=tuple(cases), testing=(replace(cases[0], name="held"),))
+
+
+class Loadable(Bright):
+    """The same, that takes any weights."""
+
+    def load_state_dict(self, *args: object, **more: object) -> None:  # type: ignore[override]
+        """Take none."""
+
+
+def test_what_raises_the_score_is_done_to_every_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, datalist = specked(tmp_path, monkeypatch)
+    jobs = [("segresnet", 0), ("segresnet", 1)]
+    result = build(workspace, datalist, jobs)
+    (rule,) = result.spec.postprocessing
+    assert (rule.name, rule.min_mm3, rule.largest, rule.fill_holes) == ("sphere", 10.0, False, False)
+    assert rule.dice_before == pytest.approx(2 * 1000 / 2006, abs=1e-5)
+    assert rule.dice_after == 1.0
+    assert result.spec.dice == 0.5  # of the sphere 1, of the box 0
+    assert result.spec.dice_raw == pytest.approx(1000 / 2006, abs=1e-5)
+    assert result.candidates[0].mean == pytest.approx(1000 / 2006, abs=1e-5)
+    assert rescored(workspace, "ensemble", datalist) == 0.5
+    assert any("components of 10 mm3 and more" in table for table in result.tables)
+    assert any(table.startswith("Dice of the ensemble (segresnet), postprocessing included") for table in result.tables)
+    # The testing case is cleaned, too, and so is whatever `predict` is given.
+    assert read_label(workspace.predictions / "held.nii.gz").array.sum() == 1000
+    assert predict_files(workspace.root, datalist.testing[0].images[0], tmp_path / "out", device="cpu") == 0
+    assert read_label(tmp_path / "out" / "0.nii.gz").array.sum() == 1000
+    scores = json.loads(workspace.scores.read_text())
+    assert scores["dice"]["mean"] == 0.5
+    assert scores["ensemble"]["0"]["dice"] == [1.0, 0.0]
+
+    off = build(workspace, datalist, jobs, ensemble={"postprocess": "off"})
+    assert off.spec.postprocessing == ()
+    assert off.spec.dice == off.spec.dice_raw == result.spec.dice_raw
+    assert read_label(workspace.out_of_fold / "ensemble" / "0.nii.gz").array.sum() == 1006
+    again = build(workspace, datalist, jobs)
+    assert again.spec == result.spec
+    assert read_label(workspace.out_of_fold / "ensemble" / "0.nii.gz").array.sum() == 1000
+
+
+def test_rules_that_were_set_are_kept_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, datalist = specked(tmp_path, monkeypatch)
+    jobs = [("segresnet", 0), ("segresnet", 1)]
+    result = build(workspace, datalist, jobs, inference={"min_voxels": {"sphere": 5000}})
+    (rule,) = result.spec.postprocessing
+    assert (rule.min_voxels, rule.dice_before) == (5000, None)
+    assert result.spec.dice == 0.0
+    with pytest.raises(ConfigError, match=r"inference\.min_voxels: spher is no class\. Did you mean sphere\?"):
+        build(workspace, datalist, jobs, inference={"min_voxels": {"spher": 5000}})

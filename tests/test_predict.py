@@ -16,12 +16,15 @@ import pytest
 from tiny_jobs import make_job
 
 from autoseg.claims import Claim
+from autoseg.cli import run_command
+from autoseg.data import streams
 from autoseg.data.volumes import Grid, write_volume
 from autoseg.ensemble.combine import EnsembleSpec
 from autoseg.ensemble.evaluate import evaluate, evaluate_folders
-from autoseg.ensemble.predict import predict_files
+from autoseg.ensemble.predict import load_predictor, predict_files
 from autoseg.errors import ConfigError, DataError, WorkspaceError
-from autoseg.workspace import Workspace, write_json
+from autoseg.inference.budget import Limits
+from autoseg.workspace import Workspace, write_json, write_yaml
 
 AFFINES = {
     "flipped": np.array([[-1.0, 0, 0, 30], [0, -1.2, 0, 10], [0, 0, 1.5, -7], [0, 0, 0, 1]]),
@@ -277,3 +280,229 @@ def test_folders_that_are_missing_or_empty(folders: tuple[Path, Path], tmp_path:
         evaluate(tmp_path / "empty", folders[1])
     with pytest.raises(ConfigError, match=r"--output: .* cannot be written"):
         evaluate_folders(*folders, output=folders[0] / "a.nii.gz" / "x.json")
+
+
+# -- serving: lists, timing, budgets, options
+
+
+def test_a_list_of_images(work_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(tmp_path / "images" / "a.nii.gz")
+    write_image(tmp_path / "b.nii")
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"# two and one that is gone\nimages/a.nii.gz\ngone.nii.gz\n\n{tmp_path / 'b.nii'}\n")
+    assert predict_files(work_dir, listed, tmp_path / "out", device="cpu") == 2
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    assert f"skipped: {tmp_path / 'gone.nii.gz'}: no such file" in caplog.text
+    listed.write_text("# nothing\n")
+    with pytest.raises(ConfigError, match=r"list\.txt names no image"):
+        predict_files(work_dir, listed, tmp_path / "out", device="cpu")
+    with pytest.raises(ConfigError, match="is a list. Give a folder"):
+        predict_files(work_dir, listed, tmp_path / "one.nii.gz", device="cpu")
+
+
+def test_timing(work_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        write_image(tmp_path / "images" / f"{name}.nii.gz")
+    (tmp_path / "images" / "bad.nii.gz").write_bytes(b"nothing")
+    assert predict_files(work_dir, tmp_path / "images", tmp_path / "out", device="cpu", timing=True) == 2
+    found = json.loads((tmp_path / "out" / "timing.json").read_text())
+    phases = ["load", "pre", "infer", "invert", "post", "write"]
+    assert [row["case"] for row in found["cases"]] == ["a", "b"]
+    assert found["failed"] == 1
+    for row in found["cases"]:
+        known = sum(row[phase] for phase in phases)
+        assert known <= row["total"] + 1e-3
+        assert all(row[phase] > 0 for phase in ("load", "pre", "infer", "invert", "write"))
+        assert row["ram_gb"] > 0.05
+    for phase in [*phases, "total"]:
+        assert found["sum"][phase] == pytest.approx(sum(row[phase] for row in found["cases"]), abs=1e-3)
+    assert found["total"] >= found["load_models"] + found["sum"]["total"] - 1e-3
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["seconds", *phases, "total", "GB"]
+    assert [line.split()[0] for line in printed[2:5]] == ["a", "b", "all"]
+    assert printed[5].startswith("models loaded in")
+    one = tmp_path / "one.nii.gz"
+    assert predict_files(work_dir, tmp_path / "images" / "a.nii.gz", one, device="cpu", timing=True) == 0
+    assert (tmp_path / "one.timing.json").exists()
+
+
+def test_a_budget_is_told_before_and_what_it_took_after(
+    work_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = write_image(tmp_path / "a.nii.gz", shape=(40, 36, 50))
+    plain, limited = tmp_path / "plain.nii.gz", tmp_path / "out"
+    assert predict_files(work_dir, image, plain, device="cpu") == 0
+    with caplog.at_level(logging.INFO):
+        limits = Limits(device_bytes=8 * 10**9, seconds=1000.0)
+        assert predict_files(work_dir, image, limited, device="cpu", limits=limits, timing=True) == 0
+    assert (limited / "a.nii.gz").read_bytes() == plain.read_bytes()
+    assert "--max_memory on a CPU is that of the process" in caplog.text
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("a: ")]
+    assert lines[0].startswith("a: expected ")
+    assert lines[1].startswith("a: it took ")
+    (row,) = json.loads((limited / "timing.json").read_text())["cases"]
+    assert row["expected"]["given_up"] == []
+    assert row["expected"]["ram_gb"] > 0.9 * row["ram_gb"]  # never much less than what it takes
+    with caplog.at_level(logging.INFO):
+        tight = Limits(seconds=1e-6)
+        assert predict_files(work_dir, image, tmp_path / "quick.nii.gz", device="cpu", limits=tight) == 0
+    assert "given up: overlap 0, 1 of 2 models" in caplog.text
+    assert predict_files(work_dir, image, tmp_path / "no.nii.gz", device="cpu", limits=Limits(ram_bytes=10**6)) == 2
+    assert not (tmp_path / "no.nii.gz").exists()
+    assert "GB more than --max_memory and --max_ram allow" in caplog.text
+
+
+def test_settings_of_the_run_and_flags_over_them(work_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    workspace = Workspace(work_dir)
+    inference = {"overlap": 0.5, "min_voxels": {"sphere": 7}, "anywhere": ["box"]}
+    write_yaml(workspace.settings, {"inference": {"value": inference, "origin": "input.yaml:3"}})
+    predictor = load_predictor(workspace, device="cpu")
+    assert predictor.options.overlap == 0.5
+    assert predictor.rules == ()  # the ensemble's file has none
+    alone = load_predictor(workspace, algo="segresnet", device="cpu")
+    assert [(rule.name, rule.min_voxels) for rule in alone.rules] == [("sphere", 7)]
+    with caplog.at_level(logging.INFO):
+        fast = load_predictor(workspace, device="cpu", inference={"fast": True, "skip_empty": False})
+    assert "no locator is trained" in caplog.text
+    assert (fast.options.overlap, fast.options.crop_to_first, fast.options.skip_empty) == (0.5, True, False)
+    with pytest.raises(ConfigError, match="no locator is trained"):
+        load_predictor(workspace, device="cpu", inference={"locate": True})
+    make_job(work_dir, "locator", 0, classes=[{"name": "region", "values": [1, 2]}])
+    fast = load_predictor(workspace, device="cpu", inference={"fast": True})
+    assert fast.locator is not None
+    assert fast.options.locate
+    assert [model.name for model in load_predictor(workspace, algo="segresnet", device="cpu").models] == [
+        "segresnet_0",
+        "segresnet_1",
+    ]
+    write_yaml(workspace.settings, {"inference": {"value": {"overlap": 3}, "origin": ""}})
+    with pytest.raises(WorkspaceError, match=r"inference\.overlap: .* Run `autoseg ensemble` again"):
+        load_predictor(workspace, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max_memory", "4"], "--max_memory: expected an amount of memory with its unit, such as 500MB, 4GB"),
+        (["--max_time", "15"], "--max_time: expected a time with its unit"),
+        (["--overlap", "1.5"], "--overlap: expected a number from 0 to below 1, found 1.5"),
+    ],
+)
+def test_flags_that_make_no_sense(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["predict", "--image", "a.nii.gz", "--output", "out", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+# -- bad input
+
+
+def test_odd_but_good_volumes(work_dir: Path, tmp_path: Path) -> None:
+    shapes = {
+        "one_slice": (30, 28, 1),
+        "two": (30, 28, 2),
+        "three": (3, 30, 28),
+        "small": (5, 40, 40),
+        "tiny": (4, 4, 4),
+    }
+    for name, shape in shapes.items():
+        write_image(tmp_path / "images" / f"{name}.nii.gz", shape=shape)
+    assert predict_files(work_dir, tmp_path / "images", tmp_path / "out", device="cpu") == 0
+    for name, shape in shapes.items():
+        assert nib.load(tmp_path / "out" / f"{name}.nii.gz").shape == shape
+
+
+SPACINGS = {
+    "metres": (
+        np.diag([0.001, 0.001, 0.0015, 1]),
+        "so the image is 0.02x0.018x0.024 mm, less than what the models can tell",
+    ),
+    "huge": (np.diag([1000.0, 1000.0, 1500.0, 1]), "so the image is 24 m long"),
+}
+
+
+@pytest.mark.parametrize("name", SPACINGS)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_absurd_spacing(work_dir, tmp_path, caplog, monkeypatch, name: str, streamed: bool) -> None:
+    if streamed:
+        monkeypatch.setattr(streams, "STREAM_VOXELS", 10)
+    image = write_image(tmp_path / "a.nii.gz", SPACINGS[name][0])
+    assert predict_files(work_dir, image, tmp_path / "out", device="cpu") == 2
+    assert f"skipped: {image}: voxels of" in caplog.text
+    assert SPACINGS[name][1] in caplog.text
+    assert "Correct the spacing in the file's header" in caplog.text
+    assert not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_image_of_one_value(work_dir, tmp_path, caplog, monkeypatch, streamed: bool) -> None:
+    if streamed:
+        monkeypatch.setattr(streams, "STREAM_VOXELS", 10)
+    path = tmp_path / "flat.nii.gz"
+    values = np.full((20, 18, 60), 7, np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+    assert predict_files(work_dir, path, tmp_path / "out", device="cpu") == 2
+    assert f"skipped: {path}: every voxel has the value 7. Expected an image of something" in caplog.text
+    values[3, 3, 31] = 8  # in a row that a sample misses
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+    assert predict_files(work_dir, path, tmp_path / "out", device="cpu") == 0
+
+
+def test_an_image_without_voxels(work_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "none.nii"
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 0), np.float32), np.eye(4)), path)
+    assert predict_files(work_dir, path, tmp_path / "out", device="cpu") == 2
+    assert f"skipped: {path}: " in caplog.text
+    assert not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("offset", [-3000.0, 5000.0])
+def test_no_ct_for_ct_models(tmp_path: Path, caplog: pytest.LogCaptureFixture, offset: float) -> None:
+    root = tmp_path / "work"
+    make_job(root, "segresnet", 0, channels=[{"mode": "ct", "bounds": (-100, 300), "mean": 60, "std": 50}])
+    good = write_image(tmp_path / "good.nii.gz")
+    assert predict_files(root, good, tmp_path / "out", algo="segresnet", device="cpu") == 0
+    image = tmp_path / "mri.nii.gz"
+    values = np.random.default_rng(0).normal(offset, 100, (20, 18, 16)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), image)
+    assert predict_files(root, image, tmp_path / "out", algo="segresnet", device="cpu") == 2
+    assert "hardly any of them between -100 and 300, where the organs of the training images lie" in caplog.text
+    assert "Expected a CT in Hounsfield units" in caplog.text
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_disk_that_fills_up_while_a_large_label_is_written(
+    work_dir, tmp_path, monkeypatch, caplog, call: str
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(streams, "STREAM_VOXELS", 10)
+    if call == "write":
+        monkeypatch.setattr(streams.LabelRows, "write", full)
+    else:
+        monkeypatch.setattr("autoseg.data.volumes.os.fsync", full)
+    image, out = write_image(tmp_path / "a.nii.gz"), tmp_path / "out"
+    assert predict_files(work_dir, image, out, device="cpu") == 2
+    assert f"skipped: {out / 'a.nii.gz'}: cannot be written (No space left on device)" in caplog.text
+    assert [*out.iterdir()] == []
+
+
+def test_a_streamed_image_is_cleaned_and_split_as_one_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "work"
+    named = [{"name": "kidney_left", "values": [4]}, {"name": "kidney_right", "values": [2]}]
+    make_job(root, "segresnet", 0, classes=[{"name": "kidney", "values": [4, 2]}], user_classes=named)
+    inference = {"min_voxels": {"kidney_left": 5}, "slice_run": ["kidney_right"]}
+    write_yaml(Workspace(root).settings, {"inference": {"value": inference, "origin": ""}})
+    labels = []
+    for i, affine in enumerate(AFFINES.values()):
+        image = write_image(tmp_path / f"{i}.nii.gz", affine, shape=(26, 30, 34))
+        for name, streamed in (("memory", 1 << 26), ("streamed", 10)):
+            monkeypatch.setattr(streams, "STREAM_VOXELS", streamed)
+            target = tmp_path / name / f"{i}.nii.gz"
+            assert predict_files(root, image, target, algo="segresnet", device="cpu") == 0
+            labels.append(np.asarray(nib.load(target).dataobj))
+        assert set(np.unique(labels[-1])) == {0, 2, 4}
+        assert (labels[-1] != labels[-2]).mean() < 2e-3  # rows of another axis, so other windows' sums

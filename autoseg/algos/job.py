@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +32,7 @@ from autoseg.algos.schedule import LEAST_TRAINING_SHARE
 from autoseg.algos.search import search_for_job, wants_search
 from autoseg.algos.trainer import Diverged, Interrupted, Progress, Pruned, Trainer, TrainResult, save_weights
 from autoseg.claims import Busy, Claim, LostClaim
-from autoseg.config import format_duration
+from autoseg.config import LOCATOR, format_duration
 from autoseg.data.datalist import Case, files_digest, read_cases
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.errors import AutosegError, ResourceError
@@ -60,6 +61,22 @@ def job_inputs(
     if first_weights is not None:
         inputs["weights of the previous round"] = file_digest(first_weights)
     return inputs
+
+
+def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """The cases that a plan can learn from, annotated for its classes where it merges those of the user.
+
+    A merged class counts as annotated where all that it is made of is. The locator has one alone, so it takes the cases
+    that are annotated for all of it; all cases where none is.
+    """
+    label_map = plan.label_map
+    if label_map.origin is None:
+        return cases
+    mine = tuple(replace(c, annotated=label_map.wholly(c.annotated)) for c in cases)
+    if plan.algo != LOCATOR:
+        return mine
+    whole = tuple(c for c in mine if c.annotated is None or c.annotated)
+    return tuple(replace(c, annotated=None) for c in whole or mine)
 
 
 def _case_digest(case: Case) -> str:
@@ -170,7 +187,8 @@ def run_job(
         try:
             plan = read_plan(paths)
             datalist = read_cases(workspace, dataroot)
-            train_cases, val_cases = datalist.train_cases(fold), datalist.val_cases(fold)
+            train_cases = cases_for(plan, datalist.train_cases(fold))
+            val_cases = cases_for(plan, datalist.val_cases(fold))
             first_weights = workspace.first_weights(algo, fold)
             inputs = job_inputs(plan, train_cases, val_cases, first_weights)
             reasons = changed(job.inputs, inputs)

@@ -53,6 +53,8 @@ class Plan(Strict):
 
     classes: tuple[ClassPlan, ...]
     """Foreground classes in the order of the outputs."""
+    user_classes: tuple[ClassPlan, ...] = ()
+    """Classes as the user named them, where `classes` holds some of them merged; predictions are split back."""
     sigmoid: bool
     """Regions that may overlap."""
     ignore_label: int | None
@@ -143,12 +145,17 @@ class Plan(Strict):
     @property
     def label_map(self) -> LabelMap:
         """Classes as the data code wants them."""
-        return LabelMap(
-            names=tuple(c.name for c in self.classes),
-            values=tuple(c.values for c in self.classes),
-            sigmoid=self.sigmoid,
-            ignore_label=self.ignore_label,
-        )
+
+        def made(classes: tuple[ClassPlan, ...], origin: LabelMap | None = None) -> LabelMap:
+            return LabelMap(
+                names=tuple(c.name for c in classes),
+                values=tuple(c.values for c in classes),
+                sigmoid=self.sigmoid,
+                ignore_label=self.ignore_label,
+                origin=origin,
+            )
+
+        return made(self.classes, made(self.user_classes) if self.user_classes else None)
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -15,7 +15,7 @@ from autoseg.algos.networks.sizing import Choice, Sizing, round_up
 from autoseg.algos.plan import Plan
 from autoseg.algos.templates import FILLED, template_values
 from autoseg.annotations import suggest
-from autoseg.config import RECIPE_ALGO, AlgoName, Settings
+from autoseg.config import LOCATOR, RECIPE_ALGO, AlgoName, Settings
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resampled_shape
@@ -23,7 +23,7 @@ from autoseg.errors import ConfigError
 
 MINUTES_PER_CPU_JOB = 60
 """Without a budget a job on a CPU gets at most this long: somebody waits for it at a desk."""
-SECONDS_PER_MEGAVOXEL = {"segresnet": 3.2, "swinunetr": 3.1, "dints": 3.0, "unet": 2.0}
+SECONDS_PER_MEGAVOXEL = {"segresnet": 3.2, "swinunetr": 3.1, "dints": 3.0, "unet": 2.0, "locator": 3.2}
 """Seconds of a training step for a million voxels of the CPU-sized network, on two cores, where none was measured.
 Source: measured in fp32 on two AVX2 cores (docs/results.md), but for unet, a guess."""
 TRAINING_SHARE = 0.8
@@ -56,6 +56,8 @@ class Fit:
     """Predicted peak of memory."""
 
 
+LOCATOR_MM = (4.0, 4.0, 4.0)
+"""Voxels of the locator. Source: FLARE23 paper."""
 FEW_PASSES, FEW_STEPS = 20, 500
 """Passes over the training cases, or steps, below which augmentation is light.
 Source: measured on the hippocampus: Dice after 1.4 passes 0.815 without and 0.799 with nnU-Net's augmentation."""
@@ -66,12 +68,14 @@ RATES = {
     "swinunetr": (4e-4, 4e-3, "Auto3DSeg's"),
     "dints": (2e-4, 5e-3, "Auto3DSeg's"),
     "unet": (2e-4, 2e-3, "as SegResNet's"),
+    "locator": (2e-4, 2e-3, "as SegResNet's"),
 }
 """Highest learning rate on a GPU and on a CPU, and where the first comes from."""
 
 
 NETWORK_KEYS = {
     "segresnet": ("init_filters", "blocks_down", "dsdepth"),
+    "locator": ("init_filters", "blocks_down", "dsdepth"),
     "swinunetr": ("feature_size", "depths", "window_size"),
     "dints": ("channel_mul", "use_downsample", "search"),
     "unet": ("features", "num_res_units"),
@@ -227,7 +231,8 @@ def make_plan(
                 found[key] = Origin(value=value, origin="template", rule=rule)
 
     put("fold", fold, "one job for each fold")
-    classes = [{"name": n, "values": list(v)} for n, v in zip(label_map.names, label_map.values, strict=True)]
+    classes, named = _class_plans(label_map), _class_plans(label_map.origin) if label_map.origin else []
+    put("user_classes", named, "the classes before merging" if named else "no class is merged")
     for key, value in (("classes", classes), ("sigmoid", label_map.sigmoid), ("ignore_label", label_map.ignore_label)):
         put(key, value, "class_names, sigmoid and ignore_label of input.yaml, else the datalist's labels")
     channels, rule = channel_plans(fingerprint, settings, algo)
@@ -238,6 +243,8 @@ def make_plan(
         source = recipe["normalize_mode"][1]
         found["channels"] = Origin(value=channels, origin=f"recipe {settings.recipe}", rule=source)
     spacing, rule = target_spacing(fingerprint)
+    if algo == LOCATOR:
+        spacing, rule = LOCATOR_MM, "4 mm, enough to tell where the organs are (FLARE23 paper)"
     put("resample_resolution", list(spacing), rule)
     put("crop_foreground", False, "off: zero borders are cheap to skip and a crop moves windows")
     spacing = tuple(values["resample_resolution"])
@@ -325,6 +332,10 @@ def make_plan(
     values["seed"] = settings.seed * 1000 + fold
     found["seed"] = Origin(value=values["seed"], origin="planner", rule="1000 x seed of input.yaml + fold")
     return Plan.model_validate(values), found
+
+
+def _class_plans(label_map: LabelMap) -> list[dict[str, Any]]:
+    return [{"name": n, "values": list(v)} for n, v in zip(label_map.names, label_map.values, strict=True)]
 
 
 def _shape(size_mm: tuple[float, float, float], spacing_mm: tuple[float, float, float]) -> tuple[int, int, int]:

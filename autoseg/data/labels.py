@@ -7,14 +7,15 @@ overlap (sigmoid): output i is region i, and background is where no region is.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from autoseg.config import Settings
+from autoseg.annotations import suggest
+from autoseg.config import InferenceSettings, Settings
 from autoseg.errors import ConfigError
 
 IGNORE = 255
@@ -32,6 +33,8 @@ class LabelMap:
     """True: the classes are regions that may overlap."""
     ignore_label: int | None = None
     """Value in label files that marks voxels left out of loss and metrics."""
+    origin: LabelMap | None = None
+    """The classes as the user named them, where some of them are one class here."""
 
     def __post_init__(self) -> None:
         faults = []
@@ -153,15 +156,106 @@ class LabelMap:
                 pairs.append((i, self.names.index(other)))
         return tuple(pairs)
 
+    @property
+    def named(self) -> LabelMap:
+        """The classes as the user named them: those of predictions and scores."""
+        return self.origin or self
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """The user's classes that a class here was made of; itself where it was not merged."""
+        mine = set(self.values[self.names.index(name)])
+        return tuple(n for n, v in zip(self.named.names, self.named.values, strict=True) if set(v) <= mine)
+
+    def wholly(self, names: Collection[str] | None) -> tuple[str, ...] | None:
+        """The classes here whose parts are all among some classes of the user; None, for all, stays None."""
+        return None if names is None else tuple(n for n in self.names if set(self.parts(n)) <= {*names})
+
+    @cached_property
+    def merged_sides(self) -> tuple[tuple[int, int, int], ...]:
+        """Label values (here, of the left part, of the right part) of each class that was made of both sides."""
+        found = []
+        for name, value in zip(self.names, self.painted_values, strict=True):
+            parts = self.parts(name) if self.origin else ()
+            if len(parts) == 2 and _other_side(parts[0]) == parts[1]:
+                left, right = parts if _is_left(parts[0]) else parts[::-1]
+                painted = dict(zip(self.named.names, self.named.painted_values, strict=True))
+                found.append((value, painted[left], painted[right]))
+        return tuple(found)
+
+
+_SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "l": "r", "r": "l", "L": "R", "R": "L"}
+
+
+def _words(name: str) -> tuple[list[str], int | None]:
+    """A name's words and what stands between them, and the place of the one that is a side."""
+    words = re.split(r"([^A-Za-z]+)", name)
+    return words, next((i for i, word in enumerate(words) if word in _SIDES), None)
+
 
 def _other_side(name: str) -> str | None:
     """The name of the same structure on the other side, or None where the name has no side."""
-    words = re.split(r"([^A-Za-z]+)", name)
-    swaps = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "l": "r", "r": "l", "L": "R", "R": "L"}
-    for i, word in enumerate(words):
-        if word in swaps:
-            return "".join([*words[:i], swaps[word], *words[i + 1 :]])
-    return None
+    words, place = _words(name)
+    return None if place is None else "".join([*words[:place], _SIDES[words[place]], *words[place + 1 :]])
+
+
+def _is_left(name: str) -> bool:
+    words, place = _words(name)
+    return place is not None and words[place].lower() in ("left", "l")
+
+
+def _without_side(name: str) -> str:
+    words, place = _words(name)
+    assert place is not None
+    del words[max(0, place - 1) : place + 1 if place else 2]  # with what joins it to its neighbour
+    return "".join(words)
+
+
+def merge_classes(label_map: LabelMap, groups: Mapping[str, Collection[str]]) -> LabelMap:
+    """Make one class of several, in the place of the first.
+
+    Args:
+        groups: name of the new class -> names of those that it is made of.
+    """
+    of = {part: name for name, parts in groups.items() for part in parts}
+    values: dict[str, tuple[int, ...]] = {}
+    for name, mine in zip(label_map.names, label_map.values, strict=True):
+        values[of.get(name, name)] = (*values.get(of.get(name, name), ()), *mine)
+    return LabelMap(
+        names=tuple(values),
+        values=tuple(values.values()),
+        sigmoid=label_map.sigmoid,
+        ignore_label=label_map.ignore_label,
+        origin=label_map,
+    )
+
+
+def region_map(label_map: LabelMap, without: Collection[str]) -> LabelMap:
+    """One class, `region`, of all classes but some; of all where no other is left."""
+    named = label_map.named
+    mine = [n for n in named.names if n not in without] or list(named.names)
+    values = {n: v for n, v in zip(named.names, named.values, strict=True) if n in mine}
+    origin = LabelMap(
+        names=tuple(values), values=tuple(values.values()), sigmoid=named.sigmoid, ignore_label=named.ignore_label
+    )
+    union = tuple(sorted({v for vs in values.values() for v in vs}))
+    return LabelMap(names=("region",), values=(union,), ignore_label=named.ignore_label, origin=origin)
+
+
+def merge_left_right(label_map: LabelMap) -> LabelMap:
+    """Make one class of each left and right pair.
+
+    Raises:
+        ConfigError: There is no pair, or classes may overlap.
+    """
+    if label_map.sigmoid or not label_map.left_right_pairs:
+        why = "classes overlap" if label_map.sigmoid else "no two classes differ in left and right alone"
+        raise ConfigError(f"merge_left_right: {why}. Leave it out, or name the classes so (kidney_left, kidney_right).")
+    groups = {}
+    for a, b in label_map.left_right_pairs:
+        parts = (label_map.names[a], label_map.names[b])
+        name = _without_side(parts[0])
+        groups[name if name and name not in label_map.names and name not in groups else "+".join(parts)] = parts
+    return merge_classes(label_map, groups)
 
 
 def make_label_map(
@@ -213,6 +307,24 @@ def make_label_map(
         sigmoid=overlap if settings.sigmoid is None else settings.sigmoid,
         ignore_label=ignored,
     )
+
+
+def check_classes(settings: InferenceSettings, names: Collection[str]) -> None:
+    """Make sure that the classes that settings name exist.
+
+    Raises:
+        ConfigError: All that do not.
+    """
+    faults = []
+    lists: dict[str, Sequence[str]] = {
+        "anywhere": settings.anywhere,
+        "slice_run": settings.slice_run,
+        "min_voxels": tuple(settings.min_voxels),
+    }
+    for key, given in lists.items():
+        faults += [f"inference.{key}: {n} is no class. {suggest(n, names)}" for n in given if n not in names]
+    if faults:
+        raise ConfigError(faults)
 
 
 def annotated_classes(

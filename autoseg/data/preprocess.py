@@ -62,8 +62,7 @@ class Prepared:
     @property
     def box_shape(self) -> tuple[int, int, int]:
         """Shape of the cropped region before resampling."""
-        x, y, z = self.box
-        return x.stop - x.start, y.stop - y.start, z.stop - z.start
+        return _shape_of(self.box)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +71,8 @@ class ChannelStats:
 
     mean: float
     std: float
+    low: float
+    """Smallest value of the whole channel."""
 
 
 def needs_stats(norm: ChannelNorm) -> bool:
@@ -84,8 +85,9 @@ def channel_stats(chunks: Iterable[np.ndarray], norm: ChannelNorm) -> ChannelSta
 
     Pieces are merged as Chan et al. 1983 do, in float64: a float32 sum over 10^8 voxels of a CT drifts.
     """
-    count, mean, squares = 0, 0.0, 0.0
+    count, mean, squares, low = 0, 0.0, 0.0, math.inf
     for chunk in chunks:
+        low = min(low, float(chunk.min(initial=math.inf)))
         inside = chunk[chunk != 0] if norm.nonzero else chunk
         if inside.size == 0:
             continue
@@ -95,7 +97,7 @@ def channel_stats(chunks: Iterable[np.ndarray], norm: ChannelNorm) -> ChannelSta
         squares += spread + (here - mean) ** 2 * count * inside.size / total
         mean += (here - mean) * inside.size / total
         count = total
-    return ChannelStats(mean=mean, std=math.sqrt(squares / count)) if count else None
+    return ChannelStats(mean=mean, std=math.sqrt(squares / count), low=low) if count else None
 
 
 def normalize(channel: np.ndarray, norm: ChannelNorm, stats: ChannelStats | None) -> np.ndarray:
@@ -135,8 +137,11 @@ def normalize(channel: np.ndarray, norm: ChannelNorm, stats: ChannelStats | None
 class PreparedRows:
     """An image as the network sees it, made row by row: cropped, normalised, resampled."""
 
-    def __init__(self, image: ImageRows, how: Preprocessing) -> None:
+    def __init__(self, image: ImageRows, how: Preprocessing, region: Region | None = None) -> None:
         """Look at the whole image once, piece by piece, where its crop or normalisation needs that.
+
+        Args:
+            region: of the image to make alone; normalisation is that of the whole image all the same.
 
         Raises:
             DataError: The number of channels is not the one the model was trained with.
@@ -149,14 +154,33 @@ class PreparedRows:
         self.axis, self.ras_shape = image.axis, image.shape
         everything = (slice(0, image.shape[0]), slice(0, image.shape[1]), slice(0, image.shape[2]))
         self.box = _nonzero_box(image) if how.crop_foreground else everything
-        x, y, z = self.box
-        self._box_shape = (x.stop - x.start, y.stop - y.start, z.stop - z.start)
-        self.shape = resampled_shape(self._box_shape, image.spacing_mm, how.spacing_mm)
-        """(X, Y, Z) on the network's grid."""
+        self._box_shape = _shape_of(self.box)
         self._stats = [
             channel_stats((self._cropped(*part)[c] for part in self._parts()), norm) if needs_stats(norm) else None
             for c, norm in enumerate(how.norms)
         ]
+        if region is not None:
+            self.box = _common(self.box, region)
+            self._box_shape = _shape_of(self.box)
+        self.shape = resampled_shape(self._box_shape, image.spacing_mm, how.spacing_mm)
+        """(X, Y, Z) on the network's grid."""
+
+    @property
+    def background(self) -> tuple[float, ...] | None:
+        """What nothing looks like to the network in each channel: the normalised intensity of a place without body.
+
+        The lower bound where intensities are clipped, 0 where zero voxels stay zero, else the image's smallest
+        value; None where a channel is not normalised, so that it is not known.
+        """
+        found = []
+        for norm, stats in zip(self._norms, self._stats, strict=True):
+            raw = norm.bounds[0] if norm.bounds is not None and norm.mode in ("ct", "range") else 0.0
+            if needs_stats(norm) and not norm.nonzero:
+                raw = stats.low if stats is not None else 0.0
+            if norm.mode == "none":
+                return None
+            found.append(float(normalize(np.full((1, 1, 1), raw, np.float32), norm, stats)[0, 0, 0]))
+        return tuple(found)
 
     def _parts(self) -> Iterator[tuple[int, int]]:
         length = self._box_shape[self.axis]
@@ -178,6 +202,20 @@ class PreparedRows:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows of the prepared image along `axis`: (C, X, Y, Z) float32."""
         return resample_rows(self._normalized, self._box_shape[self.axis], self.shape, self.axis, start, stop)
+
+
+def _shape_of(box: Region) -> tuple[int, int, int]:
+    x, y, z = box
+    return x.stop - x.start, y.stop - y.start, z.stop - z.start
+
+
+def _common(a: Region, b: Region) -> Region:
+    """What two regions share; the first one along an axis where they share nothing."""
+    found = []
+    for mine, other in zip(a, b, strict=True):
+        low, high = max(mine.start, other.start), min(mine.stop, other.stop)
+        found.append(slice(low, high) if low < high else mine)
+    return found[0], found[1], found[2]
 
 
 def _nonzero_box(image: ImageRows) -> Region:

@@ -215,6 +215,12 @@ class LabelRows:
         self._file.seek(start * stored.shape[0] * stored.shape[1] * self._dtype.itemsize)
         self._file.write(stored.tobytes(order="F"))
 
+    def volume(self) -> np.ndarray:
+        """What was written so far, (X, Y, Z) in RAS, to be changed in place: mapped from the file, not in memory."""
+        self._file.flush()
+        stored = np.memmap(self._file, self._dtype, "r+", shape=self._grid.shape, order="F")
+        return apply_orientation(stored, ras_orientation(self._grid.affine))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

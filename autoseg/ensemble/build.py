@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import filecmp
 import logging
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +13,16 @@ import numpy as np
 
 from autoseg import __version__
 from autoseg.algos.plan import Plan
-from autoseg.config import EnsembleSettings, Settings
+from autoseg.config import EnsembleSettings, Settings, parse_duration, parse_size
 from autoseg.data.datalist import Case, Datalist
+from autoseg.data.labels import check_classes
 from autoseg.data.volumes import read_grid, read_label
-from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candidates, choose
+from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candidates, choose, costs_of, pareto_rows
 from autoseg.ensemble.out_of_fold import (
+    Finished,
     Progress,
     case_digest,
-    measure_surfaces,
+    finish_out_of_fold,
     read_record,
     score_of,
     score_out_of_fold,
@@ -31,10 +30,11 @@ from autoseg.ensemble.out_of_fold import (
 from autoseg.ensemble.predict import segment
 from autoseg.ensemble.tables import format_rows, format_score, format_table
 from autoseg.errors import DataError, ResourceError, WorkspaceError
-from autoseg.inference.metrics import TOLERANCE_MM, summarise, to_plain
+from autoseg.inference.metrics import TOLERANCE_MM, mean_score, summarise, to_plain
+from autoseg.inference.postprocess import ClassRule, set_rules
 from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.reader import read_model
-from autoseg.workspace import Workspace, write_json, write_text
+from autoseg.workspace import Workspace, digest, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -93,32 +93,55 @@ def build_ensemble(
         progress=progress,
     )
     made = candidates(cases, algos_by_fold, how)
-    chosen = choose(made, how)
+    costs = costs_of(cases)
+    choice = choose(
+        made,
+        how,
+        costs,
+        max_s=parse_duration(how.max_time) if how.max_time else None,
+        max_gb=parse_size(how.max_memory) / 1e9 if how.max_memory else None,
+    )
+    chosen = choice.candidate
+    if choice.given_up:
+        log.warning("ensemble: given up for the budget: %s", choice.given_up)
     algo, fold = chosen.members[0]
-    label_map = read_model(workspace.job_dir(algo, fold).plan, Plan).label_map
+    label_map = read_model(workspace.job_dir(algo, fold).plan, Plan).label_map.named
     names = label_map.names
+    check_classes(settings.inference, names)
+    by_name = {case.name: case for case in datalist.training}
+    spoken = {c.name: (by_name[c.name], chosen.combination(c.fold).name) for c in cases if c.name in chosen.scores}
+    finished = finish_out_of_fold(
+        workspace,
+        spoken,
+        label_map,
+        given=set_rules(names, settings.inference.slice_run, settings.inference.min_voxels),
+        choose_rules=how.postprocess == "auto",
+    )
+    for rule in finished.rules:
+        log.info("ensemble: %s: %s%s", rule.name, rule.words, _gain(rule))
+    mean, raw = mean_score([*finished.dice.values()]), mean_score([*finished.raw.values()])
     spec = EnsembleSpec(
         name=chosen.name,
         method=how.method,
         combine="vote" if how.combine == "vote" else chosen.combine,
-        members=chosen.members,
+        members=choice.members,
         classes=names,
-        dice=None if math.isnan(chosen.mean) else round(chosen.mean, 6),
+        dice=None if math.isnan(mean) else round(mean, 6),
+        dice_raw=None if math.isnan(raw) else round(raw, 6),
+        postprocessing=finished.rules,
+        pareto=pareto_rows(made, costs),
+        given_up=choice.given_up,
         version=__version__,
     )
-    _collect_labels(workspace, chosen, cases)
     write_json(workspace.ensemble_spec, spec.model_dump(mode="json"))
-    by_name = {case.name: case for case in datalist.training}
-    spoken = {c.name: (by_name[c.name], chosen.combination(c.fold).name) for c in cases if c.name in chosen.scores}
-    measured = measure_surfaces(workspace, spoken, label_map)
     held = [*datalist.testing, *datalist.validation]
     test_scores, lost = _predict_testing(workspace, held, spec, settings, progress)
     failures += lost
 
-    tables = _tables(made, chosen, cases, names, test_scores)
+    tables = _tables(made, chosen, cases, names, test_scores, spec, finished)
     write_text(workspace.ensemble / "scores.txt", "\n\n".join([*tables, *gaps, *failures]) + "\n")
     scores = _scores_json(made, chosen, cases, names, test_scores, gaps, failures, settings.seed)
-    write_json(workspace.scores, {**scores, **_ensemble_json(measured, names, settings.seed)})
+    write_json(workspace.scores, {**scores, **_ensemble_json(finished, names, settings.seed)})
     return EnsembleResult(
         spec=spec, candidates=tuple(made), tables=tuple(tables), gaps=tuple(gaps), failures=tuple(failures)
     )
@@ -133,24 +156,10 @@ def _gaps(algos_by_fold: dict[int, list[str]], settings: Settings, datalist: Dat
     return [f"not trained, so left out: {', '.join(lost)}. `autoseg status` says why; `autoseg train` tries again."]
 
 
-def _collect_labels(workspace: Workspace, chosen: Candidate, cases: Sequence[CaseScore]) -> None:
-    """Copy the chosen combination's out-of-fold labels into the folder `ensemble`."""
-    folder = workspace.out_of_fold / "ensemble"
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = {}
-    for case in cases:
-        if case.name in chosen.scores:
-            wanted[f"{case.name}.nii.gz"] = workspace.out_of_fold / chosen.combination(case.fold).name
-    for path in folder.iterdir():
-        if path.name not in wanted:
-            path.unlink()
-    for name, source in wanted.items():
-        target = folder / name
-        if target.exists() and filecmp.cmp(source / name, target):
-            continue
-        part = folder / f".part-{os.getpid()}-{name}"
-        shutil.copy2(source / name, part)
-        os.replace(part, target)
+def _gain(rule: ClassRule) -> str:
+    if rule.dice_before is None or rule.dice_after is None:
+        return ", as was set"
+    return f", Dice {rule.dice_before:.4f} -> {rule.dice_after:.4f}"
 
 
 def _predict_testing(
@@ -169,12 +178,13 @@ def _predict_testing(
         target = workspace.predictions / f"{case.name}.nii.gz"
         path = workspace.ensemble / "records" / f"{case.name}.json"
         try:
-            key = case_digest(case, models, spec.combine)
+            rules = [rule.model_dump(exclude={"dice_before", "dice_after"}) for rule in spec.postprocessing]
+            key = case_digest(case, models, digest([spec.combine, rules]))
             record = read_record(path, key, [target])
             if record is None:
                 if predictor is None:
                     jobs = [workspace.job_dir(a, f) for a, f in spec.members]
-                    predictor = Predictor(jobs, device=settings.device, combine=spec.combine)
+                    predictor = Predictor(jobs, device=settings.device, combine=spec.combine, rules=spec.postprocessing)
                 record = {"made_from": key, "dice": _predict_case(predictor, case, target)}
                 write_json(path, record)
             if record["dice"] is not None:
@@ -194,7 +204,7 @@ def _predict_case(predictor: Predictor, case: Case, target: Path) -> list[float 
     label, pred = read_label(case.label), read_label(target).array[0]
     if found := label.grid.differs_from(read_grid(case.images[0])[0]):
         raise DataError(f"{case.label}: not on the grid of {case.images[0].name} ({found}). Export the label again.")
-    scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map))
+    scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map.named))
     return scores
 
 
@@ -204,22 +214,41 @@ def _tables(
     cases: Sequence[CaseScore],
     names: Sequence[str],
     test_scores: dict[str, list[float]],
+    spec: EnsembleSpec,
+    finished: Finished,
 ) -> list[str]:
     fold_of = {case.name: case.fold for case in cases}
 
     def by_fold(candidate: Candidate) -> list[tuple[int, Sequence[float]]]:
         return [(fold_of[name], values) for name, values in candidate.scores.items()]
 
-    rows = [
-        [("* " if c is chosen else "  ") + c.name, format_score(c.mean), str(len(c.scores)), str(len(c.members))]
-        for c in sorted(made, key=lambda c: -1.0 if math.isnan(c.mean) else c.mean, reverse=True)
-    ]
-    header = ["  combination", "dice", "cases", "models"]
-    tables = ["Out-of-fold Dice of each combination, * chosen\n" + format_rows(header, rows)]
+    costs = {row.name: row for row in spec.pareto}
+    rows = []
+    for c in sorted(made, key=lambda c: -1.0 if math.isnan(c.mean) else c.mean, reverse=True):
+        row = costs.get(c.name)
+        told = ["-", "-", ""] if row is None else [f"{row.seconds:.2f}", f"{row.gb:.2f}", "x" if row.on_front else ""]
+        name = ("* " if c is chosen else "  ") + c.name
+        rows.append([name, format_score(c.mean), *told, str(len(c.scores)), str(len(c.members))])
+    header = ["  combination", "dice", "s/image", "GB", "front", "cases", "models"]
+    tables = ["Out-of-fold Dice of each combination and what it takes, * chosen\n" + format_rows(header, rows)]
+    if spec.given_up:
+        tables[0] += f"\nGiven up for the budget: {spec.given_up}."
+    if finished.rules:
+        told_rules = [
+            [
+                rule.name,
+                *(format_score(math.nan if v is None else v) for v in (rule.dice_before, rule.dice_after)),
+                rule.words,
+            ]
+            for rule in finished.rules
+        ]
+        title = "Postprocessing, by the out-of-fold Dice before and after; a dash: as was set"
+        tables.append(f"{title}\n" + format_rows(["class", "before", "after", "what"], told_rules))
     singles = [c for c in made if "+" not in c.name and not c.name.startswith("best_")]
     tables += [format_table(f"Dice of {c.name}", names, by_fold(c)) for c in singles]
-    if chosen not in singles:
-        tables.append(format_table(f"Dice of the ensemble ({chosen.name})", names, by_fold(chosen)))
+    if chosen not in singles or finished.rules:
+        title = f"Dice of the ensemble ({chosen.name})" + (", postprocessing included" if finished.rules else "")
+        tables.append(format_table(title, names, [(fold_of[n], values) for n, values in finished.dice.items()]))
     if test_scores:
         summary = summarise(list(test_scores.values()), names)
         rows = [[c.name, format_score(c.mean), format_score(c.std), str(c.num)] for c in summary.classes]
@@ -259,13 +288,16 @@ def _scores_json(
     }
 
 
-def _ensemble_json(measured: dict[str, dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
-    """The chosen ensemble's own part of scores.json: per case Dice and NSD, over all cases NSD and calibration."""
-    surface = [[math.nan if v is None else v for v in m["nsd"]] for m in measured.values()]
-    counted = [m["calibration"] for m in measured.values() if m["calibration"] is not None]
+def _ensemble_json(finished: Finished, names: Sequence[str], seed: int) -> dict[str, Any]:
+    """The chosen ensemble's own part of scores.json, postprocessing included.
+
+    Per case Dice and NSD; over all cases Dice, NSD and calibration (of the probabilities, before postprocessing).
+    """
+    counted = [c for c in finished.calibration.values() if c is not None]
     return {
         "tolerance_mm": TOLERANCE_MM,
-        "nsd": summarise(surface, names, seed=seed).to_json(),
+        "dice": summarise([*finished.dice.values()], names, seed=seed).to_json(),
+        "nsd": summarise([*finished.nsd.values()], names, seed=seed).to_json(),
         "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
-        "ensemble": {name: {"dice": m["dice"], "nsd": m["nsd"]} for name, m in measured.items()},
+        "ensemble": {n: to_plain({"dice": d, "nsd": finished.nsd[n]}) for n, d in finished.dice.items()},
     }

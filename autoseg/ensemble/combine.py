@@ -15,7 +15,24 @@ from typing import Literal
 from autoseg.config import EnsembleSettings, Strict
 from autoseg.errors import WorkspaceError
 from autoseg.inference.metrics import mean_score
+from autoseg.inference.postprocess import ClassRule
 from autoseg.inference.predictor import Combine
+
+
+class ParetoRow(Strict):
+    """A candidate's score and cost."""
+
+    name: str
+    dice: float | None
+    """Out-of-fold mean Dice, without postprocessing."""
+    seconds: float
+    """To segment an image, predicted from the time of the out-of-fold cases; the mean over these."""
+    gb: float
+    """Memory (10^9 bytes), predicted: of the GPU, or of the process on a CPU; the most over the cases."""
+    models: int
+    """Models over all folds."""
+    on_front: bool
+    """No other has as much Dice for as little time and memory."""
 
 
 class EnsembleSpec(Strict):
@@ -32,9 +49,43 @@ class EnsembleSpec(Strict):
     classes: tuple[str, ...]
     """Foreground classes."""
     dice: float | None
-    """Out-of-fold mean Dice; null where nothing could be scored."""
+    """Out-of-fold mean Dice, postprocessing included; null where nothing could be scored."""
+    dice_raw: float | None = None
+    """The same without postprocessing."""
+    postprocessing: tuple[ClassRule, ...] = ()
+    """What is done to classes of a prediction: as it was set, and where it raised the class's out-of-fold Dice."""
+    pareto: tuple[ParetoRow, ...] = ()
+    """Every candidate with what it costs, the best Dice first."""
+    given_up: str = ""
+    """What a budget of time or memory cost, in words."""
     version: str
     """Version of autoseg that chose it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCost:
+    """What one model took for a case."""
+
+    seconds: float
+    """In the network."""
+    weights: int
+    """Bytes."""
+    window: int
+    """Bytes of one pass."""
+    rows: int
+    """Bytes beside a slab."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseCost:
+    """What a case took."""
+
+    rest_s: float
+    """Seconds beside the networks, for each algorithm."""
+    base: int
+    """Bytes of the process and of the image; 0 on a GPU, whose memory is counted alone."""
+    models: Mapping[str, ModelCost]
+    """By algorithm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +96,8 @@ class CaseScore:
     fold: int
     dice: Mapping[str, Sequence[float]]
     """Name of the combination -> Dice per class, NaN where not counted."""
+    cost: CaseCost | None = None
+    """What its fold's models took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +205,92 @@ def _best(
     return best
 
 
-def choose(made: Sequence[Candidate], settings: EnsembleSettings) -> Candidate:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The candidate that was chosen, and which of its models are kept."""
+
+    candidate: Candidate
+    members: tuple[tuple[str, int], ...]
+    """All of the candidate's, or those of the first folds where a budget allows no more."""
+    given_up: str
+    """What a budget cost, in words; empty where nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What algorithms take for an image, over the cases that were scored."""
+
+    rest_s: float
+    base: int
+    models: Mapping[str, ModelCost]
+
+    def of(self, members: Sequence[tuple[str, int]]) -> tuple[float, float]:
+        """Seconds and GB of an ensemble."""
+        algos = {algo for algo, _ in members}
+        seconds = self.rest_s * len(algos) + sum(self.models[algo].seconds for algo, _ in members)
+        weights = sum(self.models[algo].weights for algo, _ in members)
+        rows = sum(self.models[algo].rows for algo in algos)
+        window = max((self.models[algo].window for algo in algos), default=0)
+        return seconds, (self.base + weights + rows + window) / 1e9
+
+
+def costs_of(cases: Sequence[CaseScore]) -> Costs | None:
+    """The mean time and the most memory over cases; None where none was measured."""
+    known = [case.cost for case in cases if case.cost is not None]
+    if not known:
+        return None
+    models = {}
+    for algo in sorted({a for cost in known for a in cost.models}):
+        mine = [cost.models[algo] for cost in known if algo in cost.models]
+        models[algo] = ModelCost(
+            seconds=sum(m.seconds for m in mine) / len(mine),
+            weights=max(m.weights for m in mine),
+            window=max(m.window for m in mine),
+            rows=max(m.rows for m in mine),
+        )
+    return Costs(rest_s=sum(c.rest_s for c in known) / len(known), base=max(c.base for c in known), models=models)
+
+
+def pareto_rows(made: Sequence[Candidate], costs: Costs | None) -> tuple[ParetoRow, ...]:
+    """Every candidate with its cost, the best Dice first; none where nothing was measured."""
+    if costs is None:
+        return ()
+    found = [(c, c.mean, *costs.of(c.members)) for c in made]
+
+    def beaten(mine: tuple[Candidate, float, float, float], other: tuple[Candidate, float, float, float]) -> bool:
+        pairs = [(-mine[1], -other[1]), (mine[2], other[2]), (mine[3], other[3])]
+        return all(b <= a for a, b in pairs) and any(b < a for a, b in pairs)
+
+    rows = [
+        ParetoRow(
+            name=entry[0].name,
+            dice=None if math.isnan(entry[1]) else round(entry[1], 6),
+            seconds=round(entry[2], 3),
+            gb=round(entry[3], 3),
+            models=len(entry[0].members),
+            on_front=not math.isnan(entry[1]) and not any(beaten(entry, other) for other in found),
+        )
+        for entry in found
+    ]
+    return tuple(sorted(rows, key=lambda row: -1.0 if row.dice is None else row.dice, reverse=True))
+
+
+def choose(
+    made: Sequence[Candidate],
+    settings: EnsembleSettings,
+    costs: Costs | None = None,
+    *,
+    max_s: float | None = None,
+    max_gb: float | None = None,
+) -> Chosen:
     """Choose a candidate as the settings say.
 
     auto: of the combinations that score the most cases the one with the highest mean Dice, single algorithms
     included; in a tie the one with fewer models. best_by_fold and best_n pick their members on the very cases
     they are scored on, which flatters them, so they are chosen only where asked for.
+
+    With a budget, only what keeps to it; a combination whose models of all folds are too many is taken with those of
+    the first folds, since its score is of one fold's models anyway. Where nothing keeps to it, the cheapest.
 
     Raises:
         WorkspaceError: There is no candidate.
@@ -166,8 +299,38 @@ def choose(made: Sequence[Candidate], settings: EnsembleSettings) -> Candidate:
         raise WorkspaceError("no trained job to make an ensemble of. Run `autoseg train`, and see `autoseg status`.")
     name = {"best_by_fold": "best_by_fold", "best_n": f"best_{settings.num_best}"}.get(settings.method)
     if name is not None:
-        return next((c for c in made if c.name == name), made[0])  # one algorithm alone is the best of each fold
-    fixed = [c for c in made if not c.name.startswith("best_")]
-    most = max(len(c.scores) for c in fixed)
-    full = [c for c in fixed if len(c.scores) == most]
-    return max(full, key=lambda c: (-1.0 if math.isnan(c.mean) else c.mean, -len(c.members)))
+        able = [next((c for c in made if c.name == name), made[0])]  # one algorithm alone is the best of each fold
+    else:
+        fixed = [c for c in made if not c.name.startswith("best_")]
+        most = max(len(c.scores) for c in fixed)
+        able = [c for c in fixed if len(c.scores) == most]
+    able.sort(key=lambda c: (-1.0 if math.isnan(c.mean) else c.mean, -len(c.members)), reverse=True)
+    if costs is None or (max_s is None and max_gb is None):
+        return Chosen(candidate=able[0], members=able[0].members, given_up="")
+
+    def fits(members: Sequence[tuple[str, int]]) -> bool:
+        seconds, gb = costs.of(members)
+        return (max_s is None or seconds <= max_s) and (max_gb is None or gb <= max_gb)
+
+    for candidate in able:
+        folds = sorted(candidate.by_fold)
+        for num in range(len(folds), 0, -1):
+            members = tuple(m for m in candidate.members if m[1] in folds[:num])
+            if fits(members):
+                return Chosen(candidate=candidate, members=members, given_up=_given_up(able[0], candidate, members))
+    cheapest = min(able, key=lambda c: costs.of(c.members))
+    members = tuple(m for m in cheapest.members if m[1] == min(cheapest.by_fold))
+    seconds, gb = costs.of(members)
+    words = (
+        f"nothing keeps to the budget; the cheapest, one fold of {cheapest.name}, takes {seconds:.1f} s and {gb:.2f} GB"
+    )
+    return Chosen(candidate=cheapest, members=members, given_up=words)
+
+
+def _given_up(best: Candidate, chosen: Candidate, members: Sequence[tuple[str, int]]) -> str:
+    words = []
+    if chosen is not best:
+        words.append(f"{best.name} with a Dice of {best.mean:.4f}, which does not keep to the budget")
+    if len(members) < len(chosen.members):
+        words.append(f"{len(chosen.members) - len(members)} of the {len(chosen.members)} models of {chosen.name}")
+    return "; ".join(words)

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import psutil
+import torch
 from pydantic import ValidationError
 
+from autoseg import __version__
+from autoseg.algos.plan import Plan
 from autoseg.claims import Busy, Claim
+from autoseg.config import LOCATOR, InferenceSettings
 from autoseg.data.foreign import image_files
 from autoseg.data.listfile import unique_names
-from autoseg.data.volumes import SUFFIXES, read_grid, stem_of, suffix_of
+from autoseg.data.streams import STREAM_VOXELS
+from autoseg.data.volumes import SUFFIXES, ras_orientation, read_grid, stem_of, suffix_of
 from autoseg.ensemble.combine import EnsembleSpec
+from autoseg.ensemble.tables import format_rows
 from autoseg.errors import AutosegError, ConfigError, DataError, ResourceError, WorkspaceError
+from autoseg.inference.budget import Choice, Cost, Estimate, Facts, Limits, PeakMemory, choose_options
+from autoseg.inference.clock import PHASES, Clock
+from autoseg.inference.options import options_of
+from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
-from autoseg.workspace import Workspace, read_json
+from autoseg.reader import read_model, read_plain
+from autoseg.workspace import Workspace, read_json, write_json
 
 log = logging.getLogger(__name__)
 
+LIST_SUFFIX = ".txt"
+"""Of a file that names images."""
 CHANNEL = re.compile(r"_(\d{4})$")
 """nnU-Net's number of a channel at the end of a file's stem."""
 
@@ -59,21 +76,52 @@ def read_ensemble(workspace: Workspace) -> EnsembleSpec:
         ) from error
 
 
+def read_inference(workspace: Workspace) -> InferenceSettings:
+    """How the run's settings want images to be segmented; as by default where they do not say."""
+    if not workspace.settings.exists():
+        return InferenceSettings()
+    found = read_plain(workspace.settings).get("inference")
+    value = found.get("value") if isinstance(found, dict) else None
+    try:
+        return InferenceSettings.model_validate(value or {})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(str(part) for part in ("inference", *wrong["loc"]))
+        raise WorkspaceError(f"{workspace.settings}: {where}: {wrong['msg']}. Run `autoseg ensemble` again.") from error
+
+
 def load_predictor(
-    workspace: Workspace, *, algo: str | None = None, fold: int | None = None, device: str = "auto"
+    workspace: Workspace,
+    *,
+    algo: str | None = None,
+    fold: int | None = None,
+    device: str = "auto",
+    inference: Mapping[str, Any] | None = None,
 ) -> Predictor:
     """Load the ensemble, or the mean of the trained jobs of one algorithm, one fold, or both.
 
+    Args:
+        inference: fields of `InferenceSettings` that win over those of the run.
+
     Raises:
+        ConfigError: The locator is asked for, and there is none.
         WorkspaceError: There is no ensemble, or no such trained job.
     """
     if not workspace.root.is_dir():
         raise WorkspaceError(f"{workspace.root}: no such work_dir. Give the folder of a finished run with --work_dir.")
+    settings = read_inference(workspace).model_copy(update=dict(inference or {}))
     workspace = workspace.finished()
+    trained = [job for job in workspace.jobs() if job.state == "done"]
+    locators = [workspace.job_dir(job.algo, job.fold) for job in trained if job.algo == LOCATOR]
+    options = options_of(settings, has_locator=bool(locators))
+    if settings.fast and not locators:
+        log.info("no locator is trained (`autoseg train --algo locator`), so the whole image is looked at")
+    more: dict[str, Any] = {"device": device, "options": options, "locator": locators[0] if options.locate else None}
     if algo is None and fold is None:
         spec = read_ensemble(workspace)
-        return Predictor([workspace.job_dir(a, f) for a, f in spec.members], device=device, combine=spec.combine)
-    trained = [job for job in workspace.jobs() if job.state == "done"]
+        jobs = [workspace.job_dir(a, f) for a, f in spec.members]
+        return Predictor(jobs, combine=spec.combine, rules=spec.postprocessing, **more)
+    trained = [job for job in trained if job.algo != LOCATOR]
     chosen = [job for job in trained if algo in (None, job.algo) and fold in (None, job.fold)]
     if not chosen:
         words = [f"algorithm {algo}" if algo else "", f"fold {fold}" if fold is not None else ""]
@@ -82,7 +130,9 @@ def load_predictor(
             f"{workspace.root}: no trained job of {' and '.join(w for w in words if w)}. Trained: {known}. "
             "Run `autoseg train`, or name one of these."
         )
-    return Predictor([workspace.job_dir(job.algo, job.fold) for job in chosen], device=device)
+    jobs = [workspace.job_dir(job.algo, job.fold) for job in chosen]
+    names = read_model(jobs[0].plan, Plan).label_map.named.names
+    return Predictor(jobs, rules=set_rules(names, settings.slice_run, settings.min_voxels), **more)
 
 
 @contextmanager
@@ -121,8 +171,9 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
     """Say which images to segment and where their labels go.
 
     Args:
-        image: a file, or a folder whose image files are taken; with several channels, files that end in _0000,
-            _0001, ... are one image, and others hold all channels.
+        image: a file, a folder whose image files are taken, or a .txt file that names an image a line, relative to
+            its own folder; with several channels, files that end in _0000, _0001, ... are one image, and others hold
+            all channels. A named image that is not there is found out when its turn comes.
         output: a folder, or a label file where `image` is one image.
 
     Raises:
@@ -135,6 +186,14 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
         paths = image_files(image)
         if not paths:
             raise ConfigError(f"--image: {image} holds no image files ({', '.join('*' + s for s in SUFFIXES)}).")
+        groups = group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
+    elif image.suffix == LIST_SUFFIX:
+        if as_file:
+            raise ConfigError(f"--output: {output} is a file, but --image {image} is a list. Give a folder.")
+        lines = [line.strip() for line in image.read_text().splitlines()]
+        paths = [image.parent / line for line in lines if line and not line.startswith("#")]
+        if not paths:
+            raise ConfigError(f"--image: {image} names no image. Expected the path of one on each line.")
         groups = group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
     elif image.exists():
         siblings = [image]
@@ -180,15 +239,130 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"--output: {folder} is not writable. Give a folder you may write to.")
 
 
-def _segment_shared(predictor: Predictor, item: Item, *, wait: bool) -> bool:
-    """Segment one image unless that was done; False where another process is about it."""
-    try:
-        with Claim(item.target.parent / ".claims" / item.name, item.name, wait=wait):
-            if not item.target.exists():
+@dataclass(kw_only=True)
+class _Case:
+    """One image that was segmented, with what it took."""
+
+    item: Item
+    clock: Clock
+    choice: Choice | None = None
+    seconds: float = 0.0
+    ram_bytes: int = 0
+    device_bytes: int = 0
+
+
+@dataclass(kw_only=True)
+class _Server:
+    """Models that are loaded once, and the images that they have segmented."""
+
+    predictor: Predictor
+    limits: Limits
+    share: bool
+    watched: bool
+    """Whether time and memory are asked for."""
+    cost: Cost
+    done: list[_Case] = field(default_factory=list)
+
+    def segment(self, item: Item, *, wait: bool = False) -> bool:
+        """Segment one image; False where another process is about it, and with `share` nothing where it is done."""
+        if not self.share:
+            self._segment(item)
+            return True
+        try:
+            with Claim(item.target.parent / ".claims" / item.name, item.name, wait=wait):
+                if not item.target.exists():
+                    self._segment(item)
+        except Busy:
+            return False
+        return True
+
+    def _segment(self, item: Item) -> None:
+        predictor = self.predictor
+        case = _Case(item=item, clock=Clock())
+        predictor.clock = case.clock
+        given = predictor.options
+        begin = time.perf_counter()
+        on_gpu = predictor.device.type == "cuda"
+        try:
+            if self.limits.are_set:
+                base = psutil.Process().memory_info().rss
+                case.choice = choose_options(self.cost, facts_of(item.images), given, self.limits, base)
+                predictor.options = case.choice.options
+                told = f"; given up: {', '.join(case.choice.given_up)}" if case.choice.given_up else ""
+                log.info("%s: expected %s%s", item.name, case.choice.estimate.words(predictor.device), told)
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats(predictor.device)
+            if self.watched:
+                with PeakMemory() as peak:
+                    segment(predictor, item.images, item.target)
+                case.ram_bytes = peak.most
+            else:
                 segment(predictor, item.images, item.target)
-    except Busy:
-        return False
-    return True
+        finally:
+            predictor.options = given
+        case.seconds = time.perf_counter() - begin
+        if on_gpu:
+            case.device_bytes = torch.cuda.max_memory_allocated(predictor.device)
+        if case.choice is not None:
+            self.cost.learn(facts_of(item.images), case.seconds - case.clock.seconds["infer"])
+            found = Estimate(seconds=case.seconds, device_bytes=case.device_bytes, ram_bytes=case.ram_bytes)
+            log.info("%s: it took %s", item.name, found.words(predictor.device))
+        self.done.append(case)
+
+    def timing(self, load_models_s: float, total_s: float, failed: int) -> dict[str, Any]:
+        """What was measured, as plain data."""
+        cases = []
+        for case in self.done:
+            phases = {str(phase): round(case.clock.seconds[phase], 4) for phase in PHASES}
+            row: dict[str, Any] = {"case": case.item.name, "total": round(case.seconds, 4)}
+            row.update(phases)
+            row["ram_gb"] = round(case.ram_bytes / 1e9, 3)
+            if case.device_bytes:
+                row["device_gb"] = round(case.device_bytes / 1e9, 3)
+            if case.choice is not None:
+                expected = case.choice.estimate
+                row["expected"] = {
+                    "seconds": round(expected.seconds, 3),
+                    "ram_gb": round(expected.ram_bytes / 1e9, 3),
+                    "device_gb": round(expected.device_bytes / 1e9, 3),
+                    "given_up": list(case.choice.given_up),
+                }
+            cases.append(row)
+        sums = {phase: round(sum(row[phase] for row in cases), 4) for phase in (*PHASES, "total")}
+        return {
+            "version": __version__,
+            "device": str(self.predictor.device),
+            "models": [model.name for model in self.predictor.models],
+            "load_models": round(load_models_s, 4),
+            "cases": cases,
+            "sum": sums,
+            "total": round(total_s, 4),
+            "failed": failed,
+        }
+
+
+def facts_of(images: Sequence[Path]) -> Facts:
+    """What the headers of an image's files say.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    found = [read_grid(path) for path in images]
+    grid = found[0][0]
+    ras, channels = grid.to_ras(), sum(count for _, count in found)
+    streamed = math.prod(grid.shape) * channels > STREAM_VOXELS
+    longest = ras.shape.index(max(ras.shape))
+    axis = int(ras_orientation(grid.affine)[2, 0]) if streamed else longest
+    return Facts(shape=ras.shape, spacing_mm=ras.spacing_mm, num_channels=channels, axis=axis)
+
+
+def format_timing(found: Mapping[str, Any]) -> str:
+    """A table of the seconds of each phase, a row per image and one in total."""
+    columns = (*PHASES, "total")
+    rows = [[row["case"], *(f"{row[c]:.3f}" for c in columns), f"{row['ram_gb']:.2f}"] for row in found["cases"]]
+    rows.append(["all", *(f"{found['sum'][c]:.3f}" for c in columns), ""])
+    table = format_rows(["seconds", *columns, "GB"], rows)
+    return f"{table}\nmodels loaded in {found['load_models']:.3f} s; {found['total']:.3f} s in all"
 
 
 def predict_files(
@@ -200,17 +374,23 @@ def predict_files(
     fold: int | None = None,
     device: str = "auto",
     share: bool = False,
+    timing: bool = False,
+    limits: Limits | None = None,
+    inference: Mapping[str, Any] | None = None,
 ) -> int:
-    """Segment an image or a folder of images; a bad one is reported and skipped.
+    """Segment an image, a folder or a list of images; a bad one is reported and skipped.
 
     Args:
         work_dir: folder of a finished run.
-        image: a file or a folder.
+        image: a file, a folder, or a .txt file that names images.
         output: folder for the label files, `<case>.nii.gz`; or one label file for one image.
         algo, fold: use the trained jobs of this algorithm and fold instead of the ensemble.
         device: auto, cpu or cuda.
         share: leave label files that are there, and images that another process with `share` has begun; so several
             processes do a folder together, and one that was killed goes on.
+        timing: print where the time goes, and write it to timing.json beside the label files.
+        limits: memory and time to keep to.
+        inference: fields of `InferenceSettings` that win over those of the run.
 
     Returns:
         Exit code: 0, or 2 where images were skipped.
@@ -219,19 +399,29 @@ def predict_files(
         ConfigError: The image is missing, or the output cannot be written.
         WorkspaceError: There is no ensemble or no such job.
     """
+    begin = time.perf_counter()
     image, output = Path(image), Path(output)
     if not image.exists():
         raise ConfigError(f"--image: {image}: no such file or folder.")
-    predictor = load_predictor(Workspace(Path(work_dir)), algo=algo, fold=fold, device=device)
+    predictor = load_predictor(Workspace(Path(work_dir)), algo=algo, fold=fold, device=device, inference=inference)
+    load_models_s = time.perf_counter() - begin
     items = find_items(image, output, predictor.num_channels)
     _check_output(output)
-    log.info("%d images, %d models on %s", len(items), len(predictor.models), predictor.device)
+    log.info("%d images, %d models on %s", len(items), predictor.num_models, predictor.device)
+    limits = limits or Limits()
+    if limits.device_bytes is not None and predictor.device.type == "cpu":
+        log.info("--max_memory on a CPU is that of the process, as --max_ram")
+    server = _Server(
+        predictor=predictor,
+        limits=limits,
+        share=share,
+        watched=timing or limits.are_set,
+        cost=Cost(predictor=predictor),
+    )
     failed, later = 0, list[Item]()
     for number, item in enumerate(items, 1):
         try:
-            if not share:
-                segment(predictor, item.images, item.target)
-            elif not _segment_shared(predictor, item, wait=False):
+            if not server.segment(item):
                 later.append(item)
                 continue
         except AutosegError as error:
@@ -241,10 +431,17 @@ def predict_files(
             log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, item.target)
     for item in later:  # others are about these; should one of them die, its image is ours
         try:
-            _segment_shared(predictor, item, wait=True)
+            server.segment(item, wait=True)
         except AutosegError as error:
             failed += 1
             log.error("skipped: %s", " ".join(error.messages))
     if failed:
         log.error("%d of %d images were skipped; the messages above say why", failed, len(items))
+    if timing:
+        found = server.timing(load_models_s, time.perf_counter() - begin, failed)
+        print(format_timing(found))  # noqa: T201 - the command's result
+        as_file = suffix_of(output) in SUFFIXES and not output.is_dir()
+        path = output.with_name(f"{stem_of(output)}.timing.json") if as_file else output / "timing.json"
+        with writing(path):
+            write_json(path, found)
     return 2 if failed else 0

@@ -247,10 +247,15 @@ def to_plain(data: Any) -> Any:
     return data
 
 
+def class_means(per_case: Sequence[Sequence[float]]) -> list[float]:
+    """Mean over cases of each class; NaN where nothing counts."""
+    by_class = [[v for v in column if not math.isnan(v)] for column in zip(*per_case, strict=True)]
+    return [sum(column) / len(column) if column else math.nan for column in by_class]
+
+
 def mean_score(per_case: Sequence[Sequence[float]]) -> float:
     """Mean over cases, then over classes; NaN where nothing counts. As `summarise` gives it, without the rest."""
-    by_class = [[v for v in column if not math.isnan(v)] for column in zip(*per_case, strict=True)]
-    means = [sum(column) / len(column) for column in by_class if column]
+    means = [mean for mean in class_means(per_case) if not math.isnan(mean)]
     return sum(means) / len(means) if means else math.nan
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,13 @@ from autoseg.data.preprocess import PreparedRows, Region
 from autoseg.data.streams import ImageRows, LabelRows, MemoryImage, open_image
 from autoseg.data.volumes import Volume, write_volume
 from autoseg.errors import WorkspaceError
+from autoseg.inference.checks import check_image
+from autoseg.inference.clock import Clock
+from autoseg.inference.options import Options
+from autoseg.inference.postprocess import BODY_AXIS, ClassRule, clean
+from autoseg.inference.regions import KeptRows, located, region_of
 from autoseg.inference.restore import Member, labelled_slabs
+from autoseg.inference.sides import BodyWatch, split_sides
 from autoseg.inference.windows import ProbRows
 from autoseg.reader import read_model
 from autoseg.workspace import JobDir, Workspace, digest, file_digest
@@ -83,22 +90,28 @@ def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
 
 
 class Predictor:
-    """One model or several of the same classes and channels; images go in, labels come out.
-
-    The mean is of probabilities, as nnU-Net ensembles its configurations; models that work at different spacings meet
-    on the image's own grid.
-    """
+    """Models that agree on their classes and channels, ready to segment images."""
 
     def __init__(
-        self, jobs: Sequence[JobDir], *, device: str | torch.device = "auto", combine: Combine = "mean"
+        self,
+        jobs: Sequence[JobDir],
+        *,
+        device: str | torch.device = "auto",
+        combine: Combine = "mean",
+        rules: Sequence[ClassRule] = (),
+        locator: JobDir | None = None,
+        options: Options = Options(),  # noqa: B008 - frozen
     ) -> None:
-        """Load models.
+        """Load the models.
 
         Args:
             jobs: folders of trained jobs.
             device: auto, cpu, cuda, or a device.
             combine: mean of the probabilities, or the majority of the labels; in a tie, the label of the model
                 that comes first in `jobs`.
+            rules: how the labels are cleaned at the end.
+            locator: folder of the job that finds the region to look at.
+            options: how an image is gone through.
 
         Raises:
             WorkspaceError: A model cannot be loaded, or the models do not belong together.
@@ -106,8 +119,11 @@ class Predictor:
         if not jobs:
             raise WorkspaceError("no trained model to predict with. Run `autoseg train`.")
         self.device = pick_device(device) if isinstance(device, str) else device
-        self.combine = combine
+        self.combine, self.rules, self.options = combine, tuple(rules), options
+        self.clock = Clock()
+        """Of the image at hand; whoever wants an image's own time gives a new one before it."""
         self.models = tuple(load_model(job, self.device) for job in jobs)
+        self.locator = load_model(locator, self.device) if locator else None
         first = self.models[0]
         for other in self.models[1:]:
             if other.plan.label_map != first.plan.label_map or len(other.plan.channels) != len(first.plan.channels):
@@ -116,45 +132,115 @@ class Predictor:
                     "Generate and train them again from one input.yaml."
                 )
         self.label_map: LabelMap = first.plan.label_map
+        """The networks' classes; labels come in those of `label_map.named`."""
         self.num_channels = len(first.plan.channels)
-        self._groups: dict[tuple[Any, ...], list[int]] = {}
-        for i, model in enumerate(self.models):
+
+    @property
+    def num_models(self) -> int:
+        """Models that take part."""
+        return min(self.options.num_models or len(self.models), len(self.models))
+
+    @property
+    def needs_volume(self) -> bool:
+        """Whether the labels of a whole image are looked at again at the end."""
+        return bool(self.rules or self.label_map.merged_sides)
+
+    def groups(self, start: int = 0) -> list[tuple[int, ...]]:
+        """Models from one on, those with the same preprocessing and windows together."""
+        found: dict[tuple[Any, ...], list[int]] = {}
+        for i, model in enumerate(self.models[start : self.num_models], start):
             plan = model.plan
             alike = (plan.preprocessing, plan.roi_size, plan.overlap, plan.tta, plan.precision, divisor(plan))
-            self._groups.setdefault(alike, []).append(i)
+            found.setdefault(alike, []).append(i)
+        return [tuple(indices) for indices in found.values()]
 
-    def _member(self, image: ImageRows, indices: Sequence[int]) -> Member:
+    def _member(self, image: ImageRows, indices: Sequence[int], region: Region | None = None) -> Member:
         """What some models with the same preprocessing and windows say about an image; computed as it is asked for."""
-        plan = self.models[indices[0]].plan
-        prepared = PreparedRows(image, plan.preprocessing)
-        shift = 0 if self.label_map.sigmoid else 1
+        models = [self.models[i] for i in indices]
+        rows, box = self._rows(image, models, region)
+        return Member(rows=rows, box=box, num_models=len(indices))
+
+    def _rows(self, image: ImageRows, models: Sequence[Model], region: Region | None) -> tuple[ProbRows, Region]:
+        plan, options = models[0].plan, self.options
+        label_map = plan.label_map
+        with self.clock.at("pre"):
+            prepared = PreparedRows(_Timed(image, self.clock), plan.preprocessing, region)
+        shift = 0 if label_map.sigmoid else 1
+        mirror = plan.tta if options.mirror is None else options.mirror
+
+        def fetch(start: int, stop: int) -> torch.Tensor:
+            with self.clock.at("pre"):
+                return prepared.rows(start, stop)
+
         rows = ProbRows(
-            [self.models[i].network for i in indices],
-            prepared.rows,
+            [model.network for model in models],
+            fetch,
             prepared.shape,
             prepared.axis,
             roi_size=plan.roi_size,
-            overlap=plan.overlap,
+            overlap=plan.overlap if options.overlap is None else options.overlap,
             num_outputs=plan.num_outputs,
-            sigmoid=self.label_map.sigmoid,
+            sigmoid=label_map.sigmoid,
             device=self.device,
-            precision=plan.precision,
+            precision=options.precision or plan.precision,
             divisor=divisor(plan),
-            mirror_axes=plan.mirror_axes if plan.tta else (),
-            mirrored_pairs=[(a + shift, b + shift) for a, b in self.label_map.left_right_pairs],
+            mirror_axes=plan.mirror_axes if mirror else (),
+            mirrored_pairs=[(a + shift, b + shift) for a, b in label_map.left_right_pairs],
+            window_batch=options.window_batch,
+            background=prepared.background if options.skip_empty else None,
+            clock=self.clock,
         )
-        return Member(rows=rows, box=prepared.box, num_models=len(indices))
+        return rows, prepared.box
 
-    def each(self, image: ImageRows) -> list[Member]:
+    def each(self, image: ImageRows, region: Region | None = None) -> list[Member]:
         """Every model by itself, in the order of the jobs."""
-        return [self._member(image, [i]) for i in range(len(self.models))]
+        return [self._member(image, [i], region) for i in range(self.num_models)]
 
-    def grouped(self, image: ImageRows) -> list[Member]:
+    def grouped(self, image: ImageRows, region: Region | None = None) -> list[Member]:
         """The models, those with the same preprocessing and windows as one: their mean costs no memory."""
-        return [self._member(image, indices) for indices in self._groups.values()]
+        return [self._member(image, indices, region) for indices in self.groups()]
+
+    def _window_of(self, image: ImageRows) -> tuple[int, int, int]:
+        """Voxels of an image that the models' largest window covers."""
+        sizes = []
+        for axis in range(3):
+            mm = max(m.plan.roi_size[axis] * m.plan.resample_resolution[axis] for m in self.models[: self.num_models])
+            sizes.append(math.ceil(mm / image.spacing_mm[axis]))
+        return sizes[0], sizes[1], sizes[2]
+
+    def locate(self, image: ImageRows) -> Region | None:
+        """The region that the locator finds; None where it finds nothing, or there is none."""
+        if self.locator is None or not self.options.locate:
+            return None
+        rows, box = self._rows(image, [self.locator], None)
+        whole = bool(self.options.anywhere)
+        region = located(rows, whole, box, image.spacing_mm, image.shape, self._window_of(image))
+        if region is None:
+            log.info("the locator finds nothing; the whole image is looked at")
+        return region
+
+    def _members(self, image: ImageRows) -> list[Member]:
+        """The models' members, one for each where they vote, over what is left of the image by cropping."""
+        apart = self.combine == "vote"
+        region = self.locate(image)
+        if not self.options.crop_to_first or self.num_models == 1:
+            return self.each(image, region) if apart else self.grouped(image, region)
+        rows, box = self._rows(image, self.models[:1], region)
+        first = KeptRows(rows)
+        others = [a for a in range(3) if a != BODY_AXIS]
+        smaller = region_of(
+            first.found, box, image.shape, image.spacing_mm, self._window_of(image), keep=(others[0], others[1])
+        )
+        if smaller is None:
+            smaller = region
+        if not first.are_kept:
+            return self.each(image, smaller) if apart else self.grouped(image, smaller)
+        groups = [(i,) for i in range(1, self.num_models)] if apart else self.groups(1)
+        kept = Member(rows=first, box=box, num_models=1)
+        return [kept, *(self._member(image, indices, smaller) for indices in groups)]
 
     def labelled(self, image: ImageRows) -> Iterator[tuple[Region, np.ndarray]]:
-        """Label values of an image, slab by slab along its rows.
+        """Label values of an image, slab by slab along its rows; neither split into sides nor cleaned.
 
         Yields:
             Where a slab lies in the RAS volume, and its label values. Places left out are background.
@@ -162,15 +248,42 @@ class Predictor:
         Raises:
             DataError: The image does not have the channels the models were trained with.
         """
-        if self.combine == "mean" or len(self.models) == 1:
-            members = self.grouped(image)
-            for region, (labels,) in labelled_slabs(members, [tuple(range(len(members)))], self.label_map):
-                yield region, labels
-        else:
-            for region, found in labelled_slabs(
-                self.each(image), [(i,) for i in range(len(self.models))], self.label_map
-            ):
-                yield region, vote(found, self.label_map)
+        members = self._members(image)
+        voting = self.combine == "vote" and len(members) > 1
+        subsets = [(i,) for i in range(len(members))] if voting else [tuple(range(len(members)))]
+        slabs = labelled_slabs(members, subsets, self.label_map, slab_values=self.options.slab_values)
+        while True:
+            with self.clock.at("invert"):
+                found = next(slabs, None)
+                if found is None:
+                    return
+                region, labels = found
+                slab = vote(labels, self.label_map) if voting else labels[0]
+            yield region, slab
+
+    def finish(
+        self, labels: np.ndarray, spacing_mm: tuple[float, float, float], midline: float, *, cleaned: bool = True
+    ) -> None:
+        """Split the labels of a whole image into sides and clean them, in place.
+
+        Args:
+            labels: (X, Y, Z) in RAS.
+            midline: of the body along X, in voxels.
+            cleaned: apply the rules, too.
+        """
+        with self.clock.at("post"):
+            split_sides(labels, self.label_map, midline)
+            if cleaned:
+                clean(labels, self.label_map.named, self.rules, spacing_mm)
+
+    def _whole(self, image: MemoryImage) -> np.ndarray:
+        """Labels (X, Y, Z) of an image in memory, finished."""
+        watched = BodyWatch(image) if self.label_map.merged_sides else None
+        labels = np.zeros(image.shape, self.label_map.dtype)
+        for region, part in self.labelled(watched or image):
+            labels[region] = part
+        self.finish(labels, image.spacing_mm, watched.midline() if watched else 0.0)
+        return labels
 
     def predict_labels(self, volume: Volume) -> np.ndarray:
         """Label values (X, Y, Z) in RAS on the image's grid.
@@ -178,34 +291,51 @@ class Predictor:
         Raises:
             DataError: The image does not have the channels the models were trained with.
         """
-        labels = np.zeros(volume.array.shape[1:], self.label_map.dtype)
-        for region, part in self.labelled(MemoryImage(volume)):
-            labels[region] = part
-        return labels
+        return self._whole(MemoryImage(volume))
 
     def predict_file(self, images: Sequence[Path], target: Path) -> None:
         """Segment an image from its files to a label file on its own grid; a large one never lies in memory.
 
         Raises:
-            DataError: The image cannot be read, or does not have the channels the models were trained with.
+            DataError: The image cannot be read, cannot be of the kind the models know, or does not have the
+                channels they were trained with.
             OSError: The label file cannot be written.
         """
-        image = open_image(images)
+        with self.clock.at("load"):
+            image = open_image(images)
         if isinstance(image, MemoryImage):
-            labels = np.zeros(image.shape, self.label_map.dtype)
-            for region, part in self.labelled(image):
-                labels[region] = part
-            write_volume(target, labels, image.grid)
+            check_image(images[0], _Timed(image, self.clock), self.models[0].plan)
+            labels = self._whole(image)
+            with self.clock.at("write"):
+                write_volume(target, labels, image.grid)
             return
-        with image, LabelRows(target, image.grid, np.dtype(self.label_map.dtype)) as out:
-            for region, part in self.labelled(image):
-                planes = list(image.shape)
-                planes[image.axis] = part.shape[image.axis]
-                whole = np.zeros(planes, part.dtype)
-                inner = list(region)
-                inner[image.axis] = slice(None)
-                whole[tuple(inner)] = part
-                out.write(region[image.axis].start, whole)
+        with image:
+            check_image(images[0], _Timed(image, self.clock), self.models[0].plan)
+            watched = BodyWatch(image) if self.label_map.merged_sides else None
+            with self.clock.at("write"), LabelRows(target, image.grid, np.dtype(self.label_map.dtype)) as out:
+                for region, part in self.labelled(watched or image):
+                    planes = list(image.shape)
+                    planes[image.axis] = part.shape[image.axis]
+                    whole = np.zeros(planes, part.dtype)
+                    inner = list(region)
+                    inner[image.axis] = slice(None)
+                    whole[tuple(inner)] = part
+                    out.write(region[image.axis].start, whole)
+                if self.needs_volume:
+                    self.finish(out.volume(), image.spacing_mm, watched.midline() if watched else 0.0)
+
+
+class _Timed:
+    """An image whose reading is counted."""
+
+    def __init__(self, image: ImageRows, clock: Clock) -> None:
+        self._image, self._clock = image, clock
+        self.grid, self.shape, self.axis = image.grid, image.shape, image.axis
+        self.num_channels, self.spacing_mm = image.num_channels, image.spacing_mm
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        with self._clock.at("load"):
+            return self._image.rows(start, stop)
 
 
 def vote(labels: Sequence[np.ndarray], label_map: LabelMap) -> np.ndarray:

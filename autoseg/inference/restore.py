@@ -79,6 +79,7 @@ def labels_of_means(
     ras_shape: tuple[int, int, int],
     label_map: LabelMap,
     watch: Watch | None = None,
+    slab_values: int | None = None,
 ) -> list[np.ndarray]:
     """Labels of the means of several subsets of predictions; each prediction is brought back once.
 
@@ -86,19 +87,24 @@ def labels_of_means(
         members: the predictions.
         subsets: indices into `members`; a mean for each.
         watch: called with (place in `subsets`, slab of the RAS volume, probabilities (K, X, Y, Z) there).
+        slab_values: most probabilities of a member for a slab; None: `SLAB_VALUES`.
 
     Returns:
         One (X, Y, Z) array of label values in RAS per subset.
     """
     results = [np.zeros(ras_shape, label_map.dtype) for _ in subsets]
-    for place, found in labelled_slabs(members, subsets, label_map, watch):
+    for place, found in labelled_slabs(members, subsets, label_map, watch, slab_values):
         for result, labels in zip(results, found, strict=True):
             result[place] = labels
     return results
 
 
 def labelled_slabs(
-    members: Sequence[Member], subsets: Sequence[tuple[int, ...]], label_map: LabelMap, watch: Watch | None = None
+    members: Sequence[Member],
+    subsets: Sequence[tuple[int, ...]],
+    label_map: LabelMap,
+    watch: Watch | None = None,
+    slab_values: int | None = None,
 ) -> Iterator[tuple[Region, list[np.ndarray]]]:
     """The same, slab by slab along the members' rows.
 
@@ -107,7 +113,7 @@ def labelled_slabs(
         are background and left out.
     """
     whole = watch is not None or label_map.sigmoid
-    for slabs in _slabs(members):
+    for slabs in _slabs(members, slab_values or SLAB_VALUES):
         region = slabs[0].region
         if not whole:
             yield region, _exclusive(slabs, subsets, label_map)
@@ -132,7 +138,7 @@ def _mean(each: Sequence[torch.Tensor], weights: Sequence[int], subset: Sequence
     return total.div_(sum(weights))
 
 
-def _slabs(members: Sequence[Member]) -> Iterator[list[Slab]]:
+def _slabs(members: Sequence[Member], slab_values: int) -> Iterator[list[Slab]]:
     """Go through the image, giving each member's rows beside a slab."""
     axis = members[0].rows.axis
     low = [min(m.box[a].start for m in members) for a in range(3)]
@@ -142,7 +148,7 @@ def _slabs(members: Sequence[Member]) -> Iterator[list[Slab]]:
         size, rows = member.box[axis].stop - member.box[axis].start, member.rows
         per_row = rows.num_outputs * math.prod(s for a, s in enumerate(rows.shape) if a != axis)
         finer = max(1.0, size / rows.shape[axis])
-        step = min(step, int(SLAB_VALUES / per_row * finer))
+        step = min(step, int(slab_values / per_row * finer))
     step = max(1, step)
     for start in range(low[axis], high[axis], step):
         place = [slice(b, h) for b, h in zip(low, high, strict=True)]

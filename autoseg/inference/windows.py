@@ -7,7 +7,9 @@ Z; the row axis is one of these, H and W are the other two.
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations, product
@@ -17,13 +19,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from autoseg.algos.device import Precision, autocast
+from autoseg.inference.clock import Clock
 
+log = logging.getLogger(__name__)
 Shape = tuple[int, int, int]
 
 SIGMA_SCALE = 0.125
 """Standard deviation of the Gaussian weights as a share of the window's edge. Source: nnU-Net, MONAI's default."""
 STRETCH = 1.5
 """How much larger than the training patch a window may be, in voxels, where it then holds the whole image."""
+LEVEL_TOLERANCE = 1e-4
+"""Distance from the background's intensity, in normalised units, that resampling's rounding may cause."""
 CPU_BATCH_VOXELS = 1 << 17
 """Windows that a CPU passes through a network together, in voxels. Four windows of 32^3 take SwinUNETR twice the time
 of one; where a window is larger than this, batches win under a tenth (measured on two cores)."""
@@ -91,6 +97,8 @@ class ProbRows:
         mirror_axes: Sequence[int] = (),
         mirrored_pairs: Sequence[tuple[int, int]] = (),
         window_batch: int | None = None,
+        background: Sequence[float] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """Lay out the windows; nothing is computed yet.
 
@@ -108,6 +116,9 @@ class ProbRows:
             mirror_axes: axes (0 X, 1 Y, 2 Z) mirrored in every combination, 2^n passes; their logits are averaged.
             mirrored_pairs: outputs that change places when X is mirrored: left and right.
             window_batch: windows per forward pass; None: on a CPU as many as come to `CPU_BATCH_VOXELS`, else one.
+            background: intensity of each channel where nothing is; given, windows of nothing else are not passed
+                through the networks, if these find nothing in such a window, which is tried once.
+            clock: counts the time in the networks.
 
         Source: nnU-Net pads symmetrically and averages the logits of all mirrorings (`predict_from_raw_data.py`).
         """
@@ -120,6 +131,9 @@ class ProbRows:
         if window_batch is None:
             window_batch = max(1, CPU_BATCH_VOXELS // math.prod(roi_size)) if device.type == "cpu" else 1
         self._window_batch = window_batch
+        self._background, self._nothing_there = background, None if background is not None else False
+        self._clock = clock or Clock()
+        self.network_s, self.num_passed, self.num_skipped = 0.0, 0, 0
         missing = [max(0, roi - size) for roi, size in zip(roi_size, shape, strict=True)]
         self._before = [m // 2 for m in missing]
         self._after = [m - b for m, b in zip(missing, self._before, strict=True)]
@@ -131,6 +145,11 @@ class ProbRows:
         self._image: torch.Tensor | None = None  # the rows under these windows, padded
         self._image_end = 0
         self._rows: dict[int, torch.Tensor] = {}  # (K, H, W), finished up to the next windows' start
+
+    @property
+    def window(self) -> Shape:
+        """Voxels of a window."""
+        return self._roi
 
     @property
     def num_windows(self) -> int:
@@ -164,18 +183,46 @@ class ProbRows:
         deep = self._weights[axis][self._next].tolist()
         inside = range(max(first - before, 0, needed), min(first - before + roi[axis], self.shape[axis]))
         places = list(product(*(range(len(self._starts[a])) for a in self._plane)))
-        for begin in range(0, len(places), self._window_batch):
-            chosen = places[begin : begin + self._window_batch]
-            windows = []
-            for place in chosen:
-                cut = [slice(None)] * 4
-                for a, i in zip(self._plane, place, strict=True):
-                    cut[a + 1] = slice(self._starts[a][i], self._starts[a][i] + roi[a])
-                windows.append(image[tuple(cut)])
-            batch = self._probs(torch.stack(windows)).movedim(axis + 2, 1)  # (B, rows, K, H, W)
-            for place, probs in zip(chosen, batch, strict=True):
+        full = []
+        for place in places:
+            cut = [slice(None)] * 4
+            for a, i in zip(self._plane, place, strict=True):
+                cut[a + 1] = slice(self._starts[a][i], self._starts[a][i] + roi[a])
+            window = image[tuple(cut)]
+            if self._is_empty(window):
+                self.num_skipped += 1
+                self._add(self._nothing(), place, inside, first - before, deep, alone=len(places) == 1)
+            else:
+                full.append((place, window))
+        for begin in range(0, len(full), self._window_batch):
+            chosen = full[begin : begin + self._window_batch]
+            batch = self._probs(torch.stack([window for _, window in chosen])).movedim(axis + 2, 1)
+            for (place, _), probs in zip(chosen, batch, strict=True):  # (rows, K, H, W) each
                 self._add(probs, place, inside, first - before, deep, alone=len(places) == 1)
         self._next += 1
+
+    def _is_empty(self, window: torch.Tensor) -> bool:
+        """Whether a window (C, X, Y, Z) is nothing but background, and the networks find nothing in such a one."""
+        if self._background is None or self._nothing_there is False:
+            return False
+        level = torch.tensor(self._background).reshape(-1, 1, 1, 1)
+        if bool(((window - level).abs().amax() > LEVEL_TOLERANCE).item()):
+            return False
+        if self._nothing_there is None:
+            probs = self._probs(level.expand(1, -1, *self._roi).contiguous())[0]
+            found = (probs > 0.5).any() if self.independent else (probs.argmax(0) > 0).any()
+            self._nothing_there = not bool(found.item())
+            if not self._nothing_there:
+                log.info("windows of background alone are not skipped: the models find something in them")
+        return self._nothing_there
+
+    def _nothing(self) -> torch.Tensor:
+        """Probabilities (rows, K, H, W) of a window without any class, a view of a few numbers."""
+        one = torch.zeros(self.num_outputs)
+        if not self.independent:
+            one[0] = 1
+        h, w = (self._roi[a] for a in self._plane)
+        return one.reshape(1, -1, 1, 1).expand(self._roi[self.axis], -1, h, w)
 
     def _add(
         self,
@@ -239,18 +286,22 @@ class ProbRows:
 
     def _probs(self, batch: torch.Tensor) -> torch.Tensor:
         """Mean probabilities (B, K, X, Y, Z) float32 of windows, on the CPU."""
-        moved = batch.to(self._device, memory_format=torch.channels_last_3d)
+        begin = time.perf_counter()
         mean: torch.Tensor | None = None
-        with torch.inference_mode():
+        with torch.inference_mode(), self._clock.at("infer"):
+            moved = batch.to(self._device, memory_format=torch.channels_last_3d)
             for network in self._networks:
                 with autocast(self._device, self._precision):
                     logits = _mirrored_mean(network, moved, self._mirror, self._pairs)
-                probs = logits.float().sigmoid() if self.independent else logits.float().softmax(1)
+                probs = _probabilities(logits.float(), independent=self.independent)
                 mean = probs if mean is None else mean.add_(probs)
             assert mean is not None
             if len(self._networks) > 1:
                 mean.div_(len(self._networks))
-        return mean.cpu()
+            found = mean.cpu()
+        self.network_s += time.perf_counter() - begin
+        self.num_passed += len(batch)
+        return found
 
 
 def predict_targets(rows: ProbRows) -> torch.Tensor:
@@ -264,6 +315,17 @@ def predict_targets(rows: ProbRows) -> torch.Tensor:
         probs = rows.rows(row, row + 1)[0]
         made.append((probs > 0.5 if rows.independent else probs.argmax(0, keepdim=True)).to(torch.uint8))
     return torch.stack(made, rows.axis + 1)
+
+
+def _probabilities(logits: torch.Tensor, *, independent: bool) -> torch.Tensor:
+    """Probabilities of logits (B, K, X, Y, Z) float32; on a GPU in their place, which saves it a second copy."""
+    if independent:
+        return logits.sigmoid_()
+    if logits.device.type == "cpu":
+        return logits.softmax(1)  # one pass over memory, where in place takes three
+    logits -= logits.amax(1, keepdim=True)
+    logits.exp_()
+    return logits.div_(logits.sum(1, keepdim=True))
 
 
 def _mirrored_mean(

@@ -171,8 +171,8 @@ def _glance(run: Run) -> list[tuple[str, str, str]]:
     """The few figures that matter: name, value, and what goes with it."""
     found = []
     if run.scores:
-        chosen = _chosen(run)
-        if chosen and chosen["mean"] is not None:
+        chosen = run.scores["dice"]  # the ensemble's, postprocessing included
+        if chosen["mean"] is not None:
             interval = f"95 % interval {_score(chosen['low'])} to {_score(chosen['high'])}"
             found.append(("Mean Dice", _score(chosen["mean"]), f"{interval}, {chosen['num_cases']} cases"))
             worst = min((c for c in chosen["classes"] if c["mean"] is not None), key=lambda c: c["mean"])
@@ -192,10 +192,6 @@ def _glance(run: Run) -> list[tuple[str, str, str]]:
     if seconds:
         found.append(("Time", format_duration(seconds), "all stages together"))
     return found
-
-
-def _chosen(run: Run) -> Content | None:
-    return next((c for c in run.scores["candidates"] if c["name"] == run.scores["chosen"]), None)
 
 
 def _data(run: Run) -> Content | None:
@@ -301,6 +297,8 @@ def _scores(run: Run) -> Content | None:
     """Tables of class by fold and boxes of all cases, for each network and the ensemble."""
     if not run.scores:
         return None
+    from autoseg.inference.postprocess import ClassRule
+
     classes = run.scores["classes"]
     fold_of = {c["name"]: c["fold"] for c in run.scores["cases"]}
     by_algo = _by_segmenter(run)
@@ -330,6 +328,11 @@ def _scores(run: Run) -> Content | None:
         "others": others,
         "plots": plots,
         "testing": _testing(run, classes, seed),
+        "rules": [
+            {**rule, "words": ClassRule.model_validate(rule).words} for rule in run.ensemble.get("postprocessing", ())
+        ],
+        "raw": run.ensemble.get("dice_raw"),
+        "mean": run.ensemble.get("dice"),
         "gaps": run.scores["gaps"],
         "failures": run.scores["failures"],
     }
@@ -400,6 +403,8 @@ def _comparison(run: Run) -> Content | None:
     rows = [(c["name"], c["mean"], c["low"], c["high"]) for c in known]
     return {
         "candidates": known,
+        "costs": {row["name"]: row for row in run.ensemble.get("pareto", ())},
+        "given_up": run.ensemble.get("given_up", ""),
         "chosen": chosen,
         "plot": figures.intervals(rows, chosen),
         "tests": compare(means, pairs, seed=int(run.setting("seed", 0))),

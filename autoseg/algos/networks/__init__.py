@@ -22,6 +22,7 @@ _MODULES: dict[AlgoName, str] = {
     "swinunetr": "autoseg.algos.networks.swinunetr",
     "dints": "autoseg.algos.networks.dints",
     "unet": "autoseg.algos.networks.unet",
+    "locator": "autoseg.algos.networks.locator",
 }
 
 

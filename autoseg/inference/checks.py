@@ -1,0 +1,88 @@
+"""Whether an image can be what the models were trained on, before any time is spent on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.algos.plan import ChannelPlan, Plan
+from autoseg.data.streams import ImageRows
+from autoseg.errors import DataError
+
+SAMPLED_ROWS = 24
+"""Rows, spread evenly, whose intensities are looked at."""
+LARGEST_MM = 4000.0
+"""Length of an image above which its spacing must be wrong: nobody is that tall."""
+SMALLEST_VOXELS = 2.0
+"""Of the network, along the two longer axes, below which there is nothing to see in an image."""
+WITHIN = 1e-3
+"""Share of voxels between a CT's bounds below which it is none in Hounsfield units."""
+
+
+def check_image(path: Path, image: ImageRows, plan: Plan) -> None:
+    """Refuse what cannot come out right.
+
+    Raises:
+        DataError: The spacing is absurd, every voxel has one value, or intensities are no CT's where the models were
+            trained on CT.
+    """
+    faults = [*_spacing_faults(path, image, plan)]
+    if image.num_channels == len(plan.channels):
+        faults += _intensity_faults(path, image, plan)
+    if faults:
+        raise DataError(faults)
+
+
+def _spacing_faults(path: Path, image: ImageRows, plan: Plan) -> list[str]:
+    mm = [n * s for n, s in zip(image.shape, image.spacing_mm, strict=True)]
+    seen = sorted(length / target for length, target in zip(mm, plan.resample_resolution, strict=True))
+    words = "x".join(f"{s:.4g}" for s in image.spacing_mm)
+    if max(mm) > LARGEST_MM:
+        what = f"so the image is {max(mm) / 1000:.4g} m long"
+    elif seen[1] < SMALLEST_VOXELS:
+        what = f"so the image is {'x'.join(f'{length:.3g}' for length in mm)} mm, less than what the models can tell"
+    else:
+        return []
+    work = "x".join(f"{s:g}" for s in plan.resample_resolution)
+    return [
+        f"{path}: voxels of {words} mm, {what}. Expected a spacing in mm (the models work at {work}). Correct the "
+        "spacing in the file's header; is it in metres or micrometres?"
+    ]
+
+
+def _intensity_faults(path: Path, image: ImageRows, plan: Plan) -> list[str]:
+    length = image.shape[image.axis]
+    places = np.unique(np.linspace(0, length - 1, min(length, SAMPLED_ROWS)).round().astype(int))
+    sample = np.concatenate([image.rows(row, row + 1) for row in places.tolist()], image.axis + 1)
+    flat = sample.reshape(len(plan.channels), -1)
+    faults = []
+    for c, (values, channel) in enumerate(zip(flat, plan.channels, strict=True)):
+        which = "" if len(flat) == 1 else f"channel {c}: "
+        low, high = float(values.min()), float(values.max())
+        if low == high and _is_constant(image, c, low, places):
+            faults.append(
+                f"{path}: {which}every voxel has the value {low:g}. Expected an image of something. Export it again."
+            )
+        elif low < high and _is_no_ct(values, channel):
+            assert channel.bounds is not None
+            faults.append(
+                f"{path}: {which}intensities from {low:g} to {high:g}, hardly any of them between "
+                f"{channel.bounds[0]:g} and {channel.bounds[1]:g}, where the organs of the training images lie. "
+                "Expected a CT in Hounsfield units; is it of another modality, or not rescaled?"
+            )
+    return faults
+
+
+def _is_no_ct(values: np.ndarray, channel: ChannelPlan) -> bool:
+    if channel.mode != "ct" or channel.bounds is None:
+        return False
+    low, high = channel.bounds
+    return float(((values > low) & (values < high)).mean()) < WITHIN
+
+
+def _is_constant(image: ImageRows, channel: int, level: float, seen: np.ndarray) -> bool:
+    """Whether the rows that were not looked at have the same value, too."""
+    known = set(seen.tolist())
+    rest = (row for row in range(image.shape[image.axis]) if row not in known)
+    return all(bool((image.rows(row, row + 1)[channel] == level).all()) for row in rest)

@@ -1,0 +1,118 @@
+"""The locator and merged sides, from input.yaml to a prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_jobs import tiny_plan
+
+from autoseg.algos.job import cases_for
+from autoseg.algos.plan import Plan
+from autoseg.cli import run_command
+from autoseg.data.datalist import Case
+from autoseg.data.labels import LabelMap, region_map
+from autoseg.data.phantoms import make_phantoms
+from autoseg.data.volumes import read_label
+from autoseg.reader import read_model
+from autoseg.workspace import Workspace
+
+SETTINGS = """
+algos: [segresnet]
+num_epochs: 1
+batch_size: 1
+num_steps_per_epoch: 1
+precision: fp32
+num_workers: 1
+roi_size: [16, 16, 16]
+overlap: 0.5
+segresnet: {init_filters: 8, blocks_down: [1, 1]}
+locator: {init_filters: 4, blocks_down: [1, 1]}
+merge_left_right: true
+inference: {anywhere: [tumor], min_voxels: {tumor: 3}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms with classes kidney_left, kidney_right and tumor, one network and a locator."""
+    folder = tmp_path_factory.mktemp("locator")
+    path = make_phantoms(
+        folder, num_cases=4, num_testing=1, shape=(28, 26, 24), num_fold=2, classes=("sphere", "box", "cylinder")
+    )
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("class_names")]
+    path.write_text("\n".join(lines) + "\nclass_names: [kidney_left, kidney_right, tumor]\n" + SETTINGS)
+    datalist = json.loads((folder / "datalist.json").read_text())
+    datalist["labels"] = {"1": "kidney_left", "2": "kidney_right", "3": "tumor"}
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+    assert run_command(["run", "--input", str(path)]) == 0
+    assert run_command(["train", "--input", str(path), "--algo", "locator"]) == 0
+    return folder
+
+
+def test_sides_are_trained_as_one_and_predicted_as_two(run: Path) -> None:
+    workspace = Workspace(run / "work_dir")
+    plan = read_model(workspace.job_dir("segresnet", 0).plan, Plan)
+    assert [c.name for c in plan.classes] == ["kidney", "tumor"]
+    assert [c.name for c in plan.user_classes] == ["kidney_left", "kidney_right", "tumor"]
+    scores = json.loads(workspace.scores.read_text())
+    assert scores["classes"] == ["kidney_left", "kidney_right", "tumor"]
+    spec = json.loads(workspace.ensemble_spec.read_text())
+    assert spec["classes"] == scores["classes"]
+    assert [rule["min_voxels"] for rule in spec["postprocessing"] if rule["name"] == "tumor"] == [3]
+    (held,) = workspace.predictions.iterdir()
+    values = set(np.unique(read_label(held).array).tolist())
+    assert values <= {0, 1, 2, 3}
+    assert {1, 2} & values
+
+
+def test_the_locator_is_one_coarse_job_that_no_ensemble_takes(run: Path) -> None:
+    workspace = Workspace(run / "work_dir")
+    assert [job.name for job in workspace.jobs() if job.algo == "locator"] == ["locator_0"]
+    plan = read_model(workspace.job_dir("locator", 0).plan, Plan)
+    assert plan.resample_resolution == (4.0, 4.0, 4.0)
+    assert [(c.name, c.values) for c in plan.classes] == [("region", (1, 2))]
+    assert [c.name for c in plan.user_classes] == ["kidney_left", "kidney_right"]
+    assert plan.overlap == 0.0
+    assert plan.num_epochs == 1
+    assert plan.network["init_filters"] == 4
+    assert (workspace.job_dir("locator", 0).root / "configs" / "inference.yaml").exists()
+    assert run_command(["ensemble", "--input", str(run / "input.yaml")]) == 0
+    spec = json.loads(workspace.ensemble_spec.read_text())
+    assert {algo for algo, _ in spec["members"]} == {"segresnet"}
+
+
+def test_fast_runs_with_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--work_dir", str(run / "work_dir"), "--image", str(run / "images"), "--output", str(tmp_path)]
+    assert run_command(["predict", *words, "--fast", "--timing", "--device", "cpu"]) == 0
+    assert len([*tmp_path.glob("*.nii.gz")]) == 5
+    assert "load" in capsys.readouterr().out
+
+
+def test_it_learns_from_cases_with_all_it_is_made_of(run: Path) -> None:
+    plan = read_model(Workspace(run / "work_dir").job_dir("locator", 0).plan, Plan)
+    whole = Case(name="whole", images=(), annotated=("kidney_left", "kidney_right", "tumor"))
+    part, plain = Case(name="part", images=(), annotated=("kidney_left",)), Case(name="plain", images=())
+    assert [c.name for c in cases_for(plan, (whole, part, plain))] == ["whole", "plain"]
+    assert [c.name for c in cases_for(plan, (part,))] == ["part"]
+    other = read_model(Workspace(run / "work_dir").job_dir("segresnet", 0).plan, Plan)
+    assert [c.annotated for c in cases_for(other, (whole, part, plain))] == [("kidney", "tumor"), (), None]
+    assert cases_for(tiny_plan(), (whole, part)) == (whole, part)
+
+
+def test_sides_are_not_merged_where_pseudolabels_are_made(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--input", str(run / "input.yaml"), "--partial_labels", "infer"]
+    work_dir = ["--work_dir", str(run / "other")]
+    assert run_command(["analyze", *words, *work_dir]) == 0
+    assert run_command(["generate", *words, *work_dir]) == 2
+    assert "merge_left_right: true, together with partial_labels: infer and strategy: both" in capsys.readouterr().err
+    assert run_command(["generate", *words, *work_dir, "--strategy", "marginal"]) == 0
+
+
+def test_the_region_of_regions() -> None:
+    regions = LabelMap(names=("whole", "core"), values=((1, 2), (2,)), sigmoid=True, ignore_label=255)
+    found = region_map(regions, ("core",))
+    assert (found.names, found.values, found.sigmoid, found.ignore_label) == (("region",), ((1, 2),), False, 255)
+    assert region_map(regions, ("whole", "core")).values == ((1, 2),)
