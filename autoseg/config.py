@@ -475,7 +475,7 @@ class Settings(HyperSettings):
     ensemble: EnsembleSettings | bool = EnsembleSettings()
     """How models are combined; false leaves the stage out."""
     inference: InferenceSettings = InferenceSettings()
-    """How new images are segmented."""
+    """What is given up for speed when new images are segmented, and how their labels are cleaned."""
     segresnet: SegResNetSettings = SegResNetSettings()
     """Settings of SegResNet alone; any hyperparameter, and its own."""
     swinunetr: SwinUNETRSettings = SwinUNETRSettings()
