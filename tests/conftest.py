@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,10 @@ import pytest
 from autoseg.data.datalist import Case
 from autoseg.data.phantoms import make_phantom, make_phantoms
 from autoseg.data.volumes import Grid, write_volume
+
+if threading.current_thread() is threading.main_thread():
+    # A shell starts what it runs in the background with Ctrl-C ignored, and the commands under test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

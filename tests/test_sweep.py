@@ -22,6 +22,7 @@ from autoseg.errors import ConfigError, ResourceError
 from autoseg.sweep import with_values
 from autoseg.sweep.space import Space, read_space
 from autoseg.sweep.study import Study, hide_password
+from autoseg.workspace import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARNING_RATE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
@@ -38,7 +39,7 @@ def read(data: Path, text: str) -> Space:
     """Read the space of an input.yaml whose first four lines are the data's."""
     head = "".join((data / "input.yaml").read_text().splitlines(keepends=True)[:4])
     path = data / "sweep.yaml"
-    path.write_text(head + text)
+    write_text(path, head + text)  # whole at once: several processes write and read it
     return read_space(*load_settings(path))
 
 
