@@ -50,6 +50,12 @@ class BudgetState:
     """Algorithm -> why."""
 
 
+def work_began() -> float:
+    """Monotonic time from which the work at hand counts: this process' start where that was just now, else now."""
+    age_s = time.time() - psutil.Process().create_time()
+    return time.monotonic() - (age_s if age_s < STARTING_S else 0.0)
+
+
 class RunBudget:
     """A run's budget, kept over restarts."""
 
@@ -68,7 +74,7 @@ class RunBudget:
             workspace: the run's, or a round's.
             num_places: jobs at once.
             rounds: of the run; each gets an equal part.
-            since: monotonic time from which on work counts; None: this process' start.
+            since: monotonic time from which on work counts; None: as `work_began`.
         """
         assert settings.budget is not None
         self.workspace, self.settings, self.num_places = workspace, settings, num_places
@@ -79,10 +85,7 @@ class RunBudget:
             stored = BudgetState(**read_json(self.path))
             if stored.budget_s == budget_s:
                 self.state = stored
-        if since is None:
-            age_s = time.time() - psutil.Process().create_time()
-            since = time.monotonic() - (age_s if age_s < STARTING_S else 0.0)
-        self._clock = since
+        self._clock = work_began() if since is None else since
 
     def save(self) -> None:
         """Add the time since the last call, and store all."""
@@ -120,6 +123,10 @@ class RunBudget:
             if not own[algo]:
                 self.state.jobs[f"{algo}_{fold}"] = round(share_s, 1)
         self.save()
+
+    def give_all(self, datalist: Datalist, jobs: Sequence[tuple[AlgoName, int]]) -> None:
+        """Give each job that has none yet its share, all of them being still to run."""
+        self.give(datalist, [(algo, fold) for algo, fold in jobs if self.job_s(f"{algo}_{fold}") is None], jobs)
 
     def reserved_s(self, datalist: Datalist, among: Sequence[tuple[AlgoName, int]]) -> float:
         """Seconds to keep for the ensemble stage, from what the predictions of finished jobs took."""

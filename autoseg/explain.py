@@ -13,6 +13,7 @@ from autoseg.annotations import suggest
 from autoseg.config import HyperSettings, SettingDoc, Settings, load_settings, setting_docs
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.workspace import Workspace
+from autoseg.yamlnodes import load_plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,7 @@ def _read(path: Path) -> dict[str, Any]:
         WorkspaceError: It is none.
     """
     try:
-        data = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        data = load_plain(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WorkspaceError(
             f"{path}: not valid YAML: {' '.join(str(error).split())}. Mend it or run generate."

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg import __version__
-from autoseg.budget import RunBudget
+from autoseg.budget import RunBudget, work_began
 from autoseg.config import (
     LOCATOR,
     AlgoName,
@@ -163,17 +163,18 @@ def run_stages(
             write_json(workspace.root / "state" / "command_line.json", dict(remember))
         failed = False
         budgets: dict[Path, RunBudget] = {}
+        begun = work_began()
         # An analysis alone is over sooner than its figures would be drawn, and is often repeated while data is mended.
         draws = tuple(stages) != ("analyze",)
 
         def budget_of(place: Workspace) -> RunBudget | None:
-            """The run's, or a round's equal part of it; the first one counts from the process' start."""
+            """The run's, or a round's equal part of it; the first one counts from where the command began."""
             # Given to `train` alone, a budget is each job's.
             if settings.budget is None or ("generate" not in stages and "budget" in (words or {})):
                 return None
             if place.root not in budgets:
                 rounds = 1 if place.root == workspace.root else workspace.num_rounds
-                since = time.monotonic() if budgets else None
+                since = time.monotonic() if budgets else begun
                 budgets[place.root] = RunBudget(place, settings, _num_places(settings), rounds=rounds, since=since)
             return budgets[place.root]
 
@@ -476,8 +477,7 @@ def _generate(
     from autoseg.algos.generate import generate_job
 
     if budget is not None:
-        new = [(a, f) for a, f in jobs if budget.job_s(f"{a}_{f}") is None]
-        budget.give(datalist, new, jobs)
+        budget.give_all(datalist, jobs)
     made = []
     for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, _shares(budget)):
         if generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known):
@@ -513,7 +513,7 @@ def _edit(
 
     each_s = parse_duration(settings.budget) if settings.budget is not None and budget is None else None
     if budget is not None:
-        budget.give(datalist, [(a, f) for a, f in jobs if budget.job_s(f"{a}_{f}") is None], jobs)
+        budget.give_all(datalist, jobs)
     shares = _shares(budget) if budget is not None else lambda name: each_s
     for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, shares):
         if not workspace.job_dir(algo, fold).plan.exists():
@@ -576,11 +576,6 @@ def _train(
     again: bool = False,
 ) -> bool:
     """Train every job that is not done; True where all are done at the end."""
-    if len(Fingerprint.read(workspace.datastats).label_groups) > 1:
-        log.warning(
-            "train: not every case is annotated for every class; training takes what a case does not annotate for "
-            "background, scores leave it out"
-        )
     if budget is None or not jobs:
         return train_jobs(workspace, datalist, settings, jobs, again=again)
     return _train_in_budget(workspace, datalist, settings, origins, jobs, budget, again=again)

@@ -1,4 +1,7 @@
-"""YAML as nodes that know their file and line, or the flag they came from; no object is ever built from it."""
+"""YAML as nodes that know their file and line, or the flag they came from; our own files as plain data.
+
+No object is ever built from it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,15 @@ MAX_DEPTH = 30
 NULL_WORDS = frozenset({"", "~", "null"})
 """Plain texts that mean no value."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load_plain(text: str) -> Any:
+    """Plain data out of YAML that this package wrote, by libyaml where there is one: datastats may be megabytes.
+
+    Raises:
+        yaml.YAMLError: It is none, or asks for anything but plain data.
+    """
+    return yaml.load(text, Loader=_LOADER)
 
 
 class _Source(io.StringIO):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg import budget as module
+from autoseg import pipeline
 from autoseg.budget import LEAST_KEPT, RunBudget
 from autoseg.config import AlgoName, Settings
 from autoseg.data.datalist import Datalist, read_datalist
@@ -156,6 +158,32 @@ SMALL = {
     "unet": {"features": [8, 16]},
     "dints": {"channel_mul": 0.125},
 }
+
+
+def test_the_analysis_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes: a process that has run for a while is not taken for one that has just begun."""
+    monkeypatch.setattr(module, "STARTING_S", 0.0)
+    analyze = pipeline._analyze
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        analyze(*args, **kwargs)
+        time.sleep(1.0)
+
+    monkeypatch.setattr(pipeline, "_analyze", slow)
+    path = make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(26, 24, 24), num_fold=2)
+    path.write_text(path.read_text() + yaml.safe_dump({**SMALL, "algos": ["segresnet"]}))
+    assert pipeline.run_input(("analyze", "generate"), path, {"budget": "100s"}) == 0
+    assert json.loads((tmp_path / "work_dir" / "state" / "budget.json").read_text())["spent_s"] >= 1.0
+
+
+def test_rounds_have_equal_parts_and_the_second_counts_for_itself(tmp_path: Path, clock: Clock) -> None:
+    settings = Settings(modality="MRI", budget="1000s", datalist=Path("d"), dataroot=Path("r"), work_dir=tmp_path)
+    first = RunBudget(Workspace(tmp_path / "round_1"), settings, 1, rounds=2, since=clock.now - 30)
+    assert first.left_s == 470
+    clock.now += 400
+    first.save()
+    second = RunBudget(Workspace(tmp_path / "round_2"), settings, 1, rounds=2, since=clock.now)
+    assert second.left_s == 500
 
 
 @pytest.mark.slow

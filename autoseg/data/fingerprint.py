@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from autoseg.errors import WorkspaceError
+from autoseg.yamlnodes import load_plain
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -82,7 +83,7 @@ class Fingerprint:
         except FileNotFoundError:
             raise WorkspaceError(f"{datastats_yaml}: missing. Run `autoseg analyze` first.") from None
         try:
-            data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            data = load_plain(text)
             return cls.of(data)
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise WorkspaceError(

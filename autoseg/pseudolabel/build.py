@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from autoseg import __version__
 from autoseg.config import Settings
@@ -29,6 +28,7 @@ from autoseg.pseudolabel.evidence import ClassEvidence, Prediction, predict_case
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, later_round
 from autoseg.workspace import Workspace, digest, read_json, write_json
+from autoseg.yamlnodes import load_plain
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -287,8 +287,7 @@ class _Maker:
 
 def _labelled_volumes(target: Workspace, label_map: LabelMap) -> dict[str, list[float]]:
     """Ml of each class in the cases where annotators found it, from the analysis."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    cases = yaml.load(target.datastats_by_case.read_text(), Loader=loader)["stats_by_cases"]
+    cases = load_plain(target.datastats_by_case.read_text())["stats_by_cases"]
     found: dict[str, list[float]] = {}
     for case in cases:
         if "label_stats" not in case:

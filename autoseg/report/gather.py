@@ -22,6 +22,7 @@ from autoseg.explain import Entry, job_folders, plan_entries, stored_settings
 from autoseg.reader import read_model
 from autoseg.usage import read_usage
 from autoseg.workspace import STAGES, Job, Workspace, digest, read_json
+from autoseg.yamlnodes import load_plain
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        data = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        data = load_plain(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         words = " ".join(str(error).split())
         raise WorkspaceError(f"{path}: not valid YAML ({words}). Run `autoseg analyze` again.") from None
