@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from autoseg.budget import work_began
 from autoseg.claims import read_claim
 from autoseg.config import AlgoName, Settings, format_duration
 from autoseg.data.datalist import Datalist
@@ -33,12 +34,14 @@ def train_jobs(
     jobs: Sequence[tuple[AlgoName, int]],
     *,
     again: bool = False,
+    begun: float | None = None,
     before: Callable[[AlgoName, int], bool] = lambda algo, fold: True,
 ) -> bool:
     """Train every job that is not done, on the launcher of the settings.
 
     Args:
         again: train done ones too, and all from the start.
+        begun: monotonic time from which the first job counts its budget, where this process trains it; None: its start.
         before: called just before a job starts, where this process trains it; False: it is left out.
 
     Returns:
@@ -66,7 +69,7 @@ def train_jobs(
         todo.append((algo, fold))
     attempts = _Attempts(workspace, settings.retries)
     if in_this_process(settings):
-        _train_here(workspace, settings, todo, attempts, before)
+        _train_here(workspace, settings, todo, attempts, begun, before)
     elif todo:
         tasks = [_task(workspace, settings, algo, fold) for algo, fold in _longest_first(workspace, settings, todo)]
         output = workspace.root / "state" / "launch"
@@ -112,6 +115,7 @@ def _train_here(
     settings: Settings,
     todo: Sequence[tuple[AlgoName, int]],
     attempts: _Attempts,
+    begun: float | None,
     before: Callable[[AlgoName, int], bool],
 ) -> None:
     from autoseg.algos.job import run_job
@@ -129,7 +133,9 @@ def _train_here(
                 device=settings.device,
                 num_workers=settings.num_workers,
                 wait=True,
+                started=begun,
             )
+            begun = None
             if not attempts.ended(task, 0 if job.state == "done" else 1):
                 break
 
@@ -298,8 +304,18 @@ def work_on_job(
         logging.getLogger("autoseg").setLevel(logging.WARNING)
     device, num_workers = device or stored["device"], num_workers or stored["num_workers"]
     join_processes(device)
+    begun = work_began()
     try:
-        job = run_job(workspace, stored["dataroot"], algo, fold, device=device, num_workers=num_workers, wait=wait)
+        job = run_job(
+            workspace,
+            stored["dataroot"],
+            algo,
+            fold,
+            device=device,
+            num_workers=num_workers,
+            wait=wait,
+            started=begun,
+        )
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -34,7 +34,6 @@ from autoseg.config import (
     AlgoName,
     Settings,
     load_settings,
-    parse_duration,
     read_settings_file,
     read_value,
     setting_docs,
@@ -42,9 +41,10 @@ from autoseg.config import (
 from autoseg.data.datalist import Case, Datalist, files_digest, read_cases, read_datalist, write_datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.folds import deal_folds
-from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
+from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
-from autoseg.jobs import in_this_process, train_jobs, work_on_job
+from autoseg.jobs import work_on_job
+from autoseg.planning import edit_plans, generate_plans, run_label_map, train_plans
 from autoseg.pseudolabel.rounds import How, count_rounds, first_round
 from autoseg.terminal import Progress, paint_table
 from autoseg.usage import environment, measured
@@ -191,11 +191,12 @@ def run_stages(
             chosen = _select_jobs(settings, datalist, algo, fold, num_fold=listed.num_fold)
             jobs = [(a, f) for a, f in chosen if only is None or f"{a}_{f}" in only]
             if stage == "generate":
-                _generate(place, datalist, settings, origins, jobs, budget)
+                generate_plans(place, datalist, settings, origins, jobs, budget)
             elif stage == "train":
                 if "generate" not in stages:
-                    _edit(place, datalist, settings, origins, jobs, budget)
-                failed = not _train(place, datalist, settings, origins, jobs, budget, again=again) or failed
+                    edit_plans(place, datalist, settings, origins, jobs, budget)
+                done = train_plans(place, datalist, settings, origins, jobs, budget, begun=begun, again=again)
+                failed = not done or failed
             elif stage == "ensemble":
                 _ensemble(place, datalist, settings)
 
@@ -448,181 +449,13 @@ def _say_stage(stage: str, reasons: Sequence[str]) -> None:
     )
 
 
-# -- generate
-
-
-def _label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerprint) -> LabelMap:
-    found = [v for values in fingerprint.class_values for v in values]
-    label_map = make_label_map(
-        settings, datalist.labels, found, regions=datalist.regions, ignore_label=datalist.ignore_label
-    )
-    check_classes(settings.inference, label_map.names)
-    if settings.merge_left_right and settings.partial_labels != "off" and settings.strategy != "marginal":
-        raise ConfigError(
-            f"merge_left_right: true, together with partial_labels: {settings.partial_labels} and strategy: "
-            f"{settings.strategy}. Pseudo-labels are made for each side. Set strategy: marginal, or do not merge."
-        )
-    return merge_left_right(label_map) if settings.merge_left_right else label_map
-
-
-def _generate(
-    workspace: Workspace,
-    datalist: Datalist,
-    settings: Settings,
-    origins: Mapping[str, str],
-    jobs: Sequence[tuple[AlgoName, int]],
-    budget: RunBudget | None,
-) -> None:
-    """Write the plans that are missing or were made from other inputs."""
-    from autoseg.algos.generate import generate_job
-
-    if budget is not None:
-        budget.give_all(datalist, jobs)
-    made = []
-    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, _shares(budget)):
-        if generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known):
-            made.append(f"{algo}_{fold}")
-    log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
-
-
-def _shares(budget: RunBudget | None) -> Callable[[str], float | None]:
-    return budget.job_s if budget is not None else lambda name: None
-
-
-def _planning_device(settings: Settings) -> Any:
-    """Where plans are measured: the device that jobs train on; None where that is another machine's."""
-    from autoseg.algos.device import pick_device
-
-    return pick_device(settings.device) if settings.launcher == "local" else None
-
-
-def _edit(
-    workspace: Workspace,
-    datalist: Datalist,
-    settings: Settings,
-    origins: Mapping[str, str],
-    jobs: Sequence[tuple[AlgoName, int]],
-    budget: RunBudget | None,
-) -> None:
-    """Make the missing plans of jobs to be trained alone; bring the command line's values into the others.
-
-    A plan that is there is never made anew by `train`, so that what was planned or edited is what is trained.
-    """
-    from autoseg.algos.generate import edit_job, generate_job
-    from autoseg.algos.planner import make_plan
-
-    each_s = parse_duration(settings.budget) if settings.budget is not None and budget is None else None
-    if budget is not None:
-        budget.give_all(datalist, jobs)
-    shares = _shares(budget) if budget is not None else lambda name: each_s
-    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, shares):
-        if not workspace.job_dir(algo, fold).plan.exists():
-            generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known)
-        elif "command line" in origins.values():
-            plan, found = make_plan(algo=algo, fold=fold, **known)
-            if keys := edit_job(workspace, plan, found):
-                log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
-
-
-def planning(
-    workspace: Workspace,
-    datalist: Datalist,
-    settings: Settings,
-    origins: Mapping[str, str],
-    jobs: Sequence[tuple[AlgoName, int]],
-    budget_s: Callable[[str], float | None] = lambda name: None,
-) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
-    """For each job, all that the planner wants to know: algorithm, fold, arguments of `make_plan`.
-
-    Args:
-        budget_s: a job's seconds by its name, where its algorithm has no budget of its own.
-    """
-    from autoseg.algos.device import pick_device
-    from autoseg.algos.hardware import find_hardware
-
-    fingerprint = Fingerprint.read(workspace.datastats)
-    hardware = find_hardware(pick_device(settings.device))
-    if settings.launcher == "local" and not hardware.on_gpu:
-        hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
-    label_map = _label_map(settings, datalist, fingerprint)
-    common = {
-        "fingerprint": fingerprint,
-        "label_map": label_map,
-        "settings": settings,
-        "origins": dict(origins),
-        "hardware": hardware,
-    }
-    for algo, fold in jobs:
-        own: str | None = getattr(settings, algo).budget
-        key = f"{algo}.budget" if own else "budget"
-        given_s = parse_duration(own) if own else budget_s(f"{algo}_{fold}")
-        seconds: dict[str, Any] = {"budget_s": given_s, "budget_origin": origins.get(key, "") if given_s else ""}
-        if algo == LOCATOR:
-            seconds["label_map"] = region_map(label_map, settings.inference.anywhere)
-        yield algo, fold, {**common, **seconds, "num_train": len(datalist.train_cases(fold))}
-
-
 # -- rounds of training
-
-
-def _train(
-    workspace: Workspace,
-    datalist: Datalist,
-    settings: Settings,
-    origins: Mapping[str, str],
-    jobs: Sequence[tuple[AlgoName, int]],
-    budget: RunBudget | None,
-    *,
-    again: bool = False,
-) -> bool:
-    """Train every job that is not done; True where all are done at the end."""
-    if budget is None or not jobs:
-        return train_jobs(workspace, datalist, settings, jobs, again=again)
-    return _train_in_budget(workspace, datalist, settings, origins, jobs, budget, again=again)
-
-
-def _train_in_budget(
-    workspace: Workspace,
-    datalist: Datalist,
-    settings: Settings,
-    origins: Mapping[str, str],
-    jobs: Sequence[tuple[AlgoName, int]],
-    budget: RunBudget,
-    *,
-    again: bool,
-) -> bool:
-    """Train with the time that is left shared out anew before each job, or each wave of jobs; see budget.py."""
-    from autoseg.algos.generate import generate_job
-
-    started: set[tuple[AlgoName, int]] = set()
-
-    def start(wave: Sequence[tuple[AlgoName, int]]) -> list[tuple[AlgoName, int]]:
-        """Plan the jobs of a wave for the time that is left; those of dropped algorithms are left out."""
-        budget.drop_weak(jobs)
-        rest = [j for j in jobs if j not in started and not budget.is_dropped(*j, jobs)]
-        running = [job for job in wave if job in rest]
-        new = [job for job in running if again or not budget.is_begun(*job)]
-        waiting = [job for job in rest if again or workspace.read_job(*job).state != "done"]
-        budget.give(datalist, new, waiting)
-        for algo, fold, known in planning(workspace, datalist, settings, origins, new, budget.job_s):
-            generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known)
-        started.update(running)
-        return running
-
-    if in_this_process(settings):
-        return train_jobs(
-            workspace, datalist, settings, jobs, again=again, before=lambda algo, fold: bool(start([(algo, fold)]))
-        )
-    first = min(fold for _, fold in jobs)
-    waves = [[j for j in jobs if j[1] == first], [j for j in jobs if j[1] != first]]
-    results = [train_jobs(workspace, datalist, settings, start(wave), again=again) for wave in waves if wave]
-    return all(results)
 
 
 def _run_cases(workspace: Workspace, settings: Settings) -> tuple[Datalist, LabelMap]:
     """The run's cases as the analysis settled them, and its classes."""
     datalist = read_datalist(workspace.datalist, settings.dataroot)
-    return datalist, _label_map(settings, datalist, Fingerprint.read(workspace.datastats))
+    return datalist, run_label_map(settings, datalist, Fingerprint.read(workspace.datastats))
 
 
 def _pseudolabel(place: Workspace, settings: Settings) -> None:

@@ -23,7 +23,7 @@ import psutil
 import torch
 from torch import nn
 
-from autoseg.algos.device import autocast, resolve_precision
+from autoseg.algos.device import autocast, resolve_precision, to_device
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.networks import build_network, divisor, network_module
 from autoseg.algos.plan import Plan
@@ -106,8 +106,7 @@ def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
         A function that does one step and waits until the device has done it.
     """
     torch.manual_seed(plan.seed)
-    network: nn.Module = build_network(plan).to(device).train()
-    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = to_device(build_network(plan).train(), device, plan.precision, trained=True)
     optimizer = make_optimizer(network, plan)
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(device, plan.precision) == "fp16")
     image = torch.randn(plan.batch_size, len(plan.channels), *plan.roi_size, device=device)

@@ -141,6 +141,7 @@ def run_job(
     device: str,
     num_workers: int | None,
     wait: bool = False,
+    started: float | None = None,
     after_epoch: Callable[[Progress, float], None] | None = None,
 ) -> Job:
     """Train one job to its end, or go on with it; one that is done is left as it is.
@@ -152,13 +153,14 @@ def run_job(
         device: auto, cpu or cuda.
         num_workers: threads for preprocessing; None: one per core.
         wait: wait where another worker has the job, instead of raising `Busy`.
+        started: monotonic time from which the job's budget counts; None: now.
         after_epoch: as `Trainer` takes it; may raise `Pruned`.
 
     Raises:
         Busy: Another worker has the job.
         Interrupted: A signal came; the job is saved as pending and goes on next time.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     trainer: Trainer
     paths = workspace.job_dir(algo, fold)
     rank = dist.get_rank() if dist.is_initialized() else 0

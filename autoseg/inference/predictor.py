@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoseg.algos.device import pick_device, take_onednn
+from autoseg.algos.device import pick_device, to_device
 from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.plan import Plan
 from autoseg.data.labels import LabelMap
@@ -71,10 +71,7 @@ def load_model(job: JobDir, device: torch.device) -> Model:
             f"{job.model}: not the weights of the network in {job.plan.name} ({_first_line(error)}). "
             f"Undo the change of the plan, or train {name} again."
         ) from error
-    network.eval().requires_grad_(False)
-    # channels-last: 1.3 times faster on a CPU (measured by the trainer), and tensor cores want it.
-    network = network.to(memory_format=torch.channels_last_3d).to(device)  # type: ignore[call-overload]
-    take_onednn(network, device, plan.precision)
+    network = to_device(network.eval().requires_grad_(False), device, plan.precision, trained=False)
     return Model(name=name, plan=plan, network=network)
 
 

@@ -143,7 +143,7 @@ def _portable(settings: Settings, origins: Mapping[str, str], until: float | Non
 def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, origins: Mapping[str, str]) -> Plan:
     """What the planner would take by itself: the first trial, to be beaten."""
     from autoseg.algos.planner import make_plan
-    from autoseg.pipeline import planning
+    from autoseg.planning import planning
 
     jobs: list[tuple[AlgoName, int]] = [(settings.algos[0], settings.sweep.folds[0])]
     algo, fold, known = next(planning(workspace, datalist, settings, origins, jobs))
@@ -240,7 +240,7 @@ def _run_trial(
     from autoseg.algos.generate import generate_job
     from autoseg.algos.job import run_job
     from autoseg.algos.trainer import Pruned
-    from autoseg.pipeline import planning
+    from autoseg.planning import planning
     from autoseg.sweep.results import settings_text
 
     algo, values = study.space.suggest(trial)

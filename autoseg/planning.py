@@ -1,0 +1,190 @@
+"""Plans for the jobs of a run, made by the time they get; and training by them.
+
+With a run-wide budget a job is planned just before it starts, for the time that is then left; without one, all at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from autoseg.budget import RunBudget
+from autoseg.config import LOCATOR, AlgoName, Settings, parse_duration
+from autoseg.data.datalist import Datalist
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
+from autoseg.errors import ConfigError
+from autoseg.jobs import in_this_process, train_jobs
+from autoseg.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerprint) -> LabelMap:
+    """The classes that networks learn: those of the settings, the datalist or the label files, merged where asked for.
+
+    Raises:
+        ConfigError: Classes do not fit what the label files hold, or settings contradict each other.
+    """
+    found = [v for values in fingerprint.class_values for v in values]
+    label_map = make_label_map(
+        settings, datalist.labels, found, regions=datalist.regions, ignore_label=datalist.ignore_label
+    )
+    check_classes(settings.inference, label_map.names)
+    if settings.merge_left_right and settings.partial_labels != "off" and settings.strategy != "marginal":
+        raise ConfigError(
+            f"merge_left_right: true, together with partial_labels: {settings.partial_labels} and strategy: "
+            f"{settings.strategy}. Pseudo-labels are made for each side. Set strategy: marginal, or do not merge."
+        )
+    return merge_left_right(label_map) if settings.merge_left_right else label_map
+
+
+def generate_plans(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    origins: Mapping[str, str],
+    jobs: Sequence[tuple[AlgoName, int]],
+    budget: RunBudget | None,
+) -> None:
+    """Write the plans that are missing or were made from other inputs."""
+    from autoseg.algos.generate import generate_job
+
+    if budget is not None:
+        budget.give_all(datalist, jobs)
+    made = []
+    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, _shares(budget)):
+        if generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known):
+            made.append(f"{algo}_{fold}")
+    log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
+
+
+def _shares(budget: RunBudget | None) -> Callable[[str], float | None]:
+    return budget.job_s if budget is not None else lambda name: None
+
+
+def _planning_device(settings: Settings) -> Any:
+    """Where plans are measured: the device that jobs train on; None where that is another machine's."""
+    from autoseg.algos.device import pick_device
+
+    return pick_device(settings.device) if settings.launcher == "local" else None
+
+
+def edit_plans(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    origins: Mapping[str, str],
+    jobs: Sequence[tuple[AlgoName, int]],
+    budget: RunBudget | None,
+) -> None:
+    """Make the missing plans of jobs to be trained alone; bring the command line's values into the others.
+
+    A plan that is there is never made anew by `train`, so that what was planned or edited is what is trained.
+    """
+    from autoseg.algos.generate import edit_job, generate_job
+    from autoseg.algos.planner import make_plan
+
+    each_s = parse_duration(settings.budget) if settings.budget is not None and budget is None else None
+    if budget is not None:
+        budget.give_all(datalist, jobs)
+    shares = _shares(budget) if budget is not None else lambda name: each_s
+    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, shares):
+        if not workspace.job_dir(algo, fold).plan.exists():
+            generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known)
+        elif "command line" in origins.values():
+            plan, found = make_plan(algo=algo, fold=fold, **known)
+            if keys := edit_job(workspace, plan, found):
+                log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
+
+
+def planning(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    origins: Mapping[str, str],
+    jobs: Sequence[tuple[AlgoName, int]],
+    budget_s: Callable[[str], float | None] = lambda name: None,
+) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
+    """For each job, all that the planner wants to know: algorithm, fold, arguments of `make_plan`.
+
+    Args:
+        budget_s: a job's seconds by its name, where its algorithm has no budget of its own.
+    """
+    from autoseg.algos.device import pick_device
+    from autoseg.algos.hardware import find_hardware
+
+    fingerprint = Fingerprint.read(workspace.datastats)
+    hardware = find_hardware(pick_device(settings.device))
+    if settings.launcher == "local" and not hardware.on_gpu:
+        hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
+    label_map = run_label_map(settings, datalist, fingerprint)
+    common = {
+        "fingerprint": fingerprint,
+        "label_map": label_map,
+        "settings": settings,
+        "origins": dict(origins),
+        "hardware": hardware,
+    }
+    for algo, fold in jobs:
+        own: str | None = getattr(settings, algo).budget
+        key = f"{algo}.budget" if own else "budget"
+        given_s = parse_duration(own) if own else budget_s(f"{algo}_{fold}")
+        seconds: dict[str, Any] = {"budget_s": given_s, "budget_origin": origins.get(key, "") if given_s else ""}
+        if algo == LOCATOR:
+            seconds["label_map"] = region_map(label_map, settings.inference.anywhere)
+        yield algo, fold, {**common, **seconds, "num_train": len(datalist.train_cases(fold))}
+
+
+def train_plans(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    origins: Mapping[str, str],
+    jobs: Sequence[tuple[AlgoName, int]],
+    budget: RunBudget | None,
+    *,
+    begun: float,
+    again: bool = False,
+) -> bool:
+    """Train every job that is not done.
+
+    With a budget the time that is left is shared out anew before each job, or each wave of jobs; see budget.py.
+    Without one, a budget of each job's own begins for the first where the command did: start and planning count.
+
+    Args:
+        begun: monotonic time at which the command began.
+
+    Returns:
+        Whether all are done at the end.
+    """
+    from autoseg.algos.generate import generate_job
+
+    if budget is None or not jobs:
+        since = begun if settings.budget is not None else None
+        return train_jobs(workspace, datalist, settings, jobs, again=again, begun=since)
+    started: set[tuple[AlgoName, int]] = set()
+
+    def start(wave: Sequence[tuple[AlgoName, int]]) -> list[tuple[AlgoName, int]]:
+        """Plan the jobs of a wave for the time that is left; those of dropped algorithms are left out."""
+        budget.drop_weak(jobs)
+        rest = [j for j in jobs if j not in started and not budget.is_dropped(*j, jobs)]
+        running = [job for job in wave if job in rest]
+        new = [job for job in running if again or not budget.is_begun(*job)]
+        waiting = [job for job in rest if again or workspace.read_job(*job).state != "done"]
+        budget.give(datalist, new, waiting)
+        for algo, fold, known in planning(workspace, datalist, settings, origins, new, budget.job_s):
+            generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known)
+        started.update(running)
+        return running
+
+    if in_this_process(settings):
+        return train_jobs(
+            workspace, datalist, settings, jobs, again=again, before=lambda algo, fold: bool(start([(algo, fold)]))
+        )
+    first = min(fold for _, fold in jobs)
+    waves = [[j for j in jobs if j[1] == first], [j for j in jobs if j[1] != first]]
+    results = [train_jobs(workspace, datalist, settings, start(wave), again=again) for wave in waves if wave]
+    return all(results)

@@ -1,0 +1,66 @@
+"""Networks compute the same on a device's fastest kernels as on torch's plain ones."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from plans import tiny_plan
+from torch import nn
+
+from autoseg.algos.device import InstanceNormalise, to_device
+from autoseg.algos.networks import build_network
+from autoseg.config import ALGOS, AlgoName
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_outputs_and_gradients_stay_the_same(algo: AlgoName) -> None:
+    """In float64, so that nothing but the order of sums differs."""
+    plan = tiny_plan(algo)
+    torch.manual_seed(0)
+    plain = build_network(plan).double().train()
+    fast = to_device(copy.deepcopy(plain), CPU, "fp32", trained=True)
+    image = torch.randn(2, len(plan.channels), *plan.roi_size, dtype=torch.float64)
+    found = []
+    for network in (plain, fast):
+        torch.manual_seed(1)
+        outputs = network(image)
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        sum((output**2).mean() for output in outputs).backward()
+        found.append([*outputs, *(p.grad for p in network.parameters() if p.grad is not None)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_inference_stays_the_same(algo: AlgoName) -> None:
+    plan = tiny_plan(algo)
+    torch.manual_seed(0)
+    plain = build_network(plan).eval().requires_grad_(False)
+    image = torch.randn(1, len(plan.channels), *plan.roi_size)
+    fast = to_device(copy.deepcopy(plain), CPU, "fp32", trained=False)
+    torch.testing.assert_close(fast(image), plain(image), rtol=1e-3, atol=1e-4)
+
+
+def test_no_layout_is_changed_on_the_way() -> None:
+    """A layer that hands on another layout makes the next one copy all it gets."""
+    layer = to_device(nn.InstanceNorm3d(4), CPU, "fp32", trained=True)
+    image = torch.randn(2, 4, 6, 5, 7).to(memory_format=torch.channels_last_3d).requires_grad_()
+    normal = layer(image)
+    assert normal.is_contiguous(memory_format=torch.channels_last_3d)
+    (normal**3).sum().backward()
+    assert image.grad is not None
+    assert image.grad.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_instance_normalisation_in_float64(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 4, 3, 2, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    for more in ((None, None), (weight, bias)):
+        theirs = nn.functional.instance_norm(image, weight=more[0], bias=more[1])
+        torch.testing.assert_close(InstanceNormalise.apply(image, *more, 1e-5), theirs)
+        assert torch.autograd.gradcheck(lambda *x: InstanceNormalise.apply(*x, 1e-5), (image, *more))
