@@ -37,7 +37,7 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.inference import predictor as predictor_module
 from autoseg.inference.metrics import dice_per_class, mean_score
 from autoseg.inference.predictor import Predictor
-from autoseg.workspace import Workspace
+from autoseg.workspace import Job, Workspace
 
 ALGOS = ("dints", "segresnet", "swinunetr")
 LABELS = LabelMap(names=("sphere", "box"), values=((1,), (2,)))
@@ -185,6 +185,11 @@ def test_gaps_are_said_and_filled_by_the_others(workspace: Workspace, datalist: 
     assert by_name["dints+segresnet"].members == (("dints", 0), ("segresnet", 0), ("segresnet", 1), ("segresnet", 2))
     # dints alone covers two cases, so it is not comparable and not chosen.
     assert result.spec.name in ("segresnet", "dints+segresnet")
+    workspace.write_job(Job(algo="dints", fold=1, state="pruned", error="dropped after fold 0"))
+    assert build(workspace, datalist, jobs, algos=["segresnet", "dints"]).gaps == (
+        "not trained, since the budget went to better algorithms: dints_1.",
+        "not trained, so left out: dints_2. `autoseg status` says why; `autoseg train` tries again.",
+    )
 
 
 def test_a_faulty_case_is_reported_and_left_out(workspace: Workspace, datalist: Datalist, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def build_ensemble(
         )
     how = settings.ensemble if isinstance(settings.ensemble, EnsembleSettings) else EnsembleSettings()
     algos_by_fold = {f: sorted(a for a, g in set(jobs_done) if g == f) for f in sorted({f for _, f in jobs_done})}
-    gaps = _gaps(algos_by_fold, settings, datalist)
+    gaps = _gaps(workspace, algos_by_fold, settings, datalist)
     for gap in gaps:
         log.warning("ensemble: %s", gap)
     cases, failures = score_out_of_fold(
@@ -147,13 +147,21 @@ def build_ensemble(
     )
 
 
-def _gaps(algos_by_fold: dict[int, list[str]], settings: Settings, datalist: Datalist) -> list[str]:
-    """Say which jobs of the plan have no model."""
+def _gaps(
+    workspace: Workspace, algos_by_fold: dict[int, list[str]], settings: Settings, datalist: Datalist
+) -> list[str]:
+    """Say which jobs of the plan have no model, and why."""
     folds = range(datalist.num_fold) if settings.folds is None else settings.folds
-    lost = [f"{a}_{f}" for f in folds for a in settings.algos if a not in algos_by_fold.get(f, ())]
-    if not lost:
-        return []
-    return [f"not trained, so left out: {', '.join(lost)}. `autoseg status` says why; `autoseg train` tries again."]
+    lost = [(a, f) for f in folds for a in settings.algos if a not in algos_by_fold.get(f, ())]
+    dropped = [f"{a}_{f}" for a, f in lost if workspace.read_job(a, f).state == "pruned"]
+    failed = [f"{a}_{f}" for a, f in lost if f"{a}_{f}" not in dropped]
+    told = []
+    if dropped:
+        told.append(f"not trained, since the budget went to better algorithms: {', '.join(dropped)}.")
+    if failed:
+        names = ", ".join(failed)
+        told.append(f"not trained, so left out: {names}. `autoseg status` says why; `autoseg train` tries again.")
+    return told
 
 
 def _gain(rule: ClassRule) -> str:
