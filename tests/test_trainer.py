@@ -236,7 +236,7 @@ def test_no_memory_for_one_smallest_patch_is_said(tmp_path: Path) -> None:
         trainer._train_step()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "novograd", "sgd"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "adam", "novograd", "sgd"])
 def test_saved_and_loaded_at_every_step_it_ends_the_same(tmp_path: Path, optimizer: str) -> None:
     how = {"optimizer": optimizer, "schedule": "poly", "augment": "default"}
     make_trainer(tmp_path / "whole", **how).run()

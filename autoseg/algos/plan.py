@@ -89,7 +89,7 @@ class Plan(Strict):
     """Seconds for the whole job; null: num_epochs alone decides."""
     num_epochs_per_validation: Annotated[int, Field(ge=1)]
     """Epochs between validations."""
-    optimizer: Literal["adamw", "adam", "novograd", "sgd"] = "adamw"
+    optimizer: Literal["muon", "adamw", "adam", "novograd", "sgd"] = "adamw"
     """What turns gradients into steps."""
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     """Way of the learning rate after warm-up."""

@@ -31,6 +31,7 @@ from autoseg.algos.augment import augment_batch
 from autoseg.algos.cache import CachedCase
 from autoseg.algos.device import autocast, resolve_precision, to_device
 from autoseg.algos.losses import supervised_loss
+from autoseg.algos.muon import Muon
 from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.patches import cut_batch, make_sampler
 from autoseg.algos.plan import Plan
@@ -673,6 +674,8 @@ class Trainer:
 def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     """The plan's optimizer. Source: sgd as nnU-Net's, with Nesterov momentum 0.99; Novograd is MONAI's."""
     weights, rate, decay = network.parameters(), plan.learning_rate, plan.weight_decay
+    if plan.optimizer == "muon":
+        return Muon(network, lr=rate, weight_decay=decay)
     if plan.optimizer == "sgd":
         return torch.optim.SGD(weights, lr=rate, momentum=0.99, nesterov=True, weight_decay=decay, foreach=True)
     if plan.optimizer == "novograd":
