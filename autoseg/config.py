@@ -156,7 +156,8 @@ class HyperSettings(Strict):
     """Time for training, such as 10m, 2h or 1d: for each job where set under an algorithm or given to `train`;
     for the whole run, shared out over its jobs, at the top level."""
     optimizer: Literal["muon", "adamw", "adam", "novograd", "sgd"] | None = None
-    """What turns gradients into steps; sgd has Nesterov momentum 0.99, as nnU-Net's."""
+    """What turns gradients into steps. muon: steps of equal length in all directions of a weight matrix; sgd has
+    Nesterov momentum 0.99, as nnU-Net's."""
     schedule: Literal["cosine", "poly", "constant"] | None = None
     """Way of the learning rate after warm-up: along a cosine or a polynomial to zero, or constant."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from plans import tiny_plan
+from tiny_jobs import make_job
 from torch import nn
 
+from autoseg.algos import device, job
 from autoseg.algos.device import InstanceNormalise, to_device
 from autoseg.algos.networks import build_network
 from autoseg.config import ALGOS, AlgoName
+from autoseg.data.datalist import read_datalist
+from autoseg.inference.predictor import load_model
 
 CPU = torch.device("cpu")
 
@@ -64,3 +70,22 @@ def test_instance_normalisation_in_float64(layout: torch.memory_format) -> None:
         theirs = nn.functional.instance_norm(image, weight=more[0], bias=more[1])
         torch.testing.assert_close(InstanceNormalise.apply(image, *more, 1e-5), theirs)
         assert torch.autograd.gradcheck(lambda *x: InstanceNormalise.apply(*x, 1e-5), (image, *more))
+
+
+def test_half_precision_is_used_where_the_labels_agree(
+    tmp_path: Path, phantom_dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)  # emulated where it has not
+    cases = read_datalist(phantom_dataset / "datalist.json", phantom_dataset).training[:1]
+    paths = make_job(tmp_path, "segresnet", 0, precision="auto")
+    plan = job.read_plan(paths)
+    found = {}
+    for least in (0.0, 1.1):
+        monkeypatch.setattr(job, "LEAST_EQUAL", least)
+        job.score_validation(plan, paths, cases, CPU)
+        told = json.loads(paths.validation.read_text())["half_precision"]
+        assert 0.5 < told["equal_labels"] <= 1.0
+        assert told["is_equal"] == (least == 0.0)
+        found[least] = load_model(paths, CPU).plan.precision
+    assert found == {0.0: "auto", 1.1: "fp32"}
+    assert "predicting in fp32" in caplog.text

@@ -18,13 +18,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from autoseg.algos.cache import load_cases
-from autoseg.algos.device import pick_device
+from autoseg.algos.device import Precision, pick_device, resolve_precision
 from autoseg.algos.fit import peak_memory_gib, reset_peak_memory
 from autoseg.algos.hardware import available_cores
 from autoseg.algos.plan import Plan
@@ -37,6 +37,7 @@ from autoseg.data.datalist import Case, files_digest, read_cases
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.errors import AutosegError, ResourceError
 from autoseg.inference.metrics import dice_per_class, summarise, to_plain
+from autoseg.inference.options import Options
 from autoseg.inference.predictor import Predictor
 from autoseg.reader import read_model
 from autoseg.workspace import Job, JobDir, JobState, Workspace, changed, digest, file_digest, log_to, write_json
@@ -47,6 +48,8 @@ Shared = TypeVar("Shared")
 DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
 """Environment variable in which a launcher says what `autoseg status` is to call the device."""
 
+LEAST_EQUAL = 0.999
+"""Share of foreground voxels that must keep their label for a model to be used in half precision."""
 RESTART_RATE = 0.25
 """A diverged job is tried once more with its learning rate times this."""
 
@@ -104,19 +107,46 @@ def _score_case(predictor: Predictor, case: Case, folder: Path) -> list[float]:
 def score_validation(plan: Plan, paths: JobDir, cases: tuple[Case, ...], device: torch.device) -> float:
     """Predict the fold's validation cases on their own grids, store labels and scores.
 
+    Where the hardware would compute in half precision, the first case is predicted in both: what is stored says
+    whether the labels agree, and so whether the model is to be used in half precision.
+
     Returns:
         Mean foreground Dice: over cases, then classes.
     """
     label_map = plan.label_map
-    predictor = Predictor([paths], device=device)
+    precision = plan.precision
+    told: dict[str, Any] = {}
+    if precision == "auto" and resolve_precision(device, "auto") != "fp32":
+        precision = resolve_precision(device, "auto")
+        share = equal_labels(paths, cases[0], device, precision)
+        told = {"half_precision": {"equal_labels": share, "is_equal": share >= LEAST_EQUAL}}
+        if share < LEAST_EQUAL:
+            log.warning(
+                "%s: %s gives %.2f%% of the foreground voxels of %s the labels of fp32, fewer than %.1f%%; "
+                "predicting in fp32.",
+                paths.root.name, precision, 100 * share, cases[0].name, 100 * LEAST_EQUAL,
+            )  # fmt: skip
+            precision = "fp32"
+    predictor = Predictor([paths], device=device, options=Options(precision=precision))
     scores = [_score_case(predictor, case, paths.root / "validation") for case in cases]
     summary = summarise(scores, label_map.names)
     table = {
         case.name: to_plain(dict(zip(label_map.names, row, strict=True)))
         for case, row in zip(cases, scores, strict=True)
     }
-    write_json(paths.validation, {"summary": summary.to_json(), "dice": table})
+    write_json(paths.validation, {"summary": summary.to_json(), "dice": table, **told})
     return summary.mean
+
+
+def equal_labels(paths: JobDir, case: Case, device: torch.device, precision: Precision) -> float:
+    """Share of a case's foreground voxels, in either prediction, with the label that fp32 gives them; 1: all."""
+    image = read_image(case.images)
+    mine, exact = (
+        Predictor([paths], device=device, options=Options(precision=p)).predict_labels(image)
+        for p in (precision, "fp32")
+    )
+    either = (mine > 0) | (exact > 0)
+    return float((mine == exact)[either].mean()) if either.any() else 1.0
 
 
 def _time_scoring(trainer: Trainer, paths: JobDir, case: Case) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoseg.algos.device import pick_device, to_device
+from autoseg.algos.device import pick_device, resolve_precision, to_device
 from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.plan import Plan
 from autoseg.data.labels import LabelMap
@@ -31,7 +31,7 @@ from autoseg.inference.restore import Member, labelled_slabs
 from autoseg.inference.sides import BodyWatch, split_sides
 from autoseg.inference.windows import ProbRows
 from autoseg.reader import read_model
-from autoseg.workspace import JobDir, Workspace, digest, file_digest
+from autoseg.workspace import JobDir, Workspace, digest, file_digest, read_json
 
 log = logging.getLogger(__name__)
 Combine = Literal["mean", "vote"]
@@ -58,6 +58,10 @@ def load_model(job: JobDir, device: torch.device) -> Model:
     if not job.model.exists():
         raise WorkspaceError(f"{job.model}: missing; {name} has not been trained. Run `autoseg train`.")
     plan = read_model(job.plan, Plan)
+    if plan.precision == "auto" and resolve_precision(device, "auto") != "fp32" and job.validation.exists():
+        told = read_json(job.validation).get("half_precision", {"is_equal": True})  # trained where there is none
+        if not told["is_equal"]:
+            plan = plan.model_copy(update={"precision": "fp32"})
     again = f"Delete {job.model} and train {name} again."
     try:
         weights = torch.load(job.model, map_location="cpu", weights_only=True)
