@@ -106,7 +106,7 @@ def test_a_loss_that_is_no_number_is_divergence(tmp_path: Path) -> None:
         trainer.run()
     assert str(error.value) == (
         "segresnet_0: the loss became nan in epoch 1. "
-        "Lower learning_rate (0.002) in hyper_parameters.yaml and train again."
+        "Lower learning_rate (0.003) in hyper_parameters.yaml and train again."
     )
 
 
