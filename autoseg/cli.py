@@ -490,8 +490,7 @@ class Commands:
         """
         from autoseg.analyzer.merge_masks import merge_masks
 
-        names = tuple(name.strip() for name in classes.split(",")) if classes else None
-        print(merge_masks(folder, output, classes=names).text())
+        print(merge_masks(folder, output, classes=_names(classes)).text())
         return 0
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from autoseg.config import Settings, format_duration, load_settings
 from autoseg.data.datalist import Datalist, read_cases
 from autoseg.data.fingerprint import Fingerprint
-from autoseg.data.resampling import resampled_shape
 from autoseg.workspace import JobDir, Workspace
 
 if TYPE_CHECKING:
@@ -98,6 +97,7 @@ def make_forecast(workspace: Workspace, settings: Settings) -> Forecast:
     Jobs of one network and plan differ by their fold alone, so one of them is measured.
     """
     from autoseg.algos.device import pick_device
+    from autoseg.algos.fit import cache_gib
     from autoseg.algos.hardware import available_cores, find_hardware
     from autoseg.algos.job import read_plan
 
@@ -113,7 +113,7 @@ def make_forecast(workspace: Workspace, settings: Settings) -> Forecast:
     for job in jobs:
         plan = read_plan(workspace.job_dir(job.algo, job.fold))
         kind = plan.model_copy(update={"fold": 0, "seed": 0}).model_dump_json()
-        caches[repr(plan.preprocessing)] = _cache_gib(plan, fingerprint, len(datalist.training))
+        caches[repr(plan.preprocessing)] = cache_gib(plan, fingerprint, len(datalist.training))
         if job.state == "done":
             continue
         num_val = len(datalist.val_cases(job.fold))
@@ -132,7 +132,7 @@ def make_forecast(workspace: Workspace, settings: Settings) -> Forecast:
         device=find_hardware(device).name,
         preparing_s=prepare_s * len(caches) * len(datalist.training) / (settings.num_workers or available_cores()),
         cache_gib=sum(caches.values()),
-        # The model, and while a job runs its checkpoint: model, average, and two moments of AdamW.
+        # The model, and while a job runs its checkpoint: model, average, and two moments at most.
         models_gib=5 * per_model * len(jobs),
     )
 
@@ -144,13 +144,6 @@ def _cost(plan: Plan, step_s: float, validation_s: float, memory_gib: float) -> 
     if plan.budget_s is not None:
         seconds = min(seconds, plan.budget_s)
     return Cost(step_s=step_s, validation_s=validation_s, memory_gib=memory_gib, seconds=seconds)
-
-
-def _cache_gib(plan: Plan, fingerprint: Fingerprint, num_cases: int) -> float:
-    """The cache of one preprocessing: float16 images and uint8 labels at the median size."""
-    shape = resampled_shape((1, 1, 1), fingerprint.size_mm_median, plan.resample_resolution)
-    per_voxel = 2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1)
-    return math.prod(shape) * per_voxel * num_cases / 2**30
 
 
 def _measure(

@@ -292,6 +292,8 @@ def work_on_job(
         Interrupted: A signal came; it is saved.
     """
     workspace = Workspace(work_dir)
+    if workspace.root == workspace.run:  # launchers name a round's folder, people the run's
+        workspace = workspace.latest()
     stored = read_stored(workspace)
     if not workspace.job_dir(algo, fold).plan.exists():
         raise WorkspaceError(f"{workspace.root}: {algo}_{fold} is not planned. Run `autoseg generate` first.")

@@ -260,8 +260,12 @@ def _steps(
     if tuple(stages) == STAGES or later == ["pseudolabel"]:
         for n in range(1, number + 1):
             if n > 1:
-                if later == ["pseudolabel"] and n > 2 and not place.ensemble_spec.exists():
-                    return
+                if later == ["pseudolabel"] and not place.ensemble_spec.exists():
+                    if n > 2:
+                        return
+                    from autoseg.pseudolabel.build import class_dice
+
+                    class_dice(place)  # says what is missing, before there is a folder for the next round
                 place = workspace.begin_round(n, continues=how.continues)
                 _remember_settings(place, settings, origins)
                 yield place, "pseudolabel"

@@ -163,7 +163,8 @@ def train_plans(
     from autoseg.algos.generate import generate_job
 
     if budget is None or not jobs:
-        since = begun if settings.budget is not None else None
+        own = jobs and getattr(settings, jobs[0][0]).budget
+        since = begun if settings.budget is not None or own else None
         return train_jobs(workspace, datalist, settings, jobs, again=again, begun=since)
     started: set[tuple[AlgoName, int]] = set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,9 +12,10 @@ from autoseg.annotations import suggest
 from autoseg.claims import ClaimState
 from autoseg.config import format_duration
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.launch import last_lines
+from autoseg.usage import read_usage
 from autoseg.workspace import STAGES, Job, Workspace, read_json
 
-_TAIL_BYTES = 65536
 LOG_LINES = 40
 WATCH_S = 2.0
 COLUMNS = ("Job", "State", "Device", "Epoch", "Dice", "Time", "Left", "Last error")
@@ -75,10 +75,10 @@ def job_status(work_dir: Path, name: str) -> str:
     lines = _table([_cells(workspace, job, claim)])
     if job.error:
         lines += ["", job.error.rstrip()]
-    printed = workspace.root / "state" / "launch" / f"{name}.out"
+    printed = workspace.root / "state" / "launch" / f"{job.name}.out"
     for path in (paths.log, printed):
-        if path.exists() and path.stat().st_size:
-            lines += ["", f"{path}:", *_tail(path).splitlines()[-LOG_LINES:]]
+        if told := last_lines(path, LOG_LINES):
+            lines += ["", f"{path}:", *told]
     return "\n".join(lines)
 
 
@@ -114,12 +114,17 @@ def _open(work_dir: Path) -> Workspace:
 
 
 def _stage_time(workspace: Workspace, stage: str) -> str:
-    """When a stage ended; `-` where it has not."""
-    path = workspace.root / "state" / f"{stage}.json"
-    if not path.exists():
-        return "-"
-    data = read_json(path)
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(data["time"])) if "time" in data else "yes"
+    """When a stage last ended, of a run in its last round; `-` where it has not."""
+    name = stage if workspace.root == workspace.run else f"round {workspace.round}: {stage}"
+    ended = [
+        line["started"] + line["seconds"]
+        for line in read_usage(workspace)
+        if line["ended"] == "ok" and name in (line["stage"], line["stage"].rpartition(": ")[2])
+    ]
+    stamp = workspace.root / "state" / f"{stage}.json"  # where nothing is known of the run's usage
+    if not ended and stamp.exists():
+        ended = [read_json(stamp)["time"]]
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ended[-1])) if ended else "-"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
@@ -160,18 +165,9 @@ def _cells(workspace: Workspace, job: Job, claim: ClaimState) -> tuple[str, ...]
     )
 
 
-def _tail(path: Path) -> str:
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        return file.read().decode(errors="replace")
-
-
 def _last_epoch(path: Path) -> dict[str, Any]:
     """The last whole line of metrics.jsonl; a line that is being written is passed over."""
-    if not path.exists():
-        return {}
-    for line in reversed(_tail(path).splitlines()):
+    for line in reversed(last_lines(path, 2)):
         try:
             data = json.loads(line)
         except json.JSONDecodeError:

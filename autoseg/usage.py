@@ -106,15 +106,20 @@ def environment() -> dict[str, str]:
 
 
 def read_usage(workspace: Workspace) -> list[dict[str, Any]]:
-    """All lines, oldest first; one that a crash cut off is left out."""
-    if not workspace.usage.exists():
-        return []
+    """All lines, oldest first."""
+    return read_lines(workspace.usage) if workspace.usage.exists() else []
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON objects, one a line; one that is being written, or that a crash cut off, is left out."""
     found = []
-    for text in workspace.usage.read_text(errors="replace").splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            found.append(json.loads(text))
+            data = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(data, dict):
+            found.append(data)
     return found
 
 

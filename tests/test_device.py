@@ -82,7 +82,8 @@ def test_half_precision_is_used_where_the_labels_agree(
     found = {}
     for least in (0.0, 1.1):
         monkeypatch.setattr(job, "LEAST_EQUAL", least)
-        job.score_validation(plan, paths, cases, CPU)
+        compared = job.compare_precision(plan, paths, cases[0], CPU)
+        job.score_validation(plan, paths, cases, CPU, compared)
         told = json.loads(paths.validation.read_text())["half_precision"]
         assert 0.5 < told["equal_labels"] <= 1.0
         assert told["is_equal"] == (least == 0.0)

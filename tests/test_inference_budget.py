@@ -30,7 +30,7 @@ def cost_of(tmp_path: Path, num: int = 4, *, seconds: float = 0.1, num_bytes: in
     jobs = [make_job(tmp_path, "segresnet", i, seed=i, **{**MIRRORED, **plan}) for i in range(num)]
     cost = Cost(predictor=Predictor(jobs, device="cpu"))
     cost._rest_s = 1e-8
-    cost._windows[0, (16, 16, 16)] = WindowCost(seconds=seconds, num_bytes=num_bytes)
+    cost._windows[0, (16, 16, 16), None] = WindowCost(seconds=seconds, num_bytes=num_bytes)
     return cost
 
 
@@ -80,9 +80,23 @@ def test_windows_of_like_networks_are_measured_once(tmp_path: Path, monkeypatch:
     assert len(calls) == 1
 
 
+def test_another_precision_is_measured_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a budget could never gain by half precision."""
+
+    def measured(model: object, window: object, device: object, how: str) -> WindowCost:
+        return WindowCost(seconds=3 if how == "fp32" else 1, num_bytes=1)
+
+    monkeypatch.setattr(budget, "measure_window", measured)
+    cost = cost_of(tmp_path, 1)
+    cost._windows.clear()
+    exact, half = (cost.estimate(SMALL, Options(precision=p), 0).seconds for p in (None, "bf16"))
+    rest = cost.rest_s * SMALL.voxels
+    assert exact - rest == pytest.approx(3 * (half - rest))
+
+
 def test_what_is_measured(tmp_path: Path) -> None:
     cost = cost_of(tmp_path, 1)
-    found = budget.measure_window(cost.predictor.models[0], (16, 16, 16), torch.device("cpu"))
+    found = budget.measure_window(cost.predictor.models[0], (16, 16, 16), torch.device("cpu"), "fp32")
     assert 0 < found.seconds < 5
     assert found.num_bytes >= 2 * 4 * 3 * 16**3
     assert 0 < measure_rest(cost.predictor.label_map) < 1e-4

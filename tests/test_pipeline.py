@@ -120,6 +120,23 @@ def test_train_honours_an_edit_and_says_so(copied: Path) -> None:
     assert "weight_decay: 0.001  # command line" in text
 
 
+def test_what_follows_from_a_value_on_the_command_line_comes_with_it(tmp_path: Path) -> None:
+    """A budget would end at the epochs planned without one; a rate belongs to its optimizer."""
+    network = {k: v for k, v in SMALL["segresnet"].items() if k != "learning_rate"}  # type: ignore[attr-defined]
+    path = make_data(tmp_path, num_epochs=None, num_steps_per_epoch=100_000, segresnet=network)
+    assert autoseg("analyze", "--input", path).returncode == 0
+    assert autoseg("generate", "--input", path, "--folds", "0").returncode == 0
+    file = tmp_path / "work_dir" / "segresnet_0" / "configs" / "hyper_parameters.yaml"
+    before = yaml.safe_load(file.read_text())
+    assert (before["optimizer"], before["learning_rate"]) == ("muon", 4e-3)
+    assert before["num_epochs"] < 1250
+    done = autoseg("train", "--input", path, "--fold", "0", "--optimizer", "adamw", "--budget", "4s")
+    assert done.returncode == 0, done.stderr
+    after = yaml.safe_load(file.read_text())
+    assert (after["optimizer"], after["learning_rate"], after["budget_s"]) == ("adamw", 2e-3, 4)
+    assert after["num_epochs"] >= 1250
+
+
 def test_an_invalid_edit_is_named(copied: Path) -> None:
     plan = copied / "work_dir" / "segresnet_0" / "configs" / "hyper_parameters.yaml"
     plan.write_text(plan.read_text().replace("batch_size: 2", "batch_sice: 2"))

@@ -12,7 +12,7 @@ from plans import CPU, GPU, make_fingerprint, plan_and_origins
 
 from autoseg.algos.bundle import write_bundle
 from autoseg.algos.networks import divisor
-from autoseg.algos.plan import Plan
+from autoseg.algos.plan import ClassPlan, Plan
 from autoseg.algos.planner import target_spacing
 from autoseg.config import ALGOS
 from autoseg.reader import read_model
@@ -86,6 +86,8 @@ def test_every_value_has_an_origin_and_every_derived_one_a_rule() -> None:
 def test_the_filled_template_reads_back_as_the_plan(algo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     plan, found = plan_and_origins(algo, modality="CT", budget_s=61.5)
     paths = JobDir(tmp_path)
+    merged = {"user_classes": (ClassPlan(name="a", values=(1,)), ClassPlan(name="b", values=(2,)))}
+    plan = plan.model_copy(update=merged)
     write_bundle(plan, found, plan.model_dump(mode="json"), paths)
     assert read_model(paths.plan, Plan) == plan
     text = paths.plan.read_text()

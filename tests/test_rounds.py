@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
     "num_workers": 1,
     "overlap": 0,
     "roi_size": [16, 16, 16],
-    "segresnet": {"init_filters": 8, "blocks_down": [1, 1], "learning_rate": 0.003},
+    "segresnet": {"init_filters": 8, "blocks_down": [1, 1], "optimizer": "adamw", "learning_rate": 0.003},
 }
 
 
@@ -156,7 +156,8 @@ def test_each_step_alone_works_on_the_last_round(copied: Path, capsys: pytest.Ca
     ]
     assert run_command(["pseudolabel", "--input", path, "--pseudolabel.exclude", "[]"]) == 0
     assert run_command(["generate", "--input", path]) == 0
-    assert run_command(["train", "--input", path, "--fold", "1"]) == 0
+    alone = ["train", "--work_dir", str(copied / "work_dir"), "--algo", "segresnet", "--fold", "1"]
+    assert run_command(alone) == 0
     assert run_command(["ensemble", "--input", path]) == 0
     assert (copied / "work_dir" / "round_2" / "ensemble" / "ensemble.json").exists()
     assert not (copied / "work_dir" / "round_2" / "segresnet_0" / "models" / "model.pt").exists()
@@ -285,6 +286,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: lis
     assert run_command(["analyze", "--input", str(path)]) == 0
     capsys.readouterr()
     assert errors(capsys, *words, "--input", path) == [message.replace("{work}", str(tmp_path / "work_dir"))]
+    assert not (tmp_path / "work_dir" / "round_2").exists(), "the single steps would take it for the last round"
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_a_loss_that_is_no_number_is_divergence(tmp_path: Path) -> None:
         trainer.run()
     assert str(error.value) == (
         "segresnet_0: the loss became nan in epoch 1. "
-        "Lower learning_rate (0.003) in hyper_parameters.yaml and train again."
+        "Lower learning_rate (0.01) in hyper_parameters.yaml and train again."
     )
 
 
@@ -284,7 +284,7 @@ def test_partially_annotated_cases_are_trained_and_scored_by_what_they_are_annot
         return dataclasses.replace(case, target=ball, points=case.points[case.points[:, 0] == 0], annotated=("sphere",))
 
     partial = [CASES[0], *(without_core(c) for c in CASES[1:4])]
-    plan = tiny_plan(num_epochs=40, num_epochs_per_validation=20)
+    plan = tiny_plan(num_epochs=40, num_epochs_per_validation=20, optimizer="adamw")
     dice = {}
     for name, cases in (("marginal", partial), ("naive", [dataclasses.replace(c, annotated=None) for c in partial])):
         trainer = Trainer(plan, cases, CASES[4:], JobDir(tmp_path / name / "segresnet_0"), device=CPU)

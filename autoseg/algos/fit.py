@@ -23,6 +23,7 @@ import psutil
 import torch
 from torch import nn
 
+from autoseg.algos.cache import MEMORY_SHARE
 from autoseg.algos.device import autocast, resolve_precision, to_device
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.networks import build_network, divisor, network_module
@@ -203,15 +204,16 @@ def fitted_plan(device: torch.device, **known: Any) -> tuple[Plan, dict[str, Ori
         return make_plan(**known, fit=fit)
     cached = 0.0
     if not hardware.on_gpu and plan.cache == "ram":
-        cached = _cache_gib(plan, known["fingerprint"])
-        cached = min(cached, plan.cache_gib if plan.cache_gib is not None else 0.5 * hardware.memory_gib)
+        cached = cache_gib(plan, known["fingerprint"], known["fingerprint"].num_cases)
+        cached = min(cached, plan.cache_gib if plan.cache_gib is not None else MEMORY_SHARE * hardware.memory_gib)
     return make_plan(**known, fit=replace(fit, step_s=cost.step_s, memory_gib=cost.memory_gib + cached))
 
 
-def _cache_gib(plan: Plan, fingerprint: Fingerprint) -> float:
+def cache_gib(plan: Plan, fingerprint: Fingerprint, num_cases: int) -> float:
+    """The cache of one preprocessing: float16 images and uint8 labels at the median size."""
     shape = resampled_shape((1, 1, 1), fingerprint.size_mm_median, plan.resample_resolution)
     per_voxel = 2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1)
-    return math.prod(shape) * per_voxel * fingerprint.num_cases / 2**30
+    return math.prod(shape) * per_voxel * num_cases / 2**30
 
 
 def _smaller(plan: Plan, fit: Fit, given: set[str], rule: str) -> Fit | None:

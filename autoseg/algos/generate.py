@@ -24,6 +24,9 @@ from autoseg.workspace import JobDir, Workspace, digest, write_text
 
 log = logging.getLogger(__name__)
 
+DERIVED = {"budget_s": ("num_epochs", "augment"), "optimizer": ("learning_rate",)}
+"""Keys of a plan that the planner derives from another: one on the command line brings them along."""
+
 
 def edited_values(paths: JobDir) -> dict[str, Any]:
     """Values of a job's plan that differ from what was generated, by key."""
@@ -61,6 +64,11 @@ def edit_job(workspace: Workspace, plan: Plan, origins: dict[str, Origin]) -> li
             edited["network"][key.removeprefix("network.")] = given["network"][key.removeprefix("network.")]
         else:
             edited[key] = given[key]
+    # What the planner derives from such a value goes with it, unless it was edited, too.
+    by_hand = edited_values(paths)
+    for key, derived in DERIVED.items():
+        if edited[key] != now[key]:
+            edited.update({k: given[k] for k in derived if k not in by_hand and origins[k].origin == "planner"})
     keys = [key for key in edited if edited[key] != now[key]]
     if keys:
         rules = {key: o["rule"] or o["origin"] for key, o in yaml.safe_load(paths.origins.read_text()).items()}

@@ -104,29 +104,46 @@ def _score_case(predictor: Predictor, case: Case, folder: Path) -> list[float]:
     return dice_per_class(pred, label.array[0], predictor.label_map, annotated=case.annotated)
 
 
-def score_validation(plan: Plan, paths: JobDir, cases: tuple[Case, ...], device: torch.device) -> float:
+def compare_precision(plan: Plan, paths: JobDir, case: Case, device: torch.device) -> dict[str, Any] | None:
+    """Predict a case in half precision and in fp32, where the plan leaves it to the hardware and that has it.
+
+    Returns:
+        What `validation.json` keeps: the share of the foreground voxels of either prediction that have equal labels,
+        and whether that is enough; None where there is nothing to compare.
+    """
+    half = resolve_precision(device, plan.precision)
+    if plan.precision != "auto" or half == "fp32":
+        return None
+    image = read_image(case.images)
+    mine, exact = (
+        Predictor([paths], device=device, options=Options(precision=p)).predict_labels(image) for p in (half, "fp32")
+    )
+    either = (mine > 0) | (exact > 0)
+    share = float((mine == exact)[either].mean()) if either.any() else 1.0
+    if share < LEAST_EQUAL:
+        log.warning(
+            "%s: %s gives %.2f%% of the foreground voxels of %s the labels of fp32, fewer than %.1f%%; "
+            "predicting in fp32.",
+            paths.root.name, half, 100 * share, case.name, 100 * LEAST_EQUAL,
+        )  # fmt: skip
+    return {"precision": half, "equal_labels": share, "is_equal": share >= LEAST_EQUAL}
+
+
+def score_validation(
+    plan: Plan, paths: JobDir, cases: tuple[Case, ...], device: torch.device, compared: dict[str, Any] | None = None
+) -> float:
     """Predict the fold's validation cases on their own grids, store labels and scores.
 
-    Where the hardware would compute in half precision, the first case is predicted in both: what is stored says
-    whether the labels agree, and so whether the model is to be used in half precision.
+    Args:
+        compared: as `compare_precision` returned it.
 
     Returns:
         Mean foreground Dice: over cases, then classes.
     """
     label_map = plan.label_map
-    precision = plan.precision
-    told: dict[str, Any] = {}
-    if precision == "auto" and resolve_precision(device, "auto") != "fp32":
-        precision = resolve_precision(device, "auto")
-        share = equal_labels(paths, cases[0], device, precision)
-        told = {"half_precision": {"equal_labels": share, "is_equal": share >= LEAST_EQUAL}}
-        if share < LEAST_EQUAL:
-            log.warning(
-                "%s: %s gives %.2f%% of the foreground voxels of %s the labels of fp32, fewer than %.1f%%; "
-                "predicting in fp32.",
-                paths.root.name, precision, 100 * share, cases[0].name, 100 * LEAST_EQUAL,
-            )  # fmt: skip
-            precision = "fp32"
+    precision: Precision | None = None
+    if compared is not None:
+        precision = compared["precision"] if compared["is_equal"] else "fp32"
     predictor = Predictor([paths], device=device, options=Options(precision=precision))
     scores = [_score_case(predictor, case, paths.root / "validation") for case in cases]
     summary = summarise(scores, label_map.names)
@@ -134,19 +151,9 @@ def score_validation(plan: Plan, paths: JobDir, cases: tuple[Case, ...], device:
         case.name: to_plain(dict(zip(label_map.names, row, strict=True)))
         for case, row in zip(cases, scores, strict=True)
     }
+    told = {"half_precision": compared} if compared is not None else {}
     write_json(paths.validation, {"summary": summary.to_json(), "dice": table, **told})
     return summary.mean
-
-
-def equal_labels(paths: JobDir, case: Case, device: torch.device, precision: Precision) -> float:
-    """Share of a case's foreground voxels, in either prediction, with the label that fp32 gives them; 1: all."""
-    image = read_image(case.images)
-    mine, exact = (
-        Predictor([paths], device=device, options=Options(precision=p)).predict_labels(image)
-        for p in (precision, "fp32")
-    )
-    either = (mine > 0) | (exact > 0)
-    return float((mine == exact)[either].mean()) if either.any() else 1.0
 
 
 def _time_scoring(trainer: Trainer, paths: JobDir, case: Case) -> float:
@@ -199,7 +206,9 @@ def run_job(
         claim = None
         if rank == 0:
             name = os.environ.get(DEVICE_NAME, str(where))
+            asked = time.monotonic()
             claim = stack.enter_context(Claim(paths.claims, f"{algo}_{fold}", device=name, wait=wait))
+            started += time.monotonic() - asked  # another worker's time is not this one's
         stack.enter_context(log_to(paths.log))
         job = workspace.read_job(algo, fold)
 
@@ -234,10 +243,10 @@ def run_job(
                 if rank == 0:
                     cached = load_cases(workspace.cache, plan, train_cases, num_workers=workers)
                     # What an earlier start spent on the search counts, too.
-                    started = min(started, time.monotonic() - search_for_job(plan, cached, paths, where))
+                    started = min(started, time.monotonic() - search_for_job(plan, cached, paths, where, first_weights))
                 _of_first(None)
                 plan = read_plan(paths)
-                inputs = job_inputs(plan, train_cases, val_cases)
+                inputs = job_inputs(plan, train_cases, val_cases, first_weights)
             if claim is not None and claim.before.holder is not None and job.state == "running":
                 log.info("%s: taking over from %s, which is gone", job.name, claim.before.holder.name)
             job.inputs, job.started, job.dice, job.starts, job.memory_gib = (
@@ -293,15 +302,16 @@ def run_job(
             if plan.memory_gib is not None:
                 log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
             if rank == 0:
+                compared = compare_precision(plan, paths, val_cases[0], where)
                 begin = time.monotonic()
-                job.dice = score_validation(plan, paths, val_cases, where)
+                job.dice = score_validation(plan, paths, val_cases, where, compared)
                 job.inference_s = (time.monotonic() - begin) / len(val_cases)
                 job.seconds += time.monotonic() - trainer.clock
                 log.info(
                     "%s: Dice %.4f after %d steps, %s", job.name, job.dice, result.steps, format_duration(job.seconds)
                 )
             note("done")
-            paths.checkpoint.unlink(missing_ok=True)  # with its optimizer it is four times the model
+            paths.checkpoint.unlink(missing_ok=True)  # with average and optimizer it is up to four times the model
         except Interrupted:
             note("pending")
             raise

@@ -48,7 +48,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """The weights of convolutions and linear layers by Muon, seen as (outputs, all else); the others by AdamW."""
+    """The weights of convolutions and linear layers by Muon, seen as (first axis, all else); the others by AdamW."""
 
     def __init__(self, network: nn.Module, *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         """Sort a network's parameters.

@@ -30,11 +30,12 @@ from autoseg.algos.device import autocast
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.patches import cut_batch, make_sampler
 from autoseg.algos.plan import Plan
+from autoseg.algos.planner import RATES
 from autoseg.algos.schedule import learning_rate
 from autoseg.algos.templates import fill_template
 from autoseg.config import format_duration
 from autoseg.terminal import Progress as Bar
-from autoseg.workspace import JobDir, digest, write_atomic, write_json, write_text
+from autoseg.workspace import JobDir, digest, read_json, write_atomic, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ TOPOLOGY_WEIGHT = 0.001
 """Source: MONAI."""
 CPU_EDGE, CPU_BATCH = 32, 1
 """Patch and batch of a search on a CPU: the space costs many times the network that is left."""
+TOPOLOGY = "configs/topology.json"
+"""Where a job's bundle keeps what was found."""
 CHECKPOINT_S = 60.0
 
 
@@ -74,7 +77,7 @@ def wants_search(plan: Plan, paths: JobDir) -> bool:
     """Whether a job's topology is still to be searched."""
     if plan.algo != "dints" or not plan.network.get("search"):
         return False
-    found = paths.root / "configs" / "topology.json"
+    found = paths.root / TOPOLOGY
     return not found.exists() or json.loads(found.read_text())["paths"] != plan.network["paths"]
 
 
@@ -126,8 +129,11 @@ class Search:
         architecture = [self.space.log_alpha_a, self.space.log_alpha_c]
         ours = {id(p) for p in architecture}
         weights = [p for p in self.network.parameters() if id(p) not in ours]
-        # AdamW where MONAI has SGD at 0.025: as this project trains the network itself.
-        self.weights = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+        # AdamW where MONAI has SGD at 0.025; a rate that is Muon's is none for it.
+        on_gpu_rate, on_cpu_rate, *_ = RATES["dints"]
+        planned = on_cpu_rate if on_cpu else on_gpu_rate
+        self.rate = planned if plan.optimizer == "muon" else plan.learning_rate
+        self.weights = torch.optim.AdamW(weights, lr=self.rate, weight_decay=plan.weight_decay)
         self.architecture = torch.optim.Adam(architecture, lr=ARCH_RATE, betas=(0.5, 0.999))
         self.step, self.elapsed_s = 0, 0.0
 
@@ -201,7 +207,7 @@ class Search:
     def _train_step(self) -> None:
         share = self.share
         for group in self.weights.param_groups:
-            group["lr"] = learning_rate(self.plan.learning_rate, share, self.plan.warmup_fraction)
+            group["lr"] = learning_rate(self.rate, share, self.plan.warmup_fraction)
         self._zero()
         self._loss(0)[0].backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.grad_clip)
@@ -260,12 +266,22 @@ class Search:
         log.info("search: going on at step %d", self.step)
 
 
-def search_for_job(plan: Plan, cases: Sequence[CachedCase], paths: JobDir, device: torch.device) -> float:
+def search_for_job(
+    plan: Plan, cases: Sequence[CachedCase], paths: JobDir, device: torch.device, first_weights: Path | None = None
+) -> float:
     """Search a job's topology on its share of the time, and write it into the job's bundle and plan.
+
+    Args:
+        first_weights: of the round before; the topology they belong to is taken over, without a search.
 
     Returns:
         Seconds it took, over all its starts.
     """
+    if first_weights is not None:
+        earlier = first_weights.parents[1] / TOPOLOGY
+        if earlier.exists():
+            keep_topology(plan, paths, Topology(**read_json(earlier)))
+            return 0.0
     seconds = None if plan.budget_s is None else SEARCH_SHARE * plan.budget_s
     steps = max(1, math.ceil(SEARCH_SHARE * plan.num_epochs * plan.num_steps_per_epoch))
     checkpoint = paths.root / "models" / "search.pt"
@@ -280,7 +296,7 @@ def search_for_job(plan: Plan, cases: Sequence[CachedCase], paths: JobDir, devic
 
 def keep_topology(plan: Plan, paths: JobDir, topology: Topology) -> None:
     """Write a topology into a job's bundle: topology.json, plan, origins, inference.yaml."""
-    write_json(paths.root / "configs" / "topology.json", asdict(topology))
+    write_json(paths.root / TOPOLOGY, asdict(topology))
     found = {"paths": topology.paths, "operations": topology.operations, "nodes": topology.nodes}
     new = plan.model_copy(update={"network": {**plan.network, **found}})
     origins = yaml.safe_load(paths.origins.read_text())

@@ -54,15 +54,8 @@ class Prepared:
 
     image: torch.Tensor
     """(C, X, Y, Z) float32 at the plan's spacing."""
-    ras_shape: tuple[int, int, int]
-    """Shape in RAS before cropping."""
     box: Region
     """The cropped region of the RAS volume."""
-
-    @property
-    def box_shape(self) -> tuple[int, int, int]:
-        """Shape of the cropped region before resampling."""
-        return _shape_of(self.box)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +144,7 @@ class PreparedRows:
                 f"the image has {image.num_channels} channels, the model was trained with {len(how.norms)}."
             )
         self._image, self._norms = image, how.norms
-        self.axis, self.ras_shape = image.axis, image.shape
+        self.axis = image.axis
         everything = (slice(0, image.shape[0]), slice(0, image.shape[1]), slice(0, image.shape[2]))
         self.box = _nonzero_box(image) if how.crop_foreground else everything
         self._box_shape = _shape_of(self.box)
@@ -245,7 +238,7 @@ def prepare_image(volume: Volume, how: Preprocessing) -> Prepared:
         DataError: The number of channels is not the one the model was trained with.
     """
     rows = PreparedRows(MemoryImage(volume), how)
-    return Prepared(image=rows.rows(0, rows.shape[rows.axis]).contiguous(), ras_shape=rows.ras_shape, box=rows.box)
+    return Prepared(image=rows.rows(0, rows.shape[rows.axis]).contiguous(), box=rows.box)
 
 
 def prepare_label(target: np.ndarray, prepared: Prepared) -> torch.Tensor:

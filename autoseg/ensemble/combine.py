@@ -71,7 +71,7 @@ class ModelCost:
     weights: int
     """Bytes."""
     window: int
-    """Bytes of one pass."""
+    """Bytes of one pass, with as many windows as go through together."""
     rows: int
     """Bytes beside a slab."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +25,20 @@ from autoseg.ensemble.predict import writing
 from autoseg.errors import DataError
 from autoseg.inference.budget import Cost, Facts, weights_bytes
 from autoseg.inference.calibration import Calibration
+from autoseg.inference.clock import Clock
 from autoseg.inference.metrics import TOLERANCE_MM, class_means, dice_per_class, nsd_per_class, to_plain
 from autoseg.inference.postprocess import LEAST_GAIN, ClassRule, clean, measure_parts, propose
 from autoseg.inference.predictor import Predictor, model_digest, vote
 from autoseg.inference.restore import Member, labels_of_means
 from autoseg.inference.sides import BodyWatch
-from autoseg.inference.windows import ProbRows
+from autoseg.inference.windows import ProbRows, Shape, default_batch
 from autoseg.workspace import Workspace, digest, file_digest, read_json, write_json
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of cases done, of all, and the name of the one just done."""
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 """Raised whenever the meaning of a record changes."""
 
 
@@ -106,6 +106,7 @@ def score_out_of_fold(
         wanted = combinations_of(algos, combine)
         models = {algo: model_digest(workspace, algo, fold) for algo in algos}
         cost: Cost | None = None
+        base_bytes = psutil.Process().memory_info().rss
         for case in datalist.val_cases(fold):
             try:
                 key = case_digest(case, models, combine)
@@ -115,7 +116,7 @@ def score_out_of_fold(
                     if cost is None:
                         jobs = [workspace.job_dir(a, fold) for a in algos]
                         cost = Cost(predictor=Predictor(jobs, device=device))
-                    found = _score_case(workspace, case, cost, algos, wanted)
+                    found = _score_case(workspace, case, cost, algos, wanted, base_bytes)
                     record = {"made_from": key, "fold": fold, **found}
                     write_json(workspace.ensemble / "records" / f"{case.name}.json", record)
                 scores.append(_from_record(case, record))
@@ -154,20 +155,23 @@ def _score_case(
     cost: Cost,
     algos: Sequence[str],
     wanted: Sequence[Combination],
+    base_bytes: int,
 ) -> dict[str, Any]:
     """Predict a case with each algorithm, merge them in every way, write the labels and score them.
 
     Args:
         cost: of a predictor with one model for each of `algos`.
         wanted: each algorithm alone first, in their order.
+        base_bytes: of the process with no model and no image.
 
     Returns:
         Plain data: `dice`, a value per class for each combination, without postprocessing; `calibration`, counts for
         each mean; `cost`, time and memory.
     """
-    begin = time.perf_counter()
     predictor = cost.predictor
-    image = read_image(case.images)
+    predictor.clock = Clock()
+    with predictor.clock.at("load"):
+        image = read_image(case.images)
     label = read_case_label(case, image)
     label_map = predictor.label_map
     watched = BodyWatch(MemoryImage(image))
@@ -184,49 +188,52 @@ def _score_case(
     found = labels_of_means(
         each, [places[c] for c in means], shape, label_map, watch=lambda k, place, probs: counts[k].add(place, probs)
     )
-    seconds = time.perf_counter() - begin
+    midline = watched.midline() if label_map.merged_sides else 0.0
     labels = dict(zip(means, found, strict=True))
     for combination in wanted:
         if combination.combine == "vote":
             labels[combination] = vote([found[i] for i in places[combination]], label_map)
     dice = {}
     for combination, pred in labels.items():
-        predictor.finish(pred, image.spacing_mm, watched.midline(), cleaned=False)
+        predictor.finish(pred, image.spacing_mm, midline, cleaned=False)
         path = _label_file(workspace, combination, case)
         with writing(path):
             write_volume(path, pred, image.grid)
         dice[combination.name] = score_of(case, pred, label, label_map.named)
     calibration = {c.name: count.to_json() for c, count in zip(means, counts, strict=True)}
-    took = _cost_of(cost, algos, image, watched.axis, each, seconds)
+    took = _cost_of(cost, algos, image, watched.axis, each, base_bytes)
     return {"dice": to_plain(dice), "calibration": calibration, "cost": took}
 
 
 def _cost_of(
-    cost: Cost, algos: Sequence[str], image: Volume, axis: int, each: Sequence[Member], seconds: float
+    cost: Cost, algos: Sequence[str], image: Volume, axis: int, each: Sequence[Member], base_bytes: int
 ) -> dict[str, Any]:
-    """What a case took, as plain data: see `CaseCost`.
+    """What a prediction of the case takes, as plain data: see `CaseCost`. Scoring is no part of it.
 
     Args:
-        seconds: reading, all models, and the way back of all combinations.
+        base_bytes: of the process with no model and no image.
     """
     predictor = cost.predictor
     facts = Facts(shape=image.array.shape[1:], spacing_mm=image.spacing_mm, num_channels=len(image.array), axis=axis)
     networks = [member.rows.network_s for member in each if isinstance(member.rows, ProbRows)]
     models = {}
     for i, (algo, network_s) in enumerate(zip(algos, networks, strict=True)):
-        window = cost.window(i, each[i].rows.window)  # type: ignore[attr-defined]
+        window: Shape = each[i].rows.window  # type: ignore[attr-defined]
+        batch = default_batch(window, predictor.device)
         models[algo] = {
             "seconds": round(network_s, 4),
             "weights": weights_bytes(predictor.models[i]),
-            "window": window.num_bytes,
+            "window": batch * cost.pass_bytes(i, window),
             "rows": cost.rows_bytes(i, facts, predictor.options),
         }
     on_cpu = predictor.device.type == "cpu"
     if not on_cpu:
         for found in models.values():
             found["rows"] = 0
-    base = psutil.Process().memory_info().rss + cost.image_bytes(facts) if on_cpu else 0
-    return {"rest_s": round((seconds - sum(networks)) / len(algos), 4), "base": base, "models": models}
+    clock = predictor.clock.seconds
+    rest_s = (clock["load"] + clock["pre"]) / len(algos) + cost.rest_s * facts.voxels
+    base = base_bytes + cost.image_bytes(facts) if on_cpu else 0
+    return {"rest_s": round(rest_s, 4), "base": base, "models": models}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

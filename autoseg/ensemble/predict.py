@@ -177,9 +177,9 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
         output: a folder, or a label file where `image` is one image.
 
     Raises:
-        ConfigError: The image is not there, or the output does not fit it.
+        ConfigError: The output does not fit the image.
     """
-    as_file = suffix_of(output) in SUFFIXES and not output.is_dir()
+    as_file = _is_file(output)
     if image.is_dir():
         if as_file:
             raise ConfigError(f"--output: {output} is a file, but --image {image} is a folder. Give a folder.")
@@ -195,13 +195,11 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
         if not paths:
             raise ConfigError(f"--image: {image} names no image. Expected the path of one on each line.")
         groups = group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
-    elif image.exists():
+    else:
         siblings = [image]
         if num_channels > 1 and CHANNEL.search(stem_of(image)):
             siblings = [p for p in image_files(image.parent) if _base(p) == _base(image) and CHANNEL.search(stem_of(p))]
         groups = [tuple(siblings)]
-    else:
-        raise ConfigError(f"--image: {image}: no such file or folder.")
     names = unique_names([Path(group[0].name) for group in groups])
     targets = [output] if as_file else [output / f"{name}.nii.gz" for name in names]
     items = [Item(name=n, images=g, target=t) for n, g, t in zip(names, groups, targets, strict=True)]
@@ -209,6 +207,11 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
     if own := [item.target for item in items if item.target.resolve() in inputs]:
         raise ConfigError(f"--output: {own[0]} is an image to segment and would be overwritten. Give another folder.")
     return items
+
+
+def _is_file(output: Path) -> bool:
+    """Whether an output is meant to be a file, whether or not it is there."""
+    return suffix_of(output) in SUFFIXES and not output.is_dir()
 
 
 def _base(path: Path) -> str:
@@ -229,7 +232,7 @@ def _check_output(output: Path) -> None:
     Raises:
         ConfigError: It cannot.
     """
-    folder = output.parent if suffix_of(output) in SUFFIXES and not output.is_dir() else output
+    folder = output.parent if _is_file(output) else output
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -285,8 +288,9 @@ class _Server:
         on_gpu = predictor.device.type == "cuda"
         try:
             if self.limits.are_set:
+                facts = facts_of(item.images)
                 base = psutil.Process().memory_info().rss
-                case.choice = choose_options(self.cost, facts_of(item.images), given, self.limits, base)
+                case.choice = choose_options(self.cost, facts, given, self.limits, base)
                 predictor.options = case.choice.options
                 told = f"; given up: {', '.join(case.choice.given_up)}" if case.choice.given_up else ""
                 log.info("%s: expected %s%s", item.name, case.choice.estimate.words(predictor.device), told)
@@ -298,13 +302,14 @@ class _Server:
                 case.ram_bytes = peak.most
             else:
                 segment(predictor, item.images, item.target)
+            if case.choice is not None:
+                self.cost.learn(facts, case.clock.total_s - case.clock.seconds["infer"])
         finally:
             predictor.options = given
         case.seconds = time.perf_counter() - begin
         if on_gpu:
             case.device_bytes = torch.cuda.max_memory_allocated(predictor.device)
         if case.choice is not None:
-            self.cost.learn(facts_of(item.images), case.seconds - case.clock.seconds["infer"])
             found = Estimate(seconds=case.seconds, device_bytes=case.device_bytes, ram_bytes=case.ram_bytes)
             log.info("%s: it took %s", item.name, found.words(predictor.device))
         self.done.append(case)
@@ -440,8 +445,7 @@ def predict_files(
     if timing:
         found = server.timing(load_models_s, time.perf_counter() - begin, failed)
         print(format_timing(found))  # noqa: T201 - the command's result
-        as_file = suffix_of(output) in SUFFIXES and not output.is_dir()
-        path = output.with_name(f"{stem_of(output)}.timing.json") if as_file else output / "timing.json"
+        path = output.with_name(f"{stem_of(output)}.timing.json") if _is_file(output) else output / "timing.json"
         with writing(path):
             write_json(path, found)
     return 2 if failed else 0

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from autoseg.algos.device import autocast
+from autoseg.algos.device import Precision, autocast
 from autoseg.algos.networks import divisor
 from autoseg.config import format_duration
 from autoseg.data.labels import LabelMap
@@ -28,16 +28,18 @@ from autoseg.data.resampling import resampled_shape
 from autoseg.data.streams import STREAM_VOXELS
 from autoseg.errors import ResourceError
 from autoseg.inference.options import Options
-from autoseg.inference.predictor import Model, Predictor
+from autoseg.inference.predictor import Model, Predictor, group_key
 from autoseg.inference.regions import KEPT_VALUES
 from autoseg.inference.restore import SLAB_ROWS, SLAB_VALUES, Member, labelled_slabs
-from autoseg.inference.windows import CPU_BATCH_VOXELS, Shape, fit_window, window_starts
+from autoseg.inference.windows import Shape, default_batch, fit_window, window_starts
 
 log = logging.getLogger(__name__)
 
 SAMPLE_S = 0.002
 SMALLEST_SLAB = 1 << 20
 """Probabilities of a slab below which smaller slabs save nothing that counts."""
+LOCATOR_INDEX = -1
+"""Of the locator among the models."""
 RESERVE = 0.1
 """Share of a budget that is left free, since a model of memory and time is not exact."""
 
@@ -107,12 +109,12 @@ class PeakMemory:
         self.most = max(self.most, self._process.memory_info().rss)
 
 
-def measure_window(model: Model, window: Shape, device: torch.device) -> WindowCost:
+def measure_window(model: Model, window: Shape, device: torch.device, precision: Precision) -> WindowCost:
     """Pass one window of noise through a network, twice: the first pass is the memory's, the second the time's."""
     noise = torch.randn(1, len(model.plan.channels), *window)
 
     def go() -> None:
-        with torch.inference_mode(), autocast(device, model.plan.precision):
+        with torch.inference_mode(), autocast(device, precision):
             moved = noise.to(device, memory_format=torch.channels_last_3d)
             model.network(moved).float().softmax(1).cpu()
 
@@ -163,23 +165,33 @@ class Cost:
     predictor: Predictor
     correction: float = 1.0
     """Of the time beside the networks: measured over predicted, of the last image."""
-    _windows: dict[tuple[int, Shape], WindowCost] = field(default_factory=dict)
+    _windows: dict[tuple[int, Shape, Precision | None], WindowCost] = field(default_factory=dict)
+    """By model, window, and the precision that is not the plan's."""
     _rest_s: float | None = None
 
-    def window(self, index: int, window: Shape) -> WindowCost:
-        """Of one model; models of the same network and patch cost the same."""
-        plan = self.predictor.models[index].plan
-        for (other, shape), cost in self._windows.items():
-            twin = self.predictor.models[other].plan
-            if shape == window and (twin.algo, twin.network, twin.precision) == (
-                plan.algo,
-                plan.network,
-                plan.precision,
-            ):
+    def window(self, index: int, window: Shape, precision: Precision | None = None) -> WindowCost:
+        """Of one model; models of the same network and patch cost the same.
+
+        Args:
+            index: of the model; `LOCATOR_INDEX`: the locator.
+            precision: None: the plan's.
+        """
+        model = self._model(index)
+        plan = model.plan
+        for (other, shape, how), cost in self._windows.items():
+            twin = self._model(other).plan
+            alike = (twin.algo, twin.network, twin.precision) == (plan.algo, plan.network, plan.precision)
+            if shape == window and how == precision and alike:
                 return cost
-        cost = measure_window(self.predictor.models[index], window, self.predictor.device)
-        self._windows[index, window] = cost
+        cost = measure_window(model, window, self.predictor.device, precision or plan.precision)
+        self._windows[index, window, precision] = cost
         return cost
+
+    def _model(self, index: int) -> Model:
+        if index != LOCATOR_INDEX:
+            return self.predictor.models[index]
+        assert self.predictor.locator is not None
+        return self.predictor.locator
 
     @property
     def rest_s(self) -> float:
@@ -227,21 +239,20 @@ class Cost:
         """
         predictor = self.predictor
         num = min(options.num_models or len(predictor.models), len(predictor.models))
+        locating = options.locate and predictor.locator is not None
         seconds, passes, rows, groups = 0.0, 0, 0, set[Any]()
-        for index in range(num):
-            plan = predictor.models[index].plan
+        for index in [*range(num), *([LOCATOR_INDEX] if locating else [])]:
+            plan = self._model(index).plan
             shape = resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
             window = fit_window(shape, plan.roi_size, divisor(plan))
             overlap = plan.overlap if options.overlap is None else options.overlap
             count = math.prod(len(window_starts(max(s, w), w, overlap)) for s, w in zip(shape, window, strict=True))
             mirror = plan.tta if options.mirror is None else options.mirror
-            cost = self.window(index, window)
+            cost = self.window(index, window, options.precision)
             seconds += count * cost.seconds * (2 ** len(plan.mirror_axes) if mirror else 1)
-            batch = options.window_batch or self._batch(window)
-            outputs = 4 * plan.num_outputs * math.prod(window)
-            passes = max(passes, min(batch, count) * (cost.num_bytes + outputs))
-            group = (plan.preprocessing, plan.roi_size, plan.overlap, plan.tta, plan.precision)
-            if group not in groups:
+            batch = options.window_batch or default_batch(window, predictor.device)
+            passes = max(passes, min(batch, count) * self.pass_bytes(index, window, options.precision))
+            if index != LOCATOR_INDEX and (group := group_key(plan)) not in groups:
                 groups.add(group)
                 rows += self.rows_bytes(index, facts, options)
         if options.crop_to_first and num > 1:  # the first model's probabilities, as float16
@@ -252,14 +263,15 @@ class Cost:
             rows += 2 * values if values <= KEPT_VALUES else 0
         seconds += self.rest_s * facts.voxels * len(groups)
         on_cpu = predictor.device.type == "cpu"
-        device = passes + sum(weights_bytes(model) for model in predictor.models)
+        loaded = [*predictor.models, *([predictor.locator] if predictor.locator else [])]
+        device = passes + sum(weights_bytes(model) for model in loaded)
         ram = base_bytes + rows + self.image_bytes(facts) + (passes if on_cpu else 0)
         return Estimate(seconds=seconds, device_bytes=device, ram_bytes=ram)
 
-    def _batch(self, window: Shape) -> int:
-        if self.predictor.device.type != "cpu":
-            return 1
-        return max(1, CPU_BATCH_VOXELS // math.prod(window))
+    def pass_bytes(self, index: int, window: Shape, precision: Precision | None = None) -> int:
+        """Memory that one window takes on its way through a model, its result included."""
+        outputs = 4 * self._model(index).plan.num_outputs * math.prod(window)
+        return self.window(index, window, precision).num_bytes + outputs
 
 
 class _MadeUp:
@@ -310,8 +322,8 @@ class _Step:
 def choose_options(cost: Cost, facts: Facts, options: Options, limits: Limits, base_bytes: int) -> Choice:
     """The options that give up least and keep to the limits.
 
-    First what costs no accuracy: one window a pass, smaller slabs. Then, in the order of what they cost: half
-    precision on a GPU, mirroring, half of the overlap, models, all overlap.
+    First what costs no accuracy: one window a pass, smaller slabs. Then, in the order of what they cost: mirroring,
+    half precision on a GPU, half of the overlap, models, all overlap.
 
     Raises:
         ResourceError: The memory is not enough for anything; a time that cannot be kept is said alone, and the
@@ -366,7 +378,7 @@ def _ladders(predictor: Predictor, options: Options) -> list[Sequence[_Step]]:
     ]
     plans = [model.plan for model in predictor.models]
     if predictor.device.type == "cuda" and any(plan.precision == "fp32" for plan in plans):
-        ladders.append((stay, _Step(penalty=0.5, words="half precision", change={"precision": "auto"})))
+        ladders.append((stay, _Step(penalty=1.2, words="half precision", change={"precision": "auto"})))
     if options.mirror is None and any(plan.tta and plan.mirror_axes for plan in plans):
         ladders.append((stay, _Step(penalty=1, words="no mirroring", change={"mirror": False})))
     overlap = max(plan.overlap for plan in plans) if options.overlap is None else options.overlap

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoseg.algos.device import pick_device, resolve_precision, to_device
+from autoseg.algos.device import Precision, pick_device, resolve_precision, to_device
 from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.plan import Plan
 from autoseg.data.labels import LabelMap
@@ -47,8 +47,11 @@ class Model:
     network: nn.Module
 
 
-def load_model(job: JobDir, device: torch.device) -> Model:
+def load_model(job: JobDir, device: torch.device, precision: Precision | None = None) -> Model:
     """Read a trained job.
+
+    Args:
+        precision: to compute in; None: the plan's, and fp32 where the job found that half precision changes labels.
 
     Raises:
         ConfigError: The plan cannot be read.
@@ -58,8 +61,11 @@ def load_model(job: JobDir, device: torch.device) -> Model:
     if not job.model.exists():
         raise WorkspaceError(f"{job.model}: missing; {name} has not been trained. Run `autoseg train`.")
     plan = read_model(job.plan, Plan)
-    if plan.precision == "auto" and resolve_precision(device, "auto") != "fp32" and job.validation.exists():
-        told = read_json(job.validation).get("half_precision", {"is_equal": True})  # trained where there is none
+    if precision is not None:
+        plan = plan.model_copy(update={"precision": precision})
+    elif plan.precision == "auto" and resolve_precision(device, "auto") != "fp32" and job.validation.exists():
+        # A job that was trained where there is no half precision has not compared.
+        told = read_json(job.validation).get("half_precision", {"is_equal": True})
         if not told["is_equal"]:
             plan = plan.model_copy(update={"precision": "fp32"})
     again = f"Delete {job.model} and train {name} again."
@@ -82,6 +88,11 @@ def load_model(job: JobDir, device: torch.device) -> Model:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def group_key(plan: Plan) -> tuple[Any, ...]:
+    """Models of one key share preprocessing and windows, so their mean is made window by window."""
+    return plan.preprocessing, plan.roi_size, plan.overlap, plan.tta, plan.precision, divisor(plan)
 
 
 def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
@@ -123,8 +134,8 @@ class Predictor:
         self.combine, self.rules, self.options = combine, tuple(rules), options
         self.clock = Clock()
         """Of the image at hand; whoever wants an image's own time gives a new one before it."""
-        self.models = tuple(load_model(job, self.device) for job in jobs)
-        self.locator = load_model(locator, self.device) if locator else None
+        self.models = tuple(load_model(job, self.device, options.precision) for job in jobs)
+        self.locator = load_model(locator, self.device, options.precision) if locator else None
         first = self.models[0]
         for other in self.models[1:]:
             if other.plan.label_map != first.plan.label_map or len(other.plan.channels) != len(first.plan.channels):
@@ -150,9 +161,7 @@ class Predictor:
         """Models from one on, those with the same preprocessing and windows together."""
         found: dict[tuple[Any, ...], list[int]] = {}
         for i, model in enumerate(self.models[start : self.num_models], start):
-            plan = model.plan
-            alike = (plan.preprocessing, plan.roi_size, plan.overlap, plan.tta, plan.precision, divisor(plan))
-            found.setdefault(alike, []).append(i)
+            found.setdefault(group_key(model.plan), []).append(i)
         return [tuple(indices) for indices in found.values()]
 
     def _member(self, image: ImageRows, indices: Sequence[int], region: Region | None = None) -> Member:

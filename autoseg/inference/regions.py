@@ -23,12 +23,16 @@ KEPT_VALUES = 1 << 28
 class KeptRows:
     """A model's probabilities that are all there: made once, looked at, then handed out."""
 
-    def __init__(self, rows: ProbRows) -> None:
-        """Make all rows."""
+    def __init__(self, rows: ProbRows, *, keep: bool = True) -> None:
+        """Make all rows.
+
+        Args:
+            keep: them, where they are not too many; else only where a class was found.
+        """
         self.shape, self.axis, self.num_outputs = rows.shape, rows.axis, rows.num_outputs
         length = rows.shape[rows.axis]
         self._held: torch.Tensor | None = None
-        if rows.num_outputs * math.prod(rows.shape) <= KEPT_VALUES:
+        if keep and rows.num_outputs * math.prod(rows.shape) <= KEPT_VALUES:
             plane = [s for a, s in enumerate(rows.shape) if a != rows.axis]
             self._held = torch.empty((length, rows.num_outputs, *plane), dtype=torch.float16)
         found = []
@@ -119,5 +123,5 @@ def located(
         rows: the locator's, over `box`.
         keep_length: leave the body's length as it is.
     """
-    found = without_specks(KeptRows(rows).found)
+    found = without_specks(KeptRows(rows, keep=False).found)
     return region_of(found, box, shape, spacing_mm, least, keep=(BODY_AXIS,) if keep_length else ())

@@ -129,11 +129,11 @@ class ProbRows:
         self.independent, self._device, self._precision = sigmoid, device, precision
         self._mirror, self._pairs = mirror_axes, mirrored_pairs
         if window_batch is None:
-            window_batch = max(1, CPU_BATCH_VOXELS // math.prod(roi_size)) if device.type == "cpu" else 1
+            window_batch = default_batch(roi_size, device)
         self._window_batch = window_batch
         self._background, self._nothing_there = background, None if background is not None else False
         self._clock = clock or Clock()
-        self.network_s, self.num_passed, self.num_skipped = 0.0, 0, 0
+        self.network_s, self.num_skipped = 0.0, 0
         missing = [max(0, roi - size) for roi, size in zip(roi_size, shape, strict=True)]
         self._before = [m // 2 for m in missing]
         self._after = [m - b for m, b in zip(missing, self._before, strict=True)]
@@ -300,8 +300,12 @@ class ProbRows:
                 mean.div_(len(self._networks))
             found = mean.cpu()
         self.network_s += time.perf_counter() - begin
-        self.num_passed += len(batch)
         return found
+
+
+def default_batch(window: Shape, device: torch.device) -> int:
+    """Windows per forward pass where nobody says."""
+    return max(1, CPU_BATCH_VOXELS // math.prod(window)) if device.type == "cpu" else 1
 
 
 def predict_targets(rows: ProbRows) -> torch.Tensor:

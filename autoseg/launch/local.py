@@ -40,7 +40,6 @@ class Place:
     uuids: tuple[str, ...] = ()
     """Of its GPUs, to see whether they are still there."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,6 @@ def find_places(settings: Settings, gpus: Sequence[Gpu] | None = None) -> list[P
             Place(
                 name=f"cpu:{i}" if many > 1 else "cpu",
                 device="cpu",
-                threads=threads,
                 environment={"OMP_NUM_THREADS": str(threads)},
             )
             for i in range(many)
@@ -107,9 +105,7 @@ def find_places(settings: Settings, gpus: Sequence[Gpu] | None = None) -> list[P
             numbers = ",".join(gpu.number for gpu in group)
             environment = {"CUDA_VISIBLE_DEVICES": numbers, "OMP_NUM_THREADS": str(threads)}
             uuids = tuple(gpu.uuid for gpu in group)
-            places.append(
-                Place(name=f"cuda:{numbers}", device=numbers, uuids=uuids, threads=threads, environment=environment)
-            )
+            places.append(Place(name=f"cuda:{numbers}", device=numbers, uuids=uuids, environment=environment))
     return places
 
 
@@ -118,7 +114,6 @@ class _Running:
     task: Task
     place: Place
     process: subprocess.Popen[bytes]
-    since: float
 
 
 def run_local(
@@ -145,7 +140,7 @@ def run_local(
                     log.info("%s: starting on %s", task.name, place.name)
                     environment = {**place.environment, "AUTOSEG_DEVICE_NAME": place.name}
                     process = start(task.command(), output / f"{task.name}.out", environment)
-                    running.append(_Running(task, place, process, time.monotonic()))
+                    running.append(_Running(task, place, process))
                 time.sleep(POLL_S)
                 for item in [r for r in running if r.process.poll() is not None]:
                     running.remove(item)

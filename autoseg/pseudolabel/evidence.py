@@ -122,7 +122,8 @@ def predict_case(
                 values, probability = choose(probs, label_map, indices, hidden, conditioned=conditioned)
                 predicted[place], percent[place] = values, np.rint(100 * probability)
 
-        subsets = [tuple(range(len(folds))), *by_fold]
+        # One fold's models alone have nobody to differ from.
+        subsets = [tuple(range(len(folds))), *(by_fold if len(by_fold) > 1 else [])]
         found = labels_of_means(predictor.each(image), subsets, image.shape, label_map, watch=watch)
         grid, voxel_ml = image.grid, float(np.prod(image.spacing_mm)) / 1000
     free = np.ones(predicted.shape, bool) if label is None else label == 0

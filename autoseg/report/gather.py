@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import time
@@ -18,9 +17,9 @@ import yaml
 from autoseg.data.datalist import Datalist, read_cases
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.explain import Entry, job_folders, plan_entries, stored_settings
+from autoseg.explain import Entry, plan_entries, stored_settings
 from autoseg.reader import read_model
-from autoseg.usage import read_usage
+from autoseg.usage import read_lines, read_usage
 from autoseg.workspace import STAGES, Job, Workspace, digest, read_json
 from autoseg.yamlnodes import load_plain
 
@@ -91,8 +90,8 @@ class Run:
     @cached_property
     def jobs(self) -> list[Job]:
         """Every job that was planned, by algorithm and fold; pending where it was not begun."""
-        names = [folder.name.rpartition("_") for folder in job_folders(self.workspace)]
-        return [self.workspace.read_job(algo, int(fold)) for algo, _, fold in names if algo and fold.isdigit()]
+        w = self.workspace
+        return [job for job, _ in w.current_jobs() if w.job_dir(job.algo, job.fold).plan.exists()]
 
     @cached_property
     def plans(self) -> list[Entry]:
@@ -146,7 +145,7 @@ class Run:
     def stages(self) -> list[tuple[str, str]]:
         """Each stage and how far it is, in words."""
         done = {"analyze": bool(self.datastats), "generate": bool(self.jobs), "ensemble": bool(self.ensemble)}
-        finished = sum(j.state == "done" for j in self.jobs)
+        finished = sum(j.state in ("done", "pruned") for j in self.jobs)
         done["train"] = bool(self.jobs) and finished == len(self.jobs)
         words = {stage: "done" if done[stage] else "not yet" for stage in STAGES}
         if self.jobs and not done["train"]:
@@ -171,19 +170,6 @@ def inputs_digest(workspace: Workspace) -> str:
         except FileNotFoundError:
             continue
     return digest(found)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON objects, one a line; one that is being written is left out."""
-    found = []
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(data, dict):
-            found.append(data)
-    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

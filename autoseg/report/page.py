@@ -395,7 +395,9 @@ def _comparison(run: Run) -> Content | None:
     known = [c for c in run.scores["candidates"] if c["mean"] is not None]
     known.sort(key=lambda c: -c["mean"])
     means = {name: case_means(cases) for name, cases in _by_segmenter(run).items()}
-    mine = case_means({n: s["dice"] for n, s in run.scores.get("ensemble", {}).items()})
+    # Without postprocessing, which the others do not have; best_n and best_by_fold have no scores of that kind.
+    raw = {case["name"]: case["dice"][chosen] for case in run.scores["cases"] if chosen in case["dice"]}
+    mine = case_means(raw or {n: s["dice"] for n, s in run.scores.get("ensemble", {}).items()})
     algos = list(means)
     pairs = [(chosen, a) for a in algos if a != chosen] if mine else []
     means = {**means, chosen: mine} if mine else means
@@ -406,6 +408,7 @@ def _comparison(run: Run) -> Content | None:
         "costs": {row["name"]: row for row in run.ensemble.get("pareto", ())},
         "given_up": run.ensemble.get("given_up", ""),
         "chosen": chosen,
+        "raw": bool(raw),
         "plot": figures.intervals(rows, chosen),
         "tests": compare(means, pairs, seed=int(run.setting("seed", 0))),
     }

@@ -28,7 +28,7 @@ class LiveReport:
 
     def version(self) -> str:
         """A digest of all files the page is made from."""
-        found = [inputs_digest(self.workspace)]
+        found = [inputs_digest(self.workspace.finished())]
         for path in (self.workspace.usage, self.workspace.commands):
             found.append(file_digest(path) if path.exists() else "")
         return digest(found)
@@ -42,7 +42,7 @@ class LiveReport:
         with self._lock:
             version = self.version()
             if self._page is None or self._page[0] != version:
-                self._page = (version, render(self.workspace, live=True).encode())
+                self._page = (version, render(self.workspace.finished(), live=True).encode())
             return self._page[1]
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from autoseg.config import AlgoName, Settings, load_settings, parse_duration
 from autoseg.data.datalist import Datalist, files_digest, read_datalist
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
-from autoseg.jobs import MOST_STARTS, job_resources
+from autoseg.jobs import MOST_STARTS, in_this_process, job_resources
 from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.workspace import Job, Workspace, digest, log_to, read_json, write_json, write_text
 
@@ -84,11 +84,10 @@ def run_sweep(
         write_json(folder / "sweep.json", _portable(settings, origins, until))
         study.enqueue(space.of_plan(_first_plan(workspace, datalist, settings, origins)))
         log.info("sweep: %d trials of %s", settings.sweep.trials, ", ".join(p.key for p in space.parameters))
-        count = _num_workers(settings)
-        if settings.launcher == "local" and count == 1 and _on_cpu(settings):
+        if in_this_process(settings):
             _work(workspace, settings, origins, datalist, study, until)
         else:
-            _launch_workers(workspace, settings, count)
+            _launch_workers(workspace, settings, _num_workers(settings))
         return 0 if best_trials(study) else 1, write_results(study)
 
 
@@ -151,12 +150,6 @@ def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, or
 
 
 # -- workers
-
-
-def _on_cpu(settings: Settings) -> bool:
-    from autoseg.launch.local import find_places
-
-    return find_places(settings)[0].device == "cpu"
 
 
 def _num_workers(settings: Settings) -> int:

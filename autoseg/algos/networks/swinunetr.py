@@ -57,7 +57,8 @@ def choose(sizing: Sizing) -> Choice:
         roi_size=roi,
         batch_size=batch,
         rules={
-            "feature_size": "48 on a GPU (Auto3DSeg); 12 on a CPU, where 48 makes no progress in minutes (measured)",
+            "feature_size": "48 on a GPU (Auto3DSeg); 12 on a CPU, where 48 makes no progress in minutes "
+            "(measured); 24 where a budget pays for 2,000 steps",
             "depths": "two layers a stage (SwinUNETR's paper)",
             "num_heads": "3, 6, 12, 24 (SwinUNETR's paper)",
             "window_size": "7 (SwinUNETR's paper); 4 on a CPU, where patches are 16 voxels wide after embedding",
