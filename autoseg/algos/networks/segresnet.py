@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from monai.networks.nets.segresnet_ds import SegResNetDS, scales_for_resolution
@@ -46,6 +47,9 @@ CPU_FILTERS = (16, 24, 32)
 """Filters of the first stage where a budget pays for more and more steps. Source: plain loops on the hippocampus came
 to 0.8715 in 5 minutes with 16 and 0.8774 in 15 with 24 (on a CPU with bf16); 32 is Auto3DSeg's."""
 SIZES = len(CPU_FILTERS)
+LEAST_CPU_VOXELS, MOST_CPU_VOXELS, SMALL_CPU_BATCH = 32**3, 64**3, 4
+"""Patches on a CPU: half the median image between these sizes, and how many of the smallest a step takes.
+Source: hippocampus, 5 minutes: 0.8773 Dice with four patches of 32^3, 0.8750 with two of the whole image."""
 
 
 def choose(sizing: Sizing) -> Choice:
@@ -58,7 +62,8 @@ def choose(sizing: Sizing) -> Choice:
     else:
         # Two cores: 16 filters and 3 stages reached 0.87 Dice on the hippocampus in minutes, where Auto3DSeg's
         # 87 million parameters reached 0.82 (research on the same machine type; docs/results.md).
-        filters, max_voxels, max_levels = CPU_FILTERS[sizing.size], 64**3, 4
+        filters, max_levels = CPU_FILTERS[sizing.size], 4
+        max_voxels = min(max(math.prod(sizing.median_shape) // 2, LEAST_CPU_VOXELS), MOST_CPU_VOXELS)
     levels = 1
     for candidate in range(2, max_levels + 1):
         steps = _divisor(candidate, resolution)
@@ -70,7 +75,7 @@ def choose(sizing: Sizing) -> Choice:
     roi = fit_roi(sizing, max_voxels, steps)
     blocks = BLOCKS[levels] if sizing.on_gpu or levels != 3 else [1, 2, 2]
     voxels = roi[0] * roi[1] * roi[2]
-    batch = CPU_BATCH
+    batch = CPU_BATCH if voxels > LEAST_CPU_VOXELS else SMALL_CPU_BATCH
     if sizing.on_gpu:
         least = 1 if voxels > 4e6 else 2
         batch = max(least, min(8, int(1.1 * sizing.memory_gib / 16 * 7.2e6 / voxels)))
@@ -94,9 +99,15 @@ def choose(sizing: Sizing) -> Choice:
             "resolution": "anisotropic strides where mean in-plane over through-plane spacing is "
             "outside 0.75..1.25 (Auto3DSeg)",
             "roi_size": f"the 90th percentile image, cut to {max_voxels / 1e6:.3g} M voxels "
-            + ("(Auto3DSeg: 224x224x144 for 16 GB, scaled with memory)" if sizing.on_gpu else "(64^3 on a CPU)"),
+            + (
+                "(Auto3DSeg: 224x224x144 for 16 GB, scaled with memory)"
+                if sizing.on_gpu
+                else "(half the median image on a CPU, 32^3 to 64^3: more steps in the same time, measured)"
+            ),
             "batch_size": "Auto3DSeg: 1.1 x memory/16 GB at 7.2 M voxels, at least 2 below 4 M voxels (nnU-Net)"
             if sizing.on_gpu
-            else CPU_BATCH_RULE,
+            else CPU_BATCH_RULE
+            if batch == CPU_BATCH
+            else "4 of the smallest patches on a CPU (measured)",
         },
     )
