@@ -28,11 +28,12 @@ HIPPOCAMPUS = make_fingerprint(
 
 def test_hippocampus_on_two_cores() -> None:
     plan, _ = plan_and_origins("segresnet", fingerprint=HIPPOCAMPUS, num_train=160)
-    assert plan.roi_size == (40, 56, 40)  # nnU-Net plans 40x56x40, too
+    assert plan.roi_size == (28, 40, 28)  # half the median image; nnU-Net plans 40x56x40, the whole
     assert plan.network["init_filters"] == 16
     assert plan.network["blocks_down"] == [1, 2, 2]
-    assert plan.batch_size == 2
-    assert plan.num_steps_per_epoch == 80
+    assert plan.batch_size == 4
+    assert plan.num_steps_per_epoch == 40
+    assert plan.foreground_fraction == 0.67
     assert plan.channels[0].mode == "mri"
     assert not plan.channels[0].nonzero
 
