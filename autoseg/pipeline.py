@@ -44,7 +44,7 @@ from autoseg.data.folds import deal_folds
 from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.jobs import work_on_job
-from autoseg.planning import edit_plans, generate_plans, run_label_map, train_plans
+from autoseg.planning import JobPlans, run_label_map
 from autoseg.pseudolabel.rounds import How, count_rounds, first_round
 from autoseg.terminal import Progress, paint_table
 from autoseg.usage import environment, measured
@@ -190,13 +190,15 @@ def run_stages(
             datalist = read_cases(place, settings.dataroot)
             chosen = _select_jobs(settings, datalist, algo, fold, num_fold=listed.num_fold)
             jobs = [(a, f) for a, f in chosen if only is None or f"{a}_{f}" in only]
+            plans = JobPlans(
+                workspace=place, datalist=datalist, settings=settings, origins=origins, jobs=jobs, budget=budget
+            )
             if stage == "generate":
-                generate_plans(place, datalist, settings, origins, jobs, budget)
+                plans.generate()
             elif stage == "train":
                 if "generate" not in stages:
-                    edit_plans(place, datalist, settings, origins, jobs, budget)
-                done = train_plans(place, datalist, settings, origins, jobs, budget, begun=begun, again=again)
-                failed = not done or failed
+                    plans.edit()
+                failed = not plans.train(begun=begun, again=again) or failed
             elif stage == "ensemble":
                 _ensemble(place, datalist, settings)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autoseg.budget import RunBudget
@@ -39,65 +39,6 @@ def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerpri
             f"{settings.strategy}. Pseudo-labels are made for each side. Set strategy: marginal, or do not merge."
         )
     return merge_left_right(label_map) if settings.merge_left_right else label_map
-
-
-def generate_plans(
-    workspace: Workspace,
-    datalist: Datalist,
-    settings: Settings,
-    origins: Mapping[str, str],
-    jobs: Sequence[tuple[AlgoName, int]],
-    budget: RunBudget | None,
-) -> None:
-    """Write the plans that are missing or were made from other inputs."""
-    from autoseg.algos.generate import generate_job
-
-    if budget is not None:
-        budget.give_all(datalist, jobs)
-    made = []
-    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, _shares(budget)):
-        if generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known):
-            made.append(f"{algo}_{fold}")
-    log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
-
-
-def _shares(budget: RunBudget | None) -> Callable[[str], float | None]:
-    return budget.job_s if budget is not None else lambda name: None
-
-
-def _planning_device(settings: Settings) -> Any:
-    """Where plans are measured: the device that jobs train on; None where that is another machine's."""
-    from autoseg.algos.device import pick_device
-
-    return pick_device(settings.device) if settings.launcher == "local" else None
-
-
-def edit_plans(
-    workspace: Workspace,
-    datalist: Datalist,
-    settings: Settings,
-    origins: Mapping[str, str],
-    jobs: Sequence[tuple[AlgoName, int]],
-    budget: RunBudget | None,
-) -> None:
-    """Make the missing plans of jobs to be trained alone; bring the command line's values into the others.
-
-    A plan that is there is never made anew by `train`, so that what was planned or edited is what is trained.
-    """
-    from autoseg.algos.generate import edit_job, generate_job
-    from autoseg.algos.planner import make_plan
-
-    each_s = parse_duration(settings.budget) if settings.budget is not None and budget is None else None
-    if budget is not None:
-        budget.give_all(datalist, jobs)
-    shares = _shares(budget) if budget is not None else lambda name: each_s
-    for algo, fold, known in planning(workspace, datalist, settings, origins, jobs, shares):
-        if not workspace.job_dir(algo, fold).plan.exists():
-            generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known)
-        elif "command line" in origins.values():
-            plan, found = make_plan(algo=algo, fold=fold, **known)
-            if keys := edit_job(workspace, plan, found):
-                log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
 
 
 def planning(
@@ -138,54 +79,99 @@ def planning(
         yield algo, fold, {**common, **seconds, "num_train": len(datalist.train_cases(fold))}
 
 
-def train_plans(
-    workspace: Workspace,
-    datalist: Datalist,
-    settings: Settings,
-    origins: Mapping[str, str],
-    jobs: Sequence[tuple[AlgoName, int]],
-    budget: RunBudget | None,
-    *,
-    begun: float,
-    again: bool = False,
-) -> bool:
-    """Train every job that is not done.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlans:
+    """The jobs of a stage, and what they are planned from."""
 
-    With a budget the time that is left is shared out anew before each job, or each wave of jobs; see budget.py.
-    Without one, a budget of each job's own begins for the first where the command did: start and planning count.
+    workspace: Workspace
+    datalist: Datalist
+    settings: Settings
+    origins: Mapping[str, str]
+    jobs: Sequence[tuple[AlgoName, int]]
+    budget: RunBudget | None
+    """The run's; None: there is none, or each job has its own."""
 
-    Args:
-        begun: monotonic time at which the command began.
+    def generate(self) -> None:
+        """Write the plans that are missing or were made from other inputs."""
+        each = self._known(self.jobs, self._shares())
+        made = [f"{algo}_{fold}" for algo, fold, known in each if self._make(algo, fold, known)]
+        log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
 
-    Returns:
-        Whether all are done at the end.
-    """
-    from autoseg.algos.generate import generate_job
+    def edit(self) -> None:
+        """Make the missing plans of jobs to be trained alone; bring the command line's values into the others.
 
-    if budget is None or not jobs:
-        own = jobs and getattr(settings, jobs[0][0]).budget
-        since = begun if settings.budget is not None or own else None
-        return train_jobs(workspace, datalist, settings, jobs, again=again, begun=since)
-    started: set[tuple[AlgoName, int]] = set()
+        A plan that is there is never made anew by `train`, so that what was planned or edited is what is trained.
+        """
+        from autoseg.algos.generate import edit_job
+        from autoseg.algos.planner import make_plan
 
-    def start(wave: Sequence[tuple[AlgoName, int]]) -> list[tuple[AlgoName, int]]:
-        """Plan the jobs of a wave for the time that is left; those of dropped algorithms are left out."""
-        budget.drop_weak(jobs)
-        rest = [j for j in jobs if j not in started and not budget.is_dropped(*j, jobs)]
-        running = [job for job in wave if job in rest]
-        new = [job for job in running if again or not budget.is_begun(*job)]
-        waiting = [job for job in rest if again or workspace.read_job(*job).state != "done"]
-        budget.give(datalist, new, waiting)
-        for algo, fold, known in planning(workspace, datalist, settings, origins, new, budget.job_s):
-            generate_job(workspace, algo=algo, fold=fold, device=_planning_device(settings), **known)
-        started.update(running)
-        return running
+        each_s = parse_duration(self.settings.budget) if self.settings.budget is not None else None
+        for algo, fold, known in self._known(self.jobs, self._shares(each_s)):
+            if not self.workspace.job_dir(algo, fold).plan.exists():
+                self._make(algo, fold, known)
+            elif "command line" in self.origins.values():
+                plan, found = make_plan(algo=algo, fold=fold, **known)
+                if keys := edit_job(self.workspace, plan, found):
+                    log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
 
-    if in_this_process(settings):
-        return train_jobs(
-            workspace, datalist, settings, jobs, again=again, before=lambda algo, fold: bool(start([(algo, fold)]))
-        )
-    first = min(fold for _, fold in jobs)
-    waves = [[j for j in jobs if j[1] == first], [j for j in jobs if j[1] != first]]
-    results = [train_jobs(workspace, datalist, settings, start(wave), again=again) for wave in waves if wave]
-    return all(results)
+    def train(self, *, begun: float, again: bool = False) -> bool:
+        """Train every job that is not done.
+
+        With a budget the time that is left is shared out anew before each job, or each wave of jobs; see budget.py.
+        Without one, a budget of each job's own begins for the first where the command did: start and planning count.
+
+        Args:
+            begun: monotonic time at which the command began.
+
+        Returns:
+            Whether all are done at the end.
+        """
+        workspace, datalist, settings = self.workspace, self.datalist, self.settings
+        jobs, budget = self.jobs, self.budget
+        if budget is None or not jobs:
+            own = jobs and getattr(settings, jobs[0][0]).budget
+            since = begun if settings.budget is not None or own else None
+            return train_jobs(workspace, datalist, settings, jobs, again=again, begun=since)
+        started: set[tuple[AlgoName, int]] = set()
+
+        def start(wave: Sequence[tuple[AlgoName, int]]) -> list[tuple[AlgoName, int]]:
+            """Plan the jobs of a wave for the time that is left; those of dropped algorithms are left out."""
+            budget.drop_weak(jobs)
+            rest = [j for j in jobs if j not in started and not budget.is_dropped(*j, jobs)]
+            running = [job for job in wave if job in rest]
+            new = [job for job in running if again or not budget.is_begun(*job)]
+            waiting = [job for job in rest if again or workspace.read_job(*job).state != "done"]
+            budget.give(datalist, new, waiting)
+            for algo, fold, known in self._known(new, budget.job_s):
+                self._make(algo, fold, known)
+            started.update(running)
+            return running
+
+        if in_this_process(settings):
+            return train_jobs(
+                workspace, datalist, settings, jobs, again=again, before=lambda algo, fold: bool(start([(algo, fold)]))
+            )
+        first = min(fold for _, fold in jobs)
+        waves = [[j for j in jobs if j[1] == first], [j for j in jobs if j[1] != first]]
+        results = [train_jobs(workspace, datalist, settings, start(wave), again=again) for wave in waves if wave]
+        return all(results)
+
+    def _shares(self, each_s: float | None = None) -> Callable[[str], float | None]:
+        """Seconds of a job by its name: its share of the run's budget; without one `each_s`."""
+        if self.budget is None:
+            return lambda name: each_s
+        self.budget.give_all(self.datalist, self.jobs)
+        return self.budget.job_s
+
+    def _known(
+        self, jobs: Sequence[tuple[AlgoName, int]], budget_s: Callable[[str], float | None]
+    ) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
+        return planning(self.workspace, self.datalist, self.settings, self.origins, jobs, budget_s)
+
+    def _make(self, algo: AlgoName, fold: int, known: Mapping[str, Any]) -> bool:
+        """Write a plan, measured on the device that jobs train on, unless that is another machine's."""
+        from autoseg.algos.device import pick_device
+        from autoseg.algos.generate import generate_job
+
+        device = pick_device(self.settings.device) if self.settings.launcher == "local" else None
+        return generate_job(self.workspace, algo=algo, fold=fold, device=device, **known)

@@ -18,6 +18,7 @@ MAX_DEPTH = 30
 NULL_WORDS = frozenset({"", "~", "null"})
 """Plain texts that mean no value."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The safe loader: plain data alone; in C where libyaml is there, which `yaml.safe_load` never takes."""
 
 
 def load_plain(text: str) -> Any:

@@ -171,7 +171,7 @@ def test_the_analysis_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(pipeline, "_analyze", slow)
     monkeypatch.setattr(
-        pipeline, "generate_plans", lambda *args: None
+        pipeline.JobPlans, "generate", lambda self: None
     )  # whose own time would hide that of the analysis
     path = make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(26, 24, 24), num_fold=2)
     path.write_text(path.read_text() + yaml.safe_dump({**SMALL, "algos": ["segresnet"]}))

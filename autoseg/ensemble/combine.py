@@ -78,7 +78,7 @@ class ModelCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseCost:
-    """What a case took."""
+    """What a case took; or an image of a data set, over the cases that were scored."""
 
     rest_s: float
     """Seconds beside the networks, for each algorithm."""
@@ -86,6 +86,15 @@ class CaseCost:
     """Bytes of the process and of the image; 0 on a GPU, whose memory is counted alone."""
     models: Mapping[str, ModelCost]
     """By algorithm."""
+
+    def of(self, members: Sequence[tuple[str, int]]) -> tuple[float, float]:
+        """Seconds and GB of an ensemble."""
+        algos = {algo for algo, _ in members}
+        seconds = self.rest_s * len(algos) + sum(self.models[algo].seconds for algo, _ in members)
+        weights = sum(self.models[algo].weights for algo, _ in members)
+        rows = sum(self.models[algo].rows for algo in algos)
+        window = max((self.models[algo].window for algo in algos), default=0)
+        return seconds, (self.base + weights + rows + window) / 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,25 +225,7 @@ class Chosen:
     """What a budget cost, in words; empty where nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What algorithms take for an image, over the cases that were scored."""
-
-    rest_s: float
-    base: int
-    models: Mapping[str, ModelCost]
-
-    def of(self, members: Sequence[tuple[str, int]]) -> tuple[float, float]:
-        """Seconds and GB of an ensemble."""
-        algos = {algo for algo, _ in members}
-        seconds = self.rest_s * len(algos) + sum(self.models[algo].seconds for algo, _ in members)
-        weights = sum(self.models[algo].weights for algo, _ in members)
-        rows = sum(self.models[algo].rows for algo in algos)
-        window = max((self.models[algo].window for algo in algos), default=0)
-        return seconds, (self.base + weights + rows + window) / 1e9
-
-
-def costs_of(cases: Sequence[CaseScore]) -> Costs | None:
+def costs_of(cases: Sequence[CaseScore]) -> CaseCost | None:
     """The mean time and the most memory over cases; None where none was measured."""
     known = [case.cost for case in cases if case.cost is not None]
     if not known:
@@ -248,10 +239,10 @@ def costs_of(cases: Sequence[CaseScore]) -> Costs | None:
             window=max(m.window for m in mine),
             rows=max(m.rows for m in mine),
         )
-    return Costs(rest_s=sum(c.rest_s for c in known) / len(known), base=max(c.base for c in known), models=models)
+    return CaseCost(rest_s=sum(c.rest_s for c in known) / len(known), base=max(c.base for c in known), models=models)
 
 
-def pareto_rows(made: Sequence[Candidate], costs: Costs | None) -> tuple[ParetoRow, ...]:
+def pareto_rows(made: Sequence[Candidate], costs: CaseCost | None) -> tuple[ParetoRow, ...]:
     """Every candidate with its cost, the best Dice first; none where nothing was measured."""
     if costs is None:
         return ()
@@ -278,7 +269,7 @@ def pareto_rows(made: Sequence[Candidate], costs: Costs | None) -> tuple[ParetoR
 def choose(
     made: Sequence[Candidate],
     settings: EnsembleSettings,
-    costs: Costs | None = None,
+    costs: CaseCost | None = None,
     *,
     max_s: float | None = None,
     max_gb: float | None = None,
