@@ -202,15 +202,25 @@ class Segmenter:
         algo: str | None = None,
         fold: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        **inference: Any,
     ) -> None:
         """Load the ensemble, or the models of one algorithm, one fold, or both.
 
+        Args:
+            work_dir: folder of a finished run.
+            algo, fold: as said.
+            device: where the networks run.
+            inference: settings under `inference:` that win over those of the run: `fast=True`, `overlap=0.25`.
+
         Raises:
+            ConfigError: There is no such setting, or it cannot have this value.
             WorkspaceError: There is no ensemble yet, or no such trained job.
         """
         from autoseg.ensemble.predict import load_predictor
 
-        self._predictor = load_predictor(Workspace(Path(work_dir)), algo=algo, fold=fold, device=device)
+        self._predictor = load_predictor(
+            Workspace(Path(work_dir)), algo=algo, fold=fold, device=device, inference=inference
+        )
 
     @property
     def classes(self) -> dict[str, tuple[int, ...]]:
@@ -229,7 +239,7 @@ class Segmenter:
                 work at a spacing in mm, so give it.
 
         Raises:
-            DataError: The image cannot be read, or does not have the models' channels.
+            DataError: The image cannot be read, does not have the models' channels, or cannot be what they know.
         """
         import numpy as np
 
@@ -243,6 +253,7 @@ class Segmenter:
         else:
             paths = [image] if isinstance(image, str | Path) else list(image)
             volume = read_image(tuple(Path(p) for p in paths))
+        self._predictor.check(volume, "the array" if isinstance(image, np.ndarray) else str(paths[0]))
         labels = self._predictor.predict_labels(volume)
         return Prediction(
             labels=stored_array(labels, volume.grid), affine=np.array(volume.grid.affine), classes=self.classes
@@ -258,13 +269,14 @@ def predict(
     algo: str | None = None,
     fold: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    **inference: Any,
 ) -> Prediction:
     """Segment one image with the models of a run; for many, load them once with `Segmenter`.
 
     Args:
         image, affine: as `Segmenter.predict` takes them.
         output: label file to write as well.
-        work_dir, algo, fold, device: as `Segmenter` takes them.
+        work_dir, algo, fold, device, inference: as `Segmenter` takes them.
 
     Raises:
         AutosegError: As these.
@@ -272,7 +284,7 @@ def predict(
     Example:
         autoseg.predict("scan.nii.gz", "labels.nii.gz", work_dir="work_dir").volumes_ml
     """
-    found = Segmenter(work_dir, algo=algo, fold=fold, device=device).predict(image, affine=affine)
+    found = Segmenter(work_dir, algo=algo, fold=fold, device=device, **inference).predict(image, affine=affine)
     if output is not None:
         found.save(output)
     return found

@@ -268,7 +268,7 @@ class Commands:
             fast: All of the following, as far as they are not set; as inference.fast in input.yaml.
             locate: Crop to the region that the locator finds.
             crop_to_first: Crop the body's length to what the first model finds, for the models after it.
-            skip_empty: Leave out windows of nothing but background.
+            skip_empty: Let one window of nothing but background stand for all such; on unless set otherwise.
             overlap: Overlap of windows, as a share of the patch, from 0.
 
         Example:

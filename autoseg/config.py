@@ -275,13 +275,13 @@ class InferenceSettings(Strict):
     """How new images are segmented."""
 
     fast: bool = False
-    """All of locate, crop_to_first, skip_empty and overlap 0, where they are not set otherwise."""
+    """All of locate, crop_to_first and overlap 0, where they are not set otherwise."""
     locate: bool | None = None
     """Crop to the region that the locator finds; it is trained by `autoseg train --algo locator`."""
     crop_to_first: bool | None = None
     """Crop the body's length to what the first model finds, for the models after it."""
-    skip_empty: bool | None = None
-    """Leave out windows of nothing but background intensity, where the models see nothing in such a window."""
+    skip_empty: bool = True
+    """Pass one window of nothing but background intensity through the models for all such windows of an image."""
     overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Overlap of windows for all models; null: as each was planned."""
     anywhere: tuple[str, ...] = ()

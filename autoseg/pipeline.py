@@ -459,9 +459,9 @@ def _say_stage(stage: str, reasons: Sequence[str]) -> None:
 
 
 def _run_cases(workspace: Workspace, settings: Settings) -> tuple[Datalist, LabelMap]:
-    """The run's cases as the analysis settled them, and its classes."""
+    """The run's cases as the analysis settled them, and its classes as the user named them."""
     datalist = read_datalist(workspace.datalist, settings.dataroot)
-    return datalist, run_label_map(settings, datalist, Fingerprint.read(workspace.datastats))
+    return datalist, run_label_map(settings, datalist, Fingerprint.read(workspace.datastats)).named
 
 
 def _pseudolabel(place: Workspace, settings: Settings) -> None:

@@ -15,7 +15,6 @@ from autoseg.config import LOCATOR, AlgoName, Settings, parse_duration
 from autoseg.data.datalist import Datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
-from autoseg.errors import ConfigError
 from autoseg.jobs import in_this_process, train_jobs
 from autoseg.workspace import Workspace
 
@@ -33,11 +32,6 @@ def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerpri
         settings, datalist.labels, found, regions=datalist.regions, ignore_label=datalist.ignore_label
     )
     check_classes(settings.inference, label_map.names)
-    if settings.merge_left_right and settings.partial_labels != "off" and settings.strategy != "marginal":
-        raise ConfigError(
-            f"merge_left_right: true, together with partial_labels: {settings.partial_labels} and strategy: "
-            f"{settings.strategy}. Pseudo-labels are made for each side. Set strategy: marginal, or do not merge."
-        )
     return merge_left_right(label_map) if settings.merge_left_right else label_map
 
 

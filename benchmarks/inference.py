@@ -12,7 +12,8 @@ slices), fast (a five-model ensemble trained on a cohort, with --fast and withou
 The network is a SegResNet with 16 filters and random weights, its windows 96x96x96 with half overlap. The torso CT is
 resampled to 1.5 mm and cut to whole windows, so that all lay the same ones. Each contender is a process of its own;
 "the network" passes as many windows of noise through it. MONAI's path is LoadImaged, Orientationd, Spacingd,
-ScaleIntensityRanged, SlidingWindowInferer, Invertd, AsDiscreted, SaveImaged. Labels are compared voxel by voxel.
+ScaleIntensityRanged, sliding_window_inference, softmax, Invertd, AsDiscreted, SaveImaged; it is given our windows'
+weights, since it lifts its own where they are small. Labels are compared voxel by voxel.
 """
 
 from __future__ import annotations
@@ -78,10 +79,11 @@ import sys
 from pathlib import Path
 import torch
 from monai.data import Dataset
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import sliding_window_inference
 from monai.transforms import (AsDiscreted, Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd,
     SaveImaged, ScaleIntensityRanged, Spacingd)
 from autoseg.inference.predictor import Predictor
+from autoseg.inference.windows import SIGMA_SCALE
 from autoseg.workspace import Workspace
 model = Predictor([Workspace(Path(sys.argv[1])).job_dir("segresnet", 0)]).models[0]
 plan = model.plan
@@ -97,10 +99,16 @@ post = Compose([
     SaveImaged("pred", output_dir=sys.argv[3], output_postfix="", separate_folder=False, output_dtype="uint8",
                resample=False, print_log=False),
 ])
-inferer = SlidingWindowInferer(plan.roi_size, 1, plan.overlap, mode="gaussian")
+weights = torch.ones(1)
+for size in plan.roi_size:
+    at = torch.arange(size) - (size - 1) / 2
+    weights = weights[..., None] * torch.exp(-0.5 * (at / (size * SIGMA_SCALE)) ** 2)
 data = Dataset([{"image": sys.argv[2]}], pre)[0]
 with torch.inference_mode():
-    data["pred"] = inferer(data["image"][None], lambda x: model.network(x.as_subclass(torch.Tensor)).softmax(1))[0]
+    data["pred"] = sliding_window_inference(
+        data["image"][None], plan.roi_size, 1, lambda x: model.network(x.as_subclass(torch.Tensor)), plan.overlap,
+        mode="gaussian", roi_weight_map=weights[0],
+    )[0].softmax(0)
     post(data)
 """
 
@@ -332,7 +340,6 @@ def fast(shared: Path, scratch: Path, keep: Path | None, budget: str, slices: in
         ("no overlap", ["--overlap", "0"]),
         ("locator", ["--locate"]),
         ("first model's crop", ["--crop_to_first"]),
-        ("empty windows", ["--skip_empty"]),
         ("--fast", ["--fast"]),
     ):
         output = scratch / "fast_out"

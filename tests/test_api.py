@@ -83,8 +83,20 @@ def test_bad_images_are_named(finished_run: Path, tmp_path: Path) -> None:
         segmenter.predict(np.zeros((8, 8, 8)), affine=np.zeros((4, 4)))
     with pytest.raises(DataError, match="affine: no effect with a file"):
         segmenter.predict("scan.nii.gz", affine=np.eye(4))
+    with pytest.raises(DataError, match="the array: every voxel has the value 3"):
+        segmenter.predict(np.full((8, 8, 8), 3.0))
     with pytest.raises(WorkspaceError, match="no settings.yaml, so not a run's folder"):
         autoseg.load_result(tmp_path)
+
+
+def test_settings_of_inference_are_checked(finished_run: Path) -> None:
+    work_dir = finished_run / "work_dir"
+    assert autoseg.Segmenter(work_dir, overlap=0.25)._predictor.options.overlap == 0.25
+    with pytest.raises(ConfigError) as caught:
+        autoseg.Segmenter(work_dir, overlap=1.5, fats=True)
+    first, second = sorted(caught.value.messages)
+    assert first.startswith("fats: no such setting of inference. Known: fast, locate,")
+    assert second == "overlap: Input should be less than 1, found 1.5. Correct it or leave it out."
 
 
 def test_an_unknown_name() -> None:

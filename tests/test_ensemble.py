@@ -362,6 +362,7 @@ def specked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Workspace, D
     for fold in range(2):
         make_job(folder / "work", "segresnet", fold, **plan)
     monkeypatch.setattr(predictor_module, "build_network", lambda plan: Loadable())
+    monkeypatch.setattr(predictor_module, "heads", lambda algo, network: ())
     return Workspace(folder / "work"), Datalist(training=tuple(cases), testing=(replace(cases[0], name="held"),))
 
 

@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
+from plans import tiny_plan
 from tiny_jobs import TensorRows, make_job
 from torch import nn
 
+from autoseg.algos.networks import build_network, heads
+from autoseg.config import AlgoName
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resample_rows
 from autoseg.data.streams import MemoryImage
@@ -24,7 +27,7 @@ from autoseg.errors import DataError, WorkspaceError
 from autoseg.inference import restore
 from autoseg.inference.predictor import Predictor, vote
 from autoseg.inference.restore import Member, labelled_slabs, labels_of_means
-from autoseg.inference.windows import ProbRows, predict_targets, window_starts, window_weights
+from autoseg.inference.windows import ProbRows, WindowModel, predict_targets, window_starts, window_weights
 from autoseg.workspace import Workspace
 
 CPU = torch.device("cpu")
@@ -48,7 +51,18 @@ class Counting(nn.Module):
 
 
 def rows_of(
-    network: nn.Module, image: torch.Tensor, *, axis=0, roi=(16, 16, 16), overlap=0.5, outputs=3, sigmoid=False, **more
+    network: nn.Module | list[nn.Module],
+    image: torch.Tensor,
+    *,
+    axis=0,
+    roi=(16, 16, 16),
+    overlap=0.5,
+    outputs=3,
+    sigmoid=False,
+    heads=(),
+    mirror_axes=(),
+    mirrored_pairs=(),
+    **more,
 ) -> ProbRows:
     """Rows of an image in memory; a second request for a row, or one out of order, fails."""
     asked = [0]
@@ -59,10 +73,11 @@ def rows_of(
         return image.narrow(axis + 1, start, stop - start)
 
     networks = network if isinstance(network, list) else [network]
-    return ProbRows(
-        networks, fetch, tuple(image.shape[1:]), axis, roi_size=roi, overlap=overlap, num_outputs=outputs,
-        sigmoid=sigmoid, device=CPU, precision="fp32", **more,
+    model = WindowModel(
+        networks, heads, num_outputs=outputs, sigmoid=sigmoid, device=CPU, precision="fp32", mirror_axes=mirror_axes,
+        mirrored_pairs=mirrored_pairs,
     )  # fmt: skip
+    return ProbRows(model, fetch, tuple(image.shape[1:]), axis, roi_size=roi, overlap=overlap, **more)
 
 
 def probs_of(network: nn.Module, image: torch.Tensor, *, pieces=1000, **more) -> torch.Tensor:
@@ -82,10 +97,10 @@ def naive_probs(network: nn.Module, image: torch.Tensor, roi: int, overlap: floa
     for x, y, z in product(*(window_starts(s, roi, overlap) for s in shape)):
         place = (slice(x, x + roi), slice(y, y + roi), slice(z, z + roi))
         with torch.inference_mode():
-            probs = network(image[(slice(None), *place)][None])[0].softmax(0)
-        total[(slice(None), *place)] += probs * weight
+            logits = network(image[(slice(None), *place)][None])[0]
+        total[(slice(None), *place)] += logits * weight
         weights[place] += weight
-    return (total / weights).float()
+    return (total / weights).float().softmax(0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -110,9 +125,9 @@ def test_windows_are_monais_where_they_divide_the_volume(overlap: float, step: i
     network = Counting().eval()
     image = torch.randn(1, 16 + 2 * step, 16, 16 + step)
     with torch.inference_mode():
-        wanted = sliding_window_inference(
-            image[None], (16, 16, 16), 1, lambda x: network(x).softmax(1), overlap=overlap, mode="gaussian"
-        )[0]
+        wanted = sliding_window_inference(image[None], (16, 16, 16), 1, network, overlap=overlap, mode="gaussian")[
+            0
+        ].softmax(0)
     found = probs_of(network, image, overlap=overlap)
     # MONAI lifts weights below a thousandth to a thousandth, which tells at the volume's faces alone.
     inner = (slice(None), slice(4, -4), slice(6, 10), slice(4, -4))
@@ -169,13 +184,61 @@ def test_rows_that_are_gone_are_not_made_up() -> None:
         rows.rows(3, 4)
 
 
-def test_several_networks_are_the_mean_of_their_probabilities() -> None:
+def test_several_networks_are_the_mean_of_their_logits() -> None:
     first, second = Counting(), Counting()
     with torch.no_grad():
-        second.conv.weight.neg_()
+        second.conv.weight.neg_().mul_(3)
     image = torch.randn(1, 20, 30, 18)
     both = probs_of([first, second], image)
-    torch.testing.assert_close(both, (probs_of(first, image) + probs_of(second, image)) / 2)
+    logits = (probs_of(first, image).log() + probs_of(second, image).log()) / 2
+    torch.testing.assert_close(both, logits.softmax(0), atol=1e-5, rtol=1e-4)
+
+
+class Headed(nn.Module):
+    """Features that see their surroundings, and a layer that makes outputs of those of a voxel."""
+
+    def __init__(self, seed: int, *, bias: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv, self.head = nn.Conv3d(1, 4, 5, padding=2), nn.Conv3d(4, 9, 1, bias=bias)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(image).relu())
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("axes", [(), (0, 2)])
+def test_averaging_what_goes_into_the_last_layer_comes_to_the_same(sigmoid: bool, num: int, axes) -> None:
+    networks = [Headed(0), Headed(1, bias=False)][:num]
+    image = torch.randn(1, 30, 18, 21)
+    how = {"outputs": 9, "sigmoid": sigmoid, "mirror_axes": axes}
+    wanted = rows_of(networks, image, **how)
+    found = rows_of(networks, image, heads=[(network.head,) for network in networks], **how)
+    assert (wanted._model.num_held, found._model.num_held) == (9, 4 * num)
+    torch.testing.assert_close(found.rows(0, 30), wanted.rows(0, 30), atol=1e-6, rtol=1e-5)
+    with torch.inference_mode():  # the networks have their last layers back
+        assert networks[0](image[None]).shape[1] == 9
+
+
+def test_logits_are_averaged_where_the_last_layer_must_be_mirrored_too() -> None:
+    network = Headed(0)
+    rows = rows_of(network, torch.randn(1, 16, 16, 16), heads=[(network.head,)], outputs=9, mirror_axes=(0,),
+                   mirrored_pairs=[(1, 2)])  # fmt: skip
+    assert rows._model.num_held == 9
+
+
+@pytest.mark.parametrize("algo", ["segresnet", "swinunetr", "dints", "unet", "locator"])
+def test_every_network_names_the_layers_that_make_its_outputs(algo: AlgoName) -> None:
+    plan = tiny_plan(algo, classes={f"c{i}": (i,) for i in range(1, 80)})
+    network = build_network(plan).eval()
+    roi = tuple(max(32, edge) for edge in plan.roi_size)
+    image = torch.randn(1, *roi)
+    how = {"roi": roi, "outputs": 80}
+    found = rows_of(network, image, heads=[heads(algo, network)], **how)
+    assert found._model.num_held == 80 if algo == "unet" else found._model.num_held < 80
+    wanted = rows_of(network, image, **how).rows(0, roi[0])
+    torch.testing.assert_close(found.rows(0, roi[0]), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_targets_are_the_most_probable_classes_or_all_above_a_half() -> None:
@@ -368,8 +431,10 @@ def test_the_mean_of_models_with_different_spacings(tmp_path: Path, volume: Volu
     predictor = Predictor(jobs, device="cpu")
     labels = predictor.predict_labels(volume)
     size = volume.array.shape[1:]
-    whole = [whole_probs(member, size) for member in predictor.each(MemoryImage(volume))]
-    wanted = torch.stack(whole).mean(0).argmax(0).numpy()
+    # The two of one spacing are one member: the mean of their logits, which counts twice.
+    members = predictor.grouped(MemoryImage(volume))
+    assert [member.num_models for member in members] == [2, 1]
+    wanted = sum(m.num_models * whole_probs(m, size) for m in members).argmax(0).numpy()
     assert labels.shape == size
     assert len(np.unique(labels)) > 1
     assert (labels != wanted).mean() < 1e-3

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tiny_jobs import make_job
 
 from autoseg.data.streams import MemoryImage
@@ -20,6 +19,7 @@ from autoseg.inference.budget import Cost, Facts, Limits, PeakMemory, WindowCost
 from autoseg.inference.clock import Clock
 from autoseg.inference.options import Options
 from autoseg.inference.predictor import Predictor
+from autoseg.inference.windows import WindowModel
 
 GIB = 2**30
 MIRRORED = {"tta": True, "mirror_axes": (0,), "overlap": 0.5, "resample_resolution": (1.0, 1.0, 1.0)}
@@ -83,8 +83,8 @@ def test_windows_of_like_networks_are_measured_once(tmp_path: Path, monkeypatch:
 def test_another_precision_is_measured_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a budget could never gain by half precision."""
 
-    def measured(model: object, window: object, device: object, how: str) -> WindowCost:
-        return WindowCost(seconds=3 if how == "fp32" else 1, num_bytes=1)
+    def measured(model: WindowModel, window: object, channels: int) -> WindowCost:
+        return WindowCost(seconds=3 if model.precision == "fp32" else 1, num_bytes=1)
 
     monkeypatch.setattr(budget, "measure_window", measured)
     cost = cost_of(tmp_path, 1)
@@ -96,9 +96,9 @@ def test_another_precision_is_measured_for_itself(tmp_path: Path, monkeypatch: p
 
 def test_what_is_measured(tmp_path: Path) -> None:
     cost = cost_of(tmp_path, 1)
-    found = budget.measure_window(cost.predictor.models[0], (16, 16, 16), torch.device("cpu"), "fp32")
+    found = budget.measure_window(cost.predictor.window_model(cost.predictor.models), (16, 16, 16), 1)
     assert 0 < found.seconds < 5
-    assert found.num_bytes >= 2 * 4 * 3 * 16**3
+    assert found.num_bytes >= 4 * 3 * 16**3
     assert 0 < measure_rest(cost.predictor.label_map) < 1e-4
     with PeakMemory() as peak, mmap.mmap(-1, 64 * 2**20) as block:  # the allocator may have as much in hand
         block.write(b"x" * len(block))

@@ -15,7 +15,7 @@ from autoseg.cli import run_command
 from autoseg.data.datalist import Case
 from autoseg.data.labels import LabelMap, region_map
 from autoseg.data.phantoms import make_phantoms
-from autoseg.data.volumes import read_label
+from autoseg.data.volumes import read_label, write_volume
 from autoseg.reader import read_model
 from autoseg.workspace import Workspace
 
@@ -59,6 +59,8 @@ def test_sides_are_trained_as_one_and_predicted_as_two(run: Path) -> None:
     assert [c.name for c in plan.user_classes] == ["kidney_left", "kidney_right", "tumor"]
     scores = json.loads(workspace.scores.read_text())
     assert scores["classes"] == ["kidney_left", "kidney_right", "tumor"]
+    assert scores["calibrated"] == ["kidney", "tumor"]
+    assert "Calibration" in workspace.report.read_text()
     spec = json.loads(workspace.ensemble_spec.read_text())
     assert spec["classes"] == scores["classes"]
     assert [rule["min_voxels"] for rule in spec["postprocessing"] if rule["name"] == "tumor"] == [3]
@@ -102,13 +104,26 @@ def test_it_learns_from_cases_with_all_it_is_made_of(run: Path) -> None:
     assert cases_for(tiny_plan(), (whole, part)) == (whole, part)
 
 
-def test_sides_are_not_merged_where_pseudolabels_are_made(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--input", str(run / "input.yaml"), "--partial_labels", "infer"]
-    work_dir = ["--work_dir", str(run / "other")]
-    assert run_command(["analyze", *words, *work_dir]) == 0
-    assert run_command(["generate", *words, *work_dir]) == 2
-    assert "merge_left_right: true, together with partial_labels: infer and strategy: both" in capsys.readouterr().err
-    assert run_command(["generate", *words, *work_dir, "--strategy", "marginal"]) == 0
+def test_sides_that_are_one_class_to_the_models_are_filled_in_by_side(run: Path) -> None:
+    datalist = json.loads((run / "datalist.json").read_text())
+    own = read_label(run / datalist["training"][0]["label"])
+    own.array[own.array == 2] = 0
+    datalist["training"][0] |= {"label": "partial.nii.gz", "annotated": ["kidney_left", "tumor"]}
+    write_volume(run / "partial.nii.gz", own.array[0], own.grid)
+    (run / "partial.json").write_text(json.dumps(datalist))
+    work_dir = run / "two_rounds"
+    words = ["--input", str(run / "input.yaml"), "--datalist", str(run / "partial.json")]
+    words += ["--work_dir", str(work_dir)]
+    assert run_command(["run", *words, "--partial_labels", "declared", "--pseudolabel.filter", "false"]) == 0
+    second = Workspace(work_dir).rounds()[-1]
+    assert second.round == 2
+    assert [c.name for c in read_model(second.job_dir("segresnet", 0).plan, Plan).classes] == ["kidney", "tumor"]
+    audit = json.loads(second.audit.read_text())
+    assert [row["name"] for row in audit["rows"]] == ["kidney_right"]
+    (filled,) = json.loads(second.completed.read_text()).values()
+    new = read_label(second.pseudolabels / filled["file"]).array
+    assert np.array_equal(new[own.array > 0], own.array[own.array > 0])
+    assert {*np.unique(new[own.array == 0]).tolist()} <= {0, 2}
 
 
 def test_the_region_of_regions() -> None:

@@ -470,6 +470,21 @@ def test_no_ct_for_ct_models(tmp_path: Path, caplog: pytest.LogCaptureFixture, o
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
 
 
+@pytest.mark.parametrize("mode", ["mri", "pet"])
+def test_a_ct_for_other_models(tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str) -> None:
+    root = tmp_path / "work"
+    make_job(root, "segresnet", 0, channels=[{"mode": mode}])
+    values = np.random.default_rng(0).normal(0, 300, (20, 18, 16)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "mri.nii.gz")  # of negative values, too, yet no air
+    values[:, :, :6] = np.random.default_rng(1).normal(-1000, 10, (20, 18, 6))
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "ct.nii.gz")
+    how = {"algo": "segresnet", "device": "cpu"}
+    assert predict_files(root, tmp_path / "mri.nii.gz", tmp_path / "out", **how) == 0
+    assert predict_files(root, tmp_path / "ct.nii.gz", tmp_path / "out", **how) == 2
+    assert f"as air does in a CT. Expected {'an MRI' if mode == 'mri' else 'a PET'}, as the training" in caplog.text
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mri.nii.gz"]
+
+
 @pytest.mark.parametrize("call", ["write", "fsync"])
 def test_a_disk_that_fills_up_while_a_large_label_is_written(
     work_dir, tmp_path, monkeypatch, caplog, call: str

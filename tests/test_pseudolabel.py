@@ -5,28 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_jobs import make_job
+from tiny_jobs import TensorRows, make_job
 
 from autoseg.config import Settings
 from autoseg.data.cases import Case, Datalist, files_digest
 from autoseg.data.datalist import read_cases, read_datalist, write_datalist
-from autoseg.data.labels import LabelMap
+from autoseg.data.labels import LabelMap, merge_left_right
 from autoseg.data.phantoms import make_phantoms
-from autoseg.data.volumes import read_label, write_volume
+from autoseg.data.volumes import Grid, read_label, write_volume
 from autoseg.ensemble.out_of_fold import score_out_of_fold
 from autoseg.errors import ConfigError
+from autoseg.inference.restore import Member
 from autoseg.pseudolabel import build
 from autoseg.pseudolabel.audit import suspicion, volume_z
 from autoseg.pseudolabel.build import make_pseudolabels, stage_inputs
 from autoseg.pseudolabel.complete import complete_label, ignore_value
-from autoseg.pseudolabel.evidence import ClassEvidence, choose, disagreements
+from autoseg.pseudolabel.evidence import ClassEvidence, choose, disagreements, predict_case
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, count_rounds, first_round, later_round
 from autoseg.workspace import Workspace, changed, write_json, write_text
@@ -152,6 +154,38 @@ def test_disagreement_is_differing_over_foreground_voxels(seed: int) -> None:
 
 BOTH = How.of(make_settings(strategy="both"))
 TWO = How.of(make_settings(strategy="two_stage"))
+
+
+def test_what_models_know_as_one_class_is_filled_in_by_side(tmp_path: Path) -> None:
+    named = LabelMap(names=("kidney_left", "kidney_right", "liver"), values=((1,), (2,), (3,)))
+    merged = merge_left_right(named)
+    shape = (24, 10, 8)
+    probs = torch.zeros(3, *shape)
+    probs[1, 2:6, 3:7, 2:6] = probs[1, 17:21, 3:7, 2:6] = 0.9
+    probs[2, 9:14, 3:7, 2:6] = 0.9
+    probs[0] = 1 - probs[1:].sum(0)
+    whole = (slice(0, 24), slice(0, 10), slice(0, 8))
+    predictor = SimpleNamespace(
+        label_map=merged, each=lambda image: [Member(rows=TensorRows(p, 0), box=whole) for p in (probs, probs)]
+    )
+    image = tmp_path / "image.nii.gz"
+    write_volume(image, np.full(shape, 100, np.int16), Grid(shape=shape, affine=np.eye(4)))
+    label = np.zeros(shape, np.uint8)
+    label[2:6, 3:7, 2:6] = 1
+    found = predict_case(
+        cast(Any, predictor),
+        [0, 1],
+        [image],
+        label,
+        wanted=("kidney_right", "liver"),
+        annotated=("kidney_left",),
+        conditioned=True,
+    )
+    expected = np.zeros(shape, np.uint8)
+    expected[17:21, 3:7, 2:6], expected[9:14, 3:7, 2:6] = 2, 3
+    assert np.array_equal(found.predicted, expected)
+    assert {n: e.voxels for n, e in found.classes.items()} == {"kidney_right": 64, "liver": 80}
+    assert [e.disagreement for e in found.classes.values()] == [0.0, 0.0]
 
 
 def test_defaults_are_the_papers_for_two_stage() -> None:

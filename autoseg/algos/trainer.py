@@ -32,14 +32,14 @@ from autoseg.algos.cache import CachedCase
 from autoseg.algos.device import autocast, resolve_precision, to_device
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.muon import Muon
-from autoseg.algos.networks import build_network, divisor
+from autoseg.algos.networks import build_network, divisor, heads
 from autoseg.algos.patches import cut_batch, make_sampler
 from autoseg.algos.plan import Plan
 from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validation_plan
 from autoseg.config import format_duration
 from autoseg.errors import AutosegError, ResourceError, WorkspaceError
 from autoseg.inference.metrics import dice_of_targets
-from autoseg.inference.windows import ProbRows, predict_targets
+from autoseg.inference.windows import ProbRows, WindowModel, predict_targets
 from autoseg.terminal import Progress as Bar
 from autoseg.workspace import JobDir, digest, write_atomic, write_text
 
@@ -536,17 +536,21 @@ class Trainer:
     def _predict(self, case: CachedCase) -> np.ndarray:
         """A case's prediction at the network's spacing, as an encoded target."""
         image = torch.from_numpy(np.asarray(case.image, np.float32))
-        rows = ProbRows(
+        model = WindowModel(
             [self.average],
+            [heads(self.plan.algo, self.average)],
+            num_outputs=self.plan.num_outputs,
+            sigmoid=self.plan.sigmoid,
+            device=self.device,
+            precision=self.plan.precision,
+        )
+        rows = ProbRows(
+            model,
             lambda start, stop: image[:, start:stop],
             (image.shape[1], image.shape[2], image.shape[3]),
             0,
             roi_size=self.roi,
             overlap=self.plan.overlap,
-            num_outputs=self.plan.num_outputs,
-            sigmoid=self.plan.sigmoid,
-            device=self.device,
-            precision=self.plan.precision,
             divisor=divisor(self.plan),
         )
         return predict_targets(rows).numpy()

@@ -163,6 +163,8 @@ class LabelMap:
 
     def parts(self, name: str) -> tuple[str, ...]:
         """The user's classes that a class here was made of; itself where it was not merged."""
+        if self.origin is None:  # a region inside another is no part of it
+            return (name,)
         mine = set(self.values[self.names.index(name)])
         return tuple(n for n, v in zip(self.named.names, self.named.values, strict=True) if set(v) <= mine)
 

@@ -105,7 +105,8 @@ def build_ensemble(
     if choice.given_up:
         log.warning("ensemble: given up for the budget: %s", choice.given_up)
     algo, fold = chosen.members[0]
-    label_map = read_model(workspace.job_dir(algo, fold).plan, Plan).label_map.named
+    trained = read_model(workspace.job_dir(algo, fold).plan, Plan).label_map
+    label_map = trained.named
     names = label_map.names
     check_classes(settings.inference, names)
     by_name = {case.name: case for case in datalist.training}
@@ -141,7 +142,7 @@ def build_ensemble(
     tables = _tables(made, chosen, cases, names, test_scores, spec, finished)
     write_text(workspace.ensemble / "scores.txt", "\n\n".join([*tables, *gaps, *failures]) + "\n")
     scores = _scores_json(made, chosen, cases, names, test_scores, gaps, failures, settings.seed)
-    write_json(workspace.scores, {**scores, **_ensemble_json(finished, names, settings.seed)})
+    write_json(workspace.scores, {**scores, **_ensemble_json(finished, names, trained.names, settings.seed)})
     return EnsembleResult(
         spec=spec, candidates=tuple(made), tables=tuple(tables), gaps=tuple(gaps), failures=tuple(failures)
     )
@@ -296,10 +297,14 @@ def _scores_json(
     }
 
 
-def _ensemble_json(finished: Finished, names: Sequence[str], seed: int) -> dict[str, Any]:
+def _ensemble_json(finished: Finished, names: Sequence[str], trained: Sequence[str], seed: int) -> dict[str, Any]:
     """The chosen ensemble's own part of scores.json, postprocessing included.
 
     Per case Dice and NSD; over all cases Dice, NSD and calibration (of the probabilities, before postprocessing).
+
+    Args:
+        names: of the user's classes.
+        trained: of the networks' classes, which have the probabilities; merged sides are one.
     """
     counted = [c for c in finished.calibration.values() if c is not None]
     return {
@@ -307,5 +312,6 @@ def _ensemble_json(finished: Finished, names: Sequence[str], seed: int) -> dict[
         "dice": summarise([*finished.dice.values()], names, seed=seed).to_json(),
         "nsd": summarise([*finished.nsd.values()], names, seed=seed).to_json(),
         "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
+        "calibrated": list(trained),
         "ensemble": {n: to_plain({"dice": d, "nsd": finished.nsd[n]}) for n, d in finished.dice.items()},
     }

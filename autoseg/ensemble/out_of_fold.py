@@ -224,7 +224,7 @@ def _cost_of(
             "seconds": round(network_s, 4),
             "weights": weights_bytes(predictor.models[i]),
             "window": batch * cost.pass_bytes(i, window),
-            "rows": cost.rows_bytes(i, facts, predictor.options),
+            "rows": cost.rows_bytes([i], facts, predictor.options),
         }
     on_cpu = predictor.device.type == "cpu"
     if not on_cpu:

@@ -90,6 +90,21 @@ def read_inference(workspace: Workspace) -> InferenceSettings:
         raise WorkspaceError(f"{workspace.settings}: {where}: {wrong['msg']}. Run `autoseg ensemble` again.") from error
 
 
+def _changed(settings: InferenceSettings, changes: Mapping[str, Any]) -> InferenceSettings:
+    try:
+        return InferenceSettings.model_validate({**settings.model_dump(), **changes})
+    except ValidationError as error:
+        known = ", ".join(InferenceSettings.model_fields)
+        faults = []
+        for wrong in error.errors():
+            key = ".".join(str(part) for part in wrong["loc"])
+            if wrong["type"] == "extra_forbidden":
+                faults.append(f"{key}: no such setting of inference. Known: {known}.")
+            else:
+                faults.append(f"{key}: {wrong['msg']}, found {wrong['input']!r}. Correct it or leave it out.")
+        raise ConfigError(faults) from error
+
+
 def load_predictor(
     workspace: Workspace,
     *,
@@ -104,12 +119,12 @@ def load_predictor(
         inference: fields of `InferenceSettings` that win over those of the run.
 
     Raises:
-        ConfigError: The locator is asked for, and there is none.
+        ConfigError: There is no such field, it cannot have its value, or the locator is asked for and there is none.
         WorkspaceError: There is no ensemble, or no such trained job.
     """
     if not workspace.root.is_dir():
         raise WorkspaceError(f"{workspace.root}: no such work_dir. Give the folder of a finished run with --work_dir.")
-    settings = read_inference(workspace).model_copy(update=dict(inference or {}))
+    settings = _changed(read_inference(workspace), inference or {})
     workspace = workspace.finished()
     trained = [job for job in workspace.jobs() if job.state == "done"]
     locators = [workspace.job_dir(job.algo, job.fold) for job in trained if job.algo == LOCATOR]

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from autoseg.algos.device import Precision, autocast
+from autoseg.algos.device import Precision
 from autoseg.algos.networks import divisor
 from autoseg.config import format_duration
 from autoseg.data.labels import LabelMap
@@ -31,7 +31,7 @@ from autoseg.inference.options import Options
 from autoseg.inference.predictor import Model, Predictor, group_key
 from autoseg.inference.regions import KEPT_VALUES
 from autoseg.inference.restore import SLAB_ROWS, SLAB_VALUES, Member, labelled_slabs
-from autoseg.inference.windows import Shape, default_batch, fit_window, window_starts
+from autoseg.inference.windows import Shape, WindowModel, default_batch, fit_window, window_starts
 
 log = logging.getLogger(__name__)
 
@@ -109,14 +109,12 @@ class PeakMemory:
         self.most = max(self.most, self._process.memory_info().rss)
 
 
-def measure_window(model: Model, window: Shape, device: torch.device, precision: Precision) -> WindowCost:
+def measure_window(model: WindowModel, window: Shape, num_channels: int) -> WindowCost:
     """Pass one window of noise through a network, twice: the first pass is the memory's, the second the time's."""
-    noise = torch.randn(1, len(model.plan.channels), *window)
+    noise, device = torch.randn(1, num_channels, *window), model.device
 
     def go() -> None:
-        with torch.inference_mode(), autocast(device, precision):
-            moved = noise.to(device, memory_format=torch.channels_last_3d)
-            model.network(moved).float().softmax(1).cpu()
+        model(noise)
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -128,7 +126,7 @@ def measure_window(model: Model, window: Shape, device: torch.device, precision:
         with PeakMemory() as peak:
             go()
         # What the allocator had in hand from before does not show in the process' growth.
-        least = 4 * model.plan.num_outputs * math.prod(window) * 2
+        least = 4 * model.num_held * math.prod(window)
         most = max(peak.most - peak.before, least)
     begin = time.perf_counter()
     go()
@@ -183,7 +181,8 @@ class Cost:
             alike = (twin.algo, twin.network, twin.precision) == (plan.algo, plan.network, plan.precision)
             if shape == window and how == precision and alike:
                 return cost
-        cost = measure_window(model, window, self.predictor.device, precision or plan.precision)
+        passed = self.predictor.window_model([model], Options(precision=precision, mirror=False))
+        cost = measure_window(passed, window, len(plan.channels))
         self._windows[index, window, precision] = cost
         return cost
 
@@ -205,9 +204,13 @@ class Cost:
         groups = len(self.predictor.groups())
         self.correction *= max(seconds, 1e-3) / (self.rest_s * facts.voxels * groups)
 
-    def rows_bytes(self, index: int, facts: Facts, options: Options) -> int:
-        """Memory of what stands beside a slab: probabilities, the image's rows, and the slab on the image's grid."""
-        plan = self.predictor.models[index].plan
+    def rows_bytes(self, indices: Sequence[int], facts: Facts, options: Options) -> int:
+        """Memory of what stands beside a slab, for a group of models.
+
+        The image's rows, what is averaged over windows, and the probabilities of the slab.
+        """
+        models = [self.predictor.models[i] for i in indices]
+        plan, held = models[0].plan, self.predictor.window_model(models, options).num_held
         shape = resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
         window = fit_window(shape, plan.roi_size, divisor(plan))
         plane = math.prod(max(s, w) for a, (s, w) in enumerate(zip(shape, window, strict=True)) if a != facts.axis)
@@ -217,8 +220,8 @@ class Cost:
         step = max(
             1, min(SLAB_ROWS, int(values / (plan.num_outputs * plane) * facts.shape[facts.axis] / shape[facts.axis]))
         )
-        depth = min(shape[facts.axis], window[facts.axis]) + 2 * slab + 2
-        total = 4 * plane * (plan.num_outputs * depth + 3 * facts.num_channels * window[facts.axis])
+        total = 4 * plane * (held * (min(shape[facts.axis], window[facts.axis]) + slab + 2))
+        total += 4 * plane * (2 * plan.num_outputs * (slab + 2) + 3 * facts.num_channels * window[facts.axis])
         total += 4 * image_plane * (facts.num_channels * window[facts.axis] + step)
         if plan.sigmoid:
             total += 2 * 4 * plan.num_outputs * step * image_plane
@@ -240,7 +243,8 @@ class Cost:
         predictor = self.predictor
         num = min(options.num_models or len(predictor.models), len(predictor.models))
         locating = options.locate and predictor.locator is not None
-        seconds, passes, rows, groups = 0.0, 0, 0, set[Any]()
+        seconds, passes, rows = 0.0, 0, 0
+        groups: dict[Any, list[int]] = {}
         for index in [*range(num), *([LOCATOR_INDEX] if locating else [])]:
             plan = self._model(index).plan
             shape = resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
@@ -252,9 +256,9 @@ class Cost:
             seconds += count * cost.seconds * (2 ** len(plan.mirror_axes) if mirror else 1)
             batch = options.window_batch or default_batch(window, predictor.device)
             passes = max(passes, min(batch, count) * self.pass_bytes(index, window, options.precision))
-            if index != LOCATOR_INDEX and (group := group_key(plan)) not in groups:
-                groups.add(group)
-                rows += self.rows_bytes(index, facts, options)
+            if index != LOCATOR_INDEX:
+                groups.setdefault(group_key(plan), []).append(index)
+        rows += sum(self.rows_bytes(indices, facts, options) for indices in groups.values())
         if options.crop_to_first and num > 1:  # the first model's probabilities, as float16
             plan = predictor.models[0].plan
             values = plan.num_outputs * math.prod(
@@ -269,9 +273,8 @@ class Cost:
         return Estimate(seconds=seconds, device_bytes=device, ram_bytes=ram)
 
     def pass_bytes(self, index: int, window: Shape, precision: Precision | None = None) -> int:
-        """Memory that one window takes on its way through a model, its result included."""
-        outputs = 4 * self._model(index).plan.num_outputs * math.prod(window)
-        return self.window(index, window, precision).num_bytes + outputs
+        """Memory that one window takes on its way through a model."""
+        return self.window(index, window, precision).num_bytes
 
 
 class _MadeUp:
@@ -281,10 +284,11 @@ class _MadeUp:
         self.shape, self.axis, self.num_outputs = (16, 64, 64), 0, num_outputs
         coarse = torch.rand(1, num_outputs, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 8
         logits = torch.nn.functional.interpolate(coarse, size=self.shape, mode="nearest")[0]
-        self._rows = (logits.sigmoid() if sigmoid else logits.softmax(0)).movedim(1, 0)
+        self._rows, self._sigmoid = logits.movedim(0, -1).contiguous(), sigmoid
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        return self._rows[start:stop].contiguous()
+        rows = self._rows[start:stop]
+        return (rows.sigmoid() if self._sigmoid else rows.softmax(-1)).movedim(-1, 1)
 
 
 def measure_rest(label_map: LabelMap) -> float:

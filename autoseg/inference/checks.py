@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from autoseg.algos.plan import ChannelPlan, Plan
@@ -18,23 +16,32 @@ SMALLEST_VOXELS = 2.0
 """Of the network, along the two longer axes, below which there is nothing to see in an image."""
 WITHIN = 1e-3
 """Share of voxels between a CT's bounds below which it is none in Hounsfield units."""
+AIR_HU = (-1100.0, -900.0)
+"""Intensities that air has in a CT, and that a magnetic resonance or emission image has nowhere."""
+AIR = 0.05
+"""Share of voxels that are air above which an image is a CT; around a body it is far more, in a lung's too."""
 
 
-def check_image(path: Path, image: ImageRows, plan: Plan) -> None:
+def check_image(name: str, image: ImageRows, plan: Plan) -> None:
     """Refuse what cannot come out right.
+
+    Args:
+        name: of the image, for messages.
+        image: in the files' intensities.
+        plan: of the models.
 
     Raises:
         DataError: The spacing is absurd, every voxel has one value, or intensities are no CT's where the models were
-            trained on CT.
+            trained on CT, or a CT's where they were trained on MRI or PET.
     """
-    faults = [*_spacing_faults(path, image, plan)]
+    faults = [*_spacing_faults(name, image, plan)]
     if image.num_channels == len(plan.channels):
-        faults += _intensity_faults(path, image, plan)
+        faults += _intensity_faults(name, image, plan)
     if faults:
         raise DataError(faults)
 
 
-def _spacing_faults(path: Path, image: ImageRows, plan: Plan) -> list[str]:
+def _spacing_faults(name: str, image: ImageRows, plan: Plan) -> list[str]:
     mm = [n * s for n, s in zip(image.shape, image.spacing_mm, strict=True)]
     seen = sorted(length / target for length, target in zip(mm, plan.resample_resolution, strict=True))
     words = "x".join(f"{s:.4g}" for s in image.spacing_mm)
@@ -46,12 +53,12 @@ def _spacing_faults(path: Path, image: ImageRows, plan: Plan) -> list[str]:
         return []
     work = "x".join(f"{s:g}" for s in plan.resample_resolution)
     return [
-        f"{path}: voxels of {words} mm, {what}. Expected a spacing in mm (the models work at {work}). Correct the "
+        f"{name}: voxels of {words} mm, {what}. Expected a spacing in mm (the models work at {work}). Correct the "
         "spacing in the file's header; is it in metres or micrometres?"
     ]
 
 
-def _intensity_faults(path: Path, image: ImageRows, plan: Plan) -> list[str]:
+def _intensity_faults(name: str, image: ImageRows, plan: Plan) -> list[str]:
     length = image.shape[image.axis]
     places = np.unique(np.linspace(0, length - 1, min(length, SAMPLED_ROWS)).round().astype(int))
     sample = np.concatenate([image.rows(row, row + 1) for row in places.tolist()], image.axis + 1)
@@ -62,16 +69,26 @@ def _intensity_faults(path: Path, image: ImageRows, plan: Plan) -> list[str]:
         low, high = float(values.min()), float(values.max())
         if low == high and _is_constant(image, c, low, places):
             faults.append(
-                f"{path}: {which}every voxel has the value {low:g}. Expected an image of something. Export it again."
+                f"{name}: {which}every voxel has the value {low:g}. Expected an image of something. Export it again."
             )
         elif low < high and _is_no_ct(values, channel):
             assert channel.bounds is not None
             faults.append(
-                f"{path}: {which}intensities from {low:g} to {high:g}, hardly any of them between "
+                f"{name}: {which}intensities from {low:g} to {high:g}, hardly any of them between "
                 f"{channel.bounds[0]:g} and {channel.bounds[1]:g}, where the organs of the training images lie. "
                 "Expected a CT in Hounsfield units; is it of another modality, or not rescaled?"
             )
+        elif low < high and channel.mode in ("mri", "pet") and (air := _share_of_air(values)) > AIR:
+            faults.append(
+                f"{name}: {which}{air:.0%} of the voxels lie between {AIR_HU[0]:g} and {AIR_HU[1]:g}, as air does in "
+                f"a CT. Expected {'an MRI' if channel.mode == 'mri' else 'a PET'}, as the training images are. "
+                "Give an image of that modality."
+            )
     return faults
+
+
+def _share_of_air(values: np.ndarray) -> float:
+    return float(((values >= AIR_HU[0]) & (values <= AIR_HU[1])).mean())
 
 
 def _is_no_ct(values: np.ndarray, channel: ChannelPlan) -> bool:

@@ -29,7 +29,7 @@ class Options:
     crop_to_first: bool = False
     """Crop the body's length to what the first model finds, for the others."""
     skip_empty: bool = False
-    """Leave out windows of background alone."""
+    """Pass one window of background alone through the models for all of an image."""
     anywhere: tuple[str, ...] = ()
     """Classes for which the locator keeps the whole length."""
 
@@ -54,6 +54,6 @@ def options_of(settings: InferenceSettings, *, has_locator: bool) -> Options:
         overlap=0.0 if fast and settings.overlap is None else settings.overlap,
         locate=has_locator and on(settings.locate),
         crop_to_first=on(settings.crop_to_first),
-        skip_empty=on(settings.skip_empty),
+        skip_empty=settings.skip_empty,
         anywhere=settings.anywhere,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from autoseg.algos.device import Precision, pick_device, resolve_precision, to_device
-from autoseg.algos.networks import build_network, divisor
+from autoseg.algos.networks import build_network, divisor, heads
 from autoseg.algos.plan import Plan
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import PreparedRows, Region
@@ -29,7 +29,7 @@ from autoseg.inference.postprocess import BODY_AXIS, ClassRule, clean
 from autoseg.inference.regions import KeptRows, located, region_of
 from autoseg.inference.restore import Member, labelled_slabs
 from autoseg.inference.sides import BodyWatch, split_sides
-from autoseg.inference.windows import ProbRows
+from autoseg.inference.windows import ProbRows, WindowModel
 from autoseg.reader import read_model
 from autoseg.workspace import JobDir, Workspace, digest, file_digest, read_json
 
@@ -45,6 +45,8 @@ class Model:
     """Name of the job's folder."""
     plan: Plan
     network: nn.Module
+    heads: tuple[nn.Module, ...]
+    """Of the network, as `networks.heads` gives them."""
 
 
 def load_model(job: JobDir, device: torch.device, precision: Precision | None = None) -> Model:
@@ -82,7 +84,7 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
             f"Undo the change of the plan, or train {name} again."
         ) from error
     network = to_device(network.eval().requires_grad_(False), device, plan.precision, trained=False)
-    return Model(name=name, plan=plan, network=network)
+    return Model(name=name, plan=plan, network=network, heads=heads(plan.algo, network))
 
 
 def _first_line(error: BaseException) -> str:
@@ -91,8 +93,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def group_key(plan: Plan) -> tuple[Any, ...]:
-    """Models of one key share preprocessing and windows, so their mean is made window by window."""
-    return plan.preprocessing, plan.roi_size, plan.overlap, plan.tta, plan.precision, divisor(plan)
+    """Models of one key share network, preprocessing and windows, so that their mean is made window by window."""
+    return plan.algo, plan.preprocessing, plan.roi_size, plan.overlap, plan.tta, plan.precision, divisor(plan)
 
 
 def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
@@ -170,32 +172,45 @@ class Predictor:
         rows, box = self._rows(image, models, region)
         return Member(rows=rows, box=box, num_models=len(indices))
 
-    def _rows(self, image: ImageRows, models: Sequence[Model], region: Region | None) -> tuple[ProbRows, Region]:
-        plan, options = models[0].plan, self.options
+    def window_model(self, models: Sequence[Model], options: Options | None = None) -> WindowModel:
+        """What windows are passed through, for models of one group.
+
+        Args:
+            options: None: the predictor's.
+        """
+        options = options or self.options
+        plan = models[0].plan
         label_map = plan.label_map
-        with self.clock.at("pre"):
-            prepared = PreparedRows(_Timed(image, self.clock), plan.preprocessing, region)
         shift = 0 if label_map.sigmoid else 1
         mirror = plan.tta if options.mirror is None else options.mirror
+        return WindowModel(
+            [model.network for model in models],
+            [model.heads for model in models],
+            num_outputs=plan.num_outputs,
+            sigmoid=label_map.sigmoid,
+            device=self.device,
+            precision=options.precision or plan.precision,
+            mirror_axes=plan.mirror_axes if mirror else (),
+            mirrored_pairs=[(a + shift, b + shift) for a, b in label_map.left_right_pairs],
+        )
+
+    def _rows(self, image: ImageRows, models: Sequence[Model], region: Region | None) -> tuple[ProbRows, Region]:
+        plan, options = models[0].plan, self.options
+        with self.clock.at("pre"):
+            prepared = PreparedRows(_Timed(image, self.clock), plan.preprocessing, region)
 
         def fetch(start: int, stop: int) -> torch.Tensor:
             with self.clock.at("pre"):
                 return prepared.rows(start, stop)
 
         rows = ProbRows(
-            [model.network for model in models],
+            self.window_model(models),
             fetch,
             prepared.shape,
             prepared.axis,
             roi_size=plan.roi_size,
             overlap=plan.overlap if options.overlap is None else options.overlap,
-            num_outputs=plan.num_outputs,
-            sigmoid=label_map.sigmoid,
-            device=self.device,
-            precision=options.precision or plan.precision,
             divisor=divisor(plan),
-            mirror_axes=plan.mirror_axes if mirror else (),
-            mirrored_pairs=[(a + shift, b + shift) for a, b in label_map.left_right_pairs],
             window_batch=options.window_batch,
             background=prepared.background if options.skip_empty else None,
             clock=self.clock,
@@ -207,7 +222,10 @@ class Predictor:
         return [self._member(image, [i], region) for i in range(self.num_models)]
 
     def grouped(self, image: ImageRows, region: Region | None = None) -> list[Member]:
-        """The models, those with the same preprocessing and windows as one: their mean costs no memory."""
+        """The models, an algorithm's folds as one: the mean of their logits, which costs no memory.
+
+        Source: nnU-Net averages the logits of folds, and the probabilities of different networks.
+        """
         return [self._member(image, indices, region) for indices in self.groups()]
 
     def _window_of(self, image: ImageRows) -> tuple[int, int, int]:
@@ -295,6 +313,14 @@ class Predictor:
         self.finish(labels, image.spacing_mm, watched.midline() if watched else 0.0)
         return labels
 
+    def check(self, volume: Volume, name: str) -> None:
+        """Refuse an image in memory that cannot come out right.
+
+        Raises:
+            DataError: As `check_image` says.
+        """
+        check_image(name, MemoryImage(volume), self.models[0].plan)
+
     def predict_labels(self, volume: Volume) -> np.ndarray:
         """Label values (X, Y, Z) in RAS on the image's grid.
 
@@ -314,13 +340,13 @@ class Predictor:
         with self.clock.at("load"):
             image = open_image(images)
         if isinstance(image, MemoryImage):
-            check_image(images[0], _Timed(image, self.clock), self.models[0].plan)
+            check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
             labels = self._whole(image)
             with self.clock.at("write"):
                 write_volume(target, labels, image.grid)
             return
         with image:
-            check_image(images[0], _Timed(image, self.clock), self.models[0].plan)
+            check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
             watched = BodyWatch(image) if self.label_map.merged_sides else None
             with self.clock.at("write"), LabelRows(target, image.grid, np.dtype(self.label_map.dtype)) as out:
                 for region, part in self.labelled(watched or image):

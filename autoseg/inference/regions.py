@@ -34,13 +34,13 @@ class KeptRows:
         self._held: torch.Tensor | None = None
         if keep and rows.num_outputs * math.prod(rows.shape) <= KEPT_VALUES:
             plane = [s for a, s in enumerate(rows.shape) if a != rows.axis]
-            self._held = torch.empty((length, rows.num_outputs, *plane), dtype=torch.float16)
+            self._held = torch.empty((length, *plane, rows.num_outputs), dtype=torch.float16)
         found = []
         for row in range(length):
             probs = rows.rows(row, row + 1)[0]
             found.append((probs > 0.5).any(0) if rows.independent else probs.argmax(0) > 0)
             if self._held is not None:
-                self._held[row] = probs
+                self._held[row] = probs.movedim(0, -1)
         self.found = torch.stack(found, rows.axis).numpy()
         """(X, Y, Z) bool on the network's grid: where any class is."""
 
@@ -52,7 +52,7 @@ class KeptRows:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """See `restore.Rows`."""
         assert self._held is not None
-        return self._held[start:stop].float()
+        return self._held[start:stop].float().movedim(-1, 1)
 
 
 def region_of(

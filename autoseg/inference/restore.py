@@ -324,12 +324,12 @@ class _Interpolated:
             self._mixed = (row, mixed)
         mixed = self._mixed[1]
         columns = mixed.shape[2]
-        flat = mixed.reshape(self.num_outputs, -1)
+        flat = mixed.movedim(0, -1).reshape(-1, self.num_outputs)  # no copy: the outputs of a voxel lie together
         if self.same_plane:
-            return flat[:, h * columns + w]
+            return flat[h * columns + w].T
         across, along = self.axes
-        top, bottom, down = across.below[h] * columns, across.above[h] * columns, across.share[h]
-        left, right, over = along.below[w], along.above[w], along.share[w]
-        upper = torch.lerp(flat[:, top + left], flat[:, top + right], over)
-        lower = torch.lerp(flat[:, bottom + left], flat[:, bottom + right], over)
-        return torch.lerp(upper, lower, down)
+        top, bottom, down = across.below[h] * columns, across.above[h] * columns, across.share[h][:, None]
+        left, right, over = along.below[w], along.above[w], along.share[w][:, None]
+        upper = torch.lerp(flat[top + left], flat[top + right], over)
+        lower = torch.lerp(flat[bottom + left], flat[bottom + right], over)
+        return torch.lerp(upper, lower, down).T

@@ -18,6 +18,7 @@ from autoseg.data.volumes import Grid
 from autoseg.inference.metrics import pair_counts
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import labels_of_means
+from autoseg.inference.sides import BodyWatch, split_sides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +100,19 @@ def predict_case(
         predictor: all models; their probabilities are averaged, whatever way the ensemble merges labels.
         folds: fold of each of them.
         label: (X, Y, Z) in RAS, as the annotators made it; None: there is none.
-        wanted: classes to fill in.
+        wanted: classes to fill in, as the user names them.
         annotated: classes that the case was annotated for.
         conditioned: as `choose` takes it.
+
+    Where the models know both sides of a class as one, what they find is split as in any prediction.
 
     Raises:
         DataError: The image cannot be read, or does not have the models' channels.
     """
     label_map = predictor.label_map
-    indices = [label_map.names.index(n) for n in wanted]
-    hidden = [k for k, n in enumerate(label_map.names) if n not in annotated]
+    of = {part: k for k, n in enumerate(label_map.names) for part in label_map.parts(n)}
+    indices = sorted({of[n] for n in wanted})
+    hidden = [k for k, n in enumerate(label_map.names) if not set(label_map.parts(n)) <= set(annotated)]
     by_fold = [tuple(i for i, f in enumerate(folds) if f == fold) for fold in sorted(set(folds))]
     with ExitStack() as stack:
         image = open_image(list(images))
@@ -124,19 +128,25 @@ def predict_case(
 
         # One fold's models alone have nobody to differ from.
         subsets = [tuple(range(len(folds))), *(by_fold if len(by_fold) > 1 else [])]
-        found = labels_of_means(predictor.each(image), subsets, image.shape, label_map, watch=watch)
+        watched = BodyWatch(image) if label_map.merged_sides else None
+        members = predictor.each(watched or image)
+        found = labels_of_means(members, subsets, image.shape, label_map, watch=watch)
         grid, voxel_ml = image.grid, float(np.prod(image.spacing_mm)) / 1000
+    painted = dict(zip(label_map.named.names, label_map.named.painted_values, strict=True))
+    if watched is not None:
+        split_sides(predicted, label_map, watched.midline())
+        predicted[~np.isin(predicted, [painted[n] for n in wanted])] = 0  # the other side, which is annotated
     free = np.ones(predicted.shape, bool) if label is None else label == 0
     disagreement = disagreements([labels[free] for labels in found[1:]], label_map, indices)
     classes = {}
-    for name, k in zip(wanted, indices, strict=True):
-        mine = free & (predicted == label_map.painted_values[k])
+    for name in wanted:
+        mine = free & (predicted == painted[name])
         voxels = int(mine.sum())
         classes[name] = ClassEvidence(
             voxels=voxels,
             volume_ml=voxels * voxel_ml,
             confidence=float(percent[mine].mean()) / 100 if voxels else None,
-            disagreement=disagreement[k],
+            disagreement=disagreement[of[name]],
         )
     return Prediction(predicted=predicted, percent=percent, classes=classes, grid=grid)
 

@@ -528,7 +528,7 @@ def _calibration(run: Run) -> Content | None:
     counts = run.scores.get("calibration")
     if not counts:
         return None
-    classes = run.scores["classes"]
+    classes = run.scores.get("calibrated", run.scores["classes"])
     rows = [(name, expected_error(bins), sum(b[0] for b in bins)) for name, bins in zip(classes, counts, strict=True)]
     said = [sum(b[1] for b in bins) / max(1, sum(b[0] for b in bins)) for bins in counts]
     came = [sum(b[2] for b in bins) / max(1, sum(b[0] for b in bins)) for bins in counts]

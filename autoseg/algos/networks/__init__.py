@@ -1,7 +1,8 @@
 """The networks: one small file each, one row each in the table.
 
 A network file has `build(in_channels, out_channels, network)` for the module, `divisor(network)` for what window
-edges must be multiples of, and `choose(sizing)` for the planner's choice of its own settings.
+edges must be multiples of, `choose(sizing)` for the planner's choice of its own settings, and `heads(module)` for the
+layers that make outputs of features, the one that makes the result first.
 """
 
 from __future__ import annotations
@@ -40,4 +41,10 @@ def build_network(plan: Plan) -> nn.Module:
 def divisor(plan: Plan) -> tuple[int, int, int]:
     """What the edges of a window must be multiples of."""
     found: tuple[int, int, int] = network_module(plan.algo).divisor(plan.network)
+    return found
+
+
+def heads(algo: AlgoName, network: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers of a network that make outputs of features, the one that makes its result first."""
+    found: tuple[nn.Module, ...] = network_module(algo).heads(network)
     return found

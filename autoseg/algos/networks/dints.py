@@ -48,6 +48,12 @@ def reached_nodes(paths: list[list[int]]) -> list[list[int]]:
     return nodes
 
 
+def heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The one of 1x1x1 at the end."""
+    final: Any = module.get_submodule("stem_finals")
+    return (final[-1],)
+
+
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
     """One halving per depth, one more with `use_downsample`."""
     depths = (len(network["paths"][0]) + 2) // 3

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from autoseg.algos.networks.segresnet import build, divisor
+from autoseg.algos.networks.segresnet import build, divisor, heads
 from autoseg.algos.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
 
-__all__ = ["build", "choose", "divisor"]
+__all__ = ["build", "choose", "divisor", "heads"]
 
 SIZES = 1
 FLARE = "FLARE23 paper: SegResNet of 1, 2, 2, 4 blocks and 16 filters at 4 mm, patches of 128^3"

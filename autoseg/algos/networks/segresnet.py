@@ -25,6 +25,12 @@ def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Mo
     )
 
 
+def heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """One a resolution, finest first."""
+    levels: Any = module.get_submodule("up_layers")
+    return tuple(level["head"] for level in reversed(levels))
+
+
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
     """What each edge of a window must be a multiple of."""
     return _divisor(len(network["blocks_down"]), network.get("resolution"))

@@ -24,6 +24,11 @@ def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Mo
     )
 
 
+def heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The one of 1x1x1 at the end."""
+    return (module.get_submodule("out.conv.conv"),)
+
+
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
     """Patch embedding and four mergings halve each axis five times."""
     return 32, 32, 32

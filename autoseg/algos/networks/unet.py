@@ -23,6 +23,11 @@ def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Mo
     )
 
 
+def heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """None: its last layer sees neighbouring voxels."""
+    return ()
+
+
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
     """Each stage but the last halves every axis."""
     return (2 ** (len(network["features"]) - 1),) * 3
