@@ -12,8 +12,9 @@ slices), fast (a five-model ensemble trained on a cohort, with --fast and withou
 The network is a SegResNet with 16 filters and random weights, its windows 96x96x96 with half overlap. The torso CT is
 resampled to 1.5 mm and cut to whole windows, so that all lay the same ones. Each contender is a process of its own;
 "the network" passes as many windows of noise through it. MONAI's path is LoadImaged, Orientationd, Spacingd,
-ScaleIntensityRanged, sliding_window_inference, softmax, Invertd, AsDiscreted, SaveImaged; it is given our windows'
-weights, since it lifts its own where they are small. Labels are compared voxel by voxel.
+ScaleIntensityRanged, sliding_window_inference, Invertd, AsDiscreted, SaveImaged; it is given our windows' weights,
+since it lifts its own where they are small. It runs twice: with the network as MONAI and PyTorch make it, and with the
+kernels that autoseg chooses. Labels are compared voxel by voxel.
 """
 
 from __future__ import annotations
@@ -82,11 +83,16 @@ from monai.data import Dataset
 from monai.inferers import sliding_window_inference
 from monai.transforms import (AsDiscreted, Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd,
     SaveImaged, ScaleIntensityRanged, Spacingd)
+from autoseg.algos.networks import build_network
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.windows import SIGMA_SCALE
 from autoseg.workspace import Workspace
-model = Predictor([Workspace(Path(sys.argv[1])).job_dir("segresnet", 0)]).models[0]
-plan = model.plan
+job = Workspace(Path(sys.argv[1])).job_dir("segresnet", 0)
+model = Predictor([job]).models[0]
+plan, network = model.plan, model.network
+if sys.argv[4] == "as it comes":
+    network = build_network(plan).eval()
+    network.load_state_dict(torch.load(job.model, weights_only=True))
 norm = plan.channels[0]
 low, high = norm.bounds
 pre = Compose([
@@ -106,9 +112,9 @@ for size in plan.roi_size:
 data = Dataset([{"image": sys.argv[2]}], pre)[0]
 with torch.inference_mode():
     data["pred"] = sliding_window_inference(
-        data["image"][None], plan.roi_size, 1, lambda x: model.network(x.as_subclass(torch.Tensor)), plan.overlap,
+        data["image"][None], plan.roi_size, 1, lambda x: network(x.as_subclass(torch.Tensor)), plan.overlap,
         mode="gaussian", roi_weight_map=weights[0],
-    )[0].softmax(0)
+    )[0]
     post(data)
 """
 
@@ -230,16 +236,15 @@ def compare(torso: Path, scratch: Path, num_outputs: int, spacing_mm: float, *, 
     ours.run(memory=True)
     rows = [("network alone", alone["seconds"], float("nan")), (ours.name, ours.seconds[0], ours.mib)]
     agree = ""
-    if rivals:
+    for how in ("as it comes", "our kernels") if rivals else ():
         folder = scratch / "monai"
-        theirs = Contender(
-            name="MONAI's path", command=[sys.executable, "-c", MONAI, str(work_dir), str(torso), str(folder)]
-        )
+        command = [sys.executable, "-c", MONAI, str(work_dir), str(torso), str(folder), how]
+        theirs = Contender(name=f"MONAI's path, network: {how}", command=command)
         theirs.run()
         theirs.run(memory=True)
         rows.append((theirs.name, theirs.seconds[0], theirs.mib))
         share, num = equal_share(scratch / "ours.nii.gz", folder / torso.name)
-        agree = f"; labels equal in {share:.4%} of {num} foreground voxels"
+        agree += f"; labels equal in {share:.4%} of {num} foreground voxels ({how})"
     print(f"\n### {shape_of(torso)}, {num_outputs} outputs, {alone['windows']} windows{agree}\n")
     print("| | s | of the network alone | autoseg takes | peak MiB (PSS) | autoseg takes |\n|---|---|---|---|---|---|")
     for name, seconds, mib in rows:

@@ -69,6 +69,12 @@ def test_ignored_voxels_belong_to_no_class() -> None:
     assert labels.masks(np.array([[[0, 1, 9]]]))[0].ravel().tolist() == [False, True, False]
 
 
+def test_a_region_inside_another_is_no_part_of_it() -> None:
+    regions = LabelMap(names=("whole", "core"), values=((1, 2), (2,)), sigmoid=True)
+    assert regions.parts("whole") == ("whole",)
+    assert regions.wholly(("whole",)) == ("whole",)
+
+
 def test_dtype_is_the_smallest() -> None:
     assert LabelMap(names=("a",), values=((255,),)).dtype is np.uint8
     assert LabelMap(names=("a",), values=((256,),)).dtype is np.uint16

@@ -134,12 +134,20 @@ class WindowModel:
             return held.cpu().movedim(1, -1)
 
     def probabilities(self, held: torch.Tensor) -> torch.Tensor:
-        """Of averages (..., A): (..., K) float32."""
+        """Of averages (R, H, W, A): (R, H, W, K) float32, row by row, since with many classes a row's are large."""
+        found = torch.empty((*held.shape[:-1], self.num_outputs))
         with torch.inference_mode():
-            if self._last:
-                weight, bias = self._layer
-                held = torch.addmm(bias, held.reshape(-1, self.num_held), weight).reshape(*held.shape[:-1], -1)
-            return held.sigmoid() if self.independent else held.softmax(-1)
+            for row, result in zip(held, found, strict=True):
+                logits = row.reshape(-1, self.num_held)
+                if self._last:
+                    weight, bias = self._layer
+                    logits = torch.addmm(bias, logits, weight)
+                target = result.view(-1, self.num_outputs)
+                if self.independent:
+                    torch.sigmoid(logits, out=target)
+                else:
+                    torch.softmax(logits, -1, out=target)
+        return found
 
     @cached_property
     def _layer(self) -> tuple[torch.Tensor, torch.Tensor]:
