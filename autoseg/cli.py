@@ -245,6 +245,7 @@ class Commands:
         crop_to_first: bool | None = None,
         skip_empty: bool | None = None,
         overlap: float | None = None,
+        mirror: bool | None = None,
     ) -> int:
         """Segment new images with the ensemble, or with the models named by --algo and --fold.
 
@@ -270,6 +271,7 @@ class Commands:
             crop_to_first: Crop the body's length to what the first model finds, for the models after it.
             skip_empty: Let one window of nothing but background stand for all such; on unless set otherwise.
             overlap: Overlap of windows, as a share of the patch, from 0.
+            mirror: Average over mirrored images; as the models were planned unless set, and not with --fast.
 
         Example:
             autoseg predict --work_dir work_dir --image new_scans --output predictions
@@ -277,8 +279,14 @@ class Commands:
         """
         from autoseg.ensemble.predict import predict_files
 
-        given = {"fast": fast, "locate": locate, "crop_to_first": crop_to_first, "skip_empty": skip_empty}
-        inference = {key: value for key, value in {**given, "overlap": overlap}.items() if value is not None}
+        given: dict[str, Any] = {
+            "fast": fast,
+            "locate": locate,
+            "crop_to_first": crop_to_first,
+            "skip_empty": skip_empty,
+        }
+        given |= {"overlap": overlap, "mirror": mirror}
+        inference = {key: value for key, value in given.items() if value is not None}
         if overlap is not None and not 0 <= overlap < 1:
             raise ConfigError(f"--overlap: expected a number from 0 to below 1, found {overlap:g}.")
         more: dict[str, Any] = {"algo": algo, "fold": fold, "device": device, "share": share, "timing": timing}

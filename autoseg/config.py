@@ -275,7 +275,7 @@ class InferenceSettings(Strict):
     """How new images are segmented."""
 
     fast: bool = False
-    """All of locate, crop_to_first and overlap 0, where they are not set otherwise."""
+    """All of locate, crop_to_first, overlap 0 and no mirroring, where they are not set otherwise."""
     locate: bool | None = None
     """Crop to the region that the locator finds; it is trained by `autoseg train --algo locator`."""
     crop_to_first: bool | None = None
@@ -284,6 +284,8 @@ class InferenceSettings(Strict):
     """Pass one window of nothing but background intensity through the models for all such windows of an image."""
     overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Overlap of windows for all models; null: as each was planned."""
+    mirror: bool | None = None
+    """Average over mirrored images; null: as each model was planned (`tta`), and not with `fast`."""
     anywhere: tuple[str, ...] = ()
     """Classes that may be anywhere in the body, such as tumors: the locator then keeps the body's whole length."""
     slice_run: tuple[str, ...] = ()

@@ -32,6 +32,7 @@ import nibabel as nib
 import numpy as np
 import torch
 import yaml
+from equal_budget import NnUNet
 from measure import Contender
 from scipy import ndimage
 
@@ -47,7 +48,7 @@ LONG = {"long1500": 1500, "long3000": 3000}
 GPU_SLICES = (55, 110, 215, 330, 440, 554)
 PARTS = ("14", "105", "fine", "highres", "hippocampus", *LONG, "fast", "gpu")
 NNUNET_S = 41.0
-"""Seconds of nnU-Net for 60 hippocampus cases with one model, without mirroring, on the same kind of machine
+"""Seconds of nnU-Net for 60 hippocampus cases with one model, without mirroring, on another machine
 (research/measured_baselines.md)."""
 
 BARE = """
@@ -266,11 +267,12 @@ def highres(torso: Path, scratch: Path) -> None:
         print(f"| {spacing} mm | {ours.seconds[0]:.1f} | {ours.mib:.0f} |", flush=True)
 
 
-def hippocampus(source: Path, scratch: Path, num: int) -> None:
-    """Many small images in one call, the start included."""
+def hippocampus(source: Path, scratch: Path, num: int, venv_nn: Path | None, tools: Path) -> None:
+    """Many small images in one call, the start included; nnU-Net beside it, with a model that is hardly trained."""
     folder = scratch / "hippocampus"
     folder.mkdir()
-    for path in sorted((source / "imagesTr").glob("*.nii.gz"))[:num]:
+    paths = sorted(p for p in (source / "imagesTr").glob("*.nii.gz") if not p.name.startswith("."))[:num]
+    for path in paths:
         (folder / path.name).symlink_to(path.resolve())
     network = {"init_filters": 16, "blocks_down": [1, 2, 2], "dsdepth": 1, "norm": "INSTANCE", "resolution": None}
     work_dir = make_job(
@@ -282,11 +284,21 @@ def hippocampus(source: Path, scratch: Path, num: int) -> None:
         ours.run()
     table = json.loads((output / "timing.json").read_text())
     print(f"\n### {len(table['cases'])} hippocampus cases, one model, the start included\n")
-    share = ours.median_s / NNUNET_S
-    print(
-        f"{ours.median_s:.1f} s, {share:.2f} of nnU-Net's {NNUNET_S:.0f} s for 60; phases (s): {table['sum']}",
-        flush=True,
-    )
+    print(f"autoseg: {ours.median_s:.1f} s; phases (s): {table['sum']}", flush=True)
+    if venv_nn is None:
+        print(f"{ours.median_s / NNUNET_S:.2f} of the {NNUNET_S:.0f} s that nnU-Net took elsewhere for 60", flush=True)
+        return
+    rival = NnUNet(venv_nn.absolute(), tools, scratch / "nnunet")
+    rival.root.mkdir()
+    rival.set_up()
+    rival.prepare(source, [path.name for path in paths])
+    rival.train("planned", 1, 1)
+    for way in ("planned", "malloc"):
+        seconds = rival.predict(way, scratch / "nnunet_out", mirror=False)
+        print(
+            f"nnU-Net without mirroring, {way}: {seconds:.1f} s; autoseg takes {ours.median_s / seconds:.2f}",
+            flush=True,
+        )
 
 
 def long_volume(source: Path, scratch: Path, slices: int) -> None:
@@ -391,6 +403,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, help="folder with data/torso, data/hippocampus and tools")
     parser.add_argument("--part", choices=PARTS, nargs="+", help="some parts alone; all but gpu where not given")
+    parser.add_argument("--venv_nn", type=Path, help="environment with nnU-Net, to run it in the part hippocampus")
     parser.add_argument("--budget", default="60m", help="time to train the ensemble of the parts fast and gpu")
     parser.add_argument("--keep", type=Path, help="folder for that ensemble, to be used again")
     parser.add_argument("--small", action="store_true", help="small windows and images, to see that it works")
@@ -419,7 +432,8 @@ def main() -> None:
         if "highres" in parts:
             highres(coarse, scratch)
         if "hippocampus" in parts:
-            hippocampus(options.shared / "data" / "hippocampus", scratch, num_hippocampus)
+            data, tools = options.shared / "data" / "hippocampus", options.shared / "tools" / "nnunet"
+            hippocampus(data, scratch, num_hippocampus, options.venv_nn, tools)
         for name, num in LONG.items():
             if name in parts:
                 long_volume(torso, scratch, num)

@@ -236,8 +236,10 @@ def test_specks_are_no_finding() -> None:
 
 def test_fast_turns_on_what_is_not_set() -> None:
     found = options_of(InferenceSettings(fast=True, skip_empty=False, anywhere=("a",)), has_locator=True)
-    assert found == Options(overlap=0.0, locate=True, crop_to_first=True, skip_empty=False, anywhere=("a",))
+    wanted = Options(overlap=0.0, mirror=False, locate=True, crop_to_first=True, skip_empty=False, anywhere=("a",))
+    assert found == wanted
     assert options_of(InferenceSettings(fast=True, overlap=0.25), has_locator=False).overlap == 0.25
+    assert options_of(InferenceSettings(fast=True, mirror=True), has_locator=False).mirror
     assert not options_of(InferenceSettings(fast=True), has_locator=False).locate
     assert options_of(InferenceSettings(), has_locator=True) == Options(skip_empty=True)
     with pytest.raises(ConfigError, match="no locator is trained"):

@@ -117,3 +117,19 @@ def test_any_data_set_gets_a_valid_plan(size, spacing, on_gpu, algo) -> None:  #
     limit = 7.3e6 * 5 if on_gpu else 64**3
     # At least one step of the network along each axis, and one axis of two for SwinUNETR.
     assert plan.roi_size[0] * plan.roi_size[1] * plan.roi_size[2] <= max(limit, 2 * steps[0] * steps[1] * steps[2])
+
+
+@pytest.mark.parametrize("algo", ["segresnet", "swinunetr", "dints", "unet"])
+def test_small_images_are_averaged_over_mirrorings(algo: AlgoName) -> None:
+    plan, origins = plan_and_origins(algo)
+    assert plan.tta
+    assert "passes for the median image" in origins["tta"].rule
+    large = (320, 320, 320)
+    sizes = {f"shape_{k}": large for k in ("min", "median", "p90", "max")}
+    sizes |= {f"size_mm_{k}": (320.0, 320.0, 320.0) for k in ("median", "p90")}
+    assert not plan_and_origins(algo, fingerprint=make_fingerprint(**sizes))[0].tta
+    assert not plan_and_origins(algo, tta=False)[0].tta
+
+
+def test_the_locator_is_not_averaged_over_mirrorings() -> None:
+    assert not plan_and_origins("locator")[0].tta

