@@ -310,6 +310,8 @@ class PseudolabelSettings(Strict):
     """Whether the rules below reject pseudo-labels; null: no for two_stage, yes for both."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.7
     """Probability under which a voxel is ignored in training."""
+    soft: bool = False
+    """Voxels that the models spoke of count by their probability, in the loss of the round that learns from them."""
     max_disagreement: Annotated[float, Field(gt=0)] = 1.0
     """Differing over foreground voxels of the folds' models, 0 to 2, above which a class of a case is rejected."""
     reject: Annotated[float, Field(ge=0, lt=1)] = 0.04

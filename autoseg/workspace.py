@@ -18,6 +18,7 @@ round_1/, round_2/, ...              rounds of training, where missing classes a
     pseudolabels/                        round 2 on: what the previous round's models say, and what became of it
         completed.json                       the labels to learn from, and the classes each is complete for
         labels/<case>.nii.gz, .json          a completed label, and where it comes from
+        weights/<case>.nii.gz                what each voxel counts, in percent, where labels are soft
         predicted/, confidence/, evidence/   label, probability in percent, and figures of each case
         audit.json                           what was accepted and rejected, the most suspicious first
     <algo>_<fold>/, ensemble/, state/    as above

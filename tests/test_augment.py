@@ -88,6 +88,8 @@ def test_rotation_keeps_lengths_in_mm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mirroring_x_swaps_left_and_right() -> None:
     target = torch.tensor([0, 1, 2, 3, 255], dtype=torch.uint8).view(1, 5, 1, 1)
     assert swap_sides(target, [(0, 2)], sigmoid=False).flatten().tolist() == [0, 3, 2, 1, 255]
+    weighted = swap_sides(torch.cat([target, target]), [(0, 2)], sigmoid=False)
+    assert weighted[1].flatten().tolist() == target.flatten().tolist()
     regions = torch.stack([torch.zeros(1, 1, 1), torch.ones(1, 1, 1)]).to(torch.uint8)
     assert swap_sides(regions, [(0, 1)], sigmoid=True).flatten().tolist() == [1, 0]
 

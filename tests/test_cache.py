@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from plans import tiny_plan
 from autoseg.algos import cache
 from autoseg.algos.cache import CachedCase, FreshArray, expected_bytes, load_cases
 from autoseg.algos.patches import cut_batch, make_sampler
+from autoseg.data.cases import files_digest
 from autoseg.data.datalist import Case, read_datalist
 from autoseg.data.phantoms import make_phantoms
+from autoseg.data.volumes import read_label, write_volume
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,22 @@ def test_each_way_gives_the_same_patches(tmp_path: Path, cases: tuple[Case, ...]
     assert np.array_equal(found["ram"], found["disk"])
     assert np.array_equal(found["ram"], found["off"])
     assert not (tmp_path / "off").exists()
+
+
+@pytest.mark.parametrize("mode", ["ram", "disk", "off"])
+def test_weights_of_voxels_are_kept_beside_the_target(tmp_path: Path, cases: tuple[Case, ...], mode: str) -> None:
+    assert cases[0].label is not None
+    label = read_label(cases[0].label)
+    values = np.random.default_rng(0).integers(0, 101, label.array.shape[1:]).astype(np.uint8)
+    path = tmp_path / "weight.nii.gz"
+    write_volume(path, values, label.grid)
+    soft = replace(cases[0], weight=path)
+    same = {"cache": mode, "resample_resolution": label.grid.to_ras().spacing_mm}
+    first, second = load_cases(tmp_path / "cache", plan(**same), (soft, cases[1]), num_workers=1)
+    assert first.weight is not None
+    np.testing.assert_array_equal(np.asarray(first.weight)[0], read_label(path).array[0])
+    assert second.weight is None
+    assert files_digest(soft) != files_digest(cases[0])
 
 
 def test_memory_takes_what_the_limit_allows_and_the_first_cases_first(

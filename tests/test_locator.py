@@ -114,7 +114,8 @@ def test_sides_that_are_one_class_to_the_models_are_filled_in_by_side(run: Path)
     work_dir = run / "two_rounds"
     words = ["--input", str(run / "input.yaml"), "--datalist", str(run / "partial.json")]
     words += ["--work_dir", str(work_dir)]
-    assert run_command(["run", *words, "--partial_labels", "declared", "--pseudolabel.filter", "false"]) == 0
+    soft = ["--pseudolabel.filter", "false", "--pseudolabel.soft", "true"]
+    assert run_command(["run", *words, "--partial_labels", "declared", *soft]) == 0
     second = Workspace(work_dir).rounds()[-1]
     assert second.round == 2
     assert [c.name for c in read_model(second.job_dir("segresnet", 0).plan, Plan).classes] == ["kidney", "tumor"]

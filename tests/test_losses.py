@@ -61,6 +61,35 @@ def test_ignored_voxels_change_neither_loss_nor_gradient(sigmoid: bool, loss: st
     torch.testing.assert_close(gradients[0][..., 2:], gradients[1][..., 2:])
 
 
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("loss", ["dice_ce", "dice_focal"])
+def test_voxels_count_by_their_weight(sigmoid: bool, loss: str) -> None:
+    logits, target = _random(sigmoid)
+    plain = segmentation_loss(logits, target, sigmoid=sigmoid, loss=loss)
+    even = torch.full_like(target[:, :1], 100)
+    torch.testing.assert_close(
+        segmentation_loss(logits, torch.cat([target, even], 1), sigmoid=sigmoid, loss=loss), plain
+    )
+    none = even.clone()
+    none[:, :, :3] = 0
+    ignored = target.clone()
+    ignored[:, :, :3] = 255
+    torch.testing.assert_close(
+        segmentation_loss(logits, torch.cat([target, none], 1), sigmoid=sigmoid, loss=loss),
+        segmentation_loss(logits, ignored, sigmoid=sigmoid, loss=loss),
+    )
+
+
+def test_the_loss_of_a_weighted_voxel_in_closed_form() -> None:
+    logits = torch.tensor([[0.0, 2.0], [1.0, -1.0]]).reshape(1, 2, 2, 1, 1)  # (B, C, X, Y, Z)
+    target = torch.tensor([[1, 0], [100, 25]], dtype=torch.uint8).reshape(1, 2, 2, 1, 1)
+    ce = torch.log1p(torch.exp(torch.tensor([-1.0, -3.0])))
+    p = torch.sigmoid(torch.tensor([1.0, -3.0]))
+    dice = 1 - (2 * p[0] + 1e-5) / (p[0] + 0.25 * p[1] + 1 + 1e-5)
+    wanted = dice + (ce[0] + 0.25 * ce[1]) / 1.25
+    torch.testing.assert_close(segmentation_loss(logits, target, sigmoid=False, loss="dice_ce"), wanted)
+
+
 def test_all_ignored_is_finite() -> None:
     logits, target = _random(sigmoid=False)
     value = segmentation_loss(logits, torch.full_like(target, 255), sigmoid=False, loss="dice_ce")

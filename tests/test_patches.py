@@ -115,3 +115,24 @@ def test_a_batch_can_be_cut_in_pieces() -> None:
     np.testing.assert_array_equal(whole[1], np.concatenate([h[1] for h in halves]))
     assert [r.random() for r in whole[2]] == [r.random() for h in halves for r in h[2]]
     assert whole[3] == halves[0][3] + halves[1][3]
+
+
+def test_weights_of_voxels_follow_the_target() -> None:
+    plain, weighted = _case((6, 5, 4), "plain"), _case((6, 5, 4), "weighted")
+    weight = np.arange(120, dtype=np.uint8).reshape(1, 6, 5, 4) % 100
+    weighted = CachedCase(
+        name="weighted", image=weighted.image, target=weighted.target, points=weighted.points, weight=weight
+    )
+    sampler = Sampler([plain, weighted], np.zeros((2, 2), bool), foreground_fraction=0.0)
+    _, targets, _, chosen = cut_batch(sampler, seed=0, step=0, batch_size=4, indices=range(4), roi=(6, 5, 8))
+    assert targets.shape == (4, 2, 6, 5, 8)
+    assert set(chosen) == {0, 1}
+    for target, case in zip(targets, chosen, strict=True):
+        found = np.flatnonzero((target[1] != 100).any((0, 1)))
+        if case == 0:
+            assert not len(found)
+        else:  # what lies beside the image counts in full, as it does without weights
+            first = found[0]
+            np.testing.assert_array_equal(target[1, :, :, first : first + 4], weight[0])
+    alone = Sampler([plain], np.zeros((1, 2), bool), foreground_fraction=0.0)
+    assert cut_batch(alone, seed=0, step=0, batch_size=1, indices=[0], roi=(6, 5, 4))[1].shape == (1, 1, 6, 5, 4)

@@ -14,7 +14,7 @@ from autoseg.algos.bundle import write_bundle
 from autoseg.algos.networks import divisor
 from autoseg.algos.plan import ClassPlan, Plan
 from autoseg.algos.planner import target_spacing
-from autoseg.config import ALGOS
+from autoseg.config import ALGOS, AlgoName
 from autoseg.reader import read_model
 from autoseg.workspace import JobDir
 

@@ -26,7 +26,7 @@ from autoseg.errors import ConfigError
 from autoseg.inference.restore import Member
 from autoseg.pseudolabel import build
 from autoseg.pseudolabel.audit import suspicion, volume_z
-from autoseg.pseudolabel.build import make_pseudolabels, stage_inputs
+from autoseg.pseudolabel.build import make_pseudolabels, missing_files, stage_inputs
 from autoseg.pseudolabel.complete import complete_label, ignore_value
 from autoseg.pseudolabel.evidence import ClassEvidence, choose, disagreements, predict_case
 from autoseg.pseudolabel.judge import judge
@@ -412,6 +412,32 @@ def test_the_stage_fills_what_is_missing_and_nothing_else(phantoms: Path, tmp_pa
     audit = json.loads(second.audit.read_text())
     assert [r["suspicion"] for r in audit["rows"]] == sorted((r["suspicion"] for r in audit["rows"]), reverse=True)
     assert {(r["case"], r["name"]) for r in audit["rows"]} >= {("phantom_001", "sphere"), ("phantom_003", "box")}
+
+
+def test_soft_labels_count_by_their_probability(phantoms: Path, tmp_path: Path) -> None:
+    first, second, listed = make_source(tmp_path, phantoms)
+    how = open_settings(phantoms, "both", max_disagreement=2.0, confidence=0.4, soft=True, unlabeled=True)
+    make_pseudolabels(first, second, listed, how, LABELS)
+    made = read_cases(second, phantoms)
+    originals = {c.name: c for c in (*listed.training, *listed.unlabeled)}
+    completed = [c for c in made.training if c.completed is not None]
+    assert completed
+    for case in completed:
+        learned = case.for_training()
+        assert learned.weight is not None
+        weight = read_label(learned.weight).array[0]
+        percent = read_label(second.pseudolabels / "confidence" / f"{case.name}.nii.gz").array[0]
+        label = originals[case.name].label
+        known = np.zeros(weight.shape, bool) if label is None else read_label(label).array[0] > 0
+        assert (weight[known] == 100).all()
+        np.testing.assert_array_equal(weight[~known], percent[~known])
+    assert not missing_files(second)
+    learned.weight.unlink()
+    assert missing_files(second) == [f"weights/{case.name}.nii.gz"]
+    make_pseudolabels(first, second, listed, how, LABELS)
+    assert not missing_files(second)
+    make_pseudolabels(first, second, listed, open_settings(phantoms, "both", max_disagreement=2.0), LABELS)
+    assert all(c.for_training().weight is None for c in read_cases(second, phantoms).training)
 
 
 def test_an_excluded_class_is_never_filled(phantoms: Path, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def augment_batch(
 
     Args:
         images: (B, C, X, Y, Z) float32.
-        targets: (B, 1 or K, X, Y, Z) uint8.
+        targets: (B, 1 or K, X, Y, Z) uint8; one channel more of voxels' weights may follow.
         rngs: one per sample.
         spacing_mm: voxel size, so that rotation does not shear.
         mirror_axes: axes mirrored with probability 1/2 each; X swaps the left/right classes.
@@ -203,7 +203,7 @@ def rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def swap_sides(target: torch.Tensor, pairs: Sequence[tuple[int, int]], *, sigmoid: bool) -> torch.Tensor:
-    """Exchange the left and right class of each pair in encoded targets (..., 1 or K, X, Y, Z)."""
+    """Exchange the left and right class of each pair in encoded targets (..., 1 or K, X, Y, Z), and weights after."""
     if sigmoid:
         order = list(range(target.shape[-4]))
         for a, b in pairs:
@@ -212,7 +212,7 @@ def swap_sides(target: torch.Tensor, pairs: Sequence[tuple[int, int]], *, sigmoi
     table = torch.arange(256, dtype=torch.uint8, device=target.device)
     for a, b in pairs:
         table[a + 1], table[b + 1] = b + 1, a + 1
-    return table[target.long()]
+    return torch.cat([table[target[..., :1, :, :, :].long()], target[..., 1:, :, :, :]], -4)
 
 
 BLUR_RADIUS = math.ceil(3 * BLUR_SIGMA[1])

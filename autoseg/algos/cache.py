@@ -3,6 +3,7 @@
     cache/<preprocessing>/<case>-<content>/image.npy     (C, X, Y, Z) float16
                                            target.npy    (1 or K, X, Y, Z) uint8
                                            points.npy    (N, 4) int32: class, x, y, z
+                                           weight.npy    (1, X, Y, Z) uint8, where pseudo-labels are soft
 
 Arrays are plain .npy, so patches are cut from memory-mapped files. With `cache: ram` as many cases as fit into half of
 the free memory (the container's limit counts) are kept there instead, as the FLARE23 paper does; with `cache: disk`
@@ -61,6 +62,8 @@ class CachedCase:
     """(N, 4) int32: class from 0, x, y, z; sorted by class."""
     annotated: tuple[str, ...] | None = None
     """Classes the case was annotated for; None: all."""
+    weight: np.ndarray | None = None
+    """(1, X, Y, Z) uint8: what each voxel counts in the loss, in percent; None: all alike."""
 
 
 def _folder(root: Path, plan: Plan, case: Case) -> Path:
@@ -84,8 +87,8 @@ def _points(target: np.ndarray, num_classes: int, *, sigmoid: bool) -> np.ndarra
     return np.concatenate(found)
 
 
-def _prepare(plan: Plan, case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read and preprocess a case: image, target and points as `CachedCase` has them."""
+def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
+    """Read and preprocess a case: image, target, points and, where it has one, weight as `CachedCase` has them."""
     assert case.label is not None
     label_map = plan.label_map
     image, label = read_image(case.images), read_label(case.label)
@@ -95,23 +98,25 @@ def _prepare(plan: Plan, case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray
     target = prepare_label(label_map.encode(label.array[0]), prepared).numpy()
     # A value that float16 cannot hold would become infinite; no normalisation gets near.
     half = prepared.image.numpy().clip(-60000, 60000).astype(np.float16)
-    return half, target, _points(target, len(label_map.names), sigmoid=label_map.sigmoid)
+    made = {"image": half, "target": target}
+    if case.weight is not None:
+        made["weight"] = prepare_label(read_label(case.weight).array.astype(np.uint8), prepared).numpy()
+    return {**made, "points": _points(target, len(label_map.names), sigmoid=label_map.sigmoid)}
 
 
 def _make(folder: Path, plan: Plan, case: Case) -> None:
-    half, target, points = _prepare(plan, case)
     # points.npy comes last: a case that has it is whole.
-    for name, array in (("image", half), ("target", target), ("points", points)):
+    for name, array in _prepare(plan, case).items():
         write_atomic(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
 
 
 class FreshArray:
     """An array of a case that is prepared anew when it is read; the last few cases are kept."""
 
-    _kept: OrderedDict[Callable[[], tuple[np.ndarray, ...]], tuple[np.ndarray, ...]] = OrderedDict()
+    _kept: OrderedDict[Callable[[], dict[str, np.ndarray]], dict[str, np.ndarray]] = OrderedDict()
     _lock = threading.Lock()
 
-    def __init__(self, make: Callable[[], tuple[np.ndarray, ...]], which: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, make: Callable[[], dict[str, np.ndarray]], which: str, shape: tuple[int, ...]) -> None:
         """Give what makes the case's arrays, which of them this is, and its shape."""
         self._make, self._which, self.shape = make, which, shape
 
@@ -139,7 +144,8 @@ def expected_bytes(plan: Plan, case: Case) -> int:
     """What a case takes in the cache, from its header alone; points come on top, a hundredth in most data sets."""
     grid = read_grid(case.images[0])[0].to_ras()
     voxels = math.prod(resampled_shape(grid.shape, grid.spacing_mm, plan.resample_resolution))
-    return voxels * (2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1))
+    extra = case.weight is not None
+    return voxels * (2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1) + extra)
 
 
 def _stored_bytes(folder: Path) -> int:
@@ -179,7 +185,7 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         in_memory = taken + size <= limit
         arrays = {
             n: np.load(folder / f"{n}.npy", mmap_mode=None if in_memory else "r", allow_pickle=False)
-            for n in ("image", "target", "points")
+            for n in ("image", "target", "points", *(["weight"] if case.weight is not None else []))
         }
         opened.append(CachedCase(name=case.name, annotated=case.annotated, **arrays))
         total += size
@@ -260,16 +266,17 @@ def _prepare_fresh(
     def open_fresh(item: tuple[Path, Case]) -> CachedCase:
         case = item[1]
 
-        def make() -> tuple[np.ndarray, ...]:
+        def make() -> dict[str, np.ndarray]:
             return _prepare(plan, case)
 
         try:
-            image, target, points = make()
+            found = make()
         except DataError as error:
             faults.extend(error.messages)
-            image = target = points = np.zeros((1, 1, 1, 1))
-        arrays = [cast(np.ndarray, FreshArray(make, i, a.shape)) for i, a in enumerate((image, target))]
-        return CachedCase(name=case.name, annotated=case.annotated, image=arrays[0], target=arrays[1], points=points)
+            found = dict.fromkeys(("image", "target", "points"), np.zeros((1, 1, 1, 1)))
+        points = found.pop("points")
+        arrays = {n: cast(np.ndarray, FreshArray(make, n, array.shape)) for n, array in found.items()}
+        return CachedCase(name=case.name, annotated=case.annotated, points=points, **arrays)
 
     if items:
         log.info("looking through %d cases that are not kept", len(items))

@@ -51,7 +51,7 @@ def segmentation_loss(
     Args:
         logits: (B, C, X, Y, Z).
         target: (B, 1, X, Y, Z) class indices for softmax, (B, K, X, Y, Z) of 0 and 1 for sigmoid; uint8,
-            255 where ignored.
+            255 where ignored. One channel more is what each voxel counts, in percent, in both terms.
         unannotated: (B, K) bool, the classes that a sample was not annotated for; None: every sample for all.
         class_weights: (K,) weight of each class; the background's is 1. None: all alike.
 
@@ -69,7 +69,11 @@ def segmentation_loss(
     if unannotated is None:
         unannotated = torch.zeros((len(logits), num_classes), dtype=torch.bool, device=logits.device)
     weight_bk = class_weights * ~unannotated
-    valid = target != IGNORE  # (B, 1 or K, N)
+    num_labels = num_classes if sigmoid else 1
+    target, share = target[:, :num_labels], target[:, num_labels:]
+    valid = (target != IGNORE).float()  # (B, 1 or K, N)
+    if share.shape[1]:
+        valid = valid * (share / 100)
     if sigmoid:
         truth = (target == 1).float()
         probs = logits.sigmoid()
@@ -80,7 +84,7 @@ def segmentation_loss(
     else:
         log_probs = _merge(logits.log_softmax(1), unannotated)
         probs = log_probs.exp()[:, 1:]
-        index = torch.where(valid, target, torch.zeros_like(target)).long()
+        index = target.masked_fill(target == IGNORE, 0).long()
         hidden = F.pad(unannotated, (1, 0)).gather(1, index[:, 0])[:, None]
         index = index.masked_fill(hidden, 0)  # what a label holds beyond its annotation is background, too
         truth = F.one_hot(index[:, 0], logits.shape[1]).movedim(-1, 1)[:, 1:].float()

@@ -76,6 +76,7 @@ class Sampler:
         self.having = [np.flatnonzero(has_points[:, k]) for k in range(num_classes)]
         self.annotated = [np.flatnonzero(~unannotated[:, k]) for k in range(num_classes)]
         self.has_points = has_points
+        self.is_weighted = any(case.weight is not None for case in cases)
         self.unannotated = unannotated
 
     def draw(self, rng: np.random.Generator, seed: int, position: int) -> tuple[int, Voxels | None]:
@@ -126,12 +127,16 @@ def make_sampler(cases: Sequence[CachedCase], plan: Plan) -> Sampler:
 
 
 def cut_patch(
-    case: CachedCase, roi: Voxels, rng: np.random.Generator, centre: Voxels | None
+    case: CachedCase, roi: Voxels, rng: np.random.Generator, centre: Voxels | None, *, weighted: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut one patch around a centre, inside the image where that is larger, at a random place in it where smaller.
 
+    Args:
+        weighted: give the voxels' weights, too.
+
     Returns:
-        image (C, *roi) float32 and target (1 or K, *roi) uint8, padded with 0.
+        image (C, *roi) float32 and target (1 or K, *roi) uint8, padded with 0; after the target's last channel one of
+        the voxels' weights in percent, where asked for.
     """
     shape = case.image.shape[1:]
     source, place = [], []
@@ -146,9 +151,14 @@ def cut_patch(
         source.append(slice(start, start + length))
         place.append(slice(offset, offset + length))
     image = np.zeros((len(case.image), *roi), np.float32)
-    target = np.zeros((len(case.target), *roi), np.uint8)
+    target = np.zeros((len(case.target) + weighted, *roi), np.uint8)
     image[:, place[0], place[1], place[2]] = case.image[:, source[0], source[1], source[2]]
-    target[:, place[0], place[1], place[2]] = case.target[:, source[0], source[1], source[2]]
+    inner = (place[0], place[1], place[2])
+    target[: len(case.target), *inner] = case.target[:, source[0], source[1], source[2]]
+    if weighted:
+        target[-1] = 100
+        if case.weight is not None:
+            target[-1, *inner] = case.weight[0, source[0], source[1], source[2]]
     return image, target
 
 
@@ -161,14 +171,15 @@ def cut_batch(
         indices: places in the global batch, 0..batch_size-1.
 
     Returns:
-        images (len(indices), C, *roi) float32, targets (len(indices), 1 or K, *roi) uint8, each sample's random
-        state, which goes on into its augmentation, and its case.
+        images (len(indices), C, *roi) float32, targets (len(indices), 1 or K, *roi) uint8, with the voxels' weights
+        in percent as one channel more where a case has weights, each sample's random state, which goes on into its
+        augmentation, and its case.
     """
     images, targets, rngs, chosen = [], [], [], []
     for index in indices:
         rng = sample_rng(seed, step, index)
         case, centre = sampler.draw(rng, seed, step * batch_size + index)
-        image, target = cut_patch(sampler.cases[case], roi, rng, centre)
+        image, target = cut_patch(sampler.cases[case], roi, rng, centre, weighted=sampler.is_weighted)
         images.append(image)
         targets.append(target)
         rngs.append(rng)

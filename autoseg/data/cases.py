@@ -16,6 +16,8 @@ class Completed:
     label: Path
     annotated: tuple[str, ...] | None
     """Classes it is complete for; None: all."""
+    weight: Path | None = None
+    """Weight of each voxel in percent; None: all alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +38,21 @@ class Case:
     """Patient; cases of one patient are never split over folds."""
     completed: Completed | None = None
     """What a later round of training learns from in place of the label."""
+    weight: Path | None = None
+    """Weight of each voxel in training, in percent, where pseudo-labels are soft."""
 
     def for_training(self) -> Case:
         """The case with the label that is to be learned from."""
         if self.completed is None:
             return self
-        return replace(self, label=self.completed.label, annotated=self.completed.annotated, completed=None)
+        made = self.completed
+        return replace(self, label=made.label, annotated=made.annotated, weight=made.weight, completed=None)
 
 
 def files_digest(case: Case) -> str:
     """A digest of a case's files: changes whenever one of them is written."""
-    files = (*case.images, case.label) if case.label else case.images
-    return digest([file_digest(path) for path in files])
+    files = (*case.images, case.label, case.weight)
+    return digest([file_digest(path) for path in files if path is not None])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,7 @@ def read_cases(workspace: Workspace, dataroot: Path) -> Datalist:
         name: Completed(
             label=workspace.completed.parent / item["file"],
             annotated=None if item["annotated"] is None else tuple(item["annotated"]),
+            weight=workspace.completed.parent / item["weight"] if item.get("weight") else None,
         )
         for name, item in read_json(workspace.completed).items()
     }

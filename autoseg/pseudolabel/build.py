@@ -23,7 +23,7 @@ from autoseg.data.volumes import read_label, write_volume
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.pseudolabel.audit import audit_json, make_row
-from autoseg.pseudolabel.complete import complete_label, ignore_value
+from autoseg.pseudolabel.complete import complete_label, ignore_value, voxel_weights
 from autoseg.pseudolabel.evidence import ClassEvidence, Prediction, predict_case
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, later_round
@@ -91,7 +91,7 @@ def missing_files(target: Workspace) -> list[str]:
     """Completed labels that a round's list names and that are not there."""
     if not target.completed.exists():
         return [target.completed.name]
-    files = [item["file"] for item in read_json(target.completed).values()]
+    files = [item[k] for item in read_json(target.completed).values() for k in ("file", "weight") if k in item]
     return [file for file in files if not (target.pseudolabels / file).exists()]
 
 
@@ -150,6 +150,7 @@ def make_pseudolabels(
             completed[case.name] = {
                 "file": f"labels/{case.name}.nii.gz",
                 "annotated": None if annotated == label_map.names else list(annotated),
+                **({"weight": f"weights/{case.name}.nii.gz"} if how.soft else {}),
             }
         rows += [
             make_row(
@@ -240,17 +241,19 @@ class _Maker:
         target, sidecar = self._file("labels", case), self.folder / "labels" / f"{case.name}.json"
         confidence = self.how.confidence if self.how.filters else 0.0
         ignored = ignore_value(self.label_map)
-        made_from = digest([self._key(case, list(evidence)), list(accepted), confidence, ignored])
-        if sidecar.exists() and target.exists():
+        made_from = digest([self._key(case, list(evidence)), list(accepted), confidence, ignored, self.how.soft])
+        weights = self._file("weights", case) if self.how.soft else None
+        if sidecar.exists() and target.exists() and (weights is None or weights.exists()):
             record = read_json(sidecar)
             if record["made_from"] == made_from:
                 return {"filled": record["voxels_filled"], "ignored": record["voxels_ignored"]}
         original = None if case.label is None else read_label(case.label)
-        predicted = read_label(self._file("predicted", case))
+        predicted, percent = (read_label(self._file(kind, case)) for kind in ("predicted", "confidence"))
+        label = None if original is None else original.array[0]
         done = complete_label(
-            None if original is None else original.array[0],
+            label,
             predicted.array[0],
-            read_label(self._file("confidence", case)).array[0],
+            percent.array[0],
             label_map=self.label_map,
             accepted=accepted,
             confidence=confidence,
@@ -258,6 +261,8 @@ class _Maker:
         )
         sidecar.unlink(missing_ok=True)  # a label without it is not whole
         write_volume(target, done.label, predicted.grid)
+        if weights is not None:
+            write_volume(weights, voxel_weights(label, percent.array[0]), predicted.grid)
         origin = {
             "case": case.name,
             "round": self.round,
@@ -277,7 +282,8 @@ class _Maker:
 
     def drop(self, case: Case) -> dict[str, dict[str, int]]:
         """Take away a label that was completed for a case before, where nothing is accepted any more."""
-        for path in (self.folder / "labels" / f"{case.name}.json", self._file("labels", case)):
+        files = [self._file(kind, case) for kind in ("labels", "weights")]
+        for path in (self.folder / "labels" / f"{case.name}.json", *files):
             path.unlink(missing_ok=True)
         return {"filled": {}, "ignored": {}}
 

@@ -61,6 +61,17 @@ def complete_label(
     return CompletedLabel(label=result, filled=filled, ignored=ignored)
 
 
+def voxel_weights(label: np.ndarray | None, percent: np.ndarray) -> np.ndarray:
+    """(X, Y, Z) uint8: what each voxel counts in training, in percent.
+
+    All of it where the annotators set a value; elsewhere the probability of what the models say.
+
+    Args:
+        label, percent: as `complete_label` takes them.
+    """
+    return percent.copy() if label is None else np.where(label == 0, percent, 100).astype(np.uint8)
+
+
 def ignore_value(label_map: LabelMap) -> int:
     """The value that marks ignored voxels: the data set's own, else 255, or the next that no class has."""
     if label_map.ignore_label is not None:

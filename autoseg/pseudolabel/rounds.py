@@ -31,6 +31,7 @@ class How:
     unlabeled: bool
     filters: bool
     confidence: float
+    soft: bool
     max_disagreement: float
     reject: float
     min_dice: float
@@ -48,6 +49,7 @@ class How:
             unlabeled=both if given.unlabeled is None else given.unlabeled,
             filters=both if given.filter is None else given.filter,
             confidence=given.confidence,
+            soft=given.soft,
             max_disagreement=given.max_disagreement,
             reject=given.reject,
             min_dice=given.min_dice,
