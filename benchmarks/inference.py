@@ -188,11 +188,12 @@ def make_torso(source: Path, target: Path, finer: int) -> Path:
 
 
 def make_long(source: Path, target: Path, slices: int) -> Path:
-    """A CT stretched to a plane of 512x512 of 0.75 mm and repeated along the body, 1.5 mm a slice."""
+    """A CT stretched to a plane of 512x512 of 0.75 mm and repeated along the body, 1.25 mm a slice: 3,000 are 3.75 m,
+    and autoseg refuses what is longer than 4."""
     image = np.asarray(nib.load(source).dataobj)
     index = [np.arange(PLANE) * image.shape[a] // PLANE for a in range(2)]
     index.append(np.arange(slices) // 2 % image.shape[2])
-    nib.save(nib.Nifti1Image(image[np.ix_(*index)].astype(np.int16), np.diag([0.75, 0.75, 1.5, 1.0])), target)
+    nib.save(nib.Nifti1Image(image[np.ix_(*index)].astype(np.int16), np.diag([0.75, 0.75, 1.25, 1.0])), target)
     return target
 
 
