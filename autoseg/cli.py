@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from autoseg.config import AlgoName
     from autoseg.inference.budget import Limits
 
+SPIN_COUNT = "20000"
+"""Turns that a thread of OpenMP waits for the others before it sleeps. By default it waits on and on, and takes the
+processor from the thread that it waits for where anything else runs, too: with one other busy process on two cores a
+training step took 7 s where it takes 0.33 alone, and 1.7 s with this; alone it costs a hundredth (docs/results.md)."""
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
 TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "pseudolabel", "retry", "sweep", "plan"})
 _INPUT = Path("input.yaml")
@@ -594,6 +598,8 @@ def main() -> None:
     # and looking for plugins of pydantic, of which none is wanted, took a tenth of a second each.
     gc.set_threshold(100_000)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is loaded, here and in every process that this one starts
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         code = run_command(sys.argv[1:])
         sys.stdout.flush()

@@ -10,7 +10,7 @@ import pytest
 
 from autoseg import __version__, cli
 from autoseg.arguments import command_names, describe_parameters, parameter_types, parse
-from autoseg.cli import TAKES_SETTINGS, Commands, run_command
+from autoseg.cli import SPIN_COUNT, TAKES_SETTINGS, Commands, run_command
 from autoseg.config import setting_docs
 from autoseg.errors import ConfigError
 
@@ -220,3 +220,19 @@ def test_a_reader_that_goes_away_is_no_bug(tmp_path: Path) -> None:
         done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [({}, SPIN_COUNT), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "")]
+)
+def test_threads_do_not_wait_on_and_on(given: dict[str, str], wanted: str) -> None:
+    code = (
+        "import atexit, os, sys; sys.argv = ['autoseg', '--version']\n"
+        "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT', ''), 'torch' in sys.modules))\n"
+        "from autoseg.cli import main; main()"
+    )
+    known = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**known, **given}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"{wanted} False"
