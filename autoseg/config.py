@@ -280,8 +280,8 @@ class InferenceSettings(Strict):
     """Crop to the region that the locator finds; it is trained by `autoseg train --algo locator`."""
     crop_to_first: bool | None = None
     """Crop the body's length to what the first model finds, for the models after it."""
-    skip_empty: bool = True
-    """Pass one window of nothing but background intensity through the models for all such windows of an image."""
+    skip_empty: bool | None = None
+    """Pass one window of nothing but background intensity through the models for all such of an image; null: yes."""
     overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Overlap of windows for all models; null: as each was planned."""
     mirror: bool | None = None

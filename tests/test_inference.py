@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -219,6 +220,16 @@ def test_averaging_what_goes_into_the_last_layer_comes_to_the_same(sigmoid: bool
     torch.testing.assert_close(found.rows(0, 30), wanted.rows(0, 30), atol=1e-6, rtol=1e-5)
     with torch.inference_mode():  # the networks have their last layers back
         assert networks[0](image[None]).shape[1] == 9
+
+
+def test_threads_may_share_a_network() -> None:
+    network = Headed(0).eval()
+    model = WindowModel([network], [(network.head,)], num_outputs=9, sigmoid=False, device=CPU, precision="fp32")
+    batch = torch.randn(1, 1, 16, 16, 16)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: model(batch), range(40)))
+    assert {tuple(f.shape) for f in found} == {(1, 16, 16, 16, 4)}
+    assert "forward" not in network.head.__dict__
 
 
 def test_logits_are_averaged_where_the_last_layer_must_be_mirrored_too() -> None:

@@ -19,7 +19,7 @@ from autoseg.inference.budget import Cost, Facts, Limits, PeakMemory, WindowCost
 from autoseg.inference.clock import Clock
 from autoseg.inference.options import Options
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.windows import WindowModel
+from autoseg.inference.windows import WindowModel, default_batch
 
 GIB = 2**30
 MIRRORED = {"tta": True, "mirror_axes": (0,), "overlap": 0.5, "resample_resolution": (1.0, 1.0, 1.0)}
@@ -30,7 +30,7 @@ def cost_of(tmp_path: Path, num: int = 4, *, seconds: float = 0.1, num_bytes: in
     jobs = [make_job(tmp_path, "segresnet", i, seed=i, **{**MIRRORED, **plan}) for i in range(num)]
     cost = Cost(predictor=Predictor(jobs, device="cpu"))
     cost._rest_s = 1e-8
-    cost._windows[0, (16, 16, 16), None] = WindowCost(seconds=seconds, num_bytes=num_bytes)
+    cost._windows[0, (16, 16, 16), None, False] = WindowCost(seconds=seconds, num_bytes=num_bytes)
     return cost
 
 
@@ -66,7 +66,19 @@ def test_more_models_cost_time_and_not_memory(tmp_path: Path) -> None:
     cost = cost_of(tmp_path)
     one, all_of_them = (cost.estimate(SMALL, Options(num_models=n), GIB) for n in (1, None))
     assert all_of_them.seconds > 3.9 * one.seconds - 1
-    assert all_of_them.ram_bytes == one.ram_bytes
+    # The sum of the logits of the models before stands beside those of the one at hand.
+    assert all_of_them.ram_bytes - one.ram_bytes == 4 * 3 * 16**3 * default_batch((16, 16, 16), cost.predictor.device)
+
+
+def test_models_that_average_logits_together_are_measured_with_their_last_layer(tmp_path: Path) -> None:
+    classes = [{"name": f"c{i}", "values": [i]} for i in range(1, 12)]
+    jobs = [make_job(tmp_path, "segresnet", i, seed=i, classes=classes) for i in range(2)]  # 8 filters, 12 outputs
+    alone, both = Predictor(jobs[:1], device="cpu"), Predictor(jobs, device="cpu")
+    assert (alone.window_model(alone.models).num_held, both.window_model(both.models).num_held) == (8, 12)
+    for predictor, headless in ((alone, True), (both, False)):
+        cost = Cost(predictor=predictor)
+        cost.estimate(SMALL, Options(), 0)
+        assert {key[3] for key in cost._windows} == {headless}
 
 
 def test_windows_of_like_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of cases done, of all, and the name of the one just done."""
 
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 """Raised whenever the meaning of a record changes."""
 
 

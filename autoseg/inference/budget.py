@@ -163,27 +163,32 @@ class Cost:
     predictor: Predictor
     correction: float = 1.0
     """Of the time beside the networks: measured over predicted, of the last image."""
-    _windows: dict[tuple[int, Shape, Precision | None], WindowCost] = field(default_factory=dict)
-    """By model, window, and the precision that is not the plan's."""
+    _windows: dict[tuple[int, Shape, Precision | None, bool], WindowCost] = field(default_factory=dict)
+    """By model, window, the precision that is not the plan's, and whether the last layer is left for later."""
     _rest_s: float | None = None
 
-    def window(self, index: int, window: Shape, precision: Precision | None = None) -> WindowCost:
+    def window(
+        self, index: int, window: Shape, precision: Precision | None = None, *, headless: bool = True
+    ) -> WindowCost:
         """Of one model; models of the same network and patch cost the same.
 
         Args:
             index: of the model; `LOCATOR_INDEX`: the locator.
             precision: None: the plan's.
+            headless: leave the last layer for later where a model by itself would.
         """
         model = self._model(index)
         plan = model.plan
-        for (other, shape, how), cost in self._windows.items():
+        for (other, shape, how, without), cost in self._windows.items():
             twin = self._model(other).plan
             alike = (twin.algo, twin.network, twin.precision) == (plan.algo, plan.network, plan.precision)
-            if shape == window and how == precision and alike:
+            if shape == window and how == precision and without == headless and alike:
                 return cost
+        if not headless:
+            model = replace(model, heads=())
         passed = self.predictor.window_model([model], Options(precision=precision, mirror=False))
         cost = measure_window(passed, window, len(plan.channels))
-        self._windows[index, window, precision] = cost
+        self._windows[index, window, precision, headless] = cost
         return cost
 
     def _model(self, index: int) -> Model:
@@ -220,7 +225,8 @@ class Cost:
         step = max(
             1, min(SLAB_ROWS, int(values / (plan.num_outputs * plane) * facts.shape[facts.axis] / shape[facts.axis]))
         )
-        total = 4 * plane * (held * (min(shape[facts.axis], window[facts.axis]) + slab + 2))
+        total = 4 * held * math.prod(window) if options.skip_empty else 0  # what is known of a window of background
+        total += 4 * plane * (held * (min(shape[facts.axis], window[facts.axis]) + slab + 2))
         total += 4 * plane * (2 * plan.num_outputs * (slab + 2) + 3 * facts.num_channels * window[facts.axis])
         total += 4 * image_plane * (facts.num_channels * window[facts.axis] + step)
         if plan.sigmoid:
@@ -245,6 +251,9 @@ class Cost:
         locating = options.locate and predictor.locator is not None
         seconds, passes, rows = 0.0, 0, 0
         groups: dict[Any, list[int]] = {}
+        for index in range(num):
+            groups.setdefault(group_key(self._model(index).plan), []).append(index)
+        rows += sum(self.rows_bytes(indices, facts, options) for indices in groups.values())
         for index in [*range(num), *([LOCATOR_INDEX] if locating else [])]:
             plan = self._model(index).plan
             shape = resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
@@ -252,13 +261,15 @@ class Cost:
             overlap = plan.overlap if options.overlap is None else options.overlap
             count = math.prod(len(window_starts(max(s, w), w, overlap)) for s, w in zip(shape, window, strict=True))
             mirror = plan.tta if options.mirror is None else options.mirror
-            cost = self.window(index, window, options.precision)
+            together = groups[group_key(plan)] if index != LOCATOR_INDEX else [index]
+            held = predictor.window_model([self._model(i) for i in together], options).num_held
+            headless = held != plan.num_outputs
+            cost = self.window(index, window, options.precision, headless=headless)
             seconds += count * cost.seconds * (2 ** len(plan.mirror_axes) if mirror else 1)
             batch = options.window_batch or default_batch(window, predictor.device)
-            passes = max(passes, min(batch, count) * self.pass_bytes(index, window, options.precision))
-            if index != LOCATOR_INDEX:
-                groups.setdefault(group_key(plan), []).append(index)
-        rows += sum(self.rows_bytes(indices, facts, options) for indices in groups.values())
+            # What is averaged of the models before this one lies beside it.
+            beside = 4 * held * math.prod(window) * (2 if len(together) > 1 else 1)
+            passes = max(passes, min(batch, count) * (cost.num_bytes + beside))
         if options.crop_to_first and num > 1:  # the first model's probabilities, as float16
             plan = predictor.models[0].plan
             values = plan.num_outputs * math.prod(

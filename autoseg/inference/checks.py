@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from autoseg.algos.plan import ChannelPlan, Plan
 from autoseg.data.streams import ImageRows
 from autoseg.errors import DataError
+
+log = logging.getLogger(__name__)
 
 SAMPLED_ROWS = 24
 """Rows, spread evenly, whose intensities are looked at."""
@@ -32,7 +36,7 @@ def check_image(name: str, image: ImageRows, plan: Plan) -> None:
 
     Raises:
         DataError: The spacing is absurd, every voxel has one value, or intensities are no CT's where the models were
-            trained on CT, or a CT's where they were trained on MRI or PET.
+            trained on CT. A CT for models of MRI or PET is warned of.
     """
     faults = [*_spacing_faults(name, image, plan)]
     if image.num_channels == len(plan.channels):
@@ -79,11 +83,12 @@ def _intensity_faults(name: str, image: ImageRows, plan: Plan) -> list[str]:
                 "Expected a CT in Hounsfield units; is it of another modality, or not rescaled?"
             )
         elif low < high and channel.mode in ("mri", "pet") and (air := _share_of_air(values)) > AIR:
-            faults.append(
-                f"{name}: {which}{air:.0%} of the voxels lie between {AIR_HU[0]:g} and {AIR_HU[1]:g}, as air does in "
-                f"a CT. Expected {'an MRI' if channel.mode == 'mri' else 'a PET'}, as the training images are. "
-                "Give an image of that modality."
-            )
+            # Not refused: some MRI is padded so, and the plan does not tell what the training images had.
+            log.warning(
+                "%s: %s%.0f%% of the voxels lie between %g and %g, as air does in a CT. Expected %s, as the training "
+                "images are. If it is a CT, do not trust the labels.",
+                name, which, 100 * air, *AIR_HU, "an MRI" if channel.mode == "mri" else "a PET",
+            )  # fmt: skip
     return faults
 
 

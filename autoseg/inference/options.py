@@ -55,6 +55,6 @@ def options_of(settings: InferenceSettings, *, has_locator: bool) -> Options:
         mirror=False if fast and settings.mirror is None else settings.mirror,
         locate=has_locator and on(settings.locate),
         crop_to_first=on(settings.crop_to_first),
-        skip_empty=settings.skip_empty,
+        skip_empty=settings.skip_empty is not False,
         anywhere=settings.anywhere,
     )

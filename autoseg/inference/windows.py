@@ -8,6 +8,7 @@ K outputs, then X, Y, Z; the row axis is one of these, H and W are the other two
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -276,6 +277,7 @@ class ProbRows:
             batch = self._pass(torch.stack([window for _, window in chosen])).movedim(axis + 1, 1)
             for (place, _), held in zip(chosen, batch, strict=True):  # (rows, H, W, A) each
                 self._add(held, place, inside, first - before, deep, alone=len(places) == 1)
+            del batch, held  # not beside the next ones
         self._next += 1
 
     def _is_empty(self, window: torch.Tensor) -> bool:
@@ -402,20 +404,27 @@ def _evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
             network.train()
 
 
+_SWAPPING = threading.Lock()
+
+
 @contextmanager
 def _headless(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Have layers hand on what they are given."""
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = _same
-    try:
+    """Have layers hand on what they are given; another thread that wants networks so waits."""
+    if not layers:
         yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            if forward is None:
-                del layer.forward
-            else:
-                layer.forward = forward
+        return
+    with _SWAPPING:
+        before = [layer.__dict__.get("forward") for layer in layers]
+        for layer in layers:
+            layer.forward = _same
+        try:
+            yield
+        finally:
+            for layer, forward in zip(layers, before, strict=True):
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
 
 
 def _same(features: torch.Tensor) -> torch.Tensor:

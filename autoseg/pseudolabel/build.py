@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of cases done, of all, and the name of the one just done."""
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the meaning of a stored prediction or label changes."""
 
 
