@@ -25,7 +25,7 @@ def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerpri
     """The classes that networks learn: those of the settings, the datalist or the label files, merged where asked for.
 
     Raises:
-        ConfigError: Classes do not fit what the label files hold, or settings contradict each other.
+        ConfigError: Classes do not fit what the label files hold, or settings name others.
     """
     found = [v for values in fingerprint.class_values for v in values]
     label_map = make_label_map(

@@ -223,7 +223,7 @@ def _cost_of(
         models[algo] = {
             "seconds": round(network_s, 4),
             "weights": weights_bytes(predictor.models[i]),
-            "window": batch * cost.pass_bytes(i, window),
+            "window": batch * cost.window(i, window).num_bytes,
             "rows": cost.rows_bytes([i], facts, predictor.options),
         }
     on_cpu = predictor.device.type == "cpu"

@@ -28,7 +28,7 @@ from autoseg.data.resampling import resampled_shape
 from autoseg.data.streams import STREAM_VOXELS
 from autoseg.errors import ResourceError
 from autoseg.inference.options import Options
-from autoseg.inference.predictor import Model, Predictor, group_key
+from autoseg.inference.predictor import Model, Predictor
 from autoseg.inference.regions import KEPT_VALUES
 from autoseg.inference.restore import SLAB_ROWS, SLAB_VALUES, Member, labelled_slabs
 from autoseg.inference.windows import Shape, WindowModel, default_batch, fit_window, window_starts
@@ -165,6 +165,7 @@ class Cost:
     """Of the time beside the networks: measured over predicted, of the last image."""
     _windows: dict[tuple[int, Shape, Precision | None, bool], WindowCost] = field(default_factory=dict)
     """By model, window, the precision that is not the plan's, and whether the last layer is left for later."""
+    _channels: dict[tuple[tuple[int, ...], bool | None], int] = field(default_factory=dict)
     _rest_s: float | None = None
 
     def window(
@@ -191,6 +192,14 @@ class Cost:
         self._windows[index, window, precision, headless] = cost
         return cost
 
+    def _held(self, indices: tuple[int, ...], options: Options) -> int:
+        """Channels that are averaged over windows for a group of models; looked up, since many options are tried."""
+        key = indices, options.mirror
+        if key not in self._channels:
+            models = [self._model(i) for i in indices]
+            self._channels[key] = self.predictor.window_model(models, options).num_held
+        return self._channels[key]
+
     def _model(self, index: int) -> Model:
         if index != LOCATOR_INDEX:
             return self.predictor.models[index]
@@ -214,8 +223,7 @@ class Cost:
 
         The image's rows, what is averaged over windows, and the probabilities of the slab.
         """
-        models = [self.predictor.models[i] for i in indices]
-        plan, held = models[0].plan, self.predictor.window_model(models, options).num_held
+        plan, held = self._model(indices[0]).plan, self._held(tuple(indices), options)
         shape = resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
         window = fit_window(shape, plan.roi_size, divisor(plan))
         plane = math.prod(max(s, w) for a, (s, w) in enumerate(zip(shape, window, strict=True)) if a != facts.axis)
@@ -250,21 +258,17 @@ class Cost:
         num = min(options.num_models or len(predictor.models), len(predictor.models))
         locating = options.locate and predictor.locator is not None
         seconds, passes, rows = 0.0, 0, 0
-        groups: dict[Any, list[int]] = {}
-        for index in range(num):
-            groups.setdefault(group_key(self._model(index).plan), []).append(index)
-        rows += sum(self.rows_bytes(indices, facts, options) for indices in groups.values())
-        for index in [*range(num), *([LOCATOR_INDEX] if locating else [])]:
-            plan = self._model(index).plan
+        groups = predictor.groups(num=num)
+        rows += sum(self.rows_bytes(indices, facts, options) for indices in groups)
+        each = [(index, indices) for indices in groups for index in indices]
+        for index, together in [*each, *([(LOCATOR_INDEX, (LOCATOR_INDEX,))] if locating else [])]:
+            plan, held = self._model(index).plan, self._held(together, options)
             shape = resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
             window = fit_window(shape, plan.roi_size, divisor(plan))
             overlap = plan.overlap if options.overlap is None else options.overlap
             count = math.prod(len(window_starts(max(s, w), w, overlap)) for s, w in zip(shape, window, strict=True))
             mirror = plan.tta if options.mirror is None else options.mirror
-            together = groups[group_key(plan)] if index != LOCATOR_INDEX else [index]
-            held = predictor.window_model([self._model(i) for i in together], options).num_held
-            headless = held != plan.num_outputs
-            cost = self.window(index, window, options.precision, headless=headless)
+            cost = self.window(index, window, options.precision, headless=held != plan.num_outputs)
             seconds += count * cost.seconds * (2 ** len(plan.mirror_axes) if mirror else 1)
             batch = options.window_batch or default_batch(window, predictor.device)
             # What is averaged of the models before this one lies beside it.
@@ -282,10 +286,6 @@ class Cost:
         device = passes + sum(weights_bytes(model) for model in loaded)
         ram = base_bytes + rows + self.image_bytes(facts) + (passes if on_cpu else 0)
         return Estimate(seconds=seconds, device_bytes=device, ram_bytes=ram)
-
-    def pass_bytes(self, index: int, window: Shape, precision: Precision | None = None) -> int:
-        """Memory that one window takes on its way through a model."""
-        return self.window(index, window, precision).num_bytes
 
 
 class _MadeUp:

@@ -159,10 +159,14 @@ class Predictor:
         """Whether the labels of a whole image are looked at again at the end."""
         return bool(self.rules or self.label_map.merged_sides)
 
-    def groups(self, start: int = 0) -> list[tuple[int, ...]]:
-        """Models from one on, those with the same preprocessing and windows together."""
+    def groups(self, start: int = 0, num: int | None = None) -> list[tuple[int, ...]]:
+        """Models from one on, those with the same preprocessing and windows together.
+
+        Args:
+            num: of models that take part; None: as the options say.
+        """
         found: dict[tuple[Any, ...], list[int]] = {}
-        for i, model in enumerate(self.models[start : self.num_models], start):
+        for i, model in enumerate(self.models[start : num or self.num_models], start):
             found.setdefault(group_key(model.plan), []).append(i)
         return [tuple(indices) for indices in found.values()]
 
