@@ -37,7 +37,7 @@ def write_image(path: Path, shape, affine: np.ndarray, *, dtype=np.int16, slope:
 
 
 @pytest.mark.parametrize("name", AFFINES)
-@pytest.mark.parametrize(("suffix", "slope"), [(".nii.gz", None), (".nii", 0.37)])
+@pytest.mark.parametrize(("suffix", "slope"), [(".nii.gz", None), (".nii.gz", 0.37), (".nii", 0.37)])
 def test_rows_of_a_file_are_those_of_the_whole_image(tmp_path: Path, name: str, suffix: str, slope) -> None:
     path = write_image(tmp_path / f"image{suffix}", (9, 11, 13), AFFINES[name], slope=slope)
     whole = read_image((path,))
@@ -63,14 +63,16 @@ def test_channels_in_one_file_and_in_several(tmp_path: Path) -> None:
         FileImage([both, other])
 
 
-def test_nothing_unpacked_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_unpacked_has_no_name_so_that_a_kill_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_image(tmp_path / "image.nii.gz", (9, 11, 13), AFFINES["ras"])
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr(streams.tempfile, "tempdir", str(folder))
     with FileImage([path]) as image:
         image.rows(0, 3)
-        assert list(folder.iterdir())
+        assert not list(folder.iterdir())
     assert not list(folder.iterdir())
     monkeypatch.setattr(streams.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(ResourceError, match=r"image\.nii\.gz: unpacked it takes 0\.0 GB, .* set TMPDIR"):

@@ -84,7 +84,7 @@ class MemoryImage:
 class FileImage:
     """An image in files, read as its rows are asked for; a context manager.
 
-    A compressed file is unpacked into a temporary folder first, since its slices cannot be reached otherwise.
+    A compressed file is unpacked into a temporary file first, since its slices cannot be reached otherwise.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -147,23 +147,25 @@ def _open_flat(path: Path, stack: ExitStack) -> tuple[nib.Nifti1Image, tuple[tup
     counted = spatial_and_channels(path, image.shape)
     if suffix_of(path) != ".nii.gz":
         return image, counted
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autoseg-")))
-    flat = folder / "image.nii"
+    folder = tempfile.gettempdir()
     needed = int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(
-            f"{path}: unpacked it takes {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB. Free space, or "
+            f"{path}: unpacked it takes {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB. Free space, or "
             "set TMPDIR to a folder on a larger disk."
         )
+    # It has no name, so that a killed process leaves nothing.
+    flat = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the stack
     try:
-        with gzip.open(path, "rb") as packed, open(flat, "wb") as file:
-            shutil.copyfileobj(packed, file, COPY_BYTES)
+        with gzip.open(path, "rb") as packed:
+            shutil.copyfileobj(packed, flat, COPY_BYTES)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(damaged(path, error)) from error
-    if flat.stat().st_size < needed:
-        raise DataError(damaged(path, ValueError(f"{flat.stat().st_size} bytes of {needed}")))
-    return nib.load(flat), counted
+    if flat.tell() < needed:
+        raise DataError(damaged(path, ValueError(f"{flat.tell()} bytes of {needed}")))
+    flat.seek(0)
+    return type(image).from_stream(flat), counted
 
 
 def open_image(paths: Sequence[Path]) -> MemoryImage | FileImage:
