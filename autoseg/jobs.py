@@ -57,6 +57,7 @@ def train_jobs(
         job, reasons = _open_reasons(workspace, datalist, algo, fold)
         if again:
             reasons.append("--again was given")
+            job.dice = None  # trained from the start, not scored again
             workspace.job_dir(algo, fold).checkpoint.unlink(missing_ok=True)
         if job.state == "done" and not reasons:
             log.info("train: %s is done (Dice %.4f)", job.name, job.dice)

@@ -137,6 +137,27 @@ def test_what_follows_from_a_value_on_the_command_line_comes_with_it(tmp_path: P
     assert after["num_epochs"] >= 1250
 
 
+def test_what_changes_prediction_alone_scores_again_and_trains_nothing(copied: Path) -> None:
+    work, path = copied / "work_dir", copied / "input.yaml"
+    before = {p: p.read_bytes() for p in work.rglob("model.pt")}
+    seconds = json.loads((work / "segresnet_0" / "job.json").read_text())["seconds"]
+    path.write_text(path.read_text() + "overlap: 0.1\ntta: true\n")
+    done = autoseg("run", "--input", path)
+    assert done.returncode == 0, done.stderr
+    for fold in range(2):
+        assert f"segresnet_{fold}: plan: overlap, plan: tta changed; scoring its model again" in done.stderr
+        job = json.loads((work / f"segresnet_{fold}" / "job.json").read_text())
+        scored = json.loads((work / f"segresnet_{fold}" / "validation.json").read_text())
+        assert job["state"] == "done"
+        assert job["dice"] == pytest.approx(scored["summary"]["mean"], abs=1e-6)
+    assert json.loads((work / "segresnet_0" / "job.json").read_text())["seconds"] == seconds
+    assert before == {p: p.read_bytes() for p in work.rglob("model.pt")}
+    assert autoseg("run", "--input", path).stderr.count("is done (Dice") == 2
+    again = autoseg("train", "--input", path, "--fold", "0", "--again")
+    assert "scoring its model again" not in again.stderr
+    assert "epoch 2" in again.stderr
+
+
 def test_an_invalid_edit_is_named(copied: Path) -> None:
     plan = copied / "work_dir" / "segresnet_0" / "configs" / "hyper_parameters.yaml"
     plan.write_text(plan.read_text().replace("batch_size: 2", "batch_sice: 2"))

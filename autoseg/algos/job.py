@@ -27,7 +27,7 @@ from autoseg.algos.cache import load_cases
 from autoseg.algos.device import Precision, pick_device, resolve_precision
 from autoseg.algos.fit import peak_memory_gib, reset_peak_memory
 from autoseg.algos.hardware import available_cores
-from autoseg.algos.plan import Plan
+from autoseg.algos.plan import PREDICTION, Plan
 from autoseg.algos.schedule import LEAST_TRAINING_SHARE
 from autoseg.algos.search import search_for_job, wants_search
 from autoseg.algos.trainer import Diverged, Interrupted, Progress, Pruned, Trainer, TrainResult, save_weights
@@ -58,12 +58,20 @@ def job_inputs(
     plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...], first_weights: Path | None = None
 ) -> dict[str, str]:
     """What a job is made from: name -> digest. A difference makes it stale."""
-    inputs = {f"plan: {key}": digest(value) for key, value in plan.identity().items()}
+    inputs = {f"plan: {key}": digest(value) for key, value in (plan.identity() | plan.prediction()).items()}
     for role, cases in (("training case", train_cases), ("validation case", val_cases)):
         inputs.update({f"{role} {c.name}": _case_digest(c) for c in cases})
     if first_weights is not None:
         inputs["weights of the previous round"] = file_digest(first_weights)
     return inputs
+
+
+def only_prediction_changed(job: Job, inputs: dict[str, str], paths: JobDir) -> bool:
+    """Whether a job was trained to its end, and what changed since is how its model predicts, not its weights."""
+    if job.dice is None or not paths.model.exists():
+        return False
+    differing = {key for key in {*job.inputs, *inputs} if job.inputs.get(key) != inputs.get(key)}
+    return bool(differing) and differing <= {f"plan: {key}" for key in PREDICTION}
 
 
 def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
@@ -225,6 +233,12 @@ def run_job(
             if after_epoch is not None:
                 after_epoch(progress, dice)
 
+        def score(plan: Plan, val_cases: tuple[Case, ...]) -> None:
+            compared = compare_precision(plan, paths, val_cases[0], where)
+            begin = time.monotonic()
+            job.dice = score_validation(plan, paths, val_cases, where, compared)
+            job.inference_s = (time.monotonic() - begin) / len(val_cases)
+
         try:
             plan = read_plan(paths)
             datalist = read_cases(workspace, dataroot)
@@ -235,6 +249,15 @@ def run_job(
             reasons = changed(job.inputs, inputs)
             if _of_first(job.state == "done" and not reasons):
                 log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)
+                return job
+            if _of_first(only_prediction_changed(job, inputs, paths)):
+                log.info("%s: %s; scoring its model again", job.name, ", ".join(reasons))
+                note("running")
+                if rank == 0:
+                    score(plan, val_cases)
+                    log.info("%s: Dice %.4f", job.name, job.dice)
+                job.inputs = inputs
+                note("done")
                 return job
             job.restart = _of_first(job.restart if paths.checkpoint.exists() and not reasons else {})
             workers = num_workers or available_cores()
@@ -302,10 +325,7 @@ def run_job(
             if plan.memory_gib is not None:
                 log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
             if rank == 0:
-                compared = compare_precision(plan, paths, val_cases[0], where)
-                begin = time.monotonic()
-                job.dice = score_validation(plan, paths, val_cases, where, compared)
-                job.inference_s = (time.monotonic() - begin) / len(val_cases)
+                score(plan, val_cases)
                 job.seconds += time.monotonic() - trainer.clock
                 log.info(
                     "%s: Dice %.4f after %d steps, %s", job.name, job.dice, result.steps, format_duration(job.seconds)

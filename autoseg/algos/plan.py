@@ -16,7 +16,9 @@ from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import ChannelNorm, NormalizeMode, Preprocessing
 
 WITHOUT_EFFECT = frozenset(("cache", "cache_gib", "step_s", "memory_gib"))
-"""Keys of a plan that change nothing about the weights."""
+"""Keys of a plan that change nothing about the model."""
+PREDICTION = frozenset(("overlap", "tta"))
+"""Keys of a plan that change how a model predicts, and nothing about its weights."""
 
 
 class ChannelPlan(Strict):
@@ -140,7 +142,11 @@ class Plan(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Every value that decides which weights come out; where cases are kept and what was measured do not."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if k not in WITHOUT_EFFECT}
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in WITHOUT_EFFECT | PREDICTION}
+
+    def prediction(self) -> dict[str, Any]:
+        """Every value that decides how those weights predict, and nothing else."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k in PREDICTION}
 
     @property
     def label_map(self) -> LabelMap:
