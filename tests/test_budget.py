@@ -100,7 +100,7 @@ def test_what_predictions_take_is_kept_for_the_ensemble(tmp_path: Path, clock: C
     budget = open_budget(tmp_path)
     finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
     # 6 models: 2 held-out cases each out of fold, and both testing cases by each.
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(1.3 * 5 * (6 * 2 + 6 * 2))
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(5 * (1.3 * 6 * 2 + 6 * 2))
     finish(tmp_path, {"segresnet": 0.9}, inference_s=500.0)
     assert budget.reserved_s(datalist, JOBS) == pytest.approx(300)
     assert open_budget(tmp_path, ensemble=False).reserved_s(datalist, JOBS) == pytest.approx(10.0)
