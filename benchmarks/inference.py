@@ -46,6 +46,8 @@ MOST = 10**6
 """Voxels of the torso along an axis at most."""
 PLANE = 512
 LONG = {"long1500": 1500, "long3000": 3000}
+SMALL_BUDGET = "60s"
+"""Of the ensemble with --small."""
 FINE_MM = 1.5
 """Voxels of the models in the part fast_fine."""
 GPU_SLICES = (55, 110, 215, 330, 440, 554)
@@ -315,7 +317,7 @@ def long_volume(source: Path, scratch: Path, slices: int) -> None:
     image.unlink()
 
 
-def trained_ensemble(shared: Path, folder: Path, budget: str, locator_budget: str, num_test: int) -> tuple[Path, Path]:
+def trained_ensemble(shared: Path, folder: Path, budget: str, num_test: int) -> tuple[Path, Path]:
     """Five models and a locator, trained on a cohort of abdomens; what is there is not made again.
 
     Returns:
@@ -331,6 +333,7 @@ def trained_ensemble(shared: Path, folder: Path, budget: str, locator_budget: st
         given["algos"] = ["segresnet"]
         (cohort / "input.yaml").write_text(yaml.safe_dump(given))
     words = ["--input", str(cohort / "input.yaml"), "--work_dir", str(folder / "work")]
+    locator_budget = "20s" if budget == SMALL_BUDGET else "5m"
     subprocess.run(autoseg("run", *words, "--budget", budget), check=True)
     subprocess.run(autoseg("train", *words, "--algo", "locator", "--budget", locator_budget), check=True)
     return folder / "work", cohort
@@ -345,7 +348,7 @@ def dice(shared: Path, predictions: Path, labels: Path) -> float:
 
 def fast(shared: Path, scratch: Path, keep: Path | None, budget: str, slices: int, num_test: int) -> None:
     """The five-model ensemble with --fast and without: Dice on held cases, time and memory on a large one."""
-    work_dir, cohort = trained_ensemble(shared, keep or scratch, budget, "5m" if budget != "60s" else "20s", num_test)
+    work_dir, cohort = trained_ensemble(shared, keep or scratch, budget, num_test)
     tests = json.loads((cohort / "dataset.json").read_text())["testing"]
     images, labels = scratch / "fast_images", scratch / "fast_labels"
     for folder in (images, labels):
@@ -387,7 +390,7 @@ def fast_fine(shared: Path, scratch: Path, keep: Path | None, budget: str, slice
     The cohort's voxels are of 3 mm, so that a plane has few windows whatever they overlap; users' CTs are finer. What
     the models then find is of no worth, and is not scored.
     """
-    trained, cohort = trained_ensemble(shared, keep or scratch, budget, "5m" if budget != "60s" else "20s", num_test)
+    trained, cohort = trained_ensemble(shared, keep or scratch, budget, num_test)
     work_dir = scratch / "fine_work"
     shutil.copytree(trained, work_dir, ignore=shutil.ignore_patterns("cache", "predictions", "out_of_fold", "records"))
     for plan in work_dir.glob("segresnet_*/configs/hyper_parameters.yaml"):
@@ -407,7 +410,7 @@ def fast_fine(shared: Path, scratch: Path, keep: Path | None, budget: str, slice
 
 def on_gpu(shared: Path, scratch: Path, keep: Path | None, budget: str) -> None:
     """The challenge's limits, 15 s and 4 GB, on CTs as in Table 5 of the FLARE23 paper; each from a cold start."""
-    work_dir, cohort = trained_ensemble(shared, keep or scratch, budget, "5m", 4)
+    work_dir, cohort = trained_ensemble(shared, keep or scratch, budget, 4)
     source = next((cohort / "images").iterdir())
     print("\n### Five models with --fast, cold start, each image a process\n")
     print("| image | s | expected s | GPU GB | expected GB | given up |\n|---|---|---|---|---|---|")
@@ -444,7 +447,7 @@ def main() -> None:
         ROI, MOST, PLANE = 32, 48, 64
         slices, num_test, num_hippocampus, finer = 40, 1, 3, {"15": 1, "10": 1}
         LONG.update(long1500=60, long3000=120)
-        options.budget = "60s"
+        options.budget = SMALL_BUDGET
     with tempfile.TemporaryDirectory(prefix="autoseg-benchmark-") as folder:
         scratch = Path(folder)
         print(
