@@ -2,8 +2,9 @@
 
 Every algorithm trains the first fold. The weaker half is then dropped (successive halving, Jamieson and Talwalkar
 2016), and its time goes to the folds of the others. What a job gets is decided just before it starts, from the time
-that is then left, so that neither a slow machine nor a stop in between lets the run end late. All of it stands in
-state/budget.json.
+that is then left, so that neither a slow machine nor a stop in between lets the run end late. Jobs of later rounds get
+as much as those of the first, and what is predicted between the rounds is kept for it. All of it stands in
+state/budget.json of a run or a round.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from autoseg.workspace import Job, Workspace, read_json, write_json
 log = logging.getLogger(__name__)
 
 RESERVED_SHARE = 0.1
-"""Share of a run's budget kept for the ensemble and predictions before a job has shown what a prediction takes."""
+"""Share of a run's budget kept for each round's predictions before a job has shown what a prediction takes."""
 LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE = 0.01, 0.3
-"""Bounds of what is kept: a busy moment while a job was scored must not take the time of all the others."""
+"""Bounds of what is kept for each round: a busy moment while a job was scored must not take the time of all others."""
 ENSEMBLE_FACTOR = 1.3
-"""Seconds of the out-of-fold pass over those of the same predictions alone: probabilities are kept, combined, scored.
+"""Seconds of the out-of-fold pass, or of pseudo-labels, over those of the same predictions alone: probabilities are
+kept, combined, scored; for pseudo-labels 1.17 was measured.
 For held-back cases that is not so: five models took 0.87 of five predictions, each of them scored (docs/results.md)."""
 LEAST_KEPT = 2
 """Algorithms that are always kept, so that there is something to make an ensemble of."""
@@ -38,11 +40,23 @@ STARTING_S = 30.0
 """A process that began at most this long ago began for this run: its start counts."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """What a run has before it in rounds of training."""
+
+    number: int = 1
+    num_cases: int = 0
+    """Cases that each round after the first trains on."""
+    num_to_fill: int = 0
+    """Cases predicted before each of them."""
+
+
 @dataclass(kw_only=True)
 class BudgetState:
     """What is stored."""
 
     budget_s: float
+    """Of the whole run."""
     spent_s: float = 0.0
     """Seconds of work so far, over all starts."""
     jobs: dict[str, float] = field(default_factory=dict)
@@ -66,7 +80,7 @@ class RunBudget:
         settings: Settings,
         num_places: int,
         *,
-        rounds: int = 1,
+        rounds: Rounds | None = None,
         since: float | None = None,
     ) -> None:
         """Open it; one of another length starts anew.
@@ -74,31 +88,43 @@ class RunBudget:
         Args:
             workspace: the run's, or a round's.
             num_places: jobs at once.
-            rounds: of the run; each gets an equal part.
+            rounds: of the run; None: one alone.
             since: monotonic time from which on work counts; None: as `work_began`.
         """
         assert settings.budget is not None
         self.workspace, self.settings, self.num_places = workspace, settings, num_places
+        self.rounds = rounds or Rounds()
         self.path = workspace.root / "state" / "budget.json"
-        budget_s = parse_duration(settings.budget) / rounds
-        self.state = BudgetState(budget_s=budget_s)
-        if self.path.exists():
-            stored = BudgetState(**read_json(self.path))
-            if stored.budget_s == budget_s:
-                self.state = stored
-        self._clock = work_began() if since is None else since
+        self.state = BudgetState(budget_s=parse_duration(settings.budget))
+        self.before_s, self.dropped_before = 0.0, dict[str, str]()
+        """Seconds of the rounds before this one; algorithms that they dropped."""
+        for earlier in workspace.rounds():
+            if earlier.round < workspace.round and (stored := self._stored(earlier)):
+                self.before_s += stored.spent_s
+                self.dropped_before |= stored.dropped
+        self.state = self._stored(workspace) or self.state
+        self.counts_from = work_began() if since is None else since
+        """Monotonic time up to which all is stored."""
+
+    def _stored(self, place: Workspace) -> BudgetState | None:
+        """What a round has stored of a budget of this length."""
+        path = place.root / "state" / "budget.json"
+        if not path.exists():
+            return None
+        stored = BudgetState(**read_json(path))
+        return stored if stored.budget_s == self.state.budget_s else None
 
     def save(self) -> None:
         """Add the time since the last call, and store all."""
         now = time.monotonic()
-        self.state.spent_s += now - self._clock
-        self._clock = now
+        self.state.spent_s += now - self.counts_from
+        self.counts_from = now
         write_json(self.path, asdict(self.state))
 
     @property
     def left_s(self) -> float:
-        """Seconds left."""
-        return self.state.budget_s - self.state.spent_s - (time.monotonic() - self._clock)
+        """Seconds left to this and all later rounds."""
+        return self.state.budget_s - self.before_s - self.state.spent_s - (time.monotonic() - self.counts_from)
 
     def job_s(self, name: str) -> float | None:
         """Seconds a job was given; None: nothing yet."""
@@ -113,13 +139,17 @@ class RunBudget:
             jobs: those that are to get theirs.
             among: all that still have to run, those included.
         """
-        own = {algo: getattr(self.settings, algo).budget for algo, _ in among}
-        fixed_s = sum(parse_duration(own[algo]) for algo, _ in among if own[algo])
+        again = self._again(among)
+        own = {algo: getattr(self.settings, algo).budget for algo, _ in (*among, *again)}
         sharing = [job for job in among if not own[job[0]]]
         if not sharing:
             return
+        fixed_s = sum(parse_duration(own[algo]) for algo, _ in among if own[algo])
+        fixed_s += self.later * sum(parse_duration(own[algo]) for algo, _ in again if own[algo])
+        num_waves = math.ceil(len(sharing) / self.num_places)
+        num_waves += self.later * math.ceil(sum(not own[algo] for algo, _ in again) / self.num_places)
         free_s = self.left_s - self.reserved_s(datalist, among) - fixed_s / self.num_places
-        share_s = max(1.0, free_s / math.ceil(len(sharing) / self.num_places))
+        share_s = max(1.0, free_s / num_waves)
         for algo, fold in jobs:
             if not own[algo]:
                 self.state.jobs[f"{algo}_{fold}"] = round(share_s, 1)
@@ -130,25 +160,47 @@ class RunBudget:
         self.give(datalist, [(algo, fold) for algo, fold in jobs if self.job_s(f"{algo}_{fold}") is None], jobs)
 
     def reserved_s(self, datalist: Datalist, among: Sequence[tuple[AlgoName, int]]) -> float:
-        """Seconds to keep for the ensemble stage, from what the predictions of finished jobs took."""
-        if self.settings.ensemble is False:
-            return LEAST_RESERVED_SHARE * self.state.budget_s
-        done = [job for job in self.workspace.jobs() if job.state == "done" and job.inference_s is not None]
-        if not done:
-            return RESERVED_SHARE * self.state.budget_s
-        case_s = statistics.median(job.inference_s or 0.0 for job in done)
+        """Seconds to keep for what is predicted in this and later rounds, from what finished jobs' predictions took.
+
+        A round's ensemble predicts its cases out of fold; the last round's the held-back ones, too; in between, cases
+        are predicted to be completed.
+        """
+        budget_s, later = self.state.budget_s, self.later
+        if self.settings.ensemble is False and not later:
+            return LEAST_RESERVED_SHARE * budget_s
+        done = self._predicted(self.workspace)
+        known = done or [job for place in self.workspace.rounds() for job in self._predicted(place)]
+        if not known:
+            return RESERVED_SHARE * (1 + later) * budget_s
+        case_s = statistics.median(job.inference_s or 0.0 for job in known)
         models = {(job.algo, job.fold) for job in done} | set(among)
-        held_back = len(datalist.testing) + len(datalist.validation)
-        out_of_fold = sum(len(datalist.val_cases(fold)) for _, fold in models)
-        seconds = case_s * (ENSEMBLE_FACTOR * out_of_fold + held_back * len(models))
-        least, most = (share * self.state.budget_s for share in (LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE))
-        return min(max(seconds, least), most)
+        predictions = ENSEMBLE_FACTOR * sum(len(datalist.val_cases(fold)) for _, fold in models)
+        per_model = self.rounds.num_to_fill + self.rounds.num_cases / datalist.num_fold
+        predictions += ENSEMBLE_FACTOR * later * len(self._again(among)) * per_model
+        if self.settings.ensemble is not False:
+            predictions += len(models) * (len(datalist.testing) + len(datalist.validation))
+        least, most = (share * (1 + later) * budget_s for share in (LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE))
+        return min(max(case_s * predictions, least), most)
+
+    @property
+    def later(self) -> int:
+        """Rounds after this one."""
+        return self.rounds.number - self.workspace.round
+
+    def _again(self, among: Sequence[tuple[AlgoName, int]]) -> set[tuple[str, int]]:
+        """Jobs that each later round has, too: all of this one's but those of dropped algorithms."""
+        done = ((job.algo, job.fold) for job in self.workspace.jobs() if job.state == "done")
+        return {(algo, fold) for algo, fold in (*among, *done) if algo not in self.state.dropped}
+
+    def _predicted(self, place: Workspace) -> list[Job]:
+        return [job for job in place.jobs() if job.state == "done" and job.inference_s is not None]
 
     def drop_weak(self, jobs: Sequence[tuple[AlgoName, int]]) -> None:
         """Once the first fold is through, drop the algorithms that did worse on it, if that has not been done."""
         first = min(fold for _, fold in jobs)
         algos = [algo for algo, fold in jobs if fold == first]
-        if self.state.dropped or len(algos) < 2 or all(fold == first for _, fold in jobs):
+        told = self.state.dropped or self.dropped_before
+        if told or len(algos) < 2 or all(fold == first for _, fold in jobs):
             return
         found = {algo: self.workspace.read_job(algo, first) for algo in algos}
         if any(job.state in ("pending", "running") for job in found.values()):
@@ -173,8 +225,10 @@ class RunBudget:
 
     def is_dropped(self, algo: str, fold: int, jobs: Sequence[tuple[AlgoName, int]]) -> bool:
         """Whether a job is not to be trained; then its state says so."""
-        reason = self.state.dropped.get(algo)
-        if reason is None or fold == min(f for _, f in jobs):
+        reason = self.dropped_before.get(algo)
+        if reason is None and fold != min(f for _, f in jobs):
+            reason = self.state.dropped.get(algo)
+        if reason is None:
             return False
         job: Job = self.workspace.read_job(algo, fold)
         if job.state == "done":
@@ -192,7 +246,7 @@ class RunBudget:
         )
 
     def summary(self) -> str:
-        """How the time was kept, in a line."""
+        """How the time was kept so far, in a line."""
         spent_s = self.state.budget_s - self.left_s
         return (
             f"{format_duration(spent_s)} of {format_duration(self.state.budget_s)} used "

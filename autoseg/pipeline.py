@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg import __version__
-from autoseg.budget import RunBudget, work_began
+from autoseg.budget import Rounds, RunBudget, work_began
 from autoseg.config import (
     LOCATOR,
     AlgoName,
@@ -45,7 +45,7 @@ from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.jobs import work_on_job
 from autoseg.planning import JobPlans, run_label_map
-from autoseg.pseudolabel.rounds import How, count_rounds, first_round
+from autoseg.pseudolabel.rounds import How, cases_to_fill, count_rounds, first_round
 from autoseg.terminal import Progress, paint_table
 from autoseg.usage import environment, measured
 from autoseg.workspace import (
@@ -168,13 +168,13 @@ def run_stages(
         draws = tuple(stages) != ("analyze",)
 
         def budget_of(place: Workspace) -> RunBudget | None:
-            """The run's, or a round's equal part of it; the first one counts from where the command began."""
+            """The run's as a round sees it; the first one counts from where the command began."""
             # Given to `train` alone, a budget is each job's.
             if settings.budget is None or ("generate" not in stages and "budget" in (words or {})):
                 return None
             if place.root not in budgets:
-                rounds = 1 if place.root == workspace.root else workspace.num_rounds
-                since = time.monotonic() if budgets else begun
+                since = max((b.counts_from for b in budgets.values()), default=begun)
+                rounds = Rounds() if place.root == workspace.root else _rounds(workspace, settings)
                 budgets[place.root] = RunBudget(place, settings, _num_places(settings), rounds=rounds, since=since)
             return budgets[place.root]
 
@@ -220,7 +220,7 @@ def run_stages(
             if draws:
                 _report(workspace)  # with the faults that ended it
             raise
-        for budget in budgets.values():
+        for budget in list(budgets.values())[-1:]:
             log.info("budget: %s", budget.summary())
         log.info("report: %s", os.path.relpath(workspace.report) if draws else "`autoseg report` draws one")
     return 1 if failed else 0
@@ -462,6 +462,13 @@ def _run_cases(workspace: Workspace, settings: Settings) -> tuple[Datalist, Labe
     """The run's cases as the analysis settled them, and its classes as the user named them."""
     datalist = read_datalist(workspace.datalist, settings.dataroot)
     return datalist, run_label_map(settings, datalist, Fingerprint.read(workspace.datastats)).named
+
+
+def _rounds(workspace: Workspace, settings: Settings) -> Rounds:
+    """What the run's rounds have to do, for its budget."""
+    datalist, label_map = _run_cases(workspace, settings)
+    num_to_fill = len(cases_to_fill(datalist, label_map.names, How.of(settings)))
+    return Rounds(number=workspace.num_rounds, num_cases=len(datalist.training), num_to_fill=num_to_fill)
 
 
 def _pseudolabel(place: Workspace, settings: Settings) -> None:

@@ -3,9 +3,10 @@
     python benchmarks/partial_labels.py --cohort ../shared/tools/make_abdomen_cohort.py --folder DIR
 
 The cohort has FLARE23's label structure (make_abdomen_cohort.py). Every arm trains the same network for the same total
-time, all folds and rounds together, and is scored on the testing cases' complete labels. Killed, the same command goes
-on: an arm that is done is not done again, and one that was begun goes on where it was. The table is printed and lies in
-DIR/partial_labels.json and DIR/partial_labels.md.
+time, all folds and rounds together, and is scored on the testing cases' complete labels. The time is given as steps,
+each of the same work, so that a busy machine takes nothing from an arm; the seconds that they took stand in the table.
+Killed, the same command goes on: an arm that is done is not done again, and one that was begun goes on where it was.
+The table is printed and lies in DIR/partial_labels.json and DIR/partial_labels.md.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from autoseg.algos.plan import Plan
 from autoseg.data.volumes import stem_of
 from autoseg.ensemble.evaluate import evaluate
 from autoseg.inference.metrics import mean_score
+from autoseg.reader import read_model
 from autoseg.usage import environment
-from autoseg.workspace import Workspace, write_json, write_text
+from autoseg.workspace import JobDir, Workspace, write_json, write_text
 
 NAMES = (
     "liver", "kidney_right", "spleen", "pancreas", "aorta", "inferior_vena_cava", "adrenal_gland_right",
@@ -44,6 +47,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "oracle": {"partial_labels": "off"},
 }
 """What each arm is told. full_only sees the fully annotated cases alone, the oracle every case's complete label."""
+STEPS_PER_EPOCH = 20
 
 
 def main() -> None:
@@ -52,7 +56,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for cohorts, runs and results")
     parser.add_argument("--arms", nargs="+", default=[a for a in ARMS if a != "both_scratch"], choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="of cohort, folds and training")
-    parser.add_argument("--budget", default="24m", help="for an arm; the jobs get 85 %% of it")
+    parser.add_argument("--steps", type=int, default=3600, help="of an arm, all folds and rounds together")
     parser.add_argument("--spacing", type=float, default=4.0, help="mm")
     parser.add_argument("--folds", nargs="+", type=int, default=[0, 1], help="of five; two let models disagree")
     for name, number in (("full", 4), ("organs5", 24), ("tumor-only", 20), ("unlabeled", 8), ("test", 12)):
@@ -106,23 +110,27 @@ def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> Non
         return
     folder: Path = words.folder / f"{arm}_{seed}"
     listed = cohort / f"{arm if arm in ('naive', 'full_only', 'oracle') else 'partial'}.json"
+    rounds = 2 if ARMS[arm].get("strategy") in ("two_stage", "both") else 1
+    num_epochs = round(words.steps / (rounds * len(words.folds) * STEPS_PER_EPOCH))
     settings = {
         "modality": "CT",
         "datalist": str(listed.resolve()),
         "dataroot": str(cohort.resolve()),
         "name": f"{arm}, seed {seed}",
         "seed": seed,
-        "budget": words.budget,
+        "num_steps_per_epoch": STEPS_PER_EPOCH,
+        "num_epochs": num_epochs,
+        "num_epochs_per_validation": max(1, num_epochs // 4),
         "folds": words.folds,
         "algos": ["segresnet"],
         # The same for every arm, whatever its cases look like; intensities as in the FLARE23 paper.
         "resample_resolution": [words.spacing] * 3,
-        "roi_size": [64, 64, 48] if words.spacing <= 4 else [32, 32, 32],
+        "roi_size": [48, 48, 40],
         "batch_size": 2,
         "normalize_mode": "range",
         "intensity_bounds": [-250, 250],
         "augment": "light",
-        "segresnet": {"init_filters": 16, "blocks_down": [1, 2, 2], "dsdepth": 2},
+        "segresnet": {"init_filters": 8, "blocks_down": [1, 2, 2], "dsdepth": 2},
         "ensemble": {"combine": "mean"},
         **ARMS[arm],
     }
@@ -139,13 +147,26 @@ def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> Non
             "arm": arm,
             "seed": seed,
             "dice": {n: None if math.isnan(v) else round(v, 4) for n, v in values.items()},
-            "training_s": round(sum(job.seconds for place in places for job in place.jobs()), 1),
+            "training_s": round(sum(steps_seconds(job) for place in places for job in jobs_of(place)), 1),
+            "steps": rounds * len(words.folds) * num_epochs * STEPS_PER_EPOCH,
             "jobs": sum(len(place.jobs()) for place in places),
             "settings": {k: v for k, v in settings.items() if k not in ("datalist", "dataroot")},
             "cohort": {k: getattr(words, k) for k in ("full", "organs5", "tumor_only", "unlabeled", "test")},
             "environment": environment(),
         },
     )
+
+
+def jobs_of(place: Workspace) -> list[JobDir]:
+    return [place.job_dir(job.algo, job.fold) for job in place.jobs()]
+
+
+def steps_seconds(job: JobDir) -> float:
+    """Seconds of a job's training steps, validation left out."""
+    epochs = [json.loads(line) for line in job.metrics.read_text().splitlines()]
+    begun = [0, *(e["step"] for e in epochs)]
+    batch = read_model(job.plan, Plan).batch_size
+    return sum(batch * (e["step"] - before) / e["samples_per_s"] for before, e in zip(begun, epochs, strict=False))
 
 
 def mean(values: list[float | None]) -> float:

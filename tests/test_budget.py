@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from autoseg import budget as module
 from autoseg import pipeline
-from autoseg.budget import LEAST_KEPT, RunBudget
+from autoseg.budget import LEAST_KEPT, Rounds, RunBudget
 from autoseg.config import AlgoName, Settings
 from autoseg.data.datalist import Datalist, read_datalist
 from autoseg.data.phantoms import make_phantoms
@@ -179,14 +179,61 @@ def test_the_analysis_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert json.loads((tmp_path / "work_dir" / "state" / "budget.json").read_text())["spent_s"] >= 1.0
 
 
-def test_rounds_have_equal_parts_and_the_second_counts_for_itself(tmp_path: Path, clock: Clock) -> None:
-    settings = Settings(modality="MRI", budget="1000s", datalist=Path("d"), dataroot=Path("r"), work_dir=tmp_path)
-    first = RunBudget(Workspace(tmp_path / "round_1"), settings, 1, rounds=2, since=clock.now - 30)
-    assert first.left_s == 470
-    clock.now += 400
+def rounds_budget(folder: Path, number: int, since: float, num_to_fill: int = 0) -> RunBudget:
+    """A round of two, each with two jobs."""
+    run = Workspace(folder)
+    run.plan_rounds(2)
+    settings = Settings(modality="MRI", budget="1000s", datalist=Path("d"), dataroot=Path("r"), work_dir=folder)
+    rounds = Rounds(number=2, num_cases=4, num_to_fill=num_to_fill)
+    return RunBudget(run.begin_round(number, continues=True), settings, 1, rounds=rounds, since=since)
+
+
+PAIR: list[tuple[AlgoName, int]] = [("segresnet", 0), ("segresnet", 1)]
+
+
+def test_jobs_of_every_round_get_the_same(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
+    first = rounds_budget(tmp_path, 1, clock.now - 40, num_to_fill=10)
+    assert first.left_s == 960
+    place = first.workspace.root
+    first.give(datalist, PAIR[:1], PAIR)
+    assert first.job_s("segresnet_0") == (960 - 200) / 4  # nothing is known of predictions: a tenth for each round
+    clock.now += 190
+    finish(place, {"segresnet": 0.9}, inference_s=4.0)
+    # Two models out of fold, 2 cases each, in two rounds; 10 cases to complete by both; two testing cases by both.
+    kept = 4 * (1.3 * (2 * 2 + 2 * (10 + 2)) + 2 * 2)
+    assert first.reserved_s(datalist, PAIR[1:]) == pytest.approx(kept)
+    first.give(datalist, PAIR[1:], PAIR[1:])
+    share_s = first.job_s("segresnet_1")
+    assert share_s == pytest.approx((770 - kept) / 3, abs=0.1)
+    clock.now += share_s
+    finish(place, {"segresnet": 0.9}, fold=1, inference_s=4.0)
+    clock.now += 4 * 1.3 * 2 * (2 + 10)  # both rounds' predictions take what was kept for them
     first.save()
-    second = RunBudget(Workspace(tmp_path / "round_2"), settings, 1, rounds=2, since=clock.now)
-    assert second.left_s == 500
+    second = rounds_budget(tmp_path, 2, clock.now, num_to_fill=10)
+    second.give(datalist, PAIR, PAIR)
+    assert second.job_s("segresnet_0") == second.job_s("segresnet_1") == pytest.approx(share_s, abs=0.5)
+
+
+def test_what_a_round_leaves_goes_to_the_next(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
+    first = rounds_budget(tmp_path, 1, clock.now)
+    clock.now += 100
+    first.save()
+    clock.now += 50  # until the next is opened
+    second = rounds_budget(tmp_path, 2, first.counts_from)
+    assert second.left_s == 850
+    assert "2m30s of 16m40s used (15%)" in second.summary()
+
+
+def test_what_a_round_dropped_stays_dropped(tmp_path: Path, clock: Clock) -> None:
+    first = rounds_budget(tmp_path, 1, clock.now)
+    finish(first.workspace.root, {"segresnet": 0.87, "swinunetr": 0.82, "dints": 0.85})
+    first.drop_weak(JOBS)
+    second = rounds_budget(tmp_path, 2, clock.now)
+    assert [second.is_dropped(algo, 0, JOBS) for algo in ALGOS] == [False, True, False]
+    finish(second.workspace.root, {"segresnet": 0.87, "dints": 0.2})
+    second.drop_weak(JOBS)
+    assert not second.is_dropped("dints", 1, JOBS)  # that is decided once
+    assert second.workspace.read_job("swinunetr", 0).error.startswith("dropped after fold 0")
 
 
 @pytest.mark.slow

@@ -71,23 +71,28 @@ def planned(
 def test_a_long_budget_pays_for_a_wider_network(device: Callable[..., list[Plan]]) -> None:
     device(seconds=2.0, gib=1.0)
     widths, steps = [], []
-    for minutes in (1, 10, 30, 600):
+    for minutes in (0.1, 2, 10, 30, 600):
         plan, _ = planned(budget_s=60.0 * minutes)
         assert plan.step_s is not None
         widths.append(plan.network["init_filters"])
         steps.append(0.8 * 60 * minutes / plan.step_s)
-    assert widths[0] == 16
+    assert widths[:2] == [8, 16]
     assert widths == sorted(widths)
     assert widths[-1] == 32
     assert all(s >= 2000 for s, w in zip(steps, widths, strict=True) if w > 16)
+    assert all(s >= 300 for s, w in zip(steps, widths, strict=True) if w > 8)
     assert planned()[0].network["init_filters"] == 16  # without a budget
 
 
-def test_a_short_budget_measures_one_step_alone(device: Callable[..., list[Plan]]) -> None:
+def test_a_short_budget_measures_no_step_of_a_larger_network(device: Callable[..., list[Plan]]) -> None:
     seen = device(seconds=10.0, gib=1.0)
-    planned(budget_s=30.0)
-    planned(budget_s=30.0, num_train=159)  # another fold: the same step
-    assert len(seen) == 1
+    for num_train in (160, 159):  # another fold: the same steps
+        plan, found = planned(budget_s=30.0, num_train=num_train)
+        assert plan.network["init_filters"] == 8
+        assert "too few steps" in found["network.init_filters"].rule
+    assert [plan.network["init_filters"] for plan in seen] == [16, 8]
+    fixed, _ = planned(budget_s=30.0, segresnet={"init_filters": 16})
+    assert fixed.network["init_filters"] == 16
 
 
 def test_memory_is_met_by_a_smaller_batch_then_patch(device: Callable[..., list[Plan]]) -> None:

@@ -1,8 +1,9 @@
 """The networks: one small file each, one row each in the table.
 
 A network file has `build(in_channels, out_channels, network)` for the module, `divisor(network)` for what window
-edges must be multiples of, `choose(sizing)` for the planner's choice of its own settings, and `heads(module)` for the
-layers that make outputs of features, the one that makes the result first.
+edges must be multiples of, `choose(sizing)` for the planner's choice of its own settings, `RUNGS` for the sizes that it
+chooses among on a CPU by time, and `heads(module)` for the layers that make outputs of features, the one that makes the
+result first.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
 
 CPU_CHANNEL_MUL = (0.25, 0.5)
 """Width where a budget pays for more steps."""
-SIZES = len(CPU_CHANNEL_MUL)
+RUNGS = range(len(CPU_CHANNEL_MUL))
 
 
 def choose(sizing: Sizing) -> Choice:

@@ -7,7 +7,7 @@ from autoseg.algos.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Siz
 
 __all__ = ["build", "choose", "divisor", "heads"]
 
-SIZES = 1
+RUNGS = range(1)
 FLARE = "FLARE23 paper: SegResNet of 1, 2, 2, 4 blocks and 16 filters at 4 mm, patches of 128^3"
 
 

@@ -49,12 +49,14 @@ BLOCKS = {1: [2], 2: [1, 3], 3: [1, 2, 4], 4: [1, 2, 2, 4], 5: [1, 2, 2, 4, 4]}
 """Residual blocks per depth. Source: Auto3DSeg's SegResNet template."""
 
 
-CPU_FILTERS = (16, 24, 32)
-"""Filters of the first stage where a budget pays for more and more steps. Source: plain loops on the hippocampus came
-to 0.8715 in 5 minutes with 16 and 0.8774 in 15 with 24 (on a CPU with bf16); 32 is Auto3DSeg's."""
-SIZES = len(CPU_FILTERS)
-LEAST_CPU_VOXELS, MOST_CPU_VOXELS, SMALL_CPU_BATCH = 32**3, 64**3, 4
-"""Patches on a CPU: half the median image between these sizes, and how many of the smallest a step takes.
+CPU_SIZES = ((8, 3, 48**3), (8, 3, 64**3), (16, 4, 64**3), (24, 4, 64**3), (32, 4, 64**3))
+"""Filters of the first stage, most stages, most voxels of a patch, where a budget pays for more and more steps.
+Source: 13 organs at 4 mm, oracle labels, seven minutes of one core (docs/results.md): 86 steps of the third came to
+0.629 Dice, 273 of the second to 0.803, 616 of the first to 0.828. Plain loops on the hippocampus came to 0.8715 in 5
+minutes with 16 filters and 0.8774 in 15 with 24 (on a CPU with bf16); 32 is Auto3DSeg's."""
+RUNGS = range(-2, 3)
+LEAST_CPU_VOXELS, SMALL_CPU_BATCH = 32**3, 4
+"""Patches on a CPU: half the median image, but at least so many voxels, and how many of these a step takes.
 Source: hippocampus, 5 minutes: 0.8773 Dice with four patches of 32^3, 0.8750 with two of the whole image."""
 
 
@@ -68,8 +70,8 @@ def choose(sizing: Sizing) -> Choice:
     else:
         # Two cores: 16 filters and 3 stages reached 0.87 Dice on the hippocampus in minutes, where Auto3DSeg's
         # 87 million parameters reached 0.82 (research on the same machine type; docs/results.md).
-        filters, max_levels = CPU_FILTERS[sizing.size], 4
-        max_voxels = min(max(math.prod(sizing.median_shape) // 2, LEAST_CPU_VOXELS), MOST_CPU_VOXELS)
+        filters, max_levels, most = CPU_SIZES[sizing.size - RUNGS.start]
+        max_voxels = min(max(math.prod(sizing.median_shape) // 2, LEAST_CPU_VOXELS), most)
     levels = 1
     for candidate in range(2, max_levels + 1):
         steps = _divisor(candidate, resolution)
@@ -97,7 +99,7 @@ def choose(sizing: Sizing) -> Choice:
         batch_size=batch,
         rules={
             "init_filters": "32 on a GPU (Auto3DSeg); 16 on a CPU, measured to learn more in the same time; "
-            "24, 32 where a budget pays for 2,000 steps of them",
+            "8 where a budget pays for too few steps of them, 24, 32 where it pays for 2,000 (measured)",
             "blocks_down": f"{levels} stages: halve while the 90th percentile image keeps "
             f"{4 if sizing.on_gpu else 8} voxels at the coarsest stage (nnU-Net's rule); blocks as Auto3DSeg's",
             "dsdepth": "a loss at every resolution but the coarsest, at most 4 (Auto3DSeg)",
@@ -108,7 +110,7 @@ def choose(sizing: Sizing) -> Choice:
             + (
                 "(Auto3DSeg: 224x224x144 for 16 GB, scaled with memory)"
                 if sizing.on_gpu
-                else "(half the median image on a CPU, 32^3 to 64^3: more steps in the same time, measured)"
+                else "(half the median image on a CPU, 32^3 to 64^3, or 48^3 for a short budget: more steps, measured)"
             ),
             "batch_size": "Auto3DSeg: 1.1 x memory/16 GB at 7.2 M voxels, at least 2 below 4 M voxels (nnU-Net)"
             if sizing.on_gpu

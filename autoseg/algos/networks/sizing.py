@@ -24,7 +24,7 @@ class Sizing:
     """Memory of the device."""
     on_gpu: bool
     size: int = 0
-    """Rung of the network's ladder on a CPU, 0 the smallest: `SIZES` in its file says how many there are."""
+    """Rung of the network's ladder on a CPU; 0 where nothing is known of the time. `RUNGS` in its file has them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

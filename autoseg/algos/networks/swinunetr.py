@@ -36,7 +36,7 @@ def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
 
 CPU_SIZES = ((12, 32**3), (12, 2 * 32**3), (24, 2 * 32**3))
 """Features and voxels of a patch where a budget pays for more and more steps."""
-SIZES = len(CPU_SIZES)
+RUNGS = range(len(CPU_SIZES))
 
 
 def choose(sizing: Sizing) -> Choice:

@@ -33,7 +33,7 @@ def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
     return (2 ** (len(network["features"]) - 1),) * 3
 
 
-SIZES = 1
+RUNGS = range(1)
 
 
 def choose(sizing: Sizing) -> Choice:
