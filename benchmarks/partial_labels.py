@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for cohorts, runs and results")
     parser.add_argument("--arms", nargs="+", default=[a for a in ARMS if a != "both_scratch"], choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="of cohort, folds and training")
-    parser.add_argument("--steps", type=int, default=3600, help="of an arm, all folds and rounds together")
+    parser.add_argument("--steps", type=int, default=3040, help="of an arm, all folds and rounds together")
     parser.add_argument("--spacing", type=float, default=4.0, help="mm")
     parser.add_argument("--folds", nargs="+", type=int, default=[0, 1], help="of five; two let models disagree")
     for name, number in (("full", 4), ("organs5", 24), ("tumor-only", 20), ("unlabeled", 8), ("test", 12)):
