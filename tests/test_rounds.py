@@ -290,6 +290,22 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: lis
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_budget_is_shared_over_the_rounds_and_kept(tmp_path: Path) -> None:
+    path = make_data(tmp_path, strategy="both", num_epochs=None, num_steps_per_epoch=None, budget="100s")
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "autoseg", "run", "--input", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    wall_s = time.monotonic() - begin
+    assert done.returncode == 0, done.stderr
+    assert 95 <= wall_s <= 105
+    seconds = [job.seconds for n in (1, 2) for job in Workspace(tmp_path / "work_dir" / f"round_{n}").jobs()]
+    assert len(seconds) == 4
+    assert max(seconds) <= 1.25 * min(seconds), "what the first jobs did not know of comes from the later ones"
+    assert done.stderr.count("budget: 1m") == 1  # once for the whole run
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_killed_anywhere_in_two_rounds_ends_with_the_same_pseudo_labels(tmp_path: Path) -> None:
     more = {"strategy": "both", "num_epochs": 4, "pseudolabel": {"min_dice": 0, "max_disagreement": 2}}
