@@ -17,16 +17,17 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from autoseg.algos.plan import Plan
-from autoseg.data.volumes import stem_of
+from autoseg.data.volumes import read_label, stem_of
 from autoseg.ensemble.evaluate import evaluate
-from autoseg.inference.metrics import mean_score
+from autoseg.inference.metrics import mean_score, pair_counts
 from autoseg.reader import read_model
 from autoseg.usage import environment
-from autoseg.workspace import JobDir, Workspace, write_json, write_text
+from autoseg.workspace import JobDir, Workspace, read_json, write_json, write_text
 
 NAMES = (
     "liver", "kidney_right", "spleen", "pancreas", "aorta", "inferior_vena_cava", "adrenal_gland_right",
@@ -150,6 +151,7 @@ def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> Non
             "training_s": round(sum(steps_seconds(job) for place in places for job in jobs_of(place)), 1),
             "steps": rounds * len(words.folds) * num_epochs * STEPS_PER_EPOCH,
             "jobs": sum(len(place.jobs()) for place in places),
+            "pseudo_labels": truth_of_pseudo_labels(places[-1], cohort) if rounds > 1 else None,
             "settings": {k: v for k, v in settings.items() if k not in ("datalist", "dataroot")},
             "cohort": {k: getattr(words, k) for k in ("full", "organs5", "tumor_only", "unlabeled", "test")},
             "environment": environment(),
@@ -169,9 +171,41 @@ def steps_seconds(job: JobDir) -> float:
     return sum(batch * (e["step"] - before) / e["samples_per_s"] for before, e in zip(begun, epochs, strict=False))
 
 
+def truth_of_pseudo_labels(place: Workspace, cohort: Path) -> dict[str, dict[str, Any]]:
+    """Dice of what the models of the round before said, against the truth, by class: of the accepted and the rejected.
+
+    A class that a case's truth does not have is left out, unless the models found it.
+    """
+    found: dict[str, dict[str, list[float]]] = {n: {"accepted": [], "rejected": []} for n in NAMES}
+    rows = read_json(place.audit)["rows"]
+    for case in sorted({row["case"] for row in rows}):
+        said, truth = (
+            read_label(folder / f"{case}.nii.gz").array[0]
+            for folder in (place.pseudolabels / "predicted", cohort / "labels_complete")
+        )
+        counts = pair_counts(said, truth)
+        for row in rows:
+            value = NAMES.index(row["name"]) + 1
+            a, b = (int(v[value]) if value < len(v) else 0 for v in (counts.sum(1), counts.sum(0)))
+            if row["case"] == case and a + b:
+                shared = int(counts[value, value]) if a and b else 0
+                found[row["name"]]["rejected" if row["rejected"] else "accepted"].append(2 * shared / (a + b))
+    return {
+        n: {verdict: {"dice": round(mean(list(v)), 4) if v else None, "n": len(v)} for verdict, v in verdicts.items()}
+        for n, verdicts in found.items()
+        if any(verdicts.values())
+    }
+
+
 def mean(values: list[float | None]) -> float:
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else math.nan
+
+
+def _weighted(found: Iterable[dict[str, Any]]) -> str:
+    parts = [part for part in found if part["n"]]
+    num = sum(part["n"] for part in parts)
+    return f"{sum(part['n'] * part['dice'] for part in parts) / num:.3f} ({num})" if num else "-"
 
 
 def write_table(words: argparse.Namespace) -> None:
@@ -202,6 +236,19 @@ def write_table(words: argparse.Namespace) -> None:
         figures = " | ".join(f"{row[g]:.3f} ({', '.join(f'{x:.3f}' for x in row['by_seed'][g])})" for g in groups)
         seeds = ", ".join(map(str, row["seeds"]))
         lines.append(f"| {row['arm']} | {figures} | {row['training_s']:.0f} | {seeds} |")
+    told = [r["pseudo_labels"] for r in results if r["arm"] == "both" and r["pseudo_labels"]]
+    if told:
+        lines += [
+            "",
+            "Pseudo-labels of both against the truth, Dice (cases)",
+            "",
+            "| class | accepted | rejected |",
+            "|---|---|---|",
+        ]
+        for name in NAMES:
+            mine = [t[name] for t in told if name in t]
+            cells = [_weighted(m[verdict] for m in mine) for verdict in ("accepted", "rejected")]
+            lines += [f"| {name} | {' | '.join(cells)} |"] if mine else []
     oracle = next((r["organs"] for r in rows if r["arm"] == "oracle"), None)
     both = next((r["organs"] for r in rows if r["arm"] == "both"), None)
     if oracle and both:
