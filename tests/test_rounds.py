@@ -301,7 +301,8 @@ def test_a_budget_is_shared_over_the_rounds_and_kept(tmp_path: Path) -> None:
     assert 95 <= wall_s <= 105
     seconds = [job.seconds for n in (1, 2) for job in Workspace(tmp_path / "work_dir" / f"round_{n}").jobs()]
     assert len(seconds) == 4
-    assert max(seconds) <= 1.25 * min(seconds), "what the first jobs did not know of comes from the later ones"
+    # The first job begins before it is known what predictions take, when a tenth of the time is kept for each round.
+    assert max(seconds) <= 1.4 * min(seconds)
     assert done.stderr.count("budget: 1m") == 1  # once for the whole run
 
 
