@@ -42,13 +42,13 @@ STARTING_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounds:
-    """What a run has before it in rounds of training."""
+    """The rounds of training of a run; all after the first are alike."""
 
     number: int = 1
-    num_cases: int = 0
-    """Cases that each round after the first trains on."""
-    num_to_fill: int = 0
-    """Cases predicted before each of them."""
+    jobs: tuple[tuple[AlgoName, int], ...] = ()
+    """Of each round after the first, where no algorithm is dropped."""
+    predictions: float = 0.0
+    """Cases that each of these jobs' models predict: to be completed before the round, and out of fold after it."""
 
 
 @dataclass(kw_only=True)
@@ -94,7 +94,6 @@ class RunBudget:
         assert settings.budget is not None
         self.workspace, self.settings, self.num_places = workspace, settings, num_places
         self.rounds = rounds or Rounds()
-        self.path = workspace.root / "state" / "budget.json"
         self.state = BudgetState(budget_s=parse_duration(settings.budget))
         self.before_s, self.dropped_before = 0.0, dict[str, str]()
         """Seconds of the rounds before this one; algorithms that they dropped."""
@@ -108,10 +107,9 @@ class RunBudget:
 
     def _stored(self, place: Workspace) -> BudgetState | None:
         """What a round has stored of a budget of this length."""
-        path = place.root / "state" / "budget.json"
-        if not path.exists():
+        if not place.budget.exists():
             return None
-        stored = BudgetState(**read_json(path))
+        stored = BudgetState(**read_json(place.budget))
         return stored if stored.budget_s == self.state.budget_s else None
 
     def save(self) -> None:
@@ -119,7 +117,7 @@ class RunBudget:
         now = time.monotonic()
         self.state.spent_s += now - self.counts_from
         self.counts_from = now
-        write_json(self.path, asdict(self.state))
+        write_json(self.workspace.budget, asdict(self.state))
 
     @property
     def left_s(self) -> float:
@@ -139,7 +137,7 @@ class RunBudget:
             jobs: those that are to get theirs.
             among: all that still have to run, those included.
         """
-        again = self._again(among)
+        again = self._again()
         own = {algo: getattr(self.settings, algo).budget for algo, _ in (*among, *again)}
         sharing = [job for job in among if not own[job[0]]]
         if not sharing:
@@ -175,8 +173,7 @@ class RunBudget:
         case_s = statistics.median(job.inference_s or 0.0 for job in known)
         models = {(job.algo, job.fold) for job in done} | set(among)
         predictions = ENSEMBLE_FACTOR * sum(len(datalist.val_cases(fold)) for _, fold in models)
-        per_model = self.rounds.num_to_fill + self.rounds.num_cases / datalist.num_fold
-        predictions += ENSEMBLE_FACTOR * later * len(self._again(among)) * per_model
+        predictions += ENSEMBLE_FACTOR * later * len(self._again()) * self.rounds.predictions
         if self.settings.ensemble is not False:
             predictions += len(models) * (len(datalist.testing) + len(datalist.validation))
         least, most = (share * (1 + later) * budget_s for share in (LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE))
@@ -187,10 +184,10 @@ class RunBudget:
         """Rounds after this one."""
         return self.rounds.number - self.workspace.round
 
-    def _again(self, among: Sequence[tuple[AlgoName, int]]) -> set[tuple[str, int]]:
-        """Jobs that each later round has, too: all of this one's but those of dropped algorithms."""
-        done = ((job.algo, job.fold) for job in self.workspace.jobs() if job.state == "done")
-        return {(algo, fold) for algo, fold in (*among, *done) if algo not in self.state.dropped}
+    def _again(self) -> list[tuple[AlgoName, int]]:
+        """Jobs that each later round is to have."""
+        dropped = self.state.dropped | self.dropped_before
+        return [(algo, fold) for algo, fold in self.rounds.jobs if algo not in dropped]
 
     def _predicted(self, place: Workspace) -> list[Job]:
         return [job for job in place.jobs() if job.state == "done" and job.inference_s is not None]

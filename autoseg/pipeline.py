@@ -174,7 +174,7 @@ def run_stages(
                 return None
             if place.root not in budgets:
                 since = max((b.counts_from for b in budgets.values()), default=begun)
-                rounds = Rounds() if place.root == workspace.root else _rounds(workspace, settings)
+                rounds = Rounds() if place.root == workspace.root else _rounds(workspace, settings, algo, fold)
                 budgets[place.root] = RunBudget(place, settings, _num_places(settings), rounds=rounds, since=since)
             return budgets[place.root]
 
@@ -220,8 +220,8 @@ def run_stages(
             if draws:
                 _report(workspace)  # with the faults that ended it
             raise
-        for budget in list(budgets.values())[-1:]:
-            log.info("budget: %s", budget.summary())
+        if budgets:
+            log.info("budget: %s", list(budgets.values())[-1].summary())  # its last round's knows of all
         log.info("report: %s", os.path.relpath(workspace.report) if draws else "`autoseg report` draws one")
     return 1 if failed else 0
 
@@ -464,11 +464,15 @@ def _run_cases(workspace: Workspace, settings: Settings) -> tuple[Datalist, Labe
     return datalist, run_label_map(settings, datalist, Fingerprint.read(workspace.datastats)).named
 
 
-def _rounds(workspace: Workspace, settings: Settings) -> Rounds:
+def _rounds(workspace: Workspace, settings: Settings, algo: AlgoName | None, fold: int | None) -> Rounds:
     """What the run's rounds have to do, for its budget."""
     datalist, label_map = _run_cases(workspace, settings)
     num_to_fill = len(cases_to_fill(datalist, label_map.names, How.of(settings)))
-    return Rounds(number=workspace.num_rounds, num_cases=len(datalist.training), num_to_fill=num_to_fill)
+    return Rounds(
+        number=workspace.num_rounds,
+        jobs=tuple(_select_jobs(settings, datalist, algo, fold)),
+        predictions=num_to_fill + len(datalist.training) / datalist.num_fold,
+    )
 
 
 def _pseudolabel(place: Workspace, settings: Settings) -> None:

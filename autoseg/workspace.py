@@ -267,6 +267,11 @@ class Workspace:
         return self.pseudolabels / "audit.json"
 
     @property
+    def budget(self) -> Path:
+        """Time of the run or the round: spent, given to jobs, taken from dropped algorithms."""
+        return self.root / "state" / "budget.json"
+
+    @property
     def ensemble(self) -> Path:
         """Out-of-fold scores, the chosen combination, predictions."""
         return self.root / "ensemble"

@@ -21,11 +21,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from autoseg.algos.plan import Plan
+from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label, stem_of
 from autoseg.ensemble.evaluate import evaluate
-from autoseg.inference.metrics import mean_score, pair_counts
-from autoseg.reader import read_model
+from autoseg.inference.metrics import dice_per_class, mean_score
 from autoseg.usage import environment
 from autoseg.workspace import JobDir, Workspace, read_json, write_json, write_text
 
@@ -48,7 +47,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "oracle": {"partial_labels": "off"},
 }
 """What each arm is told. full_only sees the fully annotated cases alone, the oracle every case's complete label."""
-STEPS_PER_EPOCH = 20
+STEPS_PER_EPOCH, BATCH_SIZE = 20, 2
 
 
 def main() -> None:
@@ -127,7 +126,7 @@ def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> Non
         # The same for every arm, whatever its cases look like; intensities as in the FLARE23 paper.
         "resample_resolution": [words.spacing] * 3,
         "roi_size": [48, 48, 40],
-        "batch_size": 2,
+        "batch_size": BATCH_SIZE,
         "normalize_mode": "range",
         "intensity_bounds": [-250, 250],
         "augment": "light",
@@ -148,7 +147,7 @@ def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> Non
             "arm": arm,
             "seed": seed,
             "dice": {n: None if math.isnan(v) else round(v, 4) for n, v in values.items()},
-            "training_s": round(sum(steps_seconds(job) for place in places for job in jobs_of(place)), 1),
+            "training_s": round(sum(steps_seconds(p.job_dir(j.algo, j.fold)) for p in places for j in p.jobs()), 1),
             "steps": rounds * len(words.folds) * num_epochs * STEPS_PER_EPOCH,
             "jobs": sum(len(place.jobs()) for place in places),
             "pseudo_labels": truth_of_pseudo_labels(places[-1], cohort) if rounds > 1 else None,
@@ -159,16 +158,11 @@ def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> Non
     )
 
 
-def jobs_of(place: Workspace) -> list[JobDir]:
-    return [place.job_dir(job.algo, job.fold) for job in place.jobs()]
-
-
 def steps_seconds(job: JobDir) -> float:
     """Seconds of a job's training steps, validation left out."""
     epochs = [json.loads(line) for line in job.metrics.read_text().splitlines()]
     begun = [0, *(e["step"] for e in epochs)]
-    batch = read_model(job.plan, Plan).batch_size
-    return sum(batch * (e["step"] - before) / e["samples_per_s"] for before, e in zip(begun, epochs, strict=False))
+    return sum(BATCH_SIZE * (e["step"] - before) / e["samples_per_s"] for before, e in zip(begun, epochs, strict=False))
 
 
 def truth_of_pseudo_labels(place: Workspace, cohort: Path) -> dict[str, dict[str, Any]]:
@@ -177,19 +171,17 @@ def truth_of_pseudo_labels(place: Workspace, cohort: Path) -> dict[str, dict[str
     A class that a case's truth does not have is left out, unless the models found it.
     """
     found: dict[str, dict[str, list[float]]] = {n: {"accepted": [], "rejected": []} for n in NAMES}
+    label_map = LabelMap(names=NAMES, values=tuple((i + 1,) for i in range(len(NAMES))))
     rows = read_json(place.audit)["rows"]
     for case in sorted({row["case"] for row in rows}):
         said, truth = (
             read_label(folder / f"{case}.nii.gz").array[0]
             for folder in (place.pseudolabels / "predicted", cohort / "labels_complete")
         )
-        counts = pair_counts(said, truth)
+        dice = dict(zip(NAMES, dice_per_class(said, truth, label_map), strict=True))
         for row in rows:
-            value = NAMES.index(row["name"]) + 1
-            a, b = (int(v[value]) if value < len(v) else 0 for v in (counts.sum(1), counts.sum(0)))
-            if row["case"] == case and a + b:
-                shared = int(counts[value, value]) if a and b else 0
-                found[row["name"]]["rejected" if row["rejected"] else "accepted"].append(2 * shared / (a + b))
+            if row["case"] == case and not math.isnan(value := dice[row["name"]]):
+                found[row["name"]]["rejected" if row["rejected"] else "accepted"].append(value)
     return {
         n: {verdict: {"dice": round(mean(list(v)), 4) if v else None, "n": len(v)} for verdict, v in verdicts.items()}
         for n, verdicts in found.items()

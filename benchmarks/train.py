@@ -271,6 +271,8 @@ def train_once(
 
 def whole_run(data: Path, output: Path, budget: str, label: str, settings: dict[str, str]) -> None:
     """Three algorithms, five folds, one budget: out-of-fold Dice of each and of the ensemble."""
+    from autoseg.workspace import Workspace
+
     target = output / "run" / f"{budget}{'_' + label if label else ''}.json"
     if target.exists():
         return
@@ -295,7 +297,7 @@ def whole_run(data: Path, output: Path, budget: str, label: str, settings: dict[
             "dice_of_classes": classes,
             "chosen": scores["chosen"],
             "jobs": {n: {k: j[k] for k in ("state", "dice", "seconds")} for n, j in jobs.items()},
-            "budget_state": json.loads((work / "state" / "budget.json").read_text()),
+            "budget_state": json.loads(Workspace(work).budget.read_text()),
             "wall_s": round(wall_s, 1),
             "wall_over_budget": None if resumed else round(wall_s / seconds_of(budget) - 1, 4),
             "machine": found,

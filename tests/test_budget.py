@@ -179,16 +179,16 @@ def test_the_analysis_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert json.loads((tmp_path / "work_dir" / "state" / "budget.json").read_text())["spent_s"] >= 1.0
 
 
+PAIR: list[tuple[AlgoName, int]] = [("segresnet", 0), ("segresnet", 1)]
+
+
 def rounds_budget(folder: Path, number: int, since: float, num_to_fill: int = 0) -> RunBudget:
     """A round of two, each with two jobs."""
     run = Workspace(folder)
     run.plan_rounds(2)
     settings = Settings(modality="MRI", budget="1000s", datalist=Path("d"), dataroot=Path("r"), work_dir=folder)
-    rounds = Rounds(number=2, num_cases=4, num_to_fill=num_to_fill)
+    rounds = Rounds(number=2, jobs=tuple(PAIR), predictions=num_to_fill + 4 / 2)
     return RunBudget(run.begin_round(number, continues=True), settings, 1, rounds=rounds, since=since)
-
-
-PAIR: list[tuple[AlgoName, int]] = [("segresnet", 0), ("segresnet", 1)]
 
 
 def test_jobs_of_every_round_get_the_same(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
@@ -214,7 +214,15 @@ def test_jobs_of_every_round_get_the_same(tmp_path: Path, clock: Clock, datalist
     assert second.job_s("segresnet_0") == second.job_s("segresnet_1") == pytest.approx(share_s, abs=0.5)
 
 
-def test_what_a_round_leaves_goes_to_the_next(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
+def test_a_first_round_of_fewer_folds_leaves_the_later_ones_as_much_for_each(
+    tmp_path: Path, clock: Clock, datalist: Datalist
+) -> None:
+    first = rounds_budget(tmp_path, 1, clock.now)  # two_stage, whose fully annotated cases make one fold alone
+    first.give(datalist, PAIR[:1], PAIR[:1])
+    assert first.job_s("segresnet_0") == pytest.approx((1000 - 200) / 3, abs=0.1)
+
+
+def test_what_a_round_leaves_goes_to_the_next(tmp_path: Path, clock: Clock) -> None:
     first = rounds_budget(tmp_path, 1, clock.now)
     clock.now += 100
     first.save()
