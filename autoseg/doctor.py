@@ -120,7 +120,7 @@ def _packages() -> Iterator[Check]:
         if not need.specifier.contains(have, prereleases=True):
             wrong.append(f"{need.name} is {have}, wanted {need.specifier}")
     if wrong:
-        advice = "pip install -c constraints.txt -e . in autoseg's folder, or pip install --upgrade autoseg3d"
+        advice = "Install them in autoseg's folder: pip install -c constraints.txt -e ."
         yield Check(name="Packages", state="bad", found="; ".join(wrong), advice=advice)
     else:
         yield Check(name="Packages", state="ok", found=f"all {num} that are needed are there")
@@ -168,7 +168,7 @@ def _gpu(torch: Any) -> Iterator[Check]:
 
 
 def _memory() -> Iterator[Check]:
-    from autoseg.algos.hardware import available_memory_bytes, memory_limit_bytes
+    from autoseg.machine import available_memory_bytes, memory_limit_bytes
 
     free, total = available_memory_bytes() / 2**30, memory_limit_bytes() / 2**30
     text = f"{free:.1f} GiB free of {total:.1f} GiB"

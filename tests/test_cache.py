@@ -81,6 +81,15 @@ def test_memory_takes_what_the_limit_allows_and_the_first_cases_first(
     monkeypatch.setattr(cache, "available_memory_bytes", lambda: 2 * (size[0] + 10))
     opened = load_cases(tmp_path, plan(), cases, num_workers=1)
     assert [kind(case) for case in opened] == ["ram", "disk", "disk", "disk"]
+    monkeypatch.setattr(cache, "available_memory_bytes", lambda: 2 * (sum(size[:2]) + 10))
+    opened = load_cases(tmp_path, plan(), cases, num_workers=1)
+    assert [kind(case) for case in opened] == ["ram", "ram", "disk", "disk"]
+    # Two jobs of three processes each fill the memory together.
+    monkeypatch.setenv(cache.JOBS_AT_ONCE, "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(cache, "available_memory_bytes", lambda: 2 * 6 * (size[0] + 10))
+    opened = load_cases(tmp_path, plan(), cases, num_workers=1)
+    assert [kind(case) for case in opened] == ["ram", "disk", "disk", "disk"]
 
 
 def test_the_size_is_said_before_it_is_written(

@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_little_memory_and_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoseg.algos.hardware.available_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr("autoseg.machine.available_memory_bytes", lambda: 10**9)
     monkeypatch.setattr("resource.getrlimit", lambda kind: (256, 4096))
     found = states(tmp_path)
     assert (found["Memory"], found["Open files"]) == ("bad", "warn")

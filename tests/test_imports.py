@@ -12,7 +12,7 @@ SHARED_PARTS = ("algos.networks", "algos.plan", "algos.device", "algos.templates
 """Parts of a stage that inference and the other stages may import, and each other."""
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("terminal",),
+    ("terminal", "machine"),
     ("annotations",),
     ("yamlnodes",),
     ("reader", "claims"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import random
 import shutil
 import threading
@@ -27,7 +28,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from autoseg.algos.hardware import available_memory_bytes
 from autoseg.algos.plan import Plan
 from autoseg.claims import Busy, Claim
 from autoseg.data.datalist import Case, files_digest
@@ -35,6 +35,7 @@ from autoseg.data.preprocess import prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.volumes import read_grid, read_image, read_label
 from autoseg.errors import DataError
+from autoseg.machine import available_memory_bytes
 from autoseg.workspace import digest, write_atomic
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ CACHE_VERSION = 1
 """Raised whenever what is stored changes."""
 MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
 """Share of the free memory, and of the free disk, that cases may take."""
+JOBS_AT_ONCE = "AUTOSEG_JOBS_AT_ONCE"
+"""Environment variable in which a launcher says how many jobs it runs on this machine at once."""
 FRESH_KEPT = 2
 """Cases prepared anew that are kept: image and target of one are read one after the other."""
 
@@ -175,7 +178,8 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         raise DataError(sorted(set(faults)))
     limit = 0.0
     if plan.cache == "ram":
-        limit = MEMORY_SHARE * available_memory_bytes() if plan.cache_gib is None else plan.cache_gib * 2**30
+        share = MEMORY_SHARE / _num_neighbours()
+        limit = share * available_memory_bytes() if plan.cache_gib is None else plan.cache_gib * 2**30
     opened, num_in_memory, taken, total = [], 0, 0, 0
     for folder, case in zip(folders, cases, strict=True):
         if folder in made:
@@ -195,6 +199,11 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
     where += [f"{len(made)} prepared anew at each use"] if made else []
     log.info("%d cases, %.1f MiB in the cache: %s", len(cases), total / 2**20, ", ".join(where))
     return opened
+
+
+def _num_neighbours() -> int:
+    """Processes that fill this machine's memory alike: jobs at once, as the launcher says, times those of each."""
+    return int(os.environ.get(JOBS_AT_ONCE, "1")) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _is_whole(folder: Path) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
+
+from autoseg.machine import available_cores, memory_limit_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,41 +19,6 @@ class Hardware:
     """Memory of one GPU, or what a process may use on a CPU."""
     num_cores: int
     name: str
-
-
-def available_cores() -> int:
-    """Cores this process may use: affinity counts, not what the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_limit_bytes() -> int:
-    """Memory of the machine or of the container, whichever is smaller."""
-    total = int(psutil.virtual_memory().total)
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
-
-
-def available_memory_bytes() -> int:
-    """Memory a process may still take: what the machine has free, or what its container leaves, whichever is less."""
-    free = int(psutil.virtual_memory().available)
-    pairs = (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    )
-    for limit_path, used_path in pairs:
-        try:
-            limit, used = Path(limit_path).read_text().strip(), Path(used_path).read_text().strip()
-        except OSError:
-            continue
-        if limit.isdigit() and used.isdigit():
-            free = min(free, max(0, int(limit) - int(used)))
-    return free
 
 
 def find_hardware(device: torch.device) -> Hardware:

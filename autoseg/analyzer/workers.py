@@ -15,12 +15,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from autoseg.analyzer.case import CaseStats, analyze_case
 from autoseg.analyzer.headers import Finding
 from autoseg.analyzer.reading import file_digest
 from autoseg.claims import HEARTBEAT
+from autoseg.machine import available_cores, available_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -58,31 +57,6 @@ class Result:
     """None: known already by the digests."""
 
 
-def count_cores() -> int:
-    """Cores this process may use, a container's quota included."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        limit, period = quota.read_text().split()
-        if limit != "max":
-            cores = min(cores, max(1, -(-int(limit) // int(period))))
-    return cores
-
-
-def free_memory_bytes() -> int:
-    """Memory that is free for this process, a container's limit included."""
-    free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        if os.path.exists(limit) and os.path.exists(used):
-            text = Path(limit).read_text().strip()
-            if text.isdigit():
-                free = min(free, int(text) - int(Path(used).read_text()))
-    return max(0, free)
-
-
 def inflated_bytes(path: Path) -> int:
     """Size of a file's content; gzip's own note of it, which is modulo 4 GiB, or an estimate from the file's size."""
     try:
@@ -104,8 +78,8 @@ def measure(tasks: Sequence[Task], num_workers: int | None) -> Iterator[Result]:
     """
     if not tasks:
         return
-    workers = min(num_workers or count_cores(), len(tasks))
-    free = free_memory_bytes()
+    workers = min(num_workers or available_cores(), len(tasks))
+    free = available_memory_bytes()
     largest = sorted(tasks, key=lambda t: -t.num_bytes)[:LARGEST_LOOKED_AT]
     need = max(sum(inflated_bytes(p) for p in t.images) for t in largest) * NEED_PER_VOXEL_BYTES
     if need * workers > free:

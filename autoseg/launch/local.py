@@ -138,7 +138,11 @@ def run_local(
                     free.remove(place)
                     task = waiting.popleft()
                     log.info("%s: starting on %s", task.name, place.name)
-                    environment = {**place.environment, "AUTOSEG_DEVICE_NAME": place.name}
+                    environment = {
+                        **place.environment,
+                        "AUTOSEG_DEVICE_NAME": place.name,
+                        "AUTOSEG_JOBS_AT_ONCE": str(len(places)),  # cache.py: they share the memory
+                    }
                     process = start(task.command(), output / f"{task.name}.out", environment)
                     running.append(_Running(task, place, process))
                 time.sleep(POLL_S)
