@@ -12,8 +12,10 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import psutil
@@ -25,7 +27,7 @@ from autoseg.workspace import Job, Workspace, read_json, write_json
 log = logging.getLogger(__name__)
 
 RESERVED_SHARE = 0.1
-"""Share of a run's budget kept for each round's predictions before a job has shown what a prediction takes."""
+"""Share of a run's budget kept for each round's predictions before a job has shown what one takes. A guess."""
 LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE = 0.01, 0.3
 """Bounds of what is kept for each round: a busy moment while a job was scored must not take the time of all others."""
 ENSEMBLE_FACTOR = 1.3
@@ -35,7 +37,9 @@ For held-back cases that is not so: five models took 0.87 of five predictions, e
 LEAST_KEPT = 2
 """Algorithms that are always kept, so that there is something to make an ensemble of."""
 HOPELESS = 0.9
-"""Under this share of the best Dice an algorithm is dropped even where few are left."""
+"""Under this share of the best Dice an algorithm is dropped even where few are left. A choice."""
+SAVE_EVERY_S = 30.0
+"""Between two notes of the time that was spent, while jobs are trained."""
 STARTING_S = 30.0
 """A process that began at most this long ago began for this run: its start counts."""
 
@@ -93,6 +97,7 @@ class RunBudget:
         """
         assert settings.budget is not None
         self.workspace, self.settings, self.num_places = workspace, settings, num_places
+        self._lock = threading.Lock()
         self.rounds = rounds or Rounds()
         self.state = BudgetState(budget_s=parse_duration(settings.budget))
         self.before_s, self.dropped_before = 0.0, dict[str, str]()
@@ -114,15 +119,35 @@ class RunBudget:
 
     def save(self) -> None:
         """Add the time since the last call, and store all."""
-        now = time.monotonic()
-        self.state.spent_s += now - self.counts_from
-        self.counts_from = now
-        write_json(self.workspace.budget, asdict(self.state))
+        with self._lock:
+            now = time.monotonic()
+            self.state.spent_s += now - self.counts_from
+            self.counts_from = now
+            write_json(self.workspace.budget, asdict(self.state))
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Save it every now and then while a block runs, so that a run killed in a long job does not lose count."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(SAVE_EVERY_S):
+                self.save()
+
+        thread = threading.Thread(target=watch, name="autoseg-budget", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.save()
 
     @property
     def left_s(self) -> float:
         """Seconds left to this and all later rounds."""
-        return self.state.budget_s - self.before_s - self.state.spent_s - (time.monotonic() - self.counts_from)
+        with self._lock:
+            return self.state.budget_s - self.before_s - self.state.spent_s - (time.monotonic() - self.counts_from)
 
     def job_s(self, name: str) -> float | None:
         """Seconds a job was given; None: nothing yet."""
@@ -144,14 +169,19 @@ class RunBudget:
             return
         fixed_s = sum(parse_duration(own[algo]) for algo, _ in among if own[algo])
         fixed_s += self.later * sum(parse_duration(own[algo]) for algo, _ in again if own[algo])
-        num_waves = math.ceil(len(sharing) / self.num_places)
-        num_waves += self.later * math.ceil(sum(not own[algo] for algo, _ in again) / self.num_places)
+        num_waves = self._waves(sharing) + self.later * self._waves([job for job in again if not own[job[0]]])
         free_s = self.left_s - self.reserved_s(datalist, among) - fixed_s / self.num_places
         share_s = max(1.0, free_s / num_waves)
         for algo, fold in jobs:
             if not own[algo]:
                 self.state.jobs[f"{algo}_{fold}"] = round(share_s, 1)
         self.save()
+
+    def _waves(self, jobs: Sequence[tuple[AlgoName, int]]) -> int:
+        """How many jobs one place does after the other; the first fold is through before any other begins."""
+        first = min(self.settings.folds or [0])
+        num_first = sum(fold == first for _, fold in jobs)
+        return math.ceil(num_first / self.num_places) + math.ceil((len(jobs) - num_first) / self.num_places)
 
     def give_all(self, datalist: Datalist, jobs: Sequence[tuple[AlgoName, int]]) -> None:
         """Give each job that has none yet its share, all of them being still to run."""

@@ -143,7 +143,7 @@ class HyperSettings(Strict):
     resample_resolution: Positive3 | None = None
     """Voxel size in mm along X, Y, Z (RAS) that images are resampled to."""
     roi_size: Voxels3 | None = None
-    """Patch in voxels along X, Y, Z after resampling; rounded up by the network's divisor only with a warning."""
+    """Patch in voxels along X, Y, Z after resampling; rounded up, with a warning, to what the network can halve."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Patches per step, over all devices together."""
     num_epochs: Annotated[int, Field(ge=1)] | None = None
@@ -232,8 +232,8 @@ class DiNTSSettings(HyperSettings):
     use_downsample: bool | None = None
     """Work from half resolution on: cheaper, a little coarser."""
     search: bool | None = None
-    """Search the topology on the job's own cases before training, on a share of its time; false: the one found by this
-    project, which comes with it."""
+    """Search the topology on the job's own cases before training, on a share of its time; false: the one that comes
+    with the template, whose file says where it is from."""
 
 
 class UNetSettings(HyperSettings):
@@ -376,7 +376,7 @@ class Range(Strict):
         return self
 
 
-RESERVED_NAMES = ("cache", "state", "ensemble", "pseudolabels", "report")
+RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "report")
 
 
 def _check_study(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from autoseg.config import Settings, format_duration, load_settings
 from autoseg.data.datalist import Datalist, read_cases
 from autoseg.data.fingerprint import Fingerprint
+from autoseg.machine import available_cores
 from autoseg.workspace import JobDir, Workspace
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def make_forecast(workspace: Workspace, settings: Settings) -> Forecast:
     """
     from autoseg.algos.device import pick_device
     from autoseg.algos.fit import cache_gib
-    from autoseg.algos.hardware import available_cores, find_hardware
+    from autoseg.algos.hardware import find_hardware
     from autoseg.algos.job import read_plan
 
     device = pick_device(settings.device)
@@ -156,13 +157,13 @@ def _measure(
         case on one core, 0 where it was in the cache already.
     """
     from autoseg.algos.cache import load_cases
-    from autoseg.algos.fit import peak_memory_gib
+    from autoseg.algos.fit import SAMPLE_S, MemoryWatch
     from autoseg.algos.trainer import Trainer
 
-    begin = time.monotonic()
-    case: list[CachedCase] = load_cases(workspace.cache, plan, datalist.val_cases(plan.fold)[:1], num_workers=1)
-    prepare_s = time.monotonic() - begin
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, MemoryWatch(device, SAMPLE_S) as memory:
+        begin = time.monotonic()
+        case: list[CachedCase] = load_cases(workspace.cache, plan, datalist.val_cases(plan.fold)[:1], num_workers=1)
+        prepare_s = time.monotonic() - begin
         trainer = Trainer(plan.model_copy(update={"budget_s": None}), case, case, JobDir(Path(folder)), device=device)
         trainer._train_step()  # the first allocates and chooses kernels
         times: list[float] = []
@@ -176,7 +177,7 @@ def _measure(
         trainer._predict(case[0])
         predict_s = time.monotonic() - begin
         size = sum(t.numel() * t.element_size() for t in trainer.network.state_dict().values()) / 2**30
-    return sorted(times)[len(times) // 2], predict_s, peak_memory_gib(device), size, prepare_s
+    return sorted(times)[len(times) // 2], predict_s, memory.peak_gib, size, prepare_s
 
 
 def forecast_text(forecast: Forecast, settings: Settings) -> str:

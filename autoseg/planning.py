@@ -97,14 +97,16 @@ class JobPlans:
         A plan that is there is never made anew by `train`, so that what was planned or edited is what is trained.
         """
         from autoseg.algos.generate import edit_job
-        from autoseg.algos.planner import make_plan
+        from autoseg.algos.job import read_plan
+        from autoseg.algos.planner import Fit, make_plan
 
         each_s = parse_duration(self.settings.budget) if self.settings.budget is not None else None
         for algo, fold, known in self._known(self.jobs, self._shares(each_s)):
             if not self.workspace.job_dir(algo, fold).plan.exists():
                 self._make(algo, fold, known)
             elif "command line" in self.origins.values():
-                plan, found = make_plan(algo=algo, fold=fold, **known)
+                step_s = read_plan(self.workspace.job_dir(algo, fold)).step_s
+                plan, found = make_plan(algo=algo, fold=fold, **known, fit=Fit(step_s=step_s))
                 if keys := edit_job(self.workspace, plan, found):
                     log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
 
@@ -141,14 +143,20 @@ class JobPlans:
             started.update(running)
             return running
 
-        if in_this_process(settings):
-            return train_jobs(
-                workspace, datalist, settings, jobs, again=again, before=lambda algo, fold: bool(start([(algo, fold)]))
-            )
-        first = min(fold for _, fold in jobs)
-        waves = [[j for j in jobs if j[1] == first], [j for j in jobs if j[1] != first]]
-        results = [train_jobs(workspace, datalist, settings, start(wave), again=again) for wave in waves if wave]
-        return all(results)
+        with budget.kept():
+            if in_this_process(settings):
+                return train_jobs(
+                    workspace,
+                    datalist,
+                    settings,
+                    jobs,
+                    again=again,
+                    before=lambda algo, fold: bool(start([(algo, fold)])),
+                )
+            first = min(fold for _, fold in jobs)
+            waves = [[j for j in jobs if j[1] == first], [j for j in jobs if j[1] != first]]
+            results = [train_jobs(workspace, datalist, settings, start(wave), again=again) for wave in waves if wave]
+            return all(results)
 
     def _shares(self, each_s: float | None = None) -> Callable[[str], float | None]:
         """Seconds of a job by its name: its share of the run's budget; without one `each_s`."""

@@ -4,6 +4,7 @@ work_dir/
 input.yaml, settings.yaml            as given; resolved, with each value's origin
 datalist.json                        the cases, relative to dataroot, each with its fold
 datastats.yaml, datastats_by_case.yaml, faults.json
+analysis/cases.jsonl                 what was measured of each case, by content, so that nothing is read twice
 cache/                               preprocessed cases, keyed by content and settings
 <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
 sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
@@ -378,6 +379,11 @@ class Workspace:
             return None
         path = Workspace(self.run / f"round_{self.round - 1}").job_dir(algo, fold).model
         return path if path.exists() else None
+
+    def earlier_plan(self, algo: str, fold: int) -> Path | None:
+        """The plan of the job whose weights a job starts from."""
+        weights = self.first_weights(algo, fold)
+        return None if weights is None else JobDir(weights.parents[1]).plan
 
     # -- stages
     def stamp(self, stage: str, inputs: Mapping[str, str]) -> None:

@@ -113,11 +113,9 @@ def written(path: Path, result: dict[str, Any]) -> None:
 
 def throughput(data: Path, output: Path, algos: tuple[str, ...]) -> None:
     """Samples per second of the whole loop (cut, augment, step, average) over those of the bare step."""
-    import torch
-
     from autoseg.algos.cache import load_cases
     from autoseg.algos.device import pick_device
-    from autoseg.algos.fit import bare_step
+    from autoseg.algos.fit import bare_step, finish
     from autoseg.algos.job import read_plan
     from autoseg.algos.trainer import Trainer
     from autoseg.data.datalist import read_datalist
@@ -136,20 +134,15 @@ def throughput(data: Path, output: Path, algos: tuple[str, ...]) -> None:
         cases = read_datalist(workspace.datalist, data).train_cases(0)
         cached = load_cases(workspace.cache, plan, cases, num_workers=2)
         whole = Trainer(plan, cached, cached[:1], JobDir(folder / "scratch"), device=device)
-        bare = bare_step(plan, device)
-
-        def wait(device: torch.device = device) -> None:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
+        steps = {"bare": bare_step(plan, device), "whole": whole._train_step}
         times: dict[str, list[float]] = {"bare": [], "whole": []}
         for round_ in range(ROUNDS + 1):
-            for name, step in (("bare", bare), ("whole", whole._train_step)):
-                wait()
+            for name, step in steps.items():
+                finish(device)
                 begin = time.perf_counter()
                 for _ in range(ROUND_STEPS):
                     step()
-                wait()
+                finish(device)
                 if round_:  # the first warms both up
                     times[name].append((time.perf_counter() - begin) / ROUND_STEPS)
         bare_s, whole_s = (statistics.median(times[n]) for n in ("bare", "whole"))

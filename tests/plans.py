@@ -7,7 +7,7 @@ from typing import Any
 
 from autoseg.algos.hardware import Hardware
 from autoseg.algos.plan import Plan
-from autoseg.algos.planner import Origin, make_plan
+from autoseg.algos.planner import Fit, Origin, make_plan
 from autoseg.config import AlgoName, Settings
 from autoseg.data.fingerprint import Fingerprint, ForegroundIntensity
 from autoseg.data.labels import LabelMap
@@ -46,6 +46,8 @@ def plan_and_origins(
     sigmoid: bool = False,
     num_train: int = 8,
     budget_s: float | None = None,
+    fit: Fit | None = None,
+    earlier: Plan | None = None,
     **settings: Any,
 ) -> tuple[Plan, dict[str, Origin]]:
     """The planner's plan; `settings` are those of input.yaml."""
@@ -60,6 +62,8 @@ def plan_and_origins(
         origins={},
         hardware=hardware,
         budget_s=budget_s,
+        fit=fit or Fit(),
+        earlier=earlier,
     )
 
 

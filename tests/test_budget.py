@@ -71,9 +71,24 @@ def test_all_jobs_get_the_same_and_a_tenth_is_kept(tmp_path: Path, clock: Clock,
     budget = open_budget(tmp_path)
     budget.give(datalist, JOBS, JOBS)
     assert {budget.job_s(f"{a}_{f}") for a, f in JOBS} == {150.0}
+    # Two at once, the first fold before the other: each place has two jobs of either one after the other.
     two = open_budget(tmp_path / "two", places=2)
     two.give(datalist, JOBS, JOBS)
-    assert two.job_s("dints_1") == 300.0
+    assert two.job_s("dints_1") == 225.0
+
+
+def test_what_a_killed_run_spent_is_not_forgotten(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.01)
+    budget = open_budget(tmp_path)
+    with budget.kept():
+        clock.now += 100
+        end = time.monotonic() + 20
+        while open_budget(tmp_path).left_s > 950 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert open_budget(tmp_path).left_s == pytest.approx(900)  # as a kill would leave it
+    assert budget.left_s == pytest.approx(900)
 
 
 def test_a_job_with_a_budget_of_its_own_keeps_it(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:

@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
             job.origins,
             {
                 "num_epochs": {"value": 7, "origin": "input.yaml:4", "rule": ""},
-                "roi_size": {"value": [40, 56, 40], "origin": "planner", "rule": "median shape", "source": "nnU-Net"},
+                "roi_size": {"value": [40, 56, 40], "origin": "planner", "rule": "median shape (nnU-Net)"},
                 "network.init_filters": {"value": 8, "origin": "planner", "rule": "5 cases"},
             },
         )
@@ -40,13 +40,12 @@ def run(tmp_path: Path) -> Path:
 def test_explain_one_value(run: Path) -> None:
     assert explain(run, "roi_size") == (
         "roi_size: 3 whole numbers >= 1. Default: planned.\n"
-        "  Patch in voxels along X, Y, Z after resampling; rounded up by the network's divisor only with a warning.\n"
+        "  Patch in voxels along X, Y, Z after resampling; rounded up, with a warning, to what the network can halve.\n"
         "\n"
         "segresnet_0, segresnet_1\n"
         "  value:  [40, 56, 40]\n"
         "  origin: planner\n"
-        "  rule:   median shape\n"
-        "  source: nnU-Net"
+        "  rule:   median shape (nnU-Net)"
     )
 
 
@@ -58,7 +57,7 @@ def test_explain_sees_an_edit(run: Path) -> None:
 def test_explain_all_of_an_input_and_of_a_work_dir(run: Path) -> None:
     rows = {" ".join(line.split()) for line in explain(run).splitlines()}
     assert {"num_epochs 7 input.yaml:4", "segresnet.batch_size 2 input.yaml:5", "num_fold 5 default"} <= rows
-    assert {"roi_size [40, 56, 40] planner: median shape", "network.init_filters 16 edited by hand"} <= rows
+    assert {"roi_size [40, 56, 40] planner: median shape (nnU-Net)", "network.init_filters 16 edited by hand"} <= rows
     rows = {" ".join(line.split()) for line in explain(run.parent / "work_dir").splitlines()}
     assert {"seed 3 command line", "num_fold 5 default", "segresnet.batch_size 2 input.yaml:5"} <= rows
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from plans import CPU, GPU, make_fingerprint, tiny_plan
 
 from autoseg.algos import fit
-from autoseg.algos.fit import StepCost, fitted_plan, measure_step
+from autoseg.algos.fit import MemoryWatch, StepCost, fitted_plan, measure_step
 from autoseg.algos.hardware import Hardware
 from autoseg.algos.plan import Plan
 from autoseg.algos.planner import Origin
@@ -52,6 +54,7 @@ def planned(
     budget_s: float | None = None,
     num_train: int = 160,
     data: dict[str, Any] | None = None,
+    earlier: Plan | None = None,
     **settings: Any,
 ) -> tuple[Plan, dict[str, Origin]]:
     return fitted_plan(
@@ -65,6 +68,7 @@ def planned(
         origins={},
         hardware=hardware,
         budget_s=budget_s,
+        earlier=earlier,
     )
 
 
@@ -197,3 +201,39 @@ def test_a_recipe_is_followed_as_published_and_under_the_user(
 def test_a_recipe_for_a_network_that_is_not_trained_is_refused() -> None:
     with pytest.raises(ValueError, match="recipe flare23 is for segresnet, which is not among algos"):
         Settings(modality="CT", datalist=Path("d"), dataroot=Path("r"), recipe="flare23", algos=("dints",))
+
+
+def test_a_job_that_goes_on_from_weights_keeps_their_patch_and_network(device: Callable[..., list[Plan]]) -> None:
+    """Time alone would have it another rung: eight filters where little is left, 24 where much is."""
+    device(seconds=10.0, gib=1.0)
+    first, _ = planned(budget_s=600.0)
+    for budget_s in (20.0, 60_000.0):
+        assert planned(budget_s=budget_s)[0].network != first.network
+        later, _ = planned(budget_s=budget_s, earlier=first)
+        assert (later.network, later.roi_size, later.batch_size) == (first.network, first.roi_size, first.batch_size)
+
+
+def test_one_process_takes_its_share_of_the_batch(device: Callable[..., list[Plan]]) -> None:
+    seen = device(seconds=1.0, gib=10.0)
+    plan, _ = planned(hardware=GPU, gpus_per_job=4, data=LARGE)
+    assert plan.batch_size % 4 == 0
+    assert plan.batch_size // 4 in {p.batch_size for p in seen}
+
+
+def test_the_peak_of_memory_is_that_of_the_block_alone() -> None:
+    """What the process took before, and gave back, does not count: jobs come one after the other."""
+    size = 256 << 20
+
+    def take() -> None:
+        with mmap.mmap(-1, size) as block:
+            block.write(b"1" * size)
+            time.sleep(0.1)
+
+    with MemoryWatch(DEVICE, 0.005) as first:
+        take()
+    with MemoryWatch(DEVICE, 0.005) as second:
+        time.sleep(0.02)
+    assert first.peak_gib - second.peak_gib > 0.8 * size / 2**30
+    with MemoryWatch(DEVICE, 60.0) as rarely:
+        pass
+    assert rarely.peak_gib == pytest.approx(second.peak_gib, rel=0.2)

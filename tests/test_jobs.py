@@ -241,3 +241,21 @@ def test_a_diverged_job_starts_once_more_with_a_lower_rate_and_is_then_given_up(
     assert job.state == "done"
     assert job.restart == {"learning_rate": 0.00075}
     assert "Starting once more with learning_rate 0.00075" in paths.log.read_text()
+
+
+def test_a_job_that_learned_nothing_by_its_end_is_not_trained(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no validation fitted into the time, the final scores tell."""
+    import torch
+
+    from autoseg.algos import job as module
+
+    torch.set_num_threads(1)
+    workspace = Workspace(copied / "work_dir")
+    paths = workspace.job_dir("segresnet", 0)
+    monkeypatch.setattr(module, "DIVERGED_STEPS", 1)
+    monkeypatch.setattr(module, "score_validation", lambda *words: 0.002)
+    job = module.run_job(workspace, copied, "segresnet", 0, device="cpu", num_workers=1)
+    assert (job.state, job.can_retry) == ("diverged", False)
+    assert "Dice 0.0020 at the end of the schedule: nothing was learned" in job.error
+    assert not paths.model.exists()
+    assert not paths.checkpoint.exists()

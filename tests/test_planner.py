@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import CPU, GPU, make_fingerprint, plan_and_origins
 
 from autoseg.algos.bundle import write_bundle
-from autoseg.algos.networks import divisor
+from autoseg.algos.networks import build_network, divisor
 from autoseg.algos.plan import ClassPlan, Plan
-from autoseg.algos.planner import target_spacing
+from autoseg.algos.planner import Fit, target_spacing
 from autoseg.config import ALGOS, AlgoName
+from autoseg.errors import ConfigError
 from autoseg.reader import read_model
 from autoseg.workspace import JobDir
 
@@ -133,3 +135,60 @@ def test_small_images_are_averaged_over_mirrorings(algo: AlgoName) -> None:
 
 def test_the_locator_is_not_averaged_over_mirrorings() -> None:
     assert not plan_and_origins("locator")[0].tta
+
+
+def test_a_patch_of_the_users_is_rounded_up_to_what_the_network_can_halve() -> None:
+    plan, found = plan_and_origins("segresnet", roi_size=(30, 32, 33), segresnet={"blocks_down": (1, 2, 2)})
+    assert plan.roi_size == (32, 32, 36)
+    assert found["roi_size"].origin == "input.yaml"
+    assert found["roi_size"].rule == "30x32x33 rounded up to what the network can halve: multiples of 4, 4, 4"
+    swin, _ = plan_and_origins("swinunetr", roi_size=(20, 20, 20))
+    assert swin.roi_size == (32, 32, 32)
+    plan, found = plan_and_origins("segresnet", roi_size=(32, 32, 32), segresnet={"blocks_down": (1, 2, 2)})
+    assert found["roi_size"].rule == ""
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_every_network_trains_on_the_smallest_patch_that_is_accepted(algo: AlgoName) -> None:
+    """One voxel at the coarsest stage has no variance to normalise by: that is said, and two are enough."""
+    plan, _ = plan_and_origins(algo)
+    steps = divisor(plan)
+    smallest = steps
+    if algo != "swinunetr":  # which normalises groups of features there
+        with pytest.raises(ConfigError, match=rf"leaves {algo} one voxel .* Give at least {2 * steps[0]} along X"):
+            plan_and_origins(algo, roi_size=steps)
+        smallest = (2 * steps[0], steps[1], steps[2])
+    plan, _ = plan_and_origins(algo, roi_size=smallest)
+    assert plan.roi_size == smallest
+    build_network(plan).train()(torch.randn(2, 1, *plan.roi_size))
+
+
+def test_tiny_images_get_a_patch_that_can_be_normalised() -> None:
+    tiny = make_fingerprint(**{f"size_mm_{k}": (6.0, 6.0, 4.0) for k in ("median", "p90")}, shape_median=(6, 6, 4))
+    for algo in ALGOS:
+        plan, _ = plan_and_origins(algo, fingerprint=tiny)
+        build_network(plan).train()(torch.randn(2, 1, *plan.roi_size))
+
+
+def test_a_batch_is_one_that_the_processes_of_a_job_can_share() -> None:
+    plan, found = plan_and_origins("segresnet", hardware=GPU, gpus_per_job=3)
+    assert plan.batch_size % 3 == 0
+    assert "multiples of 3: gpus_per_job" in found["batch_size"].rule
+    with pytest.raises(ConfigError, match="batch_size 4 cannot be shared by 3 GPUs"):
+        plan_and_origins("segresnet", hardware=GPU, gpus_per_job=3, batch_size=4)
+
+
+def test_a_long_budget_is_not_cut_short_by_the_number_of_epochs() -> None:
+    plan, _ = plan_and_origins("segresnet", budget_s=86400.0, fit=Fit(step_s=0.1))
+    assert plan.num_epochs * plan.num_steps_per_epoch >= 3 * 86400 / 0.1
+    short, _ = plan_and_origins("segresnet", budget_s=60.0, fit=Fit(step_s=0.1))
+    assert short.num_epochs * short.num_steps_per_epoch >= 3 * 60 / 0.1
+    fixed, _ = plan_and_origins("segresnet", budget_s=86400.0, fit=Fit(step_s=0.1), num_epochs=7)
+    assert fixed.num_epochs == 7
+
+
+def test_a_job_that_goes_on_from_weights_has_their_network() -> None:
+    wide, _ = plan_and_origins("segresnet", segresnet={"init_filters": 24, "blocks_down": (1, 2)})
+    plan, found = plan_and_origins("segresnet", fit=Fit(size=-2), earlier=wide)
+    assert plan.network == wide.network
+    assert found["network.init_filters"].rule == "that of the weights it starts from"

@@ -39,11 +39,13 @@ def test_ways_of_the_learning_rate() -> None:
 def test_validations_take_a_twentieth_of_the_budget() -> None:
     for budget_s, all_s in ((600.0, 3.0), (600.0, 6.0), (60.0, 30.0), (300.0, 9.0)):
         marks, num_cases = validation_plan(budget_s, all_s, 40)
-        assert len(marks) * all_s * num_cases / 40 <= 0.05 * budget_s or num_cases == 1
+        assert len(marks) * all_s * num_cases / 40 <= 0.05 * budget_s
     assert validation_plan(600.0, 3.0, 40) == (schedule.MANY_MARKS, 40)
     assert validation_plan(600.0, 6.0, 40)[0] == schedule.FEW_MARKS
     assert validation_plan(600.0, 12.0, 40)[1] == 20
     assert validation_plan(60.0, 400.0, 40) == ((), 0)  # a case takes 10 s
+    assert validation_plan(600.0, 400.0, 40) == ((0.75, 0.9, 1.0), 1)
+    assert validation_plan(600.0, 640.0, 40) == ((), 0)  # one alone would compare nothing
 
 
 def test_divergence_can_be_told_at_a_quarter() -> None:

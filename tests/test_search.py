@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from autoseg.algos.generate import edited_values
 from autoseg.algos.networks import build_network
 from autoseg.algos.plan import Plan
 from autoseg.algos.search import ARCH_RATE, Search, search_for_job, wants_search
+from autoseg.algos.trainer import Diverged
+from autoseg.errors import ResourceError
 from autoseg.reader import read_model
 from autoseg.workspace import JobDir
 
@@ -68,6 +71,44 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_topology(tmp_path: Path) 
         search._save()
     assert torch.equal(search.space.log_alpha_a, whole.space.log_alpha_a)
     assert search.decode().paths == whole.decode().paths
+
+
+def test_a_lack_of_memory_is_met_by_smaller_patches_and_stays_met(tmp_path: Path) -> None:
+    """All networks at once take many times what the batch was planned for."""
+    plan, _ = small_plan()
+    search = Search(plan, CASES[:4], CPU, seconds=None, steps=6, checkpoint=tmp_path / "search.pt")
+    search.batch = 2
+    forward, limit = search.network.forward, 14 * 16 * 16
+
+    def limited(image):  # type: ignore[no-untyped-def]
+        if image.numel() > limit:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(image)
+
+    search.network.forward = limited  # type: ignore[method-assign]
+    search._train_step()
+    assert (search.step, search.batch, sorted(search.roi)) == (1, 1, [14, 16, 16])
+    search._save()
+    again = Search(plan, CASES[:4], CPU, seconds=None, steps=6, checkpoint=tmp_path / "search.pt")
+    again._resume()
+    assert (again.batch, again.roi) == (1, search.roi)
+    limit = 0
+    with pytest.raises(ResourceError, match="out of memory in the search with one patch of 2x2x4"):
+        search._train_step()
+
+
+def test_a_search_whose_loss_is_no_number_has_diverged() -> None:
+    plan, _ = small_plan()
+    search = Search(plan, CASES[:4], CPU, seconds=None, steps=6)
+    with torch.no_grad():
+        next(search.network.parameters()).fill_(math.nan)
+    with pytest.raises(Diverged, match="dints_0: the loss of the search became nan in step 0"):
+        search._train_step()
+
+
+def test_the_search_weighs_classes_as_the_training_does() -> None:
+    plan, _ = small_plan(class_weights={"box": 5.0})
+    assert Search(plan, CASES[:4], CPU, seconds=None, steps=6).class_weights.tolist() == [1.0, 5.0]
 
 
 def test_a_found_topology_stands_in_the_bundle_and_is_trained(tmp_path: Path) -> None:

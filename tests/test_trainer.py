@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import pytest
 import torch
 from plans import tiny_plan
 
+from autoseg.algos.augment import augment_samples
 from autoseg.algos.cache import CachedCase
 from autoseg.algos.patches import unannotated_classes
 from autoseg.algos.plan import ClassPlan
@@ -161,6 +163,104 @@ def test_a_budget_too_short_for_the_scores_is_told_and_still_trains(
     assert (tmp_path / "models" / "model.pt").exists()
 
 
+def test_a_budget_that_ends_while_a_checkpoint_is_written_leaves_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving takes the rest of the time: what was learned since the last validation is kept all the same."""
+    clock = Clock()
+    monkeypatch.setattr("autoseg.algos.trainer.time", clock)
+    monkeypatch.setattr("autoseg.algos.trainer.CHECKPOINT_S", 1.0)
+    monkeypatch.setattr("autoseg.algos.trainer.validation_plan", lambda *words: ((), 0))
+    plan = tiny_plan().model_copy(update={"budget_s": 8.0, "num_epochs": 10_000, "num_steps_per_epoch": 1000})
+    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
+    on_a_clock(monkeypatch, trainer, clock, 0.1, 0.05)
+    save = trainer._save_checkpoint
+
+    def slow() -> None:
+        save()
+        clock.now += 7.0
+
+    monkeypatch.setattr(trainer, "_save_checkpoint", slow)
+    result = trainer.run()
+    assert result.steps < 20
+    assert trainer.progress.ended
+    assert result.best_epoch == result.epochs == 1
+    kept = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(kept[k], v) for k, v in trainer.average.state_dict().items())
+
+
+def test_a_budget_that_ends_with_an_epoch_has_no_empty_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The epoch's own validation takes the rest of the time: the job ends without another one of no steps."""
+    clock = Clock()
+    monkeypatch.setattr("autoseg.algos.trainer.time", clock)
+    plan = tiny_plan().model_copy(update={"budget_s": 8.0, "num_epochs": 10_000, "num_steps_per_epoch": 5})
+    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
+    on_a_clock(monkeypatch, trainer, clock, 0.1, 0.05)
+    validate = trainer._validate
+
+    def slow() -> float:
+        clock.now += 6.0
+        return validate()
+
+    monkeypatch.setattr(trainer, "_validate", slow)
+    result = trainer.run()
+    assert trainer.progress.ended
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, result.epochs + 1))
+    assert [line["step"] for line in lines] == [5 * n for n in range(1, result.epochs + 1)]
+    assert (tmp_path / "models" / "model.pt").exists()
+
+
+def test_cases_without_scores_are_no_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold that is annotated for nothing has no Dice: the end of the schedule is kept."""
+    monkeypatch.setattr("autoseg.algos.trainer.DIVERGED_STEPS", 2)
+    silent = [dataclasses.replace(CASES[4], annotated=())]
+    trainer = Trainer(tiny_plan(num_epochs=4), CASES[:4], silent, JobDir(tmp_path / "segresnet_0"), device=CPU)
+    assert math.isnan(trainer._validate())
+    result = trainer.run()
+    assert (result.epochs, result.best_epoch) == (4, 4)
+    assert all(torch.equal(weights(tmp_path)[k], v) for k, v in trainer.average.state_dict().items())
+
+
+def test_one_hard_class_of_one_case_is_no_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a budget a validation may look at one case of many; where it lacks classes, its zero tells nothing."""
+    monkeypatch.setattr("autoseg.algos.trainer.DIVERGED_STEPS", 2)
+    cases = [dataclasses.replace(CASES[4], annotated=("box",)), CASES[3]]
+    trainer = Trainer(tiny_plan(num_epochs=4), CASES[:3], cases, JobDir(tmp_path / "segresnet_0"), device=CPU)
+    monkeypatch.setattr(trainer, "_score", lambda case: torch.tensor([math.nan, 0.0], dtype=torch.float64))
+    monkeypatch.setattr(trainer, "_validated", lambda: [0])
+    assert trainer.run().epochs == 4
+    monkeypatch.setattr(trainer, "_validated", lambda: [0, 1])
+    assert trainer._covers_classes()
+
+
+def test_a_signal_ends_a_long_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained is saved before a validation that takes long, and a signal then breaks that off."""
+    monkeypatch.setattr("autoseg.algos.trainer.CHECKPOINT_S", -1.0)
+    val_cases = [CASES[4], CASES[3]]
+
+    def job(name: str) -> Trainer:
+        return Trainer(tiny_plan(), CASES[:3], val_cases, JobDir(tmp_path / name / "segresnet_0"), device=CPU)
+
+    job("whole").run()
+    trainer = job("parts")
+    score, scored = trainer._score, []
+
+    def signalled(case: CachedCase) -> torch.Tensor:
+        scored.append(case.name)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return score(case)
+
+    monkeypatch.setattr(trainer, "_score", signalled)
+    with pytest.raises(Interrupted):
+        trainer.run()
+    assert scored == ["case_4"], "the second case was not waited for"
+    job("parts").run()
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
 @pytest.mark.parametrize("scoring_s", [0.5, 2.0])
 def test_time_for_scoring_is_kept_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scoring_s: float) -> None:
     """Scoring the one case is measured: training ends that much before the budget does."""
@@ -232,7 +332,7 @@ def test_no_memory_for_one_smallest_patch_is_said(tmp_path: Path) -> None:
         raise torch.OutOfMemoryError("no memory")
 
     trainer.model.forward = full  # type: ignore[method-assign]
-    with pytest.raises(ResourceError, match="out of memory with 1 patches of 2x2x2"):
+    with pytest.raises(ResourceError, match="out of memory with 1 patches of 2x2x4"):
         trainer._train_step()
 
 
@@ -244,8 +344,8 @@ def test_saved_and_loaded_at_every_step_it_ends_the_same(tmp_path: Path, optimiz
         trainer = make_trainer(tmp_path / "parts", **how)
         train_step = trainer._train_step
 
-        def one_step(train_step=train_step) -> None:  # type: ignore[no-untyped-def]
-            train_step()
+        def one_step(share, train_step=train_step) -> None:  # type: ignore[no-untyped-def]
+            train_step(share)
             os.kill(os.getpid(), signal.SIGTERM)
 
         trainer._train_step = one_step  # type: ignore[method-assign]
@@ -320,7 +420,7 @@ def test_a_sample_annotated_for_one_side_is_not_mirrored_to_the_other(tmp_path: 
     seen = set()
     for seed in range(20):
         rngs = [np.random.default_rng([seed, i]) for i in range(2)]
-        out, labels = trainer._augment(image, target, rngs, np.array([[False, True], [False, False]]))
+        out, labels = augment_samples(trainer.plan, image, target, rngs, np.array([[False, True], [False, False]]))
         assert out[0, 0, 0].mean() < out[0, 0, 1].mean(), "the one-sided sample was mirrored"
         assert (labels[0] == 1).all()
         seen.add((bool(out[1, 0, 0].mean() < out[1, 0, 1].mean()), int(labels[1].max())))

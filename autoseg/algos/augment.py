@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from autoseg.algos.plan import Plan
 
 Strength = Literal["default", "light", "axial"]
 P_ROTATE, P_SCALE, MAX_ANGLE, SCALE = 0.2, 0.2, math.radians(30), (0.7, 1.4)
@@ -104,6 +107,40 @@ def _draw_histogram(rng: np.random.Generator) -> np.ndarray:
     for i in range(1, CONTROL_POINTS - 1):
         points[i] = rng.uniform(points[i - 1], points[i + 1])
     return points
+
+
+def augment_samples(
+    plan: Plan,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    rngs: Sequence[np.random.Generator],
+    unannotated: np.ndarray,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change the patches of a step as the plan has it; arguments as `augment_batch` takes them.
+
+    Args:
+        unannotated: (B, K) bool, the classes that a sample was not annotated for. One that is annotated for one side of
+            a pair alone is not mirrored along X: it would come to show the side that is not annotated.
+    """
+    if plan.augment == "none":
+        return images, targets
+    pairs = plan.label_map.left_right_pairs
+    one_sided = np.zeros(len(rngs), bool)
+    for a, b in pairs:
+        one_sided |= unannotated[:, a] != unannotated[:, b]
+    how: dict[str, Any] = {
+        "spacing_mm": plan.resample_resolution,
+        "left_right_pairs": pairs,
+        "sigmoid": plan.sigmoid,
+        "strength": plan.augment,
+    }
+    if not one_sided.any():
+        return augment_batch(images, targets, rngs, mirror_axes=plan.mirror_axes, **how)
+    parts = []
+    for i, rng in enumerate(rngs):
+        axes = [a for a in plan.mirror_axes if a != 0 or not one_sided[i]]
+        parts.append(augment_batch(images[i : i + 1], targets[i : i + 1], [rng], mirror_axes=axes, **how))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
 def augment_batch(

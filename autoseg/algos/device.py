@@ -66,7 +66,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def tune_cpu_allocator() -> None:
     """Let glibc keep large blocks instead of handing them back after every layer.
 
-    Page faults otherwise cost a CPU training step up to 40 % (measured; `docs/results.md`). Linux with glibc only;
+    Page faults otherwise cost a CPU training step up to 40 % (measured). Linux with glibc only;
     elsewhere nothing happens.
     """
     if not sys.platform.startswith("linux"):

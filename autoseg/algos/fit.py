@@ -10,12 +10,9 @@ import gc
 import json
 import logging
 import math
-import resource
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +24,7 @@ from autoseg.algos.cache import MEMORY_SHARE
 from autoseg.algos.device import autocast, resolve_precision, to_device
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.networks import build_network, divisor, network_module
+from autoseg.algos.networks.sizing import shorter_roi
 from autoseg.algos.plan import Plan
 from autoseg.algos.planner import TRAINING_SHARE, Fit, Origin, make_plan, recipe_values
 from autoseg.algos.trainer import is_out_of_memory, make_optimizer
@@ -41,13 +39,13 @@ LEAST_STEPS = 2000
 """Steps that a budget must leave for a larger network, patch or batch to be taken.
 Source: plain loops on the hippocampus, where 24 filters overtook 16 after about so many steps."""
 TOO_FEW_STEPS = 300
-"""Steps that a budget must leave, or a smaller network is taken. Source: SegResNet, 13 organs at 4 mm in the same seven
+"""Steps that a budget must leave, or a smaller network is taken. Source: SegResNet, 13 organs at 4 mm, runs of eight
 minutes: 86 steps of the usual size 0.629 Dice, 273 of a smaller one 0.803, 616 of the smallest 0.828; hippocampus, 3
 minutes: 226 steps with 16 filters 0.8736, 549 with 8 0.8762."""
 DATA_SHARE = 0.05
 """Share of all voxels that a batch may hold at most. Source: nnU-Net."""
-SAMPLE_S = 0.005
-"""Seconds between two looks at a process' memory."""
+SAMPLE_S, JOB_SAMPLE_S = 0.005, 0.05
+"""Seconds between two looks at a process' memory: while a step is measured, and while a job trains."""
 MOST_TIMED_S = 5.0
 """A step that takes longer than this is timed once."""
 
@@ -62,53 +60,57 @@ class StepCost:
     """Peak: of the GPU as torch reserved it, or of this process on a CPU."""
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Let a GPU's peak count from here on; that of a process cannot be reset without others who watch it noticing."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+class MemoryWatch:
+    """The peak of memory while a block runs: of the GPU as torch reserves it, or of this process on a CPU.
 
+    A process' own high-water mark cannot be set back without others who watch it noticing, so it is looked at by a
+    thread; peaks shorter than `sample_s` may be missed.
+    """
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Most memory taken: of the GPU, or on a CPU by this process since it began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    def __init__(self, device: torch.device, sample_s: float) -> None:
+        """Say where, and how often to look."""
+        self.device, self._sample_s = device, sample_s
+        self._most = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="autoseg-memory", daemon=True)
 
+    def __enter__(self) -> MemoryWatch:
+        """Begin to look."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._look()
+            self._thread.start()
+        return self
 
-@contextmanager
-def watched_memory(device: torch.device) -> Iterator[list[float]]:
-    """Measure the peak of memory in a block, in GiB; the list holds it afterwards."""
-    found: list[float] = []
-    if device.type == "cuda":
-        reset_peak_memory(device)
-        yield found
-        found.append(peak_memory_gib(device))
-        return
-    process, ended = psutil.Process(), threading.Event()
-    most = process.memory_info().rss
+    def __exit__(self, *error: object) -> None:
+        """Look a last time."""
+        if self.device.type != "cuda":
+            self._ended.set()
+            self._thread.join()
+            self._look()
 
-    def watch() -> None:
-        nonlocal most
-        while not ended.wait(SAMPLE_S):
-            most = max(most, process.memory_info().rss)
+    @property
+    def peak_gib(self) -> float:
+        """The most so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.device) / 2**30
+        return self._most / 2**30
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        thread.join()
-        found.append(max(most, process.memory_info().rss) / 2**30)
+    def _look(self) -> None:
+        self._most = max(self._most, psutil.Process().memory_info().rss)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._sample_s):
+            self._look()
 
 
 def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
     """A training step of a plan on one fixed batch of noise: no data work, no averaging, no waiting.
 
     Returns:
-        A function that does one step and waits until the device has done it.
+        A function that does one step; a GPU may still be about it afterwards, see `finish`.
     """
     torch.manual_seed(plan.seed)
     network = to_device(build_network(plan).train(), device, plan.precision, trained=True)
@@ -130,24 +132,30 @@ def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
         nn.utils.clip_grad_norm_(network.parameters(), plan.grad_clip)
         scaler.step(optimizer)
         scaler.update()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     return step
+
+
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure_step(plan: Plan, device: torch.device) -> StepCost | None:
     """Time a step and take the peak of memory; None where memory does not suffice."""
     times: list[float] = []
     try:
-        with watched_memory(device) as peak:
+        with MemoryWatch(device, SAMPLE_S) as memory:
             step = bare_step(plan, device)
             step()
+            finish(device)
             while len(times) < TIMED_STEPS and sum(times) < MOST_TIMED_S:
                 begin = time.perf_counter()
                 step()
+                finish(device)
                 times.append(time.perf_counter() - begin)
-        return StepCost(step_s=min(times), memory_gib=peak[0])
+        return StepCost(step_s=min(times), memory_gib=memory.peak_gib)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -161,8 +169,9 @@ def measure_step(plan: Plan, device: torch.device) -> StepCost | None:
 _measured: dict[str, StepCost | None] = {}
 
 
-def _cost(plan: Plan, device: torch.device) -> StepCost | None:
-    """As `measure_step`; plans that differ in nothing a step notices are measured once."""
+def _cost(plan: Plan, device: torch.device, processes: int) -> StepCost | None:
+    """As `measure_step` for one process' share of the batch; plans that a step cannot tell apart are measured once."""
+    plan = plan.model_copy(update={"batch_size": max(1, plan.batch_size // processes)})
     keys = ("algo", "network", "roi_size", "batch_size", "precision", "loss", "optimizer", "sigmoid")
     values = plan.model_dump(mode="json")
     known = json.dumps([str(device), len(plan.channels), plan.num_outputs, *(values[key] for key in keys)])
@@ -179,17 +188,23 @@ def fitted_plan(device: torch.device, **known: Any) -> tuple[Plan, dict[str, Ori
        the usual one leaves fewer than `TOO_FEW_STEPS`, a smaller one.
     3. On a GPU, patches are added until memory is filled to `memory_share`, up to nnU-Net's 5 % of all voxels a batch.
 
-    What the user or a recipe fixed is not changed; where it does not fit, that is said.
+    What the user or a recipe fixed is not changed; where it does not fit, that is said. A job that starts from earlier
+    weights keeps the patch and batch they were trained with.
     """
     algo, settings, hardware, budget_s = (known[k] for k in ("algo", "settings", "hardware", "budget_s"))
+    earlier: Plan | None = known.get("earlier")
+    processes: int = settings.gpus_per_job
     given = {*settings.hyper(algo), *recipe_values(settings, algo)}
     limit_gib = settings.memory_share * hardware.memory_gib
     fit = Fit()
+    if earlier is not None:
+        rule = "as in the round whose weights it starts from"
+        fit = Fit(batch_size=earlier.batch_size, roi_size=earlier.roi_size, rule=rule)
     plan, _ = make_plan(**known, fit=fit)
-    cost = _cost(plan, device)
+    cost = _cost(plan, device, processes)
     while cost is None or cost.memory_gib > limit_gib:
         rule = f"a step of more takes over {settings.memory_share:.0%} of {hardware.memory_gib:.1f} GiB (measured)"
-        less = _smaller(plan, fit, given, rule)
+        less = _smaller(plan, fit, given, rule, processes)
         if less is None:
             takes = "more memory than there is" if cost is None else f"{cost.memory_gib:.1f} GiB"
             log.warning(
@@ -199,7 +214,7 @@ def fitted_plan(device: torch.device, **known: Any) -> tuple[Plan, dict[str, Ori
             break
         fit = less
         plan, _ = make_plan(**known, fit=fit)
-        cost = _cost(plan, device)
+        cost = _cost(plan, device, processes)
     if cost is not None and fit == Fit():
         if not hardware.on_gpu and budget_s is not None:
             fit, plan, cost = _in_time(device, known, plan, cost, limit_gib)
@@ -221,17 +236,12 @@ def cache_gib(plan: Plan, fingerprint: Fingerprint, num_cases: int) -> float:
     return math.prod(shape) * per_voxel * num_cases / 2**30
 
 
-def _smaller(plan: Plan, fit: Fit, given: set[str], rule: str) -> Fit | None:
+def _smaller(plan: Plan, fit: Fit, given: set[str], rule: str, processes: int) -> Fit | None:
     """Half the batch, then a patch shorter along its longest axis; None: nothing is left to make smaller."""
-    if plan.batch_size > 1 and "batch_size" not in given:
+    if plan.batch_size > processes and "batch_size" not in given:
         return replace(fit, batch_size=math.ceil(plan.batch_size / 2), rule=rule)
-    steps, roi = divisor(plan), list(plan.roi_size)
-    wide = [a for a in range(3) if roi[a] > steps[a]]
-    if not wide or "roi_size" in given:
-        return None
-    axis = max(wide, key=lambda a: roi[a])
-    roi[axis] -= steps[axis]
-    return replace(fit, roi_size=(roi[0], roi[1], roi[2]), rule=rule)
+    roi = None if "roi_size" in given else shorter_roi(plan.roi_size, divisor(plan))
+    return None if roi is None else replace(fit, roi_size=roi, rule=rule)
 
 
 def _in_time(
@@ -239,6 +249,7 @@ def _in_time(
 ) -> tuple[Fit, Plan, StepCost]:
     """The rung of the network's ladder that leaves enough steps of the budget."""
     training_s = TRAINING_SHARE * known["budget_s"]
+    processes = known["settings"].gpus_per_job
     rungs = network_module(plan.algo).RUNGS
     fit = Fit()
 
@@ -249,7 +260,7 @@ def _in_time(
         if training_s >= TOO_FEW_STEPS * cost.step_s:
             break
         smaller, _ = make_plan(**known, fit=Fit(size=size))
-        if differs(smaller) and (found := _cost(smaller, device)) is not None:
+        if differs(smaller) and (found := _cost(smaller, device, processes)) is not None:
             fit, plan, cost = Fit(size=size), smaller, found
     for size in range(1, rungs.stop):
         # A larger network takes no less time: without spare time it need not be measured.
@@ -258,7 +269,7 @@ def _in_time(
         larger, _ = make_plan(**known, fit=Fit(size=size))
         if not differs(larger):
             continue
-        found = _cost(larger, device)
+        found = _cost(larger, device, processes)
         if found is None or found.memory_gib > limit_gib or training_s < LEAST_STEPS * found.step_s:
             break
         fit, plan, cost = Fit(size=size), larger, found
@@ -269,28 +280,31 @@ def _filled(
     device: torch.device, known: dict[str, Any], plan: Plan, cost: StepCost, limit_gib: float
 ) -> tuple[Fit, Plan, StepCost]:
     """As many patches as memory, the size of the data set and a budget allow; never fewer than the formula's."""
-    one, _ = make_plan(**known, fit=Fit(batch_size=1, rule="to measure"))
-    least = _cost(one, device)
-    if least is None or plan.batch_size == 1:
+    processes = known["settings"].gpus_per_job
+    num = plan.batch_size // processes  # patches of one process
+    other = 1 if num > 1 else 2
+    compared, _ = make_plan(**known, fit=Fit(batch_size=other * processes, rule="to measure"))
+    measured = _cost(compared, device, processes)
+    if measured is None:
         return Fit(), plan, cost
-    each_gib = (cost.memory_gib - least.memory_gib) / (plan.batch_size - 1)
-    each_s = (cost.step_s - least.step_s) / (plan.batch_size - 1)
-    fits = plan.batch_size + int((limit_gib - cost.memory_gib) / max(each_gib, 1e-3))
+    each_gib = (cost.memory_gib - measured.memory_gib) / (num - other)
+    each_s = (cost.step_s - measured.step_s) / (num - other)
+    fits = num + int((limit_gib - cost.memory_gib) / max(each_gib, 1e-3))
     shape = resampled_shape((1, 1, 1), known["fingerprint"].size_mm_median, plan.resample_resolution)
     voxels = DATA_SHARE * math.prod(shape) * known["num_train"]
-    wanted = min(fits, int(voxels / math.prod(plan.roi_size)))
+    wanted = min(fits, int(voxels / math.prod(plan.roi_size)) // processes)
     if known["budget_s"] is not None and each_s > 0:
         spare_s = TRAINING_SHARE * known["budget_s"] / LEAST_STEPS - cost.step_s
-        wanted = min(wanted, plan.batch_size + int(spare_s / each_s))
-    while wanted > plan.batch_size:
+        wanted = min(wanted, num + int(spare_s / each_s))
+    while wanted > num:
         rule = (
             f"fills memory to {known['settings'].memory_share:.0%} by measurement, with at most 5 % of all voxels "
             "a batch (nnU-Net) and enough steps in the budget"
         )
-        fit = Fit(batch_size=wanted, rule=rule)
+        fit = Fit(batch_size=wanted * processes, rule=rule)
         larger, _ = make_plan(**known, fit=fit)
-        found = _cost(larger, device)
+        found = _cost(larger, device, processes)
         if found is not None and found.memory_gib <= limit_gib:
             return fit, larger, found
-        wanted = (wanted + plan.batch_size) // 2
+        wanted = (wanted + num) // 2
     return Fit(), plan, cost

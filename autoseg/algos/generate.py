@@ -14,7 +14,7 @@ from autoseg.algos.bundle import write_bundle
 from autoseg.algos.fit import fitted_plan
 from autoseg.algos.hardware import Hardware
 from autoseg.algos.plan import Plan
-from autoseg.algos.planner import Origin, make_plan
+from autoseg.algos.planner import ROUNDED_UP, Origin, make_plan
 from autoseg.algos.templates import fill_template, read_template_text
 from autoseg.config import AlgoName, Settings
 from autoseg.data.fingerprint import Fingerprint
@@ -24,7 +24,7 @@ from autoseg.workspace import JobDir, Workspace, digest, write_text
 
 log = logging.getLogger(__name__)
 
-DERIVED = {"budget_s": ("num_epochs", "augment"), "optimizer": ("learning_rate",)}
+DERIVED = {"budget_s": ("num_epochs", "augment", "learning_rate"), "optimizer": ("learning_rate",)}
 """Keys of a plan that the planner derives from another: one on the command line brings them along."""
 
 
@@ -117,6 +117,10 @@ def generate_job(
         "template": digest(read_template_text(algo, "configs/hyper_parameters.yaml")),
         "version of autoseg": __version__,
     }
+    earlier = workspace.earlier_plan(algo, fold)
+    begun = None if earlier is None else read_model(earlier, Plan)
+    if begun is not None:
+        inputs["network of the previous round"] = digest([begun.network, begun.roi_size, begun.batch_size])
     reasons = workspace.stale(stage, inputs)
     if not reasons and paths.plan.exists():
         return False
@@ -132,9 +136,12 @@ def generate_job(
         "hardware": hardware,
         "budget_s": budget_s,
         "budget_origin": budget_origin,
+        "earlier": begun,
     }
     plan, found = make_plan(**known) if device is None else fitted_plan(device, **known)
     generated = plan.model_dump(mode="json")
+    if ROUNDED_UP in found["roi_size"].rule:
+        log.warning("%s_%d: roi_size %s", algo, fold, found["roi_size"].rule)
     if edits:
         log.info("%s_%d: keeping what was edited by hand: %s", algo, fold, ", ".join(edits))
         plan = Plan.model_validate({**generated, **edits})

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +26,21 @@ import torch.distributed as dist
 
 from autoseg.algos.cache import load_cases
 from autoseg.algos.device import Precision, pick_device, resolve_precision
-from autoseg.algos.fit import peak_memory_gib, reset_peak_memory
-from autoseg.algos.hardware import available_cores
+from autoseg.algos.fit import JOB_SAMPLE_S, MemoryWatch
 from autoseg.algos.plan import PREDICTION, Plan
 from autoseg.algos.schedule import LEAST_TRAINING_SHARE
 from autoseg.algos.search import search_for_job, wants_search
-from autoseg.algos.trainer import Diverged, Interrupted, Progress, Pruned, Trainer, TrainResult, save_weights
+from autoseg.algos.trainer import (
+    DIVERGED_DICE,
+    DIVERGED_STEPS,
+    Diverged,
+    Interrupted,
+    Progress,
+    Pruned,
+    Trainer,
+    TrainResult,
+    save_weights,
+)
 from autoseg.claims import Busy, Claim, LostClaim
 from autoseg.config import LOCATOR, format_duration
 from autoseg.data.datalist import Case, files_digest, read_cases
@@ -39,6 +49,7 @@ from autoseg.errors import AutosegError, ResourceError
 from autoseg.inference.metrics import dice_per_class, summarise, to_plain
 from autoseg.inference.options import Options
 from autoseg.inference.predictor import Predictor
+from autoseg.machine import available_cores
 from autoseg.reader import read_model
 from autoseg.workspace import Job, JobDir, JobState, Workspace, changed, digest, file_digest, log_to, write_json
 
@@ -51,7 +62,8 @@ DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
 LEAST_EQUAL = 0.999
 """Share of foreground voxels that must keep their label for a model to be used in half precision."""
 RESTART_RATE = 0.25
-"""A diverged job is tried once more with its learning rate times this."""
+"""A diverged job is tried once more with its learning rate times this. A choice: rates that a factor of two parts are
+both fine or both not, as the table of rates in docs/results.md has it."""
 
 
 def job_inputs(
@@ -219,6 +231,7 @@ def run_job(
             started += time.monotonic() - asked  # another worker's time is not this one's
         stack.enter_context(log_to(paths.log))
         job = workspace.read_job(algo, fold)
+        memory = MemoryWatch(where, JOB_SAMPLE_S)
 
         def note(state: JobState, error: str = "", *, can_retry: bool = True) -> None:
             job.state, job.error, job.can_retry = state, error, can_retry
@@ -228,16 +241,17 @@ def run_job(
 
         def epoch_ended(progress: Progress, dice: float) -> None:
             if claim is not None and (job.starts or job.memory_gib is None):
-                job.starts, job.memory_gib = 0, peak_memory_gib(where)
+                job.starts, job.memory_gib = 0, memory.peak_gib
                 workspace.write_job(job)
             if after_epoch is not None:
                 after_epoch(progress, dice)
 
-        def score(plan: Plan, val_cases: tuple[Case, ...]) -> None:
+        def score(plan: Plan, val_cases: tuple[Case, ...]) -> float:
             compared = compare_precision(plan, paths, val_cases[0], where)
             begin = time.monotonic()
-            job.dice = score_validation(plan, paths, val_cases, where, compared)
+            job.dice = dice = score_validation(plan, paths, val_cases, where, compared)
             job.inference_s = (time.monotonic() - begin) / len(val_cases)
+            return dice
 
         try:
             plan = read_plan(paths)
@@ -259,7 +273,8 @@ def run_job(
                 job.inputs = inputs
                 note("done")
                 return job
-            job.restart = _of_first(job.restart if paths.checkpoint.exists() and not reasons else {})
+            begun = paths.checkpoint.exists() or job.state in ("running", "pending")
+            job.restart = _of_first(job.restart if begun and not reasons else {})
             workers = num_workers or available_cores()
             if _of_first(wants_search(plan, paths)):
                 note("running")
@@ -283,7 +298,7 @@ def run_job(
             log.info(
                 "%s: training on %d cases, validating on %d, %s", job.name, len(train_cases), len(val_cases), where
             )
-            reset_peak_memory(where)
+            stack.enter_context(memory)
             cached = load_cases(workspace.cache, plan, (*train_cases, *val_cases), num_workers=workers)
 
             def train(plan: Plan, started: float) -> TrainResult:
@@ -310,7 +325,7 @@ def run_job(
                 if job.restart:
                     raise
                 lost_s = trainer.progress.elapsed_s
-                job.restart = _restart(plan, lost_s)
+                job.restart = _of_first(_restart(plan, lost_s))
                 log.warning(
                     "%s Starting once more with learning_rate %g.", str(error).split(" Lower")[0],
                     job.restart["learning_rate"],
@@ -321,24 +336,31 @@ def run_job(
                 note("running")
                 _of_first(None)  # no process looks for the checkpoint before it is gone
                 result = train(plan.model_copy(update=job.restart), time.monotonic())
-            job.seconds, job.memory_gib = lost_s + result.seconds, peak_memory_gib(where)
+            job.seconds, job.memory_gib = lost_s + result.seconds, memory.peak_gib
             if plan.memory_gib is not None:
                 log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
             if rank == 0:
-                score(plan, val_cases)
+                dice = score(plan, val_cases)
                 job.seconds += time.monotonic() - trainer.clock
+                if dice < DIVERGED_DICE and result.steps >= DIVERGED_STEPS:
+                    raise Diverged(
+                        f"{job.name}: Dice {dice:.4f} at the end of the schedule: nothing was learned. "
+                        f"Lower learning_rate ({plan.learning_rate:g}) in {paths.plan.name} and train again."
+                    )
                 log.info(
                     "%s: Dice %.4f after %d steps, %s", job.name, job.dice, result.steps, format_duration(job.seconds)
                 )
             note("done")
-            paths.checkpoint.unlink(missing_ok=True)  # with average and optimizer it is up to four times the model
+            if rank == 0:  # the others are through sooner, and until the scores are there it may be needed again
+                paths.checkpoint.unlink(missing_ok=True)  # with average and optimizer up to four times the model
         except Interrupted:
             note("pending")
             raise
         except Pruned:
             job.seconds = trainer.progress.elapsed_s
             note("pruned")
-            paths.checkpoint.unlink(missing_ok=True)
+            if rank == 0:
+                paths.checkpoint.unlink(missing_ok=True)
         except Busy:
             raise
         except LostClaim as error:
@@ -383,4 +405,5 @@ def join_processes(device: str) -> None:
         where = pick_device(device)
         if where.type == "cuda":
             torch.cuda.set_device(where)
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        # The others wait for the first while it searches a topology, however long; torchrun ends them if it dies.
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(days=7))

@@ -6,6 +6,7 @@ Rules are Auto3DSeg's or nnU-Net's, whichever did better where both were measure
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,12 @@ SECONDS_PER_MEGAVOXEL = {"segresnet": 3.2, "swinunetr": 3.1, "dints": 3.0, "unet
 """Seconds of a training step for a million voxels of the CPU-sized network, on two cores, where none was measured.
 Source: measured in fp32 on two AVX2 cores (docs/results.md), but for unet, a guess."""
 TRAINING_SHARE = 0.8
-"""Share of a job's budget that is steps, when their number is estimated; validation and scores take the rest."""
+"""Share of a job's budget that is steps, when their number is estimated; validation and scores take the rest. A guess
+before anything is measured."""
+SPARE, FASTEST_STEP_S = 3.0, 0.01
+"""A budget's schedule has this many times the epochs that fit by what a step took, or by this guess on a GPU where none
+was measured: a machine that turns out faster must not end it early."""
+ROUNDED_UP = "rounded up"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +73,15 @@ Source: measured on the hippocampus: Dice after 1.4 passes 0.815 without and 0.7
 RATES: dict[AlgoName, tuple[float, float, float, str]] = {
     "segresnet": (2e-4, 2e-3, 4e-3, "Auto3DSeg's"),
     "swinunetr": (4e-4, 4e-3, 1e-2, "Auto3DSeg's"),
-    "dints": (2e-4, 5e-3, 1e-2, "Auto3DSeg's"),
+    "dints": (2e-4, 5e-3, 1e-2, "as SegResNet's, since it is trained by AdamW here (Auto3DSeg's: SGD, 0.2)"),
     "unet": (2e-4, 2e-3, 4e-3, "as SegResNet's"),
     "locator": (2e-4, 2e-3, 4e-3, "as SegResNet's"),
 }
 """Highest learning rate on a GPU and on a CPU, that of Muon, and where the first comes from.
 Source of Muon's: the hippocampus (docs/results.md); SegResNet between 2e-3 and 5e-3, UNet and locator as SegResNet."""
 SHORT_STEPS, SHORT_RATE = 250, 1e-2
-"""Steps under which Muon takes at least this rate: a schedule that short does not get far with a lower one.
+"""Steps under which Muon takes at least this rate: a schedule that short does not get far with a lower one. The number
+lies between the 60 steps below and the 400 of the hippocampus, where 5e-3 was better (docs/results.md).
 Source: SegResNet on phantoms, 60 steps: 0.42 Dice with 3e-3, 0.72 to 0.86 with 5e-3, 0.90 to 0.92 with 1e-2."""
 
 
@@ -88,8 +95,8 @@ NETWORK_KEYS = {
 
 
 TTA_PASSES = 16
-"""Windows times mirrorings of the median image up to which predictions are averaged over mirrorings: small images are
-still segmented at once; a large one would take minutes more."""
+"""Windows times mirrorings of the median image up to which predictions are averaged over mirrorings. A choice: small
+images are still segmented at once; a large one would take minutes more."""
 
 
 def target_spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float], str]:
@@ -189,6 +196,7 @@ def make_plan(
     budget_s: float | None,
     budget_origin: str = "",
     fit: Fit = Fit(),
+    earlier: Plan | None = None,
 ) -> tuple[Plan, dict[str, Origin]]:
     """Fill an algorithm's template for one fold.
 
@@ -198,12 +206,14 @@ def make_plan(
         budget_s: seconds for this job, or None.
         budget_origin: where the budget was set.
         fit: what measuring on the device changes.
+        earlier: of the round whose weights the job starts from: its network is taken over.
 
     Returns:
         The plan, and for each of its keys where it came from.
 
     Raises:
-        ConfigError: A weight is given to a class that there is not.
+        ConfigError: A weight is given to a class that there is not, a patch is too small for the network, or a batch
+            cannot be shared by the processes of a job.
     """
     fixed = settings.hyper(algo)
     recipe = recipe_values(settings, algo)
@@ -259,6 +269,7 @@ def make_plan(
     put("crop_foreground", False, "off: zero borders are cheap to skip and a crop moves windows")
     spacing = tuple(values["resample_resolution"])
 
+    settled: Any = fixed.get("roi_size") or (recipe["roi_size"][0] if "roi_size" in recipe else fit.roi_size)
     sizing = Sizing(
         spacing_mm=spacing,
         median_shape=_shape(fingerprint.size_mm_median, spacing),
@@ -267,6 +278,7 @@ def make_plan(
         memory_gib=hardware.memory_gib,
         on_gpu=hardware.on_gpu,
         size=fit.size,
+        roi_size=settled and tuple(settled),
     )
     choice: Choice = network_module(algo).choose(sizing)
     network = dict(choice.network)
@@ -276,17 +288,43 @@ def make_plan(
             value, origin, rule = fixed[key], place(key), ""
         elif f"network.{key}" in recipe:
             (value, rule), origin = recipe[f"network.{key}"], f"recipe {settings.recipe}"
+        if earlier is not None:
+            value, origin, rule = earlier.network[key], "planner", "that of the weights it starts from"
         network[key] = value = list(value) if isinstance(value, tuple) else value
         found[f"network.{key}"] = Origin(value=value, origin=origin, rule=rule)
     values["network"] = network
     steps_of_roi = network_module(algo).divisor(network)
     roi = [round_up(s, d) for s, d in zip(fit.roi_size or choice.roi_size, steps_of_roi, strict=True)]
     put("roi_size", roi, fit.rule if fit.roi_size else choice.rules["roi_size"])
-    put(
-        "batch_size",
-        fit.batch_size or choice.batch_size,
-        fit.rule if fit.batch_size else choice.rules["batch_size"],
-    )
+    given_roi = values["roi_size"]
+    values["roi_size"] = [round_up(s, d) for s, d in zip(given_roi, steps_of_roi, strict=True)]
+    if values["roi_size"] != given_roi:
+        origin, words = found["roi_size"].origin, ", ".join(map(str, steps_of_roi))
+        rule = f"{_product(given_roi)} {ROUNDED_UP} to what the network can halve: multiples of {words}"
+        found["roi_size"] = Origin(value=values["roi_size"], origin=origin, rule=rule)
+    if tuple(values["roi_size"]) == steps_of_roi and str(network.get("norm", "instance")).lower() == "instance":
+        # One voxel at the coarsest stage has no variance to normalise by.
+        if found["roi_size"].origin != "planner":
+            raise ConfigError(
+                [
+                    f"{found['roi_size'].origin}: roi_size {_product(given_roi)} leaves {algo} one voxel at its "
+                    f"coarsest stage, of which nothing can be learned. Give at least {2 * steps_of_roi[0]} along X."
+                ]
+            )
+        axis = max(range(3), key=lambda a: sizing.median_shape[a])
+        values["roi_size"][axis] += steps_of_roi[axis]
+        found["roi_size"] = Origin(value=values["roi_size"], origin="planner", rule="two voxels at the coarsest stage")
+    processes = settings.gpus_per_job
+    batch = round_up(fit.batch_size or choice.batch_size, processes)
+    shared = f", in multiples of {processes}: gpus_per_job" if processes > 1 else ""
+    put("batch_size", batch, (fit.rule if fit.batch_size else choice.rules["batch_size"]) + shared)
+    if values["batch_size"] % processes:
+        raise ConfigError(
+            [
+                f"{found['batch_size'].origin}: batch_size {values['batch_size']} cannot be shared by {processes} GPUs "
+                f"(gpus_per_job). Give a multiple of {processes}."
+            ]
+        )
     whole = all(r >= s for r, s in zip(values["roi_size"], sizing.median_shape, strict=True))
     put(
         "foreground_fraction",
@@ -314,7 +352,8 @@ def make_plan(
         step_s = step_seconds(algo, values["batch_size"], tuple(values["roi_size"]), hardware.num_cores)
     epochs, rule = _epochs(num_train, values["num_steps_per_epoch"], None if hardware.on_gpu else step_s)
     if budget_s is not None:
-        epochs, rule = max(epochs, 1250), "the budget ends the job"
+        steps_s = values["num_steps_per_epoch"] * (step_s or FASTEST_STEP_S)
+        epochs, rule = max(epochs, math.ceil(SPARE * budget_s / steps_s)), "more than fit: the budget ends the job"
     put("num_epochs", epochs, rule)
     num_steps = float(values["num_epochs"] * values["num_steps_per_epoch"])
     if budget_s is not None and step_s is not None:
@@ -370,6 +409,10 @@ def make_plan(
     values["seed"] = settings.seed * 1000 + fold
     found["seed"] = Origin(value=values["seed"], origin="planner", rule="1000 x seed of input.yaml + fold")
     return Plan.model_validate(values), found
+
+
+def _product(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _class_plans(label_map: LabelMap) -> list[dict[str, Any]]:

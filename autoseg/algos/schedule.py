@@ -14,15 +14,16 @@ START_SHARE = 0.1
 POLY_POWER = 0.9
 """Source: nnU-Net's polynomial schedule."""
 LEAST_TRAINING_SHARE = 0.2
-"""Share of a budget that training gets at least: less would only score noise."""
+"""Share of a budget that training gets at least: less would only score noise. A choice."""
 VALIDATION_SHARE = 0.05
-"""Share of a budget that validations in training may take; each looks at as many cases as that allows."""
+"""Share of a budget that validations in training may take; each looks at as many cases as that allows. A choice: as
+much as a budget may be missed by."""
 FEW_MARKS = (0.25, 0.5, 0.75, 0.9, 1.0)
 """Progress at which to validate under a budget: at a quarter to tell divergence, then where the curve still moves."""
 MANY_MARKS = (0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 """The same where ten validations of all cases fit in."""
-MOST_CASE_SHARE = 0.1
-"""Share of a budget above which one case alone takes too long to be looked at during training."""
+LEAST_MARKS = 2
+"""Validations that are worth their time: one alone compares nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +88,13 @@ def validation_plan(budget_s: float, all_s: float, num_cases: int) -> tuple[tupl
         all_s: seconds to predict and score all cases once.
 
     Returns:
-        Progress values, none where a single case takes too long; and the number of cases, the same each time.
+        Progress values, the last of them where each case takes long, none where two validations of one case take more
+        than their share of the time; and the number of cases, the same each time.
     """
     one_s = max(all_s / num_cases, 1e-6)
-    if one_s > MOST_CASE_SHARE * budget_s:
-        return (), 0
     if len(MANY_MARKS) * all_s <= VALIDATION_SHARE * budget_s:
         return MANY_MARKS, num_cases
-    fits = int(VALIDATION_SHARE * budget_s / len(FEW_MARKS) / one_s)
-    return FEW_MARKS, min(num_cases, max(1, fits))
+    fits = int(VALIDATION_SHARE * budget_s / one_s)
+    if fits < LEAST_MARKS:
+        return (), 0
+    return FEW_MARKS[-fits:], min(num_cases, max(1, fits // len(FEW_MARKS)))

@@ -23,30 +23,36 @@ import yaml
 from monai.networks.nets.dints import DiNTS, TopologySearch
 from torch import nn
 
-from autoseg.algos.augment import augment_batch
+from autoseg.algos.augment import augment_samples
 from autoseg.algos.bundle import inference_config
 from autoseg.algos.cache import CachedCase
-from autoseg.algos.device import autocast
+from autoseg.algos.device import Precision, autocast, resolve_precision
 from autoseg.algos.losses import supervised_loss
+from autoseg.algos.networks import divisor
+from autoseg.algos.networks.sizing import shorter_roi
 from autoseg.algos.patches import cut_batch, make_sampler
 from autoseg.algos.plan import Plan
 from autoseg.algos.planner import RATES
 from autoseg.algos.schedule import learning_rate
 from autoseg.algos.templates import fill_template
+from autoseg.algos.trainer import Diverged, is_out_of_memory
 from autoseg.config import format_duration
+from autoseg.errors import ResourceError
 from autoseg.terminal import Progress as Bar
 from autoseg.workspace import JobDir, digest, read_json, write_atomic, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 SEARCH_SHARE = 0.3
-"""Share of a job's budget, or of its steps, that the search takes: it trains every path, then one network is left."""
+"""Share of a job's budget, or of its steps, that the search takes: it trains every path, then one network is left. A
+choice, far less than in the paper, where the search takes longer than the training."""
 WARMUP_SHARE = 0.5
 """Share of the search in which weights alone are trained. Source: MONAI, 500 of 1,000 epochs."""
 ARCH_RATE, ARCH_WAY = 1e-3, 3.0
 """Adam's rate for the architecture. Source: MONAI; a short search takes a larger one, so that an architecture
-weight can still go this far."""
+weight can still go this far, from even odds to 20 to 1."""
 MOST_ARCH_RATE = 0.03
+"""A choice: Adam at more jumps between architectures from one step to the next."""
 RAM_FACTOR, CPU_RAM_FACTOR = 0.8, 0.4
 """Share of the full network's features that the topology is drawn to. Source: MONAI; on a CPU time is short, and a
 hand-made encoder-decoder of this space uses 16 of its 42 paths."""
@@ -110,6 +116,11 @@ class Search:
         self.roi = tuple(min(r, CPU_EDGE) for r in plan.roi_size) if on_cpu else plan.roi_size
         self.batch = CPU_BATCH if on_cpu else plan.batch_size
         self.ram_factor = CPU_RAM_FACTOR if on_cpu else RAM_FACTOR
+        # Half precision of few digits wants a scaler, which two optimizers in turns would confuse.
+        precision = resolve_precision(device, plan.precision)
+        self.precision: Precision = "fp32" if precision == "fp16" else precision
+        weights_of_classes = [plan.class_weights.get(name, 1.0) for name in plan.label_map.names]
+        self.class_weights = torch.tensor(weights_of_classes, device=device)
         num_blocks, num_depths = len(plan.network["paths"]), (len(plan.network["paths"][0]) + 2) // 3
         torch.manual_seed(plan.seed)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -187,24 +198,58 @@ class Search:
             roi=(x, y, z),
         )
         image, target = torch.from_numpy(images).to(self.device), torch.from_numpy(targets).to(self.device)
-        if plan.augment != "none":
-            image, target = augment_batch(
-                image,
-                target,
-                rngs,
-                spacing_mm=plan.resample_resolution,
-                mirror_axes=plan.mirror_axes,
-                left_right_pairs=plan.label_map.left_right_pairs,
-                sigmoid=plan.sigmoid,
-                strength=plan.augment,
-            )
-        with autocast(self.device, plan.precision):
+        unannotated = sampler.unannotated[chosen]
+        image, target = augment_samples(plan, image, target, rngs, unannotated)
+        with autocast(self.device, self.precision):
             outputs = self.network(image)
-        hidden = torch.from_numpy(sampler.unannotated[chosen]).to(self.device)
-        loss = supervised_loss(outputs, target, sigmoid=plan.sigmoid, loss=plan.loss, unannotated=hidden)
+        loss = supervised_loss(
+            outputs,
+            target,
+            sigmoid=plan.sigmoid,
+            loss=plan.loss,
+            unannotated=torch.from_numpy(unannotated).to(self.device),
+            class_weights=self.class_weights,
+        )
+        if not math.isfinite(float(loss.detach())):
+            raise Diverged(
+                f"{plan.algo}_{plan.fold}: the loss of the search became {float(loss.detach())} in step {self.step}. "
+                "Lower learning_rate and train again."
+            )
         return loss, image
 
     def _train_step(self) -> None:
+        while True:
+            try:
+                self._step()
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(error)
+
+    def _shrink(self, error: BaseException) -> None:
+        """Meet a lack of memory: the space of all networks takes many times what the batch was planned for.
+
+        Raises:
+            ResourceError: Nothing is left to make smaller.
+        """
+        x, y, z = self.roi
+        roi = shorter_roi((x, y, z), divisor(self.plan))
+        if self.batch > 1:
+            self.batch = math.ceil(self.batch / 2)
+        elif roi is not None:
+            self.roi = roi
+        else:
+            raise ResourceError(
+                f"{self.plan.algo}_{self.plan.fold}: out of memory in the search with one patch of {x}x{y}x{z}. "
+                "Set `dints: {search: false}`."
+            ) from error
+        log.warning("search: out of memory: going on with %d patches of %s", self.batch, "x".join(map(str, self.roi)))
+        self._zero()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _step(self) -> None:
         share = self.share
         for group in self.weights.param_groups:
             group["lr"] = learning_rate(self.rate, share, self.plan.warmup_fraction)
@@ -249,6 +294,8 @@ class Search:
             "architecture": self.architecture.state_dict(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "batch": self.batch,
+            "roi": list(self.roi),
         }
         assert self.checkpoint is not None
         write_atomic(self.checkpoint, lambda file: torch.save(state, file))
@@ -263,6 +310,7 @@ class Search:
         self.weights.load_state_dict(state["weights"])
         self.architecture.load_state_dict(state["architecture"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.batch, self.roi = state["batch"], tuple(state["roi"])
         log.info("search: going on at step %d", self.step)
 
 

@@ -14,7 +14,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +27,13 @@ import torch.distributed as dist
 from monai.optimizers.novograd import Novograd
 from torch import nn
 
-from autoseg.algos.augment import augment_batch
+from autoseg.algos.augment import augment_samples
 from autoseg.algos.cache import CachedCase
 from autoseg.algos.device import autocast, resolve_precision, to_device
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.muon import Muon
 from autoseg.algos.networks import build_network, divisor, heads
+from autoseg.algos.networks.sizing import shorter_roi
 from autoseg.algos.patches import cut_batch, make_sampler
 from autoseg.algos.plan import Plan
 from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validation_plan
@@ -55,7 +56,8 @@ COMPARISON = 4.0
 """Predictions of a case in half precision that the comparison with fp32 takes: one, and one in fp32 of about three
 times as long (measured on a CPU with bf16; research of this project)."""
 NEW_STEPS = 0.02
-"""Share of all steps that must lie since the last validation for another one at the end."""
+"""Share of all steps that must lie since the last validation for another one at the end. A choice: the cosine's last
+fiftieth is done at a thousandth of the highest learning rate."""
 MEASURED_STEP = 3
 """Step after which a budgeted job measures what validation and final scores take: the first steps allocate."""
 LOSS_CHECK_STEPS = 20
@@ -63,8 +65,11 @@ LOSS_CHECK_STEPS = 20
 DIVERGED_DICE, DIVERGED_SHARE, DIVERGED_STEPS = 0.01, 0.25, 100
 """A Dice below the first after this share of the schedule is divergence. Source: Auto3DSeg's rule, which ends the whole
 run; schedules of fewer steps are too short to tell."""
+TWICE_SHARE, SCORED_SHARE = 0.01, 0.05
+"""Share of a budget up to which a case is predicted twice to time it, and up to which its final score is timed, too."""
 TELLS_APART = 0.01
-"""Difference in Dice on a part of the cases below which the end of the schedule is trusted over an earlier epoch."""
+"""Difference in Dice on a part of the cases below which the end of the schedule is trusted over an earlier epoch. A
+choice."""
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "std::bad_alloc")
 """What torch says in a RuntimeError when memory ran out on a CPU or in a library."""
 
@@ -107,6 +112,8 @@ class Progress:
     best_dice: float = -1.0
     best_epoch: int = 0
     last_dice: float = math.nan
+    ended: bool = False
+    """Whether the schedule is through, its last validation included."""
 
 
 @dataclass(kw_only=True)
@@ -168,6 +175,7 @@ class Trainer:
         self.roi = plan.roi_size
         self.schedule = Schedule(num_steps=plan.num_epochs * plan.num_steps_per_epoch, budget_s=plan.budget_s)
         self.progress = Progress()
+        self._saved_step = -1  # of the checkpoint
         self.curve: list[dict[str, Any]] = []
         self.clock = started if started is not None else time.monotonic()
         self._stop = ""  # the signal that came
@@ -188,6 +196,8 @@ class Trainer:
             network.load_state_dict(torch.load(first_weights, map_location="cpu", weights_only=True))
         average = copy.deepcopy(network).eval().requires_grad_(False)
         self.average = to_device(average, device, plan.precision, trained=False)
+        if self.world > 1 and device.type == "cuda":  # where batches are normalised, by all processes' patches together
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network = to_device(network, device, plan.precision, trained=True)
         self.optimizer = make_optimizer(network, plan)
         half = resolve_precision(device, plan.precision) == "fp16"
@@ -210,28 +220,41 @@ class Trainer:
         self._tick()
         if self.progress.step == 0:
             self.progress.begun_s = self.progress.elapsed_s
-        saved = time.monotonic()
-        save_s = 0.0
+        saved, save_s = time.monotonic(), 0.0
+
+        def save() -> None:
+            nonlocal saved, save_s
+            begin = time.monotonic()
+            self._save_checkpoint()
+            saved, save_s = time.monotonic(), time.monotonic() - begin
+
         previous = self._catch_signals()
         bar = Bar(self.paths.root.name, 1.0, unit="", shown=self.rank == 0)
         try:
-            while not self._finished():
-                self._train_step()
-                share, p = self._share(), self.progress
+            share = self._share()
+            while not self.progress.ended:
+                p = self.progress
+                if share < 1.0 and p.epoch_steps < self.plan.num_steps_per_epoch:
+                    self._train_step(share)
+                    share = self._share()
                 bar.to(share, f", step {p.step}")
+                # Saving and validating take time, too, so that it may be over with no step done since.
                 finished = share >= 1.0
-                epoch_ends = finished or p.epoch_steps == self.plan.num_steps_per_epoch
+                epoch_ends = finished or p.epoch_steps >= self.plan.num_steps_per_epoch
                 epoch_s = p.epoch_s  # the end of the epoch clears it
                 if epoch_ends:
+                    if self._validation_due(share) and self._validation_s() > CHECKPOINT_S:
+                        save()  # so that a signal need not wait for the end of the validation
                     self._end_epoch(finished=finished)
                 due = time.monotonic() - saved > min(300.0, max(CHECKPOINT_S, 50 * save_s))
-                if due or self._agreed or (epoch_ends and save_s < 0.02 * epoch_s):
-                    begin = time.monotonic()
-                    self._save_checkpoint()
-                    saved, save_s = time.monotonic(), time.monotonic() - begin
+                if due or (epoch_ends and save_s < 0.02 * epoch_s):
+                    save()
+                if epoch_ends or due:
+                    share = self._share()
                 if self._agreed:
+                    save()
                     raise Interrupted(self._agreed)
-            self._save_checkpoint()
+            save()
         finally:
             bar.close()
             if self._cutter is not None:
@@ -247,9 +270,6 @@ class Trainer:
             seconds=p.elapsed_s,
             curve=self.curve,
         )
-
-    def _finished(self) -> bool:
-        return self._share() >= 1.0
 
     def _share(self) -> float:
         p = self.progress
@@ -307,9 +327,10 @@ class Trainer:
         self._next = step + 1, self._cutter.submit(self._cut, step + 1)
         return batch
 
-    def _train_step(self) -> None:
+    def _train_step(self, share: float | None = None) -> None:
         p, plan = self.progress, self.plan
-        rate = learning_rate(plan.learning_rate, self._share(), plan.warmup_fraction, plan.schedule)
+        share = self._share() if share is None else share
+        rate = learning_rate(plan.learning_rate, share, plan.warmup_fraction, plan.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         while True:
@@ -340,8 +361,7 @@ class Trainer:
         image = images.to(self.device, non_blocking=True)
         target = targets.to(self.device, non_blocking=True)
         hidden = torch.from_numpy(unannotated).to(self.device)
-        if plan.augment != "none":
-            image, target = self._augment(image, target, rngs, unannotated)
+        image, target = augment_samples(plan, image, target, rngs, unannotated)
         torch.manual_seed(plan.seed * 1_000_003 + p.step * self.world + self.rank)  # for networks with dropout
         image = image.to(memory_format=torch.channels_last_3d)
         self.optimizer.zero_grad(set_to_none=True)
@@ -364,42 +384,14 @@ class Trainer:
             total += loss.detach()
         self._loss_sum += total
 
-    def _augment(
-        self, image: torch.Tensor, target: torch.Tensor, rngs: Sequence[np.random.Generator], unannotated: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Change the patches at random.
-
-        A sample that is annotated for one side of a pair alone is not mirrored along X: it would come to show the side
-        that is not annotated.
-        """
-        plan = self.plan
-        pairs = plan.label_map.left_right_pairs
-        one_sided = np.zeros(len(rngs), bool)
-        for a, b in pairs:
-            one_sided |= unannotated[:, a] != unannotated[:, b]
-        how: dict[str, Any] = {
-            "spacing_mm": plan.resample_resolution,
-            "left_right_pairs": pairs,
-            "sigmoid": plan.sigmoid,
-            "strength": plan.augment,
-        }
-        if not one_sided.any():
-            return augment_batch(image, target, rngs, mirror_axes=plan.mirror_axes, **how)
-        parts = []
-        for i, rng in enumerate(rngs):
-            axes = [a for a in plan.mirror_axes if a != 0 or not one_sided[i]]
-            parts.append(augment_batch(image[i : i + 1], target[i : i + 1], [rng], mirror_axes=axes, **how))
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
     def _shrink(self, error: BaseException) -> None:
         """Meet a lack of memory: fewer patches at a time, then smaller patches.
 
         Raises:
             ResourceError: Nothing is left to make smaller, or other processes wait for this one's gradients.
         """
-        steps = divisor(self.plan)
-        wide = [a for a in range(3) if self.roi[a] > steps[a]]
-        if self.world > 1 or (self.micro_batch == 1 and not wide):
+        roi = shorter_roi(self.roi, divisor(self.plan))
+        if self.world > 1 or (self.micro_batch == 1 and roi is None):
             raise ResourceError(
                 f"{self.paths.root.name}: out of memory with {self.micro_batch} patches of "
                 f"{'x'.join(map(str, self.roi))} a process. Set a smaller batch_size or roi_size."
@@ -407,11 +399,8 @@ class Trainer:
         if self.micro_batch > 1:
             self.micro_batch = math.ceil(self.micro_batch / 2)
             log.warning("%s: out of memory: going on with %d patches at a time", self.paths.root.name, self.micro_batch)
-        else:
-            roi = list(self.roi)
-            axis = max(wide, key=lambda a: roi[a])
-            roi[axis] -= steps[axis]
-            self.roi = (roi[0], roi[1], roi[2])
+        elif roi is not None:
+            self.roi = roi
             log.warning("%s: out of memory: going on with patches of %s", self.paths.root.name, "x".join(map(str, roi)))
         self._next = None
         self.optimizer.zero_grad(set_to_none=True)
@@ -445,14 +434,25 @@ class Trainer:
 
     # -- epochs and validation
     def _end_epoch(self, *, finished: bool) -> None:
+        """Validate where that is due, keep the best weights, write a line.
+
+        Args:
+            finished: the schedule is through. Where the last epoch had ended before it was, no step has been done since
+                and there is no new epoch, only what ends the training.
+        """
         p, plan = self.progress, self.plan
         self._check_loss()
-        p.epoch += 1
+        is_new = p.epoch_steps > 0
         share = self._share()
-        dice = self._validate() if self._validation_due(share) else math.nan
+        due = self._validation_due(share)
+        p.epoch += is_new
+        p.validations = max(p.validations, self._marks_passed(share))
+        dice = self._validate() if due else math.nan
         self.before_write()
+        p.ended = finished
         if not math.isnan(dice):
-            if dice < DIVERGED_DICE and share >= DIVERGED_SHARE and p.step >= DIVERGED_STEPS:
+            tells = share >= DIVERGED_SHARE and p.step >= DIVERGED_STEPS and self._covers_classes()
+            if dice < DIVERGED_DICE and tells:
                 raise Diverged(
                     f"{self.paths.root.name}: Dice {dice:.4f} after {share:.0%} of the schedule: nothing was learned. "
                     f"Lower learning_rate ({plan.learning_rate:g}) in {self.paths.plan.name} and train again."
@@ -468,6 +468,10 @@ class Trainer:
             if self.rank == 0:
                 save_weights(self.average, self.paths)
         self._tick()
+        if not is_new:
+            if self.curve and not math.isnan(dice):
+                self._start_metrics([*self.curve[:-1], {**self.curve[-1], **self._scores(dice)}])
+            return
         share = self._share()
         left = p.elapsed_s * (1 - share) / max(share, 1e-6)
         if self.plan.budget_s is not None:
@@ -478,8 +482,7 @@ class Trainer:
             "num_epochs": plan.num_epochs,
             "step": p.step,
             "train_loss": round(p.epoch_loss / max(1, p.epoch_steps), 6),
-            "val_dice": None if math.isnan(dice) else round(dice, 6),
-            "best_dice": None if p.best_dice < 0 else round(p.best_dice, 6),
+            **self._scores(dice),
             "lr": float(f"{rate:.6g}"),
             "progress": round(share, 4),
             "seconds": round(p.elapsed_s, 2),
@@ -500,16 +503,31 @@ class Trainer:
         p.epoch_loss, p.epoch_steps, p.epoch_s = 0.0, 0, 0.0
         self.after_epoch(p, dice)
 
+    def _scores(self, dice: float) -> dict[str, float | None]:
+        best = self.progress.best_dice
+        return {
+            "val_dice": None if math.isnan(dice) else round(dice, 6),
+            "best_dice": None if best < 0 else round(best, 6),
+        }
+
     def _validation_due(self, share: float) -> bool:
+        """Whether the epoch that ends now is to be validated."""
         if share >= 1.0 and (self.plan.budget_s is None or self.progress.num_validated or not self.progress.voxel_s):
             # A few steps at a learning rate near zero change nothing that is worth another validation.
             return self.progress.step - self.progress.validated_step > NEW_STEPS * self.progress.step
         if self.plan.budget_s is None:
-            return self.progress.epoch % self.plan.num_epochs_per_validation == 0
-        passed = sum(share >= mark for mark in self._marks())
-        due = passed > self.progress.validations
-        self.progress.validations = passed
-        return due
+            return (self.progress.epoch + 1) % self.plan.num_epochs_per_validation == 0
+        return self._marks_passed(share) > self.progress.validations
+
+    def _marks_passed(self, share: float) -> int:
+        return sum(share >= mark for mark in self._marks())
+
+    def _validation_s(self) -> float:
+        """Expected seconds of a validation; endless before the first."""
+        if not self.progress.voxel_s:
+            return math.inf
+        cases = self._validated() or range(len(self.val_cases))
+        return self.progress.voxel_s * sum(self._voxels(self.val_cases[i]) for i in cases) / self.world
 
     def _marks(self) -> tuple[float, ...]:
         budget_s, p = self.plan.budget_s, self.progress
@@ -532,6 +550,15 @@ class Trainer:
             return list(range(num))
         chosen = self.progress.num_validated
         return sorted({round(i * (num - 1) / max(1, chosen - 1)) for i in range(chosen)})
+
+    def _covers_classes(self) -> bool:
+        """Whether a validation looks at all classes that the fold is annotated for: one hard class tells little."""
+
+        def known(cases: Iterable[CachedCase]) -> set[str]:
+            names = self.plan.label_map.names
+            return {n for case in cases for n in (names if case.annotated is None else case.annotated)}
+
+        return known(self.val_cases[i] for i in self._validated()) == known(self.val_cases)
 
     def _predict(self, case: CachedCase) -> np.ndarray:
         """A case's prediction at the network's spacing, as an encoded target."""
@@ -556,12 +583,14 @@ class Trainer:
         return predict_targets(rows).numpy()
 
     def _validate(self) -> float:
-        """Mean Dice over classes of the mean over the fold's cases, at the network's spacing."""
+        """Mean Dice over classes of the mean over the fold's cases, at the network's spacing; NaN: none has one."""
         begin = time.monotonic()
         label_map = self.plan.label_map
         chosen = self._validated() or list(range(len(self.val_cases)))
         scores = torch.full((len(self.val_cases), len(label_map.names)), math.nan, dtype=torch.float64)
         for i in chosen[self.rank :: self.world]:
+            if self._stop and self.world == 1 and self._saved_step == self.progress.step:
+                raise Interrupted(self._stop)
             scores[i] = self._score(self.val_cases[i])
         if self.world > 1:
             seen = ~scores.isnan()
@@ -570,11 +599,13 @@ class Trainer:
             scores = torch.where(both[1] > 0, both[0], math.nan).cpu()
         voxels = sum(self._voxels(self.val_cases[i]) for i in chosen) / self.world
         self.progress.voxel_s = (time.monotonic() - begin) / voxels
+        if self.world > 1:  # one process' clock decides for all what comes next
+            shared = torch.tensor([self.progress.voxel_s], dtype=torch.float64, device=self.device)
+            dist.broadcast(shared, 0)
+            self.progress.voxel_s = float(shared)
         # Not measured yet where the job was begun without a budget.
         self.progress.first_voxel_s = self.progress.first_voxel_s or self.progress.voxel_s
-        by_class = scores.nanmean(0)
-        mean = by_class.nanmean()
-        return 0.0 if mean.isnan() else float(mean)
+        return float(scores.nanmean(0).nanmean())
 
     def _score(self, case: CachedCase) -> torch.Tensor:
         """Dice of each class at the network's spacing."""
@@ -591,12 +622,18 @@ class Trainer:
         order = sorted(range(len(self.val_cases)), key=lambda i: self._voxels(self.val_cases[i]))
         index = order[len(order) // 2]
         case = self.val_cases[index]
-        self._score(case)  # the first allocates and chooses kernels
-        begin = time.monotonic()
-        self._score(case)
-        case_s = time.monotonic() - begin
+        budget_s = self.plan.budget_s
+
+        def timed() -> float:
+            begin = time.monotonic()
+            self._score(case)
+            return time.monotonic() - begin
+
+        case_s = timed()
+        if case_s <= TWICE_SHARE * budget_s:
+            case_s = timed()  # the first allocates and chooses kernels
         p.voxel_s = p.first_voxel_s = case_s / self._voxels(case)
-        if self.scoring is not None and self.rank == 0:
+        if self.scoring is not None and self.rank == 0 and case_s <= SCORED_SHARE * budget_s:
             p.scoring_voxel_s = self.scoring(index) / self._voxels(case)
         p.num_validated = validation_plan(self.plan.budget_s, self._all_s(), len(self.val_cases))[1]
         if self.world > 1:  # all look at the same cases
@@ -640,13 +677,15 @@ class Trainer:
             "roi": list(self.roi),
         }
         write_atomic(self.paths.checkpoint, lambda file: torch.save(state, file))
+        self._saved_step = self.progress.step
 
     def _resume(self) -> None:
         """Go on from the checkpoint, if there is one and it is of this plan."""
         if not self.paths.checkpoint.exists():
             self._start_metrics([])
             return
-        state = torch.load(self.paths.checkpoint, map_location=self.device, weights_only=True)
+        # On the CPU, where the optimizer's counts are to stay; what is loaded goes to its parameter's device.
+        state = torch.load(self.paths.checkpoint, map_location="cpu", weights_only=True)
         if state["identity"] != self._identity():
             log.info("%s: the plan or the cases changed; training anew", self.paths.root.name)
             self._start_metrics([])

@@ -61,7 +61,8 @@ def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
 
 
 CPU_CHANNEL_MUL = (0.25, 0.5)
-"""Width where a budget pays for more steps."""
+"""Width where a budget pays for more steps. Source: 0.25 takes 2.4 times the steps of 0.5 in the same time (measured);
+when the wider one pays is a choice, as SegResNet's 24 filters."""
 RUNGS = range(len(CPU_CHANNEL_MUL))
 
 

@@ -51,9 +51,9 @@ BLOCKS = {1: [2], 2: [1, 3], 3: [1, 2, 4], 4: [1, 2, 2, 4], 5: [1, 2, 2, 4, 4]}
 
 CPU_SIZES = ((8, 3, 48**3), (8, 3, 64**3), (16, 4, 64**3), (24, 4, 64**3), (32, 4, 64**3))
 """Filters of the first stage, most stages, most voxels of a patch, where a budget pays for more and more steps.
-Source: 13 organs at 4 mm, oracle labels, seven minutes of one core (docs/results.md): 86 steps of the third came to
-0.629 Dice, 273 of the second to 0.803, 616 of the first to 0.828. Plain loops on the hippocampus came to 0.8715 in 5
-minutes with 16 filters and 0.8774 in 15 with 24 (on a CPU with bf16); 32 is Auto3DSeg's."""
+Source: 13 organs at 4 mm, oracle labels, runs of eight minutes on one core (docs/results.md): 86 steps of the third
+came to 0.629 Dice, 273 of the second to 0.803, 616 of the first to 0.828. Plain loops on the hippocampus came to 0.8715
+in 5 minutes with 16 filters and 0.8774 in 15 with 24 (on a CPU with bf16); 32 is Auto3DSeg's."""
 RUNGS = range(-2, 3)
 LEAST_CPU_VOXELS, SMALL_CPU_BATCH = 32**3, 4
 """Patches on a CPU: half the median image, but at least so many voxels, and how many of these a step takes.
@@ -68,8 +68,7 @@ def choose(sizing: Sizing) -> Choice:
     if sizing.on_gpu:
         filters, max_voxels, max_levels = 32, int(7.225e6 * max(1.0, sizing.memory_gib / 16)), 5
     else:
-        # Two cores: 16 filters and 3 stages reached 0.87 Dice on the hippocampus in minutes, where Auto3DSeg's
-        # 87 million parameters reached 0.82 (research on the same machine type; docs/results.md).
+        # Two cores: 16 filters and 3 stages reached 0.87 Dice on the hippocampus in minutes (docs/results.md).
         filters, max_levels, most = CPU_SIZES[sizing.size - RUNGS.start]
         max_voxels = min(max(math.prod(sizing.median_shape) // 2, LEAST_CPU_VOXELS), most)
     levels = 1

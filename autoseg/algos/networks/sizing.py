@@ -25,6 +25,8 @@ class Sizing:
     on_gpu: bool
     size: int = 0
     """Rung of the network's ladder on a CPU; 0 where nothing is known of the time. `RUNGS` in its file has them all."""
+    roi_size: tuple[int, int, int] | None = None
+    """Patch that is settled already: by the user, a recipe or what memory allows; None: it is to be chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +62,23 @@ def fit_roi(sizing: Sizing, max_voxels: int, steps: tuple[int, int, int]) -> tup
         worst = max(shrinkable, key=lambda a: roi[a] / max(1, sizing.median_shape[a]) + 1e-6 * roi[a])
         roi[worst] -= steps[worst]
     return roi[0], roi[1], roi[2]
+
+
+def shorter_roi(roi: tuple[int, int, int], steps: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    """A patch one step of the network shorter along its longest axis.
+
+    Args:
+        steps: the network's divisor.
+
+    Returns:
+        The patch; None where no more than one voxel would be left at the coarsest stage, which has no variance to
+        normalise by.
+    """
+    wide = [a for a in range(3) if roi[a] > steps[a]]
+    if not wide:
+        return None
+    shorter = list(roi)
+    axis = max(wide, key=lambda a: roi[a])
+    shorter[axis] -= steps[axis]
+    found = shorter[0], shorter[1], shorter[2]
+    return None if found == steps else found

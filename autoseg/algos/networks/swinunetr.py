@@ -35,7 +35,8 @@ def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
 
 
 CPU_SIZES = ((12, 32**3), (12, 2 * 32**3), (24, 2 * 32**3))
-"""Features and voxels of a patch where a budget pays for more and more steps."""
+"""Features and voxels of a patch where a budget pays for more and more steps. Source: the smallest for the hippocampus
+in 75 seconds (docs/results.md), 12 and 24 as SegResNet's 16 and 24; the larger ones are a choice."""
 RUNGS = range(len(CPU_SIZES))
 
 
@@ -43,13 +44,13 @@ def choose(sizing: Sizing) -> Choice:
     """Choose features, patch and batch."""
     if sizing.on_gpu:
         feature_size, window, max_voxels = 48, 7, 96**3
-        # Auto3DSeg: 2 + 7 (m - 6) / 18 patches of 96^3 for 2 classes, m the memory in GiB less one.
-        batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 6) / 18)))
+        # Auto3DSeg: 2 + 7 (m - 12) / 36 patches of 96^3 for 2 classes, m the memory in GiB less one.
+        batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 12) / 36)))
     else:
         (feature_size, max_voxels), window, batch = CPU_SIZES[sizing.size], 4, CPU_BATCH
     roi = fit_roi(sizing, max_voxels, (32, 32, 32))
     # At 32^3 the coarsest stage is one voxel, which has no variance of its own to normalise by.
-    norm = "group" if roi == (32, 32, 32) else "instance"
+    norm = "group" if max(sizing.roi_size or roi) <= 32 else "instance"
     return Choice(
         network={
             "feature_size": feature_size,
