@@ -45,7 +45,7 @@ from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.jobs import work_on_job
 from autoseg.planning import JobPlans, run_label_map
-from autoseg.pseudolabel.rounds import How, cases_to_fill, count_rounds, first_round
+from autoseg.pseudolabel.rounds import How, cases_to_fill, count_rounds, first_round, why_one_round
 from autoseg.terminal import Progress, paint_table
 from autoseg.usage import environment, measured
 from autoseg.workspace import (
@@ -96,7 +96,7 @@ def run_input(
     if more_settings is not None:
         overrides = {**read_settings_file(more_settings), **overrides}
     settings, origins = load_settings(input_path, overrides)
-    memory = Workspace(settings.work_dir).root / "state" / "command_line.json"
+    memory = _memory(Workspace(settings.work_dir))
     earlier: dict[str, str] = read_json(memory) if memory.exists() else {}
     known = {
         key: text for key, text in earlier.items() if key not in overrides and origins.get(key, "default") == "default"
@@ -136,11 +136,12 @@ def run_stages(
         only: restrict them to jobs of these names.
         as_json: print the analysis' summary as JSON.
         again: train jobs from the start that are done or begun.
-        remember: settings of the command line to keep for later runs, where plans are made.
+        remember: settings of the command line to keep for later runs, where plans are made; not where they turn out
+            to be wrong.
         words: settings of this command line, for the report.
 
     Returns:
-        0, or 1 where a job failed.
+        0, or 1 where a job failed or a case could not be predicted to be completed.
 
     Raises:
         AutosegError: What the user can mend; nothing was half-written.
@@ -157,10 +158,11 @@ def run_stages(
     _check_same_data(workspace, listed, settings)
     _select_jobs(settings, listed, algo, fold)
     with workspace.lock(), log_to(workspace.log):
+        put_back = _remembered(workspace)
         _remember_input(workspace, settings, origins, input_path)
         _remember_command(workspace, stages, input_path, {**(words or {}), **_of_job(algo, fold)})
         if remember is not None and {"generate", "pseudolabel"} & set(stages):
-            write_json(workspace.root / "state" / "command_line.json", dict(remember))
+            write_json(_memory(workspace), dict(remember))
         failed = False
         budgets: dict[Path, RunBudget] = {}
         begun = work_began()
@@ -169,8 +171,8 @@ def run_stages(
 
         def budget_of(place: Workspace) -> RunBudget | None:
             """The run's as a round sees it; the first one counts from where the command began."""
-            # Given to `train` alone, a budget is each job's.
-            if settings.budget is None or ("generate" not in stages and "budget" in (words or {})):
+            # Given to `train` alone, a budget is each job's. A locator is trained beside the run, whose time is spent.
+            if settings.budget is None or algo == LOCATOR or ("generate" not in stages and "budget" in (words or {})):
                 return None
             if place.root not in budgets:
                 since = max((b.counts_from for b in budgets.values()), default=begun)
@@ -185,13 +187,16 @@ def run_stages(
                 return
             budget = budget_of(place)
             if stage == "pseudolabel":
-                _pseudolabel(place, settings)
+                failed = not _pseudolabel(place, settings) or failed
                 return
             datalist = read_cases(place, settings.dataroot)
             chosen = _select_jobs(settings, datalist, algo, fold, num_fold=listed.num_fold)
             jobs = [(a, f) for a, f in chosen if only is None or f"{a}_{f}" in only]
+            mine = settings
+            if algo == LOCATOR and "budget" not in (words or {}):  # that of input.yaml is the run's
+                mine = settings.model_copy(update={"budget": None})
             plans = JobPlans(
-                workspace=place, datalist=datalist, settings=settings, origins=origins, jobs=jobs, budget=budget
+                workspace=place, datalist=datalist, settings=mine, origins=origins, jobs=jobs, budget=budget
             )
             if stage == "generate":
                 plans.generate()
@@ -203,6 +208,7 @@ def run_stages(
                 _ensemble(place, datalist, settings)
 
         steps = _steps(workspace, listed, settings, origins, stages)
+        accepted = False  # by a stage after the analysis, which says nothing of most settings
         try:
             for place, stage in steps:
                 name = stage if place.root == workspace.root else f"round {place.round}: {stage}"
@@ -214,9 +220,12 @@ def run_stages(
                 finally:
                     if place.root in budgets:
                         budgets[place.root].save()
+                accepted = accepted or stage != "analyze"
                 if draws:
                     _report(workspace)
-        except AutosegError:
+        except AutosegError as error:
+            if isinstance(error, ConfigError | WorkspaceError) and not accepted:
+                put_back()
             if draws:
                 _report(workspace)  # with the faults that ended it
             raise
@@ -243,19 +252,24 @@ def _steps(
         return
     _need_analysis(workspace, listed, settings)
     datalist, label_map = _run_cases(workspace, settings)
+    if {"generate", "pseudolabel"} & set(later):
+        _warn_of_unused(settings, origins)
     number = count_rounds(datalist, label_map, settings)
-    workspace.plan_rounds(number)
     if number == 1:
         if "pseudolabel" in later:
-            raise ConfigError(
-                "pseudolabel: nothing to fill in: every case is annotated for the same classes, partial_labels is off, "
-                "or strategy is marginal."
-            )
+            why = why_one_round(datalist, label_map, settings)
+            raise ConfigError(f"pseudolabel: there is nothing to fill in: {why}.")
+        workspace.plan_rounds(number)
         for stage in later:
             yield workspace, stage
         return
     how = How.of(settings)
     first = first_round(datalist, label_map, settings)
+    if later == ["pseudolabel"]:
+        from autoseg.pseudolabel.build import class_dice
+
+        class_dice(Workspace(workspace.root / "round_1"))  # says what is missing, before anything is stored
+    workspace.plan_rounds(number)
     place = workspace.begin_round(1, continues=False)
     write_datalist(first, place.datalist, settings.dataroot)
     _remember_settings(place, settings, origins)
@@ -263,11 +277,7 @@ def _steps(
         for n in range(1, number + 1):
             if n > 1:
                 if later == ["pseudolabel"] and not place.ensemble_spec.exists():
-                    if n > 2:
-                        return
-                    from autoseg.pseudolabel.build import class_dice
-
-                    class_dice(place)  # says what is missing, before there is a folder for the next round
+                    return
                 place = workspace.begin_round(n, continues=how.continues)
                 _remember_settings(place, settings, origins)
                 yield place, "pseudolabel"
@@ -281,6 +291,18 @@ def _steps(
         _need_pseudolabels(place, settings)
     for stage in later:
         yield place, stage
+
+
+def _warn_of_unused(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Say where settings of rounds were given that do nothing."""
+    named = {key.partition(".")[0] for key, origin in origins.items() if origin != "default"}
+    given = sorted(named & {"strategy", "pseudolabel"})
+    if given and settings.partial_labels == "off":
+        log.warning(
+            "%s: without effect, since partial_labels is off: every case counts as annotated for all classes. "
+            "Set `partial_labels: declared` or `infer`.",
+            ", ".join(given),
+        )
 
 
 def _report(workspace: Workspace) -> None:
@@ -364,6 +386,32 @@ def _remember_command(workspace: Workspace, stages: Sequence[str], input_path: P
     workspace.commands.parent.mkdir(parents=True, exist_ok=True)
     with open(workspace.commands, "a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _memory(workspace: Workspace) -> Path:
+    """Where the settings of command lines are kept for later runs."""
+    return workspace.root / "state" / "command_line.json"
+
+
+def _remembered(workspace: Workspace) -> Callable[[], None]:
+    """Note a run's settings and its number of rounds, and return what puts them back as they are now.
+
+    What a mistaken command line has stored would make the plain `autoseg run` fail, or hide finished rounds. A run
+    that was stopped, by a signal or by faults of the data, goes on with its own.
+    """
+    memory, number = _memory(workspace), workspace.num_rounds
+    files = [memory, *(place.settings for place in (workspace, *workspace.rounds()))]
+    before = {path: path.read_text(errors="replace") for path in files if path.exists()}
+
+    def put_back() -> None:
+        for path, content in before.items():
+            write_text(path, content)
+        if memory not in before:
+            memory.unlink(missing_ok=True)
+        if workspace.num_rounds != number:
+            workspace.plan_rounds(number)
+
+    return put_back
 
 
 def _remember_input(workspace: Workspace, settings: Settings, origins: Mapping[str, str], input_path: Path) -> None:
@@ -475,22 +523,30 @@ def _rounds(workspace: Workspace, settings: Settings, algo: AlgoName | None, fol
     )
 
 
-def _pseudolabel(place: Workspace, settings: Settings) -> None:
-    """Complete the labels that a round learns from, with the models of the round before."""
-    from autoseg.pseudolabel.build import make_pseudolabels, missing_files, stage_inputs
+def _pseudolabel(place: Workspace, settings: Settings) -> bool:
+    """Complete the labels that a round learns from, with the models of the round before.
+
+    Returns:
+        Whether every case could be predicted. One that could not goes without, and the next run tries it again.
+    """
+    from autoseg.pseudolabel.build import make_pseudolabels, missing_files, not_predicted, stage_inputs
 
     source = _previous(place)
     datalist, label_map = _run_cases(Workspace(place.run), settings)
     inputs = stage_inputs(source, datalist, settings, label_map)
     reasons = place.stale("pseudolabel", inputs)
-    if not reasons and not missing_files(place):
+    if not reasons:
+        reasons = ["files are missing"] if missing_files(place) else []
+        reasons += [f"{name} could not be predicted" for name in not_predicted(place)]
+    if not reasons:
         log.info("pseudolabel: up to date")
-        return
-    _say_stage("pseudolabel", reasons or ["files are missing"])
+        return True
+    _say_stage("pseudolabel", reasons)
     with _bar("pseudolabel") as progress:
         result = make_pseudolabels(source, place, datalist, settings, label_map, progress=progress)
     place.stamp("pseudolabel", inputs)
     print(result.text)
+    return not result.failures
 
 
 def _previous(place: Workspace) -> Workspace:
@@ -575,23 +631,40 @@ def work_alone(overrides: Mapping[str, str], algo: AlgoName, fold: int, *, wait:
 
 # -- failed jobs
 
+_FAILED = ("failed", "diverged")
+"""States of the jobs that are trained again."""
+
 
 def retry(input_path: Path, overrides: Mapping[str, str], name: str | None) -> int:
     """Train failed and diverged jobs again, all or the one named; each goes on from its checkpoint where it has one.
+
+    Only those of the round that was begun last: what later rounds learned hangs on the jobs of an earlier one.
 
     Returns:
         0 where all are done, else 1.
 
     Raises:
-        ConfigError: The one named is no job, or did not fail.
+        ConfigError: The one named is no job, did not fail, or is of an earlier round alone.
     """
     settings, _ = load_settings(input_path, overrides)
-    states = {job.name: job.state for job in Workspace(settings.work_dir).latest().jobs()}
-    failed = [key for key, state in states.items() if state in ("failed", "diverged")]
+    workspace = Workspace(settings.work_dir)
+    states = {job.name: job.state for job in workspace.latest().jobs()}
+    failed = [key for key, state in states.items() if state in _FAILED]
+    earlier = [
+        f"{place.root.name}/{job.name}"
+        for place in workspace.rounds()[:-1]
+        for job in place.jobs()
+        if job.state in _FAILED
+    ]
+    how = "`autoseg run` trains jobs of earlier rounds again, and then what later rounds learned from them"
     if name is not None and name not in failed:
         why = f"is {states[name]}, not failed" if name in states else "no such job"
-        raise ConfigError(f"{name}: {why}. Failed: {', '.join(failed) or 'none'}.")
+        told = f" {how}: {', '.join(earlier)}." if earlier else ""
+        raise ConfigError(f"{name}: {why}. Failed: {', '.join(failed) or 'none'}.{told}")
+    if earlier:
+        log.warning("retry: %s: %s", how, ", ".join(earlier))
     if not failed:
-        log.info("retry: no job has failed")
-        return 0
-    return run_input(("train",), input_path, overrides, only=failed if name is None else [name])
+        log.info("retry: no job%s has failed", " of the last round" if earlier else "")
+        return 1 if earlier else 0
+    code = run_input(("train",), input_path, overrides, only=failed if name is None else [name])
+    return 1 if earlier else code

@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label, stem_of
 from autoseg.ensemble.evaluate import evaluate
@@ -44,9 +46,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "both": {"partial_labels": "declared", "strategy": "both"},
     "both_unfiltered": {"partial_labels": "declared", "strategy": "both", "pseudolabel": {"filter": False}},
     "both_scratch": {"partial_labels": "declared", "strategy": "both", "pseudolabel": {"start": "scratch"}},
+    "both_labelled": {"partial_labels": "declared", "strategy": "both", "pseudolabel": {"unlabeled": False}},
     "oracle": {"partial_labels": "off"},
 }
 """What each arm is told. full_only sees the fully annotated cases alone, the oracle every case's complete label."""
+ON_REQUEST = ("both_scratch", "both_labelled")
+"""Arms that run only where --arms names them."""
 STEPS_PER_EPOCH, BATCH_SIZE = 20, 2
 
 
@@ -54,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohort", type=Path, required=True, help="make_abdomen_cohort.py")
     parser.add_argument("--folder", type=Path, required=True, help="for cohorts, runs and results")
-    parser.add_argument("--arms", nargs="+", default=[a for a in ARMS if a != "both_scratch"], choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=[a for a in ARMS if a not in ON_REQUEST], choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="of cohort, folds and training")
     parser.add_argument("--steps", type=int, default=3040, help="of an arm, all folds and rounds together")
     parser.add_argument("--spacing", type=float, default=4.0, help="mm")
@@ -101,6 +106,22 @@ def make_cohort(words: argparse.Namespace, seed: int) -> Path:
             os.link(folder / "labels_complete" / name, truth / name)
     truth.rename(folder / "truth")
     return folder
+
+
+def occurring_classes(cohort: Path) -> list[str]:
+    """The classes that the truth of the testing cases has; stored beside it.
+
+    The others say nothing of an arm: 0 where one voxel of them is predicted, and not counted where none is, so that
+    the means of two arms would be over different classes.
+    """
+    path = cohort / "occurring.json"
+    if not path.exists():
+        files = sorted((cohort / "truth").glob("*.nii.gz"))
+        if not files:
+            raise SystemExit(f"{cohort / 'truth'}: no label files. The results of this cohort cannot be read without.")
+        values = {int(value) for file in files for value in np.unique(read_label(file).array)}
+        write_json(path, [name for value, name in enumerate(NAMES, start=1) if value in values])
+    return list(read_json(path))
 
 
 def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> None:
@@ -201,8 +222,9 @@ def _weighted(found: Iterable[dict[str, Any]]) -> str:
 
 
 def write_table(words: argparse.Namespace) -> None:
-    """Print and store what is done so far: a row for each arm, means over the seeds."""
+    """Print and store what is done so far: a row for each arm, means over the seeds; of classes that occur."""
     results = [json.loads(p.read_text()) for p in sorted((words.folder / "results").glob("*.json"))]
+    occurring = {seed: occurring_classes(words.folder / f"cohort_{seed}") for seed in {r["seed"] for r in results}}
     groups = {
         "six-class organs": [n for n in SIX if n != "tumor"],
         "other organs": list(OTHERS),
@@ -213,7 +235,10 @@ def write_table(words: argparse.Namespace) -> None:
     for arm in ARMS:
         mine = [r for r in results if r["arm"] == arm]
         if mine:
-            by_seed = {g: [mean([r["dice"][n] for n in names]) for r in mine] for g, names in groups.items()}
+            by_seed = {
+                g: [mean([r["dice"][n] for n in names if n in occurring[r["seed"]]]) for r in mine]
+                for g, names in groups.items()
+            }
             rows.append(
                 {
                     "arm": arm,
@@ -228,6 +253,9 @@ def write_table(words: argparse.Namespace) -> None:
         figures = " | ".join(f"{row[g]:.3f} ({', '.join(f'{x:.3f}' for x in row['by_seed'][g])})" for g in groups)
         seeds = ", ".join(map(str, row["seeds"]))
         lines.append(f"| {row['arm']} | {figures} | {row['training_s']:.0f} | {seeds} |")
+    for seed, found in sorted(occurring.items()):
+        if lacking := [n for n in NAMES if n not in found]:
+            lines += ["", f"Not counted, since no testing case of seed {seed} has it: {', '.join(lacking)}"]
     told = [r["pseudo_labels"] for r in results if r["arm"] == "both" and r["pseudo_labels"]]
     if told:
         lines += [

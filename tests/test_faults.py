@@ -15,6 +15,7 @@ from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 
 from autoseg.analyzer import workers
 from autoseg.analyzer.reading import read_stored
+from autoseg.config import ClassSpec
 from autoseg.errors import DataError
 
 IMAGE, LABEL = "case_2 (images/case_2.nii.gz): ", "case_2 (labels/case_2.nii.gz): "
@@ -290,6 +291,39 @@ def test_undeclared_label_values(data: DataSet) -> None:
     ]
 
 
+def test_classes_that_are_left_out_are_background(data: DataSet) -> None:
+    """A run for some of the classes that the datalist names, such as the tumor alone."""
+    for number, declared in enumerate([("liver",), ("liver", "tumor"), ("tumor",)]):
+        values = [v for v, name in data.labels.items() if name in declared]
+        save(data.root / "labels" / f"case_{number}.nii.gz", make_label(values))
+        data.cases[number] = replace(data.cases[number], annotated=declared)
+    chosen = (ClassSpec(name="tumor", index=(2,)),)
+    analysis = data.analyze(class_names=chosen, partial_labels="declared")
+    assert analysis.faults == ()
+    assert [str(w) for w in analysis.warnings if w.kind == "label_values"] == [
+        "data set: class_names leave out liver, which the datalist names. They count as background. "
+        "Name them, too, if they are to be learned."
+    ]
+    assert not [w for w in analysis.warnings if w.kind == "empty_label"]
+    # What is annotated for the liver alone says nothing of the tumor.
+    assert analysis.annotated == {"case_0": ()}
+    assert analysis.label_map is not None
+    label = make_label((1, 2))
+    np.testing.assert_array_equal(analysis.label_map.encode(label)[0], label == 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [("tumor", (1,)), ("lesion", (2,))],  # another value than the datalist's; no name of it
+)
+def test_classes_that_contradict_the_datalist_leave_nothing_out(
+    data: DataSet, name: str, index: tuple[int, ...]
+) -> None:
+    data.cases[2] = replace(data.cases[2], annotated=("liver", "tumor"))
+    found = data.analyze(class_names=(ClassSpec(name=name, index=index),), partial_labels="declared")
+    assert {f.kind for f in found.faults} == {"label_values", "annotated"}
+
+
 def test_the_ignore_label_is_declared(data: DataSet) -> None:
     save(data.root / "labels" / "case_2.nii.gz", make_label((1, 2, 7)))
     assert faults(data, ignore_label=7) == []
@@ -382,6 +416,17 @@ def test_the_same_image_in_training_and_testing(data: DataSet) -> None:
     assert faults(data) == [
         "case_6 (images/case_6.nii.gz): the same image as case_1, which is in fold 1 while this one is in testing. "
         "Leave one of them out; a model would be scored on what it learned from."
+    ]
+
+
+def test_the_same_image_in_unlabeled_and_testing(data: DataSet) -> None:
+    """No fault: whether unlabeled images are learned from is the strategy's to say."""
+    data.add(image=make_image(7), role="testing")
+    data.add(image=make_image(7), role="unlabeled")
+    assert faults(data) == []
+    assert warnings(data) == [
+        "case_7 (images/case_7.nii.gz): the same image as case_6, which is in testing while this one is in unlabeled. "
+        "Leave one of them out of the datalist: where unlabeled images join the training, they are learned from."
     ]
 
 

@@ -93,6 +93,24 @@ def test_fast_runs_with_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "load" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("words", "expected"), [([], None), (["--budget", "5m"], 300.0)])
+def test_a_budget_of_the_file_is_the_runs_and_not_the_locators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: float | None
+) -> None:
+    """Nothing is left of it when a locator is trained later; what `train` is given is the job's own."""
+    trained = []
+    monkeypatch.setattr("autoseg.planning.train_jobs", lambda *given, **_: trained.append(given[3]) or True)
+    path = make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(26, 24, 24), num_fold=2)
+    settings = [line for line in SETTINGS.splitlines() if not line.startswith(("merge_left_right", "inference"))]
+    path.write_text(path.read_text() + "\n".join([*settings, "budget: 30m"]) + "\n")
+    assert run_command(["analyze", "--input", str(path)]) == 0
+    assert run_command(["train", "--input", str(path), "--algo", "locator", *words]) == 0
+    assert [list(jobs) for jobs in trained] == [[("locator", 0)]]
+    workspace = Workspace(tmp_path / "work_dir")
+    assert read_model(workspace.job_dir("locator", 0).plan, Plan).budget_s == expected
+    assert not workspace.budget.exists(), "it takes nothing from the run's"
+
+
 def test_it_learns_from_cases_with_all_it_is_made_of(run: Path) -> None:
     plan = read_model(Workspace(run / "work_dir").job_dir("locator", 0).plan, Plan)
     whole = Case(name="whole", images=(), annotated=("kidney_left", "kidney_right", "tumor"))

@@ -49,6 +49,14 @@ def voxel(name: str, value: float, dtype: type) -> Make:
     return make
 
 
+def too_few_names(folder: Path) -> None:
+    """And nobody else names the other label value."""
+    replaced("class_names: [sphere, box]", "class_names: [sphere]")(folder)
+    listed = json.loads((folder / "datalist.json").read_text())
+    del listed["labels"]
+    (folder / "datalist.json").write_text(json.dumps(listed))
+
+
 def shorter(folder: Path) -> None:
     image = nib.load(folder / LABEL)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), folder / LABEL)
@@ -156,7 +164,7 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
         "phantom_001 (images/phantom_001.nii.gz): 1 voxels are NaN. Replace them, or leave the case out.",
     ),
     "too few class names": (
-        replaced("class_names: [sphere, box]", "class_names: [sphere]"),
+        too_few_names,
         RUN,
         "...label value 2 not declared...class_names...",
     ),

@@ -225,7 +225,7 @@ def test_scores_equal_the_independent_tool(folders: tuple[Path, Path], tmp_path:
         "std",
         "n",
     ]
-    assert "No prediction, so Dice 0: c.nii.gz" in printed
+    assert "No prediction, scored as an empty one: c.nii.gz" in printed
     found = json.loads((tmp_path / "scores.json").read_text())
     assert found["classes"] == ["left", "right"]
     assert found["missing"] == ["c.nii.gz"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,15 +23,15 @@ from autoseg.data.labels import LabelMap, merge_left_right
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import Grid, read_label, write_volume
 from autoseg.ensemble.out_of_fold import score_out_of_fold
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, DataError
 from autoseg.inference.restore import Member
 from autoseg.pseudolabel import build
-from autoseg.pseudolabel.audit import suspicion, volume_z
-from autoseg.pseudolabel.build import make_pseudolabels, missing_files, stage_inputs
+from autoseg.pseudolabel.audit import audit_json, make_row, suspicion, volume_z
+from autoseg.pseudolabel.build import make_pseudolabels, missing_files, not_predicted, stage_inputs
 from autoseg.pseudolabel.complete import complete_label, ignore_value
 from autoseg.pseudolabel.evidence import ClassEvidence, choose, disagreements, predict_case
 from autoseg.pseudolabel.judge import judge
-from autoseg.pseudolabel.rounds import How, cases_to_fill, count_rounds, first_round, later_round
+from autoseg.pseudolabel.rounds import How, cases_to_fill, count_rounds, first_round, later_round, why_one_round
 from autoseg.workspace import Workspace, changed, write_json, write_text
 
 FOUR = LabelMap(names=("a", "b", "c", "d"), values=((1,), (2,), (5,), (9,)))
@@ -73,10 +74,11 @@ def test_annotators_win_and_only_accepted_classes_are_filled(
         own[0, 0, 0] = ignored
     value = ignore_value(label_map)
     assert value == (ignored or 255)
+    sureness = np.array(percent, np.uint8).reshape(3, 2, 2)
     done = complete_label(
         own,
         np.array(predicted, np.uint8).reshape(3, 2, 2),
-        np.array(percent, np.uint8).reshape(3, 2, 2),
+        sureness,
         label_map=label_map,
         accepted=sorted(accepted),
         confidence=confidence,
@@ -86,22 +88,29 @@ def test_annotators_win_and_only_accepted_classes_are_filled(
     np.testing.assert_array_equal(done.label[annotated], own[annotated])
     allowed = {label_map.values[label_map.names.index(n)][0] for n in accepted} | {0, value}
     assert set(done.label[~annotated].tolist()) <= allowed
-    if confidence == 0:
-        assert value not in done.label[~annotated]
+    assert np.array_equal(done.label[~annotated] == value, (sureness < 100 * confidence)[~annotated])
     assert sum(done.filled.values()) == int((~annotated & (done.label != 0) & (done.label != value)).sum())
     assert sum(done.ignored.values()) == int((~annotated & (done.label == value)).sum())
 
 
 def test_a_completed_label_voxel_by_voxel() -> None:
-    own = np.array([1, 0, 0, 0, 0, 0], np.uint8).reshape(6, 1, 1)
-    predicted = np.array([2, 2, 2, 5, 0, 0], np.uint8).reshape(6, 1, 1)
-    percent = np.array([99, 90, 60, 99, 60, 99], np.uint8).reshape(6, 1, 1)
+    own = np.array([1, 0, 0, 0, 0, 0, 0], np.uint8).reshape(7, 1, 1)
+    # The last two lean to a class that is not accepted: background where that is sure, ignored where it is not.
+    predicted = np.array([2, 2, 2, 0, 0, 5, 5], np.uint8).reshape(7, 1, 1)
+    percent = np.array([99, 90, 60, 60, 99, 99, 60], np.uint8).reshape(7, 1, 1)
     how = {"label_map": FOUR, "accepted": ["b"], "ignore_value": 255}
     done = complete_label(own, predicted, percent, confidence=0.7, **how)  # type: ignore[arg-type]
-    assert done.label.ravel().tolist() == [1, 2, 255, 0, 255, 0]
-    assert (done.filled, done.ignored) == ({"b": 1}, {"b": 1, "background": 1})
+    assert done.label.ravel().tolist() == [1, 2, 255, 255, 0, 0, 255]
+    assert (done.filled, done.ignored) == ({"b": 1}, {"b": 1, "background": 2})
     plain = complete_label(None, predicted, percent, confidence=0.0, **how)  # type: ignore[arg-type]
-    assert plain.label.ravel().tolist() == [2, 2, 2, 0, 0, 0]
+    assert plain.label.ravel().tolist() == [2, 2, 2, 0, 0, 0, 0]
+
+
+def test_values_that_are_no_class_of_the_run_stay() -> None:
+    own = np.array([300, 0, 0], np.uint16).reshape(3, 1, 1)
+    predicted, percent = np.array([2, 2, 0]).reshape(3, 1, 1), np.full((3, 1, 1), 99)
+    done = complete_label(own, predicted, percent, label_map=FOUR, accepted=["b"], confidence=0.7, ignore_value=255)
+    assert done.label.ravel().tolist() == [300, 2, 0]
 
 
 def test_a_free_value_marks_ignored_voxels() -> None:
@@ -230,6 +239,22 @@ def test_suspicion() -> None:
     assert suspicion(evidence(disagreement=0.0, confidence=1.0), -6.0, BOTH) == pytest.approx(2.0)
 
 
+def test_the_audit_begins_with_what_was_accepted_and_looks_worst() -> None:
+    volumes = {"labelled_ml": [9.0, 10.0, 11.0], "how": BOTH, "ignored": 0}
+    nothing = evidence(voxels=0, volume_ml=0.0, confidence=None, disagreement=None)
+    rows = [
+        make_row("c0", "a", evidence(volume_ml=10.0), rejected="", filled=7, **volumes),
+        make_row("c1", "a", nothing, rejected="not found: the models see none of it", filled=0, **volumes),
+        make_row("c2", "a", evidence(volume_ml=40.0), rejected="", filled=9, **volumes),
+        make_row("c3", "a", evidence(disagreement=1.9), rejected="disagreement: 1.9", filled=0, **volumes),
+    ]
+    # Where nothing was found, no volume is odd: it was small enough to fill the first rows.
+    assert (rows[1].volume_z, rows[1].suspicion) == (None, 0.0)
+    found = audit_json(rows, {"a": 0.8}, BOTH, round_=2, joined=(), background={"c0": 3, "c2": 4})
+    assert [row["case"] for row in found["rows"]] == ["c2", "c0", "c3", "c1"]
+    assert found["background"] == {"voxels_ignored": 7, "by_case": {"c0": 3, "c2": 4}}
+
+
 # -- rounds
 
 
@@ -274,6 +299,37 @@ def test_rounds_are_as_many_as_there_is_to_do() -> None:
     )
 
 
+def test_why_there_is_one_round(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "autoseg")
+    partial, full = Datalist(training=cases(None, None, ("a",))), Datalist(training=cases(None, None))
+    excluding = make_settings(strategy="both", pseudolabel={"exclude": ["b"]})
+    assert why_one_round(partial, AB, make_settings(strategy="both")) == ""
+    assert why_one_round(partial, AB, make_settings(strategy="both", partial_labels="off")) == "partial_labels is off"
+    assert why_one_round(partial, AB, make_settings(strategy="marginal")) == "strategy is marginal"
+    assert why_one_round(full, AB, excluding) == "every case is annotated for the same classes"
+    assert count_rounds(partial, AB, excluding) == 1
+    assert caplog.messages == [
+        "one round of training, since there is nothing to fill in: pseudolabel.exclude names all that is missing"
+    ]
+
+
+@pytest.mark.parametrize("role", ["validation", "testing"])
+def test_a_patient_that_is_held_back_does_not_join(role: str) -> None:
+    held, scan = (Case(name=n, images=(), label=Path("l"), group="p") for n in ("held", "scan"))
+    listed = replace(Datalist(training=cases(None, None, ("a",)), unlabeled=(scan,)), **{role: (held,)})
+    with pytest.raises(ConfigError) as error:
+        count_rounds(listed, AB, make_settings(strategy="both"))
+    assert str(error.value) == (
+        f"patient 'p' is in unlabeled and in {role}, and unlabeled images join the training. "
+        "Keep a patient's cases together, or set `pseudolabel: {unlabeled: false}`."
+    )
+    with pytest.raises(ConfigError):
+        count_rounds(listed, AB, make_settings(strategy="two_stage", pseudolabel={"unlabeled": True}))
+    for settings_ in ({"strategy": "two_stage"}, {"strategy": "both", "pseudolabel": {"unlabeled": False}}):
+        assert count_rounds(listed, AB, make_settings(**settings_)) == 2
+    assert count_rounds(listed, AB, make_settings(strategy="marginal")) == 1
+
+
 def test_the_first_round_of_two_stage_has_the_fully_annotated_cases() -> None:
     listed = Datalist(training=cases(None, ("a",), ("a", "b"), ("b",), None, None))
     first = first_round(listed, AB, make_settings(strategy="two_stage"))
@@ -302,6 +358,49 @@ def test_no_fully_annotated_case_explains_itself() -> None:
         "which leaves none to validate on. "
         "Set `strategy: both` or `strategy: marginal`, which train on every labelled case at once."
     )
+
+
+def test_the_most_complete_case_is_named_by_what_it_has() -> None:
+    listed = Datalist(training=cases((), ("a",), ("b",)))  # the first is annotated for nothing, not for all
+    with pytest.raises(ConfigError, match="the most complete one, c1, lacks b"):
+        first_round(listed, AB, make_settings(strategy="two_stage"))
+
+
+def test_validation_cases_that_the_list_names_stay_so_in_all_rounds() -> None:
+    folds = (None, None, None, 0, 0)
+    made = zip(cases(None, None, ("a",), None, ("b",)), folds, strict=True)
+    listed = Datalist(training=tuple(replace(c, fold=f) for c, f in made))
+    first = first_round(listed, AB, make_settings(strategy="two_stage"))
+    assert [(c.name, c.fold) for c in first.training] == [("c0", None), ("c1", None), ("c3", 0)]
+    for how in (TWO, replace(TWO, continues=True)):
+        assert later_round(listed, first, AB, how, number=2, seed=0) == listed
+    for how in (BOTH, replace(BOTH, continues=False)):
+        assert later_round(listed, listed, AB, how, number=2, seed=0) == replace(listed, ignore_label=255)
+    for kept, lacking in (((0, 1, 2, 4), "validation"), ((2, 3, 4), "training")):
+        some = replace(listed, training=tuple(listed.training[i] for i in kept))
+        with pytest.raises(ConfigError) as error:
+            first_round(some, AB, make_settings(strategy="two_stage"))
+        assert str(error.value) == (
+            "strategy: two_stage begins with the cases that are annotated for all 2 classes, but none of the "
+            f"{lacking} cases is. "
+            "Set `strategy: both` or `strategy: marginal`, which train on every labelled case at once."
+        )
+
+
+@pytest.mark.parametrize("group", ["p", None])
+def test_an_unlabeled_scan_joins_in_the_fold_of_its_patient(phantoms: Path, tmp_path: Path, group: str | None) -> None:
+    listed = read_datalist(phantoms / "datalist.json", phantoms)
+    patient, *others = listed.training
+    scan = replace(listed.unlabeled[0], group=group)
+    listed = replace(listed, training=(replace(patient, group="p"), *others), unlabeled=(scan,))
+    place = Workspace(tmp_path)
+    write_datalist(listed, place.datalist, phantoms)
+    write_json(place.completed, {scan.name: {"file": f"labels/{scan.name}.nii.gz", "annotated": None}})
+    made = read_cases(place, phantoms)
+    assert made.num_fold == 2
+    learning = [f for f in range(2) if scan.name in {c.name for c in made.train_cases(f)}]
+    assert learning == [f for f in range(2) if group is None or f != patient.fold]
+    assert not any(c.name == scan.name for f in range(2) for c in made.val_cases(f))
 
 
 def test_folds_of_a_later_round() -> None:
@@ -410,7 +509,10 @@ def test_the_stage_fills_what_is_missing_and_nothing_else(phantoms: Path, tmp_pa
         assert not {c.name for c in joined} & {c.name for c in made.val_cases(fold)}
     assert made.ignore_label == (255 if strategy == "both" else None)
     audit = json.loads(second.audit.read_text())
-    assert [r["suspicion"] for r in audit["rows"]] == sorted((r["suspicion"] for r in audit["rows"]), reverse=True)
+    assert audit["rows"] == sorted(audit["rows"], key=lambda r: (bool(r["rejected"]), -r["suspicion"]))
+    ignored = sum(int((read_label(c.completed.label).array == 255).sum()) for c in made.training if c.completed)
+    assert ignored == sum(r["voxels_ignored"] for r in audit["rows"]) + audit["background"]["voxels_ignored"]
+    assert audit["background"]["voxels_ignored"] == sum(audit["background"]["by_case"].values())
     assert {(r["case"], r["name"]) for r in audit["rows"]} >= {("phantom_001", "sphere"), ("phantom_003", "box")}
 
 
@@ -440,16 +542,96 @@ def test_soft_labels_count_by_their_probability(phantoms: Path, tmp_path: Path) 
     assert all(c.for_training().weight is None for c in read_cases(second, phantoms).training)
 
 
-def test_an_excluded_class_is_never_filled(phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["two_stage", "both"])
+def test_an_excluded_class_is_never_filled(phantoms: Path, tmp_path: Path, strategy: str) -> None:
     first, second, listed = make_source(tmp_path, phantoms)
-    how = open_settings(phantoms, "two_stage", exclude=["box"], unlabeled=True)
+    how = open_settings(phantoms, strategy, exclude=["box"], unlabeled=True, max_disagreement=2.0, confidence=0.4)
     make_pseudolabels(first, second, listed, how, LABELS)
     made = {c.name: c for c in read_cases(second, phantoms).training}
     assert made["phantom_003"].completed is None  # has the sphere, and the box is not filled
-    for case in made.values():
-        if case.completed is not None and case.name != "phantom_001":  # which annotators gave its box
-            assert 2 not in read_label(case.completed.label).array
-            assert case.completed.annotated == ("sphere",)
+    del made["phantom_001"]  # which annotators gave its box
+    completed = [case.completed for case in made.values() if case.completed is not None]
+    assert completed
+    for label in completed:
+        assert 1 in read_label(label.label).array
+        assert 2 not in read_label(label.label).array
+        assert label.annotated == ("sphere",)
+
+
+def test_labels_that_are_no_longer_named_are_taken_away(phantoms: Path, tmp_path: Path) -> None:
+    first, second, listed = make_source(tmp_path, phantoms)
+
+    def files(**pseudolabel: Any) -> list[str]:
+        how = open_settings(phantoms, "two_stage", **pseudolabel)
+        make_pseudolabels(first, second, listed, how, LABELS)
+        kinds = (second.pseudolabels / "labels", second.pseudolabels / "weights")
+        return sorted(str(p.relative_to(second.pseudolabels)) for kind in kinds for p in kind.glob("*"))
+
+    def made(name: str, *, soft: bool = False) -> list[str]:
+        return [f"labels/{name}.json", f"labels/{name}.nii.gz", *([f"weights/{name}.nii.gz"] if soft else [])]
+
+    names = ["phantom_001", "phantom_002", "phantom_003", "phantom_005"]
+    assert files(unlabeled=True, soft=True) == sorted(f for n in names for f in made(n, soft=True))
+    assert files() == [f for n in names[:3] for f in made(n)]
+    assert files(exclude=["box"]) == [f for n in names[:2] for f in made(n)]
+    assert files() == [f for n in names[:3] for f in made(n)]
+
+
+def test_a_case_that_could_not_be_predicted_is_told_and_tried_again(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, listed = make_source(tmp_path, phantoms)
+    how = open_settings(phantoms, "two_stage")
+    real = build.predict_case
+
+    def failing(predictor: Any, folds: Any, images: Any, *words: Any, **more: Any) -> Any:
+        if "phantom_001" in images[0].name:
+            raise DataError("the share is not mounted")
+        return real(predictor, folds, images, *words, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "predict_case", failing)
+        result = make_pseudolabels(first, second, listed, how, LABELS)
+    assert result.failures == ("phantom_001: the share is not mounted",)
+    assert result.text.endswith("the next run tries again:\nphantom_001: the share is not mounted")
+    assert not_predicted(second) == ["phantom_001"]
+    assert "phantom_001" not in json.loads(second.completed.read_text())
+    result = make_pseudolabels(first, second, listed, how, LABELS)
+    assert (result.failures, not_predicted(second)) == ((), [])
+    assert "phantom_001" in json.loads(second.completed.read_text())
+
+
+def test_a_record_never_speaks_for_another_prediction(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while a case is predicted by other settings, and started again with the first ones."""
+    first, second, listed = make_source(tmp_path, phantoms)
+    how, other = open_settings(phantoms, "two_stage"), open_settings(phantoms, "two_stage", filter=True)
+    make_pseudolabels(first, second, listed, how, LABELS)
+    before = contents(second.pseudolabels)
+    real = write_volume
+
+    def dying(path: Path, array: np.ndarray, grid: Grid) -> None:
+        if path.parent.name == "confidence":
+            raise KeyboardInterrupt
+        real(path, np.full_like(array, 2), grid)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_volume", dying)
+        with pytest.raises(KeyboardInterrupt):
+            make_pseudolabels(first, second, listed, other, LABELS)
+    make_pseudolabels(first, second, listed, how, LABELS)
+    assert contents(second.pseudolabels) == before
+
+
+def test_another_version_of_the_rules_makes_pseudo_labels_stale(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, listed = make_source(tmp_path, phantoms)
+    before = stage_inputs(first, listed, open_settings(phantoms, "both"), LABELS)
+    monkeypatch.setattr(build, "VERSION", build.VERSION + 1)
+    after = stage_inputs(first, listed, open_settings(phantoms, "both"), LABELS)
+    assert changed(before, after) == ["version of pseudo-labels changed"]
 
 
 @pytest.mark.parametrize("killed_in", ["predict", "write", "list"])

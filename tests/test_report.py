@@ -22,12 +22,17 @@ import pytest
 from browser import chromium, console, requests
 
 from autoseg.cli import run_command
+from autoseg.config import Settings
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.pseudolabel.audit import audit_json, make_row
+from autoseg.pseudolabel.evidence import ClassEvidence
+from autoseg.pseudolabel.rounds import How
 from autoseg.report import make_report
 from autoseg.report.compare import case_means, compare, holm
 from autoseg.report.page import SECTIONS
 from autoseg.report.pictures import outline, picture_case, shown_box
 from autoseg.report.serve import LiveReport, make_server
+from autoseg.workspace import Workspace, write_json, write_yaml
 
 
 class Page(HTMLParser):
@@ -183,6 +188,30 @@ def test_a_fault_of_the_report_costs_no_run(
     log = (copied / "work_dir" / "run.log").read_text()
     assert "report: not made; the run goes on" in log
     assert "ZeroDivisionError: a bug" in log
+
+
+def test_the_audit_of_three_rounds(tmp_path: Path) -> None:
+    """The last round's in full, the others' by name; and what no class of a case counts."""
+    run = Workspace(tmp_path)
+    run.plan_rounds(3)
+    how = How.of(Settings(modality="CT", datalist=Path("d"), dataroot=Path("r"), partial_labels="declared"))
+    found = ClassEvidence(voxels=9, volume_ml=1.0, confidence=0.9, disagreement=0.1)
+    row = make_row("c1", "liver", found, rejected="", filled=7, ignored=2, labelled_ml=(), how=how)
+    for number in (1, 2, 3):
+        place = run.begin_round(number, continues=True)
+        write_yaml(place.settings, {"seed": {"value": 0, "origin": "default"}})
+        if number > 1:
+            audit = audit_json([row], {"liver": 0.8}, how, round_=number, joined=(), background={"c1": 1234})
+            write_json(place.audit, {**audit, "failures": ["c2: the share is not mounted"]})
+    text = make_report(tmp_path).read_text()
+    section = text.partition('<section id="pseudolabels"')[2].partition("</section>")[0]
+    assert "Earlier rounds have their own: <code>round_2/pseudolabels/audit.json</code>." in section
+    assert "Another 1,234 voxels are left out of training" in section
+    assert "c2: the share is not mounted" in section
+    # Of an earlier version, which did not count them.
+    del audit["background"]
+    write_json(place.audit, {**audit, "failures": []})
+    assert "are left out of training" not in make_report(tmp_path).read_text()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

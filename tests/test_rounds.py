@@ -17,11 +17,15 @@ import pytest
 import torch
 import yaml
 
+from autoseg import pipeline
 from autoseg.api import load_result
 from autoseg.cli import run_command
+from autoseg.config import load_settings
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.ensemble.predict import load_predictor
+from autoseg.errors import DataError
+from autoseg.pseudolabel import build
 from autoseg.status import job_status, status
 from autoseg.workspace import Workspace
 
@@ -205,6 +209,81 @@ def test_later_rounds_can_start_from_the_weights_of_the_one_before(tmp_path: Pat
     assert other.first_weights("segresnet", 1) is None
 
 
+@pytest.mark.parametrize(
+    "settings", [{"strategy": "two_stage"}, {"strategy": "both", "pseudolabel": {"start": "scratch", "filter": False}}]
+)
+def test_validation_cases_that_the_list_names_stay_so_in_both_rounds(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = make_data(tmp_path, num_cases=4, **settings)
+    listed = json.loads((tmp_path / "datalist.json").read_text())
+    cases = [{k: v for k, v in case.items() if k != "fold"} for case in listed["training"]]
+    (tmp_path / "datalist.json").write_text(json.dumps({**listed, "training": cases[:2], "validation": cases[2:]}))
+    assert run_command(["run", "--input", str(path)]) == 0
+    found = [json.loads((tmp_path / "work_dir" / f"round_{n}" / "datalist.json").read_text()) for n in (1, 2)]
+    split = [
+        [[Path(case["image"]).name[:11] for case in made[role]] for role in ("training", "validation")]
+        for made in found
+    ]
+    whole = [["phantom_000", "phantom_001"], ["phantom_002", "phantom_003"]]
+    assert split == [[["phantom_000"], ["phantom_002"]] if settings["strategy"] == "two_stage" else whole, whole]
+    assert [p.name for p in (tmp_path / "work_dir" / "round_2").glob("segresnet_*")] == ["segresnet_0"]
+    completed = json.loads((tmp_path / "work_dir" / "round_2" / "pseudolabels" / "completed.json").read_text())
+    assert {"phantom_001", "phantom_003"} <= set(completed)
+
+
+def test_a_case_that_could_not_be_predicted_is_tried_again(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(copied / "input.yaml")
+    shutil.rmtree(copied / "work_dir" / "round_2")
+    real = build.predict_case
+
+    def failing(predictor: Any, folds: Any, images: Any, *words: Any, **more: Any) -> Any:
+        if "phantom_001" in images[0].name:
+            raise DataError("the share is not mounted")
+        return real(predictor, folds, images, *words, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "predict_case", failing)
+        for _ in range(2):
+            assert run_command(["pseudolabel", "--input", path]) == 1
+            assert "the next run tries again:\nphantom_001: the share is not mounted" in capsys.readouterr().out
+        assert run_command(["generate", "--input", path]) == 0, "the round can do without it"
+        capsys.readouterr()
+    assert run_command(["pseudolabel", "--input", path]) == 0
+    assert "pseudolabel: again, because phantom_001 could not be predicted" in capsys.readouterr().err
+    assert run_command(["pseudolabel", "--input", path]) == 0
+    assert "pseudolabel: up to date" in capsys.readouterr().err
+
+
+def test_a_failed_job_of_an_earlier_round_is_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--input", str(copied / "input.yaml")]
+    assert run_command(["retry", *words]) == 0
+    assert "retry: no job has failed" in capsys.readouterr().err
+    file = copied / "work_dir" / "round_1" / "segresnet_1" / "job.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "failed"}))
+    how = (
+        "`autoseg run` trains jobs of earlier rounds again, and then what later rounds learned from them: "
+        "round_1/segresnet_1"
+    )
+    assert run_command(["retry", *words]) == 1
+    said = capsys.readouterr().err
+    assert f"retry: {how}" in said
+    assert "retry: no job of the last round has failed" in said
+    assert errors(capsys, "retry", "segresnet_1", *words) == [f"segresnet_1: is done, not failed. Failed: none. {how}."]
+
+
+def test_settings_of_rounds_that_do_nothing_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make_data(tmp_path, num_cases=4, strategy="two_stage")
+    for overrides, told in (
+        ({"partial_labels": "off", "pseudolabel.rounds": "3"}, ["pseudolabel, strategy"]),
+        ({"partial_labels": "off"}, ["strategy"]),
+        ({}, []),
+    ):
+        caplog.clear()
+        pipeline._warn_of_unused(*load_settings(path, overrides))
+        assert [m.partition(":")[0] for m in caplog.messages] == told
+
+
 # -- bad input
 
 
@@ -221,14 +300,15 @@ def test_no_fully_labelled_case(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_class_that_nobody_annotates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = make_data(tmp_path, annotated=[("sphere",), ()], num_cases=4, strategy="marginal")
+    steps = {"num_epochs": 20, "num_epochs_per_validation": 20}
+    path = make_data(tmp_path, annotated=[("sphere",), ()], num_cases=4, strategy="marginal", **steps)
     assert run_command(["run", "--input", str(path)]) == 0
     assert "data set: 1 class in no training case: box. What does not occur cannot be learned." in (
         capsys.readouterr().out
     )
     # It is learned as background, not left to take any share of it.
     pred = read_label(next((tmp_path / "work_dir" / "ensemble" / "predictions").glob("*.nii.gz")))
-    assert (pred.array == 2).mean() < 0.5
+    assert (pred.array == 2).mean() < 0.05
 
 
 def test_a_class_annotated_in_one_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,8 +352,7 @@ def test_a_declaration_that_contradicts_the_label(tmp_path: Path, capsys: pytest
         ),
         (
             ["pseudolabel", "--strategy", "marginal"],
-            "pseudolabel: nothing to fill in: every case is annotated for the same classes, partial_labels is off, "
-            "or strategy is marginal.",
+            "pseudolabel: there is nothing to fill in: strategy is marginal.",
         ),
         (
             ["pseudolabel"],
@@ -287,6 +366,57 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: lis
     capsys.readouterr()
     assert errors(capsys, *words, "--input", path) == [message.replace("{work}", str(tmp_path / "work_dir"))]
     assert not (tmp_path / "work_dir" / "round_2").exists(), "the single steps would take it for the last round"
+
+
+def known(work: Path) -> dict[str, bytes]:
+    """All that a run knows, but for its logs."""
+    logs = {"run.log", "report.html", "commands.jsonl", "usage.jsonl"}
+    files = [p for p in work.rglob("*") if p.is_file() and p.name not in logs and ".claims" not in p.parts]
+    return {str(p.relative_to(work)): p.read_bytes() for p in sorted(files)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--pseudolabel.exclude", "[spheer]"], "pseudolabel.exclude: no class spheer. Did you mean sphere?"),
+        (["pseudolabel", "--strategy", "marginal"], "pseudolabel: there is nothing to fill in: strategy is marginal."),
+        (["run", "--class_weights", "{bocks: 10}"], "class_weights: no class bocks. Known: box, sphere."),
+        (
+            ["run", "--class_weights", "{bocks: 10}", "--strategy", "marginal"],
+            "class_weights: no class bocks. Known: box, sphere.",
+        ),
+    ],
+)
+def test_a_mistake_leaves_a_finished_run_as_it_was(
+    copied: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    work = copied / "work_dir"
+    before = known(work)
+    assert errors(capsys, *words, "--input", copied / "input.yaml") == [message]
+    assert known(work) == before
+    assert Workspace(work).finished().root == work / "round_2"
+    assert "Round 2 of 2" in status(work)
+    assert run_command(["run", "--input", str(copied / "input.yaml")]) == 0
+    said = capsys.readouterr().err
+    assert "earlier command line" not in said
+    assert said.count("is done (Dice") == 4
+
+
+def test_pseudo_labels_that_cannot_be_made_hide_no_finished_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run of one round, asked for a second one whose first is not there."""
+    path = make_data(tmp_path, num_cases=4, strategy="marginal")
+    work = tmp_path / "work_dir"
+    assert run_command(["analyze", "--input", str(path)]) == 0
+    assert run_command(["generate", "--input", str(path)]) == 0
+    before = known(work)
+    capsys.readouterr()
+    assert errors(capsys, "pseudolabel", "--input", path, "--strategy", "both") == [
+        f"{work}/round_1: no ensemble yet to label the other cases with. Run `autoseg ensemble` or `autoseg run`."
+    ]
+    assert known(work) == before
+    assert Workspace(work).latest().root == work
 
 
 @pytest.mark.slow

@@ -159,7 +159,8 @@ def _judge(
     if any(m.case.label is not None for m in measured):
         try:
             label_map = _label_map(settings, datalist, values)
-            found += check_labels(measured, label_map)
+            named = {n: (v,) for v, n in datalist.labels.items()} | datalist.regions
+            found += check_labels(measured, label_map, named if settings.class_names else {})
         except ConfigError as error:
             if values and set(values) - {0}:
                 raise

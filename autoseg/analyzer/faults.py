@@ -7,7 +7,7 @@ found and what to do.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,13 +87,30 @@ def check_files(measured: Sequence[Measured]) -> list[Fault]:
     return faults
 
 
-def check_labels(measured: Sequence[Measured], label_map: LabelMap) -> list[Fault]:
-    """Values nobody named, classes against the declaration, empty labels."""
+def check_labels(measured: Sequence[Measured], label_map: LabelMap, named: Mapping[str, Sequence[int]]) -> list[Fault]:
+    """Values nobody named, classes against the declaration, empty labels.
+
+    Args:
+        label_map: the classes of the run.
+        named: classes and their values as the datalist has them, where class_names are given. If those of the run are
+            some of them, the others are background of this run, and no fault.
+    """
     faults = []
+    left_out = _left_out(label_map, named)
     known = label_map.known_values
+    others = {value for values in left_out.values() for value in values}
+    if left_out:
+        faults.append(
+            Fault(
+                kind="label_values",
+                finding=f"class_names leave out {listed(left_out)}, which the datalist names",
+                remedy="They count as background. Name them, too, if they are to be learned.",
+                severity="warning",
+            )
+        )
     for m in measured:
         declared = m.case.annotated
-        unknown_names = [n for n in declared or () if n not in label_map.names]
+        unknown_names = [n for n in declared or () if n not in label_map.names and n not in left_out]
         if unknown_names:
             faults.append(
                 Fault(
@@ -105,7 +122,7 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap) -> list[Faul
             )
         if m.case.label is None or m.stats.is_faulty:
             continue
-        odd = [v for v in m.values if v not in known]
+        odd = [v for v in m.values if v not in known and v not in others]
         if odd:
             values = "value" if len(odd) == 1 else "values"
             faults.append(
@@ -128,7 +145,7 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap) -> list[Faul
                     file=m.label_file,
                 )
             )
-        if not present and not odd and declared is None:
+        if not present and not odd and not others & set(m.values) and declared is None:
             faults.append(
                 Fault(
                     kind="empty_label",
@@ -140,6 +157,15 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap) -> list[Faul
                 )
             )
     return faults
+
+
+def _left_out(label_map: LabelMap, named: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """Classes that a run leaves out of those that the datalist names; none where its own are not among them."""
+    mine = dict(zip(label_map.names, label_map.values, strict=True))
+    if any(set(named.get(name, ())) != set(values) for name, values in mine.items()):
+        return {}
+    ignored = label_map.ignore_label
+    return {name: values for name, values in named.items() if name not in mine and ignored not in values}
 
 
 def check_channels(measured: Sequence[Measured]) -> list[Fault]:
@@ -173,15 +199,18 @@ def check_duplicates(measured: Sequence[Measured]) -> list[Fault]:
         first = group[0]
         for m in group[1:]:
             leaks = _leaks(first, m)
+            may_leak = (first.role == "unlabeled") != (m.role == "unlabeled")
             what = f"the same image as {first.case.name}"
-            if leaks:
+            if leaks or may_leak:
                 what += f", which is in {first.place} while this one is in {m.place}"
+            remedy = "Leave one of them out"
+            remedy += "; a model would be scored on what it learned from" if leaks else " of the datalist"
+            remedy += ": where unlabeled images join the training, they are learned from" if may_leak else ""
             faults.append(
                 Fault(
                     kind="duplicate",
                     finding=what,
-                    remedy="Leave one of them out"
-                    + ("; a model would be scored on what it learned from." if leaks else " of the datalist."),
+                    remedy=f"{remedy}.",
                     case=m.case.name,
                     file=m.files[0],
                     severity="fault" if leaks else "warning",
@@ -244,7 +273,11 @@ def check_class_counts(measured: Sequence[Measured], label_map: LabelMap, num_fo
 
 
 def _leaks(a: Measured, b: Measured) -> bool:
-    """Whether a model that learns from one of two cases could be scored on the other."""
+    """Whether a model that learns from one of two cases could be scored on the other.
+
+    What is learned from unlabeled cases is the strategy's to say: where they join, `pseudolabel.rounds` looks at their
+    patients.
+    """
     if "unlabeled" in (a.role, b.role):
         return False
     if a.role == b.role == "training":

@@ -62,7 +62,7 @@ class Datalist:
     training: tuple[Case, ...]
     """Labelled, each with a fold 0..num_fold-1 once read; where the list named `validation` cases instead of
     folds, those come last, with fold 0, and the others have none. In a later round of training, unlabeled cases that
-    were given pseudo-labels, too, without fold or label."""
+    were given pseudo-labels, too, without a label, and in the fold of their patient where that has one."""
     validation: tuple[Case, ...] = ()
     """Labelled cases named beside folds; held back from training, not used to choose models."""
     testing: tuple[Case, ...] = ()

@@ -66,7 +66,13 @@ def read_cases(workspace: Workspace, dataroot: Path) -> Datalist:
         for name, item in read_json(workspace.completed).items()
     }
     training = [replace(c, completed=made.get(c.name)) for c in found.training]
-    joined = [replace(c, completed=made[c.name]) for c in found.unlabeled if c.name in made]
+    # A model must not learn from another scan of a patient that it is validated on.
+    fold_of = {c.group: c.fold for c in found.training if c.group is not None}
+    joined = [
+        replace(c, completed=made[c.name], fold=None if c.group is None else fold_of.get(c.group))
+        for c in found.unlabeled
+        if c.name in made
+    ]
     rest = tuple(c for c in found.unlabeled if c.name not in made)
     return replace(found, training=(*training, *joined), unlabeled=rest)
 

@@ -227,6 +227,7 @@ class _Reader:
                     file = image.relative_to(self.root).as_posix()
                     self.fault(case.name, f"{file} is also the image of {seen[image]}. List it once.")
                 seen.setdefault(image, case.name)
+        # Whether unlabeled cases are learned from is known later: rounds of training then look at their patients, too.
         learnt: dict[str, set[str]] = {}
         for role in ("training", "validation", "testing"):
             for group in sorted({c.group for c in cases[role] if c.group is not None}):

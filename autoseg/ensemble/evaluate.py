@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,13 +36,27 @@ class Evaluation:
     """Case -> value per class, NaN where not counted."""
     nsd: dict[str, list[float]]
     missing: tuple[str, ...]
-    """Labels without a prediction; they score 0."""
+    """Labels without a prediction, scored as if an empty one were there."""
     tolerance_mm: float | None
     """Of the surface Dice; None: each class has its own."""
+    scoring: Scoring
 
-    def summaries(self) -> tuple[Summary, Summary]:
-        """Dice and NSD over cases and classes."""
-        return summarise(list(self.dice.values()), self.classes), summarise(list(self.nsd.values()), self.classes)
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Classes whose mean is told apart: FLARE23 ranks by organs and tumor, each for itself."""
+        if self.scoring == "autoseg":
+            return {}
+        return {"organs": tuple(n for n in self.classes if n != "tumor"), "tumor": ("tumor",)}
+
+    def summaries(self, classes: Sequence[str] | None = None) -> tuple[Summary, Summary]:
+        """Dice and NSD over cases and some classes; None: all."""
+        names = self.classes if classes is None else classes
+        places = [self.classes.index(n) for n in names]
+
+        def summary(scores: Mapping[str, Sequence[float]]) -> Summary:
+            return summarise([[row[i] for i in places] for row in scores.values()], names)
+
+        return summary(self.dice), summary(self.nsd)
 
 
 def evaluate(
@@ -117,6 +131,7 @@ def evaluate(
         nsd=surface,
         missing=tuple(missing),
         tolerance_mm=tolerance_mm if scoring == "autoseg" else None,
+        scoring=scoring,
     )
 
 
@@ -166,19 +181,31 @@ def _read_on_grid(path: Path, truth: Volume, label: Path) -> np.ndarray:
 
 
 def format_evaluation(found: Evaluation) -> str:
-    """The scores as a table: mean, deviation and interval over cases, per class."""
+    """The scores as a table: mean, deviation and interval over cases, per class; then of groups of classes and of all.
+
+    A group of one class is that class' row.
+    """
     dice, surface = found.summaries()
-    rows = []
+    by_class = {}
     for d, s in zip(dice.classes, surface.classes, strict=True):
-        rows.append([d.name, *[format_score(v) for v in (d.mean, d.std, d.low, d.high, s.mean, s.std)], str(d.num)])
-    means = [format_score(v) for v in (dice.mean, math.nan, dice.low, dice.high, surface.mean, math.nan)]
-    rows.append(["mean", *means, str(dice.num_cases)])
+        figures = (d.mean, d.std, d.low, d.high, s.mean, s.std)
+        by_class[d.name] = [d.name, *map(format_score, figures), str(d.num)]
+    means = {name: _means(name, *found.summaries(classes)) for name, classes in found.groups.items()}
+    rows = [row for name, row in by_class.items() if name not in means]
+    rows += [by_class.get(name, row) for name, row in means.items()]
+    rows.append(_means("mean", dice, surface))
     tolerance = "" if found.tolerance_mm is None else f" {found.tolerance_mm:g} mm"
     header = ["class", "dice", "std", "95% low", "high", f"nsd{tolerance}", "std", "n"]
     lines = [format_rows(header, rows)]
     if found.missing:
-        lines.append(f"No prediction, so Dice 0: {', '.join(found.missing)}")
+        lines.append(f"No prediction, scored as an empty one: {', '.join(found.missing)}")
     return "\n".join(lines)
+
+
+def _means(name: str, dice: Summary, surface: Summary) -> list[str]:
+    """A row of means over classes."""
+    figures = (dice.mean, math.nan, dice.low, dice.high, surface.mean, math.nan)
+    return [name, *map(format_score, figures), str(dice.num_cases)]
 
 
 def evaluate_folders(
@@ -206,11 +233,14 @@ def evaluate_folders(
     print(format_evaluation(found))  # noqa: T201 - the command's result
     if output is not None:
         dice, surface = found.summaries()
+        groups = {name: found.summaries(mine) for name, mine in found.groups.items()}
         data = {
+            "scoring": found.scoring,
             "classes": list(found.classes),
             "tolerance_mm": found.tolerance_mm,
             "dice": dice.to_json(),
             "nsd": surface.to_json(),
+            "groups": {name: {"dice": d.to_json(), "nsd": s.to_json()} for name, (d, s) in groups.items()},
             "missing": list(found.missing),
             "cases": {n: {"dice": to_plain(found.dice[n]), "nsd": to_plain(found.nsd[n])} for n in sorted(found.dice)},
         }

@@ -1,4 +1,4 @@
-"""What became of the pseudo-labels, by case and class, the most suspicious first."""
+"""What became of the pseudo-labels, by case and class: the accepted first, the most suspicious of them on top."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class AuditRow:
     voxels_ignored: int
     volume_ml: float
     volume_z: float | None
-    """Robust standard deviations of the logarithm of the volume from the labelled cases; None where they are few."""
+    """Robust standard deviations of the logarithm of the volume from the labelled cases; None where they are few, or
+    where nothing was found."""
     confidence: float | None
     disagreement: float | None
     suspicion: float
@@ -78,7 +79,7 @@ def make_row(
     how: How,
 ) -> AuditRow:
     """All that is known of one class in one case."""
-    z = volume_z(found.volume_ml, labelled_ml)
+    z = volume_z(found.volume_ml, labelled_ml) if found.voxels else None
     return AuditRow(
         case=case,
         name=name,
@@ -94,7 +95,13 @@ def make_row(
 
 
 def audit_json(
-    rows: Sequence[AuditRow], dice: Mapping[str, float | None], how: How, *, round_: int, joined: Sequence[str]
+    rows: Sequence[AuditRow],
+    dice: Mapping[str, float | None],
+    how: How,
+    *,
+    round_: int,
+    joined: Sequence[str],
+    background: Mapping[str, int],
 ) -> dict[str, Any]:
     """The audit as plain data.
 
@@ -103,6 +110,7 @@ def audit_json(
         dice: out-of-fold Dice of each class in the previous round.
         round_: the round that learns from the labels.
         joined: unlabeled cases that train in it.
+        background: case -> voxels ignored that lean to no accepted class, so that no row counts them.
     """
     names = list(dict.fromkeys(row.name for row in rows))
     classes = []
@@ -124,11 +132,13 @@ def audit_json(
                 "voxels_ignored": sum(row.voxels_ignored for row in mine),
             }
         )
-    ordered = sorted(rows, key=lambda row: (-row.suspicion, row.case, row.name))
+    # What was rejected harms nothing, so it comes last.
+    ordered = sorted(rows, key=lambda row: (bool(row.rejected), -row.suspicion, row.case, row.name))
     return {
         "round": round_,
         "settings": asdict(how),
         "joined": list(joined),
         "classes": classes,
+        "background": {"voxels_ignored": sum(background.values()), "by_case": dict(background)},
         "rows": [row.to_json() for row in ordered],
     }

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of cases done, of all, and the name of the one just done."""
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the meaning of a stored prediction or label changes."""
 
 
@@ -79,6 +79,7 @@ def stage_inputs(source: Workspace, datalist: Datalist, settings: Settings, labe
     dice = class_dice(source)
     inputs = {f"model {a}_{f}": model_digest(source, a, f) for a, f in _members(source)}
     inputs["settings of pseudo-labels"] = digest([asdict(how), settings.seed])
+    inputs["version of pseudo-labels"] = str(VERSION)
     inputs["classes"] = digest([label_map.names, label_map.values, label_map.ignore_label])
     inputs["scores"] = digest(dice)
     inputs["cases"] = digest([[c.name, c.fold] for c in datalist.training])
@@ -93,6 +94,11 @@ def missing_files(target: Workspace) -> list[str]:
         return [target.completed.name]
     files = [item[k] for item in read_json(target.completed).values() for k in ("file", "weight") if k in item]
     return [file for file in files if not (target.pseudolabels / file).exists()]
+
+
+def not_predicted(target: Workspace) -> list[str]:
+    """Cases that could not be predicted when the pseudo-labels of a round were made, and are to be tried again."""
+    return list(read_json(target.audit).get("not_predicted", ())) if target.audit.exists() else []
 
 
 def _members(source: Workspace) -> list[tuple[str, int]]:
@@ -126,26 +132,29 @@ def make_pseudolabels(
     models = {f"{a}_{f}": model_digest(source, a, f) for a, f in _members(source)}
     log.info("pseudolabel: %d cases, %d models of round %d", len(todo), len(models), source.round)
     maker = _Maker(source, target, settings, label_map, how, models)
-    failures: list[str] = []
+    failures: dict[str, tuple[str, ...]] = {}
     evidence: dict[str, dict[str, ClassEvidence]] = {}
     for done, (case, wanted) in enumerate(todo, 1):
         try:
             evidence[case.name] = maker.predict(case, wanted)
         except (DataError, ResourceError) as error:
             log.error("%s: no pseudo-labels: %s", case.name, error)
-            failures.extend(f"{case.name}: {message}" for message in error.messages)
+            failures[case.name] = error.messages
         if progress is not None:
             progress(done, len(todo), case.name)
     verdicts = judge(evidence, dice, how)
     labelled_ml = _labelled_volumes(target, label_map)
     completed: dict[str, dict[str, Any]] = {}
+    background: dict[str, int] = {}
     rows = []
     for case, _ in todo:
         if case.name not in evidence:
             continue
         accepted = [name for name, rejected in verdicts[case.name].items() if not rejected]
-        counts = maker.complete(case, accepted, evidence[case.name]) if accepted else maker.drop(case)
+        counts: dict[str, dict[str, int]] = {"filled": {}, "ignored": {}}
         if accepted:
+            counts = maker.complete(case, accepted, evidence[case.name])
+            background[case.name] = counts["ignored"].get("background", 0)
             annotated = tuple(n for n in label_map.names if n in (*(case.annotated or ()), *accepted))
             completed[case.name] = {
                 "file": f"labels/{case.name}.nii.gz",
@@ -166,13 +175,15 @@ def make_pseudolabels(
             for name, found in evidence[case.name].items()
         ]
     joined = tuple(c.name for c in datalist.unlabeled if c.name in completed)
-    audit = audit_json(rows, dice, how, round_=target.round, joined=joined)
-    write_json(target.audit, {**audit, "failures": failures})
+    audit = audit_json(rows, dice, how, round_=target.round, joined=joined, background=background)
+    told = [f"{case}: {message}" for case, messages in failures.items() for message in messages]
+    write_json(target.audit, {**audit, "failures": told, "not_predicted": list(failures)})
     previous = read_datalist(source.datalist, settings.dataroot)
     listed = later_round(datalist, previous, label_map, how, number=target.round, seed=settings.seed)
     write_datalist(listed, target.datalist, settings.dataroot)
     write_json(target.completed, completed)
-    return PseudolabelResult(text=_text(audit, len(joined)), joined=joined, failures=tuple(failures))
+    maker.tidy(completed)
+    return PseudolabelResult(text=_text(audit, len(joined), told), joined=joined, failures=tuple(told))
 
 
 class _Maker:
@@ -224,6 +235,7 @@ class _Maker:
             annotated=self._annotated(case),
             conditioned=self.how.filters,
         )
+        path.unlink(missing_ok=True)  # killed from here on, an older record must not speak for the new files
         write_volume(files[0], found.predicted, found.grid)
         write_volume(files[1], found.percent, found.grid)
         classes = {name: e.to_json() for name, e in found.classes.items()}
@@ -280,12 +292,13 @@ class _Maker:
         write_json(sidecar, origin)
         return {"filled": done.filled, "ignored": done.ignored}
 
-    def drop(self, case: Case) -> dict[str, dict[str, int]]:
-        """Take away a label that was completed for a case before, where nothing is accepted any more."""
-        files = [self._file(kind, case) for kind in ("labels", "weights")]
-        for path in (self.folder / "labels" / f"{case.name}.json", *files):
-            path.unlink(missing_ok=True)
-        return {"filled": {}, "ignored": {}}
+    def tidy(self, completed: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take away labels and weights that were made before and that the list of completed ones does not name."""
+        kept = {self.folder / "labels" / f"{name}.json" for name in completed}
+        kept |= {self.folder / item[key] for item in completed.values() for key in ("file", "weight") if key in item}
+        for path in (*self.folder.glob("labels/*"), *self.folder.glob("weights/*")):
+            if path not in kept:
+                path.unlink()
 
     def _file(self, kind: str, case: Case) -> Path:
         return self.folder / kind / f"{case.name}.nii.gz"
@@ -306,7 +319,7 @@ def _labelled_volumes(target: Workspace, label_map: LabelMap) -> dict[str, list[
     return found
 
 
-def _text(audit: Mapping[str, Any], num_joined: int) -> str:
+def _text(audit: Mapping[str, Any], num_joined: int, failures: Sequence[str]) -> str:
     width = max([len(c["name"]) for c in audit["classes"]] + [5])
     lines = [f"{'class':{width}} | Dice   | accepted | rejected"]
     for c in audit["classes"]:
@@ -315,4 +328,6 @@ def _text(audit: Mapping[str, Any], num_joined: int) -> str:
         lines.append(f"{c['name']:{width}} | {dice} | {c['accepted']:8d} | {c['rejected']}{f' ({why})' if why else ''}")
     if num_joined:
         lines.append(f"{num_joined} unlabeled images join")
+    if failures:
+        lines += ["Not predicted, so without pseudo-labels; the next run tries again:", *failures]
     return "Pseudo-labels, cases by class\n" + "\n".join(lines)

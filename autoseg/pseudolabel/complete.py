@@ -19,7 +19,7 @@ class CompletedLabel:
     filled: dict[str, int]
     """Voxels filled in, by class."""
     ignored: dict[str, int]
-    """Voxels left out since the models are not sure, by the class they lean to; `background` among them."""
+    """Voxels left out since the models are not sure, by the accepted class they lean to; `background`: to none."""
 
 
 def complete_label(
@@ -41,20 +41,24 @@ def complete_label(
         confidence: probability under which a voxel is ignored instead; 0 ignores none.
         ignore_value: marks ignored voxels.
 
-    Whatever has a value in `label` keeps it.
+    Whatever has a value in `label` keeps it. A voxel that leans to a class that was not accepted may be that class or
+    background; where the models are sure of it, it stays background, and the loss counts it as either of them.
     """
-    dtype = np.uint8 if max(*label_map.known_values, ignore_value) < 256 else np.uint16
+    largest = max(*label_map.known_values, ignore_value, 0 if label is None else int(label.max(initial=0)))
+    dtype = np.uint8 if largest < 256 else np.uint16
     result = np.zeros(predicted.shape, dtype) if label is None else label.astype(dtype)
     free = np.ones(predicted.shape, bool) if label is None else label == 0
     unsure = free & (percent < 100 * confidence)
     filled, ignored = {}, {}
-    for name in accepted:
-        mine = free & (predicted == label_map.painted_values[label_map.names.index(name)])
+    painted = {name: label_map.painted_values[label_map.names.index(name)] for name in accepted}
+    for name, value in painted.items():
+        mine = free & (predicted == value)
         sure = mine & ~unsure
-        result[sure] = label_map.painted_values[label_map.names.index(name)]
+        result[sure] = value
         result[mine & unsure] = ignore_value
         filled[name], ignored[name] = int(sure.sum()), int((mine & unsure).sum())
-    background = unsure & (predicted == 0)
+    # What leans to a rejected class may as well be an accepted one, which the case will count as annotated for.
+    background = unsure & ~np.isin(predicted, list(painted.values()))
     result[background] = ignore_value
     if confidence > 0:
         ignored["background"] = int(background.sum())

@@ -77,6 +77,20 @@ def cases_to_fill(datalist: Datalist, names: Sequence[str], how: How) -> list[tu
     return [(c, classes) for c, classes in found if classes]
 
 
+def why_one_round(datalist: Datalist, label_map: LabelMap, settings: Settings) -> str:
+    """Why there is nothing to fill in, in words; empty where there is something."""
+    how = How.of(settings)
+    if settings.partial_labels == "off":
+        return "partial_labels is off"
+    if how.strategy == "marginal":
+        return "strategy is marginal"
+    if cases_to_fill(datalist, label_map.names, how):
+        return ""
+    if cases_to_fill(datalist, label_map.names, replace(how, exclude=())):
+        return "pseudolabel.exclude names all that is missing"
+    return "every case is annotated for the same classes"
+
+
 def count_rounds(datalist: Datalist, label_map: LabelMap, settings: Settings) -> int:
     """How many rounds of training a run has: one where there is nothing to fill in.
 
@@ -84,17 +98,19 @@ def count_rounds(datalist: Datalist, label_map: LabelMap, settings: Settings) ->
         datalist: the run's own, with what each case is annotated for.
 
     Raises:
-        ConfigError: The settings of pseudo-labels do not fit the classes.
+        ConfigError: The settings of pseudo-labels do not fit the classes, or unlabeled cases would join whose patients
+            are tested on.
     """
     how = How.of(settings)
     unknown = [n for n in how.exclude if n not in label_map.names]
     if unknown:
         raise ConfigError([f"pseudolabel.exclude: no class {n}. {suggest(n, label_map.names)}" for n in unknown])
-    if settings.partial_labels == "off" or how.strategy == "marginal":
+    if why := why_one_round(datalist, label_map, settings):
+        if settings.partial_labels != "off":
+            log.info("one round of training, since there is nothing to fill in: %s", why)
         return 1
-    if not cases_to_fill(datalist, label_map.names, how):
-        log.info("every case is annotated for the same classes: nothing to fill in, one round of training")
-        return 1
+    if how.unlabeled:
+        _check_patients(datalist)
     counts = Counter(v for values in label_map.values for v in values)
     if any(n > 1 for n in counts.values()):
         raise ConfigError(
@@ -105,14 +121,31 @@ def count_rounds(datalist: Datalist, label_map: LabelMap, settings: Settings) ->
     return how.rounds
 
 
+def _check_patients(datalist: Datalist) -> None:
+    """Refuse unlabeled cases that are to join the training while their patients are held back from it.
+
+    One whose patient trains joins in that patient's fold (`read_cases`).
+    """
+    joining = {c.group for c in datalist.unlabeled if c.group is not None}
+    faults = [
+        f"patient {group!r} is in unlabeled and in {role}, and unlabeled images join the training. Keep a patient's "
+        "cases together, or set `pseudolabel: {unlabeled: false}`."
+        for role, cases in (("validation", datalist.validation), ("testing", datalist.testing))
+        for group in sorted({c.group for c in cases if c.group in joining and c.group is not None})
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
 def first_round(datalist: Datalist, label_map: LabelMap, settings: Settings) -> Datalist:
     """The cases of the first round: the fully annotated ones for two_stage, else all.
 
+    They get new folds, unless the list names its validation cases: that split is kept in all rounds.
     Voxels are marked as ignored in later rounds alone, but every round is told of the value, so that they share what
     is preprocessed.
 
     Raises:
-        ConfigError: two_stage, and no two cases are fully annotated.
+        ConfigError: two_stage, and too few cases are fully annotated to train on some and validate on others.
     """
     if How.of(settings).filters:
         datalist = replace(datalist, ignore_label=ignore_value(label_map))
@@ -121,21 +154,26 @@ def first_round(datalist: Datalist, label_map: LabelMap, settings: Settings) -> 
     known = known_classes(datalist.training, label_map.names)
     full = [c for c in datalist.training if c.annotated is None or set(known) <= set(c.annotated)]
     patients = {c.group or f"case {c.name}" for c in full}
-    if len(patients) < 2:
-        raise ConfigError(_too_few(datalist, known, len(full)))
     num_fold = min(datalist.num_fold, len(patients))
+    if datalist.num_fold == 1:
+        if {c.fold for c in full} != {None, 0}:
+            raise ConfigError(_too_few(datalist, known, full))
+        return replace(datalist, training=tuple(full))
+    if num_fold < 2:
+        raise ConfigError(_too_few(datalist, known, full))
     return replace(datalist, training=deal_folds(full, num_fold=num_fold, seed=settings.seed))
 
 
-def _too_few(datalist: Datalist, known: Sequence[str], num_full: int) -> str:
-    """Why two_stage cannot begin, and what can."""
-    most = max(datalist.training, key=lambda c: len(set(known) & set(c.annotated or known)))
+def _too_few(datalist: Datalist, known: Sequence[str], full: Sequence[Case]) -> str:
+    """Why two_stage cannot begin with the fully annotated cases, and what can."""
+    most = max(datalist.training, key=lambda c: len(set(known) & set(known if c.annotated is None else c.annotated)))
     lacking = [n for n in known if most.annotated is not None and n not in most.annotated]
-    found = (
-        f"none is; the most complete one, {most.name}, lacks {', '.join(lacking)}"
-        if num_full == 0
-        else "one patient alone is, which leaves none to validate on"
-    )
+    if not full:
+        found = f"none is; the most complete one, {most.name}, lacks {', '.join(lacking)}"
+    elif datalist.num_fold == 1:
+        found = f"none of the {'validation' if full[0].fold is None else 'training'} cases is"
+    else:
+        found = "one patient alone is, which leaves none to validate on"
     return (
         f"strategy: two_stage begins with the cases that are annotated for all {len(known)} classes, but {found}. "
         "Set `strategy: both` or `strategy: marginal`, which train on every labelled case at once."
@@ -148,7 +186,8 @@ def later_round(
     """The cases of a round after the first: all, in new folds unless it goes on from the previous one's weights.
 
     A model that has begun on some cases must go on with them, or its score on the others would flatter it: so where
-    weights are kept, folds are, too, and only cases that are new are dealt out.
+    weights are kept, folds are, too, and only cases that are new are dealt out. Validation cases that the list names
+    stay what they are.
 
     Args:
         datalist: the run's own.
@@ -158,6 +197,8 @@ def later_round(
     """
     if how.filters:
         datalist = replace(datalist, ignore_label=ignore_value(label_map))
+    if datalist.num_fold == 1:
+        return datalist
     if not how.continues:
         dealt = deal_folds(datalist.training, num_fold=datalist.num_fold, seed=seed + number - 1)
         return replace(datalist, training=dealt)

@@ -74,6 +74,12 @@ class Run:
         return _json(self.workspace.latest().audit)
 
     @cached_property
+    def earlier_audits(self) -> list[str]:
+        """Where the audits of earlier rounds lie, from the run's folder."""
+        places = self.workspace.rounds()[:-1]
+        return [p.audit.relative_to(self.workspace.run).as_posix() for p in places if p.audit.exists()]
+
+    @cached_property
     def audited(self) -> Datalist | None:
         """The cases of the last round with their completed labels; None where their files have moved."""
         try:

@@ -116,7 +116,6 @@ def render(workspace: Workspace, *, live: bool = False) -> str:
         glance=_glance(run),
         sections=sections,
         notes=run.notes,
-        colours=figures.COLOURS,
         style=Markup((folder / "report.css").read_text()),
         script=Markup((folder / "report.js").read_text()),
         mark=_mark(inputs_digest(workspace)),
@@ -257,15 +256,15 @@ def _plan(run: Run) -> Content | None:
         places = list(dict.fromkeys(e.place for e in mine))
         rows: dict[tuple[str, ...], list[str]] = {}
         for e in mine:
-            rows.setdefault((e.key, _value(e.value), e.origin, e.rule, e.source), []).append(e.place)
+            rows.setdefault((e.key, _value(e.value), e.origin, e.rule), []).append(e.place)
         keys = list(dict.fromkeys(e.key for e in mine if e.key not in ("algo", "fold", "seed")))
         algos[algo] = [
             {
-                "key": key, "value": value, "origin": origin, "rule": rule, "source": source,
+                "key": key, "value": value, "origin": origin, "rule": rule,
                 "folds": "" if where == places else ", ".join(p.rpartition("_")[2] for p in where),
             }
             for key in keys
-            for (other, value, origin, rule, source), where in rows.items()
+            for (other, value, origin, rule), where in rows.items()
             if other == key
         ]  # fmt: skip
     return {"algos": algos}
@@ -429,7 +428,7 @@ def _cases(run: Run) -> Content | None:
     for fault in run.summary.get("warnings", []):
         warned.setdefault(fault["case"], []).append(fault["finding"])
     rows = [
-        {"name": n, "fold": fold_of[n], "mean": means[n], "dice": scores[n]["dice"], "nsd": scores[n]["nsd"],
+        {"name": n, "fold": fold_of[n], "mean": means[n], "dice": scores[n]["dice"],
          "warned": "; ".join(warned.get(n, []))}
         for n in ranked
     ]  # fmt: skip
@@ -511,7 +510,15 @@ def _pseudolabels(run: Run) -> Content | None:
         what = f"{why['name']}: {_words_of(why)}"
         title = name if case.label is not None else f"{name}, an unlabeled image: all lines are pseudo-labels"
         pictures.append({"title": title, "text": what, "alt": f"pseudo-labels of {name}", "picture": picture})
-    return {**run.audit, "few": FEW, "rows": rows[:MOST_ROWS], "num_rows": len(rows), "pictures": pictures}
+    return {
+        "background": {"voxels_ignored": 0},  # audits of earlier versions do not count them
+        **run.audit,
+        "few": FEW,
+        "rows": rows[:MOST_ROWS],
+        "num_rows": len(rows),
+        "pictures": pictures,
+        "earlier": run.earlier_audits,
+    }
 
 
 def _words_of(row: Content) -> str:
@@ -561,7 +568,7 @@ def _usage(run: Run) -> Content | None:
         row["last"], row["ended"], row["disk_bytes"] = clock(line["started"]), line["ended"], line["disk_bytes"]
     jobs = sum(job.seconds for job in run.jobs)
     most = max(row["seconds"] for row in stages.values()) or 1.0
-    return {"rows": list(stages.items()), "most": most, "jobs_s": jobs, "disk": run.usage[-1]["disk_bytes"]}
+    return {"rows": list(stages.items()), "most": most, "jobs_s": jobs}
 
 
 def _reproduce(run: Run) -> Content | None:

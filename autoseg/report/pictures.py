@@ -23,8 +23,6 @@ MOST_PIXELS = 160
 """Longest edge of a slice; larger ones are thinned."""
 MARGIN_MM = 15.0
 """Shown around the classes."""
-LETTERS = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
-"""What lies to the left, right, top and bottom of a picture."""
 _PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 
 
