@@ -29,7 +29,7 @@ site: $(STAMP)
 	$(PIP) -e '.[docs]'
 	$(BIN)/zensical build -f mkdocs.yml --strict
 
-# torch goes first and alone, so that its pinned build is chosen before anything else asks for one.
+# torch goes first and alone, so that its pinned version is chosen before anything else asks for one.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; some minutes)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

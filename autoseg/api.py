@@ -63,7 +63,8 @@ def run(
     Args:
         input: the settings' file.
         stages: some of analyze, generate, train, ensemble, in this order.
-        settings: settings that win over the file's: `budget="2h"`, `segresnet={"batch_size": 2}`.
+        settings: settings that win over the file's: `budget="2h"`, `segresnet={"batch_size": 2}`,
+            `class_weights={"tumor": 10}`.
 
     Raises:
         AutosegError: What the user can mend.
@@ -81,19 +82,30 @@ def run(
     return load_result(found.work_dir, succeeded=code == 0)
 
 
-def _texts(settings: Mapping[str, Any], outer: str = "") -> dict[str, str]:
-    """Settings as they would stand on a command line: dotted key -> text."""
+def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as they would stand on a command line: key, dotted inside a block -> text.
+
+    Only a block of settings is taken apart; any other mapping, such as that of `class_weights`, is one value.
+    """
+    from autoseg.config import setting_docs
+
+    blocks = {doc.block for doc in setting_docs().values() if doc.block}
     texts = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping) and key != "extra_modalities":
-            texts.update(_texts(value, f"{outer}{key}."))
+        if key in blocks and isinstance(value, Mapping):
+            texts.update({f"{key}.{name}": _text(item) for name, item in value.items()})
         else:
-            texts[outer + key] = value if isinstance(value, str) else _text(value)
+            texts[key] = _text(value)
     return texts
 
 
 def _text(value: Any) -> str:
-    return str(value) if isinstance(value, Path) else json.dumps(value, default=str)
+    return str(value) if isinstance(value, str | Path) else json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows of a value that it does not."""
+    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 def load_result(work_dir: str | Path = "work_dir", *, succeeded: bool | None = None) -> RunResult:

@@ -247,18 +247,16 @@ def _entry(name: str, kind: str, default: str, doc: str) -> list[str]:
 
 
 def _settings_help() -> list[str]:
-    from autoseg.config import ALGOS, HyperSettings, setting_docs
+    from autoseg.config import ALGOS, LOCATOR, setting_docs
+    from autoseg.explain import is_inherited
 
-    docs = setting_docs()
-    general = set(HyperSettings.model_fields)
     lines = ["", "Settings of input.yaml, each of which may be given as a flag and then wins over the file:"]
-    for key, doc in docs.items():
-        inherited = doc.block and key.partition(".")[2] in general
-        if not inherited and doc.type != "a block of settings":
+    for key, doc in setting_docs().items():
+        if not is_inherited(doc) and doc.type != "a block of settings":
             default = f"default {doc.default}" if doc.default else ""
             lines += _entry(key, doc.type, default, doc.doc)
     example = f"--{ALGOS[0]}.batch_size 2"
-    return [*lines, f"Under {', '.join(ALGOS)} each hyperparameter may be set for one network: {example}."]
+    return [*lines, f"Under {', '.join((*ALGOS, LOCATOR))} each hyperparameter may be set for one network: {example}."]
 
 
 def parsers(function: Callable[..., Any]) -> dict[str, Callable[[str], Any]]:

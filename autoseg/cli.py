@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SPIN_COUNT = "20000"
 """Turns that a thread of OpenMP waits for the others before it sleeps. By default it waits on and on, and takes the
 processor from the thread that it waits for where anything else runs, too: with one other busy process on two cores a
-training step took 7 s where it takes 0.33 alone, and 1.7 s with this; alone it costs a hundredth (docs/results.md)."""
+training step took 7.1 s where it takes 0.32 s alone. With this it took 1.7 s, and 0.33 s alone (docs/results.md)."""
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
 TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "pseudolabel", "retry", "sweep", "plan"})
 _INPUT = Path("input.yaml")
@@ -265,12 +265,13 @@ class Commands:
             device: Where the networks run.
             share: Leave label files that are there, and images that another such process has begun: start it on several
                 machines and they do the folder together.
-            timing: Print where the time goes (load, pre, infer, invert, post, write) and write it to timing.json beside
-                the label files.
+            timing: Print where the time goes (load, pre, infer, invert, post, write) and write it to timing.json in the
+                folder of the label files, or beside one label file labels.nii.gz to labels.timing.json.
             max_memory: Memory of the GPU, or of the process on a CPU, to keep to, such as 4GB.
             max_ram: Memory of the process to keep to, such as 8GB.
             max_time: Time for an image to keep to, such as 15s.
-            fast: All of the following, as far as they are not set; as inference.fast in input.yaml.
+            fast: The same as locate, crop_to_first, overlap 0 and no mirroring, where these are not set; locate only
+                where a locator is trained. As inference.fast in input.yaml.
             locate: Crop to the region that the locator finds.
             crop_to_first: Crop the body's length to what the first model finds, for the models after it.
             skip_empty: Let one window of nothing but background stand for all such; on unless set otherwise.

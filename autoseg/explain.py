@@ -1,4 +1,4 @@
-"""Where every value of a run came from: settings and plans, with origin, rule and source."""
+"""Where every value of a run came from: settings and plans, with origin and rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from autoseg.annotations import suggest
-from autoseg.config import HyperSettings, SettingDoc, Settings, load_settings, setting_docs
+from autoseg.config import ALGOS, LOCATOR, HyperSettings, SettingDoc, Settings, load_settings, setting_docs
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.workspace import Workspace
 from autoseg.yamlnodes import load_plain
@@ -29,8 +29,6 @@ class Entry:
     """default, planner, FILE:LINE, command line, or edited by hand."""
     rule: str = ""
     """How it was derived, with the numbers that went in."""
-    source: str = ""
-    """Paper or code the rule is from."""
     derived: Any = None
     """What the rule gave, where a hand changed it afterwards."""
 
@@ -115,7 +113,6 @@ def plan_entries(folder: Path) -> list[Entry]:
                 value=value,
                 origin="edited by hand" if edited else str(known.get("origin", "unknown")),
                 rule=str(known.get("rule") or ""),
-                source=str(known.get("source") or ""),
                 derived=known.get("value") if edited else None,
             )
         )
@@ -176,7 +173,6 @@ def _detail(entries: list[Entry], key: str) -> str:
         text = [f"  value:  {_short(entry.value, 200)}", f"  origin: {entry.origin}"]
         text += [f"  derived: {_short(entry.derived, 200)}, before the edit"] if entry.derived is not None else []
         text += [f"  rule:   {entry.rule}"] if entry.rule else []
-        text += [f"  source: {entry.source}"] if entry.source else []
         groups.setdefault("\n".join(text), []).append(entry.place)
     for text_block, places in groups.items():
         lines += ["", ", ".join(places), text_block] if lines else [", ".join(places), text_block]
@@ -210,7 +206,6 @@ def _short(value: Any, width: int = 60) -> str:
 def settings_manual() -> str:
     """The text of docs/settings.md: every setting with type, default and meaning."""
     docs = setting_docs()
-    general = set(HyperSettings.model_fields)
     lines = [
         "# Settings",
         "",
@@ -226,13 +221,21 @@ def settings_manual() -> str:
         if f"{block}.batch_size" in docs:
             lines += [f"Any hyperparameter of the top level may stand here for {block} alone, and further:", ""]
         lines += ["| Key | Values | Default | Meaning |", "|---|---|---|---|"]
-        lines += [_manual_row(doc) for doc in docs.values() if _chapter(doc, general) == block]
+        lines += [_manual_row(doc) for doc in docs.values() if _chapter(doc) == block]
     return "\n".join(lines) + "\n"
 
 
-def _chapter(doc: SettingDoc, general: set[str]) -> str | None:
-    """The chapter of the manual a setting stands in; None for a block's copy of a hyperparameter."""
-    if doc.type == "a block of settings" or (doc.block and doc.key.partition(".")[2] in general):
+def is_inherited(doc: SettingDoc) -> bool:
+    """Whether a setting is a network's own copy of a hyperparameter of the top level.
+
+    `inference.overlap` is none, though it has the name of one: only networks have hyperparameters.
+    """
+    return doc.block in (*ALGOS, LOCATOR) and doc.key.partition(".")[2] in HyperSettings.model_fields
+
+
+def _chapter(doc: SettingDoc) -> str | None:
+    """The chapter of the manual a setting stands in; None for a network's copy of a hyperparameter."""
+    if doc.type == "a block of settings" or is_inherited(doc):
         return None
     if doc.block or doc.key == "ensemble":
         return doc.block or doc.key

@@ -15,7 +15,7 @@ ready='import torch, monai, pydantic, nibabel, cc3d, fire, optuna, sklearn, eino
 if ! "$python" -c "$ready" 2>/dev/null; then
     test -x .venv-gpu/bin/python || "$python" -m venv .venv-gpu
     python=.venv-gpu/bin/python
-    # constraints.txt pins the build for CPUs; only its version counts here.
+    # The version that constraints.txt pins; pip takes the index's usual build of it, on Linux that for CUDA.
     "$python" -m pip install -q "$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)"
     "$python" -m pip install -q -e .
     "$python" -c "$ready" || { echo "torch finds no GPU here: $("$python" -c 'import torch; print(torch.__version__)')" >&2; exit 1; }

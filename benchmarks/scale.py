@@ -24,14 +24,15 @@ from plans import make_fingerprint
 from autoseg.algos.hardware import Hardware
 from autoseg.algos.plan import Plan
 from autoseg.algos.planner import make_plan
-from autoseg.config import ALGOS, Settings
+from autoseg.config import DEFAULT_ALGOS, Settings
 from autoseg.data.labels import LabelMap
 
 VOXELS_PER_S = 224**3 / (24 * 3600 / (300 * 1760 / 8))
 """Voxels that one A40 trains SegResNet on in a second, validation included. Source: NVAUTO's FLARE23 paper, table 3:
 24 h a model, 300 epochs of 1,760 cases, batch 8 of 224^3 patches on 8 A40."""
 RELATIVE = {"segresnet": 1.0, "swinunetr": 15.6 / 13.8, "dints": 19.0 / 13.8}
-"""Hours of a fold against SegResNet's. Source: MONAI's Auto3DSeg tutorial, TotalSegmentator, one A100."""
+"""Hours of a fold against SegResNet's, for the networks of a run. Source: MONAI's Auto3DSeg tutorial, TotalSegmentator,
+one A100."""
 SPEEDUP = {1: 1.0, 8: 13.8 / 2.8, 32: 13.8 / 0.8}
 """Of one SegResNet job on more GPUs. Source: the same table."""
 READ_S_PER_MVOXEL, PREPARE_S_PER_MVOXEL = 0.053, 0.131
@@ -133,7 +134,7 @@ def simulate(jobs: list[Running], num_gpus: int, server: float) -> tuple[float, 
 
 
 def report(data: DataSet) -> None:
-    plans = {algo: plan_of(data, algo) for algo in ALGOS}
+    plans = {algo: plan_of(data, algo) for algo in DEFAULT_ALGOS}
     cache = data.num_cases * (data.mvoxels * 1e6 * (2 + 1) + POINT_BYTES * data.num_classes)
     raw = data.num_cases * data.mvoxels * 1e6 * 2 / GZIP_RATIO
     print(f"\n{data.name}: {data.num_cases:,} CTs of {' x '.join(map(str, data.shape))}, 5 folds, 3 networks: 15 jobs")

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 import autoseg
+from autoseg.api import _texts
+from autoseg.config import load_settings
 from autoseg.errors import ConfigError, DataError, WorkspaceError
 
 
@@ -44,6 +47,59 @@ def test_settings_are_checked_like_flags(finished_run: Path) -> None:
         autoseg.run(finished_run / "input.yaml", num_epohs=3, segresnet={"batch_size": 0})
     assert any("num_epohs" in m and "Did you mean" in m for m in caught.value.messages)
     assert any("segresnet.batch_size: expected a whole number >= 1, found 0" in m for m in caught.value.messages)
+
+
+@pytest.fixture
+def input_yaml(tmp_path: Path) -> Path:
+    """An input.yaml without data."""
+    (tmp_path / "d.json").write_text("{}")
+    path = tmp_path / "input.yaml"
+    path.write_text("modality: CT\ndatalist: d.json\ndataroot: .\n")
+    return path
+
+
+def test_mappings_arrive_as_they_were_given(input_yaml: Path) -> None:
+    given = {
+        "budget": "2h",
+        "class_weights": {"tumor": 10},
+        "class_sampling": MappingProxyType({"kidney.left": 3.5}),
+        "extra_modalities": {"image2": "pet"},
+        "class_names": [{"name": "whole", "index": (1, 2)}, {"name": "core", "index": [2]}],
+        "inference": {"min_voxels": {"tumor": 100}, "slice_run": ["liver"], "fast": True},
+        "segresnet": {"class_weights": {"tumor": 2}, "batch_size": 2},
+        "sweep": {"parameters": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}, "trials": 3},
+        "ensemble": {"method": "best_n"},
+        "dints": {},
+        "unet.batch_size": 3,
+        "work_dir": input_yaml.parent / "elsewhere",
+        "folds": None,
+    }
+    settings, origins = load_settings(input_yaml, _texts(given))
+    assert settings.budget == "2h"
+    assert settings.class_weights == {"tumor": 10.0}
+    assert settings.class_sampling == {"kidney.left": 3.5}
+    assert settings.extra_modalities == {"image2": "pet"}
+    assert [(c.name, c.index) for c in settings.class_names or ()] == [("whole", (1, 2)), ("core", (2,))]  # type: ignore[union-attr]
+    assert settings.inference.min_voxels == {"tumor": 100}
+    assert (settings.inference.slice_run, settings.inference.fast) == (("liver",), True)
+    assert (settings.segresnet.class_weights, settings.segresnet.batch_size) == ({"tumor": 2.0}, 2)
+    assert settings.sweep.parameters["learning_rate"].low == 1e-4
+    assert settings.sweep.trials == 3
+    assert settings.ensemble.method == "best_n"  # type: ignore[union-attr]
+    assert settings.unet.batch_size == 3
+    assert (settings.work_dir, settings.folds) == (input_yaml.parent / "elsewhere", None)
+    assert origins["class_weights"] == origins["segresnet.class_weights"] == "command line"
+    assert load_settings(input_yaml, _texts({"ensemble": False}))[0].ensemble is False
+
+
+def test_faults_in_mappings_are_named(input_yaml: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        autoseg.run(input_yaml, class_weights={"tumor": -1}, inference={"min_voxels": {"tumor": 0}}, weights={"a": 1})
+    assert sorted(m.partition(", found")[0] for m in caught.value.messages) == [
+        "--class_weights.tumor: expected a number > 0",
+        "--inference.min_voxels.tumor: expected a whole number >= 1",
+        "--weights: unknown key. Did you mean --class_weights?",
+    ]
 
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])

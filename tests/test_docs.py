@@ -9,8 +9,8 @@ import yaml
 
 from autoseg.arguments import parse
 from autoseg.cli import TAKES_SETTINGS, Commands
-from autoseg.config import Settings, load_settings, setting_docs
-from autoseg.explain import settings_manual
+from autoseg.config import ALGOS, LOCATOR, Settings, load_settings, setting_docs
+from autoseg.explain import is_inherited, settings_manual
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,10 +20,17 @@ def test_settings_manual_is_current() -> None:
 
 
 def test_settings_manual_names_every_setting() -> None:
-    general = {key for key, doc in setting_docs().items() if not doc.block}
+    manual = settings_manual()
     for key, doc in setting_docs().items():
-        inherited = doc.block and key.partition(".")[2] in general
-        assert inherited or doc.type == "a block of settings" or f"| `{key}` |" in settings_manual()
+        assert is_inherited(doc) or doc.type == "a block of settings" or f"| `{key}` |" in manual, key
+    assert "| `segresnet.overlap` |" not in manual
+
+
+def test_only_networks_inherit() -> None:
+    inherited = {key for key, doc in setting_docs().items() if is_inherited(doc)}
+    assert {key.partition(".")[0] for key in inherited} == {*ALGOS, LOCATOR}
+    assert {"segresnet.overlap", "locator.batch_size"} <= inherited
+    assert not {"overlap", "inference.overlap", "sweep.folds", "segresnet.init_filters"} & inherited
 
 
 def test_the_example_loads_and_is_the_default(tmp_path: Path) -> None:
@@ -37,10 +44,9 @@ def test_the_example_loads_and_is_the_default(tmp_path: Path) -> None:
 
 def test_the_example_names_every_setting() -> None:
     example = yaml.safe_load((ROOT / "input.yaml.example").read_text())
-    general = {key for key, doc in setting_docs().items() if not doc.block}
     for key, doc in setting_docs().items():
         name = key.partition(".")[2]
-        assert key in example if not doc.block else name in general or name in example[doc.block], key
+        assert key in example if not doc.block else is_inherited(doc) or name in example[doc.block], key
 
 
 def test_the_example_explains_every_setting() -> None:

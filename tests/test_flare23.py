@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plans import GPU, make_fingerprint
 
-from autoseg.cli import run_command
+from autoseg.algos.planner import make_plan
+from autoseg.algos.templates import template_values
+from autoseg.arguments import parse
+from autoseg.cli import TAKES_SETTINGS, Commands, run_command
 from autoseg.config import load_settings
 from autoseg.data.datalist import read_datalist
+from autoseg.data.labels import LabelMap, check_classes, merge_left_right
 from autoseg.data.volumes import Grid, write_volume
 from autoseg.inference.flare23 import TOLERANCES_MM, flare23_scores
 from autoseg.inference.metrics import nsd
@@ -199,3 +205,56 @@ def test_the_example_lists_the_cases_and_its_settings_are_valid(tmp_path: Path) 
         settings, _ = load_settings(tmp_path / name)
         assert (settings.strategy, settings.pseudolabel.exclude) == (strategy, ("tumor",))
         assert set(settings.pseudolabel.exclude) <= set(listed.labels.values())
+        check_classes(settings.inference, listed.labels.values())
+
+
+def test_a_case_gets_its_own_image(tmp_path: Path) -> None:
+    grid = Grid(shape=SHAPE, affine=LPS)
+    files = [f"labelsTr2200/{name}.nii.gz" for name in ("case_1", "case_10", "case_2")]
+    files += ["imagesTr2200/case_10_0000.nii.gz", "imagesTr2200/case_2.nii.gz", "imagesVal/v_0000.nii.gz"]
+    for file in files:
+        write_volume(tmp_path / "flare23" / file, box(1, *BOX), grid)
+    command = [sys.executable, str(EXAMPLE / "make_datalist.py"), "flare23"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "labelsTr2200/case_1.nii.gz: no image of that name" in done.stderr
+    write_volume(tmp_path / "flare23" / "imagesTr2200" / "case_1_0000.nii.gz", box(1, *BOX), grid)
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    found = json.loads((tmp_path / "datalist.json").read_text())
+    assert [Path(case["image"]).name for case in found["training"]] == [
+        "case_1_0000.nii.gz", "case_10_0000.nii.gz", "case_2.nii.gz",
+    ]  # fmt: skip
+    assert found["testing"] == [{"image": "imagesVal/v_0000.nii.gz"}]
+
+
+def test_the_papers_example_follows_the_recipe(tmp_path: Path) -> None:
+    """The plan has every value of the recipe; none is written once more where it could come to differ."""
+    shutil.copy(EXAMPLE / "input_paper.yaml", tmp_path / "input.yaml")
+    (tmp_path / "datalist.json").write_text("{}")
+    (tmp_path / "flare23").mkdir()
+    settings, origins = load_settings(tmp_path / "input.yaml")
+    recipe = template_values("segresnet", "recipes/flare23.yaml")
+    assert (settings.recipe, settings.algos) == ("flare23", ("segresnet",))
+    assert set(settings.hyper("segresnet")) == {"overlap"}
+    named = [name.replace(" ", "_") for name in TOLERANCES_MM]
+    label_map = LabelMap(names=tuple(named), values=tuple((i + 1,) for i in range(len(named))))
+    plan, _ = make_plan(
+        algo="segresnet", fold=0, num_train=1760, fingerprint=make_fingerprint(), label_map=merge_left_right(label_map),
+        settings=settings, origins=origins, hardware=GPU, budget_s=None,
+    )  # fmt: skip
+    found = plan.model_dump(mode="json")
+    found |= {f"network.{key}": value for key, value in plan.network.items()}
+    found["normalize_mode"], found["intensity_bounds"] = plan.channels[0].mode, list(plan.channels[0].bounds or ())
+    assert {key: found[key] for key in recipe} == {key: value for key, (value, _) in recipe.items()}
+    assert (plan.network["norm"], plan.augment, plan.overlap) == ("BATCH", "axial", 0.625)
+    assert plan.batch_size % settings.gpus_per_job == 0
+    assert plan.num_outputs == 13  # section 2.5 of the paper: background, 11 organs, tumor
+
+
+def test_the_commands_of_the_example_are_commands() -> None:
+    lines = re.findall(r"^autoseg (.*)$", (EXAMPLE / "README.md").read_text(), flags=re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        parse(Commands, TAKES_SETTINGS, line.split())
+    folders = re.findall(r"(imagesVal|imagesTs|labelsVal|labelsTs)", (EXAMPLE / "README.md").read_text())
+    assert set(folders) == {"imagesVal", "labelsVal"}, "what is predicted is what is scored"

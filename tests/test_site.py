@@ -71,6 +71,17 @@ def test_every_page_has_its_place() -> None:
     assert config["theme"]["font"] is False  # nothing is fetched from elsewhere
 
 
+def test_the_first_page_leads_to_every_other() -> None:
+    linked = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text())
+    assert {"index.md", *linked} == {p.name for p in (ROOT / "docs").glob("*.md")}
+
+
+def test_nothing_is_installed_by_a_name_that_no_index_has() -> None:
+    """Nothing is released: whoever had the name on an index would be trusted."""
+    texts = [*PAGES, *(ROOT / "autoseg").rglob("*.py"), *(ROOT / "examples").rglob("*.md"), ROOT / "input.yaml.example"]
+    assert [path.name for path in texts if re.search(r"install\b.*\bautoseg3d", path.read_text())] == []
+
+
 def test_texts_are_ascii_and_lines_fit() -> None:
     for path in PAGES:
         lines = path.read_text(encoding="ascii").splitlines()
@@ -170,7 +181,8 @@ def test_every_command_runs(path: Path, home: Path, monkeypatch: pytest.MonkeyPa
 def test_the_pages_for_movers_name_settings_that_exist() -> None:
     known = set(setting_docs()) | {k.rpartition(".")[2] for k in setting_docs()}
     text = (ROOT / "docs" / "from-auto3dseg.md").read_text()
-    table = text.partition("## Setting by setting")[2].partition("Keys of the second kind")[0]
+    table, end, _ = text.partition("## Setting by setting")[2].partition("Keys without a setting of the same name")
+    assert end
     named = set(re.findall(r"`([a-z_0-9]+)`", table))
     assert named - known - set(AUTO3DSEG_WITHOUT_EFFECT) == set()
     table = (ROOT / "docs" / "from-nnunet.md").read_text().partition("## Setting by setting")[2].partition("## What")[0]

@@ -80,7 +80,10 @@ def _import() -> Any:
     try:
         import ray
     except ImportError:
-        raise ResourceError("launcher: ray is not installed. Install it with pip install 'autoseg3d[ray]'.") from None
+        raise ResourceError(
+            "launcher: ray is not installed. Install it in autoseg's folder: "
+            "pip install -c constraints.txt -e '.[ray]'."
+        ) from None
     return ray
 
 

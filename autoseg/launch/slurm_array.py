@@ -53,7 +53,8 @@ def run_on_slurm(tasks: Sequence[Task], settings: Settings, ended: Ended, output
         import submitit
     except ImportError:
         raise ResourceError(
-            "launcher: submitit is not installed. Install it with pip install 'autoseg3d[slurm]'."
+            "launcher: submitit is not installed. Install it in autoseg's folder: "
+            "pip install -c constraints.txt -e '.[slurm]'."
         ) from None
     slurm = settings.slurm
     if slurm.cluster == "slurm" and shutil.which("sbatch") is None:

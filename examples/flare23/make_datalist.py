@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--images", default="imagesTr2200", help="labelled cases, in dataroot")
     parser.add_argument("--labels", default="labelsTr2200")
     parser.add_argument("--unlabeled", default="unlabeledTr1800", help="left out where it is not there")
-    parser.add_argument("--testing", default="imagesTs", help="left out where it is not there")
+    parser.add_argument("--testing", default="imagesVal", help="to be predicted; left out where it is not there")
     parser.add_argument("--output", type=Path, default=Path("datalist.json"))
     words = parser.parse_args()
     labels = sorted((words.dataroot / words.labels).glob("*.nii.gz"))
@@ -40,7 +40,7 @@ def main() -> None:
         kinds = list(pool.map(annotated_classes, labels, chunksize=8))
     training = []
     for path, kind in zip(labels, kinds, strict=True):
-        image = next((words.dataroot / words.images).glob(f"{stem_of(path)}*.nii.gz"), None)
+        image = image_of(path, words.dataroot / words.images)
         if image is None:
             raise SystemExit(f"{path}: no image of that name in {words.dataroot / words.images}.")
         training.append({"image": relative(image, words.dataroot), "label": relative(path, words.dataroot)})
@@ -53,6 +53,12 @@ def main() -> None:
     write_json(words.output, {"labels": named, "training": training, **others})
     counts = {n: sum(len(k) == n for k in kinds) for n in (len(NAMES), len(SIX), 1)}
     print(json.dumps({"cases by annotated classes": counts, **{role: len(v) for role, v in others.items()}}))
+
+
+def image_of(label: Path, folder: Path) -> Path | None:
+    """The image of a label: of its name with the challenge's _0000, or of its name alone; None where there is none."""
+    candidates = [folder / f"{stem_of(label)}{end}.nii.gz" for end in ("_0000", "")]
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def annotated_classes(label: Path) -> list[str]:
