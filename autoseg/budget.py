@@ -141,7 +141,6 @@ class RunBudget:
         finally:
             ended.set()
             thread.join()
-            self.save()
 
     @property
     def left_s(self) -> float:

@@ -157,10 +157,10 @@ def _measure(
         case on one core, 0 where it was in the cache already.
     """
     from autoseg.algos.cache import load_cases
-    from autoseg.algos.fit import SAMPLE_S, MemoryWatch
+    from autoseg.algos.fit import MemoryWatch
     from autoseg.algos.trainer import Trainer
 
-    with tempfile.TemporaryDirectory() as folder, MemoryWatch(device, SAMPLE_S) as memory:
+    with tempfile.TemporaryDirectory() as folder, MemoryWatch(device) as memory:
         begin = time.monotonic()
         case: list[CachedCase] = load_cases(workspace.cache, plan, datalist.val_cases(plan.fold)[:1], num_workers=1)
         prepare_s = time.monotonic() - begin

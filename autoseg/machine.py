@@ -1,19 +1,56 @@
-"""What this process may use of the machine: cores and memory, the limits of containers and batch systems included."""
+"""What this process may use of the machine, the limits of containers and batch systems included, and what it uses."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+SAMPLE_S = 0.002
+"""Seconds between two looks at this process' memory."""
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """Limit and use of a control group, version 2 and version 1."""
 RECLAIMABLE = ("total_inactive_file", "inactive_file")
 """Of memory.stat: file pages that are dropped when memory is wanted; version 1 counts those of groups within apart."""
+
+
+class PeakMemory:
+    """The most resident memory of this process while a block runs; a context manager.
+
+    The process' own high-water mark cannot be set back without others who watch it noticing, so a thread looks at it.
+    """
+
+    def __init__(self, sample_s: float = SAMPLE_S) -> None:
+        """Say how many seconds lie between two looks: shorter peaks may be missed."""
+        self._process, self._sample_s = psutil.Process(), sample_s
+        self.before = self.most = 0
+        """Bytes at the beginning, and the most so far."""
+
+    def __enter__(self) -> PeakMemory:
+        """Begin to look."""
+        self.before = self.most = self._process.memory_info().rss
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="autoseg-memory", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Look a last time."""
+        self._ended.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._sample_s):
+            self._look()
+
+    def _look(self) -> None:
+        self.most = max(self.most, self._process.memory_info().rss)
 
 
 def available_cores() -> int:

@@ -169,10 +169,14 @@ def run_stages(
         # An analysis alone is over sooner than its figures would be drawn, and is often repeated while data is mended.
         draws = tuple(stages) != ("analyze",)
 
+        # A locator is trained beside the run, whose time is spent; a budget on its own command line is its own.
+        beside = algo == LOCATOR and "budget" not in (words or {})
+        for_jobs = settings.model_copy(update={"budget": None}) if beside else settings
+
         def budget_of(place: Workspace) -> RunBudget | None:
             """The run's as a round sees it; the first one counts from where the command began."""
-            # Given to `train` alone, a budget is each job's. A locator is trained beside the run, whose time is spent.
-            if settings.budget is None or algo == LOCATOR or ("generate" not in stages and "budget" in (words or {})):
+            # Given to `train` alone, a budget is each job's.
+            if for_jobs.budget is None or ("generate" not in stages and "budget" in (words or {})):
                 return None
             if place.root not in budgets:
                 since = max((b.counts_from for b in budgets.values()), default=begun)
@@ -192,11 +196,8 @@ def run_stages(
             datalist = read_cases(place, settings.dataroot)
             chosen = _select_jobs(settings, datalist, algo, fold, num_fold=listed.num_fold)
             jobs = [(a, f) for a, f in chosen if only is None or f"{a}_{f}" in only]
-            mine = settings
-            if algo == LOCATOR and "budget" not in (words or {}):  # that of input.yaml is the run's
-                mine = settings.model_copy(update={"budget": None})
             plans = JobPlans(
-                workspace=place, datalist=datalist, settings=mine, origins=origins, jobs=jobs, budget=budget
+                workspace=place, datalist=datalist, settings=for_jobs, origins=origins, jobs=jobs, budget=budget
             )
             if stage == "generate":
                 plans.generate()

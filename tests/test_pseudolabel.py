@@ -577,11 +577,8 @@ def test_labels_that_are_no_longer_named_are_taken_away(phantoms: Path, tmp_path
     assert files() == [f for n in names[:3] for f in made(n)]
 
 
-def test_a_case_that_could_not_be_predicted_is_told_and_tried_again(
-    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second, listed = make_source(tmp_path, phantoms)
-    how = open_settings(phantoms, "two_stage")
+def break_a_case(patch: pytest.MonkeyPatch) -> None:
+    """Let phantom_001 be unreadable, for a reason that passes."""
     real = build.predict_case
 
     def failing(predictor: Any, folds: Any, images: Any, *words: Any, **more: Any) -> Any:
@@ -589,8 +586,16 @@ def test_a_case_that_could_not_be_predicted_is_told_and_tried_again(
             raise DataError("the share is not mounted")
         return real(predictor, folds, images, *words, **more)
 
+    patch.setattr(build, "predict_case", failing)
+
+
+def test_a_case_that_could_not_be_predicted_is_told_and_tried_again(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, listed = make_source(tmp_path, phantoms)
+    how = open_settings(phantoms, "two_stage")
     with monkeypatch.context() as patch:
-        patch.setattr(build, "predict_case", failing)
+        break_a_case(patch)
         result = make_pseudolabels(first, second, listed, how, LABELS)
     assert result.failures == ("phantom_001: the share is not mounted",)
     assert result.text.endswith("the next run tries again:\nphantom_001: the share is not mounted")

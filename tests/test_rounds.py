@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from test_pseudolabel import break_a_case
 
 from autoseg import pipeline
 from autoseg.api import load_result
@@ -24,8 +25,6 @@ from autoseg.config import load_settings
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.ensemble.predict import load_predictor
-from autoseg.errors import DataError
-from autoseg.pseudolabel import build
 from autoseg.status import job_status, status
 from autoseg.workspace import Workspace
 
@@ -235,15 +234,8 @@ def test_a_case_that_could_not_be_predicted_is_tried_again(
 ) -> None:
     path = str(copied / "input.yaml")
     shutil.rmtree(copied / "work_dir" / "round_2")
-    real = build.predict_case
-
-    def failing(predictor: Any, folds: Any, images: Any, *words: Any, **more: Any) -> Any:
-        if "phantom_001" in images[0].name:
-            raise DataError("the share is not mounted")
-        return real(predictor, folds, images, *words, **more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(build, "predict_case", failing)
+        break_a_case(patch)
         for _ in range(2):
             assert run_command(["pseudolabel", "--input", path]) == 1
             assert "the next run tries again:\nphantom_001: the share is not mounted" in capsys.readouterr().out

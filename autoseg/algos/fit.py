@@ -10,13 +10,12 @@ import gc
 import json
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
@@ -30,6 +29,7 @@ from autoseg.algos.planner import TRAINING_SHARE, Fit, Origin, make_plan, recipe
 from autoseg.algos.trainer import is_out_of_memory, make_optimizer
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.resampling import resampled_shape
+from autoseg.machine import SAMPLE_S, PeakMemory
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ minutes: 86 steps of the usual size 0.629 Dice, 273 of a smaller one 0.803, 616 
 minutes: 226 steps with 16 filters 0.8736, 549 with 8 0.8762."""
 DATA_SHARE = 0.05
 """Share of all voxels that a batch may hold at most. Source: nnU-Net."""
-SAMPLE_S, JOB_SAMPLE_S = 0.005, 0.05
-"""Seconds between two looks at a process' memory: while a step is measured, and while a job trains."""
+JOB_SAMPLE_S = 0.05
+"""Seconds between two looks at a process' memory while a job trains."""
 MOST_TIMED_S = 5.0
 """A step that takes longer than this is timed once."""
 
@@ -61,18 +61,11 @@ class StepCost:
 
 
 class MemoryWatch:
-    """The peak of memory while a block runs: of the GPU as torch reserves it, or of this process on a CPU.
+    """The peak of memory while a block runs: of the GPU as torch reserves it, or of this process on a CPU."""
 
-    A process' own high-water mark cannot be set back without others who watch it noticing, so it is looked at by a
-    thread; peaks shorter than `sample_s` may be missed.
-    """
-
-    def __init__(self, device: torch.device, sample_s: float) -> None:
-        """Say where, and how often to look."""
-        self.device, self._sample_s = device, sample_s
-        self._most = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="autoseg-memory", daemon=True)
+    def __init__(self, device: torch.device, sample_s: float = SAMPLE_S) -> None:
+        """Say where, and how often to look at a process."""
+        self.device, self._process = device, PeakMemory(sample_s)
 
     def __enter__(self) -> MemoryWatch:
         """Begin to look."""
@@ -80,30 +73,20 @@ class MemoryWatch:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            self._look()
-            self._thread.start()
+            self._process.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Look a last time."""
         if self.device.type != "cuda":
-            self._ended.set()
-            self._thread.join()
-            self._look()
+            self._process.__exit__(*error)
 
     @property
     def peak_gib(self) -> float:
         """The most so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device) / 2**30
-        return self._most / 2**30
-
-    def _look(self) -> None:
-        self._most = max(self._most, psutil.Process().memory_info().rss)
-
-    def _watch(self) -> None:
-        while not self._ended.wait(self._sample_s):
-            self._look()
+        return self._process.most / 2**30
 
 
 def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
@@ -146,7 +129,7 @@ def measure_step(plan: Plan, device: torch.device) -> StepCost | None:
     """Time a step and take the peak of memory; None where memory does not suffice."""
     times: list[float] = []
     try:
-        with MemoryWatch(device, SAMPLE_S) as memory:
+        with MemoryWatch(device) as memory:
             step = bare_step(plan, device)
             step()
             finish(device)
@@ -166,6 +149,8 @@ def measure_step(plan: Plan, device: torch.device) -> StepCost | None:
             torch.cuda.empty_cache()
 
 
+CostOf = Callable[[Plan], StepCost | None]
+"""What a step of a plan takes on the device at hand; None where memory does not suffice."""
 _measured: dict[str, StepCost | None] = {}
 
 
@@ -196,12 +181,13 @@ def fitted_plan(device: torch.device, **known: Any) -> tuple[Plan, dict[str, Ori
     processes: int = settings.gpus_per_job
     given = {*settings.hyper(algo), *recipe_values(settings, algo)}
     limit_gib = settings.memory_share * hardware.memory_gib
+    cost_of = partial(_cost, device=device, processes=processes)
     fit = Fit()
     if earlier is not None:
         rule = "as in the round whose weights it starts from"
         fit = Fit(batch_size=earlier.batch_size, roi_size=earlier.roi_size, rule=rule)
     plan, _ = make_plan(**known, fit=fit)
-    cost = _cost(plan, device, processes)
+    cost = cost_of(plan)
     while cost is None or cost.memory_gib > limit_gib:
         rule = f"a step of more takes over {settings.memory_share:.0%} of {hardware.memory_gib:.1f} GiB (measured)"
         less = _smaller(plan, fit, given, rule, processes)
@@ -214,12 +200,12 @@ def fitted_plan(device: torch.device, **known: Any) -> tuple[Plan, dict[str, Ori
             break
         fit = less
         plan, _ = make_plan(**known, fit=fit)
-        cost = _cost(plan, device, processes)
+        cost = cost_of(plan)
     if cost is not None and fit == Fit():
         if not hardware.on_gpu and budget_s is not None:
-            fit, plan, cost = _in_time(device, known, plan, cost, limit_gib)
+            fit, plan, cost = _in_time(cost_of, known, plan, cost, limit_gib)
         elif hardware.on_gpu and "batch_size" not in given:
-            fit, plan, cost = _filled(device, known, plan, cost, limit_gib)
+            fit, plan, cost = _filled(cost_of, known, plan, cost, limit_gib)
     if cost is None:
         return make_plan(**known, fit=fit)
     cached = 0.0
@@ -245,11 +231,10 @@ def _smaller(plan: Plan, fit: Fit, given: set[str], rule: str, processes: int) -
 
 
 def _in_time(
-    device: torch.device, known: dict[str, Any], plan: Plan, cost: StepCost, limit_gib: float
+    cost_of: CostOf, known: dict[str, Any], plan: Plan, cost: StepCost, limit_gib: float
 ) -> tuple[Fit, Plan, StepCost]:
     """The rung of the network's ladder that leaves enough steps of the budget."""
     training_s = TRAINING_SHARE * known["budget_s"]
-    processes = known["settings"].gpus_per_job
     rungs = network_module(plan.algo).RUNGS
     fit = Fit()
 
@@ -260,7 +245,7 @@ def _in_time(
         if training_s >= TOO_FEW_STEPS * cost.step_s:
             break
         smaller, _ = make_plan(**known, fit=Fit(size=size))
-        if differs(smaller) and (found := _cost(smaller, device, processes)) is not None:
+        if differs(smaller) and (found := cost_of(smaller)) is not None:
             fit, plan, cost = Fit(size=size), smaller, found
     for size in range(1, rungs.stop):
         # A larger network takes no less time: without spare time it need not be measured.
@@ -269,7 +254,7 @@ def _in_time(
         larger, _ = make_plan(**known, fit=Fit(size=size))
         if not differs(larger):
             continue
-        found = _cost(larger, device, processes)
+        found = cost_of(larger)
         if found is None or found.memory_gib > limit_gib or training_s < LEAST_STEPS * found.step_s:
             break
         fit, plan, cost = Fit(size=size), larger, found
@@ -277,14 +262,14 @@ def _in_time(
 
 
 def _filled(
-    device: torch.device, known: dict[str, Any], plan: Plan, cost: StepCost, limit_gib: float
+    cost_of: CostOf, known: dict[str, Any], plan: Plan, cost: StepCost, limit_gib: float
 ) -> tuple[Fit, Plan, StepCost]:
     """As many patches as memory, the size of the data set and a budget allow; never fewer than the formula's."""
     processes = known["settings"].gpus_per_job
     num = plan.batch_size // processes  # patches of one process
     other = 1 if num > 1 else 2
     compared, _ = make_plan(**known, fit=Fit(batch_size=other * processes, rule="to measure"))
-    measured = _cost(compared, device, processes)
+    measured = cost_of(compared)
     if measured is None:
         return Fit(), plan, cost
     each_gib = (cost.memory_gib - measured.memory_gib) / (num - other)
@@ -303,7 +288,7 @@ def _filled(
         )
         fit = Fit(batch_size=wanted * processes, rule=rule)
         larger, _ = make_plan(**known, fit=fit)
-        found = _cost(larger, device, processes)
+        found = cost_of(larger)
         if found is not None and found.memory_gib <= limit_gib:
             return fit, larger, found
         wanted = (wanted + num) // 2

@@ -122,7 +122,7 @@ def make_sampler(cases: Sequence[CachedCase], plan: Plan) -> Sampler:
         cases,
         unannotated_classes(cases, plan.label_map),
         foreground_fraction=plan.foreground_fraction,
-        class_weights=np.array([plan.class_sampling.get(name, 1.0) for name in plan.label_map.names]),
+        class_weights=np.array(plan.each_class("class_sampling")),
     )
 
 

@@ -148,6 +148,11 @@ class Plan(Strict):
         """Every value that decides how those weights predict, and nothing else."""
         return {k: v for k, v in self.model_dump(mode="json").items() if k in PREDICTION}
 
+    def each_class(self, key: Literal["class_weights", "class_sampling"]) -> list[float]:
+        """A weight for each class, in their order; 1 where none is given."""
+        given: dict[str, float] = getattr(self, key)
+        return [given.get(c.name, 1.0) for c in self.classes]
+
     @property
     def label_map(self) -> LabelMap:
         """Classes as the data code wants them."""

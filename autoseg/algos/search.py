@@ -119,8 +119,7 @@ class Search:
         # Half precision of few digits wants a scaler, which two optimizers in turns would confuse.
         precision = resolve_precision(device, plan.precision)
         self.precision: Precision = "fp32" if precision == "fp16" else precision
-        weights_of_classes = [plan.class_weights.get(name, 1.0) for name in plan.label_map.names]
-        self.class_weights = torch.tensor(weights_of_classes, device=device)
+        self.class_weights = torch.tensor(plan.each_class("class_weights"), device=device)
         num_blocks, num_depths = len(plan.network["paths"]), (len(plan.network["paths"][0]) + 2) // 3
         torch.manual_seed(plan.seed)
         with contextlib.redirect_stdout(io.StringIO()):

@@ -186,9 +186,7 @@ class Trainer:
         self._next: tuple[int, Future[Any]] | None = None
 
         self.sampler = make_sampler(train_cases, plan)
-        self.class_weights = torch.tensor(
-            [plan.class_weights.get(name, 1.0) for name in plan.label_map.names], device=device
-        )
+        self.class_weights = torch.tensor(plan.each_class("class_weights"), device=device)
 
         torch.manual_seed(plan.seed)
         network = build_network(plan)
@@ -288,14 +286,13 @@ class Trainer:
         if self.plan.budget_s is None or not p.voxel_s:
             return 0.0
         voxels = [self._voxels(case) for case in self.val_cases]
-        last = sum(self._voxels(self.val_cases[i]) for i in self._validated()) / self.world
         slower = max(
             1.0, p.voxel_s / (p.first_voxel_s or p.voxel_s)
         )  # a machine that has become busy is slower at the end, too
         scored: float = sum(voxels)
         if self.plan.precision == "auto" and resolve_precision(self.device, "auto") != "fp32":
             scored += COMPARISON * voxels[0]
-        return p.voxel_s * last + (p.scoring_voxel_s or p.voxel_s) * slower * scored
+        return self._validation_s() + (p.scoring_voxel_s or p.voxel_s) * slower * scored
 
     def _tick(self) -> float:
         now = time.monotonic()
@@ -526,18 +523,17 @@ class Trainer:
         """Expected seconds of a validation; endless before the first."""
         if not self.progress.voxel_s:
             return math.inf
-        cases = self._validated() or range(len(self.val_cases))
-        return self.progress.voxel_s * sum(self._voxels(self.val_cases[i]) for i in cases) / self.world
+        return self._seconds_of(self.val_cases[i] for i in self._validated())
 
     def _marks(self) -> tuple[float, ...]:
         budget_s, p = self.plan.budget_s, self.progress
-        if budget_s is None or not p.voxel_s:
+        if budget_s is None or not p.voxel_s or not p.num_validated:
             return ()
-        return validation_plan(budget_s, self._all_s(), len(self.val_cases))[0] if p.num_validated else ()
+        return validation_plan(budget_s, self._seconds_of(self.val_cases), len(self.val_cases))[0]
 
-    def _all_s(self) -> float:
-        """Seconds of a validation of all cases."""
-        return self.progress.voxel_s * sum(self._voxels(case) for case in self.val_cases) / self.world
+    def _seconds_of(self, cases: Iterable[CachedCase]) -> float:
+        """Seconds of a validation of some cases."""
+        return self.progress.voxel_s * sum(map(self._voxels, cases)) / self.world
 
     def _voxels(self, case: CachedCase) -> int:
         """Voxels that are predicted for a case: those of a window at least."""
@@ -635,13 +631,13 @@ class Trainer:
         p.voxel_s = p.first_voxel_s = case_s / self._voxels(case)
         if self.scoring is not None and self.rank == 0 and case_s <= SCORED_SHARE * budget_s:
             p.scoring_voxel_s = self.scoring(index) / self._voxels(case)
-        p.num_validated = validation_plan(self.plan.budget_s, self._all_s(), len(self.val_cases))[1]
+        p.num_validated = validation_plan(self.plan.budget_s, self._seconds_of(self.val_cases), len(self.val_cases))[1]
         if self.world > 1:  # all look at the same cases
             shared = torch.tensor([p.voxel_s, p.num_validated], dtype=torch.float64, device=self.device)
             dist.broadcast(shared, 0)
             p.voxel_s = p.first_voxel_s = float(shared[0])
             p.num_validated = int(shared[1])
-        final_s = p.scoring_voxel_s * sum(self._voxels(case) for case in self.val_cases)
+        final_s = (p.scoring_voxel_s or p.voxel_s) * sum(map(self._voxels, self.val_cases))
         if self.rank == 0:
             log.info(
                 "%s: validation on %d of %d cases, final scores in about %s",

@@ -28,11 +28,12 @@ from autoseg.data.volumes import SUFFIXES, ras_orientation, read_grid, stem_of, 
 from autoseg.ensemble.combine import EnsembleSpec
 from autoseg.ensemble.tables import format_rows
 from autoseg.errors import AutosegError, ConfigError, DataError, ResourceError, WorkspaceError
-from autoseg.inference.budget import Choice, Cost, Estimate, Facts, Limits, PeakMemory, choose_options
+from autoseg.inference.budget import Choice, Cost, Estimate, Facts, Limits, choose_options
 from autoseg.inference.clock import PHASES, Clock
 from autoseg.inference.options import options_of
 from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
+from autoseg.machine import PeakMemory
 from autoseg.reader import read_model, read_plain
 from autoseg.workspace import Workspace, read_json, write_json
 

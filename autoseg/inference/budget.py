@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from autoseg.algos.device import Precision
@@ -32,10 +30,10 @@ from autoseg.inference.predictor import Model, Predictor
 from autoseg.inference.regions import KEPT_VALUES
 from autoseg.inference.restore import SLAB_ROWS, SLAB_VALUES, Member, labelled_slabs
 from autoseg.inference.windows import Shape, WindowModel, default_batch, fit_window, window_starts
+from autoseg.machine import PeakMemory
 
 log = logging.getLogger(__name__)
 
-SAMPLE_S = 0.002
 SMALLEST_SLAB = 1 << 20
 """Probabilities of a slab below which smaller slabs save nothing that counts."""
 LOCATOR_INDEX = -1
@@ -83,30 +81,6 @@ class Estimate:
         """For people."""
         where = "" if device.type == "cpu" else f", {self.device_bytes / 1e9:.2f} GB on the GPU"
         return f"{self.seconds:.1f} s, {self.ram_bytes / 1e9:.2f} GB of memory{where}"
-
-
-class PeakMemory:
-    """The most resident memory of this process while a block runs; a context manager."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self.before = self.most = 0
-
-    def __enter__(self) -> PeakMemory:
-        self.before = self.most = self._process.memory_info().rss
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._ended.wait(SAMPLE_S):
-            self.most = max(self.most, self._process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.most = max(self.most, self._process.memory_info().rss)
 
 
 def measure_window(model: WindowModel, window: Shape, num_channels: int) -> WindowCost:
