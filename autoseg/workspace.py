@@ -144,7 +144,7 @@ class Job:
     """Most memory it took: of the GPU, or of the process on a CPU."""
     inference_s: float | None = None
     """Seconds to predict a validation case, mean."""
-    restart: dict[str, float] = field(default_factory=dict)
+    restart: dict[str, Any] = field(default_factory=dict)
     """What differs from the plan since the job diverged and was started once more."""
 
     @property

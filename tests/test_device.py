@@ -50,6 +50,51 @@ def test_inference_stays_the_same(algo: AlgoName) -> None:
     torch.testing.assert_close(fast(image), plain(image), rtol=1e-3, atol=1e-4)
 
 
+THIN = [(2, 5, 6), (2, 2, 2), (3, 4, 4), (1, 2, 2), (4, 1, 3)]
+"""Images that oneDNN's bf16 kernels compute wrongly, or that lie next to such ones."""
+
+
+@pytest.mark.parametrize("size", [*THIN, (4, 4, 4), (6, 5, 7)])
+def test_gradients_of_thin_images_are_right_in_bf16(size: tuple[int, int, int]) -> None:
+    """Memory that was used before lies about, so that a kernel that leaves some of it in its result is found out."""
+    torch.manual_seed(0)
+    plain = nn.Conv3d(8, 12, 3, padding=1)
+    fast = to_device(copy.deepcopy(plain), CPU, "bf16", trained=True)
+    image = torch.randn(2, 8, *size)
+    for _ in range(4):
+        plain.zero_grad()
+        fast.zero_grad()
+        used = [torch.full((2**n,), 1e30) for n in range(8, 20, 2)]
+        del used
+        plain(image).square().sum().backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = fast(image)
+        assert found.dtype == (torch.float32 if size in THIN else torch.bfloat16)
+        found.float().square().sum().backward()
+        for mine, truth in zip(fast.parameters(), plain.parameters(), strict=True):
+            assert mine.grad is not None
+            assert truth.grad is not None
+            assert float((mine.grad - truth.grad).norm() / truth.grad.norm()) < 0.05
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_step_in_bf16_goes_where_one_in_fp32_goes(algo: AlgoName) -> None:
+    plan = tiny_plan(algo)
+    torch.manual_seed(0)
+    plain = build_network(plan).train()
+    image = torch.randn(2, len(plan.channels), *plan.roi_size)
+    found = []
+    for precision in ("fp32", "bf16"):
+        network = to_device(copy.deepcopy(plain), CPU, precision, trained=True)
+        torch.manual_seed(1)
+        with device.autocast(CPU, precision):
+            outputs = network(image)
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        sum((output.float() ** 2).mean() for output in outputs).backward()
+        found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    assert torch.cosine_similarity(found[0], found[1], dim=0) > 0.99
+
+
 def test_no_layout_is_changed_on_the_way() -> None:
     """A layer that hands on another layout makes the next one copy all it gets."""
     layer = to_device(nn.InstanceNorm3d(4), CPU, "fp32", trained=True)

@@ -200,9 +200,11 @@ def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
     assert job.dice == pytest.approx(other.dice, abs=0.02)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_diverged_job_starts_once_more_with_a_lower_rate_and_is_then_given_up(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
+    """And in fp32, where it was bf16."""
     import torch
 
     from autoseg.algos.job import run_job
@@ -228,6 +230,7 @@ def test_a_diverged_job_starts_once_more_with_a_lower_rate_and_is_then_given_up(
 
     dataroot = copied
     paths = workspace.job_dir("segresnet", 0)
+    paths.plan.write_text(paths.plan.read_text().replace("precision: fp32", f"precision: {precision}"))
     above(0.0)
     job = run_job(workspace, dataroot, "segresnet", 0, device="cpu", num_workers=1)
     assert rates == [0.003, 0.00075]
@@ -239,8 +242,9 @@ def test_a_diverged_job_starts_once_more_with_a_lower_rate_and_is_then_given_up(
     job = run_job(workspace, dataroot, "segresnet", 0, device="cpu", num_workers=1)
     assert rates == [0.003, 0.00075]
     assert job.state == "done"
-    assert job.restart == {"learning_rate": 0.00075}
-    assert "Starting once more with learning_rate 0.00075" in paths.log.read_text()
+    assert job.restart == {"learning_rate": 0.00075, **({"precision": "fp32"} if precision == "bf16" else {})}
+    words = "0.00075 in fp32." if precision == "bf16" else "0.00075."
+    assert f"Starting once more with learning_rate {words}" in paths.log.read_text()
 
 
 def test_a_job_that_learned_nothing_by_its_end_is_not_trained(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

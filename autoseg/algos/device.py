@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -94,7 +95,33 @@ def to_device(network: nn.Module, device: torch.device, precision: Precision, *,
         take_norms(network)
         if not trained:
             take_onednn(network)
+    elif device.type == "cpu":
+        spare_thin_images(network)
     return network
+
+
+def spare_thin_images(network: nn.Module) -> None:
+    """Have convolutions of images that are thinner than their kernel, or than 4 voxels, computed in fp32; in place.
+
+    There oneDNN's bf16 kernels are wrong. PyTorch 2.13, a CPU with AVX512-BF16, kernels of 3x3x3: where the first axis
+    has 2 voxels the gradient of the weights is memory that nobody wrote to, up to infinity; with stride 2 and an axis
+    of 1 voxel the process dies of a corrupted heap; 5x5x5 and 7x7x7 fail at up to 4 and 6 voxels (measured against
+    fp32). With AMX the forward pass is wrong, too, where a stride leaves one voxel of the last axis
+    (pytorch/pytorch#169688).
+    Such images are the coarsest of a network, so that fp32 costs no time to speak of.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.forward = partial(_convolve_bf16, module, module.forward)  # type: ignore[method-assign]
+
+
+def _convolve_bf16(
+    layer: nn.Conv3d | nn.ConvTranspose3d, forward: Callable[..., torch.Tensor], image: torch.Tensor, *words: Any
+) -> torch.Tensor:
+    if min(image.shape[2:]) >= max(4, *layer.kernel_size):
+        return forward(image, *words)
+    with torch.autocast("cpu", enabled=False):
+        return forward(image.float(), *words)
 
 
 def take_norms(network: nn.Module) -> None:

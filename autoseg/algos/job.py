@@ -177,13 +177,18 @@ def score_validation(
 
 
 def _time_scoring(trainer: Trainer, paths: JobDir, case: Case) -> float:
-    """Seconds that `score_validation` takes for a case, with the weights as they are now."""
+    """Seconds that `score_validation` takes for a case, with the weights as they are now.
+
+    In fp32 where `compare_precision` will choose: time must be left for it, and seldom does half precision pass.
+    """
+    plan = trainer.plan
+    precision: Precision | None = "fp32" if plan.precision == "auto" else None
     with tempfile.TemporaryDirectory() as folder:
         scratch = JobDir(Path(folder) / paths.root.name)
         scratch.plan.parent.mkdir(parents=True)
         shutil.copy(paths.plan, scratch.plan)
         save_weights(trainer.average, scratch)
-        predictor = Predictor([scratch], device=trainer.device)
+        predictor = Predictor([scratch], device=trainer.device, options=Options(precision=precision))
         begin = time.monotonic()
         _score_case(predictor, case, scratch.root)
         return time.monotonic() - begin
@@ -325,10 +330,10 @@ def run_job(
                 if job.restart:
                     raise
                 lost_s = trainer.progress.elapsed_s
-                job.restart = _of_first(_restart(plan, lost_s))
+                job.restart = _of_first(_restart(plan, lost_s, where))
                 log.warning(
-                    "%s Starting once more with learning_rate %g.", str(error).split(" Lower")[0],
-                    job.restart["learning_rate"],
+                    "%s Starting once more with learning_rate %g%s.", str(error).split(" Lower")[0],
+                    job.restart["learning_rate"], " in fp32" if "precision" in job.restart else "",
                 )  # fmt: skip
                 if rank == 0:
                     for path in (paths.checkpoint, paths.model):
@@ -382,9 +387,14 @@ def run_job(
     return job
 
 
-def _restart(plan: Plan, spent_s: float) -> dict[str, float]:
-    """What a diverged job's second try changes in its plan: a lower learning rate, and the time that is left."""
-    changes = {"learning_rate": plan.learning_rate * RESTART_RATE}
+def _restart(plan: Plan, spent_s: float, device: torch.device) -> dict[str, Any]:
+    """What a diverged job's second try changes in its plan: a lower learning rate, and the time that is left.
+
+    On a CPU also fp32 instead of bf16, whose kernels have been wrong before (`spare_thin_images`).
+    """
+    changes: dict[str, Any] = {"learning_rate": plan.learning_rate * RESTART_RATE}
+    if device.type == "cpu" and resolve_precision(device, plan.precision) == "bf16":
+        changes["precision"] = "fp32"
     if plan.budget_s is not None:
         changes["budget_s"] = max(plan.budget_s - spent_s, LEAST_TRAINING_SHARE * plan.budget_s)
     return changes
