@@ -308,8 +308,10 @@ class PseudolabelSettings(Strict):
     """Whether unlabeled images join; null: no for two_stage, yes for both."""
     filter: bool | None = None
     """Whether the rules below reject pseudo-labels; null: no for two_stage, yes for both."""
-    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.7
-    """Probability under which a voxel is ignored in training."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Probability under which a voxel that the models give a class is ignored in training."""
+    background_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """The same for what they call background: models that learned a class from few cases find too little of it."""
     soft: bool = False
     """Voxels that the models spoke of count by their probability, in the loss of the round that learns from them."""
     max_disagreement: Annotated[float, Field(gt=0)] = 1.0

@@ -57,6 +57,7 @@ VALUES = st.sampled_from((0, 1, 2, 5, 9))
     percent=st.lists(st.integers(0, 100), min_size=12, max_size=12),
     accepted=st.sets(st.sampled_from(FOUR.names)),
     confidence=st.sampled_from((0.0, 0.5, 0.8)),
+    background=st.sampled_from((0.0, 0.5, 0.95)),
     ignored=st.sampled_from((None, 200)),
 )
 @settings(max_examples=200, deadline=None)
@@ -66,6 +67,7 @@ def test_annotators_win_and_only_accepted_classes_are_filled(
     percent: list[int],
     accepted: set[str],
     confidence: float,
+    background: float,
     ignored: int | None,
 ) -> None:
     label_map = replace(FOUR, ignore_label=ignored)
@@ -82,13 +84,15 @@ def test_annotators_win_and_only_accepted_classes_are_filled(
         label_map=label_map,
         accepted=sorted(accepted),
         confidence=confidence,
+        background_confidence=background,
         ignore_value=value,
     )
     annotated = own != 0
     np.testing.assert_array_equal(done.label[annotated], own[annotated])
     allowed = {label_map.values[label_map.names.index(n)][0] for n in accepted} | {0, value}
     assert set(done.label[~annotated].tolist()) <= allowed
-    assert np.array_equal(done.label[~annotated] == value, (sureness < 100 * confidence)[~annotated])
+    limit = np.where(np.array(predicted).reshape(3, 2, 2) == 0, background, confidence)
+    assert np.array_equal(done.label[~annotated] == value, (sureness < 100 * limit)[~annotated])
     assert sum(done.filled.values()) == int((~annotated & (done.label != 0) & (done.label != value)).sum())
     assert sum(done.ignored.values()) == int((~annotated & (done.label == value)).sum())
 
@@ -97,19 +101,20 @@ def test_a_completed_label_voxel_by_voxel() -> None:
     own = np.array([1, 0, 0, 0, 0, 0, 0], np.uint8).reshape(7, 1, 1)
     # The last two lean to a class that is not accepted: background where that is sure, ignored where it is not.
     predicted = np.array([2, 2, 2, 0, 0, 5, 5], np.uint8).reshape(7, 1, 1)
-    percent = np.array([99, 90, 60, 60, 99, 99, 60], np.uint8).reshape(7, 1, 1)
+    percent = np.array([99, 80, 60, 80, 99, 80, 60], np.uint8).reshape(7, 1, 1)
     how = {"label_map": FOUR, "accepted": ["b"], "ignore_value": 255}
-    done = complete_label(own, predicted, percent, confidence=0.7, **how)  # type: ignore[arg-type]
+    done = complete_label(own, predicted, percent, confidence=0.7, background_confidence=0.9, **how)  # type: ignore[arg-type]
     assert done.label.ravel().tolist() == [1, 2, 255, 255, 0, 0, 255]
     assert (done.filled, done.ignored) == ({"b": 1}, {"b": 1, "background": 2})
-    plain = complete_label(None, predicted, percent, confidence=0.0, **how)  # type: ignore[arg-type]
+    plain = complete_label(None, predicted, percent, confidence=0.0, background_confidence=0.0, **how)  # type: ignore[arg-type]
     assert plain.label.ravel().tolist() == [2, 2, 2, 0, 0, 0, 0]
 
 
 def test_values_that_are_no_class_of_the_run_stay() -> None:
     own = np.array([300, 0, 0], np.uint16).reshape(3, 1, 1)
     predicted, percent = np.array([2, 2, 0]).reshape(3, 1, 1), np.full((3, 1, 1), 99)
-    done = complete_label(own, predicted, percent, label_map=FOUR, accepted=["b"], confidence=0.7, ignore_value=255)
+    how = {"confidence": 0.7, "background_confidence": 0.9, "accepted": ["b"], "ignore_value": 255}
+    done = complete_label(own, predicted, percent, label_map=FOUR, **how)  # type: ignore[arg-type]
     assert done.label.ravel().tolist() == [300, 2, 0]
 
 

@@ -13,6 +13,8 @@ from autoseg.pseudolabel.rounds import How
 
 LEAST_SPREAD = 0.15
 """Spread of the logarithm of a volume that is taken at least: organs of adults differ by this much anyway."""
+LEAST_CONFIDENCE = 0.7
+"""Mean probability of a class' voxels at which it is as suspicious as with too much disagreement."""
 MOST_Z = 3.0
 """Standard deviations from the labelled cases at which a volume is as suspicious as too much disagreement."""
 
@@ -63,7 +65,7 @@ def suspicion(found: ClassEvidence, z: float | None, how: How) -> float:
     if found.disagreement is not None:
         reasons.append(found.disagreement / how.max_disagreement)
     if found.confidence is not None:
-        reasons.append((1 - found.confidence) / (1 - how.confidence))
+        reasons.append((1 - found.confidence) / (1 - LEAST_CONFIDENCE))
     return max(reasons)
 
 

@@ -251,9 +251,9 @@ class _Maker:
             Voxels `filled` and `ignored`, by class.
         """
         target, sidecar = self._file("labels", case), self.folder / "labels" / f"{case.name}.json"
-        confidence = self.how.confidence if self.how.filters else 0.0
+        limits = (self.how.confidence, self.how.background_confidence) if self.how.filters else (0.0, 0.0)
         ignored = ignore_value(self.label_map)
-        made_from = digest([self._key(case, list(evidence)), list(accepted), confidence, ignored, self.how.soft])
+        made_from = digest([self._key(case, list(evidence)), list(accepted), limits, ignored, self.how.soft])
         weights = self._file("weights", case) if self.how.soft else None
         if sidecar.exists() and target.exists() and (weights is None or weights.exists()):
             record = read_json(sidecar)
@@ -268,7 +268,8 @@ class _Maker:
             percent.array[0],
             label_map=self.label_map,
             accepted=accepted,
-            confidence=confidence,
+            confidence=limits[0],
+            background_confidence=limits[1],
             ignore_value=ignored,
         )
         sidecar.unlink(missing_ok=True)  # a label without it is not whole
@@ -285,7 +286,7 @@ class _Maker:
             "filled": list(accepted),
             "voxels_filled": done.filled,
             "voxels_ignored": done.ignored,
-            "ignore_value": ignored if confidence > 0 else None,
+            "ignore_value": ignored if any(limits) else None,
             "version": __version__,
             "made_from": made_from,
         }

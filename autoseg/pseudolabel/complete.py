@@ -30,6 +30,7 @@ def complete_label(
     label_map: LabelMap,
     accepted: Sequence[str],
     confidence: float,
+    background_confidence: float,
     ignore_value: int,
 ) -> CompletedLabel:
     """Fill in accepted classes where the annotators left background.
@@ -38,7 +39,8 @@ def complete_label(
         label: (X, Y, Z) values as the annotators made them; None: there is no label.
         predicted, percent: (X, Y, Z) as `Prediction` has them.
         accepted: classes to fill in; others stay background, as the annotators left them.
-        confidence: probability under which a voxel is ignored instead; 0 ignores none.
+        confidence: probability under which a voxel of a class is ignored instead; 0 ignores none.
+        background_confidence: the same for one of none of the predicted classes.
         ignore_value: marks ignored voxels.
 
     Whatever has a value in `label` keeps it. A voxel that leans to a class that was not accepted may be that class or
@@ -48,7 +50,7 @@ def complete_label(
     dtype = np.uint8 if largest < 256 else np.uint16
     result = np.zeros(predicted.shape, dtype) if label is None else label.astype(dtype)
     free = np.ones(predicted.shape, bool) if label is None else label == 0
-    unsure = free & (percent < 100 * confidence)
+    unsure = free & (percent < np.where(predicted == 0, 100 * background_confidence, 100 * confidence))
     filled, ignored = {}, {}
     painted = {name: label_map.painted_values[label_map.names.index(name)] for name in accepted}
     for name, value in painted.items():
@@ -60,7 +62,7 @@ def complete_label(
     # What leans to a rejected class may as well be an accepted one, which the case will count as annotated for.
     background = unsure & ~np.isin(predicted, list(painted.values()))
     result[background] = ignore_value
-    if confidence > 0:
+    if max(confidence, background_confidence) > 0:
         ignored["background"] = int(background.sum())
     return CompletedLabel(label=result, filled=filled, ignored=ignored)
 

@@ -31,6 +31,7 @@ class How:
     unlabeled: bool
     filters: bool
     confidence: float
+    background_confidence: float
     soft: bool
     max_disagreement: float
     reject: float
@@ -49,6 +50,7 @@ class How:
             unlabeled=both if given.unlabeled is None else given.unlabeled,
             filters=both if given.filter is None else given.filter,
             confidence=given.confidence,
+            background_confidence=given.background_confidence,
             soft=given.soft,
             max_disagreement=given.max_disagreement,
             reject=given.reject,
