@@ -11,6 +11,7 @@ import torch
 import yaml
 from plans import plan_and_origins
 from test_trainer import CASES, CPU
+from torch import nn
 
 from autoseg.algos.bundle import write_bundle
 from autoseg.algos.generate import edited_values
@@ -104,6 +105,16 @@ def test_a_search_whose_loss_is_no_number_has_diverged() -> None:
         next(search.network.parameters()).fill_(math.nan)
     with pytest.raises(Diverged, match="dints_0: the loss of the search became nan in step 0"):
         search._train_step()
+
+
+def test_thin_images_are_searched_in_fp32_where_the_rest_is_bf16() -> None:
+    """There bf16 kernels of CPUs are wrong; see `spare_thin_images`."""
+    plan = small_plan()[0].model_copy(update={"precision": "bf16"})
+    search = Search(plan, CASES[:4], CPU, seconds=None, steps=6)
+    layer = next(m for m in search.network.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (3, 3, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [layer(torch.randn(1, layer.in_channels, edge, 6, 6)).dtype for edge in (2, 6)]
+    assert found == [torch.float32, torch.bfloat16]
 
 
 def test_the_search_weighs_classes_as_the_training_does() -> None:

@@ -112,16 +112,15 @@ def spare_thin_images(network: nn.Module) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            module.forward = partial(_convolve_bf16, module, module.forward)  # type: ignore[method-assign]
+            module.forward = partial(_convolve_bf16, module)  # type: ignore[method-assign]
 
 
-def _convolve_bf16(
-    layer: nn.Conv3d | nn.ConvTranspose3d, forward: Callable[..., torch.Tensor], image: torch.Tensor, *words: Any
-) -> torch.Tensor:
+def _convolve_bf16(layer: nn.Conv3d | nn.ConvTranspose3d, image: torch.Tensor) -> torch.Tensor:
+    forward: Callable[..., torch.Tensor] = type(layer).forward
     if min(image.shape[2:]) >= max(4, *layer.kernel_size):
-        return forward(image, *words)
+        return forward(layer, image)
     with torch.autocast("cpu", enabled=False):
-        return forward(image.float(), *words)
+        return forward(layer, image.float())
 
 
 def take_norms(network: nn.Module) -> None:

@@ -181,8 +181,7 @@ def _time_scoring(trainer: Trainer, paths: JobDir, case: Case) -> float:
 
     In fp32 where `compare_precision` will choose: time must be left for it, and seldom does half precision pass.
     """
-    plan = trainer.plan
-    precision: Precision | None = "fp32" if plan.precision == "auto" else None
+    precision: Precision | None = "fp32" if trainer.plan.precision == "auto" else None
     with tempfile.TemporaryDirectory() as folder:
         scratch = JobDir(Path(folder) / paths.root.name)
         scratch.plan.parent.mkdir(parents=True)

@@ -26,7 +26,7 @@ from torch import nn
 from autoseg.algos.augment import augment_samples
 from autoseg.algos.bundle import inference_config
 from autoseg.algos.cache import CachedCase
-from autoseg.algos.device import Precision, autocast, resolve_precision
+from autoseg.algos.device import Precision, autocast, resolve_precision, to_device
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.networks import divisor
 from autoseg.algos.networks.sizing import shorter_roi
@@ -130,12 +130,13 @@ class Search:
                 use_downsample=plan.network["use_downsample"],
                 device=str(device),
             )
-        self.network: nn.Module = DiNTS(
+        network = DiNTS(
             dints_space=self.space,
             in_channels=len(plan.channels),
             num_classes=plan.num_outputs,
             use_downsample=plan.network["use_downsample"],
-        ).to(device)
+        )
+        self.network = to_device(network, device, self.precision, trained=True)
         architecture = [self.space.log_alpha_a, self.space.log_alpha_c]
         ours = {id(p) for p in architecture}
         weights = [p for p in self.network.parameters() if id(p) not in ours]
