@@ -52,9 +52,9 @@ Batch = tuple[torch.Tensor, torch.Tensor, list[np.random.Generator], np.ndarray]
 CHECKPOINT_S = 60.0
 """Seconds between checkpoints, more where writing one takes over 2 % of that; every 5 minutes at the latest."""
 
-COMPARISON = 4.0
-"""Predictions of a case in half precision that the comparison with fp32 takes: one, and one in fp32 of about three
-times as long (measured on a CPU with bf16; research of this project)."""
+COMPARISON = 2.0
+"""Predictions of a case that the comparison of half precision with fp32 takes: one in each, of which that in fp32, as
+`scoring` times it, takes the longer."""
 NEW_STEPS = 0.02
 """Share of all steps that must lie since the last validation for another one at the end. A choice: the cosine's last
 fiftieth is done at a thousandth of the highest learning rate."""
