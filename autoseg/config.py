@@ -184,6 +184,8 @@ class HyperSettings(Strict):
     """Crop away zero borders before resampling."""
     foreground_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of patches centred on a voxel of a class drawn at random; the rest lie anywhere."""
+    annotators_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of a class' patches cut from cases whose annotators drew it, where models filled it in for others."""
     mirror_axes: Annotated[tuple[Literal[0, 1, 2], ...], AfterValidator(_check_unique)] | None = None
     """Axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random; left/right classes are swapped on X."""
     augment: Literal["default", "light", "axial", "none"] | None = None

@@ -13,7 +13,7 @@ from plans import tiny_plan
 
 from autoseg.algos import cache
 from autoseg.algos.cache import CachedCase, FreshArray, expected_bytes, load_cases
-from autoseg.algos.patches import cut_batch, make_sampler
+from autoseg.algos.patches import cut_batch, filled_classes, make_sampler
 from autoseg.data.cases import files_digest
 from autoseg.data.datalist import Case, read_datalist
 from autoseg.data.phantoms import make_phantoms
@@ -52,6 +52,22 @@ def test_each_way_gives_the_same_patches(tmp_path: Path, cases: tuple[Case, ...]
     assert np.array_equal(found["ram"], found["disk"])
     assert np.array_equal(found["ram"], found["off"])
     assert not (tmp_path / "off").exists()
+
+
+@pytest.mark.parametrize("mode", ["ram", "off"])
+def test_what_annotators_drew_is_known_to_the_sampler(tmp_path: Path, cases: tuple[Case, ...], mode: str) -> None:
+    given = [
+        replace(cases[0], by_annotators=("sphere",)),
+        replace(cases[1], annotated=("sphere",), by_annotators=()),
+        cases[2],
+    ]
+    opened = load_cases(tmp_path, plan(cache=mode), given, num_workers=1)
+    assert filled_classes(opened, plan().label_map).tolist() == [[False, True], [True, False], [False, False]]
+    assert [list(found) for found in make_sampler(opened, plan(annotators_share=0.5)).by_annotators] == [[0, 2], [2]]
+    assert [list(found) for found in make_sampler(opened, plan(annotators_share=0.0)).by_annotators] == [
+        [0, 1, 2],
+        [0, 2],
+    ]
 
 
 @pytest.mark.parametrize("mode", ["ram", "disk", "off"])

@@ -120,6 +120,8 @@ def test_it_learns_from_cases_with_all_it_is_made_of(run: Path) -> None:
     other = read_model(Workspace(run / "work_dir").job_dir("segresnet", 0).plan, Plan)
     assert [c.annotated for c in cases_for(other, (whole, part, plain))] == [("kidney", "tumor"), (), None]
     assert cases_for(tiny_plan(), (whole, part)) == (whole, part)
+    filled = Case(name="filled", images=(), by_annotators=("kidney_left", "tumor"))
+    assert [c.by_annotators for c in cases_for(other, (whole, filled))] == [None, ("tumor",)]
 
 
 def test_sides_that_are_one_class_to_the_models_are_filled_in_by_side(run: Path) -> None:

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,6 +83,40 @@ def test_a_class_that_few_cases_annotate_gets_its_share() -> None:
     assert {case for case, centre in centred if centre == (4, 4, 4)} == set(range(40))
     anywhere = [case for case, centre in drawn if centre is None]
     assert 0.46 < np.mean([case < 2 for case in anywhere]) < 0.60  # half for class 0, and a 20th of class 1's half
+
+
+def test_half_of_a_class_patches_come_from_its_annotators() -> None:
+    cases, _ = _cohort(40, 0)
+    complete = np.zeros((40, 2), bool)
+    filled = np.zeros((40, 2), bool)
+    filled[2:, 0] = True  # two cases were annotated for class 0, all for class 1
+    sampler = Sampler(cases, complete, foreground_fraction=1.0, filled=filled, annotators_share=0.5)
+    drawn = [sampler.draw(sample_rng(0, step, 0), 0, step) for step in range(4000)]
+    rare = [case for case, centre in drawn if centre == (0, 0, 0)]
+    assert 0.47 < len(rare) / len(drawn) < 0.53
+    assert 0.48 < np.mean([case < 2 for case in rare]) < 0.57  # half, and a 20th of the other half
+    assert set(rare) == set(range(40))
+    common = [case for case, centre in drawn if centre == (4, 4, 4)]
+    assert 0.03 < np.mean([case < 2 for case in common]) < 0.07
+
+
+def test_a_class_that_nobody_drew_is_met_where_it_was_filled_in() -> None:
+    cases, _ = _cohort(4, 0)
+    filled = np.array([[True, True], [True, True], [True, False], [True, False]])
+    sampler = Sampler(cases, np.zeros((4, 2), bool), foreground_fraction=1.0, filled=filled, annotators_share=0.5)
+    drawn = [sampler.draw(sample_rng(0, step, 0), 0, step) for step in range(400)]
+    assert {case for case, centre in drawn if centre == (0, 0, 0)} == {0, 1, 2, 3}
+    assert {case for case, centre in drawn if centre == (4, 4, 4)} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("filled", [None, np.zeros((5, 2), bool), np.ones((5, 2), bool)], ids=["no", "none", "all"])
+def test_patches_are_drawn_as_ever_where_no_case_is_better_known(filled: np.ndarray | None) -> None:
+    cases, complete = _cohort(5, 0)
+    plain, other = (
+        Sampler(cases, complete, foreground_fraction=0.5, filled=f, annotators_share=0.5) for f in (None, filled)
+    )
+    for step in range(50):
+        assert plain.draw(sample_rng(0, step, 0), 0, step) == other.draw(sample_rng(0, step, 0), 0, step)
 
 
 def test_patches_are_centred_on_annotated_classes_alone() -> None:

@@ -40,6 +40,11 @@ def test_hippocampus_on_two_cores() -> None:
     assert not plan.channels[0].nonzero
 
 
+def test_two_stage_draws_all_cases_alike_as_its_paper_does() -> None:
+    shares = {s: plan_and_origins("segresnet", strategy=s)[0].annotators_share for s in ("two_stage", "both")}
+    assert shares == {"two_stage": 0.0, "both": 0.5}
+
+
 def test_thick_slices_keep_their_tenth_percentile() -> None:
     thick = make_fingerprint(
         spacing_mm_median=(0.7, 0.7, 5.0), spacing_mm_p10=(0.6, 0.6, 2.5), shape_median=(512, 512, 60)

@@ -505,6 +505,7 @@ def test_the_stage_fills_what_is_missing_and_nothing_else(phantoms: Path, tmp_pa
         )
         learned = {c.name: c for c in made.train_cases(1 - case.fold)}[case.name]
         assert learned.label == case.completed.label
+        assert learned.by_annotators == (original.annotated or ())
         assert set(original.annotated or ()) < set(learned.annotated or LABELS.names)
     assert filled >= 1
     joined = [c for c in made.training if c.label is None]

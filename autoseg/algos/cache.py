@@ -67,6 +67,8 @@ class CachedCase:
     """Classes the case was annotated for; None: all."""
     weight: np.ndarray | None = None
     """(1, X, Y, Z) uint8: what each voxel counts in the loss, in percent; None: all alike."""
+    by_annotators: tuple[str, ...] | None = None
+    """Classes that its annotators drew, where models filled in the others; None: nothing is filled in."""
 
 
 def _folder(root: Path, plan: Plan, case: Case) -> Path:
@@ -191,7 +193,7 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
             n: np.load(folder / f"{n}.npy", mmap_mode=None if in_memory else "r", allow_pickle=False)
             for n in ("image", "target", "points", *(["weight"] if case.weight is not None else []))
         }
-        opened.append(CachedCase(name=case.name, annotated=case.annotated, **arrays))
+        opened.append(CachedCase(name=case.name, annotated=case.annotated, by_annotators=case.by_annotators, **arrays))
         total += size
         if in_memory:
             taken, num_in_memory = taken + size, num_in_memory + 1
@@ -285,7 +287,9 @@ def _prepare_fresh(
             found = dict.fromkeys(("image", "target", "points"), np.zeros((1, 1, 1, 1)))
         points = found.pop("points")
         arrays = {n: cast(np.ndarray, FreshArray(make, n, array.shape)) for n, array in found.items()}
-        return CachedCase(name=case.name, annotated=case.annotated, points=points, **arrays)
+        return CachedCase(
+            name=case.name, annotated=case.annotated, by_annotators=case.by_annotators, points=points, **arrays
+        )
 
     if items:
         log.info("looking through %d cases that are not kept", len(items))

@@ -95,7 +95,10 @@ def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
     label_map = plan.label_map
     if label_map.origin is None:
         return cases
-    mine = tuple(replace(c, annotated=label_map.wholly(c.annotated)) for c in cases)
+    mine = tuple(
+        replace(c, annotated=label_map.wholly(c.annotated), by_annotators=label_map.wholly(c.by_annotators))
+        for c in cases
+    )
     if plan.algo != LOCATOR:
         return mine
     whole = tuple(c for c in mine if c.annotated is None or c.annotated)
@@ -103,6 +106,8 @@ def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
 
 
 def _case_digest(case: Case) -> str:
+    if case.by_annotators is not None:
+        return digest([files_digest(case), case.annotated, case.by_annotators])
     return files_digest(case) if case.annotated is None else digest([files_digest(case), case.annotated])
 
 

@@ -39,6 +39,13 @@ def unannotated_classes(cases: Sequence[CachedCase], label_map: LabelMap) -> np.
     return found
 
 
+def filled_classes(cases: Sequence[CachedCase], label_map: LabelMap) -> np.ndarray:
+    """Which classes models, not annotators, drew in each case, (cases, K) bool."""
+    names = label_map.names
+    known = ~np.array([[c.annotated is not None and n not in c.annotated for n in names] for c in cases])
+    return known & np.array([[c.by_annotators is not None and n not in c.by_annotators for n in names] for c in cases])
+
+
 class Sampler:
     """Draws the case and the centre of each patch.
 
@@ -46,6 +53,10 @@ class Sampler:
     of the case. Where they are not, the class comes first and then a case that has it: drawn case by case, a class that
     few cases are annotated for would be met in few patches. A patch that may lie anywhere is then cut from a case that
     is annotated for a class drawn at random, so that background, too, is met where it is known to be background.
+
+    Of a class that models filled in for some cases, a share of the patches comes from those whose annotators drew it:
+    drawn alike from all, the few that show the truth would be lost among pseudo-labels, which pass on the mistakes of
+    the models that made them.
 
     Source: nnU-Net oversamples foreground in a third of the batch, by class present in the case; the FLARE23 paper
     draws background and every class alike.
@@ -58,6 +69,8 @@ class Sampler:
         *,
         foreground_fraction: float,
         class_weights: np.ndarray | None = None,
+        filled: np.ndarray | None = None,
+        annotators_share: float = 0.0,
     ) -> None:
         """Look at the cases once.
 
@@ -65,6 +78,9 @@ class Sampler:
             unannotated: (cases, K) bool, the classes that a case was not annotated for.
             foreground_fraction: share of patches that are centred on a voxel of a class.
             class_weights: (K,) how often a class is drawn in relation to the others; None: all alike.
+            filled: (cases, K) bool, the classes that models filled in; None: none.
+            annotators_share: share of a class' patches that are cut from cases whose annotators drew it, where models
+                filled it in for others.
         """
         num_classes = unannotated.shape[1]
         self.cases, self.foreground_fraction = cases, foreground_fraction
@@ -72,8 +88,11 @@ class Sampler:
         # Points are sorted by class: those of class k lie between bounds[k] and bounds[k + 1].
         self.bounds = np.stack([np.searchsorted(c.points[:, 0], np.arange(num_classes + 1)) for c in cases])
         has_points = (np.diff(self.bounds, axis=1) > 0) & ~unannotated
-        self.is_partial = bool((unannotated != unannotated[0]).any())
+        own = ~unannotated if filled is None or annotators_share == 0 else ~(unannotated | filled)
+        self.is_partial = bool((unannotated != unannotated[0]).any() or (own != own[0]).any())
         self.having = [np.flatnonzero(has_points[:, k]) for k in range(num_classes)]
+        self.by_annotators = [np.flatnonzero(has_points[:, k] & own[:, k]) for k in range(num_classes)]
+        self.annotators_share = annotators_share
         self.annotated = [np.flatnonzero(~unannotated[:, k]) for k in range(num_classes)]
         self.has_points = has_points
         self.is_weighted = any(case.weight is not None for case in cases)
@@ -94,7 +113,10 @@ class Sampler:
         if centred:
             k = self._class(rng, [k for k, having in enumerate(self.having) if len(having) and self.weights[k] > 0])
             if k is not None:
-                case = int(rng.choice(self.having[k]))
+                among = self.having[k]
+                if 0 < len(self.by_annotators[k]) < len(among) and rng.random() < self.annotators_share:
+                    among = self.by_annotators[k]
+                case = int(rng.choice(among))
                 return case, self._point(case, k, rng)
         found = [cases for cases in self.annotated if len(cases)]
         if not found:  # no case is annotated for anything
@@ -123,6 +145,8 @@ def make_sampler(cases: Sequence[CachedCase], plan: Plan) -> Sampler:
         unannotated_classes(cases, plan.label_map),
         foreground_fraction=plan.foreground_fraction,
         class_weights=np.array(plan.each_class("class_sampling")),
+        filled=filled_classes(cases, plan.label_map),
+        annotators_share=plan.annotators_share,
     )
 
 

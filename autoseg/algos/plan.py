@@ -78,6 +78,8 @@ class Plan(Strict):
     """Patches per step, over all devices."""
     foreground_fraction: Annotated[float, Field(ge=0, le=1)]
     """Share of patches centred on a class drawn at random."""
+    annotators_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of a class' patches cut from cases whose annotators drew it, where models filled it in for others."""
     mirror_axes: tuple[Literal[0, 1, 2], ...]
     """Axes mirrored at random."""
     augment: Literal["default", "light", "axial", "none"]

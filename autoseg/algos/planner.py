@@ -332,6 +332,12 @@ def make_plan(
         "a third of the patches where most images fit into one (nnU-Net); two thirds where background would fill "
         "the others",
     )
+    put(
+        "annotators_share",
+        0.0 if settings.strategy == "two_stage" else 0.5,
+        "as many patches of a class from the cases whose annotators drew it as from all, where models filled it in for "
+        "the others (4 cases of 56: every organ gains); two_stage: all cases alike (the FLARE23 paper)",
+    )
     put("mirror_axes", [0], "left and right alone: mirrored up and down or front to back no body exists")
     if algo != LOCATOR:  # which need not be exact, as its template says
         window = fit_window(sizing.median_shape, tuple(values["roi_size"]), steps_of_roi)

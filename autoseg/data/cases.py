@@ -40,13 +40,22 @@ class Case:
     """What a later round of training learns from in place of the label."""
     weight: Path | None = None
     """Weight of each voxel in training, in percent, where pseudo-labels are soft."""
+    by_annotators: tuple[str, ...] | None = None
+    """Names of the classes that its annotators drew, where models filled in the others; None: nothing is filled in."""
 
     def for_training(self) -> Case:
         """The case with the label that is to be learned from."""
         if self.completed is None:
             return self
         made = self.completed
-        return replace(self, label=made.label, annotated=made.annotated, weight=made.weight, completed=None)
+        return replace(
+            self,
+            label=made.label,
+            annotated=made.annotated,
+            weight=made.weight,
+            by_annotators=self.annotated or (),  # None: an unlabeled case
+            completed=None,
+        )
 
 
 def files_digest(case: Case) -> str:
