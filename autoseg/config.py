@@ -311,7 +311,7 @@ class PseudolabelSettings(Strict):
     filter: bool | None = None
     """Whether the rules below reject pseudo-labels; null: no for two_stage, yes for both."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Probability under which a voxel that the models give a class is ignored in training."""
+    """Probability under which a voxel that the models give a class is unsure, and teaches what annotators said alone."""
     background_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """The same for what they call background: models that learned a class from few cases find too little of it."""
     soft: bool = False
@@ -441,7 +441,7 @@ class Settings(HyperSettings):
     """Names for label values 1, 2, ...; or {name, index: [values]} for merged and overlapping regions."""
     sigmoid: bool | None = None
     """True for regions that overlap; null: as class_names say."""
-    ignore_label: Annotated[int, Field(ge=1, le=65535)] | None = None
+    ignore_label: Annotated[int, Field(ge=1, le=65534)] | None = None
     """Label value of voxels to leave out of loss and metrics, such as 255."""
     extra_modalities: dict[str, str] = Field(default_factory=dict)
     """More images of a case: key in the datalist -> normalisation (ct, mri, pet, meanstd, ...)."""

@@ -116,7 +116,7 @@ def test_text_from_the_command_line_is_not_yaml(write: Write, text: str) -> None
         ("loss: dicece", "loss: expected one of dice_ce, dice_focal, found dicece. Did you mean dice_ce?"),
         (
             "ignore_label: None",
-            "ignore_label: expected a whole number >= 1 and <= 65535, found None. Write null to leave it unset.",
+            "ignore_label: expected a whole number >= 1 and <= 65534, found None. Write null to leave it unset.",
         ),
         ("roi_size: [96, 0, 96]", "roi_size[1]: expected a whole number >= 1, found 0."),
         ("roi_size: [96, 96]", "roi_size: expected 3 whole numbers >= 1, found [96, 96]."),

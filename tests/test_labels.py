@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.data.labels import IGNORE, LabelMap
+from autoseg.data.labels import IGNORE, UNSURE, UNSURE_VALUE, LabelMap
 from autoseg.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def brats(ignore_label: int | None = None) -> LabelMap:
 
 
 @given(
-    values=st.lists(st.integers(1, 65535), min_size=1, max_size=9, unique=True),
+    values=st.lists(st.integers(1, 65534), min_size=1, max_size=9, unique=True),
     ignore=st.booleans(),
     seed=st.integers(0, 100),
 )
@@ -49,6 +49,14 @@ def test_nested_regions_come_back(ignore: int | None, seed: int) -> None:
     np.testing.assert_array_equal(whole, np.isin(label, (1, 2, 4)))
     assert (enhancing <= core).all()
     assert (core <= whole).all()
+
+
+@pytest.mark.parametrize("labels", [brats(255), LabelMap(names=("a",), values=((255,),), ignore_label=3)])
+def test_unsure_voxels_mean_the_same_whatever_the_classes_are(labels: LabelMap) -> None:
+    target = labels.encode(np.array([[[0, UNSURE_VALUE]]], np.uint16))
+    assert (target[..., 0] == 0).all()
+    assert (target[..., 1] == UNSURE).all()
+    assert not any(mask.any() for mask in labels.masks(np.full((1, 1, 1), UNSURE_VALUE)))
 
 
 def test_merged_values_are_one_class_and_written_as_the_first() -> None:
@@ -91,7 +99,14 @@ def test_left_and_right_are_paired() -> None:
     [
         (("a", "b"), ((1,),), {}, "class_names: 2 names for 1 sets of label values."),
         (("a", "a"), ((1,), (2,)), {}, "class_names: a is named twice. Give each class its own name."),
-        (("a",), ((70000,),), {}, "class_names: label values must lie in 0..65535, found [70000]."),
+        (("a",), ((70000,),), {}, "class_names: label values must lie in 0..65534, found [70000]."),
+        (("a",), ((65535,),), {}, "class_names: label values must lie in 0..65534, found [65535]."),
+        (
+            tuple(f"c{v}" for v in range(1, 255)),
+            tuple((v,) for v in range(1, 255)),
+            {},
+            "class_names: 254 classes. Expected at most 253.",
+        ),
         (
             ("a", "b"),
             ((1, 2), (2,)),
@@ -99,6 +114,12 @@ def test_left_and_right_are_paired() -> None:
             "class_names: label value 2 belongs to more than one class. Set sigmoid: true for overlapping regions.",
         ),
         (("a",), ((1,),), {"ignore_label": 1}, "ignore_label: 1 is also the value of a class."),
+        (
+            ("a",),
+            ((1,),),
+            {"ignore_label": 65535},
+            "ignore_label: 65535 marks unsure pseudo-labels. Give a lower one.",
+        ),
     ],
 )
 def test_faults(names: tuple[str, ...], values: tuple, extra: dict[str, int], text: str) -> None:

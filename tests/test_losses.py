@@ -117,16 +117,23 @@ SHAPE = (3, 3, 2)
 
 
 def _draw(seed: int, num_classes: int, sigmoid: bool, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of some spread and a target with some ignored voxels."""
+    """Logits of some spread and a target with some ignored and some unsure voxels."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (batch, num_classes + (not sigmoid), *SHAPE))
     target = rng.integers(0, 2 if sigmoid else num_classes + 1, (batch, num_classes if sigmoid else 1, *SHAPE))
     target[rng.random(target.shape) < 0.1] = 255
+    target[:, :, rng.random(SHAPE) < 0.2] = 254
     return torch.from_numpy(logits), torch.from_numpy(target.astype(np.uint8))
 
 
 def _reference(
-    logits: torch.Tensor, target: torch.Tensor, unannotated: np.ndarray, weights: np.ndarray, sigmoid: bool, focal: bool
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    unannotated: np.ndarray,
+    filled: np.ndarray,
+    weights: np.ndarray,
+    sigmoid: bool,
+    focal: bool,
 ) -> torch.Tensor:
     """The definition, voxel by voxel in float64: probabilities are added, then everything is as ever."""
     num_classes = len(weights)
@@ -136,10 +143,16 @@ def _reference(
         known = [k for k in range(num_classes) if not unannotated[b, k]]
         probs = z.sigmoid() if sigmoid else z.exp() / z.exp().sum(0)
         if not sigmoid:
-            background = probs[0] + sum((probs[k + 1] for k in range(num_classes) if unannotated[b, k]), 0 * probs[0])
+            unsure, background = t[0] == 254, probs[0]
+            for k in range(num_classes):
+                merged = torch.ones_like(unsure) if unannotated[b, k] else unsure & bool(filled[b, k])
+                background = background + probs[k + 1] * merged
+                probs = torch.cat([probs[: k + 1], (probs[k + 1] * ~merged)[None], probs[k + 2 :]])
         for k in range(num_classes):
             row = t[k] if sigmoid else t[0]
             valid = (row != 255).double()
+            if sigmoid and filled[b, k]:
+                valid = valid * (row != 254)
             truth = (row == (1 if sigmoid else k + 1)).double() * valid
             p = probs[k if sigmoid else k + 1]
             if sigmoid:
@@ -150,7 +163,8 @@ def _reference(
             dice = dice + weights[k] * (1 - (2 * (p * valid * truth).sum() + 1e-5) / (size + 1e-5))
             right = torch.where(truth == 1, p, 1 - p) if sigmoid else p
             voxels = valid if sigmoid else truth
-            ce = ce - weights[k] * (voxels * ((1 - right) ** 2 if focal else 1.0) * right.log()).sum()
+            logs = torch.where(voxels == 1, right, torch.ones_like(right)).log()
+            ce = ce - weights[k] * (voxels * ((1 - right) ** 2 if focal else 1.0) * logs).sum()
             if not sigmoid:
                 counted += float(truth.sum()) * weights[k]
         if not sigmoid:
@@ -175,9 +189,11 @@ def test_value_and_gradient_are_those_of_the_definition(
     logits, target = _draw(seed, num_classes, sigmoid)
     flags = data.draw(st.lists(st.booleans(), min_size=2 * num_classes, max_size=2 * num_classes))
     unannotated = np.array(flags).reshape(2, num_classes)
+    flags = data.draw(st.lists(st.booleans(), min_size=2 * num_classes, max_size=2 * num_classes))
+    filled = np.array(flags).reshape(2, num_classes)
     weights = np.linspace(1, 10, num_classes) if weighted else np.ones(num_classes)
     exact = logits.clone().requires_grad_()
-    expected = _reference(exact, target, unannotated, weights, sigmoid, focal)
+    expected = _reference(exact, target, unannotated, filled, weights, sigmoid, focal)
     expected.backward()
     ours = logits.float().requires_grad_()
     value = segmentation_loss(
@@ -186,6 +202,7 @@ def test_value_and_gradient_are_those_of_the_definition(
         sigmoid=sigmoid,
         loss="dice_focal" if focal else "dice_ce",
         unannotated=torch.from_numpy(unannotated),
+        filled=torch.from_numpy(filled),
         class_weights=torch.from_numpy(weights).float(),
     )
     value.backward()
@@ -240,6 +257,28 @@ def test_unannotated_classes_share_the_background_freely() -> None:
     torch.testing.assert_close(values[0], values[2])
     ordinary = segmentation_loss(logits, target, sigmoid=False, loss="dice_ce")
     assert ordinary > values[0] + 1
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_an_unsure_voxel_speaks_of_what_annotators_drew_alone(sigmoid: bool) -> None:
+    """Class 1 was drawn, 2 filled in: at an unsure voxel 2 and background are as good as each other, 1 is wrong."""
+    target = torch.full((1, 2 if sigmoid else 1, 2, 2, 2), 254, dtype=torch.uint8)
+    filled = torch.tensor([[False, True]])
+    losses = []
+    for favoured in (0, 1, 2):
+        logits = torch.zeros((1, 3, 2, 2, 2))
+        logits[:, favoured] = 9.0
+        logits = logits[:, 1:] - 4.5 if sigmoid else logits
+        losses.append(segmentation_loss(logits, target, sigmoid=sigmoid, loss="dice_ce", filled=filled).item())
+    background, drawn, guessed = losses
+    assert abs(background - guessed) < 1e-4
+    assert drawn > background + 2
+    # An unlabeled case was drawn nothing in: its unsure voxels say nothing.
+    every = torch.tensor([[True, True]])
+    logits = torch.randn(1, 2 if sigmoid else 3, 2, 2, 2, requires_grad=True)
+    segmentation_loss(logits, target, sigmoid=sigmoid, loss="dice_ce", filled=every).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max() < 1e-6
 
 
 def test_a_batch_may_mix_label_sets() -> None:

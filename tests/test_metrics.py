@@ -28,7 +28,7 @@ from autoseg.inference.metrics import (
 THREE = LabelMap(names=("a", "b", "c"), values=((1,), (2, 5), (9,)))
 NESTED = LabelMap(names=("whole", "core", "rest"), values=((1, 2, 4), (2, 4), (7,)), sigmoid=True)
 IGNORING = LabelMap(names=("a", "b"), values=((1,), (2,)), ignore_label=255)
-WIDE = LabelMap(names=("a", "b"), values=((60000,), (1234, 65000)), ignore_label=65535)
+WIDE = LabelMap(names=("a", "b"), values=((60000,), (1234, 65000)), ignore_label=65534)
 
 
 def volumes(label_map: LabelMap, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from tiny_jobs import TensorRows, make_job
 from autoseg.config import Settings
 from autoseg.data.cases import Case, Datalist, files_digest
 from autoseg.data.datalist import read_cases, read_datalist, write_datalist
-from autoseg.data.labels import LabelMap, merge_left_right
+from autoseg.data.labels import UNSURE_VALUE, LabelMap, merge_left_right
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import Grid, read_label, write_volume
 from autoseg.ensemble.out_of_fold import score_out_of_fold
@@ -28,7 +28,7 @@ from autoseg.inference.restore import Member
 from autoseg.pseudolabel import build
 from autoseg.pseudolabel.audit import audit_json, make_row, suspicion, volume_z
 from autoseg.pseudolabel.build import make_pseudolabels, missing_files, not_predicted, stage_inputs
-from autoseg.pseudolabel.complete import complete_label, ignore_value
+from autoseg.pseudolabel.complete import complete_label
 from autoseg.pseudolabel.evidence import ClassEvidence, choose, disagreements, predict_case
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, count_rounds, first_round, later_round, why_one_round
@@ -74,8 +74,6 @@ def test_annotators_win_and_only_accepted_classes_are_filled(
     own = np.array(label, np.uint8).reshape(3, 2, 2)
     if ignored:
         own[0, 0, 0] = ignored
-    value = ignore_value(label_map)
-    assert value == (ignored or 255)
     sureness = np.array(percent, np.uint8).reshape(3, 2, 2)
     done = complete_label(
         own,
@@ -85,27 +83,26 @@ def test_annotators_win_and_only_accepted_classes_are_filled(
         accepted=sorted(accepted),
         confidence=confidence,
         background_confidence=background,
-        ignore_value=value,
     )
     annotated = own != 0
     np.testing.assert_array_equal(done.label[annotated], own[annotated])
-    allowed = {label_map.values[label_map.names.index(n)][0] for n in accepted} | {0, value}
+    allowed = {label_map.values[label_map.names.index(n)][0] for n in accepted} | {0, UNSURE_VALUE}
     assert set(done.label[~annotated].tolist()) <= allowed
     limit = np.where(np.array(predicted).reshape(3, 2, 2) == 0, background, confidence)
-    assert np.array_equal(done.label[~annotated] == value, (sureness < 100 * limit)[~annotated])
-    assert sum(done.filled.values()) == int((~annotated & (done.label != 0) & (done.label != value)).sum())
-    assert sum(done.ignored.values()) == int((~annotated & (done.label == value)).sum())
+    assert np.array_equal(done.label[~annotated] == UNSURE_VALUE, (sureness < 100 * limit)[~annotated])
+    assert sum(done.filled.values()) == int((~annotated & (done.label != 0) & (done.label != UNSURE_VALUE)).sum())
+    assert sum(done.unsure.values()) == int((~annotated & (done.label == UNSURE_VALUE)).sum())
 
 
 def test_a_completed_label_voxel_by_voxel() -> None:
     own = np.array([1, 0, 0, 0, 0, 0, 0], np.uint8).reshape(7, 1, 1)
-    # The last two lean to a class that is not accepted: background where that is sure, ignored where it is not.
+    # The last two lean to a class that is not accepted: background where that is sure, unsure where it is not.
     predicted = np.array([2, 2, 2, 0, 0, 5, 5], np.uint8).reshape(7, 1, 1)
     percent = np.array([99, 80, 60, 80, 99, 80, 60], np.uint8).reshape(7, 1, 1)
-    how = {"label_map": FOUR, "accepted": ["b"], "ignore_value": 255}
+    how = {"label_map": FOUR, "accepted": ["b"]}
     done = complete_label(own, predicted, percent, confidence=0.7, background_confidence=0.9, **how)  # type: ignore[arg-type]
-    assert done.label.ravel().tolist() == [1, 2, 255, 255, 0, 0, 255]
-    assert (done.filled, done.ignored) == ({"b": 1}, {"b": 1, "background": 2})
+    assert done.label.ravel().tolist() == [1, 2, UNSURE_VALUE, UNSURE_VALUE, 0, 0, UNSURE_VALUE]
+    assert (done.filled, done.unsure) == ({"b": 1}, {"b": 1, "background": 2})
     plain = complete_label(None, predicted, percent, confidence=0.0, background_confidence=0.0, **how)  # type: ignore[arg-type]
     assert plain.label.ravel().tolist() == [2, 2, 2, 0, 0, 0, 0]
 
@@ -113,14 +110,9 @@ def test_a_completed_label_voxel_by_voxel() -> None:
 def test_values_that_are_no_class_of_the_run_stay() -> None:
     own = np.array([300, 0, 0], np.uint16).reshape(3, 1, 1)
     predicted, percent = np.array([2, 2, 0]).reshape(3, 1, 1), np.full((3, 1, 1), 99)
-    how = {"confidence": 0.7, "background_confidence": 0.9, "accepted": ["b"], "ignore_value": 255}
+    how = {"confidence": 0.7, "background_confidence": 0.9, "accepted": ["b"]}
     done = complete_label(own, predicted, percent, label_map=FOUR, **how)  # type: ignore[arg-type]
     assert done.label.ravel().tolist() == [300, 2, 0]
-
-
-def test_a_free_value_marks_ignored_voxels() -> None:
-    assert ignore_value(LabelMap(names=("x",), values=((255,),))) == 256
-    assert ignore_value(replace(FOUR, ignore_label=7)) == 7
 
 
 # -- evidence
@@ -245,7 +237,7 @@ def test_suspicion() -> None:
 
 
 def test_the_audit_begins_with_what_was_accepted_and_looks_worst() -> None:
-    volumes = {"labelled_ml": [9.0, 10.0, 11.0], "how": BOTH, "ignored": 0}
+    volumes = {"labelled_ml": [9.0, 10.0, 11.0], "how": BOTH, "unsure": 0}
     nothing = evidence(voxels=0, volume_ml=0.0, confidence=None, disagreement=None)
     rows = [
         make_row("c0", "a", evidence(volume_ml=10.0), rejected="", filled=7, **volumes),
@@ -257,7 +249,7 @@ def test_the_audit_begins_with_what_was_accepted_and_looks_worst() -> None:
     assert (rows[1].volume_z, rows[1].suspicion) == (None, 0.0)
     found = audit_json(rows, {"a": 0.8}, BOTH, round_=2, joined=(), background={"c0": 3, "c2": 4})
     assert [row["case"] for row in found["rows"]] == ["c2", "c0", "c3", "c1"]
-    assert found["background"] == {"voxels_ignored": 7, "by_case": {"c0": 3, "c2": 4}}
+    assert found["background"] == {"voxels_unsure": 7, "by_case": {"c0": 3, "c2": 4}}
 
 
 # -- rounds
@@ -380,7 +372,7 @@ def test_validation_cases_that_the_list_names_stay_so_in_all_rounds() -> None:
     for how in (TWO, replace(TWO, continues=True)):
         assert later_round(listed, first, AB, how, number=2, seed=0) == listed
     for how in (BOTH, replace(BOTH, continues=False)):
-        assert later_round(listed, listed, AB, how, number=2, seed=0) == replace(listed, ignore_label=255)
+        assert later_round(listed, listed, AB, how, number=2, seed=0) == listed
     for kept, lacking in (((0, 1, 2, 4), "validation"), ((2, 3, 4), "training")):
         some = replace(listed, training=tuple(listed.training[i] for i in kept))
         with pytest.raises(ConfigError) as error:
@@ -418,13 +410,12 @@ def test_folds_of_a_later_round() -> None:
     again = later_round(listed, first, AB, TWO, number=2, seed=0)
     assert again == second
     assert later_round(listed, first, AB, TWO, number=2, seed=1) != second
-    assert second.ignore_label is None
     # From the previous weights: who was in a fold stays there.
     kept = later_round(listed, first, AB, replace(TWO, continues=True), number=2, seed=0)
     fold_of = {c.name: c.fold for c in first.training}
     assert all(c.fold == fold_of[c.name] for c in kept.training if c.name in fold_of)
     assert sorted(c.fold or 0 for c in kept.training if c.name not in fold_of) == [0] * 3 + [1] * 3
-    assert later_round(listed, listed, AB, BOTH, number=2, seed=0) == replace(listed, ignore_label=255)
+    assert later_round(listed, listed, AB, BOTH, number=2, seed=0) == listed
 
 
 # -- the stage, with networks of random weights
@@ -491,7 +482,7 @@ def test_the_stage_fills_what_is_missing_and_nothing_else(phantoms: Path, tmp_pa
         own, new = read_label(original.label), read_label(case.completed.label)
         np.testing.assert_array_equal(own.grid.affine, new.grid.affine)
         np.testing.assert_array_equal(new.array[own.array != 0], own.array[own.array != 0])
-        changes = set(np.unique(new.array[own.array == 0]).tolist()) - {0, 255}
+        changes = set(np.unique(new.array[own.array == 0]).tolist()) - {0, UNSURE_VALUE}
         mine = {LABELS.values[LABELS.names.index(n)][0] for n in original.annotated or ()}
         assert not changes & mine
         filled += bool(changes)
@@ -513,12 +504,12 @@ def test_the_stage_fills_what_is_missing_and_nothing_else(phantoms: Path, tmp_pa
     for fold in range(2):
         assert all(c.label is not None for c in made.train_cases(fold))
         assert not {c.name for c in joined} & {c.name for c in made.val_cases(fold)}
-    assert made.ignore_label == (255 if strategy == "both" else None)
     audit = json.loads(second.audit.read_text())
     assert audit["rows"] == sorted(audit["rows"], key=lambda r: (bool(r["rejected"]), -r["suspicion"]))
-    ignored = sum(int((read_label(c.completed.label).array == 255).sum()) for c in made.training if c.completed)
-    assert ignored == sum(r["voxels_ignored"] for r in audit["rows"]) + audit["background"]["voxels_ignored"]
-    assert audit["background"]["voxels_ignored"] == sum(audit["background"]["by_case"].values())
+    unsure = sum(int((read_label(c.completed.label).array == UNSURE_VALUE).sum()) for c in made.training if c.completed)
+    assert (unsure > 0) == (strategy == "both")
+    assert unsure == sum(r["voxels_unsure"] for r in audit["rows"]) + audit["background"]["voxels_unsure"]
+    assert audit["background"]["voxels_unsure"] == sum(audit["background"]["by_case"].values())
     assert {(r["case"], r["name"]) for r in audit["rows"]} >= {("phantom_001", "sphere"), ("phantom_003", "box")}
 
 
@@ -691,7 +682,7 @@ def test_scores_are_unchanged_by_what_pseudo_labels_say(phantoms: Path, tmp_path
     how = open_settings(phantoms, "both", max_disagreement=2.0, confidence=0.4)
     make_pseudolabels(first, second, listed, how, LABELS)
     for fold in range(2):
-        make_job(second.root, "segresnet", fold, seed=fold + 5, ignore_label=255)
+        make_job(second.root, "segresnet", fold, seed=fold + 5)
 
     def scores() -> list[Any]:
         made = read_cases(second, phantoms)
@@ -707,7 +698,7 @@ def test_scores_are_unchanged_by_what_pseudo_labels_say(phantoms: Path, tmp_path
     rng = np.random.default_rng(0)
     for path in (second.pseudolabels / "labels").glob("*.nii.gz"):
         junk = read_label(path)
-        write_volume(path, rng.choice([0, 1, 2, 255], junk.array.shape[1:]).astype(np.uint8), junk.grid)
+        write_volume(path, rng.choice([0, 1, 2, UNSURE_VALUE], junk.array.shape[1:]).astype(np.uint16), junk.grid)
     (second.ensemble / "records" / "phantom_001.json").unlink()
     for record in (second.ensemble / "records").glob("*.json"):
         record.unlink()

@@ -196,7 +196,7 @@ def test_the_audit_of_three_rounds(tmp_path: Path) -> None:
     run.plan_rounds(3)
     how = How.of(Settings(modality="CT", datalist=Path("d"), dataroot=Path("r"), partial_labels="declared"))
     found = ClassEvidence(voxels=9, volume_ml=1.0, confidence=0.9, disagreement=0.1)
-    row = make_row("c1", "liver", found, rejected="", filled=7, ignored=2, labelled_ml=(), how=how)
+    row = make_row("c1", "liver", found, rejected="", filled=7, unsure=2, labelled_ml=(), how=how)
     for number in (1, 2, 3):
         place = run.begin_round(number, continues=True)
         write_yaml(place.settings, {"seed": {"value": 0, "origin": "default"}})
@@ -206,12 +206,12 @@ def test_the_audit_of_three_rounds(tmp_path: Path) -> None:
     text = make_report(tmp_path).read_text()
     section = text.partition('<section id="pseudolabels"')[2].partition("</section>")[0]
     assert "Earlier rounds have their own: <code>round_2/pseudolabels/audit.json</code>." in section
-    assert "Another 1,234 voxels are left out of training" in section
+    assert "Another 1,234 voxels are not filled in either" in section
     assert "c2: the share is not mounted" in section
     # Of an earlier version, which did not count them.
     del audit["background"]
     write_json(place.audit, {**audit, "failures": []})
-    assert "are left out of training" not in make_report(tmp_path).read_text()
+    assert "are not filled in either" not in make_report(tmp_path).read_text()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

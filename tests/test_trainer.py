@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -418,9 +419,10 @@ def test_a_sample_annotated_for_one_side_is_not_mirrored_to_the_other(tmp_path: 
     image = torch.arange(2.0).repeat(2, 1, 2, 2, 1).movedim(-1, 2)  # rises along X
     target = torch.ones((2, 1, 2, 2, 2), dtype=torch.uint8)
     seen = set()
-    for seed in range(20):
+    one, none = np.array([[False, True], [False, False]]), np.zeros((2, 2), bool)
+    for seed, found in itertools.product(range(20), ((one, none), (none, one))):
         rngs = [np.random.default_rng([seed, i]) for i in range(2)]
-        out, labels = augment_samples(trainer.plan, image, target, rngs, np.array([[False, True], [False, False]]))
+        out, labels = augment_samples(trainer.plan, image, target, rngs, *found)
         assert out[0, 0, 0].mean() < out[0, 0, 1].mean(), "the one-sided sample was mirrored"
         assert (labels[0] == 1).all()
         seen.add((bool(out[1, 0, 0].mean() < out[1, 0, 1].mean()), int(labels[1].max())))

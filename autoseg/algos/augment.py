@@ -115,19 +115,21 @@ def augment_samples(
     targets: torch.Tensor,
     rngs: Sequence[np.random.Generator],
     unannotated: np.ndarray,
+    filled: np.ndarray,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Change the patches of a step as the plan has it; arguments as `augment_batch` takes them.
 
     Args:
         unannotated: (B, K) bool, the classes that a sample was not annotated for. One that is annotated for one side of
             a pair alone is not mirrored along X: it would come to show the side that is not annotated.
+        filled: (B, K) bool, the classes that models filled in; of a pair both or none, for the same reason.
     """
     if plan.augment == "none":
         return images, targets
     pairs = plan.label_map.left_right_pairs
     one_sided = np.zeros(len(rngs), bool)
     for a, b in pairs:
-        one_sided |= unannotated[:, a] != unannotated[:, b]
+        one_sided |= (unannotated[:, a] != unannotated[:, b]) | (filled[:, a] != filled[:, b])
     how: dict[str, Any] = {
         "spacing_mm": plan.resample_resolution,
         "left_right_pairs": pairs,

@@ -4,6 +4,9 @@ A sample may be annotated for some classes only. Exclusive classes: the probabil
 background's, since an unannotated organ lies in what the label calls background (the marginal loss). Regions: the
 outputs of the others are left out. A sample that is annotated for all classes is scored as ever.
 
+Where models filled in classes that annotators had not drawn, and were not sure of a voxel, it says only that it is of
+none of the drawn ones: there the filled in classes count as unannotated, too.
+
 Legend: B batch, C outputs, K classes, N voxels.
 
 Source: Shi et al. 2021, Marginal loss and exclusion loss for partially supervised multi-organ segmentation.
@@ -17,7 +20,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from autoseg.data.labels import IGNORE
+from autoseg.data.labels import IGNORE, UNSURE
 
 SMOOTH = 1e-5
 """Source: nnU-Net's and MONAI's smoothing of the Dice term."""
@@ -44,6 +47,7 @@ def segmentation_loss(
     sigmoid: bool,
     loss: Literal["dice_ce", "dice_focal"],
     unannotated: torch.Tensor | None = None,
+    filled: torch.Tensor | None = None,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Dice plus cross-entropy or focal loss of one output.
@@ -51,8 +55,9 @@ def segmentation_loss(
     Args:
         logits: (B, C, X, Y, Z).
         target: (B, 1, X, Y, Z) class indices for softmax, (B, K, X, Y, Z) of 0 and 1 for sigmoid; uint8,
-            255 where ignored. One channel more is what each voxel counts, in percent, in both terms.
+            255 where ignored, 254 where unsure. One channel more is what each voxel counts, in percent, in both terms.
         unannotated: (B, K) bool, the classes that a sample was not annotated for; None: every sample for all.
+        filled: (B, K) bool, the classes that models filled in; None: none.
         class_weights: (K,) weight of each class; the background's is 1. None: all alike.
 
     Returns:
@@ -71,10 +76,13 @@ def segmentation_loss(
     weight_bk = class_weights * ~unannotated
     num_labels = num_classes if sigmoid else 1
     target, share = target[:, :num_labels], target[:, num_labels:]
+    unsure = target == UNSURE
     valid = (target != IGNORE).float()  # (B, 1 or K, N)
     if share.shape[1]:
         valid = valid * (share / 100)
     if sigmoid:
+        if filled is not None:
+            valid = valid.masked_fill(unsure & filled[..., None], 0)
         truth = (target == 1).float()
         probs = logits.sigmoid()
         ce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -82,9 +90,12 @@ def segmentation_loss(
         counted = valid * class_weights[:, None]
         weight = valid * weight_bk[..., None]
     else:
-        log_probs = _merge(logits.log_softmax(1), unannotated)
+        every = logits.log_softmax(1)
+        log_probs = _merge(every, unannotated)
+        if filled is not None and filled.any():
+            log_probs = torch.where(unsure, _merge(every, unannotated | filled), log_probs)
         probs = log_probs.exp()[:, 1:]
-        index = target.masked_fill(target == IGNORE, 0).long()
+        index = target.masked_fill((target == IGNORE) | unsure, 0).long()
         hidden = F.pad(unannotated, (1, 0)).gather(1, index[:, 0])[:, None]
         index = index.masked_fill(hidden, 0)  # what a label holds beyond its annotation is background, too
         truth = F.one_hot(index[:, 0], logits.shape[1]).movedim(-1, 1)[:, 1:].float()
@@ -125,13 +136,14 @@ def supervised_loss(
     sigmoid: bool,
     loss: Literal["dice_ce", "dice_focal"],
     unannotated: torch.Tensor | None = None,
+    filled: torch.Tensor | None = None,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss over all output resolutions, weights 1, 1/2, 1/4, ... summing to 1.
 
     Args:
         outputs: one output, or several from fine to coarse; targets are brought to each by nearest neighbour.
-        unannotated, class_weights: as `segmentation_loss` takes them.
+        unannotated, filled, class_weights: as `segmentation_loss` takes them.
 
     Source: nnU-Net (normalised weights); the FLARE23 paper's equation 1.
     """
@@ -144,7 +156,13 @@ def supervised_loss(
         if output.shape[2:] != target.shape[2:]:
             sized = F.interpolate(target.float(), size=output.shape[2:], mode="nearest-exact").to(target.dtype)
         part = segmentation_loss(
-            output, sized, sigmoid=sigmoid, loss=loss, unannotated=unannotated, class_weights=class_weights
+            output,
+            sized,
+            sigmoid=sigmoid,
+            loss=loss,
+            unannotated=unannotated,
+            filled=filled,
+            class_weights=class_weights,
         )
         total = total + weight / sum(weights) * part
     return total

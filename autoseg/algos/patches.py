@@ -97,6 +97,7 @@ class Sampler:
         self.has_points = has_points
         self.is_weighted = any(case.weight is not None for case in cases)
         self.unannotated = unannotated
+        self.filled = np.zeros_like(unannotated) if filled is None else filled
 
     def draw(self, rng: np.random.Generator, seed: int, position: int) -> tuple[int, Voxels | None]:
         """The case of a patch and the voxel it is centred on; None: anywhere.

@@ -198,8 +198,8 @@ class Search:
             roi=(x, y, z),
         )
         image, target = torch.from_numpy(images).to(self.device), torch.from_numpy(targets).to(self.device)
-        unannotated = sampler.unannotated[chosen]
-        image, target = augment_samples(plan, image, target, rngs, unannotated)
+        unannotated, filled = sampler.unannotated[chosen], sampler.filled[chosen]
+        image, target = augment_samples(plan, image, target, rngs, unannotated, filled)
         with autocast(self.device, self.precision):
             outputs = self.network(image)
         loss = supervised_loss(
@@ -208,6 +208,7 @@ class Search:
             sigmoid=plan.sigmoid,
             loss=plan.loss,
             unannotated=torch.from_numpy(unannotated).to(self.device),
+            filled=torch.from_numpy(filled).to(self.device),
             class_weights=self.class_weights,
         )
         if not math.isfinite(float(loss.detach())):

@@ -46,8 +46,8 @@ from autoseg.workspace import JobDir, digest, write_atomic, write_text
 
 log = logging.getLogger(__name__)
 
-Batch = tuple[torch.Tensor, torch.Tensor, list[np.random.Generator], np.ndarray]
-"""Images (B, C, X, Y, Z), targets, the samples' random states, classes each is not annotated for (B, K)."""
+Batch = tuple[torch.Tensor, torch.Tensor, list[np.random.Generator], list[int]]
+"""Images (B, C, X, Y, Z), targets, the samples' random states, their cases."""
 
 CHECKPOINT_S = 60.0
 """Seconds between checkpoints, more where writing one takes over 2 % of that; every 5 minutes at the latest."""
@@ -313,7 +313,7 @@ class Trainer:
         image, target = torch.from_numpy(images), torch.from_numpy(targets)
         if self._cutter:
             image, target = image.pin_memory(), target.pin_memory()
-        return image, target, rngs, self.sampler.unannotated[chosen]
+        return image, target, rngs, chosen
 
     def _batch(self, step: int) -> Batch:
         """The patches of a step: a function of the step alone, so one that was cut ahead is the same."""
@@ -354,11 +354,12 @@ class Trainer:
     def _gradients(self) -> None:
         """Gradients of the mean loss over this process' samples of the step at hand."""
         p, plan = self.progress, self.plan
-        images, targets, rngs, unannotated = self._batch(p.step)
+        images, targets, rngs, chosen = self._batch(p.step)
+        unannotated, filled = self.sampler.unannotated[chosen], self.sampler.filled[chosen]
         image = images.to(self.device, non_blocking=True)
         target = targets.to(self.device, non_blocking=True)
-        hidden = torch.from_numpy(unannotated).to(self.device)
-        image, target = augment_samples(plan, image, target, rngs, unannotated)
+        hidden, guessed = (torch.from_numpy(found).to(self.device) for found in (unannotated, filled))
+        image, target = augment_samples(plan, image, target, rngs, unannotated, filled)
         torch.manual_seed(plan.seed * 1_000_003 + p.step * self.world + self.rank)  # for networks with dropout
         image = image.to(memory_format=torch.channels_last_3d)
         self.optimizer.zero_grad(set_to_none=True)
@@ -374,6 +375,7 @@ class Trainer:
                 sigmoid=plan.sigmoid,
                 loss=plan.loss,
                 unannotated=hidden[part],
+                filled=guessed[part],
                 class_weights=self.class_weights,
             )
             loss = loss * (len(piece) / len(image))

@@ -18,8 +18,11 @@ from autoseg.annotations import suggest
 from autoseg.config import InferenceSettings, Settings
 from autoseg.errors import ConfigError
 
-IGNORE = 255
-"""Value of an ignored voxel in an encoded target, whatever value marks it in the files."""
+IGNORE, UNSURE = 255, 254
+"""Values in an encoded target, whatever marks them in the files: of an ignored voxel, and of one of which is known only
+that it is of none of the classes that its case's annotators drew."""
+UNSURE_VALUE = 65535
+"""What marks the latter in a completed label's file; no class can have it, so that every label map means the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,10 @@ class LabelMap:
             twice = sorted({n for n in self.names if self.names.count(n) > 1})
             faults.append(f"class_names: {', '.join(twice)} is named twice. Give each class its own name.")
         flat = [v for vs in self.values for v in vs]
-        if any(v < 0 or v > 65535 for v in flat):
-            faults.append(f"class_names: label values must lie in 0..65535, found {sorted(flat)}.")
+        if len(self.names) >= UNSURE:
+            faults.append(f"class_names: {len(self.names)} classes. Expected at most {UNSURE - 1}.")
+        if any(v < 0 or v >= UNSURE_VALUE for v in flat):
+            faults.append(f"class_names: label values must lie in 0..{UNSURE_VALUE - 1}, found {sorted(flat)}.")
         if not self.sigmoid and len(set(flat)) != len(flat):
             twice_v = sorted({v for v in flat if flat.count(v) > 1})
             faults.append(
@@ -54,6 +59,8 @@ class LabelMap:
             )
         if self.ignore_label is not None and self.ignore_label in flat:
             faults.append(f"ignore_label: {self.ignore_label} is also the value of a class.")
+        if self.ignore_label == UNSURE_VALUE:
+            faults.append(f"ignore_label: {UNSURE_VALUE} marks unsure pseudo-labels. Give a lower one.")
         if faults:
             raise ConfigError(faults)
 
@@ -83,17 +90,18 @@ class LabelMap:
                 tables[i if self.sigmoid else 0, v] = 1 if self.sigmoid else i + 1
         if self.ignore_label is not None:
             tables[:, self.ignore_label] = IGNORE
+        tables[:, UNSURE_VALUE] = UNSURE
         return tables
 
     def encode(self, label: np.ndarray) -> np.ndarray:
         """Turn a label file's values into a target.
 
         Args:
-            label: (X, Y, Z) integers, values of `known_values`; any other becomes background.
+            label: (X, Y, Z) integers, values of `known_values` or `UNSURE_VALUE`; any other becomes background.
 
         Returns:
             uint8; softmax: (1, X, Y, Z) with 0 background, 1..K classes; sigmoid: (K, X, Y, Z) of 0 and 1;
-            255 where the voxel is to be ignored.
+            255 where the voxel is to be ignored, 254 where models were unsure of it.
         """
         tables = self._tables()
         index = np.clip(label, 0, 65535).astype(np.uint16)

@@ -29,7 +29,7 @@ class AuditRow:
     rejected: str
     """Why it was rejected; empty: accepted."""
     voxels_filled: int
-    voxels_ignored: int
+    voxels_unsure: int
     volume_ml: float
     volume_z: float | None
     """Robust standard deviations of the logarithm of the volume from the labelled cases; None where they are few, or
@@ -76,7 +76,7 @@ def make_row(
     *,
     rejected: str,
     filled: int,
-    ignored: int,
+    unsure: int,
     labelled_ml: Sequence[float],
     how: How,
 ) -> AuditRow:
@@ -87,7 +87,7 @@ def make_row(
         name=name,
         rejected=rejected,
         voxels_filled=filled,
-        voxels_ignored=ignored,
+        voxels_unsure=unsure,
         volume_ml=found.volume_ml,
         volume_z=z,
         confidence=found.confidence,
@@ -112,7 +112,7 @@ def audit_json(
         dice: out-of-fold Dice of each class in the previous round.
         round_: the round that learns from the labels.
         joined: unlabeled cases that train in it.
-        background: case -> voxels ignored that lean to no accepted class, so that no row counts them.
+        background: case -> unsure voxels that lean to no accepted class, so that no row counts them.
     """
     names = list(dict.fromkeys(row.name for row in rows))
     classes = []
@@ -131,7 +131,7 @@ def audit_json(
                 "rejected": sum(bool(row.rejected) for row in mine),
                 "reasons": reasons,
                 "voxels_filled": sum(row.voxels_filled for row in mine),
-                "voxels_ignored": sum(row.voxels_ignored for row in mine),
+                "voxels_unsure": sum(row.voxels_unsure for row in mine),
             }
         )
     # What was rejected harms nothing, so it comes last.
@@ -141,6 +141,6 @@ def audit_json(
         "settings": asdict(how),
         "joined": list(joined),
         "classes": classes,
-        "background": {"voxels_ignored": sum(background.values()), "by_case": dict(background)},
+        "background": {"voxels_unsure": sum(background.values()), "by_case": dict(background)},
         "rows": [row.to_json() for row in ordered],
     }

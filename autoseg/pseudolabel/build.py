@@ -18,12 +18,12 @@ from autoseg import __version__
 from autoseg.config import Settings
 from autoseg.data.cases import Case, Datalist, files_digest
 from autoseg.data.datalist import read_datalist, write_datalist
-from autoseg.data.labels import LabelMap
+from autoseg.data.labels import UNSURE_VALUE, LabelMap
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.pseudolabel.audit import audit_json, make_row
-from autoseg.pseudolabel.complete import complete_label, ignore_value, voxel_weights
+from autoseg.pseudolabel.complete import complete_label, voxel_weights
 from autoseg.pseudolabel.evidence import ClassEvidence, Prediction, predict_case
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, later_round
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of cases done, of all, and the name of the one just done."""
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the meaning of a stored prediction or label changes."""
 
 
@@ -151,10 +151,10 @@ def make_pseudolabels(
         if case.name not in evidence:
             continue
         accepted = [name for name, rejected in verdicts[case.name].items() if not rejected]
-        counts: dict[str, dict[str, int]] = {"filled": {}, "ignored": {}}
+        counts: dict[str, dict[str, int]] = {"filled": {}, "unsure": {}}
         if accepted:
             counts = maker.complete(case, accepted, evidence[case.name])
-            background[case.name] = counts["ignored"].get("background", 0)
+            background[case.name] = counts["unsure"].get("background", 0)
             annotated = tuple(n for n in label_map.names if n in (*(case.annotated or ()), *accepted))
             completed[case.name] = {
                 "file": f"labels/{case.name}.nii.gz",
@@ -168,7 +168,7 @@ def make_pseudolabels(
                 found,
                 rejected=verdicts[case.name][name],
                 filled=counts["filled"].get(name, 0),
-                ignored=counts["ignored"].get(name, 0),
+                unsure=counts["unsure"].get(name, 0),
                 labelled_ml=labelled_ml.get(name, ()),
                 how=how,
             )
@@ -248,17 +248,16 @@ class _Maker:
         """Write a case's completed label, and beside it where it comes from.
 
         Returns:
-            Voxels `filled` and `ignored`, by class.
+            Voxels `filled` and `unsure`, by class.
         """
         target, sidecar = self._file("labels", case), self.folder / "labels" / f"{case.name}.json"
         limits = (self.how.confidence, self.how.background_confidence) if self.how.filters else (0.0, 0.0)
-        ignored = ignore_value(self.label_map)
-        made_from = digest([self._key(case, list(evidence)), list(accepted), limits, ignored, self.how.soft])
+        made_from = digest([self._key(case, list(evidence)), list(accepted), limits, self.how.soft])
         weights = self._file("weights", case) if self.how.soft else None
         if sidecar.exists() and target.exists() and (weights is None or weights.exists()):
             record = read_json(sidecar)
             if record["made_from"] == made_from:
-                return {"filled": record["voxels_filled"], "ignored": record["voxels_ignored"]}
+                return {"filled": record["voxels_filled"], "unsure": record["voxels_unsure"]}
         original = None if case.label is None else read_label(case.label)
         predicted, percent = (read_label(self._file(kind, case)) for kind in ("predicted", "confidence"))
         label = None if original is None else original.array[0]
@@ -270,7 +269,6 @@ class _Maker:
             accepted=accepted,
             confidence=limits[0],
             background_confidence=limits[1],
-            ignore_value=ignored,
         )
         sidecar.unlink(missing_ok=True)  # a label without it is not whole
         write_volume(target, done.label, predicted.grid)
@@ -285,13 +283,13 @@ class _Maker:
             "annotated": list(self._annotated(case)),
             "filled": list(accepted),
             "voxels_filled": done.filled,
-            "voxels_ignored": done.ignored,
-            "ignore_value": ignored if any(limits) else None,
+            "voxels_unsure": done.unsure,
+            "unsure_value": UNSURE_VALUE if any(limits) else None,
             "version": __version__,
             "made_from": made_from,
         }
         write_json(sidecar, origin)
-        return {"filled": done.filled, "ignored": done.ignored}
+        return {"filled": done.filled, "unsure": done.unsure}
 
     def tidy(self, completed: Mapping[str, Mapping[str, Any]]) -> None:
         """Take away labels and weights that were made before and that the list of completed ones does not name."""

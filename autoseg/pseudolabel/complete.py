@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoseg.data.labels import LabelMap
+from autoseg.data.labels import UNSURE_VALUE, LabelMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -15,11 +15,11 @@ class CompletedLabel:
     """A completed label and what was done to it."""
 
     label: np.ndarray
-    """(X, Y, Z) values of a label file, the ignore value among them."""
+    """(X, Y, Z) values of a label file, `UNSURE_VALUE` among them."""
     filled: dict[str, int]
     """Voxels filled in, by class."""
-    ignored: dict[str, int]
-    """Voxels left out since the models are not sure, by the accepted class they lean to; `background`: to none."""
+    unsure: dict[str, int]
+    """Voxels of which the models are not sure, by the accepted class they lean to; `background`: to none."""
 
 
 def complete_label(
@@ -31,7 +31,6 @@ def complete_label(
     accepted: Sequence[str],
     confidence: float,
     background_confidence: float,
-    ignore_value: int,
 ) -> CompletedLabel:
     """Fill in accepted classes where the annotators left background.
 
@@ -39,32 +38,28 @@ def complete_label(
         label: (X, Y, Z) values as the annotators made them; None: there is no label.
         predicted, percent: (X, Y, Z) as `Prediction` has them.
         accepted: classes to fill in; others stay background, as the annotators left them.
-        confidence: probability under which a voxel of a class is ignored instead; 0 ignores none.
+        confidence: probability under which a voxel of a class is unsure; at 0 none is.
         background_confidence: the same for one of none of the predicted classes.
-        ignore_value: marks ignored voxels.
 
     Whatever has a value in `label` keeps it. A voxel that leans to a class that was not accepted may be that class or
-    background; where the models are sure of it, it stays background, and the loss counts it as either of them.
+    background; where the models are sure of it, it stays background, and the loss counts it as either of them. An
+    unsure voxel says what the annotators said by leaving it out: that it is of none of the classes they drew.
     """
-    largest = max(*label_map.known_values, ignore_value, 0 if label is None else int(label.max(initial=0)))
-    dtype = np.uint8 if largest < 256 else np.uint16
-    result = np.zeros(predicted.shape, dtype) if label is None else label.astype(dtype)
+    result = np.zeros(predicted.shape, np.uint16) if label is None else label.astype(np.uint16)
     free = np.ones(predicted.shape, bool) if label is None else label == 0
     unsure = free & (percent < np.where(predicted == 0, 100 * background_confidence, 100 * confidence))
-    filled, ignored = {}, {}
+    filled, left = {}, {}
     painted = {name: label_map.painted_values[label_map.names.index(name)] for name in accepted}
     for name, value in painted.items():
         mine = free & (predicted == value)
         sure = mine & ~unsure
         result[sure] = value
-        result[mine & unsure] = ignore_value
-        filled[name], ignored[name] = int(sure.sum()), int((mine & unsure).sum())
+        filled[name], left[name] = int(sure.sum()), int((mine & unsure).sum())
     # What leans to a rejected class may as well be an accepted one, which the case will count as annotated for.
-    background = unsure & ~np.isin(predicted, list(painted.values()))
-    result[background] = ignore_value
+    result[unsure] = UNSURE_VALUE
     if max(confidence, background_confidence) > 0:
-        ignored["background"] = int(background.sum())
-    return CompletedLabel(label=result, filled=filled, ignored=ignored)
+        left["background"] = int((unsure & ~np.isin(predicted, list(painted.values()))).sum())
+    return CompletedLabel(label=result, filled=filled, unsure=left)
 
 
 def voxel_weights(label: np.ndarray | None, percent: np.ndarray) -> np.ndarray:
@@ -76,10 +71,3 @@ def voxel_weights(label: np.ndarray | None, percent: np.ndarray) -> np.ndarray:
         label, percent: as `complete_label` takes them.
     """
     return percent.copy() if label is None else np.where(label == 0, percent, 100).astype(np.uint8)
-
-
-def ignore_value(label_map: LabelMap) -> int:
-    """The value that marks ignored voxels: the data set's own, else 255, or the next that no class has."""
-    if label_map.ignore_label is not None:
-        return label_map.ignore_label
-    return next(v for v in (255, *range(256, 65536), *range(254, 0, -1)) if v not in label_map.known_values)

@@ -14,7 +14,6 @@ from autoseg.data.cases import Case, Datalist
 from autoseg.data.folds import deal_folds
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError
-from autoseg.pseudolabel.complete import ignore_value
 
 log = logging.getLogger(__name__)
 
@@ -143,14 +142,10 @@ def first_round(datalist: Datalist, label_map: LabelMap, settings: Settings) -> 
     """The cases of the first round: the fully annotated ones for two_stage, else all.
 
     They get new folds, unless the list names its validation cases: that split is kept in all rounds.
-    Voxels are marked as ignored in later rounds alone, but every round is told of the value, so that they share what
-    is preprocessed.
 
     Raises:
         ConfigError: two_stage, and too few cases are fully annotated to train on some and validate on others.
     """
-    if How.of(settings).filters:
-        datalist = replace(datalist, ignore_label=ignore_value(label_map))
     if settings.strategy != "two_stage":
         return datalist
     known = known_classes(datalist.training, label_map.names)
@@ -197,8 +192,6 @@ def later_round(
 
     Source: the FLARE23 paper splits at random for each of its two trainings.
     """
-    if how.filters:
-        datalist = replace(datalist, ignore_label=ignore_value(label_map))
     if datalist.num_fold == 1:
         return datalist
     if not how.continues:

@@ -511,7 +511,7 @@ def _pseudolabels(run: Run) -> Content | None:
         title = name if case.label is not None else f"{name}, an unlabeled image: all lines are pseudo-labels"
         pictures.append({"title": title, "text": what, "alt": f"pseudo-labels of {name}", "picture": picture})
     return {
-        "background": {"voxels_ignored": 0},  # audits of earlier versions do not count them
+        "background": {"voxels_unsure": 0},  # audits of earlier versions do not count them
         **run.audit,
         "few": FEW,
         "rows": rows[:MOST_ROWS],
