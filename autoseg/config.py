@@ -312,7 +312,7 @@ class PseudolabelSettings(Strict):
     """Whether the rules below reject pseudo-labels; null: no for two_stage, yes for both."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Probability under which a voxel that the models give a class is unsure, and teaches what annotators said alone."""
-    background_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    background_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """The same for what they call background: models that learned a class from few cases find too little of it."""
     soft: bool = False
     """Voxels that the models spoke of count by their probability, in the loss of the round that learns from them."""
