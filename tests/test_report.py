@@ -320,7 +320,7 @@ def test_pictures_show_right_on_the_left_and_front_up(phantom_case, tmp_path: Pa
 
     from PIL import Image
 
-    from autoseg.data.labels import LabelMap
+    from autoseg.data.labels import UNSURE_VALUE, LabelMap
     from autoseg.data.volumes import Grid, write_volume
 
     for signs in ((1, 1, 1), (-1, -1, 1), (1, -1, -1)):
@@ -330,10 +330,13 @@ def test_pictures_show_right_on_the_left_and_front_up(phantom_case, tmp_path: Pa
         image = ras.astype(np.float32) * 100
         write_volume(tmp_path / "i.nii.gz", image, grid)
         write_volume(tmp_path / "l.nii.gz", ras, grid)
+        completed = ras.astype(np.uint16)
+        completed[2:9, 2:9, 2:9] = UNSURE_VALUE  # as a completed label has it; not drawn
+        write_volume(tmp_path / "c.nii.gz", completed, grid)
         found = picture_case(
             (tmp_path / "i.nii.gz",),
             tmp_path / "l.nii.gz",
-            tmp_path / "l.nii.gz",
+            tmp_path / "c.nii.gz",
             LabelMap(names=("a",), values=((1,),)),
         )
         for plane in found.planes:

@@ -19,8 +19,8 @@ from autoseg.config import InferenceSettings, Settings
 from autoseg.errors import ConfigError
 
 IGNORE, UNSURE = 255, 254
-"""Values in an encoded target, whatever marks them in the files: of an ignored voxel, and of one of which is known only
-that it is of none of the classes that its case's annotators drew."""
+"""Values in an encoded target, above those of classes, whatever marks them in the files: of an ignored voxel, and of
+one of which is known only that it is of none of the classes that its case's annotators drew."""
 UNSURE_VALUE = 65535
 """What marks the latter in a completed label's file; no class can have it, so that every label map means the same."""
 

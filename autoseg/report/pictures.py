@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.labels import IGNORE, LabelMap
+from autoseg.data.labels import UNSURE, LabelMap
 from autoseg.data.volumes import read_image, read_label
 
 MOST_SLICES = 24
@@ -87,8 +87,8 @@ def picture_case(images: tuple[Path, ...], label: Path, prediction: Path, label_
 
 
 def _is_class(target: np.ndarray) -> np.ndarray:
-    """(1 or K, X, Y, Z) encoded target -> (X, Y, Z) bool: any class."""
-    return ((target > 0) & (target != IGNORE)).any(axis=0)
+    """(1 or K, X, Y, Z) encoded target -> (X, Y, Z) bool: any class, neither ignored nor unsure."""
+    return ((target > 0) & (target < UNSURE)).any(axis=0)
 
 
 def shown_box(targets: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> tuple[slice, slice, slice]:
@@ -161,7 +161,7 @@ def _masks(flat: np.ndarray, label_map: LabelMap) -> list[tuple[int, np.ndarray]
     """Index and (A, B) bool of each class in a slice (1 or K, A, B) of an encoded target."""
     if label_map.sigmoid:
         return [(i, channel == 1) for i, channel in enumerate(flat)]
-    found = [int(v) for v in np.unique(flat[0]) if v not in (0, IGNORE)]
+    found = [int(v) for v in np.unique(flat[0]) if 0 < v < UNSURE]
     return [(v - 1, flat[0] == v) for v in found]
 
 
