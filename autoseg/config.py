@@ -311,7 +311,7 @@ class PseudolabelSettings(Strict):
     filter: bool | None = None
     """Whether the rules below reject pseudo-labels; null: no for two_stage, yes for both."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Probability under which a voxel that the models give a class is unsure, and teaches what annotators said alone."""
+    """Probability under which a voxel that the models give a class is unsure: it teaches what annotators said alone."""
     background_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """The same for what they call background: models that learned a class from few cases find too little of it."""
     soft: bool = False

@@ -88,7 +88,7 @@ def picture_case(images: tuple[Path, ...], label: Path, prediction: Path, label_
 
 def _is_class(target: np.ndarray) -> np.ndarray:
     """(1 or K, X, Y, Z) encoded target -> (X, Y, Z) bool: any class, neither ignored nor unsure."""
-    return ((target > 0) & (target < UNSURE)).any(axis=0)
+    return np.logical_or.reduce((target > 0) & (target < UNSURE), axis=0)
 
 
 def shown_box(targets: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> tuple[slice, slice, slice]:
