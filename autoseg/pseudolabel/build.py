@@ -273,7 +273,7 @@ class _Maker:
         sidecar.unlink(missing_ok=True)  # a label without it is not whole
         write_volume(target, done.label, predicted.grid)
         if weights is not None:
-            write_volume(weights, voxel_weights(label, percent.array[0]), predicted.grid)
+            write_volume(weights, voxel_weights(label, percent.array[0], done.label), predicted.grid)
         origin = {
             "case": case.name,
             "round": self.round,

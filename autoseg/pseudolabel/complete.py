@@ -62,12 +62,17 @@ def complete_label(
     return CompletedLabel(label=result, filled=filled, unsure=left)
 
 
-def voxel_weights(label: np.ndarray | None, percent: np.ndarray) -> np.ndarray:
+def voxel_weights(label: np.ndarray | None, percent: np.ndarray, completed: np.ndarray) -> np.ndarray:
     """(X, Y, Z) uint8: what each voxel counts in training, in percent.
 
-    All of it where the annotators set a value; elsewhere the probability of what the models say.
+    All of it where the annotators set a value, or where theirs is the only word since the models are unsure; elsewhere
+    the probability of what the models say.
 
     Args:
         label, percent: as `complete_label` takes them.
+        completed: what it makes of them.
     """
-    return percent.copy() if label is None else np.where(label == 0, percent, 100).astype(np.uint8)
+    by_models = completed != UNSURE_VALUE
+    if label is not None:
+        by_models &= label == 0
+    return np.where(by_models, percent, 100).astype(np.uint8)
