@@ -370,9 +370,9 @@ def test_validation_cases_that_the_list_names_stay_so_in_all_rounds() -> None:
     first = first_round(listed, AB, make_settings(strategy="two_stage"))
     assert [(c.name, c.fold) for c in first.training] == [("c0", None), ("c1", None), ("c3", 0)]
     for how in (TWO, replace(TWO, continues=True)):
-        assert later_round(listed, first, AB, how, number=2, seed=0) == listed
+        assert later_round(listed, first, how, number=2, seed=0) == listed
     for how in (BOTH, replace(BOTH, continues=False)):
-        assert later_round(listed, listed, AB, how, number=2, seed=0) == listed
+        assert later_round(listed, listed, how, number=2, seed=0) == listed
     for kept, lacking in (((0, 1, 2, 4), "validation"), ((2, 3, 4), "training")):
         some = replace(listed, training=tuple(listed.training[i] for i in kept))
         with pytest.raises(ConfigError) as error:
@@ -403,19 +403,19 @@ def test_an_unlabeled_scan_joins_in_the_fold_of_its_patient(phantoms: Path, tmp_
 def test_folds_of_a_later_round() -> None:
     listed = Datalist(training=cases(*[None] * 6, *[("a",)] * 6))
     first = first_round(listed, AB, make_settings(strategy="two_stage"))
-    second = later_round(listed, first, AB, TWO, number=2, seed=0)
+    second = later_round(listed, first, TWO, number=2, seed=0)
     assert len(second.training) == 12
     for classes in (None, ("a",)):  # balanced over the label groups
         assert sorted(c.fold or 0 for c in second.training if c.annotated == classes) == [0] * 3 + [1] * 3
-    again = later_round(listed, first, AB, TWO, number=2, seed=0)
+    again = later_round(listed, first, TWO, number=2, seed=0)
     assert again == second
-    assert later_round(listed, first, AB, TWO, number=2, seed=1) != second
+    assert later_round(listed, first, TWO, number=2, seed=1) != second
     # From the previous weights: who was in a fold stays there.
-    kept = later_round(listed, first, AB, replace(TWO, continues=True), number=2, seed=0)
+    kept = later_round(listed, first, replace(TWO, continues=True), number=2, seed=0)
     fold_of = {c.name: c.fold for c in first.training}
     assert all(c.fold == fold_of[c.name] for c in kept.training if c.name in fold_of)
     assert sorted(c.fold or 0 for c in kept.training if c.name not in fold_of) == [0] * 3 + [1] * 3
-    assert later_round(listed, listed, AB, BOTH, number=2, seed=0) == listed
+    assert later_round(listed, listed, BOTH, number=2, seed=0) == listed
 
 
 # -- the stage, with networks of random weights

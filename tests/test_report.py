@@ -208,10 +208,13 @@ def test_the_audit_of_three_rounds(tmp_path: Path) -> None:
     assert "Earlier rounds have their own: <code>round_2/pseudolabels/audit.json</code>." in section
     assert "Another 1,234 voxels are not filled in either" in section
     assert "c2: the share is not mounted" in section
-    # Of an earlier version, which did not count them.
+    # Of an earlier version, which called them ignored and did not count the background's.
     del audit["background"]
-    write_json(place.audit, {**audit, "failures": []})
-    assert "are not filled in either" not in make_report(tmp_path).read_text()
+    older = json.loads(json.dumps(audit).replace("voxels_unsure", "voxels_ignored"))
+    write_json(place.audit, {**older, "failures": []})
+    text = make_report(tmp_path).read_text()
+    assert "are not filled in either" not in text
+    assert text.count("<td>7</td><td>2</td>") == section.count("<td>7</td><td>2</td>") > 0
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

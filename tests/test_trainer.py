@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,11 @@ from plans import tiny_plan
 
 from autoseg.algos.augment import augment_samples
 from autoseg.algos.cache import CachedCase
+from autoseg.algos.losses import supervised_loss
 from autoseg.algos.patches import unannotated_classes
 from autoseg.algos.plan import ClassPlan
 from autoseg.algos.trainer import Diverged, Interrupted, Trainer
+from autoseg.data.labels import UNSURE
 from autoseg.data.phantoms import ellipsoid
 from autoseg.errors import ResourceError, WorkspaceError
 from autoseg.inference.metrics import dice_of_targets
@@ -403,6 +406,24 @@ def test_class_weights_reach_loss_and_sampling(tmp_path: Path) -> None:
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
     assert trainer.class_weights.tolist() == [1.0, 10.0]
     assert trainer.sampler.weights.tolist() == [3.0, 1.0]
+
+
+def test_an_unsure_voxel_reaches_the_loss_with_what_was_filled_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def loss(*given: Any, **words: Any) -> torch.Tensor:
+        seen.append(words)
+        return supervised_loss(*given, **words)
+
+    monkeypatch.setattr("autoseg.algos.trainer.supervised_loss", loss)
+    unsure = np.full_like(CASES[0].target, UNSURE)
+    plan = tiny_plan(annotators_share=0.0)
+    for own in (("sphere",), None):
+        cases = [dataclasses.replace(c, target=unsure, by_annotators=own) for c in CASES[:4]]
+        Trainer(plan, cases, CASES[4:], JobDir(tmp_path / str(own) / "segresnet_0"), device=CPU)._train_step(0.5)
+        assert (seen[-1]["filled"] == torch.tensor([False, own is not None])).all()
 
 
 def test_a_class_nobody_is_annotated_for_is_background() -> None:

@@ -34,16 +34,20 @@ def unannotated_classes(cases: Sequence[CachedCase], label_map: LabelMap) -> np.
     A class that no case is annotated for counts as annotated and absent everywhere: it could else take any share of
     the background's probability.
     """
-    found = np.array([[c.annotated is not None and n not in c.annotated for n in label_map.names] for c in cases])
+    found = _lacking([c.annotated for c in cases], label_map)
     found[:, found.all(axis=0)] = False
     return found
 
 
 def filled_classes(cases: Sequence[CachedCase], label_map: LabelMap) -> np.ndarray:
     """Which classes models, not annotators, drew in each case, (cases, K) bool."""
-    names = label_map.names
-    known = ~np.array([[c.annotated is not None and n not in c.annotated for n in names] for c in cases])
-    return known & np.array([[c.by_annotators is not None and n not in c.by_annotators for n in names] for c in cases])
+    known = ~_lacking([c.annotated for c in cases], label_map)
+    return known & _lacking([c.by_annotators for c in cases], label_map)
+
+
+def _lacking(listed: Sequence[tuple[str, ...] | None], label_map: LabelMap) -> np.ndarray:
+    """Which classes each list of names lacks, (lists, K) bool; None lists all."""
+    return np.array([[names is not None and n not in names for n in label_map.names] for names in listed])
 
 
 class Sampler:

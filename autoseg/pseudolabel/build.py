@@ -179,7 +179,7 @@ def make_pseudolabels(
     told = [f"{case}: {message}" for case, messages in failures.items() for message in messages]
     write_json(target.audit, {**audit, "failures": told, "not_predicted": list(failures)})
     previous = read_datalist(source.datalist, settings.dataroot)
-    listed = later_round(datalist, previous, label_map, how, number=target.round, seed=settings.seed)
+    listed = later_round(datalist, previous, how, number=target.round, seed=settings.seed)
     write_datalist(listed, target.datalist, settings.dataroot)
     write_json(target.completed, completed)
     maker.tidy(completed)

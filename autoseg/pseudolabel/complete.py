@@ -39,7 +39,8 @@ def complete_label(
         predicted, percent: (X, Y, Z) as `Prediction` has them.
         accepted: classes to fill in; others stay background, as the annotators left them.
         confidence: probability under which a voxel of a class is unsure; at 0 none is.
-        background_confidence: the same for one of none of the predicted classes.
+        background_confidence: the same for one of none of the predicted classes. Whole percents are kept, so 0.995
+            asks for 100. Source of the settings' defaults: measured, docs/results.md, "Partial labels".
 
     Whatever has a value in `label` keeps it. A voxel that leans to a class that was not accepted may be that class or
     background; where the models are sure of it, it stays background, and the loss counts it as either of them. An
@@ -47,7 +48,7 @@ def complete_label(
     """
     result = np.zeros(predicted.shape, np.uint16) if label is None else label.astype(np.uint16)
     free = np.ones(predicted.shape, bool) if label is None else label == 0
-    unsure = free & (percent < np.where(predicted == 0, 100 * background_confidence, 100 * confidence))
+    unsure = free & np.where(predicted == 0, percent < 100 * background_confidence, percent < 100 * confidence)
     filled, left = {}, {}
     painted = {name: label_map.painted_values[label_map.names.index(name)] for name in accepted}
     for name, value in painted.items():

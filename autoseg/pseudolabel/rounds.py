@@ -177,9 +177,7 @@ def _too_few(datalist: Datalist, known: Sequence[str], full: Sequence[Case]) -> 
     )
 
 
-def later_round(
-    datalist: Datalist, previous: Datalist, label_map: LabelMap, how: How, *, number: int, seed: int
-) -> Datalist:
+def later_round(datalist: Datalist, previous: Datalist, how: How, *, number: int, seed: int) -> Datalist:
     """The cases of a round after the first: all, in new folds unless it goes on from the previous one's weights.
 
     A model that has begun on some cases must go on with them, or its score on the others would flatter it: so where

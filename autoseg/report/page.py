@@ -511,14 +511,20 @@ def _pseudolabels(run: Run) -> Content | None:
         title = name if case.label is not None else f"{name}, an unlabeled image: all lines are pseudo-labels"
         pictures.append({"title": title, "text": what, "alt": f"pseudo-labels of {name}", "picture": picture})
     return {
-        "background": {"voxels_unsure": 0},  # audits of earlier versions do not count them
         **run.audit,
+        "background": _counted(run.audit.get("background", {})),
+        "classes": [_counted(found) for found in run.audit["classes"]],
         "few": FEW,
-        "rows": rows[:MOST_ROWS],
+        "rows": [_counted(row) for row in rows[:MOST_ROWS]],
         "num_rows": len(rows),
         "pictures": pictures,
         "earlier": run.earlier_audits,
     }
+
+
+def _counted(found: Content) -> Content:
+    """Part of an audit; those of earlier versions called unsure voxels ignored, or did not count the background's."""
+    return {"voxels_unsure": found.get("voxels_ignored", 0), **found}
 
 
 def _words_of(row: Content) -> str:
