@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -17,6 +18,11 @@ from autoseg.data.volumes import Grid, write_volume
 if threading.current_thread() is threading.main_thread():
     # A shell starts what it runs in the background with Ctrl-C ignored, and the commands under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long an example takes, or is drawn for, tells of the machine, not of the code.
+hypothesis.settings.register_profile("autoseg", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("autoseg")
 
 
 @pytest.fixture(scope="session")

@@ -282,7 +282,7 @@ def test_every_setting_is_documented() -> None:
     assert [key for key, doc in setting_docs().items() if not doc.doc or "anything" in doc.type] == []
 
 
-@hypothesis_settings(max_examples=50, deadline=None)
+@hypothesis_settings(max_examples=50)
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=80))
 def test_any_text_gives_settings_or_messages(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "input.yaml"
@@ -291,7 +291,7 @@ def test_any_text_gives_settings_or_messages(tmp_path_factory: pytest.TempPathFa
         load_settings(path)
 
 
-@hypothesis_settings(max_examples=50, deadline=None)
+@hypothesis_settings(max_examples=50)
 @given(st.sampled_from(sorted(setting_docs())), st.text(max_size=20))
 def test_any_value_gives_a_setting_or_a_message_that_names_it(key: str, text: str) -> None:
     messages: tuple[str, ...] = ()

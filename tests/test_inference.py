@@ -104,7 +104,7 @@ def naive_probs(network: nn.Module, image: torch.Tensor, roi: int, overlap: floa
     return (total / weights).float().softmax(0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(*[st.integers(16, 45)] * 3),
     overlap=st.sampled_from([0.0, 0.25, 0.5, 0.625]),
@@ -151,7 +151,7 @@ def test_a_volume_that_fits_one_window_is_one_pass_without_blending(shape, sigmo
     torch.testing.assert_close(found, wanted.sigmoid() if sigmoid else wanted.softmax(0), atol=1e-6, rtol=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(roi=st.integers(1, 40), more=st.integers(0, 200), overlap=st.floats(0, 0.99))
 def test_windows_cover_every_voxel_and_weigh_one(roi: int, more: int, overlap: float) -> None:
     size = roi + more
@@ -286,7 +286,7 @@ def test_the_mode_of_the_network_comes_back() -> None:
 # -- the way back
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     small=st.tuples(*[st.integers(1, 9)] * 3),
     large=st.tuples(*[st.integers(1, 14)] * 3),
@@ -314,7 +314,7 @@ def smooth_probs(outputs: int, grid, seed: int, *, sigmoid: bool) -> torch.Tenso
     return logits.sigmoid() if sigmoid else logits.softmax(0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sigmoid=st.booleans(),
     watched=st.booleans(),

@@ -182,7 +182,7 @@ def _reference(
     weighted=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_value_and_gradient_are_those_of_the_definition(
     seed: int, num_classes: int, sigmoid: bool, focal: bool, weighted: bool, data: st.DataObject
 ) -> None:
@@ -219,7 +219,7 @@ def test_value_and_gradient_are_those_of_the_definition(
     focal=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_fully_annotated_sample_has_the_ordinary_loss(
     seed: int, num_classes: int, sigmoid: bool, focal: bool, data: st.DataObject
 ) -> None:

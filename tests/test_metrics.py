@@ -54,7 +54,7 @@ def test_dice_equals_monai(label_map: LabelMap, seed: int) -> None:
     same(dice_of_targets(label_map.encode(pred), label_map.encode(label), label_map), wanted)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 999), which=st.sampled_from([THREE, NESTED, IGNORING, WIDE]))
 def test_counting_equals_masks(seed: int, which: LabelMap) -> None:
     pred, label = volumes(which, seed)

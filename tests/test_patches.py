@@ -20,7 +20,7 @@ shapes = st.tuples(*[st.integers(1, 9)] * 3)
 
 
 @given(shape=shapes, roi=shapes, seed=st.integers(0, 1000), centred=st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_patch_is_a_window_of_the_padded_image(shape, roi, seed, centred) -> None:  # type: ignore[no-untyped-def]
     case = _case(shape)
     centre = tuple(s - 1 for s in shape) if centred else None

@@ -111,7 +111,7 @@ def test_the_filled_template_reads_back_as_the_plan(algo, tmp_path: Path) -> Non
     on_gpu=st.booleans(),
     algo=st.sampled_from(ALGOS),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_data_set_gets_a_valid_plan(size, spacing, on_gpu, algo) -> None:  # type: ignore[no-untyped-def]
     data = make_fingerprint(
         size_mm_median=size,

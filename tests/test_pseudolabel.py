@@ -60,7 +60,7 @@ VALUES = st.sampled_from((0, 1, 2, 5, 9))
     background=st.sampled_from((0.0, 0.5, 0.95)),
     ignored=st.sampled_from((None, 200)),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_annotators_win_and_only_accepted_classes_are_filled(
     label: list[int],
     predicted: list[int],
@@ -142,7 +142,7 @@ def test_regions_are_chosen_by_their_own_probability() -> None:
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_disagreement_is_differing_over_foreground_voxels(seed: int) -> None:
     rng = np.random.default_rng(seed)
     maps = [rng.choice([0, 1, 2, 5], 40).astype(np.uint8) for _ in range(3)]

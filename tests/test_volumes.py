@@ -45,7 +45,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Pat
     return path
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     codes=st.sampled_from(ORIENTATIONS),
     shape=st.tuples(*[st.integers(2, 6)] * 3),
