@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Spacing
@@ -45,7 +45,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Pat
     return path
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     codes=st.sampled_from(ORIENTATIONS),
     shape=st.tuples(*[st.integers(2, 6)] * 3),
@@ -54,13 +54,14 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Pat
     num_channels=st.integers(1, 3),
 )
 def test_every_voxel_comes_back_where_it_was(
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     codes: tuple[str, ...],
     shape: tuple[int, int, int],
     spacing: tuple[float, float, float],
     tilt: float,
     num_channels: int,
 ) -> None:
+    tmp_path = tmp_path_factory.mktemp("voxels")
     affine = stored_affine(codes, shape, spacing, tilt)
     array = np.arange(np.prod(shape) * num_channels, dtype=np.float32).reshape(*shape, num_channels)
     path = save(tmp_path / "in.nii", array[..., 0] if num_channels == 1 else array, affine)
