@@ -55,7 +55,7 @@ MOST_ARCH_RATE = 0.03
 """A choice: Adam at more jumps between architectures from one step to the next."""
 RAM_FACTOR, CPU_RAM_FACTOR = 0.8, 0.4
 """Share of the full network's features that the topology is drawn to. Source: MONAI; on a CPU time is short, and a
-hand-made encoder-decoder of this space uses 16 of its 42 paths."""
+hand-made encoder-decoder of this space uses 17 of its 42 paths and 0.43 of its features."""
 TOPOLOGY_WEIGHT = 0.001
 """Source: MONAI."""
 CPU_EDGE, CPU_BATCH = 32, 1
