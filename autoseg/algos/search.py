@@ -54,8 +54,9 @@ weight can still go this far, from even odds to 20 to 1."""
 MOST_ARCH_RATE = 0.03
 """A choice: Adam at more jumps between architectures from one step to the next."""
 RAM_FACTOR, CPU_RAM_FACTOR = 0.8, 0.4
-"""Share of the full network's features that the topology is drawn to. Source: MONAI; on a CPU time is short, and a
-hand-made encoder-decoder of this space uses 17 of its 42 paths and 0.43 of its features."""
+"""Share of the full network's features that the search is drawn to, in expectation over its odds: after a short one,
+whose odds are still even, the topology read off may have far less (0.08 measured, docs/results.md). Source: MONAI; on a
+CPU time is short, and a hand-made encoder-decoder of this space uses 17 of its 42 paths and 0.43 of its features."""
 TOPOLOGY_WEIGHT = 0.001
 """Source: MONAI."""
 CPU_EDGE, CPU_BATCH = 32, 1
