@@ -77,12 +77,13 @@ def test_gradients_of_thin_images_are_right_in_bf16(size: tuple[int, int, int]) 
             assert float((mine.grad - truth.grad).norm() / truth.grad.norm()) < 0.05
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("algo", ALGOS)
-def test_a_step_in_bf16_goes_where_one_in_fp32_goes(algo: AlgoName) -> None:
+def test_a_step_in_bf16_goes_where_one_in_fp32_goes(algo: AlgoName, batch: int) -> None:
     plan = tiny_plan(algo)
     torch.manual_seed(0)
     plain = build_network(plan).train()
-    image = torch.randn(2, len(plan.channels), *plan.roi_size)
+    image = torch.randn(batch, len(plan.channels), *plan.roi_size)
     found = []
     for precision in ("fp32", "bf16"):
         network = to_device(copy.deepcopy(plain), CPU, precision, trained=True)
