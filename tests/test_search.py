@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from monai.networks.nets.dints import TopologySearch
 from plans import plan_and_origins
 from test_trainer import CASES, CPU
 from torch import nn
@@ -16,8 +23,17 @@ from torch import nn
 from autoseg.algos.bundle import write_bundle
 from autoseg.algos.generate import edited_values
 from autoseg.algos.networks import build_network
+from autoseg.algos.networks.dints import path_depths
 from autoseg.algos.plan import Plan
-from autoseg.algos.search import ARCH_RATE, Search, search_for_job, wants_search
+from autoseg.algos.search import (
+    ARCH_RATE,
+    DECODED_LEAST,
+    SHARE_GRID,
+    Search,
+    likeliest_paths,
+    search_for_job,
+    wants_search,
+)
 from autoseg.algos.trainer import Diverged
 from autoseg.errors import ResourceError
 from autoseg.reader import read_model
@@ -53,10 +69,74 @@ def test_the_likeliest_paths_and_operations_are_read_off() -> None:
     with torch.no_grad():  # paths: top to top, bottom to top, top to bottom, bottom to bottom
         search.space.log_alpha_a.copy_(torch.tensor([[4.0, -4.0, -4.0, -4.0]] * 2))
         search.space.log_alpha_c[:, :, 3] = 5.0
+    search.ram_factor = 0.25  # the paths at the top have 5 each of (5 + 11 + 12 / 4 + 5 / 4) in a block
     found = search.decode()
     assert found.paths == [[1, 0, 0, 0]] * 2
     assert found.nodes == [[1, 0]] * 3
     assert found.operations == [[3] * 4] * 2
+
+
+def fits(paths: np.ndarray) -> bool:
+    """Whether each block's paths come from exactly the depths into which those of the block before go."""
+    out_of, into = (np.array(depths) for depths in path_depths((paths.shape[1] + 2) // 3))
+    taken = paths.astype(bool)
+    return all(set(into[a]) == set(out_of[b]) for a, b in itertools.pairwise(taken)) and bool(taken.any(1).all())
+
+
+@given(arrays(np.float64, (3, 4), elements=st.floats(-4, 4)), st.floats(0, 0.9), st.floats(0, 0.5))
+def test_no_paths_that_fit_are_likelier(odds: np.ndarray, least: float, more: float) -> None:
+    """All 15^3 sets of paths of three blocks and two depths are tried; shares here are whole steps of the grid."""
+    features = np.array([[0.1, 0.15, 0.05, 1 / 30]] * 3)
+    least, most = (round(share, 2) for share in (least, min(1.0, least + more)))
+    features = np.round(features / SHARE_GRID) * SHARE_GRID
+    paths = likeliest_paths(odds, features, least, most)
+    assert fits(paths)
+    shares = [(every * features).sum() for every in FITTING]
+    allowed = [every for every, share in zip(FITTING, shares, strict=True) if least - 1e-9 <= share <= most + 1e-9]
+    if allowed:
+        assert (paths * odds).sum() == pytest.approx(max((every * odds).sum() for every in allowed))
+        assert least - 1e-9 <= (paths * features).sum() <= most + 1e-9
+    else:
+        nearest = min(abs(share - most) for share in shares)
+        assert abs((paths * features).sum() - most) == pytest.approx(nearest)
+
+
+BLOCKS = [block for block in itertools.product((0, 1), repeat=4) if any(block)]
+FITTING = [paths for paths in map(np.array, itertools.product(BLOCKS, repeat=3)) if fits(paths)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_paths_are_those_of_monai_where_every_share_will_do(seed: int) -> None:
+    torch.manual_seed(seed)
+    space = TopologySearch(channel_mul=0.125, num_blocks=4, num_depths=3, use_downsample=False, device="cpu")
+    with torch.no_grad():
+        space.log_alpha_a.normal_(0, 0.7)
+    _, theirs, *_ = space.decode()
+    odds = space.log_alpha_a.detach().numpy()
+    assert np.array_equal(likeliest_paths(odds, np.full_like(odds, 1 / odds.size), 0.0, 1.0), theirs)
+
+
+@pytest.mark.parametrize("wanted", [0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("spread", [0.1, 5.0])  # odds that are near even still, and sharp ones
+def test_what_is_read_off_has_the_wanted_share_of_features(wanted: float, spread: float) -> None:
+    """As MONAI counts features."""
+    plan, _ = small_plan()
+    plan = plan.model_copy(update={"network": {**plan.network, "paths": [[1] * 7] * 6}})
+    search = Search(plan, CASES[:4], CPU, seconds=None, steps=8)
+    search.ram_factor, space = wanted, search.space
+    torch.manual_seed(1)
+    with torch.no_grad():
+        space.log_alpha_a.normal_(0, spread)
+        space.log_alpha_c.normal_(0, 1)
+    found = search.decode()
+    with torch.no_grad():
+        space.log_alpha_a.copy_(100.0 * (torch.tensor(found.paths) - 0.5))
+        space.log_alpha_c.copy_(100.0 * F.one_hot(torch.tensor(found.operations), 5))
+        size = (1, 1, 16, 16, 16)
+        share = float(space.get_ram_cost_usage(size) / space.get_ram_cost_usage(size, full=True))
+    assert (DECODED_LEAST - 0.03) * wanted < share <= wanted + 1e-6
+    assert f"{np.sum(found.paths)} of 42 paths, {share:.2f} of the features" in found.origin
+    assert fits(np.array(found.paths))
 
 
 def test_a_search_that_was_stopped_goes_on_to_the_same_topology(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
@@ -29,6 +31,7 @@ from autoseg.algos.cache import CachedCase
 from autoseg.algos.device import Precision, autocast, resolve_precision, to_device
 from autoseg.algos.losses import supervised_loss
 from autoseg.algos.networks import divisor
+from autoseg.algos.networks.dints import path_depths, reached_nodes
 from autoseg.algos.networks.sizing import shorter_roi
 from autoseg.algos.patches import cut_batch, make_sampler
 from autoseg.algos.plan import Plan
@@ -57,6 +60,9 @@ RAM_FACTOR, CPU_RAM_FACTOR = 0.8, 0.4
 """Share of the full network's features that the search is drawn to, in expectation over its odds: after a short one,
 whose odds are still even, the topology read off may have far less (0.08 measured, docs/results.md). Source: MONAI; on a
 CPU time is short, and a hand-made encoder-decoder of this space uses 17 of its 42 paths and 0.43 of its features."""
+DECODED_LEAST, SHARE_GRID = 0.9, 0.002
+"""Part of that share which the topology that is read off has at least, and how finely shares are told apart there:
+choices."""
 TOPOLOGY_WEIGHT = 0.001
 """Source: MONAI."""
 CPU_EDGE, CPU_BATCH = 32, 1
@@ -175,15 +181,36 @@ class Search:
         return self.decode()
 
     def decode(self) -> Topology:
-        """The most likely topology; its paths fit together (Dijkstra over the blocks, MONAI's `decode`)."""
-        nodes, paths, operations, _ = self.space.decode()
+        """The likeliest topology with the wanted share of the features, and its likeliest operations.
+
+        Of all it would be the likeliest, were it not for the share; but after a short search odds are near even still,
+        and the likeliest topology of such odds is one of little (0.08 of the features, measured).
+        """
+        odds = self.space.log_alpha_a.detach().double().cpu().numpy()
+        operations = self.space.log_alpha_c.detach().argmax(-1).cpu()
+        features = self._features(operations)
+        paths = likeliest_paths(odds, features, DECODED_LEAST * self.ram_factor, self.ram_factor)
+        share = float((paths * features).sum())
         return Topology(
             origin=f"found by a differentiable search of {self.step} steps, {format_duration(self.elapsed_s)}, "
-            f"{sum(map(len, self.halves))} cases, patches of {'x'.join(map(str, self.roi))}",
-            paths=paths.astype(int).tolist(),
-            operations=operations.astype(int).tolist(),
-            nodes=nodes.astype(int).tolist(),
+            f"{sum(map(len, self.halves))} cases, patches of {'x'.join(map(str, self.roi))}; "
+            f"{paths.sum()} of {paths.size} paths, {share:.2f} of the features",
+            paths=paths.tolist(),
+            operations=operations.tolist(),
+            nodes=reached_nodes(paths.tolist()),
         )
+
+    def _features(self, operations: torch.Tensor) -> np.ndarray:
+        """Each path's share of the features of all paths, with one operation each: (blocks, paths), sum 1.
+
+        As MONAI counts them: what an operation keeps, times the size of the scale it ends at.
+        """
+        space = self.space
+        _, into = path_depths(space.num_depths)
+        sizes = np.array([space.filter_nums[depth] / 8**depth for depth in into])
+        kept = np.take_along_axis(space.ram_cost, operations.numpy()[..., None], axis=-1)[..., 0]
+        features: np.ndarray = (1 + kept) * sizes
+        return features / features.sum()
 
     def _loss(self, half: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Segmentation loss on a batch of one half of the cases, and the image."""
@@ -314,6 +341,60 @@ class Search:
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.batch, self.roi = state["batch"], tuple(state["roi"])
         log.info("search: going on at step %d", self.step)
+
+
+def likeliest_paths(odds: np.ndarray, features: np.ndarray, least: float, most: float) -> np.ndarray:
+    """The likeliest of all sets of paths that fit together and have such a share of the features.
+
+    They fit where each block has a path, and its paths come from exactly the depths into which those of the block
+    before go (MONAI's rule). Found block by block, the best way to each set of depths at each share (Viterbi), so
+    exactly, but that a block's share is rounded up to `SHARE_GRID`.
+
+    Args:
+        odds: log-odds, (blocks, 3 depths - 2).
+        features: each path's share of those of all paths; same shape, sum 1.
+        least, most: share of the features, 0..1; where no set of paths lies between, the nearest to `most` is taken.
+
+    Returns:
+        The same shape, 0 and 1.
+    """
+    count = odds.shape[1]
+    out_of, into = path_depths((count + 2) // 3)
+    choices = np.array(list(itertools.product((0, 1), repeat=count))[1:])
+    come, go = (
+        [frozenset(depth for on, depth in zip(choice, depths, strict=True) if on) for choice in choices]
+        for depths in (out_of, into)
+    )
+    costs = np.ceil(choices @ features.T / SHARE_GRID - 1e-6).astype(int)
+    size = int(costs.max(0).sum()) + 1
+    nothing = np.full(size, -np.inf)
+    nothing[0] = 0.0
+    best = dict.fromkeys(come, nothing)  # greatest sum of log-odds, by the features that it takes
+    taken: list[dict[frozenset[int], np.ndarray]] = []
+    for gains, prices in zip((choices @ odds.T).T, costs.T, strict=True):
+        found = {end: np.full(size, -np.inf) for end in go}
+        taken.append({end: np.zeros(size, int) for end in go})
+        for index, (start, end) in enumerate(zip(come, go, strict=True)):
+            total = np.full(size, -np.inf)
+            total[prices[index] :] = best[start][: size - prices[index]] + gains[index]
+            better = total > found[end]
+            found[end][better] = total[better]
+            taken[-1][end][better] = index
+        best = found
+    shares = SHARE_GRID * np.arange(size)
+    reached = np.max(list(best.values()), axis=0)
+    within = (shares >= least - 1e-6) & (shares <= most + 1e-6) & np.isfinite(reached)
+    if within.any():
+        price = int(np.where(within, reached, -np.inf).argmax())
+    else:
+        price = int(np.where(np.isfinite(reached), np.abs(shares - most), np.inf).argmin())
+    end = max(best, key=lambda depths: float(best[depths][price]))
+    paths = np.zeros_like(odds, dtype=int)
+    for block in reversed(range(len(odds))):
+        index = int(taken[block][end][price])
+        paths[block] = choices[index]
+        end, price = come[index], price - costs[index, block]
+    return paths
 
 
 def search_for_job(

@@ -37,15 +37,25 @@ def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Mo
     )
 
 
-def reached_nodes(paths: list[list[int]]) -> list[list[int]]:
-    """Which depths hold features before each block and after the last: (blocks + 1, depths) of 0 and 1."""
-    num_depths = (len(paths[0]) + 2) // 3
-    # Paths go block by block through the depths: from the same depth, from above, from below, ends cut off.
+def path_depths(num_depths: int) -> tuple[list[int], list[int]]:
+    """From which depth each path of a block comes, and into which it goes; MONAI's order.
+
+    Depth by depth: from above, from the same depth, from below; the first has nothing above it, the last nothing below.
+    """
     into = [depth for depth in range(num_depths) for _ in range(3)][1:-1]
-    nodes = [[1] * num_depths]
-    for block in paths:
-        nodes.append([max(on for on, d in zip(block, into, strict=True) if d == depth) for depth in range(num_depths)])
-    return nodes
+    out_of = [depth + step for depth in range(num_depths) for step in (-1, 0, 1)][1:-1]
+    return out_of, into
+
+
+def reached_nodes(paths: list[list[int]]) -> list[list[int]]:
+    """Which depths hold features that count, before each block and after the last: (blocks + 1, depths) of 0 and 1."""
+    num_depths = (len(paths[0]) + 2) // 3
+    out_of, into = path_depths(num_depths)
+
+    def touched(block: list[int], depths: list[int]) -> list[int]:
+        return [max(on for on, d in zip(block, depths, strict=True) if d == depth) for depth in range(num_depths)]
+
+    return [touched(paths[0], out_of), *(touched(block, into) for block in paths)]
 
 
 def heads(module: nn.Module) -> tuple[nn.Module, ...]:
