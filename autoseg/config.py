@@ -384,8 +384,9 @@ RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "rep
 
 
 def _check_study(name: str) -> str:
-    if not re.fullmatch(r"(?!round_)[a-z][a-z0-9_-]*", name) or name in RESERVED_NAMES:
-        taken = ", ".join((*RESERVED_NAMES, "round_*"))
+    jobs = re.fullmatch(rf"({'|'.join((*ALGOS, LOCATOR))})_\d+", name)
+    if not re.fullmatch(r"(?!round_)[a-z][a-z0-9_-]*", name) or name in RESERVED_NAMES or jobs:
+        taken = ", ".join((*RESERVED_NAMES, "round_*", "<network>_<fold>"))
         raise ValueError(f"expected lower case letters, digits, - and _, and none of {taken}.")
     return name
 

@@ -15,9 +15,9 @@ JOB = re.compile(r"(segresnet|dints)_\d+")
 """Jobs of the finished run."""
 
 
-@pytest.mark.parametrize("name", [*RESERVED_NAMES, "analysis", "round_1"])
+@pytest.mark.parametrize("name", [*RESERVED_NAMES, "analysis", "round_1", "dints_0", "locator_12"])
 def test_a_sweep_cannot_take_a_name_that_is_taken(name: str) -> None:
-    with pytest.raises(ValidationError, match="and none of analysis, cache, state"):
+    with pytest.raises(ValidationError, match="and none of analysis, cache, state, .*, <network>_<fold>"):
         SweepSettings(study=name)
     assert SweepSettings(study=f"my_{name}").study == f"my_{name}"
 
