@@ -234,8 +234,8 @@ class DiNTSSettings(HyperSettings):
     use_downsample: bool | None = None
     """Work from half resolution on: cheaper, a little coarser."""
     search: bool | None = None
-    """Search the topology on the job's own cases before training, on a share of its time; false: the one that comes
-    with the template, whose file says where it is from."""
+    """Search the topology on the job's own cases before training, on a share of its time, from the one that comes with
+    the template on, whose file says where it is from; false: take that one."""
 
 
 class UNetSettings(HyperSettings):

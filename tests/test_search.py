@@ -27,8 +27,9 @@ from autoseg.algos.networks.dints import path_depths
 from autoseg.algos.plan import Plan
 from autoseg.algos.search import (
     ARCH_RATE,
-    DECODED_LEAST,
-    SHARE_GRID,
+    GRID,
+    LEAST_FEATURES,
+    MOST_FEATURES,
     Search,
     likeliest_paths,
     search_for_job,
@@ -65,15 +66,24 @@ def test_architecture_moves_after_the_warm_up_alone() -> None:
 
 def test_the_likeliest_paths_and_operations_are_read_off() -> None:
     plan, _ = small_plan()
+    start = {"paths": [[1, 0, 0, 0]] * 2, "operations": [[3] * 4] * 2}
+    plan = plan.model_copy(update={"network": {**plan.network, **start}})
     search = Search(plan, CASES[:4], CPU, seconds=None, steps=8)
-    with torch.no_grad():  # paths: top to top, bottom to top, top to bottom, bottom to bottom
-        search.space.log_alpha_a.copy_(torch.tensor([[4.0, -4.0, -4.0, -4.0]] * 2))
-        search.space.log_alpha_c[:, :, 3] = 5.0
-    search.ram_factor = 0.25  # the paths at the top have 5 each of (5 + 11 + 12 / 4 + 5 / 4) in a block
-    found = search.decode()
+    found = search.decode()  # nothing was learnt yet
     assert found.paths == [[1, 0, 0, 0]] * 2
     assert found.nodes == [[1, 0]] * 3
-    assert found.operations == [[3] * 4] * 2
+    assert [block[0] for block in found.operations] == [3, 3]
+    assert "2 paths, 2 of the 2 it started from, 1.00 of their features" in found.origin
+    with torch.no_grad():  # paths: top to top, bottom to top, top to bottom, bottom to bottom
+        search.space.log_alpha_a.copy_(torch.tensor([[-4.0, -4.0, 4.0, -4.0], [-4.0, 4.0, -4.0, -4.0]]))
+        search.space.log_alpha_c[:, :, 4] = 5.0
+    found = search.decode()  # down once and up again costs 1.4 of it
+    assert found.paths != [[0, 0, 1, 0], [0, 1, 0, 0]]
+    search.space.ram_cost[:, 1:3] = 7.0  # 8 up and 8 / 4 down, as much as 5 and 5 at the top
+    found = search.decode()
+    assert found.paths == [[0, 0, 1, 0], [0, 1, 0, 0]]
+    assert found.nodes == [[1, 0], [0, 1], [1, 0]]
+    assert found.operations == [[4] * 4] * 2
 
 
 def fits(paths: np.ndarray) -> bool:
@@ -83,22 +93,21 @@ def fits(paths: np.ndarray) -> bool:
     return all(set(into[a]) == set(out_of[b]) for a, b in itertools.pairwise(taken)) and bool(taken.any(1).all())
 
 
-@given(arrays(np.float64, (3, 4), elements=st.floats(-4, 4)), st.floats(0, 0.9), st.floats(0, 0.5))
-def test_no_paths_that_fit_are_likelier(odds: np.ndarray, least: float, more: float) -> None:
-    """All 15^3 sets of paths of three blocks and two depths are tried; shares here are whole steps of the grid."""
-    features = np.array([[0.1, 0.15, 0.05, 1 / 30]] * 3)
-    least, most = (round(share, 2) for share in (least, min(1.0, least + more)))
-    features = np.round(features / SHARE_GRID) * SHARE_GRID
-    paths = likeliest_paths(odds, features, least, most)
+@given(arrays(np.float64, (3, 4), elements=st.floats(-4, 4)), st.integers(0, 90), st.integers(0, 50))
+def test_no_paths_that_fit_are_likelier(odds: np.ndarray, least: int, more: int) -> None:
+    """All 15^3 sets of paths of three blocks and two depths are tried; features here are whole steps of the grid."""
+    features = np.array([[30, 45, 15, 10]] * 3) * GRID
+    lowest, highest = 3 * least * GRID, 3 * (least + more) * GRID
+    paths = likeliest_paths(odds, features, lowest, highest)
     assert fits(paths)
-    shares = [(every * features).sum() for every in FITTING]
-    allowed = [every for every, share in zip(FITTING, shares, strict=True) if least - 1e-9 <= share <= most + 1e-9]
+    sums = [(every * features).sum() for every in FITTING]
+    allowed = [every for every, found in zip(FITTING, sums, strict=True) if lowest - 1e-9 <= found <= highest + 1e-9]
     if allowed:
         assert (paths * odds).sum() == pytest.approx(max((every * odds).sum() for every in allowed))
-        assert least - 1e-9 <= (paths * features).sum() <= most + 1e-9
+        assert lowest - 1e-9 <= (paths * features).sum() <= highest + 1e-9
     else:
-        nearest = min(abs(share - most) for share in shares)
-        assert abs((paths * features).sum() - most) == pytest.approx(nearest)
+        nearest = min(abs(found - highest) for found in sums)
+        assert abs((paths * features).sum() - highest) == pytest.approx(nearest)
 
 
 BLOCKS = [block for block in itertools.product((0, 1), repeat=4) if any(block)]
@@ -106,36 +115,35 @@ FITTING = [paths for paths in map(np.array, itertools.product(BLOCKS, repeat=3))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_paths_are_those_of_monai_where_every_share_will_do(seed: int) -> None:
+def test_paths_are_those_of_monai_where_any_number_of_features_will_do(seed: int) -> None:
     torch.manual_seed(seed)
     space = TopologySearch(channel_mul=0.125, num_blocks=4, num_depths=3, use_downsample=False, device="cpu")
     with torch.no_grad():
         space.log_alpha_a.normal_(0, 0.7)
     _, theirs, *_ = space.decode()
     odds = space.log_alpha_a.detach().numpy()
-    assert np.array_equal(likeliest_paths(odds, np.full_like(odds, 1 / odds.size), 0.0, 1.0), theirs)
+    assert np.array_equal(likeliest_paths(odds, np.full_like(odds, GRID), 0.0, 1.0), theirs)
 
 
-@pytest.mark.parametrize("wanted", [0.2, 0.4, 0.6, 0.8])
-@pytest.mark.parametrize("spread", [0.1, 5.0])  # odds that are near even still, and sharp ones
-def test_what_is_read_off_has_the_wanted_share_of_features(wanted: float, spread: float) -> None:
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])  # odds that are near even still, and sharp ones
+def test_what_is_read_off_has_as_many_features_as_the_plan(spread: float) -> None:
     """As MONAI counts features."""
-    plan, _ = small_plan()
-    plan = plan.model_copy(update={"network": {**plan.network, "paths": [[1] * 7] * 6}})
+    plan, _ = plan_and_origins("dints", dints={"search": True, "channel_mul": 0.125}, precision="fp32")
     search = Search(plan, CASES[:4], CPU, seconds=None, steps=8)
-    search.ram_factor, space = wanted, search.space
+    space = search.space
     torch.manual_seed(1)
     with torch.no_grad():
         space.log_alpha_a.normal_(0, spread)
         space.log_alpha_c.normal_(0, 1)
     found = search.decode()
-    with torch.no_grad():
-        space.log_alpha_a.copy_(100.0 * (torch.tensor(found.paths) - 0.5))
-        space.log_alpha_c.copy_(100.0 * F.one_hot(torch.tensor(found.operations), 5))
-        size = (1, 1, 16, 16, 16)
-        share = float(space.get_ram_cost_usage(size) / space.get_ram_cost_usage(size, full=True))
-    assert (DECODED_LEAST - 0.03) * wanted < share <= wanted + 1e-6
-    assert f"{np.sum(found.paths)} of 42 paths, {share:.2f} of the features" in found.origin
+    features = []
+    for paths, operations in ((found.paths, found.operations), (plan.network["paths"], plan.network["operations"])):
+        with torch.no_grad():
+            space.log_alpha_a.copy_(100.0 * (torch.tensor(paths) - 0.5))
+            space.log_alpha_c.copy_(100.0 * F.one_hot(torch.tensor(operations), 5))
+            features.append(float(space.get_ram_cost_usage((1, 1, 16, 16, 16))))
+    assert LEAST_FEATURES - 0.03 < features[0] / features[1] <= MOST_FEATURES + 1e-6
+    assert f"{features[0] / features[1]:.2f} of their features" in found.origin
     assert fits(np.array(found.paths))
 
 
@@ -213,6 +221,9 @@ def test_a_found_topology_stands_in_the_bundle_and_is_trained(tmp_path: Path) ->
     new = read_model(paths.plan, Plan)
     assert new.network["paths"] == found["paths"]
     assert not wants_search(new, paths)
+    for key in ("paths", "operations"):  # planned anew, with the template's topology
+        planned = new.model_copy(update={"network": {**new.network, key: [[2] * 4] * 2}})
+        assert wants_search(planned, paths)
     assert edited_values(paths) == {}  # nobody took it for an edit by hand
     assert yaml.safe_load(paths.origins.read_text())["network.paths"]["origin"] == "search"
     assert str(found["paths"][0]) in (paths.root / "configs" / "inference.yaml").read_text()

@@ -1,8 +1,9 @@
 """The differentiable search for DiNTS' topology (He et al., CVPR 2021), in MONAI's search space.
 
 Every path between the scales and every operation on it exists at once, weighted; weights and architecture are trained
-in turns on two halves of the cases, and the best topology is read off at the end. Constants are those of MONAI's DiNTS
-search (in Auto3DSeg's template) but where a line says otherwise: its thousand epochs become a share of a budget.
+in turns on two halves of the cases, and the best topology is read off at the end. It starts from the plan's topology.
+Constants are those of MONAI's DiNTS search (in Auto3DSeg's template) but where a line says otherwise: its thousand
+epochs become a share of a budget.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import logging
 import math
 import time
@@ -56,14 +56,14 @@ ARCH_RATE, ARCH_WAY = 1e-3, 10.0
 always had one sign would go this far. Gradients change signs: with 3, odds stayed between 0.3 and 0.55 (measured)."""
 MOST_ARCH_RATE = 0.03
 """A choice: Adam at more jumps between architectures from one step to the next."""
-RAM_FACTOR, CPU_RAM_FACTOR = 0.8, 0.4
-"""Share of the full network's features that the topology has which is read off. Source: MONAI, whose search is drawn to
-it by a term of its loss; here that term moved the odds more than the segmentation did, away from the finest scale, and
-what was found was worse (docs/results.md). On a CPU time is short, and a hand-made encoder-decoder of this space uses
-17 of its 42 paths and 0.43 of its features."""
-DECODED_LEAST, SHARE_GRID = 0.9, 0.002
-"""Part of that share which the topology that is read off has at least, and how finely shares are told apart there:
-choices."""
+START_ODDS = 1.0
+"""Log-odds of the paths that the plan's topology has, at the start, less for the others, and more for its operations.
+A choice: 0.73 and 0.27. What a short search cannot tell stays as it is; a weight can go `ARCH_WAY`."""
+LEAST_FEATURES, MOST_FEATURES, GRID = 0.9, 1.0, 0.002
+"""Features of the topology read off, in parts of what the plan's has, and how finely they are told apart: choices.
+So time and memory stay near those that were measured for the plan. MONAI's search is drawn to 0.8 of the full network's
+features by a term of its loss; here such a term moved the odds more than the segmentation did, away from the finest
+scale, and what was found was worse (docs/results.md)."""
 TOPOLOGY_WEIGHT = 0.001
 """Source: MONAI."""
 CPU_EDGE, CPU_BATCH = 32, 1
@@ -91,8 +91,10 @@ def wants_search(plan: Plan, paths: JobDir) -> bool:
     """Whether a job's topology is still to be searched."""
     if plan.algo != "dints" or not plan.network.get("search"):
         return False
-    found = paths.root / TOPOLOGY
-    return not found.exists() or json.loads(found.read_text())["paths"] != plan.network["paths"]
+    if not (paths.root / TOPOLOGY).exists():
+        return True
+    found = read_json(paths.root / TOPOLOGY)
+    return any(found[key] != plan.network[key] for key in ("paths", "operations"))
 
 
 class Search:
@@ -123,7 +125,6 @@ class Search:
         # Whole steps of the network: depth halvings, one more with use_downsample.
         self.roi = tuple(min(r, CPU_EDGE) for r in plan.roi_size) if on_cpu else plan.roi_size
         self.batch = CPU_BATCH if on_cpu else plan.batch_size
-        self.ram_factor = CPU_RAM_FACTOR if on_cpu else RAM_FACTOR
         # Half precision of few digits wants a scaler, which two optimizers in turns would confuse.
         precision = resolve_precision(device, plan.precision)
         self.precision: Precision = "fp32" if precision == "fp16" else precision
@@ -138,6 +139,13 @@ class Search:
                 use_downsample=plan.network["use_downsample"],
                 device=str(device),
             )
+        self.paths = np.array(plan.network["paths"])
+        self.operations = torch.tensor(plan.network["operations"])
+        with torch.no_grad():
+            started = torch.from_numpy(self.paths).to(self.space.log_alpha_a)
+            self.space.log_alpha_a.add_(START_ODDS * (2 * started - 1))
+            likelier = F.one_hot(self.operations, self.space.num_cell_ops).to(started)
+            self.space.log_alpha_c.add_(START_ODDS * likelier * started[..., None])
         network = DiNTS(
             dints_space=self.space,
             in_channels=len(plan.channels),
@@ -182,36 +190,36 @@ class Search:
         return self.decode()
 
     def decode(self) -> Topology:
-        """The likeliest topology with the wanted share of the features, and its likeliest operations.
+        """The likeliest topology with about as many features as the plan's, and its likeliest operations.
 
-        Of all it would be the likeliest, were it not for the share; but after a short search odds are near even still,
-        and the likeliest topology of such odds is one of little (0.08 of the features, measured).
+        Without that limit it would be MONAI's. But after a short search odds are near even still, and the likeliest
+        topology of such odds has next to nothing (0.08 of the full network's features, measured).
         """
         odds = self.space.log_alpha_a.detach().double().cpu().numpy()
         operations = self.space.log_alpha_c.detach().argmax(-1).cpu()
-        features = self._features(operations)
-        paths = likeliest_paths(odds, features, DECODED_LEAST * self.ram_factor, self.ram_factor)
-        share = float((paths * features).sum())
+        features = self._features(operations) / (self.paths * self._features(self.operations)).sum()
+        paths = likeliest_paths(odds, features, LEAST_FEATURES, MOST_FEATURES)
+        kept = paths * self.paths
         return Topology(
             origin=f"found by a differentiable search of {self.step} steps, {format_duration(self.elapsed_s)}, "
-            f"{sum(map(len, self.halves))} cases, patches of {'x'.join(map(str, self.roi))}; "
-            f"{paths.sum()} of {paths.size} paths, {share:.2f} of the features",
+            f"{sum(map(len, self.halves))} cases, patches of {'x'.join(map(str, self.roi))}; {paths.sum()} paths, "
+            f"{kept.sum()} of the {self.paths.sum()} it started from, {(paths * features).sum():.2f} of their features",
             paths=paths.tolist(),
             operations=operations.tolist(),
             nodes=reached_nodes(paths.tolist()),
         )
 
     def _features(self, operations: torch.Tensor) -> np.ndarray:
-        """Each path's share of the features of all paths, with one operation each: (blocks, paths), sum 1.
+        """Features that each path keeps with its operation, in those of an image at the finest scale: (blocks, paths).
 
         As MONAI counts them: what an operation keeps, times the size of the scale it ends at.
         """
         space = self.space
         _, into = path_depths(space.num_depths)
-        sizes = np.array([space.filter_nums[depth] / 8**depth for depth in into])
+        sizes = np.array([space.filter_nums[depth] / space.filter_nums[0] / 8**depth for depth in into])
         kept = np.take_along_axis(space.ram_cost, operations.numpy()[..., None], axis=-1)[..., 0]
         features: np.ndarray = (1 + kept) * sizes
-        return features / features.sum()
+        return features
 
     def _loss(self, half: int) -> torch.Tensor:
         """Segmentation loss on a batch of one half of the cases."""
@@ -343,16 +351,16 @@ class Search:
 
 
 def likeliest_paths(odds: np.ndarray, features: np.ndarray, least: float, most: float) -> np.ndarray:
-    """The likeliest of all sets of paths that fit together and have such a share of the features.
+    """The likeliest of all sets of paths that fit together and have so many features.
 
     They fit where each block has a path, and its paths come from exactly the depths into which those of the block
-    before go (MONAI's rule). Found block by block, the best way to each set of depths at each share (Viterbi), so
-    exactly, but that a block's share is rounded up to `SHARE_GRID`.
+    before go (MONAI's rule). Found block by block, the best way to each set of depths with each number of features
+    (Viterbi), so exactly, but that a block's features are rounded up to `GRID`.
 
     Args:
         odds: log-odds, (blocks, 3 depths - 2).
-        features: each path's share of those of all paths; same shape, sum 1.
-        least, most: share of the features, 0..1; where no set of paths lies between, the nearest to `most` is taken.
+        features: what each path adds, same shape, 0 or more.
+        least, most: sum of the features; where no set of paths lies between, the nearest to `most` is taken.
 
     Returns:
         The same shape, 0 and 1.
@@ -364,7 +372,7 @@ def likeliest_paths(odds: np.ndarray, features: np.ndarray, least: float, most: 
         [frozenset(depth for on, depth in zip(choice, depths, strict=True) if on) for choice in choices]
         for depths in (out_of, into)
     )
-    costs = np.ceil(choices @ features.T / SHARE_GRID - 1e-6).astype(int)
+    costs = np.ceil(choices @ features.T / GRID - 1e-6).astype(int)
     size = int(costs.max(0).sum()) + 1
     nothing = np.full(size, -np.inf)
     nothing[0] = 0.0
@@ -380,13 +388,13 @@ def likeliest_paths(odds: np.ndarray, features: np.ndarray, least: float, most: 
             found[end][better] = total[better]
             taken[-1][end][better] = index
         best = found
-    shares = SHARE_GRID * np.arange(size)
+    sums = GRID * np.arange(size)
     reached = np.max(list(best.values()), axis=0)
-    within = (shares >= least - 1e-6) & (shares <= most + 1e-6) & np.isfinite(reached)
+    within = (sums >= least - 1e-6) & (sums <= most + 1e-6) & np.isfinite(reached)
     if within.any():
         price = int(np.where(within, reached, -np.inf).argmax())
     else:
-        price = int(np.where(np.isfinite(reached), np.abs(shares - most), np.inf).argmin())
+        price = int(np.where(np.isfinite(reached), np.abs(sums - most), np.inf).argmin())
     end = max(best, key=lambda depths: float(best[depths][price]))
     paths = np.zeros_like(odds, dtype=int)
     for block in reversed(range(len(odds))):
