@@ -53,7 +53,8 @@ WARMUP_SHARE = 0.5
 """Share of the search in which weights alone are trained. Source: MONAI, 500 of 1,000 epochs."""
 ARCH_RATE, ARCH_WAY = 1e-3, 10.0
 """Adam's rate for the architecture. Source: MONAI; a short search takes a larger one, so that a weight whose gradient
-always had one sign would go this far. Gradients change signs: with 3, odds stayed between 0.3 and 0.55 (measured)."""
+always had one sign would go this far: a choice. Gradients change signs: in 1,000 such steps from even odds, odds came to
+lie between 0.34 and 0.84 (measured)."""
 MOST_ARCH_RATE = 0.03
 """A choice: Adam at more jumps between architectures from one step to the next."""
 START_ODDS = 1.0
@@ -193,7 +194,7 @@ class Search:
         """The likeliest topology with about as many features as the plan's, and its likeliest operations.
 
         Without that limit it would be MONAI's. But after a short search odds are near even still, and the likeliest
-        topology of such odds has next to nothing (0.08 of the full network's features, measured).
+        topology of such odds may be of any size (0.15 and 0.67 of the full network's features, measured).
         """
         odds = self.space.log_alpha_a.detach().double().cpu().numpy()
         operations = self.space.log_alpha_c.detach().argmax(-1).cpu()
