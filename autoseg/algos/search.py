@@ -53,8 +53,8 @@ WARMUP_SHARE = 0.5
 """Share of the search in which weights alone are trained. Source: MONAI, 500 of 1,000 epochs."""
 ARCH_RATE, ARCH_WAY = 1e-3, 10.0
 """Adam's rate for the architecture. Source: MONAI; a short search takes a larger one, so that a weight whose gradient
-always had one sign would go this far: a choice. Gradients change signs: in 1,000 such steps from even odds, odds came to
-lie between 0.34 and 0.84 (measured)."""
+always had one sign would go this far: a choice. Gradients change signs: in 1,000 such steps from even odds, odds came
+to lie between 0.34 and 0.84 (measured)."""
 MOST_ARCH_RATE = 0.03
 """A choice: Adam at more jumps between architectures from one step to the next."""
 START_ODDS = 1.0
