@@ -22,7 +22,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 docs: $(STAMP)
-	$(BIN)/python -c "from autoseg.explain import settings_manual; print(settings_manual(), end='')" > docs/settings.md
+	$(BIN)/python -c "from autoseg.config.docs import settings_manual; print(settings_manual(), end='')" > docs/settings.md
 	$(BIN)/autoseg schema --output docs/input.schema.json
 
 site: $(STAMP)

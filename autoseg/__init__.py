@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autoseg.api import Prediction, RunResult, Segmenter, load_result, predict, run
 
-__version__ = "0.1.0"
 __all__ = ["Prediction", "RunResult", "Segmenter", "load_result", "predict", "run"]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.errors import DataError, WorkspaceError
-from autoseg.workspace import STAGES, Workspace, read_json
+from autoseg.workspace.files import read_json
+from autoseg.workspace.workspace import STAGES, Workspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,8 +74,8 @@ def run(
         result = autoseg.run("input.yaml", budget="10m")
         pandas.DataFrame(result.records).groupby(["segmenter", "class"]).dice.mean()
     """  # fmt: skip
-    from autoseg.config import load_settings
-    from autoseg.pipeline import run_input
+    from autoseg.config.load import load_settings
+    from autoseg.pipeline.run import run_input
 
     overrides = _texts(settings)
     code = run_input(stages, Path(input), overrides)
@@ -87,7 +88,7 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
     Only a block of settings is taken apart; any other mapping, such as that of `class_weights`, is one value.
     """
-    from autoseg.config import setting_docs
+    from autoseg.config.docs import setting_docs
 
     blocks = {doc.block for doc in setting_docs().values() if doc.block}
     texts = {}
@@ -190,7 +191,8 @@ class Prediction:
 
     def save(self, path: str | Path) -> None:
         """Write a label file (.nii or .nii.gz)."""
-        from autoseg.data.volumes import Grid, volume_of, write_volume
+        from autoseg.data.grid import Grid
+        from autoseg.data.volumes import volume_of, write_volume
 
         x, y, z = self.labels.shape
         write_volume(

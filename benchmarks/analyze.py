@@ -28,8 +28,8 @@ import numpy as np
 from measure import Contender
 from scipy import ndimage
 
-from autoseg.data.datalist import read_datalist, write_datalist
-from autoseg.data.volumes import stem_of
+from autoseg.data.datalists.datalist import read_datalist, write_datalist
+from autoseg.data.formats.nifti import stem_of
 
 BARE = """
 import json, sys

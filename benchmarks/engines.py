@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from monai.networks.nets.segresnet_ds import SegResNetDS
 
-from autoseg.algos.device import cpu_has_bf16, pick_device, to_device
+from autoseg.hardware.device import cpu_has_bf16, pick_device, to_device
 
 ROI, ROUNDS = 96, 7
 Engine = Callable[[torch.Tensor], torch.Tensor]

@@ -37,9 +37,11 @@ from equal_budget import NnUNet
 from measure import Contender
 from scipy import ndimage
 
-from autoseg.algos.networks import build_network
-from autoseg.algos.plan import Plan
-from autoseg.workspace import Job, Workspace, write_yaml
+from autoseg.networks import build_network
+from autoseg.plan import Plan
+from autoseg.workspace.files import write_yaml
+from autoseg.workspace.jobs import Job
+from autoseg.workspace.workspace import Workspace
 
 ROI = 96
 MOST = 10**6

@@ -102,8 +102,8 @@ def ray(folder: Path) -> None:
     import ray as ray_package
     from ray.cluster_utils import Cluster
 
-    from autoseg.config import load_settings
-    from autoseg.pipeline import run_stages
+    from autoseg.config.load import load_settings
+    from autoseg.pipeline.run import run_stages
 
     path = prepare(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -23,12 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from autoseg.data.formats.nifti import stem_of
 from autoseg.data.labels import LabelMap
-from autoseg.data.volumes import read_label, stem_of
-from autoseg.ensemble.evaluate import evaluate
-from autoseg.inference.metrics import dice_per_class, mean_score
-from autoseg.usage import environment
-from autoseg.workspace import JobDir, Workspace, read_json, write_json, write_text
+from autoseg.data.volumes import read_label
+from autoseg.evaluation.folders import evaluate
+from autoseg.evaluation.metrics import dice_per_class, mean_score
+from autoseg.workspace.files import read_json, write_json, write_text
+from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.usage import environment
+from autoseg.workspace.workspace import Workspace
 
 NAMES = (
     "liver", "kidney_right", "spleen", "pancreas", "aorta", "inferior_vena_cava", "adrenal_gland_right",

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from plans import make_fingerprint
 
-from autoseg.algos.hardware import Hardware
-from autoseg.algos.plan import Plan
 from autoseg.algos.planner import make_plan
-from autoseg.config import DEFAULT_ALGOS, Settings
+from autoseg.config.settings import DEFAULT_ALGOS, Settings
 from autoseg.data.labels import LabelMap
+from autoseg.hardware.facts import Hardware
+from autoseg.plan import Plan
 
 VOXELS_PER_S = 224**3 / (24 * 3600 / (300 * 1760 / 8))
 """Voxels that one A40 trains SegResNet on in a second, validation included. Source: NVAUTO's FLARE23 paper, table 3:
@@ -202,8 +202,9 @@ def measure() -> tuple[float, float]:
     import numpy as np
     import torch
 
+    from autoseg.data.grid import Grid
     from autoseg.data.preprocess import ChannelNorm, Preprocessing, prepare_image
-    from autoseg.data.volumes import Grid, read_image, write_volume
+    from autoseg.data.volumes import read_image, write_volume
 
     torch.set_num_threads(1)
     shape = (256, 256, 100)

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from train import autoseg, machine, prepare
 
-from autoseg.algos.cache import load_cases
-from autoseg.algos.device import pick_device
-from autoseg.algos.job import read_plan
-from autoseg.algos.networks.dints import reached_nodes
-from autoseg.algos.search import Search
-from autoseg.data.datalist import read_datalist
-from autoseg.workspace import Workspace, write_json, write_text
+from autoseg.data.datalists.datalist import read_datalist
+from autoseg.hardware.device import pick_device
+from autoseg.networks.dints import reached_nodes
+from autoseg.plan import read_plan
+from autoseg.training.cache import load_cases
+from autoseg.training.search import Search
+from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 HAND_MADE = [

@@ -113,13 +113,14 @@ def written(path: Path, result: dict[str, Any]) -> None:
 
 def throughput(data: Path, output: Path, algos: tuple[str, ...]) -> None:
     """Samples per second of the whole loop (cut, augment, step, average) over those of the bare step."""
-    from autoseg.algos.cache import load_cases
-    from autoseg.algos.device import pick_device
-    from autoseg.algos.fit import bare_step, finish
-    from autoseg.algos.job import read_plan
-    from autoseg.algos.trainer import Trainer
-    from autoseg.data.datalist import read_datalist
-    from autoseg.workspace import JobDir, Workspace
+    from autoseg.data.datalists.datalist import read_datalist
+    from autoseg.hardware.device import pick_device
+    from autoseg.plan import read_plan
+    from autoseg.training.cache import load_cases
+    from autoseg.training.step import bare_step, finish
+    from autoseg.training.trainer import Trainer
+    from autoseg.workspace.jobs import JobDir
+    from autoseg.workspace.workspace import Workspace
 
     for algo in algos:
         target = output / "throughput" / f"{algo}.json"
@@ -264,7 +265,7 @@ def train_once(
 
 def whole_run(data: Path, output: Path, budget: str, label: str, settings: dict[str, str]) -> None:
     """Three algorithms, five folds, one budget: out-of-fold Dice of each and of the ensemble."""
-    from autoseg.workspace import Workspace
+    from autoseg.workspace.workspace import Workspace
 
     target = output / "run" / f"{budget}{'_' + label if label else ''}.json"
     if target.exists():

@@ -11,9 +11,9 @@ import nibabel as nib
 import numpy as np
 
 from autoseg.analyzer import Analysis, analyze
-from autoseg.config import Settings
-from autoseg.data.datalist import Case, Datalist
-from autoseg.workspace import Workspace
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.workspace.workspace import Workspace
 
 SHAPE = (14, 12, 10)
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])

@@ -11,9 +11,10 @@ import hypothesis
 import numpy as np
 import pytest
 
-from autoseg.data.datalist import Case
+from autoseg.data.datalists.cases import Case
+from autoseg.data.grid import Grid
 from autoseg.data.phantoms import make_phantom, make_phantoms
-from autoseg.data.volumes import Grid, write_volume
+from autoseg.data.volumes import write_volume
 
 if threading.current_thread() is threading.main_thread():
     # A shell starts what it runs in the background with Ctrl-C ignored, and the commands under test would inherit that.
@@ -39,7 +40,7 @@ def phantom_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with phantoms, input.yaml and a finished run: two networks, 8 cases, 2 folds; not to be changed."""
-    from autoseg.cli import run_command
+    from autoseg.cli.main import run_command
 
     folder = tmp_path_factory.mktemp("finished")
     path = make_phantoms(folder, num_cases=8, num_testing=2, shape=(24, 24, 24), num_fold=2)

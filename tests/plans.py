@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autoseg.algos.hardware import Hardware
-from autoseg.algos.plan import Plan
-from autoseg.algos.planner import Fit, Origin, make_plan
-from autoseg.config import AlgoName, Settings
+from autoseg.algos.planner import Fit, make_plan
+from autoseg.config.settings import AlgoName, Settings
 from autoseg.data.fingerprint import Fingerprint, ForegroundIntensity
 from autoseg.data.labels import LabelMap
+from autoseg.hardware.facts import Hardware
+from autoseg.plan import Origin, Plan
 
 CPU = Hardware(on_gpu=False, num_gpus=0, memory_gib=24.0, num_cores=2, name="CPU, 2 cores")
 GPU = Hardware(on_gpu=True, num_gpus=1, memory_gib=80.0, num_cores=16, name="GPU")

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from autoseg.analyzer import analyze_folder, store, workers
 from autoseg.analyzer.yaml_text import yaml_text
-from autoseg.config import ClassSpec, Settings
+from autoseg.config.settings import ClassSpec, Settings
 from autoseg.data.labels import annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
 

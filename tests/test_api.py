@@ -16,7 +16,7 @@ import pytest
 
 import autoseg
 from autoseg.api import _texts
-from autoseg.config import load_settings
+from autoseg.config.load import load_settings
 from autoseg.errors import ConfigError, DataError, WorkspaceError
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from autoseg.arguments import command_help
-from autoseg.cli import TAKES_SETTINGS, Commands
-from autoseg.config import ALGOS, LOCATOR, HyperSettings, setting_docs
+from autoseg.cli.arguments import command_help
+from autoseg.cli.commands import TAKES_SETTINGS, Commands
+from autoseg.config.docs import setting_docs
+from autoseg.config.settings import ALGOS, LOCATOR, HyperSettings
 
 
 def test_help_lists_every_setting_but_the_networks_copies() -> None:

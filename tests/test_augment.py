@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from autoseg.algos import augment
-from autoseg.algos.augment import KINDS, augment_batch, blur, draw, rotation, shift_histogram, swap_sides
+from autoseg.training import augment
+from autoseg.training.augment import KINDS, augment_batch, blur, draw, rotation, shift_histogram, swap_sides
 
 
 def _batch(shape=(20, 16, 12), num=2):  # type: ignore[no-untyped-def]

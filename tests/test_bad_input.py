@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from autoseg.cli import run_command
+from autoseg.cli.main import run_command
 from autoseg.data.phantoms import make_phantoms
 
 Break = Callable[[Path], None]

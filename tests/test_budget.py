@@ -15,13 +15,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg import budget as module
-from autoseg import pipeline
-from autoseg.budget import LEAST_KEPT, Rounds, RunBudget
-from autoseg.config import AlgoName, Settings
-from autoseg.data.datalist import Datalist, read_datalist
+from autoseg.config.settings import AlgoName, Settings
+from autoseg.data.datalists.cases import Datalist
+from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
-from autoseg.workspace import Job, Workspace
+from autoseg.pipeline import budget as module
+from autoseg.pipeline import run as pipeline
+from autoseg.pipeline.budget import LEAST_KEPT, Rounds, RunBudget
+from autoseg.workspace.jobs import Job
+from autoseg.workspace.workspace import Workspace
 
 ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints")
 JOBS: list[tuple[AlgoName, int]] = [(algo, fold) for fold in range(2) for algo in ALGOS]

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from plans import tiny_plan
 
-from autoseg.algos import cache
-from autoseg.algos.cache import CachedCase, FreshArray, expected_bytes, load_cases
-from autoseg.algos.patches import cut_batch, filled_classes, make_sampler
-from autoseg.data.cases import files_digest
-from autoseg.data.datalist import Case, read_datalist
+from autoseg.data.datalists.cases import Case, files_digest
+from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
+from autoseg.training import cache
+from autoseg.training.cache import CachedCase, FreshArray, expected_bytes, load_cases
+from autoseg.training.patches import cut_batch, filled_classes, make_sampler
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from tiny_jobs import TensorRows
 
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
-from autoseg.inference.calibration import LOWEST, NUM_BINS, Calibration, expected_error
-from autoseg.inference.metrics import TOLERANCE_MM, nsd, nsd_per_class
+from autoseg.evaluation.calibration import LOWEST, NUM_BINS, Calibration, expected_error
+from autoseg.evaluation.metrics import TOLERANCE_MM, nsd, nsd_per_class
 from autoseg.inference.restore import Member, labels_of_means
 
 MAP = LabelMap(names=("a", "b"), values=((1,), (4,)), ignore_label=255)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.claims import Busy, Claim, LostClaim, read_claim
+from autoseg.workspace.claims import Busy, Claim, LostClaim, read_claim
 
 RACER = """
 import os, sys, time
@@ -66,7 +66,7 @@ def test_threads_that_start_together_get_it_once(tmp_path: Path) -> None:
 def hold(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """A process that holds a claim until it is killed."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom autoseg.claims import Claim\n"
+        "import sys, time\nfrom pathlib import Path\nfrom autoseg.workspace.claims import Claim\n"
         f"with Claim(Path(sys.argv[1]), 'segresnet_0', device='cuda:3'{''.join(arguments)}):\n"
         "    print('held', flush=True)\n    time.sleep(60)\n"
     )

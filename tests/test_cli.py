@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from autoseg import __version__, cli
-from autoseg.arguments import command_names, describe_parameters, parameter_types, parse
-from autoseg.cli import SPIN_COUNT, TAKES_SETTINGS, Commands, run_command
-from autoseg.config import setting_docs
+from autoseg.cli import main as cli
+from autoseg.cli.arguments import command_names, describe_parameters, parameter_types, parse
+from autoseg.cli.commands import TAKES_SETTINGS, Commands
+from autoseg.cli.main import SPIN_COUNT, run_command
+from autoseg.config.docs import setting_docs
 from autoseg.errors import ConfigError
+from autoseg.version import __version__
 
 
 def installed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -192,7 +194,7 @@ def test_help_is_quick_and_without_torch(tmp_path: Path) -> None:
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
-    code = "import autoseg.cli as c; c.run_command = lambda argv: 1 / 0; c.main()"
+    code = "import autoseg.cli.main as c; c.run_command = lambda argv: 1 / 0; c.main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
@@ -229,7 +231,7 @@ def test_threads_do_not_wait_on_and_on(given: dict[str, str], wanted: str) -> No
     code = (
         "import atexit, os, sys; sys.argv = ['autoseg', '--version']\n"
         "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT', ''), 'torch' in sys.modules))\n"
-        "from autoseg.cli import main; main()"
+        "from autoseg.cli.main import main; main()"
     )
     known = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from test_jobs import copied, planned, set_epochs
 
-from autoseg.config import Settings
+from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError
 from autoseg.launch import Task, launch
 from autoseg.launch.slurm_array import Work
-from autoseg.workspace import Workspace
+from autoseg.workspace.workspace import Workspace
 
 FIXTURES = (copied, planned)
 

@@ -10,19 +10,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from autoseg.config import (
-    AUTO3DSEG_WITHOUT_EFFECT,
-    ClassSpec,
-    EnsembleSettings,
-    Settings,
-    load_settings,
-    parse_duration,
-    parse_size,
-    read_model,
-    setting_docs,
-)
+from autoseg.config.docs import setting_docs
+from autoseg.config.load import AUTO3DSEG_WITHOUT_EFFECT, load_settings
+from autoseg.config.reader import read_model, read_value
+from autoseg.config.settings import ClassSpec, EnsembleSettings, Settings
+from autoseg.config.units import parse_duration, parse_size
 from autoseg.errors import ConfigError
-from autoseg.reader import read_value
 
 HEAD = "modality: CT\ndatalist: d.json\ndataroot: .\n"
 Write = Callable[[str], Path]

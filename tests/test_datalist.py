@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from autoseg.data.datalist import Case, Datalist, read_datalist, write_datalist
-from autoseg.data.folds import make_folds
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.datalist import read_datalist, write_datalist
+from autoseg.data.datalists.folds import make_folds
 from autoseg.errors import ConfigError
 
 Put = Callable[..., Path]

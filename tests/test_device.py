@@ -12,12 +12,15 @@ from plans import tiny_plan
 from tiny_jobs import make_job
 from torch import nn
 
-from autoseg.algos import device, job
-from autoseg.algos.device import InstanceNormalise, to_device
-from autoseg.algos.networks import build_network
-from autoseg.config import ALGOS, AlgoName
-from autoseg.data.datalist import read_datalist
+from autoseg.config.settings import ALGOS, AlgoName
+from autoseg.data.datalists.datalist import read_datalist
+from autoseg.hardware import device
+from autoseg.hardware.device import to_device
+from autoseg.hardware.kernels import InstanceNormalise
 from autoseg.inference.predictor import load_model
+from autoseg.networks import build_network
+from autoseg.plan import read_plan
+from autoseg.training import scoring
 
 CPU = torch.device("cpu")
 
@@ -124,12 +127,12 @@ def test_half_precision_is_used_where_the_labels_agree(
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)  # emulated where it has not
     cases = read_datalist(phantom_dataset / "datalist.json", phantom_dataset).training[:1]
     paths = make_job(tmp_path, "segresnet", 0, precision="auto")
-    plan = job.read_plan(paths)
+    plan = read_plan(paths)
     found = {}
     for least in (0.0, 1.1):
-        monkeypatch.setattr(job, "LEAST_EQUAL", least)
-        compared = job.compare_precision(plan, paths, cases[0], CPU)
-        job.score_validation(plan, paths, cases, CPU, compared)
+        monkeypatch.setattr(scoring, "LEAST_EQUAL", least)
+        compared = scoring.compare_precision(plan, paths, cases[0], CPU)
+        scoring.score_validation(plan, paths, cases, CPU, compared)
         told = json.loads(paths.validation.read_text())["half_precision"]
         assert 0.5 < told["equal_labels"] <= 1.0
         assert told["is_equal"] == (least == 0.0)

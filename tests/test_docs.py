@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autoseg.arguments import parse
-from autoseg.cli import TAKES_SETTINGS, Commands
-from autoseg.config import ALGOS, LOCATOR, Settings, load_settings, setting_docs
-from autoseg.explain import is_inherited, settings_manual
+from autoseg.cli.arguments import parse
+from autoseg.cli.commands import TAKES_SETTINGS, Commands
+from autoseg.config.docs import is_inherited, setting_docs, settings_manual
+from autoseg.config.load import load_settings
+from autoseg.config.settings import ALGOS, LOCATOR, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 

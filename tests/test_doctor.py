@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from autoseg.cli import TAKES_SETTINGS, Commands, run_command
-from autoseg.completion import completion
-from autoseg.config import Settings, setting_docs
-from autoseg.doctor import doctor, examine
-from autoseg.schema import input_schema, schema_text
+from autoseg.cli.commands import TAKES_SETTINGS, Commands
+from autoseg.cli.completion import completion
+from autoseg.cli.doctor import doctor, examine
+from autoseg.cli.main import run_command
+from autoseg.config.docs import setting_docs
+from autoseg.config.schema import input_schema, schema_text
+from autoseg.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,14 +58,16 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_little_memory_and_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoseg.machine.available_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr("autoseg.hardware.limits.available_memory_bytes", lambda: 10**9)
     monkeypatch.setattr("resource.getrlimit", lambda kind: (256, 4096))
     found = states(tmp_path)
     assert (found["Memory"], found["Open files"]) == ("bad", "warn")
 
 
 def test_a_package_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoseg.doctor.requires", lambda name: ["numpy>=99", "no-such-package", "ray; extra == 'ray'"])
+    monkeypatch.setattr(
+        "autoseg.cli.doctor.requires", lambda name: ["numpy>=99", "no-such-package", "ray; extra == 'ray'"]
+    )
     found = next(c for c in examine(tmp_path) if c.name == "Packages")
     assert found.state == "bad"
     assert "wanted >=99" in found.found
@@ -83,7 +87,7 @@ def test_a_package_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_why_there_is_no_gpu(
     monkeypatch: pytest.MonkeyPatch, driver: str | None, build: str | None, visible: str | None, advice: str
 ) -> None:
-    from autoseg import doctor as module
+    from autoseg.cli import doctor as module
 
     torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False), version=SimpleNamespace(cuda=build))
     monkeypatch.setattr(shutil, "which", lambda name: driver)

@@ -14,10 +14,12 @@ import torch
 from tiny_jobs import make_job
 from torch import nn
 
-from autoseg.config import EnsembleSettings, Settings
-from autoseg.data.datalist import Case, Datalist, read_datalist
+from autoseg.config.settings import EnsembleSettings, Settings
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.datalist import read_datalist
+from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
-from autoseg.data.volumes import Grid, read_image, read_label, write_volume
+from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.ensemble import build as build_module
 from autoseg.ensemble import out_of_fold as out_of_fold_module
 from autoseg.ensemble.build import EnsembleResult, build_ensemble
@@ -32,12 +34,13 @@ from autoseg.ensemble.combine import (
     pareto_rows,
 )
 from autoseg.ensemble.predict import predict_files, read_ensemble
-from autoseg.ensemble.tables import format_table
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.evaluation.metrics import dice_per_class, mean_score
+from autoseg.evaluation.tables import format_table
 from autoseg.inference import predictor as predictor_module
-from autoseg.inference.metrics import dice_per_class, mean_score
 from autoseg.inference.predictor import Predictor
-from autoseg.workspace import Job, Workspace
+from autoseg.workspace.jobs import Job
+from autoseg.workspace.workspace import Workspace
 
 ALGOS = ("dints", "segresnet", "swinunetr")
 LABELS = LabelMap(names=("sphere", "box"), values=((1,), (2,)))

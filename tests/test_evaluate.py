@@ -11,11 +11,12 @@ import pytest
 from monai.metrics.utils import create_table_neighbour_code_to_surface_area
 from scipy import ndimage
 
-from autoseg.cli import run_command
+from autoseg.cli.main import run_command
+from autoseg.data.grid import Grid
 from autoseg.data.phantoms import ellipsoid
-from autoseg.data.volumes import Grid, write_volume
-from autoseg.inference.flare23 import LEAST_DICE, TOLERANCES_MM, TUBES, flare23_scores
-from autoseg.inference.metrics import nsd
+from autoseg.data.volumes import write_volume
+from autoseg.evaluation.flare23 import LEAST_DICE, TOLERANCES_MM, TUBES, flare23_scores
+from autoseg.evaluation.metrics import nsd
 
 SHAPE = (24, 20, 16)
 SPACINGS = ((1.0, 1.0, 1.0), (0.71, 1.13, 2.37))

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.claims import Claim
-from autoseg.config import format_duration, load_settings
+from autoseg.config.load import load_settings
+from autoseg.config.units import format_duration
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.explain import explain
-from autoseg.status import job_status, status
-from autoseg.workspace import Job, Workspace, write_text, write_yaml
+from autoseg.report.explain import explain
+from autoseg.report.status import job_status, status
+from autoseg.workspace.claims import Claim
+from autoseg.workspace.files import write_text, write_yaml
+from autoseg.workspace.jobs import Job
+from autoseg.workspace.workspace import Workspace
 
 
 @pytest.fixture

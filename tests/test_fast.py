@@ -10,10 +10,10 @@ import torch
 from tiny_jobs import make_job
 from torch import nn
 
-from autoseg.config import InferenceSettings
+from autoseg.config.settings import InferenceSettings
+from autoseg.data.grid import Grid, Volume
 from autoseg.data.labels import check_classes
 from autoseg.data.streams import MemoryImage
-from autoseg.data.volumes import Grid, Volume
 from autoseg.errors import ConfigError
 from autoseg.inference import regions
 from autoseg.inference.options import Options, options_of

@@ -14,8 +14,8 @@ import pytest
 from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 
 from autoseg.analyzer import workers
-from autoseg.analyzer.reading import read_stored
-from autoseg.config import ClassSpec
+from autoseg.config.settings import ClassSpec
+from autoseg.data.formats.nifti_voxels import read_stored
 from autoseg.errors import DataError
 
 IMAGE, LABEL = "case_2 (images/case_2.nii.gz): ", "case_2 (labels/case_2.nii.gz): "

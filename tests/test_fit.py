@@ -15,12 +15,14 @@ import torch
 from plans import CPU, GPU, make_fingerprint, tiny_plan
 
 from autoseg.algos import fit
-from autoseg.algos.fit import MemoryWatch, StepCost, fitted_plan, measure_step
-from autoseg.algos.hardware import Hardware
-from autoseg.algos.plan import Plan
-from autoseg.algos.planner import Origin
-from autoseg.config import ALGOS, AlgoName, Settings
+from autoseg.algos.fit import fitted_plan
+from autoseg.config.settings import ALGOS, AlgoName, Settings
 from autoseg.data.labels import LabelMap
+from autoseg.hardware.facts import Hardware
+from autoseg.hardware.memory import MemoryWatch
+from autoseg.plan import Origin, Plan
+from autoseg.training import step
+from autoseg.training.step import StepCost, measure_step
 
 DEVICE = torch.device("cpu")
 LARGE = {f"size_mm_{k}": (96.0, 96.0, 96.0) for k in ("median", "p90")}
@@ -153,7 +155,7 @@ def test_a_lack_of_memory_is_an_answer_and_other_faults_are_not(monkeypatch: pyt
         def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
             raise error
 
-        monkeypatch.setattr(fit, "bare_step", bare_step)
+        monkeypatch.setattr(step, "bare_step", bare_step)
 
     fail(torch.OutOfMemoryError("no memory"))
     assert measure_step(tiny_plan(), DEVICE) is None

@@ -15,15 +15,17 @@ import pytest
 from plans import GPU, make_fingerprint
 
 from autoseg.algos.planner import make_plan
-from autoseg.algos.templates import template_values
-from autoseg.arguments import parse
-from autoseg.cli import TAKES_SETTINGS, Commands, run_command
-from autoseg.config import load_settings
-from autoseg.data.datalist import read_datalist
+from autoseg.cli.arguments import parse
+from autoseg.cli.commands import TAKES_SETTINGS, Commands
+from autoseg.cli.main import run_command
+from autoseg.config.load import load_settings
+from autoseg.config.templates import template_values
+from autoseg.data.datalists.datalist import read_datalist
+from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap, check_classes, merge_left_right
-from autoseg.data.volumes import Grid, write_volume
-from autoseg.inference.flare23 import TOLERANCES_MM, flare23_scores
-from autoseg.inference.metrics import nsd
+from autoseg.data.volumes import write_volume
+from autoseg.evaluation.flare23 import TOLERANCES_MM, flare23_scores
+from autoseg.evaluation.metrics import nsd
 
 SHAPE = (24, 20, 16)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -9,7 +9,7 @@ import pytest
 from plans import tiny_plan
 from test_pipeline import autoseg, make_data
 
-from autoseg.forecast import SCORING, Cost, Forecast, _cost, makespan
+from autoseg.pipeline.forecast import SCORING, Cost, Forecast, _cost, makespan
 
 
 @pytest.mark.parametrize(

@@ -18,18 +18,19 @@ from plans import tiny_plan
 from tiny_jobs import TensorRows, make_job
 from torch import nn
 
-from autoseg.algos.networks import build_network, heads
-from autoseg.config import AlgoName
+from autoseg.config.settings import AlgoName
+from autoseg.data.grid import Grid, Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resample_rows
 from autoseg.data.streams import MemoryImage
-from autoseg.data.volumes import Grid, Volume, read_image, write_volume
+from autoseg.data.volumes import read_image, write_volume
 from autoseg.errors import DataError, WorkspaceError
 from autoseg.inference import restore
 from autoseg.inference.predictor import Predictor, vote
 from autoseg.inference.restore import Member, labelled_slabs, labels_of_means
 from autoseg.inference.windows import ProbRows, WindowModel, predict_targets, window_starts, window_weights
-from autoseg.workspace import Workspace
+from autoseg.networks import build_network, heads
+from autoseg.workspace.workspace import Workspace
 
 CPU = torch.device("cpu")
 TWO = LabelMap(names=("a", "b"), values=((1,), (2,)))

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from tiny_jobs import make_job
 
+from autoseg.data.grid import Grid, Volume
 from autoseg.data.streams import MemoryImage
-from autoseg.data.volumes import Grid, Volume
 from autoseg.errors import ResourceError
-from autoseg.inference import budget
-from autoseg.inference.budget import Cost, Facts, Limits, WindowCost, choose_options, measure_rest
+from autoseg.hardware.memory import PeakMemory
+from autoseg.inference import cost as budget
 from autoseg.inference.clock import Clock
+from autoseg.inference.cost import Cost, Facts, Limits, WindowCost, choose_options, measure_rest
 from autoseg.inference.options import Options
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.windows import WindowModel, default_batch
-from autoseg.machine import PeakMemory
 
 GIB = 2**30
 MIRRORED = {"tta": True, "mirror_axes": (0,), "overlap": 0.5, "resample_resolution": (1.0, 1.0, 1.0)}

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from autoseg.config import Settings
-from autoseg.data.datalist import read_datalist
+from autoseg.cli.init import init_data_folder
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError, DataError
-from autoseg.init import init_data_folder
 
 
 def save(path: Path, values: np.ndarray) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from test_pipeline import autoseg, make_data
 
-from autoseg.claims import Claim
-from autoseg.workspace import Workspace
+from autoseg.workspace.claims import Claim
+from autoseg.workspace.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +207,10 @@ def test_a_diverged_job_starts_once_more_with_a_lower_rate_and_is_then_given_up(
     """And in fp32, where it was bf16."""
     import torch
 
-    from autoseg.algos.job import run_job
-    from autoseg.algos.trainer import Diverged, Trainer, TrainResult
+    from autoseg.training.errors import Diverged
+    from autoseg.training.job import run_job
+    from autoseg.training.progress import TrainResult
+    from autoseg.training.trainer import Trainer
 
     torch.set_num_threads(1)
     workspace = Workspace(copied / "work_dir")
@@ -251,7 +253,7 @@ def test_a_job_that_learned_nothing_by_its_end_is_not_trained(copied: Path, monk
     """Where no validation fitted into the time, the final scores tell."""
     import torch
 
-    from autoseg.algos import job as module
+    from autoseg.training import job as module
 
     torch.set_num_threads(1)
     workspace = Workspace(copied / "work_dir")

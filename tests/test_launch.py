@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from autoseg.config import Settings
+from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError
 from autoseg.launch import Task, launch
 from autoseg.launch.local import Gpu, Place, find_places, run_local

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from autoseg.data.datalist import read_datalist
-from autoseg.data.layouts import EXPECTED, find_layout, recognise
+from autoseg.data.datalists.datalist import read_datalist
+from autoseg.data.datalists.layouts import EXPECTED, find_layout, recognise
 from autoseg.errors import ConfigError, DataError
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[2] / "shared" / "data" / "hippocampus"

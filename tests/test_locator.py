@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from tiny_jobs import tiny_plan
 
-from autoseg.algos.job import cases_for
-from autoseg.algos.plan import Plan
-from autoseg.cli import run_command
-from autoseg.data.datalist import Case
+from autoseg.cli.main import run_command
+from autoseg.config.reader import read_model
+from autoseg.data.datalists.cases import Case
 from autoseg.data.labels import LabelMap, region_map
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
-from autoseg.reader import read_model
-from autoseg.workspace import Workspace
+from autoseg.plan import Plan
+from autoseg.training.inputs import cases_for
+from autoseg.workspace.workspace import Workspace
 
 SETTINGS = """
 algos: [segresnet]
@@ -99,7 +99,7 @@ def test_a_budget_of_the_file_is_the_runs_and_not_the_locators(
 ) -> None:
     """Nothing is left of it when a locator is trained later; what `train` is given is the job's own."""
     trained = []
-    monkeypatch.setattr("autoseg.planning.train_jobs", lambda *given, **_: trained.append(given[3]) or True)
+    monkeypatch.setattr("autoseg.pipeline.job_plans.train_jobs", lambda *given, **_: trained.append(given[3]) or True)
     path = make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(26, 24, 24), num_fold=2)
     settings = [line for line in SETTINGS.splitlines() if not line.startswith(("merge_left_right", "inference"))]
     path.write_text(path.read_text() + "\n".join([*settings, "budget: 30m"]) + "\n")

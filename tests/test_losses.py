@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceCELoss, DiceFocalLoss
 
-from autoseg.algos.losses import segmentation_loss, supervised_loss
+from autoseg.training.losses import segmentation_loss, supervised_loss
 
 
 def _random(sigmoid: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoseg import machine
+from autoseg.hardware import limits as machine
 
 GIB = 2**30
 

@@ -18,9 +18,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from autoseg.claims import Claim
-from autoseg.cli import run_command
+from autoseg.cli.main import run_command
 from autoseg.data.phantoms import make_phantoms
+from autoseg.workspace.claims import Claim
 
 IMAGE, LABEL = "images/phantom_001.nii.gz", "labels/phantom_001.nii.gz"
 Make = Callable[[Path], object]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.algos.muon import Muon, orthogonal
+from autoseg.training.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(8, 27), (16, 432), (40, 12), (5, 5)])

@@ -10,13 +10,13 @@ import torch
 from monai.bundle import ConfigParser
 from plans import GPU, make_fingerprint, plan_and_origins, tiny_plan
 
-from autoseg.algos.bundle import write_bundle
-from autoseg.algos.losses import supervised_loss
-from autoseg.algos.networks import build_network, divisor
-from autoseg.algos.trainer import save_weights
-from autoseg.config import ALGOS, AlgoName
+from autoseg.config.settings import ALGOS, AlgoName
 from autoseg.data.phantoms import ellipsoid
-from autoseg.workspace import JobDir
+from autoseg.export.bundle import write_bundle
+from autoseg.networks import build_network, divisor
+from autoseg.training.checkpoint import save_weights
+from autoseg.training.losses import supervised_loss
+from autoseg.workspace.jobs import JobDir
 
 pytestmark = pytest.mark.parametrize("algo", ALGOS)
 

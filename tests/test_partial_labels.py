@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.data.volumes import Grid, write_volume
-from autoseg.workspace import write_json
+from autoseg.data.grid import Grid
+from autoseg.data.volumes import write_volume
+from autoseg.workspace.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 

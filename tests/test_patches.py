@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.algos.cache import CachedCase
-from autoseg.algos.patches import Sampler, case_of, cut_batch, cut_patch, sample_rng
+from autoseg.training.cache import CachedCase
+from autoseg.training.patches import Sampler, case_of, cut_batch, cut_patch, sample_rng
 
 
 def _case(shape: tuple[int, int, int], name: str = "case") -> CachedCase:

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import CPU, GPU, make_fingerprint, plan_and_origins
 
-from autoseg.algos.bundle import write_bundle
-from autoseg.algos.networks import build_network, divisor
-from autoseg.algos.plan import ClassPlan, Plan
 from autoseg.algos.planner import Fit, target_spacing
-from autoseg.config import ALGOS, AlgoName
+from autoseg.config.reader import read_model
+from autoseg.config.settings import ALGOS, AlgoName
 from autoseg.errors import ConfigError
-from autoseg.reader import read_model
-from autoseg.workspace import JobDir
+from autoseg.export.bundle import write_bundle
+from autoseg.networks import build_network, divisor
+from autoseg.plan import ClassPlan, Plan
+from autoseg.workspace.jobs import JobDir
 
 HIPPOCAMPUS = make_fingerprint(
     num_cases=200,

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from autoseg.data import components
 from autoseg.data.labels import LabelMap
-from autoseg.inference.metrics import dice_per_class, mean_score
+from autoseg.evaluation.metrics import dice_per_class, mean_score
 from autoseg.inference.postprocess import SIZES_MM3, ClassRule, clean, longest_run, measure_parts, propose
 
 TWO = LabelMap(names=("a", "b"), values=((3,), (7,)))

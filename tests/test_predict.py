@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 from tiny_jobs import make_job
 
-from autoseg.claims import Claim
-from autoseg.cli import run_command
+from autoseg.cli.main import run_command
 from autoseg.data import streams
-from autoseg.data.volumes import Grid, write_volume
+from autoseg.data.grid import Grid
+from autoseg.data.volumes import write_volume
 from autoseg.ensemble.combine import EnsembleSpec
-from autoseg.ensemble.evaluate import evaluate, evaluate_folders
 from autoseg.ensemble.predict import load_predictor, predict_files
 from autoseg.errors import ConfigError, DataError, WorkspaceError
-from autoseg.inference.budget import Limits
-from autoseg.workspace import Workspace, write_json, write_yaml
+from autoseg.evaluation.folders import evaluate, evaluate_folders
+from autoseg.inference.cost import Limits
+from autoseg.workspace.claims import Claim
+from autoseg.workspace.files import write_json, write_yaml
+from autoseg.workspace.workspace import Workspace
 
 AFFINES = {
     "flipped": np.array([[-1.0, 0, 0, 30], [0, -1.2, 0, 10], [0, 0, 1.5, -7], [0, 0, 0, 1]]),
@@ -496,7 +498,7 @@ def test_a_disk_that_fills_up_while_a_large_label_is_written(
     if call == "write":
         monkeypatch.setattr(streams.LabelRows, "write", full)
     else:
-        monkeypatch.setattr("autoseg.data.volumes.os.fsync", full)
+        monkeypatch.setattr("autoseg.data.formats.nifti.os.fsync", full)
     image, out = write_image(tmp_path / "a.nii.gz"), tmp_path / "out"
     assert predict_files(work_dir, image, out, device="cpu") == 2
     assert f"skipped: {out / 'a.nii.gz'}: cannot be written (No space left on device)" in caplog.text

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_jobs import TensorRows, make_job
 
-from autoseg.config import Settings
-from autoseg.data.cases import Case, Datalist, files_digest
-from autoseg.data.datalist import read_cases, read_datalist, write_datalist
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Case, Datalist, files_digest
+from autoseg.data.datalists.datalist import read_cases, read_datalist, write_datalist
+from autoseg.data.grid import Grid
 from autoseg.data.labels import UNSURE_VALUE, LabelMap, merge_left_right
 from autoseg.data.phantoms import make_phantoms
-from autoseg.data.volumes import Grid, read_label, write_volume
+from autoseg.data.volumes import read_label, write_volume
 from autoseg.ensemble.out_of_fold import score_out_of_fold
 from autoseg.errors import ConfigError, DataError
 from autoseg.inference.restore import Member
@@ -32,7 +33,8 @@ from autoseg.pseudolabel.complete import complete_label
 from autoseg.pseudolabel.evidence import ClassEvidence, choose, disagreements, predict_case
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, count_rounds, first_round, later_round, why_one_round
-from autoseg.workspace import Workspace, changed, write_json, write_text
+from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.workspace import Workspace, changed
 
 FOUR = LabelMap(names=("a", "b", "c", "d"), values=((1,), (2,), (5,), (9,)))
 

@@ -21,18 +21,18 @@ import numpy as np
 import pytest
 from browser import chromium, console, requests
 
-from autoseg.cli import run_command
-from autoseg.config import Settings
+from autoseg.cli.main import run_command
+from autoseg.config.settings import Settings
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.pseudolabel.audit import audit_json, make_row
 from autoseg.pseudolabel.evidence import ClassEvidence
 from autoseg.pseudolabel.rounds import How
-from autoseg.report import make_report
 from autoseg.report.compare import case_means, compare, holm
-from autoseg.report.page import SECTIONS
+from autoseg.report.page import SECTIONS, make_report
 from autoseg.report.pictures import outline, picture_case, shown_box
 from autoseg.report.serve import LiveReport, make_server
-from autoseg.workspace import Workspace, write_json, write_yaml
+from autoseg.workspace.files import write_json, write_yaml
+from autoseg.workspace.workspace import Workspace
 
 
 class Page(HTMLParser):
@@ -148,7 +148,7 @@ def test_it_is_made_again_only_where_the_run_changed(copied: Path) -> None:
 def test_the_report_of_an_analysis_loads_no_torch(phantom_dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(phantom_dataset, tmp_path / "data")
     code = (
-        "import sys; from autoseg.cli import run_command; assert run_command(['analyze']) == 0; "
+        "import sys; from autoseg.cli.main import run_command; assert run_command(['analyze']) == 0; "
         "assert 'matplotlib' not in sys.modules; assert run_command(['report']) == 0; "
         "assert 'matplotlib' in sys.modules; sys.exit(3 if 'torch' in sys.modules else 0)"
     )
@@ -182,7 +182,7 @@ def test_a_fault_of_the_report_costs_no_run(
     def broken(work_dir: Path) -> Path:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("autoseg.report.make_report", broken)
+    monkeypatch.setattr("autoseg.report.page.make_report", broken)
     (copied / "work_dir" / "report.html").unlink()
     assert run_command(["run", "--input", str(copied / "input.yaml")]) == 0
     log = (copied / "work_dir" / "run.log").read_text()
@@ -323,8 +323,9 @@ def test_pictures_show_right_on_the_left_and_front_up(phantom_case, tmp_path: Pa
 
     from PIL import Image
 
+    from autoseg.data.grid import Grid
     from autoseg.data.labels import UNSURE_VALUE, LabelMap
-    from autoseg.data.volumes import Grid, write_volume
+    from autoseg.data.volumes import write_volume
 
     for signs in ((1, 1, 1), (-1, -1, 1), (1, -1, -1)):
         grid = Grid(shape=(40, 44, 48), affine=np.diag([*map(float, signs), 1.0]))

@@ -18,15 +18,15 @@ import torch
 import yaml
 from test_pseudolabel import break_a_case
 
-from autoseg import pipeline
 from autoseg.api import load_result
-from autoseg.cli import run_command
-from autoseg.config import load_settings
+from autoseg.cli.main import run_command
+from autoseg.config.load import load_settings
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.ensemble.predict import load_predictor
-from autoseg.status import job_status, status
-from autoseg.workspace import Workspace
+from autoseg.pipeline import rounds
+from autoseg.report.status import job_status, status
+from autoseg.workspace.workspace import Workspace
 
 torch.set_num_threads(1)
 SMALL: dict[str, Any] = {
@@ -272,7 +272,7 @@ def test_settings_of_rounds_that_do_nothing_are_told(tmp_path: Path, caplog: pyt
         ({}, []),
     ):
         caplog.clear()
-        pipeline._warn_of_unused(*load_settings(path, overrides))
+        rounds._warn_of_unused(*load_settings(path, overrides))
         assert [m.partition(":")[0] for m in caplog.messages] == told
 
 

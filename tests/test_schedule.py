@@ -1,7 +1,7 @@
 import pytest
 
-from autoseg.algos import schedule
-from autoseg.algos.schedule import Schedule, ema_decay, learning_rate, validation_plan
+from autoseg.training import schedule
+from autoseg.training.schedule import Schedule, ema_decay, learning_rate, validation_plan
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:

@@ -20,12 +20,15 @@ from plans import plan_and_origins
 from test_trainer import CASES, CPU
 from torch import nn
 
-from autoseg.algos.bundle import write_bundle
 from autoseg.algos.generate import edited_values
-from autoseg.algos.networks import build_network
-from autoseg.algos.networks.dints import path_depths
-from autoseg.algos.plan import Plan
-from autoseg.algos.search import (
+from autoseg.config.reader import read_model
+from autoseg.errors import ResourceError
+from autoseg.export.bundle import write_bundle
+from autoseg.networks import build_network
+from autoseg.networks.dints import path_depths
+from autoseg.plan import Plan
+from autoseg.training.errors import Diverged
+from autoseg.training.search import (
     ARCH_RATE,
     GRID,
     LEAST_FEATURES,
@@ -35,10 +38,7 @@ from autoseg.algos.search import (
     search_for_job,
     wants_search,
 )
-from autoseg.algos.trainer import Diverged
-from autoseg.errors import ResourceError
-from autoseg.reader import read_model
-from autoseg.workspace import JobDir
+from autoseg.workspace.jobs import JobDir
 
 
 def small_plan(**settings):  # type: ignore[no-untyped-def]

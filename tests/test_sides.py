@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_jobs import tiny_plan
 
+from autoseg.data.grid import Grid, Volume
 from autoseg.data.labels import LabelMap, merge_classes, merge_left_right
 from autoseg.data.streams import MemoryImage
-from autoseg.data.volumes import Grid, Volume
 from autoseg.errors import ConfigError
 from autoseg.inference.sides import BodyWatch, otsu, split_sides
 

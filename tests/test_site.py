@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autoseg.arguments import command_names, parse
-from autoseg.cli import TAKES_SETTINGS, Commands, run_command
-from autoseg.config import AUTO3DSEG_WITHOUT_EFFECT, setting_docs
+from autoseg.cli.arguments import command_names, parse
+from autoseg.cli.commands import TAKES_SETTINGS, Commands
+from autoseg.cli.main import run_command
+from autoseg.config.docs import setting_docs
+from autoseg.config.load import AUTO3DSEG_WITHOUT_EFFECT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])

@@ -12,9 +12,10 @@ import pytest
 from tiny_jobs import make_job
 
 from autoseg.data import streams
+from autoseg.data.grid import Grid, Volume
 from autoseg.data.preprocess import ChannelNorm, PreparedRows, Preprocessing, channel_stats, normalize, prepare_image
 from autoseg.data.streams import FileImage, LabelRows, MemoryImage, open_image
-from autoseg.data.volumes import Grid, Volume, read_image, write_volume
+from autoseg.data.volumes import read_image, write_volume
 from autoseg.errors import DataError, ResourceError
 from autoseg.inference import restore
 from autoseg.inference.predictor import Predictor

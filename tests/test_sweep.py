@@ -16,13 +16,14 @@ import yaml
 from optuna.trial import TrialState
 from test_pipeline import autoseg, make_data
 
-from autoseg.config import SweepSettings, load_settings, read_settings_file
+from autoseg.config.load import load_settings, read_settings_file
+from autoseg.config.settings import SweepSettings
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError, ResourceError
 from autoseg.sweep import with_values
 from autoseg.sweep.space import Space, read_space
 from autoseg.sweep.study import Study, hide_password
-from autoseg.workspace import write_text
+from autoseg.workspace.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARNING_RATE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from autoseg import terminal
-from autoseg.cli import run_command
+from autoseg.cli.main import run_command
 from autoseg.errors import ConfigError
 from autoseg.terminal import Progress, has_colours, paint_table, take_verbosity
 

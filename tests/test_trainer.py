@@ -20,17 +20,18 @@ import pytest
 import torch
 from plans import tiny_plan
 
-from autoseg.algos.augment import augment_samples
-from autoseg.algos.cache import CachedCase
-from autoseg.algos.losses import supervised_loss
-from autoseg.algos.patches import unannotated_classes
-from autoseg.algos.plan import ClassPlan
-from autoseg.algos.trainer import Diverged, Interrupted, Trainer
 from autoseg.data.labels import UNSURE
 from autoseg.data.phantoms import ellipsoid
 from autoseg.errors import ResourceError, WorkspaceError
-from autoseg.inference.metrics import dice_of_targets
-from autoseg.workspace import JobDir
+from autoseg.evaluation.metrics import dice_of_targets
+from autoseg.plan import ClassPlan
+from autoseg.training.augment import augment_samples
+from autoseg.training.cache import CachedCase
+from autoseg.training.errors import Diverged, Interrupted
+from autoseg.training.losses import supervised_loss
+from autoseg.training.patches import unannotated_classes
+from autoseg.training.trainer import Trainer
+from autoseg.workspace.jobs import JobDir
 
 CPU = torch.device("cpu")
 
@@ -150,7 +151,7 @@ def on_a_clock(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, clock: Clock, 
 
 def run_on_a_clock(folder: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float, scoring_s: float) -> Trainer:
     clock = Clock()
-    monkeypatch.setattr("autoseg.algos.trainer.time", clock)
+    monkeypatch.setattr("autoseg.training.trainer.time", clock)
     plan = tiny_plan().model_copy(update={"budget_s": budget_s, "num_epochs": 10_000})
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(folder), device=CPU, scoring=lambda index: scoring_s)
     on_a_clock(monkeypatch, trainer, clock, 0.1, 0.05)
@@ -172,9 +173,9 @@ def test_a_budget_that_ends_while_a_checkpoint_is_written_leaves_a_model(
 ) -> None:
     """Saving takes the rest of the time: what was learned since the last validation is kept all the same."""
     clock = Clock()
-    monkeypatch.setattr("autoseg.algos.trainer.time", clock)
-    monkeypatch.setattr("autoseg.algos.trainer.CHECKPOINT_S", 1.0)
-    monkeypatch.setattr("autoseg.algos.trainer.validation_plan", lambda *words: ((), 0))
+    monkeypatch.setattr("autoseg.training.trainer.time", clock)
+    monkeypatch.setattr("autoseg.training.trainer.CHECKPOINT_S", 1.0)
+    monkeypatch.setattr("autoseg.training.trainer.validation_plan", lambda *words: ((), 0))
     plan = tiny_plan().model_copy(update={"budget_s": 8.0, "num_epochs": 10_000, "num_steps_per_epoch": 1000})
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
     on_a_clock(monkeypatch, trainer, clock, 0.1, 0.05)
@@ -196,7 +197,7 @@ def test_a_budget_that_ends_while_a_checkpoint_is_written_leaves_a_model(
 def test_a_budget_that_ends_with_an_epoch_has_no_empty_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The epoch's own validation takes the rest of the time: the job ends without another one of no steps."""
     clock = Clock()
-    monkeypatch.setattr("autoseg.algos.trainer.time", clock)
+    monkeypatch.setattr("autoseg.training.trainer.time", clock)
     plan = tiny_plan().model_copy(update={"budget_s": 8.0, "num_epochs": 10_000, "num_steps_per_epoch": 5})
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
     on_a_clock(monkeypatch, trainer, clock, 0.1, 0.05)
@@ -217,7 +218,7 @@ def test_a_budget_that_ends_with_an_epoch_has_no_empty_epoch(tmp_path: Path, mon
 
 def test_cases_without_scores_are_no_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fold that is annotated for nothing has no Dice: the end of the schedule is kept."""
-    monkeypatch.setattr("autoseg.algos.trainer.DIVERGED_STEPS", 2)
+    monkeypatch.setattr("autoseg.training.trainer.DIVERGED_STEPS", 2)
     silent = [dataclasses.replace(CASES[4], annotated=())]
     trainer = Trainer(tiny_plan(num_epochs=4), CASES[:4], silent, JobDir(tmp_path / "segresnet_0"), device=CPU)
     assert math.isnan(trainer._validate())
@@ -228,7 +229,7 @@ def test_cases_without_scores_are_no_divergence(tmp_path: Path, monkeypatch: pyt
 
 def test_one_hard_class_of_one_case_is_no_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under a budget a validation may look at one case of many; where it lacks classes, its zero tells nothing."""
-    monkeypatch.setattr("autoseg.algos.trainer.DIVERGED_STEPS", 2)
+    monkeypatch.setattr("autoseg.training.trainer.DIVERGED_STEPS", 2)
     cases = [dataclasses.replace(CASES[4], annotated=("box",)), CASES[3]]
     trainer = Trainer(tiny_plan(num_epochs=4), CASES[:3], cases, JobDir(tmp_path / "segresnet_0"), device=CPU)
     monkeypatch.setattr(trainer, "_score", lambda case: torch.tensor([math.nan, 0.0], dtype=torch.float64))
@@ -240,7 +241,7 @@ def test_one_hard_class_of_one_case_is_no_divergence(tmp_path: Path, monkeypatch
 
 def test_a_signal_ends_a_long_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was trained is saved before a validation that takes long, and a signal then breaks that off."""
-    monkeypatch.setattr("autoseg.algos.trainer.CHECKPOINT_S", -1.0)
+    monkeypatch.setattr("autoseg.training.trainer.CHECKPOINT_S", -1.0)
     val_cases = [CASES[4], CASES[3]]
 
     def job(name: str) -> Trainer:
@@ -287,7 +288,7 @@ def test_under_a_budget_a_part_of_many_cases_is_validated(tmp_path: Path) -> Non
 
 
 def test_nothing_learned_after_a_quarter_is_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoseg.algos.trainer.DIVERGED_STEPS", 2)
+    monkeypatch.setattr("autoseg.training.trainer.DIVERGED_STEPS", 2)
     trainer = make_trainer(tmp_path, num_epochs=4, learning_rate=1e-9)
     monkeypatch.setattr(trainer, "_score", lambda case: torch.tensor([0.0, 0.001], dtype=torch.float64))
     with pytest.raises(Diverged, match="nothing was learned") as error:
@@ -417,7 +418,7 @@ def test_an_unsure_voxel_reaches_the_loss_with_what_was_filled_in(
         seen.append(words)
         return supervised_loss(*given, **words)
 
-    monkeypatch.setattr("autoseg.algos.trainer.supervised_loss", loss)
+    monkeypatch.setattr("autoseg.training.trainer.supervised_loss", loss)
     unsure = np.full_like(CASES[0].target, UNSURE)
     plan = tiny_plan(annotators_share=0.0)
     for own in (("sphere",), None):
@@ -505,7 +506,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_weights(tmp_path:
     script = tmp_path / "kill.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\n"
-        "import autoseg.algos.trainer as t\nt.CHECKPOINT_S = 0.3\n"
+        "import autoseg.training.trainer as t\nt.CHECKPOINT_S = 0.3\n"
         "from test_trainer import make_trainer\n"
         "make_trainer(Path(sys.argv[2]), num_epochs=120, num_epochs_per_validation=3).run()\n"
     )

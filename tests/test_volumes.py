@@ -16,8 +16,10 @@ from monai.transforms import Spacing
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from scipy.spatial.transform import Rotation
 
+from autoseg.data.formats.nifti import read_grid, stem_of
+from autoseg.data.grid import Grid
 from autoseg.data.resampling import resample, resampled_shape
-from autoseg.data.volumes import Grid, read_grid, read_image, read_label, stem_of, write_volume
+from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.errors import DataError
 
 AXES = [("L", "R"), ("P", "A"), ("I", "S")]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-import autoseg.workspace
-from autoseg.config import RESERVED_NAMES, SweepSettings
+import autoseg.workspace.workspace
+from autoseg.config.settings import RESERVED_NAMES, SweepSettings
 
 JOB = re.compile(r"(segresnet|dints)_\d+")
 """Jobs of the finished run."""
@@ -31,6 +31,6 @@ def test_every_folder_of_a_run_is_reserved(finished_run: Path) -> None:
 
 
 def test_the_workspace_tells_what_lies_in_it(finished_run: Path) -> None:
-    text = autoseg.workspace.__doc__ or ""
+    text = autoseg.workspace.workspace.__doc__ or ""
     names = [p.name for p in (finished_run / "work_dir").iterdir() if not p.name.startswith(".")]
     assert [name for name in names if not JOB.fullmatch(name) and name not in text] == []

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from autoseg.algos.networks import build_network
-from autoseg.algos.plan import Plan
-from autoseg.workspace import Job, JobDir, Workspace, write_yaml
+from autoseg.networks import build_network
+from autoseg.plan import Plan
+from autoseg.workspace.files import write_yaml
+from autoseg.workspace.jobs import Job, JobDir
+from autoseg.workspace.workspace import Workspace
 
 # Small networks on shared cores: threads that wait for each other made these tests 4 times slower.
 torch.set_num_threads(1)

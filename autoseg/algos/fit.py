@@ -6,151 +6,44 @@ changed where memory, or the time of a budget, allow more or less than the formu
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
-from autoseg.algos.cache import MEMORY_SHARE
-from autoseg.algos.device import autocast, resolve_precision, to_device
-from autoseg.algos.losses import supervised_loss
-from autoseg.algos.networks import build_network, divisor, network_module
-from autoseg.algos.networks.sizing import shorter_roi
-from autoseg.algos.plan import Plan
-from autoseg.algos.planner import TRAINING_SHARE, Fit, Origin, make_plan, recipe_values
-from autoseg.algos.trainer import is_out_of_memory, make_optimizer
+from autoseg.algos.planner import TRAINING_SHARE, Fit, make_plan, recipe_values
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.resampling import resampled_shape
-from autoseg.machine import SAMPLE_S, PeakMemory
+from autoseg.networks import divisor, network_module
+from autoseg.networks.sizing import shorter_roi
+from autoseg.plan import Origin, Plan
+from autoseg.training.cache import MEMORY_SHARE
+from autoseg.training.step import StepCost, measure_step
 
 log = logging.getLogger(__name__)
 
-TIMED_STEPS = 2
-"""Steps that are timed after one that allocates and chooses kernels; the faster counts."""
+
 LEAST_STEPS = 2000
 """Steps that a budget must leave for a larger network, patch or batch to be taken.
 Source: plain loops on the hippocampus, where 24 filters overtook 16 after about so many steps."""
+
 TOO_FEW_STEPS = 300
 """Steps that a budget must leave, or a smaller network is taken. Source: SegResNet, 13 organs at 4 mm, runs of eight
 minutes: 86 steps of the usual size 0.629 Dice, 273 of a smaller one 0.803, 616 of the smallest 0.828; hippocampus, 3
 minutes: 226 steps with 16 filters 0.8736, 549 with 8 0.8762."""
+
 DATA_SHARE = 0.05
 """Share of all voxels that a batch may hold at most. Source: nnU-Net."""
-JOB_SAMPLE_S = 0.05
-"""Seconds between two looks at a process' memory while a job trains."""
-MOST_TIMED_S = 5.0
-"""A step that takes longer than this is timed once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCost:
-    """What one training step takes."""
-
-    step_s: float
-    """Seconds: forward, loss, backward, optimizer; patches at hand."""
-    memory_gib: float
-    """Peak: of the GPU as torch reserved it, or of this process on a CPU."""
-
-
-class MemoryWatch:
-    """The peak of memory while a block runs: of the GPU as torch reserves it, or of this process on a CPU."""
-
-    def __init__(self, device: torch.device, sample_s: float = SAMPLE_S) -> None:
-        """Say where, and how often to look at a process."""
-        self.device, self._process = device, PeakMemory(sample_s)
-
-    def __enter__(self) -> MemoryWatch:
-        """Begin to look."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self._process.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Look a last time."""
-        if self.device.type != "cuda":
-            self._process.__exit__(*error)
-
-    @property
-    def peak_gib(self) -> float:
-        """The most so far."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self.device) / 2**30
-        return self._process.most / 2**30
-
-
-def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
-    """A training step of a plan on one fixed batch of noise: no data work, no averaging, no waiting.
-
-    Returns:
-        A function that does one step; a GPU may still be about it afterwards, see `finish`.
-    """
-    torch.manual_seed(plan.seed)
-    network = to_device(build_network(plan).train(), device, plan.precision, trained=True)
-    optimizer = make_optimizer(network, plan)
-    scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(device, plan.precision) == "fp16")
-    image = torch.randn(plan.batch_size, len(plan.channels), *plan.roi_size, device=device)
-    image = image.to(memory_format=torch.channels_last_3d)
-    outputs = len(plan.classes) if plan.sigmoid else 1
-    highest = 2 if plan.sigmoid else plan.num_outputs
-    target = torch.randint(0, highest, (plan.batch_size, outputs, *plan.roi_size), device=device, dtype=torch.uint8)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(device, plan.precision):
-            found = network(image)
-        loss = supervised_loss(found, target, sigmoid=plan.sigmoid, loss=plan.loss)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(network.parameters(), plan.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
-
-    return step
-
-
-def finish(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure_step(plan: Plan, device: torch.device) -> StepCost | None:
-    """Time a step and take the peak of memory; None where memory does not suffice."""
-    times: list[float] = []
-    try:
-        with MemoryWatch(device) as memory:
-            step = bare_step(plan, device)
-            step()
-            finish(device)
-            while len(times) < TIMED_STEPS and sum(times) < MOST_TIMED_S:
-                begin = time.perf_counter()
-                step()
-                finish(device)
-                times.append(time.perf_counter() - begin)
-        return StepCost(step_s=min(times), memory_gib=memory.peak_gib)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
-    finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 CostOf = Callable[[Plan], StepCost | None]
 """What a step of a plan takes on the device at hand; None where memory does not suffice."""
+
 _measured: dict[str, StepCost | None] = {}
 
 

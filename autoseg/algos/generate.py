@@ -9,18 +9,20 @@ from typing import Any
 import torch
 import yaml
 
-from autoseg import __version__
-from autoseg.algos.bundle import write_bundle
 from autoseg.algos.fit import fitted_plan
-from autoseg.algos.hardware import Hardware
-from autoseg.algos.plan import Plan
-from autoseg.algos.planner import ROUNDED_UP, Origin, make_plan
-from autoseg.algos.templates import fill_template, read_template_text
-from autoseg.config import AlgoName, Settings
+from autoseg.algos.planner import ROUNDED_UP, make_plan
+from autoseg.config.reader import read_model
+from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.templates import fill_template, read_template_text
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
-from autoseg.reader import read_model
-from autoseg.workspace import JobDir, Workspace, digest, write_text
+from autoseg.export.bundle import write_bundle
+from autoseg.hardware.facts import Hardware
+from autoseg.plan import Origin, Plan
+from autoseg.version import __version__
+from autoseg.workspace.files import digest, write_text
+from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

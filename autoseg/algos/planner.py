@@ -10,41 +10,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoseg.algos.hardware import Hardware
-from autoseg.algos.networks import network_module
-from autoseg.algos.networks.sizing import Choice, Sizing, round_up
-from autoseg.algos.plan import Plan
-from autoseg.algos.templates import FILLED, template_values
-from autoseg.annotations import suggest
-from autoseg.config import LOCATOR, RECIPE_ALGO, AlgoName, Settings
+from autoseg.config.settings import LOCATOR, RECIPE_ALGO, AlgoName, Settings
+from autoseg.config.templates import FILLED, template_values
+from autoseg.config.types import suggest
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resampled_shape
 from autoseg.errors import ConfigError
+from autoseg.hardware.facts import Hardware
 from autoseg.inference.windows import fit_window, window_starts
+from autoseg.networks import network_module
+from autoseg.networks.facts import NETWORK_KEYS, RATES, SECONDS_PER_MEGAVOXEL
+from autoseg.networks.sizing import Choice, Sizing, round_up
+from autoseg.plan import Origin, Plan
 
 MINUTES_PER_CPU_JOB = 60
 """Without a budget a job on a CPU gets at most this long: somebody waits for it at a desk."""
-SECONDS_PER_MEGAVOXEL = {"segresnet": 3.2, "swinunetr": 3.1, "dints": 3.0, "unet": 2.0, "locator": 3.2}
-"""Seconds of a training step for a million voxels of the CPU-sized network, on two cores, where none was measured.
-Source: measured in fp32 on two AVX2 cores (docs/results.md), but for unet, a guess."""
+
 TRAINING_SHARE = 0.8
 """Share of a job's budget that is steps, when their number is estimated; validation and scores take the rest. A guess
 before anything is measured."""
+
 SPARE, FASTEST_STEP_S = 3.0, 0.01
 """A budget's schedule has this many times the epochs that fit by what a step took, or by this guess on a GPU where none
 was measured: a machine that turns out faster must not end it early."""
+
 ROUNDED_UP = "rounded up"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where a value came from."""
-
-    value: Any
-    origin: str
-    """planner, template, recipe NAME, search, or a place in the user's input."""
-    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,33 +56,15 @@ class Fit:
 
 LOCATOR_MM = (4.0, 4.0, 4.0)
 """Voxels of the locator. Source: FLARE23 paper."""
+
 FEW_PASSES, FEW_STEPS = 20, 500
 """Passes over the training cases, or steps, below which augmentation is light.
 Source: measured on the hippocampus: Dice after 1.4 passes 0.815 without and 0.799 with nnU-Net's augmentation."""
 
-
-RATES: dict[AlgoName, tuple[float, float, float, str]] = {
-    "segresnet": (2e-4, 2e-3, 4e-3, "Auto3DSeg's"),
-    "swinunetr": (4e-4, 4e-3, 1e-2, "Auto3DSeg's"),
-    "dints": (2e-4, 5e-3, 1e-2, "as SegResNet's, since it is trained by AdamW here (Auto3DSeg's: SGD, 0.2)"),
-    "unet": (2e-4, 2e-3, 4e-3, "as SegResNet's"),
-    "locator": (2e-4, 2e-3, 4e-3, "as SegResNet's"),
-}
-"""Highest learning rate on a GPU and on a CPU, that of Muon, and where the first comes from.
-Source of Muon's: the hippocampus (docs/results.md); SegResNet between 2e-3 and 5e-3, UNet and locator as SegResNet."""
 SHORT_STEPS, SHORT_RATE = 250, 1e-2
 """Steps under which Muon takes at least this rate: a schedule that short does not get far with a lower one. The number
 lies between the 60 steps below and the 400 of the hippocampus, where 5e-3 was better (docs/results.md).
 Source: SegResNet on phantoms, 60 steps: 0.42 Dice with 3e-3, 0.72 to 0.86 with 5e-3, 0.90 to 0.92 with 1e-2."""
-
-
-NETWORK_KEYS = {
-    "segresnet": ("init_filters", "blocks_down", "dsdepth"),
-    "locator": ("init_filters", "blocks_down", "dsdepth"),
-    "swinunetr": ("feature_size", "depths", "window_size"),
-    "dints": ("channel_mul", "use_downsample", "search"),
-    "unet": ("features", "num_res_units"),
-}
 
 
 TTA_PASSES = 16

@@ -32,13 +32,14 @@ from autoseg.analyzer.store import Signature, Store, signature
 from autoseg.analyzer.summary import case_entry, data_set_entry, stats_summary
 from autoseg.analyzer.workers import Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
-from autoseg.config import Settings
-from autoseg.data.datalist import Case, Datalist
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
 from autoseg.terminal import Progress
-from autoseg.workspace import Workspace, write_json, write_text
+from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 

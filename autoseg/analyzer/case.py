@@ -16,10 +16,10 @@ import numpy as np
 from nibabel.orientations import io_orientation, ornt2axcodes
 
 from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_volume, within
-from autoseg.analyzer.headers import FileFaultError, Finding
 from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_label, pool
-from autoseg.analyzer.reading import StoredVolume, read_stored
 from autoseg.data.components import find_components
+from autoseg.data.formats.nifti_header import FileFaultError, Finding
+from autoseg.data.formats.nifti_voxels import StoredVolume, read_stored
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""

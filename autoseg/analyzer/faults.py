@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autoseg.analyzer.case import LABEL_FILE, CaseStats
-from autoseg.data.datalist import Case
+from autoseg.data.datalists.cases import Case
 from autoseg.data.labels import LabelMap
 
 Role = Literal["training", "validation", "testing", "unlabeled"]

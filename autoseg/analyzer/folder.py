@@ -9,13 +9,13 @@ from pathlib import Path
 
 from autoseg.analyzer.analysis import analyze
 from autoseg.analyzer.result import Analysis
-from autoseg.config import Settings
-from autoseg.data.datalist import Case, Datalist
-from autoseg.data.layouts import recognise
-from autoseg.data.listfile import unique_names
-from autoseg.data.volumes import SUFFIXES, suffix_of
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.layouts import recognise
+from autoseg.data.datalists.listfile import unique_names
+from autoseg.data.formats.nifti import SUFFIXES, suffix_of
 from autoseg.errors import DataError
-from autoseg.workspace import Workspace
+from autoseg.workspace.workspace import Workspace
 
 
 def analyze_folder(folder: Path, *, progress: bool = True) -> Analysis:

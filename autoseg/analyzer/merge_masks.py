@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from autoseg.analyzer.headers import FileFaultError
-from autoseg.analyzer.reading import StoredVolume, read_stored
-from autoseg.data.volumes import SUFFIXES, Grid, stem_of, suffix_of, write_volume
+from autoseg.data.formats.nifti import SUFFIXES, stem_of, suffix_of
+from autoseg.data.formats.nifti_header import FileFaultError
+from autoseg.data.formats.nifti_voxels import StoredVolume, read_stored
+from autoseg.data.grid import Grid
+from autoseg.data.volumes import write_volume
 from autoseg.errors import DataError
-from autoseg.workspace import write_json
+from autoseg.workspace.files import write_json
 
 logger = logging.getLogger(__name__)
 MASK_FOLDERS = ("segmentations", "segmentation", "masks", "labels")

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from autoseg.analyzer.case import CaseStats, ClassStats
-from autoseg.analyzer.headers import Finding
 from autoseg.analyzer.histograms import Histogram, Stats
-from autoseg.workspace import write_text
+from autoseg.data.formats.nifti_header import Finding
+from autoseg.workspace.files import write_text
 
 VERSION = 1
 """Of the statistics; results of another version are not used."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.analyzer.case import CaseStats, analyze_case
-from autoseg.analyzer.headers import Finding
-from autoseg.analyzer.reading import file_digest
-from autoseg.claims import HEARTBEAT
-from autoseg.machine import available_cores, available_memory_bytes
+from autoseg.data.formats.nifti_header import Finding
+from autoseg.data.formats.nifti_voxels import file_digest
+from autoseg.hardware.limits import available_cores, available_memory_bytes
+from autoseg.workspace.claims import HEARTBEAT
 
 logger = logging.getLogger(__name__)
 

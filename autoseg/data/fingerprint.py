@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from autoseg.config.nodes import load_plain
 from autoseg.errors import WorkspaceError
-from autoseg.yamlnodes import load_plain
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]

@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from autoseg.annotations import suggest
-from autoseg.config import InferenceSettings, Settings
+from autoseg.config.settings import InferenceSettings, Settings
+from autoseg.config.types import suggest
 from autoseg.errors import ConfigError
 
 IGNORE, UNSURE = 255, 254

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from autoseg.data.datalist import Case, Datalist, write_datalist
-from autoseg.data.folds import make_folds
-from autoseg.data.volumes import Grid, write_volume
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.datalist import write_datalist
+from autoseg.data.datalists.folds import make_folds
+from autoseg.data.grid import Grid
+from autoseg.data.volumes import write_volume
 from autoseg.errors import ConfigError
-from autoseg.workspace import write_text
+from autoseg.workspace.files import write_text
 
 BRIGHTNESS = {"sphere": 720.0, "box": 1100.0, "cylinder": 120.0}
 """Intensity of each kind of structure before noise and bias."""

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from autoseg.data.grid import Volume
 from autoseg.data.resampling import resample, resample_rows, resampled_shape
 from autoseg.data.streams import ImageRows, MemoryImage
-from autoseg.data.volumes import Volume
 from autoseg.errors import DataError
 
 PART_VOXELS = 1 << 23

@@ -22,19 +22,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation
 
-from autoseg.data.volumes import (
-    Grid,
-    Volume,
-    damaged,
-    not_finite,
-    open_nifti,
-    other_grid,
-    ras_orientation,
-    read_image,
-    spatial_and_channels,
-    suffix_of,
-    write_stored,
-)
+from autoseg.data.formats.nifti import damaged, open_nifti, spatial_and_channels, suffix_of, write_stored
+from autoseg.data.grid import Grid, Volume, ras_orientation
+from autoseg.data.volumes import not_finite, other_grid, read_image
 from autoseg.errors import DataError, ResourceError
 
 log = logging.getLogger(__name__)

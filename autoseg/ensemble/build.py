@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from autoseg import __version__
-from autoseg.algos.plan import Plan
-from autoseg.config import EnsembleSettings, Settings, parse_duration, parse_size
-from autoseg.data.datalist import Case, Datalist
+from autoseg.config.reader import read_model
+from autoseg.config.settings import EnsembleSettings, Settings
+from autoseg.config.units import parse_duration, parse_size
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.formats.nifti import read_grid
 from autoseg.data.labels import check_classes
-from autoseg.data.volumes import read_grid, read_label
+from autoseg.data.volumes import read_label
 from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candidates, choose, costs_of, pareto_rows
 from autoseg.ensemble.out_of_fold import (
     Finished,
@@ -27,14 +28,16 @@ from autoseg.ensemble.out_of_fold import (
     score_of,
     score_out_of_fold,
 )
-from autoseg.ensemble.predict import segment
-from autoseg.ensemble.tables import format_rows, format_score, format_table
 from autoseg.errors import DataError, ResourceError, WorkspaceError
-from autoseg.inference.metrics import TOLERANCE_MM, mean_score, summarise, to_plain
+from autoseg.evaluation.metrics import TOLERANCE_MM, mean_score, summarise, to_plain
+from autoseg.evaluation.tables import format_rows, format_score, format_table
+from autoseg.inference.files import segment
 from autoseg.inference.postprocess import ClassRule, set_rules
 from autoseg.inference.predictor import Predictor, model_digest
-from autoseg.reader import read_model
-from autoseg.workspace import Workspace, digest, write_json, write_text
+from autoseg.plan import Plan
+from autoseg.version import __version__
+from autoseg.workspace.files import digest, write_json, write_text
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

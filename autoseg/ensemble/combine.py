@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from autoseg.config import EnsembleSettings, Strict
+from autoseg.config.settings import EnsembleSettings, Strict
 from autoseg.errors import WorkspaceError
-from autoseg.inference.metrics import mean_score
+from autoseg.evaluation.metrics import mean_score
 from autoseg.inference.postprocess import ClassRule
 from autoseg.inference.predictor import Combine
 

@@ -16,23 +16,26 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 
-from autoseg.data.datalist import Case, Datalist
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.formats.nifti import stem_of
+from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.streams import MemoryImage
-from autoseg.data.volumes import Volume, read_image, read_label, stem_of, write_volume
+from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.ensemble.combine import CaseCost, CaseScore, Combination, ModelCost, combinations_of
-from autoseg.ensemble.predict import writing
 from autoseg.errors import DataError
-from autoseg.inference.budget import Cost, Facts, weights_bytes
-from autoseg.inference.calibration import Calibration
+from autoseg.evaluation.calibration import Calibration
+from autoseg.evaluation.metrics import TOLERANCE_MM, class_means, dice_per_class, nsd_per_class, to_plain
 from autoseg.inference.clock import Clock
-from autoseg.inference.metrics import TOLERANCE_MM, class_means, dice_per_class, nsd_per_class, to_plain
+from autoseg.inference.cost import Cost, Facts, weights_bytes
+from autoseg.inference.files import writing
 from autoseg.inference.postprocess import LEAST_GAIN, ClassRule, clean, measure_parts, propose
 from autoseg.inference.predictor import Predictor, model_digest, vote
 from autoseg.inference.restore import Member, labels_of_means
 from autoseg.inference.sides import BodyWatch
 from autoseg.inference.windows import ProbRows, Shape, default_batch
-from autoseg.workspace import Workspace, digest, file_digest, read_json, write_json
+from autoseg.workspace.files import digest, file_digest, read_json, write_json
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]

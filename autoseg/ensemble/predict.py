@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 from pydantic import ValidationError
 
-from autoseg import __version__
-from autoseg.algos.plan import Plan
-from autoseg.claims import Busy, Claim
-from autoseg.config import LOCATOR, InferenceSettings
-from autoseg.data.foreign import image_files
-from autoseg.data.listfile import unique_names
-from autoseg.data.streams import STREAM_VOXELS
-from autoseg.data.volumes import SUFFIXES, ras_orientation, read_grid, stem_of, suffix_of
+from autoseg.config.reader import read_model, read_plain
+from autoseg.config.settings import LOCATOR, InferenceSettings
+from autoseg.data.formats.nifti import stem_of
 from autoseg.ensemble.combine import EnsembleSpec
-from autoseg.ensemble.tables import format_rows
-from autoseg.errors import AutosegError, ConfigError, DataError, ResourceError, WorkspaceError
-from autoseg.inference.budget import Choice, Cost, Estimate, Facts, Limits, choose_options
-from autoseg.inference.clock import PHASES, Clock
+from autoseg.errors import AutosegError, ConfigError, WorkspaceError
+from autoseg.inference.cost import Cost, Limits
+from autoseg.inference.files import Item, _check_output, _is_file, _Server, find_items, format_timing, writing
 from autoseg.inference.options import options_of
 from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
-from autoseg.machine import PeakMemory
-from autoseg.reader import read_model, read_plain
-from autoseg.workspace import Workspace, read_json, write_json
+from autoseg.plan import Plan
+from autoseg.workspace.files import read_json, write_json
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-LIST_SUFFIX = ".txt"
-"""Of a file that names images."""
-CHANNEL = re.compile(r"_(\d{4})$")
-"""nnU-Net's number of a channel at the end of a file's stem."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One image to segment."""
-
-    name: str
-    images: tuple[Path, ...]
-    target: Path
-    """Label file to write."""
 
 
 def read_ensemble(workspace: Workspace) -> EnsembleSpec:
@@ -149,241 +121,6 @@ def load_predictor(
     jobs = [workspace.job_dir(job.algo, job.fold) for job in chosen]
     names = read_model(jobs[0].plan, Plan).label_map.named.names
     return Predictor(jobs, rules=set_rules(names, settings.slice_run, settings.min_voxels), **more)
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Say what to do where a label file cannot be written.
-
-    Raises:
-        ResourceError: It cannot.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise ResourceError(f"{target}: cannot be written ({reason}). Free space, or choose another folder.") from error
-
-
-def segment(predictor: Predictor, images: Sequence[Path], target: Path) -> None:
-    """Segment one image and write its label file on the image's own grid.
-
-    Raises:
-        DataError: The image cannot be read, or does not have the model's channels.
-        ResourceError: The label file cannot be written.
-    """
-    found = sum(read_grid(path)[1] for path in images)
-    if found != predictor.num_channels:
-        names = " and ".join(path.name for path in images) if len(images) < 3 else f"the {len(images)} files"
-        raise DataError(
-            f"{images[0]}: {names} with {found} channel{'s' * (found != 1)}. Expected {predictor.num_channels}, as the "
-            "models were trained; several files of one case end in _0000, _0001, ... in the order of training."
-        )
-    with writing(target):
-        predictor.predict_file(images, target)
-
-
-def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
-    """Say which images to segment and where their labels go.
-
-    Args:
-        image: a file, a folder whose image files are taken, or a .txt file that names an image a line, relative to
-            its own folder; with several channels, files that end in _0000, _0001, ... are one image, and others hold
-            all channels. A named image that is not there is found out when its turn comes.
-        output: a folder, or a label file where `image` is one image.
-
-    Raises:
-        ConfigError: The output does not fit the image.
-    """
-    as_file = _is_file(output)
-    if image.is_dir():
-        if as_file:
-            raise ConfigError(f"--output: {output} is a file, but --image {image} is a folder. Give a folder.")
-        paths = image_files(image)
-        if not paths:
-            raise ConfigError(f"--image: {image} holds no image files ({', '.join('*' + s for s in SUFFIXES)}).")
-        groups = group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
-    elif image.suffix == LIST_SUFFIX:
-        if as_file:
-            raise ConfigError(f"--output: {output} is a file, but --image {image} is a list. Give a folder.")
-        lines = [line.strip() for line in image.read_text().splitlines()]
-        paths = [image.parent / line for line in lines if line and not line.startswith("#")]
-        if not paths:
-            raise ConfigError(f"--image: {image} names no image. Expected the path of one on each line.")
-        groups = group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
-    else:
-        siblings = [image]
-        if num_channels > 1 and CHANNEL.search(stem_of(image)):
-            siblings = [p for p in image_files(image.parent) if _base(p) == _base(image) and CHANNEL.search(stem_of(p))]
-        groups = [tuple(siblings)]
-    names = unique_names([Path(group[0].name) for group in groups])
-    targets = [output] if as_file else [output / f"{name}.nii.gz" for name in names]
-    items = [Item(name=n, images=g, target=t) for n, g, t in zip(names, groups, targets, strict=True)]
-    inputs = {path.resolve() for group in groups for path in group}
-    if own := [item.target for item in items if item.target.resolve() in inputs]:
-        raise ConfigError(f"--output: {own[0]} is an image to segment and would be overwritten. Give another folder.")
-    return items
-
-
-def _is_file(output: Path) -> bool:
-    """Whether an output is meant to be a file, whether or not it is there."""
-    return suffix_of(output) in SUFFIXES and not output.is_dir()
-
-
-def _base(path: Path) -> str:
-    return CHANNEL.sub("", stem_of(path))
-
-
-def group_channels(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
-    """Put files that differ by nnU-Net's number of the channel alone together, in the channels' order."""
-    groups: dict[str, list[Path]] = {}
-    for path in sorted(paths):
-        groups.setdefault(_base(path) if CHANNEL.search(stem_of(path)) else path.name, []).append(path)
-    return [tuple(group) for group in groups.values()]
-
-
-def _check_output(output: Path) -> None:
-    """Make sure before any work that the output can be written.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    folder = output.parent if _is_file(output) else output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--output: {folder} cannot be made ({reason}). Give a folder you may write to.") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output: {folder} is not writable. Give a folder you may write to.")
-
-
-@dataclass(kw_only=True)
-class _Case:
-    """One image that was segmented, with what it took."""
-
-    item: Item
-    clock: Clock
-    choice: Choice | None = None
-    seconds: float = 0.0
-    ram_bytes: int = 0
-    device_bytes: int = 0
-
-
-@dataclass(kw_only=True)
-class _Server:
-    """Models that are loaded once, and the images that they have segmented."""
-
-    predictor: Predictor
-    limits: Limits
-    share: bool
-    watched: bool
-    """Whether time and memory are asked for."""
-    cost: Cost
-    done: list[_Case] = field(default_factory=list)
-
-    def segment(self, item: Item, *, wait: bool = False) -> bool:
-        """Segment one image; False where another process is about it, and with `share` nothing where it is done."""
-        if not self.share:
-            self._segment(item)
-            return True
-        try:
-            with Claim(item.target.parent / ".claims" / item.name, item.name, wait=wait):
-                if not item.target.exists():
-                    self._segment(item)
-        except Busy:
-            return False
-        return True
-
-    def _segment(self, item: Item) -> None:
-        predictor = self.predictor
-        case = _Case(item=item, clock=Clock())
-        predictor.clock = case.clock
-        given = predictor.options
-        begin = time.perf_counter()
-        on_gpu = predictor.device.type == "cuda"
-        try:
-            if self.limits.are_set:
-                facts = facts_of(item.images)
-                base = psutil.Process().memory_info().rss
-                case.choice = choose_options(self.cost, facts, given, self.limits, base)
-                predictor.options = case.choice.options
-                told = f"; given up: {', '.join(case.choice.given_up)}" if case.choice.given_up else ""
-                log.info("%s: expected %s%s", item.name, case.choice.estimate.words(predictor.device), told)
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats(predictor.device)
-            if self.watched:
-                with PeakMemory() as peak:
-                    segment(predictor, item.images, item.target)
-                case.ram_bytes = peak.most
-            else:
-                segment(predictor, item.images, item.target)
-            if case.choice is not None:
-                self.cost.learn(facts, case.clock.total_s - case.clock.seconds["infer"])
-        finally:
-            predictor.options = given
-        case.seconds = time.perf_counter() - begin
-        if on_gpu:
-            case.device_bytes = torch.cuda.max_memory_allocated(predictor.device)
-        if case.choice is not None:
-            found = Estimate(seconds=case.seconds, device_bytes=case.device_bytes, ram_bytes=case.ram_bytes)
-            log.info("%s: it took %s", item.name, found.words(predictor.device))
-        self.done.append(case)
-
-    def timing(self, load_models_s: float, total_s: float, failed: int) -> dict[str, Any]:
-        """What was measured, as plain data."""
-        cases = []
-        for case in self.done:
-            phases = {str(phase): round(case.clock.seconds[phase], 4) for phase in PHASES}
-            row: dict[str, Any] = {"case": case.item.name, "total": round(case.seconds, 4)}
-            row.update(phases)
-            row["ram_gb"] = round(case.ram_bytes / 1e9, 3)
-            if case.device_bytes:
-                row["device_gb"] = round(case.device_bytes / 1e9, 3)
-            if case.choice is not None:
-                expected = case.choice.estimate
-                row["expected"] = {
-                    "seconds": round(expected.seconds, 3),
-                    "ram_gb": round(expected.ram_bytes / 1e9, 3),
-                    "device_gb": round(expected.device_bytes / 1e9, 3),
-                    "given_up": list(case.choice.given_up),
-                }
-            cases.append(row)
-        sums = {phase: round(sum(row[phase] for row in cases), 4) for phase in (*PHASES, "total")}
-        return {
-            "version": __version__,
-            "device": str(self.predictor.device),
-            "models": [model.name for model in self.predictor.models],
-            "load_models": round(load_models_s, 4),
-            "cases": cases,
-            "sum": sums,
-            "total": round(total_s, 4),
-            "failed": failed,
-        }
-
-
-def facts_of(images: Sequence[Path]) -> Facts:
-    """What the headers of an image's files say.
-
-    Raises:
-        DataError: A file cannot be read.
-    """
-    found = [read_grid(path) for path in images]
-    grid = found[0][0]
-    ras, channels = grid.to_ras(), sum(count for _, count in found)
-    streamed = math.prod(grid.shape) * channels > STREAM_VOXELS
-    longest = ras.shape.index(max(ras.shape))
-    axis = int(ras_orientation(grid.affine)[2, 0]) if streamed else longest
-    return Facts(shape=ras.shape, spacing_mm=ras.spacing_mm, num_channels=channels, axis=axis)
-
-
-def format_timing(found: Mapping[str, Any]) -> str:
-    """A table of the seconds of each phase, a row per image and one in total."""
-    columns = (*PHASES, "total")
-    rows = [[row["case"], *(f"{row[c]:.3f}" for c in columns), f"{row['ram_gb']:.2f}"] for row in found["cases"]]
-    rows.append(["all", *(f"{found['sum'][c]:.3f}" for c in columns), ""])
-    table = format_rows(["seconds", *columns, "GB"], rows)
-    return f"{table}\nmodels loaded in {found['load_models']:.3f} s; {found['total']:.3f} s in all"
 
 
 def predict_files(

@@ -6,9 +6,9 @@ import logging
 
 import numpy as np
 
-from autoseg.algos.plan import ChannelPlan, Plan
 from autoseg.data.streams import ImageRows
 from autoseg.errors import DataError
+from autoseg.plan import ChannelPlan, Plan
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoseg.algos.device import Precision
-from autoseg.config import InferenceSettings
+from autoseg.config.settings import InferenceSettings
 from autoseg.errors import ConfigError
+from autoseg.hardware.device import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoseg.algos.device import Precision, pick_device, resolve_precision, to_device
-from autoseg.algos.networks import build_network, divisor, heads
-from autoseg.algos.plan import Plan
+from autoseg.config.reader import read_model
+from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import PreparedRows, Region
 from autoseg.data.streams import ImageRows, LabelRows, MemoryImage, open_image
-from autoseg.data.volumes import Volume, write_volume
+from autoseg.data.volumes import write_volume
 from autoseg.errors import WorkspaceError
+from autoseg.hardware.device import Precision, pick_device, resolve_precision, to_device
 from autoseg.inference.checks import check_image
 from autoseg.inference.clock import Clock
 from autoseg.inference.options import Options
@@ -30,8 +30,11 @@ from autoseg.inference.regions import KeptRows, located, region_of
 from autoseg.inference.restore import Member, labelled_slabs
 from autoseg.inference.sides import BodyWatch, split_sides
 from autoseg.inference.windows import ProbRows, WindowModel
-from autoseg.reader import read_model
-from autoseg.workspace import JobDir, Workspace, digest, file_digest, read_json
+from autoseg.networks import build_network, divisor, heads
+from autoseg.plan import Plan
+from autoseg.workspace.files import digest, file_digest, read_json
+from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 Combine = Literal["mean", "vote"]

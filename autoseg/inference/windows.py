@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autoseg.algos.device import Precision, autocast
+from autoseg.hardware.device import Precision, autocast
 from autoseg.inference.clock import Clock
 
 Shape = tuple[int, int, int]

@@ -16,16 +16,17 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import psutil
 
-from autoseg.config import Settings
+from autoseg.config.settings import Settings
 
 log = logging.getLogger(__name__)
 
+
 LAUNCHER_PID = "AUTOSEG_LAUNCHER_PID"
 """Environment variable with the process that started this one and waits for it."""
+
 SAVING_S = 120.0
 """Seconds a stopped worker gets to end its step and save."""
 
@@ -141,18 +142,3 @@ def stop_with_launcher() -> None:
 
     pause = threading.Event()
     threading.Thread(target=watch, daemon=True, name="watch of the launcher").start()
-
-
-def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a text file; none where it is missing."""
-    try:
-        with open(path, "rb") as file:
-            return _tail(file).decode(errors="replace").splitlines()[-count:]
-    except FileNotFoundError:
-        return []
-
-
-def _tail(file: IO[bytes], size: int = 65536) -> bytes:
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - size))
-    return file.read()

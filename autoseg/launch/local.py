@@ -17,7 +17,7 @@ from types import FrameType
 
 import psutil
 
-from autoseg.config import Settings
+from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError
 from autoseg.launch import Ended, Task, start, stop
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.config import Settings
+from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError
 from autoseg.launch import Ended, Task, run_command
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.config import Settings, parse_duration
+from autoseg.config.settings import Settings
+from autoseg.config.units import parse_duration
 from autoseg.errors import ResourceError
 from autoseg.launch import Ended, Task, start, stop
 

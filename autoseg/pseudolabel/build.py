@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from autoseg import __version__
-from autoseg.config import Settings
-from autoseg.data.cases import Case, Datalist, files_digest
-from autoseg.data.datalist import read_datalist, write_datalist
+from autoseg.config.nodes import load_plain
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Case, Datalist, files_digest
+from autoseg.data.datalists.datalist import read_datalist, write_datalist
 from autoseg.data.labels import UNSURE_VALUE, LabelMap
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.errors import DataError, ResourceError, WorkspaceError
@@ -27,8 +27,9 @@ from autoseg.pseudolabel.complete import complete_label, voxel_weights
 from autoseg.pseudolabel.evidence import ClassEvidence, Prediction, predict_case
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, later_round
-from autoseg.workspace import Workspace, digest, read_json, write_json
-from autoseg.yamlnodes import load_plain
+from autoseg.version import __version__
+from autoseg.workspace.files import digest, read_json, write_json
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
 from autoseg.data.streams import FileImage, open_image
-from autoseg.data.volumes import Grid
-from autoseg.inference.metrics import pair_counts
+from autoseg.evaluation.metrics import pair_counts
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import labels_of_means
 from autoseg.inference.sides import BodyWatch, split_sides

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from autoseg.annotations import suggest
-from autoseg.config import Settings
-from autoseg.data.cases import Case, Datalist
-from autoseg.data.folds import deal_folds
+from autoseg.config.settings import Settings
+from autoseg.config.types import suggest
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.folds import deal_folds
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError
 

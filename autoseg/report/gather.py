@@ -14,14 +14,17 @@ from typing import Any
 
 import yaml
 
-from autoseg.data.datalist import Datalist, read_cases
+from autoseg.config.nodes import load_plain
+from autoseg.config.reader import read_model
+from autoseg.data.datalists.cases import Datalist
+from autoseg.data.datalists.datalist import read_cases
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.explain import Entry, plan_entries, stored_settings
-from autoseg.reader import read_model
-from autoseg.usage import read_lines, read_usage
-from autoseg.workspace import STAGES, Job, Workspace, digest, read_json
-from autoseg.yamlnodes import load_plain
+from autoseg.report.explain import Entry, plan_entries, stored_settings
+from autoseg.workspace.files import digest, read_json
+from autoseg.workspace.jobs import Job
+from autoseg.workspace.usage import read_lines, read_usage
+from autoseg.workspace.workspace import STAGES, Workspace
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Run:
     @cached_property
     def label_map(self) -> LabelMap | None:
         """The classes as the networks know them; None before generate."""
-        from autoseg.algos.plan import Plan  # it loads torch, which the report of an analysis has no need of
+        from autoseg.plan import Plan  # it loads torch, which the report of an analysis has no need of
 
         for job in self.jobs:
             try:

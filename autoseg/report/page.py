@@ -16,16 +16,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from autoseg import __version__
-from autoseg.config import format_duration
+from autoseg.config.units import format_duration
 from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, WorkspaceError
-from autoseg.inference.calibration import expected_error
+from autoseg.evaluation.calibration import expected_error
 from autoseg.report import figures
 from autoseg.report.compare import case_means, compare
 from autoseg.report.gather import Run, by_number, clock, inputs_digest, plain
 from autoseg.report.pictures import CasePicture, picture_case
-from autoseg.workspace import Workspace, digest, file_digest, write_text
+from autoseg.version import __version__
+from autoseg.workspace.files import digest, file_digest, write_text
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -351,7 +352,10 @@ def _by_segmenter(run: Run) -> dict[str, dict[str, list[float | None]]]:
 def _fold_table(
     classes: Sequence[str], scores: dict[str, list[float]], fold_of: dict[str, int], seed: int
 ) -> dict[str, Any]:
-    from autoseg.inference.metrics import mean_score, summarise  # it loads torch
+    from autoseg.evaluation.metrics import (
+        mean_score,
+        summarise,  # it loads torch
+    )
 
     folds = sorted({fold_of[n] for n in scores})
     summary = summarise(list(scores.values()), classes, seed=seed)
@@ -377,7 +381,7 @@ def _testing(run: Run, classes: Sequence[str], seed: int) -> Content | None:
     num = run.summary.get("cases", {}).get("testing", 0)
     if not num and not held:
         return None
-    from autoseg.inference.metrics import summarise
+    from autoseg.evaluation.metrics import summarise
 
     return {
         "num": num,

@@ -11,7 +11,8 @@ from typing import Any
 from autoseg.errors import AutosegError, ConfigError
 from autoseg.report.gather import inputs_digest
 from autoseg.report.page import check_run, render
-from autoseg.workspace import Workspace, digest, file_digest
+from autoseg.workspace.files import digest, file_digest
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -19,19 +19,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.config import AlgoName, Settings, load_settings, parse_duration
-from autoseg.data.datalist import Datalist, files_digest, read_datalist
+from autoseg.config.load import load_settings
+from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.units import parse_duration
+from autoseg.data.datalists.cases import Datalist, files_digest
+from autoseg.data.datalists.datalist import read_datalist
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
-from autoseg.jobs import MOST_STARTS, in_this_process, job_resources
 from autoseg.launch import Task, launch, stop_with_launcher
-from autoseg.workspace import Job, Workspace, digest, log_to, read_json, write_json, write_text
+from autoseg.pipeline.jobs import MOST_STARTS, in_this_process, job_resources
+from autoseg.workspace.files import digest, log_to, read_json, write_json, write_text
+from autoseg.workspace.jobs import Job
+from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-    from autoseg.algos.plan import Plan
-    from autoseg.algos.trainer import Progress
+    from autoseg.plan import Plan
     from autoseg.sweep.study import Study
+    from autoseg.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ def run_sweep(
     Raises:
         AutosegError: What the user can mend, before anything is trained.
     """
-    from autoseg.pipeline import run_input
+    from autoseg.pipeline.run import run_input
     from autoseg.sweep.results import best_trials, write_results
     from autoseg.sweep.space import read_space
 
@@ -141,8 +146,8 @@ def _portable(settings: Settings, origins: Mapping[str, str], until: float | Non
 
 def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, origins: Mapping[str, str]) -> Plan:
     """What the planner would take by itself: the first trial, to be beaten."""
+    from autoseg.algos.inputs import planning
     from autoseg.algos.planner import make_plan
-    from autoseg.planning import planning
 
     jobs: list[tuple[AlgoName, int]] = [(settings.algos[0], settings.sweep.folds[0])]
     algo, fold, known = next(planning(workspace, datalist, settings, origins, jobs))
@@ -231,10 +236,10 @@ def _run_trial(
     from optuna.trial import TrialState
 
     from autoseg.algos.generate import generate_job
-    from autoseg.algos.job import run_job
-    from autoseg.algos.trainer import Pruned
-    from autoseg.planning import planning
+    from autoseg.algos.inputs import planning
     from autoseg.sweep.results import settings_text
+    from autoseg.training.errors import Pruned
+    from autoseg.training.job import run_job
 
     algo, values = study.space.suggest(trial)
     space = Workspace(study.trial_folder(trial.number), data_of=workspace)
@@ -309,7 +314,7 @@ def _run_trial(
 
 
 def _plan_length(space: Workspace, algo: str, fold: int) -> int:
-    from autoseg.algos.job import read_plan
+    from autoseg.plan import read_plan
 
     return read_plan(space.job_dir(algo, fold)).num_epochs
 

@@ -11,7 +11,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from autoseg.sweep.study import Study
-from autoseg.workspace import read_json, write_json, write_text
+from autoseg.workspace.files import read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 

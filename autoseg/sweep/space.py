@@ -10,10 +10,12 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from autoseg.algos.plan import Plan
-from autoseg.annotations import members, strip_annotated, suggest
-from autoseg.config import ALGOS, AlgoName, HyperSettings, Range, SettingDoc, Settings, read_value, setting_docs
+from autoseg.config.docs import SettingDoc, setting_docs
+from autoseg.config.reader import read_value
+from autoseg.config.settings import ALGOS, AlgoName, HyperSettings, Range, Settings
+from autoseg.config.types import members, strip_annotated, suggest
 from autoseg.errors import ConfigError
+from autoseg.plan import Plan
 
 NETWORK = "algo"
 """Name of the parameter that chooses the network."""

@@ -21,11 +21,12 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from autoseg.claims import Busy, Claim
-from autoseg.config import SweepSettings
+from autoseg.config.settings import SweepSettings
 from autoseg.errors import ConfigError, ResourceError
 from autoseg.sweep.space import Space
-from autoseg.workspace import changed, digest
+from autoseg.workspace.claims import Busy, Claim
+from autoseg.workspace.files import digest
+from autoseg.workspace.workspace import changed
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.volumes import read_label, stem_of
-from autoseg.inference.flare23 import TOLERANCES_MM
-from autoseg.workspace import write_json
+from autoseg.data.formats.nifti import stem_of
+from autoseg.data.volumes import read_label
+from autoseg.evaluation.flare23 import TOLERANCES_MM
+from autoseg.workspace.files import write_json
 
 NAMES = [name.replace(" ", "_") for name in TOLERANCES_MM]
 SIX = ("liver", "right_kidney", "spleen", "pancreas", "left_kidney", "tumor")

@@ -1,0 +1,510 @@
+"""The commands: each a method with its arguments and its documentation; no logic of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from autoseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autoseg.config.settings import AlgoName
+    from autoseg.inference.cost import Limits
+
+TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "pseudolabel", "retry", "sweep", "plan"})
+
+_INPUT = Path("input.yaml")
+
+_WORK_DIR = Path("work_dir")
+
+
+class Commands:
+    """What `autoseg` can do; a public method is a command."""
+
+    def __init__(self, overrides: Mapping[str, str]) -> None:
+        self._overrides = overrides
+
+    def _stages(
+        self,
+        stages: tuple[str, ...] | None,
+        input: Path,
+        *,
+        algo: AlgoName | None = None,
+        fold: int | None = None,
+        as_json: bool = False,
+        again: bool = False,
+        more_settings: Path | None = None,
+    ) -> int:
+        """Run some stages, or all where None is given, with the settings of the file and the command line."""
+        from autoseg.pipeline.run import run_input
+        from autoseg.workspace.workspace import STAGES
+
+        options: dict[str, Any] = {
+            "algo": algo,
+            "fold": fold,
+            "as_json": as_json,
+            "again": again,
+            "more_settings": more_settings,
+        }
+        return run_input(stages or STAGES, input, self._overrides, **options)
+
+    def run(self, *, input: Path = _INPUT, settings: Path | None = None) -> int:
+        """Do all: analyze, generate, train, ensemble; only what is missing or whose inputs changed.
+
+        Args:
+            input: The settings; `autoseg init` writes it.
+            settings: More settings, which win over those of input.yaml, such as the best.yaml of a sweep.
+
+        Example:
+            autoseg run --input input.yaml --budget 2h
+        """
+        return self._stages(None, input, more_settings=settings)
+
+    def analyze(self, *, input: Path = _INPUT, data: Path | None = None, json: bool = False) -> int:
+        """Take the statistics of the data set and list all its faults.
+
+        Exit code 2 where there are faults.
+
+        Args:
+            input: The settings.
+            data: A bare folder of images, or of images/ and labels/, to look at without an input.yaml.
+            json: Print the summary as JSON.
+
+        Example:
+            autoseg analyze --input input.yaml
+            autoseg analyze --data my_images --json
+        """
+        if data is None:
+            return self._stages(("analyze",), input, as_json=json)
+        if self._overrides:
+            flags = ", ".join(f"--{key}" for key in self._overrides)
+            raise ConfigError(f"{flags}: no effect together with --data. Leave out the one or the other.")
+
+        from json import dumps
+
+        from autoseg.analyzer import analyze_folder
+
+        analysis = analyze_folder(data)
+        print(dumps(analysis.summary(), indent=1) if json else analysis.text())
+        return 2 if analysis.faults else 0
+
+    def generate(self, *, input: Path = _INPUT) -> int:
+        """Plan every training job and write its bundle, ready to be read and edited.
+
+        Args:
+            input: The settings.
+
+        Example:
+            autoseg generate --input input.yaml --algos segresnet
+        """
+        return self._stages(("generate",), input)
+
+    def train(
+        self,
+        *,
+        input: Path | None = None,
+        algo: AlgoName | None = None,
+        fold: int | None = None,
+        again: bool = False,
+        wait: bool = False,
+    ) -> int:
+        """Train the jobs that are not done or whose plan or cases changed, or those named by --algo and --fold.
+
+        With --work_dir, --algo and --fold but no --input it trains that one planned job, on any machine that sees the
+        folder: this is what launchers and torchrun start. No two of them ever work on one job.
+
+        Args:
+            input: The settings; input.yaml where not given.
+            algo: This network only.
+            fold: This fold only, from 0.
+            again: Train from the start what is done already.
+            wait: Where another process is working on the job, wait for it instead of ending.
+
+        Example:
+            autoseg train --algo segresnet --fold 2
+            autoseg train --work_dir work_dir --algo segresnet --fold 0 --wait
+        """
+        if fold is not None and fold < 0:
+            raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
+        if algo is not None and fold is not None and input is None and not again:
+            from autoseg.pipeline.run import is_planned, work_alone
+
+            if is_planned(self._overrides):
+                return work_alone(self._overrides, algo, fold, wait=wait)
+        return self._stages(("train",), input or _INPUT, algo=algo, fold=fold, again=again)
+
+    def ensemble(self, *, input: Path = _INPUT) -> int:
+        """Score the models out of fold, choose how to combine them, predict the testing cases.
+
+        Args:
+            input: The settings.
+
+        Example:
+            autoseg ensemble --input input.yaml --ensemble.method best_n
+        """
+        return self._stages(("ensemble",), input)
+
+    def pseudolabel(self, *, input: Path = _INPUT) -> int:
+        """Fill in the classes that cases were not annotated for, by the ensemble of the round before, for the next.
+
+        After it, generate, train and ensemble work on that round; run does it all.
+
+        Args:
+            input: The settings; strategy and pseudolabel say how.
+
+        Example:
+            autoseg pseudolabel --input input.yaml
+        """
+        return self._stages(("pseudolabel",), input)
+
+    def sweep(
+        self, *, input: Path = _INPUT, trials: int | None = None, budget: str | None = None, join: bool = False
+    ) -> int:
+        """Search for the best settings: the ranges under `sweep:` in input.yaml, by Optuna.
+
+        Killed, the same command goes on. The best settings lie in work_dir/sweep/best.yaml.
+
+        Args:
+            input: The settings.
+            trials: Trials to make, those that are stopped early included; else sweep.trials.
+            budget: Time for the sweep, such as 4h; the trials that run at its end are stopped.
+            join: Help with the sweep that was begun in --work_dir, from this machine.
+
+        Example:
+            autoseg sweep --input input.yaml --trials 50 --budget 4h
+            autoseg sweep --work_dir work_dir --join
+        """
+        from autoseg import sweep
+
+        if trials is not None and trials < 1:
+            raise ConfigError(f"--trials: expected a whole number >= 1, found {trials}.")
+        if join:
+            given = self._overrides
+            return sweep.join_sweep(Path(given.get("work_dir", _WORK_DIR)), given.get("sweep.study", "sweep"))
+        code, text = sweep.run_sweep(input, self._overrides, trials=trials, budget=budget)
+        print(text)
+        return code
+
+    def plan(self, *, input: Path = _INPUT) -> int:
+        """Tell what a run will take: hours, memory, disk, and what 1, 4 or 32 devices would make of it.
+
+        Measures some training steps of each network on this machine.
+
+        Args:
+            input: The settings.
+
+        Example:
+            autoseg plan --input input.yaml
+        """
+        from autoseg.pipeline.forecast import plan_run
+
+        print(plan_run(input, self._overrides))
+        return 0
+
+    def predict(
+        self,
+        *,
+        image: Path,
+        output: Path,
+        work_dir: Path = _WORK_DIR,
+        algo: AlgoName | None = None,
+        fold: int | None = None,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        share: bool = False,
+        timing: bool = False,
+        max_memory: str | None = None,
+        max_ram: str | None = None,
+        max_time: str | None = None,
+        fast: bool | None = None,
+        locate: bool | None = None,
+        crop_to_first: bool | None = None,
+        skip_empty: bool | None = None,
+        overlap: float | None = None,
+        mirror: bool | None = None,
+    ) -> int:
+        """Segment new images with the ensemble, or with the models named by --algo and --fold.
+
+        The models are loaded once; a bad image is reported and skipped, and the exit code is then 2. With a budget,
+        what an image will take is told before it, and what it took after it.
+
+        Args:
+            image: An image, a folder of images, or a .txt file with the path of an image on each line.
+            output: The label file to write, or the folder for the label files.
+            work_dir: Folder of a finished run.
+            algo: Models of this network only.
+            fold: Models of this fold only, from 0.
+            device: Where the networks run.
+            share: Leave label files that are there, and images that another such process has begun: start it on several
+                machines and they do the folder together.
+            timing: Print where the time goes (load, pre, infer, invert, post, write) and write it to timing.json in the
+                folder of the label files, or beside one label file labels.nii.gz to labels.timing.json.
+            max_memory: Memory of the GPU, or of the process on a CPU, to keep to, such as 4GB.
+            max_ram: Memory of the process to keep to, such as 8GB.
+            max_time: Time for an image to keep to, such as 15s.
+            fast: The same as locate, crop_to_first, overlap 0 and no mirroring, where these are not set; locate only
+                where a locator is trained. As inference.fast in input.yaml.
+            locate: Crop to the region that the locator finds.
+            crop_to_first: Crop the body's length to what the first model finds, for the models after it.
+            skip_empty: Let one window of nothing but background stand for all such; on unless set otherwise.
+            overlap: Overlap of windows, as a share of the patch, from 0.
+            mirror: Average over mirrored images; as the models were planned unless set, and not with --fast.
+
+        Example:
+            autoseg predict --work_dir work_dir --image new_scans --output predictions
+            autoseg predict --image scan.nii.gz --output labels.nii.gz --fast --max_memory 4GB --timing
+        """
+        from autoseg.ensemble.predict import predict_files
+
+        given: dict[str, Any] = {
+            "fast": fast,
+            "locate": locate,
+            "crop_to_first": crop_to_first,
+            "skip_empty": skip_empty,
+        }
+        given |= {"overlap": overlap, "mirror": mirror}
+        inference = {key: value for key, value in given.items() if value is not None}
+        if overlap is not None and not 0 <= overlap < 1:
+            raise ConfigError(f"--overlap: expected a number from 0 to below 1, found {overlap:g}.")
+        more: dict[str, Any] = {"algo": algo, "fold": fold, "device": device, "share": share, "timing": timing}
+        limits = _limits(max_memory, max_ram, max_time)
+        return predict_files(work_dir, image, output, **more, limits=limits, inference=inference)
+
+    def evaluate(
+        self,
+        *,
+        predictions: Path,
+        labels: Path,
+        classes: str | None = None,
+        output: Path | None = None,
+        scoring: Literal["autoseg", "flare23"] = "autoseg",
+    ) -> int:
+        """Score predictions against labels: Dice and surface Dice per case and class.
+
+        Args:
+            predictions: Folder of predicted label files.
+            labels: Folder of true label files of the same names.
+            classes: Names of label values 1, 2, ..., separated by commas.
+            output: JSON file for all scores.
+            scoring: Rules: ours, or exactly those of the FLARE23 challenge, for its 14 classes.
+
+        Example:
+            autoseg evaluate --predictions predictions --labels labelsTs --classes anterior,posterior
+        """
+        from autoseg.evaluation.folders import evaluate_folders
+
+        return evaluate_folders(predictions, labels, classes=_names(classes), output=output, scoring=scoring)
+
+    def explain(self, key: str | None = None, *, input: Path = _INPUT, work_dir: Path | None = None) -> int:
+        """Tell what each setting and planned value is, where it came from, and by which rule.
+
+        Args:
+            key: One setting or planned value, such as num_epochs or segresnet.roi_size.
+            input: The settings; the run is looked up in their work_dir.
+            work_dir: Folder of a run, instead of --input.
+
+        Example:
+            autoseg explain roi_size
+        """
+        from autoseg.report.explain import explain
+
+        print(explain(work_dir or input, key))
+        return 0
+
+    def init(
+        self, data_folder: Path, *, output: Path = Path("."), num_fold: int = 5, seed: int = 0, force: bool = False
+    ) -> int:
+        """Recognise a data set and write input.yaml and datalist.json for it.
+
+        An MSD data set, an nnU-Net raw data set, and a pair of folders images and labels are recognised.
+
+        Args:
+            data_folder: The data set.
+            output: Folder for the two files.
+            num_fold: Folds to make.
+            seed: Seed of the folds.
+            force: Replace files that exist.
+
+        Example:
+            autoseg init Task04_Hippocampus --output hippocampus
+        """
+        from autoseg.cli.init import init_data_folder
+
+        print(init_data_folder(data_folder, output, num_fold=num_fold, seed=seed, force=force))
+        return 0
+
+    def demo(self, folder: Path = Path("autoseg_demo"), *, seed: int = 0) -> int:
+        """Make a small phantom data set and run everything on it; a few minutes on two cores.
+
+        Args:
+            folder: Where the data and the run go.
+            seed: Seed of the phantoms and of the run.
+
+        Example:
+            autoseg demo
+        """
+        from autoseg.cli.demo import run_demo
+
+        return run_demo(folder, seed=seed)
+
+    def report(
+        self, *, work_dir: Path = _WORK_DIR, output: Path | None = None, serve: bool = False, port: int = 8040
+    ) -> int:
+        """Write report.html: all of a run on one page that opens offline. Made after every stage, too.
+
+        Only `autoseg analyze` by itself leaves it out: it is over sooner than the figures are drawn.
+
+        Args:
+            work_dir: Folder of a run.
+            output: The file to write, instead of report.html in the run's folder.
+            serve: Show the page live on this machine alone, up to date while the run goes on; Ctrl-C ends it.
+            port: Of the live page; 0 takes a free one.
+
+        Example:
+            autoseg report --work_dir work_dir
+            autoseg report --serve
+        """
+        if serve:
+            from autoseg.report.serve import serve_report
+
+            if output is not None:
+                raise ConfigError("--output: no effect together with --serve. Leave out the one or the other.")
+            return serve_report(work_dir, port)
+        from autoseg.report.page import make_report
+
+        print(make_report(work_dir, output=output))
+        return 0
+
+    def status(self, job: str | None = None, *, work_dir: Path = _WORK_DIR, watch: bool = False) -> int:
+        """Show which stages and jobs are done, running or failed: device, epoch, Dice, time left, last error.
+
+        Args:
+            job: One job, such as segresnet_0: its state, its error in full and the end of its log.
+            work_dir: Folder of a run.
+            watch: Show it again and again until no job is pending or running.
+
+        Example:
+            autoseg status --work_dir work_dir --watch
+            autoseg status segresnet_0
+        """
+        from autoseg.report import status as show
+
+        if job is None and watch:
+            show.watch(work_dir)
+        else:
+            print(show.job_status(work_dir, job) if job else show.status(work_dir))
+        return 0
+
+    def doctor(self, *, folder: Path = Path("."), json: bool = False) -> int:
+        """Check this machine: Python, packages, torch, GPU, memory, disk, rights, shared memory, open files.
+
+        Exit code 2 where a run cannot work.
+
+        Args:
+            folder: Where a run would write.
+            json: Print the findings as JSON.
+
+        Example:
+            autoseg doctor
+        """
+        from autoseg.cli.doctor import doctor
+
+        text, code = doctor(folder, as_json=json)
+        print(text)
+        return code
+
+    def schema(self, *, output: Path | None = None) -> int:
+        """Print the JSON Schema of input.yaml, with which editors complete and check it.
+
+        Args:
+            output: The file to write instead.
+
+        Example:
+            autoseg schema --output input.schema.json
+        """
+        from autoseg.config.schema import schema_text
+        from autoseg.workspace.files import write_text
+
+        if output is None:
+            print(schema_text(), end="")
+        else:
+            write_text(output, schema_text())
+        return 0
+
+    def completion(self, shell: Literal["bash", "zsh", "fish"]) -> int:
+        """Print a script that completes commands, flags and their choices in a shell.
+
+        Evaluate it where the shell starts: eval "$(autoseg completion bash)" in ~/.bashrc, the same with zsh in
+        ~/.zshrc, autoseg completion fish | source in fish's configuration.
+
+        Args:
+            shell: Which one.
+
+        Example:
+            autoseg completion bash
+        """
+        from autoseg.cli.completion import completion
+
+        print(completion(Commands, TAKES_SETTINGS, shell), end="")
+        return 0
+
+    def retry(self, job: str | None = None, *, input: Path = _INPUT) -> int:
+        """Train the jobs again that failed or diverged; the others are left as they are.
+
+        Args:
+            job: One of them only, such as segresnet_0.
+            input: The settings.
+
+        Example:
+            autoseg retry segresnet_0
+        """
+        from autoseg.pipeline.run import retry
+
+        return retry(input, self._overrides, job)
+
+    def merge_masks(self, folder: Path, *, output: Path, classes: str | None = None) -> int:
+        """Merge a folder per case of binary masks, as TotalSegmentator writes them, into one label file a case.
+
+        Args:
+            folder: Folder of case folders.
+            output: Folder for the label files and labels.json.
+            classes: Class names in the order of label values 1, 2, ..., separated by commas; else by alphabet.
+
+        Example:
+            autoseg merge_masks totalsegmentator --output labelsTr
+        """
+        from autoseg.analyzer.merge_masks import merge_masks
+
+        print(merge_masks(folder, output, classes=_names(classes)).text())
+        return 0
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(",")) if text else None
+
+
+def _limits(max_memory: str | None, max_ram: str | None, max_time: str | None) -> Limits:
+    """A budget from the words of the command line.
+
+    Raises:
+        ConfigError: Words that are no amount of memory or time, all at once.
+    """
+    from autoseg.config.units import parse_duration, parse_size
+
+    found: dict[str, Any] = {}
+    faults = []
+    for flag, key, text, parse_text in (
+        ("max_memory", "device_bytes", max_memory, parse_size),
+        ("max_ram", "ram_bytes", max_ram, parse_size),
+        ("max_time", "seconds", max_time, parse_duration),
+    ):
+        try:
+            found[key] = None if text is None else parse_text(text)
+        except ConfigError as error:
+            faults += [f"--{flag}: {message}" for message in error.messages]
+    if faults:
+        raise ConfigError(faults)
+    from autoseg.inference.cost import Limits
+
+    return Limits(**found)

@@ -1,0 +1,264 @@
+"""`autoseg init`: from a folder of data to the two files a run needs, input.yaml and datalist.json.
+
+Whatever is guessed is said, in the result and in the files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.datalist import write_datalist
+from autoseg.data.datalists.layouts import find_layout
+from autoseg.data.datalists.listreader import build_datalist
+from autoseg.data.volumes import read_image, read_label
+from autoseg.errors import ConfigError
+from autoseg.workspace.files import write_text
+
+NUM_SAMPLED_IMAGES = 5
+"""Images read to guess the modality, evenly spread over the list."""
+NUM_SAMPLED_LABELS = 20
+"""Labels read to guess the label values, evenly spread over the list."""
+AIR_HU = -500.0
+"""An image with a value below this is a CT: air is -1000 HU, and no other modality goes below 0 by much."""
+MRI_NAMES = ("mri", "mr", "t1", "t2", "flair", "adc", "dwi", "pd", "t1w", "t2w", "t1c", "t1ce", "t1gd", "t1n", "t2f")
+
+TEMPLATE = """\
+# Written by `autoseg init`. Then: autoseg run --input {name}
+# Paths are relative to this file's folder. input.yaml.example explains every key.
+
+# CT or MRI: chooses how intensities are normalised. Here: {modality_reason}.
+modality: {modality}
+# The cases and their folds.
+datalist: datalist.json
+# The folder that the paths in the datalist start from.
+dataroot: {dataroot}
+
+{classes}
+{extra}# Common settings; remove the # to set them. What is not set is derived from the data and the machine.
+# work_dir: work_dir                      # everything the run writes
+# algos: [segresnet, swinunetr, dints]    # networks to train
+# folds: [0]                              # train these folds only
+# num_epochs: 300
+# budget: 2h                              # time for the whole run
+# resample_resolution: [1.0, 1.0, 1.0]    # voxel size in mm the networks work at
+# roi_size: [96, 96, 96]                  # patch in voxels
+# partial_labels: infer                   # off, infer, declared: whether cases were annotated for some classes only
+# on_fault: skip                          # set faulty cases aside instead of stopping
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitResult:
+    """What was found and written. As a string: the lines to show."""
+
+    input_yaml: Path
+    datalist: Path
+    recognised: str
+    """The layout, such as `MSD data set`."""
+    num_training: int
+    num_testing: int
+    num_unlabeled: int
+    num_fold: int
+    classes: dict[str, tuple[int, ...]]
+    """Class or region -> label values."""
+    modality: str
+    modality_reason: str
+    notes: tuple[str, ...]
+    """What was guessed, or needs the user's eye."""
+    next_command: str
+
+    def __str__(self) -> str:
+        classes = ", ".join(f"{n} ({'+'.join(map(str, v))})" for n, v in self.classes.items()) or "none found"
+        lines = [
+            f"Recognised: {self.recognised}",
+            f"Cases:      {self.num_training} training in {self.num_fold} folds, {self.num_testing} testing, "
+            f"{self.num_unlabeled} unlabeled",
+            f"Classes:    {classes}",
+            f"Modality:   {self.modality} ({self.modality_reason})",
+            *(f"Note:       {n}" for n in self.notes),
+            f"Wrote:      {self.input_yaml} and {self.datalist}",
+            f"Next:       {self.next_command}",
+        ]
+        return "\n".join(lines)
+
+
+def init_data_folder(
+    folder: Path, output: Path = Path("."), *, num_fold: int = 5, seed: int = 0, force: bool = False
+) -> InitResult:
+    """Recognise a data set and write input.yaml and datalist.json for it.
+
+    Args:
+        folder: the data set; nothing in it is changed.
+        output: folder for the two files; made if needed.
+        num_fold: folds made where the data set brings none.
+        seed: of those folds.
+        force: replace the two files where they exist.
+
+    Raises:
+        ConfigError: A file to write exists (without `force`), or a list in the folder is faulty.
+        DataError: No layout fits, or a sampled image or label cannot be read.
+    """
+    root, target = Path(os.path.abspath(folder)), Path(os.path.abspath(output))
+    input_yaml, list_path = target / "input.yaml", target / "datalist.json"
+    if not force and (there := [p for p in (input_yaml, list_path) if p.exists()]):
+        raise ConfigError(
+            [f"{p}: exists already. Give another folder with --output, or --force to replace it." for p in there]
+        )
+    # A datalist.json that is to be replaced is no source: the folder is looked through anew.
+    layout = find_layout(root, own_list=list_path != root / "datalist.json")
+    datalist = build_datalist(layout.plain, root, path=layout.source, num_fold=num_fold, seed=seed)
+    notes: list[str] = []
+    modality, reason, extra = _modality(datalist, layout.source, notes)
+    classes = _classes(datalist)
+    ignore = datalist.ignore_label
+    if not classes:
+        found = _label_values(datalist.training)
+        classes = {f"class_{v}": (v,) for v in found}
+        datalist = replace(datalist, labels={v: f"class_{v}" for v in found})
+        num = min(len(datalist.training), NUM_SAMPLED_LABELS)
+        notes.append(
+            f"class names are made up from the values {', '.join(map(str, found)) or '(none)'} of {num} label files: "
+            "put real ones into input.yaml."
+        )
+        if 255 in found and len(found) > 1:
+            notes.append(
+                "label value 255 often marks voxels to ignore: if so, drop its class and set ignore_label: 255."
+            )
+    write_datalist(datalist, list_path, root, extra_modalities=tuple(extra))
+    text = TEMPLATE.format(
+        name=input_yaml.name,
+        modality=_quoted(modality),
+        modality_reason=reason,
+        dataroot=_quoted(_dataroot(root, target)),
+        classes=_class_lines(classes, ignore),
+        extra=_extra_lines(extra),
+    )
+    write_text(input_yaml, text)
+    shown = os.path.relpath(input_yaml)
+    return InitResult(
+        input_yaml=input_yaml,
+        datalist=list_path,
+        recognised=layout.kind,
+        num_training=len(datalist.training),
+        num_testing=len(datalist.testing),
+        num_unlabeled=len(datalist.unlabeled),
+        num_fold=datalist.num_fold,
+        classes=classes,
+        modality=modality,
+        modality_reason=reason,
+        notes=tuple(notes),
+        next_command=f"autoseg run --input {shown if not shown.startswith('..') else input_yaml}",
+    )
+
+
+def _modality(datalist: Datalist, source: Path, notes: list[str]) -> tuple[str, str, dict[str, str]]:
+    """The modality, why, and where channels differ in kind: key -> normalisation of the channels after the first."""
+    named = datalist.channels or ((datalist.modality,) if datalist.modality else ())
+    if not named or not any(n.strip() for n in named):
+        return *_guess_modality(datalist.training), {}
+    kinds = [_kind(n) for n in named]
+    reason = f"{source.name} says {', '.join(named)}"
+    files = {len(c.images) for c in (*datalist.training, *datalist.testing, *datalist.unlabeled)}
+    if len(set(kinds)) == 1:
+        return kinds[0], reason, {}
+    if files != {len(named)}:
+        notes.append(
+            f"the channels differ in kind ({', '.join(named)}) but share a file: all are normalised as {kinds[0]}."
+        )
+        return kinds[0], reason, {}
+    keys = [f"image_{c}_{_word(n)}" for c, n in enumerate(named)][1:]
+    return kinds[0], reason, {k: _normalisation(kind) for k, kind in zip(keys, kinds[1:], strict=True)}
+
+
+def _kind(name: str) -> str:
+    """CT, MRI, PET, or the name itself where it is none of these."""
+    word = name.strip().lower()
+    if word in ("ct", "cbct", "cta", "contrast ct") or word.startswith("ct "):
+        return "CT"
+    if word in ("pet", "pt", "suv"):
+        return "PET"
+    return "MRI" if word in MRI_NAMES or word.startswith(("mr", "t1", "t2")) else name
+
+
+def _normalisation(kind: str) -> str:
+    return {"CT": "ct", "MRI": "mri", "PET": "pet"}.get(kind, "meanstd")
+
+
+def _word(name: str) -> str:
+    return "".join(c if c.isalnum() and c.isascii() else "_" for c in name.lower()).strip("_") or "channel"
+
+
+def _guess_modality(cases: Sequence[Case]) -> tuple[str, str]:
+    sample = _spread(cases, NUM_SAMPLED_IMAGES)
+    lowest = min((float(read_image(c.images).array.min()) for c in sample), default=0.0)
+    seen = f"guessed from {len(sample)} images, whose lowest value is {lowest:g}"
+    if lowest < AIR_HU:
+        return "CT", f"{seen}, below {AIR_HU:g} as only in Hounsfield units"
+    return "MRI", f"{seen}, not below {AIR_HU:g} as in a CT; correct it if these are not MRI"
+
+
+def _classes(datalist: Datalist) -> dict[str, tuple[int, ...]]:
+    return dict(datalist.regions) or {n: (v,) for v, n in datalist.labels.items()}
+
+
+def _label_values(cases: Sequence[Case]) -> list[int]:
+    """The foreground values of some label files."""
+    found: set[int] = set()
+    for case in _spread(cases, NUM_SAMPLED_LABELS):
+        if case.label is not None:
+            found |= {int(v) for v in np.unique(read_label(case.label).array)}
+    return sorted(found - {0})
+
+
+def _spread(cases: Sequence[Case], most: int) -> list[Case]:
+    """At most that many cases, evenly spread over the list."""
+    return [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).astype(int))]
+
+
+def _class_lines(classes: dict[str, tuple[int, ...]], ignore: int | None) -> str:
+    """The part of input.yaml about classes: plain names for values 1, 2, ..., else each with its values."""
+    if not classes:
+        return "# class_names: [name of value 1, name of value 2]\n"
+    if list(classes.values()) == [(i + 1,) for i in range(len(classes))]:
+        lines = ["# Names of the label values 1, 2, ...", f"class_names: [{', '.join(map(_quoted, classes))}]"]
+    else:
+        lines = ["# Classes and the label values that belong to them.", "class_names:"]
+        lines += [f"  - {{name: {_quoted(n)}, index: {list(v)}}}" for n, v in classes.items()]
+    flat = [v for values in classes.values() for v in values]
+    if len(set(flat)) < len(flat):
+        lines += ["# The regions overlap.", "sigmoid: true"]
+    if ignore is not None:
+        lines += ["# Voxels of this value are left out of loss and metrics.", f"ignore_label: {ignore}"]
+    return "\n".join(lines) + "\n"
+
+
+def _extra_lines(extra: dict[str, str]) -> str:
+    if not extra:
+        return ""
+    lines = ["# Further images of each case, and how they are normalised.", "extra_modalities:"]
+    return "\n".join([*lines, *(f"  {_quoted(k)}: {v}" for k, v in extra.items())]) + "\n\n"
+
+
+def _dataroot(root: Path, target: Path) -> str:
+    """Relative where the data lie near the file, so that both can be moved together; else absolute."""
+    relative = os.path.relpath(root, target)
+    return relative if not relative.startswith(os.path.join("..", "..", "..")) else str(root)
+
+
+def _quoted(text: str) -> str:
+    """A YAML scalar; quoted where a plain one could mean something else."""
+    plain = text.replace("_", "a").replace("-", "a").replace("/", "a").replace(".", "a").replace(" ", "a")
+    words = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
+    is_plain = plain.isalnum() and text.isascii() and not text[0].isdigit() and text[0] not in "- "
+    return (
+        text
+        if is_plain and text.lower() not in words and text == text.strip()
+        else json.dumps(text, ensure_ascii=False)
+    )

@@ -1,0 +1,117 @@
+"""Reading input.yaml, a file of settings and the command line into `Settings`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoseg.config.docs import setting_docs
+from autoseg.config.reader import Origins, read_plain, read_value, read_with_origins
+from autoseg.config.settings import Settings
+from autoseg.config.types import suggest
+from autoseg.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+AUTO3DSEG_WITHOUT_EFFECT: dict[str, str] = {
+    "analyze": "a stage that is up to date is not redone anyway",
+    "algo_gen": "a stage that is up to date is not redone anyway",
+    "train": "a job that is done is not redone anyway",
+    "hpo": "use `autoseg sweep`",
+    "hpo_backend": "use `autoseg sweep`",
+    "not_use_cache": "results are reused only while their inputs are unchanged; delete work_dir to start anew",
+    "allow_skip": "failed jobs never stop the others",
+    "templates_path_or_url": "the templates are part of the package",
+    "mlflow_tracking_uri": "numbers go to metrics.jsonl",
+    "mlflow_experiment_name": "numbers go to metrics.jsonl",
+    "multigpu": "all GPUs are used",
+    "resample": "images are always resampled to resample_resolution",
+    "resample_mode": "the planner chooses the voxel size; resample_resolution fixes it",
+    "anisotropic_scales": "the planner looks at the spacing itself",
+    "image_size": "the planner takes it from the data; roi_size fixes the patch",
+    "image_size_mm_90": "the planner takes it from the data",
+    "augment_mode": "set augment",
+    "augment_flips": "set mirror_axes",
+    "augment_rots": "set augment",
+    "crop_ratios": "set foreground_fraction; the classes are drawn evenly",
+    "num_images_per_batch": "set batch_size",
+    "num_crops_per_image": "set batch_size",
+    "amp": "set precision",
+    "determ": "set seed",
+    "cache_rate": "memory is measured; set cache and cache_gib",
+}
+"""Keys that Auto3DSeg's input files may carry and that need no counterpart here: accepted with a warning."""
+
+
+def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tuple[Settings, Origins]:
+    """Read input.yaml and the settings given on the command line, which win.
+
+    Args:
+        path: input.yaml.
+        overrides: Key, dotted inside a block (`segresnet.batch_size`) -> text, read as YAML.
+
+    Returns:
+        Settings with absolute paths, and the origin of each: `default`, `input.yaml:LINE` or `command line`.
+        A path in the file is relative to the file's folder, one from the command line to the current folder.
+
+    Raises:
+        ConfigError: All that is wrong, one line each: unknown and repeated keys, types, ranges, missing files.
+    """
+    if not path.exists():
+        advice = "Write one with `autoseg init DATA_FOLDER`, or name it with --input FILE."
+        raise ConfigError(f"{path}: no such file. {advice}")
+    settings, origins, warnings = read_with_origins(path, Settings, overrides, AUTO3DSEG_WITHOUT_EFFECT)
+    folder = path.absolute().parent
+    places = {}
+    faults = []
+    for key, kind in (("datalist", "file"), ("dataroot", "folder"), ("work_dir", "")):
+        given: Path = getattr(settings, key).expanduser()
+        on_command_line = origins[key] == "command line"
+        base, name = (Path.cwd(), "the current folder") if on_command_line else (folder, f"the folder of {path.name}")
+        where = f"--{key}" if on_command_line else f"{path}:{origins[key].rpartition(':')[2]}: {key}"
+        places[key] = found = Path(os.path.normpath(base / given))
+        looked = "" if given.is_absolute() else f" {given} is relative to {name}."
+        if kind and not found.exists():
+            faults.append(f"{where}: no such {kind}: {found}.{looked}")
+        elif key == "dataroot" and not found.is_dir():
+            faults.append(f"{where}: expected a folder, found a file: {found}.{looked}")
+        elif key == "work_dir" and found.exists() and not found.is_dir():
+            faults.append(f"{where}: expected a folder, found a file: {found}. Give another work_dir.")
+    if faults:
+        raise ConfigError(faults)
+    for warning in warnings:
+        logger.warning(warning)
+    return settings.model_copy(update=places), origins
+
+
+def read_settings_file(path: Path) -> dict[str, str]:
+    """Read settings that stand in a file of their own, as if each were given on the command line.
+
+    Returns:
+        Key, dotted inside a block -> text.
+
+    Raises:
+        ConfigError: Every key that is no setting, and every value it cannot have.
+    """
+    docs = setting_docs()
+    found: dict[str, str] = {}
+    faults = []
+    for key, value in read_plain(path).items():
+        inner = value if isinstance(value, dict) and key in {doc.block for doc in docs.values()} else None
+        for name, item in (inner or {"": value}).items():
+            whole = f"{key}.{name}" if inner else key
+            found[whole] = item if isinstance(item, str) else json.dumps(item)
+            if whole not in docs:
+                faults.append(f"{path}: {whole}: unknown setting. {suggest(whole, docs)}")
+                continue
+            try:
+                read_value(whole, found[whole], docs[whole].annotation)
+            except ConfigError as error:
+                faults += [f"{path}: {message.removeprefix('--')}" for message in error.messages]
+    if faults:
+        raise ConfigError(faults)
+    return found

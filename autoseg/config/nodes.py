@@ -1,0 +1,104 @@
+"""YAML as nodes that know their file and line, or the flag they came from; our own files as plain data.
+
+No object is ever built from it.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import yaml
+
+from autoseg.config.types import allows_none, is_many, is_text
+from autoseg.errors import ConfigError
+
+MAX_DEPTH = 30
+"""Deepest nesting that is read: far above any real file, far below where libyaml overflows the C stack."""
+NULL_WORDS = frozenset({"", "~", "null"})
+"""Plain texts that mean no value."""
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The safe loader: plain data alone; in C where libyaml is there, which `yaml.safe_load` never takes."""
+
+
+def load_plain(text: str) -> Any:
+    """Plain data out of YAML that this package wrote, by libyaml where there is one: datastats may be megabytes.
+
+    Raises:
+        yaml.YAMLError: It is none, or asks for anything but plain data.
+    """
+    return yaml.load(text, Loader=_LOADER)
+
+
+class _Source(io.StringIO):
+    """A text that tells the YAML parser its name, which then stands in every node's mark."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
+def compose(text: str, name: str) -> yaml.Node | None:
+    """Parse YAML into nodes that know their place. No object is built.
+
+    Raises:
+        ConfigError: The text is not YAML, is nested absurdly deep, or carries a tag such as !!python/object.
+    """
+    try:
+        depth = 0
+        for event in yaml.parse(_Source(text, name), Loader=_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ConfigError(f"{where(event, name)}: nested deeper than {MAX_DEPTH} levels. Flatten it.")
+        return yaml.compose(_Source(text, name), Loader=_LOADER)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}" if mark and not name.startswith("--") else name
+        advice = (
+            "Indent with spaces."
+            if "cannot start any token" in str(error)
+            else "Check colons, quotes, brackets and indentation."
+        )
+        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}. {advice}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{name}: not valid YAML: {' '.join(str(error).split())}. Save it as plain text in UTF-8."
+        ) from None
+
+
+def where(node: Any, name: str = "") -> str:
+    """The place of a node: FILE:LINE, or --flag."""
+    name = getattr(node.start_mark, "name", name)
+    return name if name.startswith("--") else f"{name}:{node.start_mark.line + 1}"
+
+
+def flag_node(key: str, text: str, annotation: Any) -> yaml.Node:
+    """The node of a value given on the command line, read as YAML unless the key takes text.
+
+    Raises:
+        ConfigError: It is not YAML.
+    """
+    name = f"--{key}"
+    if is_text(annotation):
+        mark = yaml.Mark(name, 0, 0, 0, None, 0)
+        style = None if text in NULL_WORDS and allows_none(annotation) else "'"
+        return yaml.ScalarNode("tag:yaml.org,2002:str", text, mark, mark, style=style)
+    if is_many(annotation) and "," in text and text.strip()[:1] not in "[{":
+        text = f"[{text}]"
+    node = compose(text, name)
+    return node if node is not None else flag_node(key, "null", annotation)
+
+
+def show(node: yaml.Node) -> str:
+    """A node as a person wrote it, short enough for a message."""
+    if isinstance(node, yaml.ScalarNode):
+        text = node.value if len(node.value) <= 60 else node.value[:57] + "..."
+        if node.style and not where(node).startswith("--"):
+            return f'the text "{text}"'
+        return "nothing" if text in NULL_WORDS else text
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    if all(isinstance(item, yaml.ScalarNode) for item in node.value) and len(node.value) <= 8:
+        return "[" + ", ".join(item.value for item in node.value) + "]"
+    return f"a list of {len(node.value)}"

@@ -1,0 +1,1 @@
+"""Lists of cases: their files, folds, and the layouts of other tools."""

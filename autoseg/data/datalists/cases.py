@@ -1,0 +1,119 @@
+"""A case and the list of all cases, as the rest of the package knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autoseg.workspace.files import digest, file_digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A case's label with pseudo-labels where classes were missing: learned from, never scored."""
+
+    label: Path
+    annotated: tuple[str, ...] | None
+    """Classes it is complete for; None: all."""
+    weight: Path | None = None
+    """Weight of each voxel in percent; None: all alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One patient's scan: its image files, its label if there is one, and what is known about both."""
+
+    name: str
+    """Unique within the data set and fit for a file name; from the image's file name."""
+    images: tuple[Path, ...]
+    """Absolute paths, one per channel or files with several channels."""
+    label: Path | None = None
+    fold: int | None = None
+    """Validation fold the case belongs to, from 0; None: not in cross-validation."""
+    annotated: tuple[str, ...] | None = None
+    """Names of the classes its annotators looked for. In a user's list None means: not declared; in a run's own list
+    the analysis has settled it, and None means: all."""
+    group: str | None = None
+    """Patient; cases of one patient are never split over folds."""
+    completed: Completed | None = None
+    """What a later round of training learns from in place of the label."""
+    weight: Path | None = None
+    """Weight of each voxel in training, in percent, where pseudo-labels are soft."""
+    by_annotators: tuple[str, ...] | None = None
+    """Names of the classes that its annotators drew, where models filled in the others; None: nothing is filled in."""
+
+    def for_training(self) -> Case:
+        """The case with the label that is to be learned from."""
+        if self.completed is None:
+            return self
+        made = self.completed
+        return replace(
+            self,
+            label=made.label,
+            annotated=made.annotated,
+            weight=made.weight,
+            by_annotators=self.annotated or (),  # None: an unlabeled case
+            completed=None,
+        )
+
+
+def files_digest(case: Case) -> str:
+    """A digest of a case's files: changes whenever one of them is written."""
+    files = (*case.images, case.label, case.weight)
+    return digest([file_digest(path) for path in files if path is not None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Datalist:
+    """All cases of a data set, sorted by role."""
+
+    training: tuple[Case, ...]
+    """Labelled, each with a fold 0..num_fold-1 once read; where the list named `validation` cases instead of
+    folds, those come last, with fold 0, and the others have none. In a later round of training, unlabeled cases that
+    were given pseudo-labels, too, without a label, and in the fold of their patient where that has one."""
+    validation: tuple[Case, ...] = ()
+    """Labelled cases named beside folds; held back from training, not used to choose models."""
+    testing: tuple[Case, ...] = ()
+    """Predicted by the ensemble; scored where a label is given."""
+    unlabeled: tuple[Case, ...] = ()
+    labels: dict[int, str] = field(default_factory=dict)
+    """Label value -> class name, background left out; empty where the file names none."""
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name -> label values, where the list names regions made of several values; then `labels` is empty."""
+    ignore_label: int | None = None
+    """Value of voxels to leave out, where the list names one (nnU-Net's `ignore`)."""
+    modality: str | None = None
+    """As a foreign data set names it; None where it does not. Of several channels, the first one's."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels, as a foreign data set gives them; empty where it does not."""
+    path: Path | None = field(default=None, compare=False)
+    folds_made: bool = field(default=False, compare=False)
+    """Whether the folds were made when the list was read, since it has none."""
+
+    @property
+    def num_fold(self) -> int:
+        """Number of folds."""
+        return 1 + max((c.fold for c in self.training if c.fold is not None), default=-1)
+
+    def train_cases(self, fold: int) -> tuple[Case, ...]:
+        """The cases a fold's model learns from, pseudo-labels included."""
+        return tuple(c.for_training() for c in self.training if c.fold != fold)
+
+    def val_cases(self, fold: int) -> tuple[Case, ...]:
+        """The cases a fold's model never sees, with the labels their annotators made."""
+        return tuple(c for c in self.training if c.fold == fold and c.label is not None)
+
+    def without(self, names: Collection[str]) -> Datalist:
+        """The same list less some cases, whatever their role."""
+
+        def kept(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+            return tuple(c for c in cases if c.name not in names)
+
+        return replace(
+            self,
+            training=kept(self.training),
+            validation=kept(self.validation),
+            testing=kept(self.testing),
+            unlabeled=kept(self.unlabeled),
+        )

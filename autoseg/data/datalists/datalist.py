@@ -1,0 +1,133 @@
+"""The list of cases on disk: Auto3DSeg's datalist.json, read and written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autoseg.data.datalists import foreign
+from autoseg.data.datalists.cases import Case, Completed, Datalist, files_digest
+from autoseg.data.datalists.listfile import load_json
+from autoseg.data.datalists.listreader import build_datalist
+from autoseg.errors import ConfigError
+from autoseg.workspace.files import read_json, write_json
+from autoseg.workspace.workspace import Workspace
+
+__all__ = ["Case", "Completed", "Datalist", "files_digest", "read_cases", "read_datalist", "write_datalist"]
+
+
+def read_datalist(
+    path: Path, dataroot: Path, *, num_fold: int = 5, seed: int = 0, extra_modalities: Sequence[str] = ()
+) -> Datalist:
+    """Read a datalist.json, or the dataset.json of MSD or nnU-Net, strictly.
+
+    Args:
+        path: the file.
+        dataroot: folder its paths are relative to.
+        num_fold: folds made where the file has none; they are balanced over the cases' annotated classes.
+        seed: of those folds.
+        extra_modalities: keys of a case's further images; they follow `image` as channels, in this order.
+
+    Raises:
+        ConfigError: The file or anything in it is wrong; all faults at once.
+        DataError: The folder of an nnU-Net data set does not hold what its dataset.json says.
+    """
+    raw = load_json(path)
+    root = Path(os.path.abspath(dataroot))
+    if not root.is_dir():
+        raise ConfigError(
+            f"dataroot: {root} is not a folder. Expected the folder that the paths in {path.name} start from."
+        )
+    if foreign.is_nnunet(raw):
+        raw = foreign.nnunet_to_plain(raw, root)
+    elif foreign.is_msd(raw):
+        raw = foreign.msd_to_plain(raw, root)
+    return build_datalist(raw, root, path=path, num_fold=num_fold, seed=seed, extra_modalities=extra_modalities)
+
+
+def read_cases(workspace: Workspace, dataroot: Path) -> Datalist:
+    """The cases of a run or of one of its rounds, with the labels that were completed for it.
+
+    Raises:
+        ConfigError: As `read_datalist`.
+        WorkspaceError: The list of completed labels is damaged.
+    """
+    found = read_datalist(workspace.datalist, dataroot)
+    if not workspace.completed.exists():
+        return found
+    made = {
+        name: Completed(
+            label=workspace.completed.parent / item["file"],
+            annotated=None if item["annotated"] is None else tuple(item["annotated"]),
+            weight=workspace.completed.parent / item["weight"] if item.get("weight") else None,
+        )
+        for name, item in read_json(workspace.completed).items()
+    }
+    training = [replace(c, completed=made.get(c.name)) for c in found.training]
+    # A model must not learn from another scan of a patient that it is validated on.
+    fold_of = {c.group: c.fold for c in found.training if c.group is not None}
+    joined = [
+        replace(c, completed=made[c.name], fold=None if c.group is None else fold_of.get(c.group))
+        for c in found.unlabeled
+        if c.name in made
+    ]
+    rest = tuple(c for c in found.unlabeled if c.name not in made)
+    return replace(found, training=(*training, *joined), unlabeled=rest)
+
+
+def write_datalist(datalist: Datalist, path: Path, dataroot: Path, *, extra_modalities: Sequence[str] = ()) -> None:
+    """Write a datalist.json that reads back as an equal Datalist; all of the file or nothing.
+
+    Args:
+        dataroot: the paths in the file are relative to it.
+        extra_modalities: keys for the last images of each case; the first ones stay under `image`.
+
+    Raises:
+        ConfigError: An image lies outside dataroot.
+    """
+    root = Path(os.path.abspath(dataroot))
+
+    def relative(file: Path) -> str:
+        if not file.is_relative_to(root):
+            raise ConfigError(
+                f"{path}: {file} lies outside dataroot {root}. Give a folder that holds all images and labels."
+            )
+        return file.relative_to(root).as_posix()
+
+    def item(case: Case, *, with_fold: bool) -> dict[str, Any]:
+        files = [relative(i) for i in case.images]
+        main = files[: len(files) - len(extra_modalities)]
+        made: dict[str, Any] = {"image": main[0] if len(main) == 1 else main}
+        made |= dict(zip(extra_modalities, files[len(main) :], strict=True))
+        if case.label is not None:
+            made["label"] = relative(case.label)
+        if with_fold and case.fold is not None:
+            made["fold"] = case.fold
+        if case.annotated is not None:
+            made["annotated"] = list(case.annotated)
+        return made | ({"group": case.group} if case.group is not None else {})
+
+    data: dict[str, Any] = {}
+    if datalist.channels:
+        data["channel_names"] = list(datalist.channels)
+    elif datalist.modality is not None:
+        data["modality"] = datalist.modality
+    if datalist.regions or datalist.ignore_label is not None:
+        named: dict[str, Any] = {"background": 0, **{n: v for v, n in datalist.labels.items()}}
+        named |= {n: list(v) for n, v in datalist.regions.items()}
+        data["labels"] = named | ({"ignore": datalist.ignore_label} if datalist.ignore_label is not None else {})
+    elif datalist.labels:
+        data["labels"] = {str(v): n for v, n in datalist.labels.items()}
+    folds = {c.fold for c in datalist.training}
+    if None in folds and len(folds) > 1:
+        data["training"] = [item(c, with_fold=False) for c in datalist.train_cases(0)]
+        data["validation"] = [item(c, with_fold=False) for c in datalist.val_cases(0)]
+    else:
+        data["training"] = [item(c, with_fold=True) for c in datalist.training]
+        data["validation"] = [item(c, with_fold=True) for c in datalist.validation]
+    data["testing"] = [item(c, with_fold=True) for c in datalist.testing]
+    data["unlabeled"] = [item(c, with_fold=True) for c in datalist.unlabeled]
+    write_json(path, {k: v for k, v in data.items() if v != [] or k == "training"})

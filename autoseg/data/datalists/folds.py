@@ -1,0 +1,85 @@
+"""Folds of a cross-validation, where the user's list has none. The splitting itself is scikit-learn's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from autoseg.data.datalists.cases import Case
+from autoseg.errors import ConfigError
+
+
+def deal_folds(cases: Sequence[Case], *, num_fold: int, seed: int) -> tuple[Case, ...]:
+    """The cases with new folds, balanced over the classes they are annotated for, never splitting a patient.
+
+    Raises:
+        ConfigError: As `make_folds`.
+    """
+    folds = make_folds(
+        [c.name for c in cases],
+        num_fold=num_fold,
+        seed=seed,
+        groups=[c.group for c in cases],
+        strata=["" if c.annotated is None else "\n".join(sorted(c.annotated)) for c in cases],
+    )
+    return tuple(replace(c, fold=f) for c, f in zip(cases, folds, strict=True))
+
+
+def make_folds(
+    names: Sequence[str], *, num_fold: int, seed: int, groups: Sequence[str | None], strata: Sequence[str]
+) -> list[int]:
+    """Deal cases into folds of nearly equal size, balanced over strata, never splitting a patient.
+
+    Args:
+        names: unique names of the cases; the result does not depend on their order.
+        num_fold: folds, at least 2.
+        groups: patient of each case, or None where the case stands alone.
+        strata: for each case, what is to be balanced over the folds, such as its annotated classes.
+
+    Returns:
+        Fold of each case, 0..num_fold-1, in the order of `names`; every fold has a case.
+
+    Raises:
+        ConfigError: Fewer cases or patients than folds.
+    """
+    # Loading scikit-learn takes longer than analysing 200 small cases, and most lists have their folds.
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    # Prefixes keep a patient called like another patient's case apart from it.
+    patients = [f"case {n}" if g is None else f"group {g}" for n, g in zip(names, groups, strict=True)]
+    grouped = len(set(patients)) < len(names)
+    if num_fold < 2:
+        raise ConfigError(f"num_fold: {num_fold}. Expected at least 2.")
+    if len(set(patients)) < num_fold:
+        found = f"{len(names)} training cases" + (f" of {len(set(patients))} patients" if grouped else "")
+        remedy = f"Set num_fold: {len(set(patients))}, or add cases." if len(set(patients)) > 1 else "Add cases."
+        raise ConfigError(f"num_fold: {num_fold} folds cannot be made of {found}. {remedy}")
+
+    order = sorted(range(len(names)), key=lambda i: names[i])
+    y = np.array(_merge_rare([strata[i] for i in order], num_fold))
+    by = np.array([patients[i] for i in order])
+    folds = np.full(len(names), -1)
+    options = {"n_splits": num_fold, "shuffle": True, "random_state": seed}
+    if grouped:
+        splits = list(StratifiedGroupKFold(**options).split(y, y, by))
+        if any(len(val) == 0 for _, val in splits):
+            # The stratified splitter may leave a fold empty where patients differ much in size.
+            splits = list(GroupKFold(**options).split(y, y, by))
+    else:
+        splits = list((StratifiedKFold if len(set(y)) > 1 else KFold)(**options).split(y, y))
+    for fold, (_, val) in enumerate(splits):
+        folds[np.array(order)[val]] = fold
+    return [int(f) for f in folds]
+
+
+def _merge_rare(strata: Sequence[str], num_fold: int) -> list[int]:
+    """Number the strata; those with fewer cases than folds become one, or join the largest where that is rare too."""
+    counts = Counter(strata)
+    common = sorted((s for s in counts if counts[s] >= num_fold), key=lambda s: (-counts[s], s))
+    number = {s: i for i, s in enumerate(common)}
+    num_rare = sum(counts[s] for s in counts if s not in number)
+    rare = len(common) if num_rare >= num_fold else 0
+    return [number.get(s, rare) for s in strata]

@@ -1,0 +1,318 @@
+"""Other tools' lists and folders, turned into the plain content of a datalist.json.
+
+Nothing is checked here beyond what is needed to understand the layout: datalist.py reads the result as strictly
+as it reads a user's own list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoseg.data.formats.nifti import SUFFIXES, stem_of, suffix_of
+from autoseg.errors import DataError
+
+Plain = dict[str, Any]
+"""The content of a datalist.json; paths relative to the data root."""
+
+CHANNEL = re.compile(r"_\d{4}$")
+"""nnU-Net's channel number at the end of an image's stem."""
+
+FOLDER_PAIRS = (
+    ("imagesTr", "labelsTr"),
+    ("images", "labels"),
+    ("image", "label"),
+    ("images", "masks"),
+    ("image", "mask"),
+    ("images", "segmentations"),
+    ("imgs", "masks"),
+    ("img", "mask"),
+    ("img", "label"),
+    ("imgs", "labels"),
+    ("img", "seg"),
+    ("volumes", "labels"),
+    ("volumes", "segmentations"),
+    ("scans", "labels"),
+    ("scans", "masks"),
+)
+"""Names of the folders of images and labels that are recognised, case ignored."""
+TEST_FOLDERS = (("imagesTs", "labelsTs"), ("imagesVa", "labelsVa"), ("imagesVal", "labelsVal"), ("test", ""))
+"""Folders of images to predict, and of their labels where there are any."""
+UNLABELED_FOLDERS = ("unlabeled", "unlabelled", "imagesUn")
+
+IMAGE_ENDINGS = r"[_\-. ]?(image|images|img|volume|scan|ct|mri|mr)$"
+LABEL_ENDINGS = r"[_\-. ]?(label|labels|labelmap|seg|segmentation|mask|masks|gt)$"
+
+
+def is_nnunet(raw: Any) -> bool:
+    """Whether a JSON file's content is nnU-Net v2's dataset.json."""
+    return isinstance(raw, dict) and "channel_names" in raw and "labels" in raw and "training" not in raw
+
+
+def is_msd(raw: Any) -> bool:
+    """Whether a JSON file's content is a dataset.json of the Medical Segmentation Decathlon (or nnU-Net v1)."""
+    return isinstance(raw, dict) and "training" in raw and (isinstance(raw.get("modality"), dict) or "test" in raw)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder by name, hidden ones (macOS's `._` files) left out."""
+    return sorted(p for p in folder.iterdir() if suffix_of(p) in SUFFIXES and not p.name.startswith("."))
+
+
+def msd_to_plain(raw: dict[str, Any], root: Path) -> Plain:
+    """Convert an MSD dataset.json; its paths are relative to `root`.
+
+    Entries for macOS's `._` files are dropped. Where an image is not there but files with nnU-Net v1's channel
+    numbers are, those are taken.
+    """
+
+    def image(value: Any) -> Any:
+        return _with_channels(root, value) if isinstance(value, str) else value
+
+    def items(key: str) -> list[Any]:
+        found = raw.get(key, [])
+        if not isinstance(found, list):
+            return found
+        made = [{**i, "image": image(i.get("image"))} if isinstance(i, dict) else {"image": image(i)} for i in found]
+        return [i for i in made if not (isinstance(i["image"], str) and Path(i["image"]).name.startswith("._"))]
+
+    plain: Plain = {"training": items("training"), "testing": items("testing" if "testing" in raw else "test")}
+    plain |= {k: items(k) for k in ("validation", "unlabeled") if k in raw}
+    plain |= {k: raw[k] for k in ("labels", "modality") if k in raw}
+    return plain
+
+
+def _with_channels(root: Path, image: str) -> str | list[str]:
+    path = root / image
+    if path.exists() or not path.parent.is_dir():
+        return image
+    stem, suffix = stem_of(path), suffix_of(path)
+    channels = [
+        p for p in image_files(path.parent) if p.name[: -len(suffix)][:-5] == stem and CHANNEL.search(stem_of(p))
+    ]
+    return [str(Path(image).parent / p.name) for p in channels] or image
+
+
+def nnunet_to_plain(raw: dict[str, Any], root: Path) -> Plain:
+    """Convert an nnU-Net v2 raw data set: dataset.json, imagesTr with _0000 channels, labelsTr, imagesTs, labelsTs.
+
+    Folds are taken from splits_final.json where it lies beside dataset.json.
+
+    Raises:
+        DataError: imagesTr or labelsTr is missing, a label has no image, or splits_final.json does not fit.
+    """
+    faults = [
+        f"{root / 'dataset.json'}: {key}: {raw[key]!r}. Expected an object such as {example}."
+        for key, example in (("channel_names", '{"0": "CT"}'), ("labels", '{"background": 0, "liver": 1}'))
+        if not isinstance(raw[key], dict)
+    ]
+    if faults:
+        raise DataError(faults)
+    suffix = str(raw.get("file_ending", ".nii.gz"))
+    num_channels = len(raw["channel_names"])
+    plain: Plain = {"modality": raw["channel_names"], "labels": raw["labels"]}
+    if isinstance(raw.get("dataset"), dict):
+        listed = {str(k): v for k, v in raw["dataset"].items() if isinstance(v, dict)}
+        plain["training"] = [{"image": v.get("images"), "label": v.get("label")} for v in listed.values()]
+        names = list(listed)
+    else:
+        faults = [
+            f"{root / name}: no such folder. Expected it in an nnU-Net raw data set."
+            for name in ("imagesTr", "labelsTr")
+            if not (root / name).is_dir()
+        ]
+        if faults:
+            raise DataError(faults)
+        images = _by_case(root / "imagesTr", suffix)
+        labels = {p.name[: -len(suffix)]: p for p in image_files(root / "labelsTr") if p.name.endswith(suffix)}
+        if lost := sorted(set(labels) - set(images)):
+            raise DataError(f"{root / 'labelsTr'}: no image {_some(lost)} in imagesTr (expected NAME_0000{suffix}).")
+        faults = [
+            f"{root / 'imagesTr'}: {n} has {len(f)} channels. Expected {num_channels}, as in channel_names."
+            for n, f in images.items()
+            if len(f) != num_channels
+        ]
+        if faults:
+            raise DataError(faults)
+        names = sorted(labels)
+        plain["training"] = [{"image": _relative(images[n], root), "label": _one(labels[n], root)} for n in names]
+        plain["unlabeled"] = [{"image": _relative(images[n], root)} for n in sorted(set(images) - set(labels))]
+    if (root / "imagesTs").is_dir():
+        tests = _by_case(root / "imagesTs", suffix)
+        plain["testing"] = [_test_item(n, files, root / "labelsTs", suffix, root) for n, files in tests.items()]
+    _take_splits(plain, names, root / "splits_final.json")
+    return plain
+
+
+def _by_case(folder: Path, suffix: str) -> dict[str, list[Path]]:
+    """Name -> its channels, from files NAME_0000.nii.gz, NAME_0001.nii.gz, ..."""
+    found: dict[str, list[Path]] = {}
+    for path in image_files(folder):
+        stem = path.name[: -len(suffix)]
+        if path.name.endswith(suffix) and CHANNEL.search(stem):
+            found.setdefault(stem[:-5], []).append(path)
+    return found
+
+
+def _test_item(name: str, images: Sequence[Path], labels: Path, suffix: str, root: Path) -> Plain:
+    label = labels / f"{name}{suffix}"
+    return {"image": _relative(images, root)} | ({"label": _one(label, root)} if label.is_file() else {})
+
+
+def _take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
+    """Set the folds of nnU-Net's splits_final.json: a list of {train: [names], val: [names]}."""
+    if not path.is_file():
+        return
+    try:
+        splits = json.loads(path.read_text())
+        fold_of = {str(name): fold for fold, split in enumerate(splits) for name in split["val"]}
+        num_val = sum(len(split["val"]) for split in splits)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: not a list of {{train, val}} ({error!r}). Mend or remove the file.") from None
+    odd = sorted(set(fold_of) - set(names))
+    rest = sorted(set(names) - set(fold_of))
+    if odd or num_val != len(fold_of) or (rest and len(splits) != 1):
+        why = (
+            f"{_some(odd)} not in the data set"
+            if odd
+            else f"{_some(rest)} in no fold"
+            if rest
+            else "a case in two folds"
+        )
+        raise DataError(
+            f"{path}: {why}. Expected every training case in the val list of one fold; mend or remove the file."
+        )
+    if len(splits) == 1:
+        pairs = list(zip(plain["training"], names, strict=True))
+        plain["validation"] = [item for item, name in pairs if name in fold_of]
+        plain["training"] = [item for item, name in pairs if name not in fold_of]
+    else:
+        plain["training"] = [i | {"fold": fold_of[n]} for i, n in zip(plain["training"], names, strict=True)]
+
+
+def pairs_to_plain(root: Path) -> tuple[Plain, str] | None:
+    """Convert a pair of folders, such as images/ and labels/.
+
+    Returns:
+        The list and the names of the two folders, or None where there is no such pair.
+
+    Raises:
+        DataError: There is such a pair, but labels have no image, or one of the folders is empty.
+    """
+    folders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
+    pair = next(((a, b) for a, b in FOLDER_PAIRS if a.lower() in folders and b.lower() in folders), None)
+    if pair is None:
+        return None
+    images, labels = folders[pair[0].lower()], folders[pair[1].lower()]
+    matched, rest = match_files(images, labels)
+    plain: Plain = {
+        "training": [{"image": _relative(i, root), "label": _one(la, root)} for i, la in matched],
+        "testing": [],
+        "unlabeled": [{"image": _relative(i, root)} for i in rest],
+    }
+    for image_name, label_name in TEST_FOLDERS:
+        if (folder := folders.get(image_name.lower())) and image_files(folder):
+            answers = folders.get(label_name.lower())
+            pairs, alone = match_files(folder, answers) if answers and image_files(answers) else ([], _grouped(folder))
+            plain["testing"] += [{"image": _relative(i, root), "label": _one(la, root)} for i, la in pairs]
+            plain["testing"] += [{"image": _relative(i, root)} for i in alone]
+    for name in UNLABELED_FOLDERS:
+        if folder := folders.get(name.lower()):
+            plain["unlabeled"] += [{"image": _relative(i, root)} for i in _grouped(folder)]
+    return plain, f"{images.name}/ and {labels.name}/"
+
+
+def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path]], list[list[Path]]]:
+    """Find the image of every label by its name.
+
+    Tried in turn, and the way that finds most is taken: the same name; the label's name and a channel number
+    (_0000, _0001, ...); the same name but for endings such as _image and _label; the same name but for a
+    beginning that all images, or all labels, share (img0001 and label0001).
+
+    Returns:
+        (channels, label) of every label by name, and the images without a label.
+
+    Raises:
+        DataError: A folder is empty, or a label's image was not found or is not the only one.
+    """
+    image_paths, label_paths = image_files(images), image_files(labels)
+    kinds = ", ".join(f"*{s}" for s in SUFFIXES)
+    if faults := [
+        f"{f}: no image files ({kinds})." for f, p in ((images, image_paths), (labels, label_paths)) if not p
+    ]:
+        raise DataError(faults)
+    image_start = _shared_start([stem_of(p) for p in image_paths])
+    label_start = _shared_start([stem_of(p) for p in label_paths])
+    ways: list[tuple[Callable[[str], str], Callable[[str], str]]] = [
+        (lambda s: s, lambda s: s),
+        (lambda s: CHANNEL.sub("", s), lambda s: s),
+        (lambda s: _without(IMAGE_ENDINGS, CHANNEL.sub("", s)), lambda s: _without(LABEL_ENDINGS, s)),
+        (
+            lambda s: _without(IMAGE_ENDINGS, s[len(image_start) :]).lower(),
+            lambda s: _without(LABEL_ENDINGS, s[len(label_start) :]).lower(),
+        ),
+    ]
+    best: tuple[dict[str, list[Path]], dict[str, list[Path]]] | None = None
+    most = -1
+    for way, (image_key, label_key) in enumerate(ways):
+        by_image, by_label = _keyed(image_paths, image_key), _keyed(label_paths, label_key)
+        if way not in (1, 2) and any(len(v) > 1 for v in by_image.values()):
+            continue
+        if any(len(v) > 1 for v in by_label.values()):
+            continue
+        if (num := len(set(by_image) & set(by_label))) > most:
+            most, best = num, (by_image, by_label)
+    assert best is not None, "file names differ, so the first way is always possible"
+    by_image, by_label = best
+    if lost := [by_label[k][0].name for k in sorted(set(by_label) - set(by_image))]:
+        raise DataError(
+            f"{labels}: no image in {images.name}/ for {_some(lost)}. Expected the same file name in both, "
+            f"but for endings such as _image and _seg; found images such as {image_paths[0].name}."
+        )
+    matched = [(by_image[k], by_label[k][0]) for k in sorted(by_label)]
+    return matched, [by_image[k] for k in sorted(set(by_image) - set(by_label))]
+
+
+def _grouped(folder: Path) -> list[list[Path]]:
+    """The images of a folder, files that differ by nnU-Net's channel number alone taken together."""
+    paths = image_files(folder)
+    by_base = _keyed(paths, lambda s: CHANNEL.sub("", s))
+    # Numbers such as case_0000, case_0001, case_0017 are cases; channels start from 0000 everywhere and are few.
+    channels = {tuple(stem_of(p)[-5:] for p in group) for group in by_base.values()}
+    is_channels = len(channels) == 1 and len(by_base) > 1 and all(CHANNEL.search(stem_of(p)) for p in paths)
+    return list(by_base.values()) if is_channels else [[p] for p in paths]
+
+
+def _keyed(paths: Sequence[Path], key: Callable[[str], str]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(key(stem_of(path)), []).append(path)
+    return found
+
+
+def _shared_start(stems: Sequence[str]) -> str:
+    """The beginning all stems share, up to the first digit."""
+    match = re.match(r"\D*", os.path.commonprefix(list(stems)))
+    return match.group() if match and len(stems) > 1 else ""
+
+
+def _without(ending: str, stem: str) -> str:
+    return re.sub(ending, "", stem, flags=re.IGNORECASE) or stem
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _one(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _relative(paths: Sequence[Path], root: Path) -> str | list[str]:
+    made = [_one(p, root) for p in paths]
+    return made[0] if len(made) == 1 else made

@@ -1,0 +1,89 @@
+"""Folders of data that need no list: which layout they follow, or why none fits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg.data.datalists import foreign
+from autoseg.data.datalists.cases import Datalist
+from autoseg.data.datalists.listfile import load_json
+from autoseg.data.datalists.listreader import build_datalist
+from autoseg.errors import DataError
+
+EXPECTED = (
+    "an MSD data set (dataset.json with `training`), an nnU-Net raw data set (dataset.json with `channel_names`, "
+    "imagesTr, labelsTr), a datalist.json, or a pair of folders such as images/ and labels/ with the same file names"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A folder whose layout was recognised."""
+
+    kind: str
+    """What it is, for people: `MSD data set`, ..."""
+    source: Path
+    """The file or folder that told."""
+    plain: foreign.Plain
+    """Its cases in the form of a datalist.json, paths relative to the folder."""
+
+
+def find_layout(folder: Path, *, own_list: bool = True) -> Layout:
+    """Recognise a folder's layout; the cases are not checked yet.
+
+    Tried in turn: datalist.json, dataset.json of nnU-Net v2, dataset.json of MSD, a pair of folders.
+
+    Args:
+        own_list: whether a datalist.json in the folder counts.
+
+    Raises:
+        ConfigError: A JSON file is damaged.
+        DataError: No layout fits, or the files do not fit the layout; with the reason.
+    """
+    root = Path(os.path.abspath(folder))
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Expected {EXPECTED}.")
+    if own_list and (root / "datalist.json").is_file():
+        return Layout(kind="datalist.json", source=root / "datalist.json", plain=load_json(root / "datalist.json"))
+    reasons = []
+    if (path := root / "dataset.json").is_file():
+        raw = load_json(path)
+        if foreign.is_nnunet(raw):
+            return Layout(kind="nnU-Net raw data set", source=path, plain=foreign.nnunet_to_plain(raw, root))
+        if foreign.is_msd(raw):
+            return Layout(kind="MSD data set", source=path, plain=foreign.msd_to_plain(raw, root))
+        reasons.append("its dataset.json has neither `channel_names` (nnU-Net) nor `training` and `modality` (MSD)")
+    if (pair := foreign.pairs_to_plain(root)) is not None:
+        return Layout(kind=f"pair of folders {pair[1]}", source=root, plain=pair[0])
+    reason = "; ".join(reasons or [_contents(root)])
+    raise DataError(f"{root}: no data set recognised, since {reason}. Expected {EXPECTED}.")
+
+
+def recognise(folder: Path, *, num_fold: int | None = 5, seed: int = 0, own_list: bool = True) -> Datalist:
+    """Read a folder of data that has no list of ours.
+
+    Args:
+        num_fold: folds made where the data set brings none; None makes none.
+        seed: of those folds.
+        own_list: whether a datalist.json in the folder counts.
+
+    Raises:
+        ConfigError: A list in the folder is faulty; all faults at once.
+        DataError: No layout fits, or files do not fit it; with the reason and what is expected.
+    """
+    layout = find_layout(folder, own_list=own_list)
+    root = Path(os.path.abspath(folder))
+    return build_datalist(layout.plain, root, path=layout.source, num_fold=num_fold, seed=seed)
+
+
+def _contents(root: Path) -> str:
+    """What is in the folder instead, and whether a folder below would do."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if below := next((p for p in folders if (p / "dataset.json").is_file() or (p / "datalist.json").is_file()), None):
+        return f"it has no dataset.json, but {below.name}/ has a list: give that folder"
+    num_images = len(foreign.image_files(root))
+    names = ", ".join(f"{p.name}/" for p in folders[:5]) + (f" and {len(folders) - 5} more" if len(folders) > 5 else "")
+    found = f"folders {names}" if folders else "no folders"
+    return f"it has no dataset.json, and {found} and {num_images} image files in it"

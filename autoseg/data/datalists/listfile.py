@@ -1,0 +1,134 @@
+"""The pieces of a datalist.json that need no cases: strict JSON, the table of labels, names from paths."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoseg.data.datalists.foreign import CHANNEL
+from autoseg.data.formats.nifti import stem_of
+from autoseg.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTable:
+    """What `labels` says: either plain classes or regions of several values, and the value to ignore."""
+
+    labels: dict[int, str] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore_label: int | None = None
+
+
+def load_json(path: Path) -> Any:
+    """Parse a user's JSON file; a key that stands twice in one object is a fault.
+
+    Raises:
+        ConfigError: The file is missing, not UTF-8, not JSON (with line and column), or has a key twice.
+    """
+    twice: list[str] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(sorted(k for k, n in Counter(k for k, _ in found).items() if n > 1))
+        return dict(found)
+
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "is missing"
+        raise ConfigError(f"datalist: {path} {found}. Expected a datalist.json; `autoseg init DATA_FOLDER` writes one.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}). Mend this place."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Expected JSON; save it as UTF-8.") from None
+    if twice:
+        raise ConfigError([f"{path}: key {k!r} stands twice in one object. Keep one." for k in twice])
+    return data
+
+
+def parse_labels(raw: Any) -> tuple[LabelTable, list[str]]:
+    """Read `labels`: {value: name} as MSD has it, or {name: value or [values]} as nnU-Net has it.
+
+    Background (value 0) is left out; nnU-Net's `ignore` becomes the ignore label.
+
+    Returns:
+        The table, and faults without the file's name.
+    """
+    if not isinstance(raw, dict):
+        return LabelTable(), [f'labels: {type(raw).__name__}. Expected an object such as {{"1": "liver"}}.']
+    faults: list[str] = []
+    found: list[tuple[str, tuple[int, ...]]] = []
+    # nnU-Net turns the table around: names are the keys there. A table of strings alone has values as keys.
+    by_value = all(isinstance(v, str) for v in raw.values())
+    for key, entry in raw.items():
+        name, values = (entry, [key]) if by_value else (key, entry if isinstance(entry, list) else [entry])
+        numbers = [_value(v) for v in values]
+        if None in numbers or not numbers:
+            faults.append(f"labels: {key!r}: {entry!r}: expected label values from 0 to 65535 and names.")
+        else:
+            found.append((name, tuple(n for n in numbers if n is not None)))
+    ignore = next((v[0] for n, v in found if n == "ignore" and len(v) == 1 and not by_value), None)
+    found = [(n, v) for n, v in found if v != (0,) and not (v == (ignore,) and n == "ignore")]
+    names = Counter(n for n, _ in found)
+    faults += [f"labels: {n!r} is named {k} times. Give each class its own name." for n, k in names.items() if k > 1]
+    faults += [f"labels: a class of value {v} has no name." for n, v in found if not n.strip()]
+    if any(len(v) > 1 for _, v in found):
+        return LabelTable(regions=dict(found), ignore_label=ignore), faults
+    counts = Counter(v[0] for _, v in found)
+    faults += [f"labels: value {v} is given {n} names. Keep one." for v, n in counts.items() if n > 1]
+    return LabelTable(labels={v[0]: n for n, v in sorted(found, key=lambda f: f[1])}, ignore_label=ignore), faults
+
+
+def _value(raw: Any) -> int | None:
+    if isinstance(raw, str) and raw.strip().isdecimal():
+        raw = int(raw)
+    return raw if isinstance(raw, int) and not isinstance(raw, bool) and 0 <= raw <= 65535 else None
+
+
+def parse_channels(raw: Any) -> tuple[str, ...] | None:
+    """Read `modality` or `channel_names`: "CT", ["T1", "T2"] or {"0": "T1", "1": "T2"}; None where it is neither."""
+    if isinstance(raw, dict):
+        if not all(isinstance(k, str) and k.isdecimal() for k in raw):
+            return None
+        raw = [raw[k] for k in sorted(raw, key=int)]
+    entries = [raw] if isinstance(raw, str) else raw
+    if not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
+        return None
+    return tuple(entries)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Names for cases from their first images (relative paths), unique and fit for file names.
+
+    The stem without nnU-Net's _0000; where that is not unique, with the folders above it, and at last a number.
+    A letter that does not fit a file name becomes an underscore. Case is ignored when names are compared, since
+    some file systems do.
+    """
+    stems = [stem_of(p) for p in paths]
+    # Only the first channel is stripped: case_0003 alone is the fourth case, not the fourth channel.
+    bare = [s[:-5] if s.endswith("_0000") and CHANNEL.search(s) and len(s) > 5 else s for s in stems]
+    parts = [(*p.parent.parts, s) for p, s in zip(paths, bare, strict=True)]
+    depth = [1] * len(paths)
+
+    def name(i: int) -> str:
+        return re.sub(r"[^A-Za-z0-9._+-]+", "_", "_".join(parts[i][-depth[i] :])).lstrip("._-") or "case"
+
+    names = [name(i) for i in range(len(paths))]
+    while clash := [i for i in _clashing(names) if depth[i] < len(parts[i])]:
+        for i in clash:
+            depth[i] += 1
+            names[i] = name(i)
+    for n, i in enumerate(_clashing(names)):
+        names[i] = f"{names[i]}_{n + 1}"
+    return names
+
+
+def _clashing(names: Sequence[str]) -> list[int]:
+    counts = Counter(n.lower() for n in names)
+    return [i for i, n in enumerate(names) if counts[n.lower()] > 1]

@@ -1,0 +1,290 @@
+"""The strict reading of a datalist.json's content: every fault found, then names and folds given."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autoseg.config.types import nearest, suggest
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.folds import deal_folds
+from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels, unique_names
+from autoseg.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("training", "validation", "testing", "unlabeled")
+ITEM_KEYS = ("image", "label", "fold", "annotated", "group")
+TOP_KEYS = (*ROLES, "labels", "modality", "channel_names")
+OTHER_KEYS = (
+    "name",
+    "description",
+    "reference",
+    "licence",
+    "license",
+    "release",
+    "tensorImageSize",
+    "numTraining",
+    "numTest",
+)
+"""Keys of MSD's dataset.json that say nothing about the cases. Others that resemble no key of ours are let be too."""
+MOST_LINES = 10
+"""Missing files named one by one; more are counted, since the data root is then wrong as a rule."""
+
+
+def build_datalist(
+    raw: Any,
+    root: Path,
+    *,
+    path: Path,
+    num_fold: int | None = 5,
+    seed: int = 0,
+    extra_modalities: Sequence[str] = (),
+) -> Datalist:
+    """Check the content of a datalist.json and turn it into cases.
+
+    Args:
+        raw: what the file holds.
+        root: absolute folder its paths are relative to.
+        path: the file or folder to name in messages.
+        num_fold: folds made where there are none; None makes none.
+
+    Raises:
+        ConfigError: All faults at once.
+    """
+    return _Reader(raw, root, path, tuple(extra_modalities)).read(num_fold, seed)
+
+
+class _Reader:
+    """One reading of a list: collects faults on the way."""
+
+    def __init__(self, raw: Any, root: Path, path: Path, extra: tuple[str, ...]) -> None:
+        self.raw, self.root, self.path, self.extra = raw, root, path, extra
+        self.faults: list[str] = []
+        self.missing: list[str] = []
+        self.num_files = 0
+
+    def fault(self, where: str, text: str) -> None:
+        self.faults.append(f"{self.path}: {where}: {text}" if where else f"{self.path}: {text}")
+
+    def read(self, num_fold: int | None, seed: int) -> Datalist:
+        if not isinstance(self.raw, dict):
+            raise ConfigError(
+                f"{self.path}: holds a {type(self.raw).__name__}. Expected an object with a list `training`."
+            )
+        table, channels = self.head()
+        cases = {role: self.role(role) for role in ROLES}
+        self.check_files()
+        self.check_twice(cases)
+        self.check_folds(cases, num_fold)
+        if self.faults:
+            raise ConfigError(self.faults)
+        images = [case.images[0].relative_to(self.root) for role in ROLES for case in cases[role]]
+        names = iter(unique_names(images))
+        cases = {role: [replace(case, name=next(names)) for case in cases[role]] for role in ROLES}
+        chosen = bool(cases["validation"]) and all(c.fold is None for c in cases["training"])
+        training = self.folds(cases, num_fold, seed)
+        validation = () if chosen else tuple(cases["validation"])
+        return Datalist(
+            training=training,
+            validation=validation,
+            testing=tuple(cases["testing"]),
+            unlabeled=tuple(cases["unlabeled"]),
+            labels=table.labels,
+            regions=table.regions,
+            ignore_label=table.ignore_label,
+            modality=channels[0] if channels else None,
+            channels=channels if len(channels) > 1 else (),
+            path=self.path,
+            folds_made=not chosen and num_fold is not None and all(c.fold is None for c in cases["training"]),
+        )
+
+    def head(self) -> tuple[LabelTable, tuple[str, ...]]:
+        """Everything but the cases. Keys of other tools (name, licence, ...) are let be unless they look misspelt."""
+        for key in self.raw:
+            if key not in (*TOP_KEYS, *OTHER_KEYS) and (valid := nearest(key, TOP_KEYS)):
+                self.fault("", f"{key}: unknown key. Did you mean {valid}?")
+        if "training" not in self.raw:
+            self.fault("", "no key `training`. Expected a list of {image, label}.")
+        table = LabelTable()
+        if "labels" in self.raw:
+            table, faults = parse_labels(self.raw["labels"])
+            for text in faults:
+                self.fault("", text)
+        channels: tuple[str, ...] = ()
+        for key in ("modality", "channel_names"):
+            if key in self.raw:
+                found = parse_channels(self.raw[key])
+                if found is None:
+                    self.fault(key, f'{self.raw[key]!r}. Expected a name, a list of names or {{"0": name}}.')
+                channels = found or channels
+        return table, channels
+
+    def role(self, role: str) -> list[Case]:
+        items = self.raw.get(role, [])
+        if not isinstance(items, list):
+            self.fault(role, f"{type(items).__name__}. Expected a list of cases.")
+            return []
+        made = [self.item(role, f"{role}[{i}]", item) for i, item in enumerate(items)]
+        return [case for case in made if case is not None]
+
+    def item(self, role: str, where: str, raw: Any) -> Case | None:
+        """One case, named by its place for now; None where it is no object."""
+        if isinstance(raw, str) and role in ("testing", "unlabeled"):
+            raw = {"image": raw}
+        if not isinstance(raw, dict):
+            self.fault(where, f"{type(raw).__name__}. Expected an object such as {{image, label, fold}}.")
+            return None
+        valid = (*ITEM_KEYS, *self.extra)
+        for key in raw:
+            if key not in valid:
+                remedy = suggest(key, valid)
+                remedy += "" if nearest(key, valid) else " For another image, name the key under extra_modalities."
+                self.fault(where, f"{key}: unknown key. {remedy}")
+        images = self.images(where, raw)
+        label = self.file(f"{where}.label", raw["label"]) if raw.get("label") not in (None, "") else None
+        if label is None and role in ("training", "validation") and raw.get("label") in (None, ""):
+            self.fault(where, "no label. Give one, or list the case under `unlabeled`.")
+        if label is not None and label in images:
+            self.fault(where, f"{raw['label']} is both image and label. Give each its own file.")
+        fold = raw.get("fold")
+        if fold is not None and (isinstance(fold, bool) or not isinstance(fold, int) or fold < 0):
+            self.fault(where, f"fold: {fold!r}. Expected an integer from 0.")
+            fold = None
+        annotated = raw.get("annotated")
+        if annotated is not None and not (isinstance(annotated, list) and all(isinstance(a, str) for a in annotated)):
+            self.fault(where, f"annotated: {annotated!r}. Expected a list of class names.")
+            annotated = None
+        group = raw.get("group")
+        if group is not None and (isinstance(group, bool) or not isinstance(group, str | int)):
+            self.fault(where, f"group: {group!r}. Expected the patient's name or number.")
+            group = None
+        return Case(
+            name=where,
+            images=images,
+            label=label,
+            fold=fold,
+            annotated=None if annotated is None else tuple(annotated),
+            group=None if group is None else str(group),
+        )
+
+    def images(self, where: str, raw: dict[str, Any]) -> tuple[Path, ...]:
+        """Image files of a case: those of `image`, then one of each extra modality."""
+        found: list[Path | None] = []
+        for key in ("image", *self.extra):
+            value = raw.get(key)
+            if value in (None, "", []):
+                self.fault(
+                    where,
+                    f"no {key}. Expected the path of a file" + (" or a list of paths." if key == "image" else "."),
+                )
+            elif isinstance(value, list) and key == "image":
+                found += [self.file(f"{where}.image[{c}]", v) for c, v in enumerate(value)]
+            else:
+                found.append(self.file(f"{where}.{key}", value))
+        return tuple(f for f in found if f is not None)
+
+    def file(self, where: str, value: Any) -> Path | None:
+        """A path below the data root; links in it may lead anywhere."""
+        if not isinstance(value, str) or not value:
+            self.fault(where, f"{value!r}. Expected the path of a file.")
+            return None
+        path = Path(os.path.normpath(self.root / value))
+        if not path.is_relative_to(self.root):
+            self.fault(where, f"{value} lies outside dataroot {self.root}. Move it there, or give a dataroot above it.")
+            return None
+        self.num_files += 1
+        if path.is_dir():
+            self.fault(where, f"{value} is a folder. Expected a file.")
+        elif not path.exists():
+            self.missing.append(f"{self.path}: {where}: no file {value} in {self.root}.")
+        return path
+
+    def check_files(self) -> None:
+        """Name the files that are not there; when none is, the data root is what is wrong."""
+        if self.missing and len(self.missing) == self.num_files and self.num_files > 1:
+            self.faults.append(
+                f"{self.path}: none of its {self.num_files} files is in dataroot {self.root}, "
+                f"not even the first: {self.missing[0].split('no file ', 1)[1].split(' in ', 1)[0]}. "
+                "Set dataroot to the folder the paths start from."
+            )
+            return
+        self.faults += [f"{m} Copy it there, or correct the path." for m in self.missing[:MOST_LINES]]
+        if len(self.missing) > MOST_LINES:
+            self.faults.append(f"{self.path}: {len(self.missing) - MOST_LINES} more files are missing in {self.root}.")
+
+    def check_twice(self, cases: dict[str, list[Case]]) -> None:
+        """The same image, or the same patient, in two places."""
+        seen: dict[Path, str] = {}
+        for case in (c for role in ROLES for c in cases[role]):
+            for image in case.images:
+                if image in seen:
+                    file = image.relative_to(self.root).as_posix()
+                    self.fault(case.name, f"{file} is also the image of {seen[image]}. List it once.")
+                seen.setdefault(image, case.name)
+        # Whether unlabeled cases are learned from is known later: rounds of training then look at their patients, too.
+        learnt: dict[str, set[str]] = {}
+        for role in ("training", "validation", "testing"):
+            for group in sorted({c.group for c in cases[role] if c.group is not None}):
+                learnt.setdefault(group, set()).add(role)
+        for group, roles in learnt.items():
+            if len(roles) > 1:
+                words = " and in ".join(r for r in ROLES if r in roles)
+                self.fault("", f"patient {group!r} is in {words}. Keep a patient's cases together.")
+
+    def folds(self, cases: dict[str, list[Case]], num_fold: int | None, seed: int) -> tuple[Case, ...]:
+        """The training cases, each with a fold: its own, or one made; validation cases without folds are fold 0."""
+        training, validation = cases["training"], cases["validation"]
+        has_folds = any(c.fold is not None for c in training)
+        if has_folds and validation:
+            logger.warning(
+                "%s: has folds and `validation`: the folds are used, the %d validation cases are held back.",
+                self.path,
+                len(validation),
+            )
+        if not has_folds and validation:
+            return (*training, *(replace(c, fold=0) for c in validation))
+        if has_folds or num_fold is None:
+            return tuple(training)
+        return deal_folds(training, num_fold=num_fold, seed=seed)
+
+    def check_folds(self, cases: dict[str, list[Case]], num_fold: int | None) -> None:
+        """Folds that leave nothing to learn from, or that let a patient be learnt and validated."""
+        training, listed = cases["training"], self.raw.get("training")
+        if not isinstance(listed, list):
+            return
+        fewest = 1 if cases["validation"] or num_fold is None else 2
+        if len(listed) < fewest:
+            words = "at least 2, so that one can validate the other" if fewest == 2 else "at least 1"
+            self.fault("training", f"{len(listed)} case{'s' * (len(listed) != 1)}. Expected {words}.")
+            return
+        without = [c.name for c in training if c.fold is None]
+        if len(without) == len(training):
+            return
+        if without:
+            some = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+            self.fault("", f"{some}: no fold, but other cases have one. Give every training case a fold, or none.")
+        counts = Counter(c.fold for c in training if c.fold is not None)
+        if len(counts) == 1 and not without:
+            self.fault(
+                "", f"all {len(training)} training cases are in fold {next(iter(counts))}. Expected at least 2 folds."
+            )
+        elif empty := [f for f in range(min(max(counts, default=0), len(training))) if f not in counts]:
+            found = ", ".join(str(f) for f in sorted(counts))
+            words = (
+                f"fold {empty[0]} has" if len(empty) == 1 else f"folds {', '.join(map(str, empty[:MOST_LINES]))} have"
+            )
+            self.fault("", f"{words} no case (found folds {found}). Number the folds 0, 1, 2, ... without gaps.")
+        where: dict[str, dict[int, str]] = {}
+        for case in training:
+            if case.group is not None and case.fold is not None:
+                where.setdefault(case.group, {}).setdefault(case.fold, case.name)
+        for group, by_fold in where.items():
+            if len(by_fold) > 1:
+                words = ", ".join(f"fold {f} ({name})" for f, name in sorted(by_fold.items()))
+                self.fault("", f"patient {group!r} is in {words}. Put all cases of a patient into one fold.")

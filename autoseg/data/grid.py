@@ -1,0 +1,80 @@
+"""A voxel grid in space, and a volume on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grid:
+    """Where a file's voxels lie, as the file stores them (any orientation)."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    """(4, 4) float64, stored voxel -> mm, RAS+ world."""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of a voxel along the stored axes."""
+        return tuple(float(s) for s in voxel_sizes(self.affine))  # type: ignore[return-value]
+
+    @property
+    def orientation(self) -> str:
+        """Nearest anatomical directions of the stored axes, such as LPS."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    def to_ras(self) -> Grid:
+        """The same voxels with the axes flipped and swapped to the nearest RAS+ order."""
+        ornt = ras_orientation(self.affine)
+        shape = [0, 0, 0]
+        for stored, (ras, _) in enumerate(ornt):
+            shape[int(ras)] = self.shape[stored]
+        return Grid(shape=tuple(shape), affine=self.affine @ inv_ornt_aff(ornt, self.shape))  # type: ignore[arg-type]
+
+    def differs_from(self, other: Grid, tolerance_mm: float = 1e-2) -> str | None:
+        """Say how another grid differs, or None where every corner of both lies within `tolerance_mm`.
+
+        Corners are compared, not matrix entries, so that a rounding error counts by the distance it causes.
+        """
+        if self.shape != other.shape:
+            return f"shape {self.shape} against {other.shape}"
+        corners = np.array(np.meshgrid(*[(0, s - 1) for s in self.shape])).reshape(3, -1)
+        corners = np.vstack([corners, np.ones(corners.shape[1])])
+        away_mm = float(np.abs((self.affine - other.affine) @ corners).max())
+        if away_mm <= tolerance_mm:
+            return None
+        if self.orientation != other.orientation:
+            return f"orientation {self.orientation} against {other.orientation}"
+        if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=1e-3):
+            return f"spacing {_mm(self.spacing_mm)} against {_mm(other.spacing_mm)} mm"
+        return f"corners up to {away_mm:.3g} mm apart"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Volume:
+    """An image or label in RAS+, and the grid of the file it came from."""
+
+    array: np.ndarray
+    """(C, X, Y, Z): float32 for images, an integer type for labels."""
+    grid: Grid
+    """The file's own grid, to go back to."""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of a voxel along X, Y, Z."""
+        return self.grid.to_ras().spacing_mm
+
+
+def _mm(values: tuple[float, ...]) -> str:
+    return "x".join(f"{v:.4g}" for v in values)
+
+
+def ras_orientation(affine: np.ndarray, *, inverse: bool = False) -> np.ndarray:
+    """Which stored axis becomes which of X, Y, Z and is flipped (nibabel's ornt); or the way back."""
+    stored, ras = io_orientation(affine), axcodes2ornt(("R", "A", "S"))
+    return ornt_transform(ras, stored) if inverse else ornt_transform(stored, ras)

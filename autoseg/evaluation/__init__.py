@@ -1,0 +1,1 @@
+"""Scores of predictions: metrics, calibration, the rules of challenges, tables, folders."""

@@ -1,0 +1,82 @@
+"""What this process may use of the machine, the limits of containers and batch systems included, and what it uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Limit and use of a control group, version 2 and version 1."""
+
+RECLAIMABLE = ("total_inactive_file", "inactive_file")
+"""Of memory.stat: file pages that are dropped when memory is wanted; version 1 counts those of groups within apart."""
+
+
+def available_cores() -> int:
+    """Cores this process may use: affinity and a container's quota count, not what the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in _groups("cpu"):
+        quota, period = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
+        if both := _text(group / "cpu.max").split():
+            quota, period = both
+        if quota.isdigit() and period.isdigit() and int(period):
+            cores = min(cores, max(1, -(-int(quota) // int(period))))
+    return cores
+
+
+def memory_limit_bytes() -> int:
+    """Memory of the machine or of the container, whichever is smaller."""
+    limits = (int(limit) for limit, _, _ in _memory_groups())
+    return min(int(psutil.virtual_memory().total), *limits, 1 << 62)
+
+
+def available_memory_bytes() -> int:
+    """Memory a process may still take: what the machine has free, or what its container leaves, whichever is less.
+
+    Files that were read lie in a container's memory, too, but make room when it is wanted, so they count as free.
+    """
+    left = (limit - max(0, used - reclaimable) for limit, used, reclaimable in _memory_groups())
+    return max(0, min(int(psutil.virtual_memory().available), *left, 1 << 62))
+
+
+def _memory_groups() -> Iterator[tuple[int, int, int]]:
+    """Limit, use, and how much of that use can be had back, of each control group that has a limit."""
+    for group in _groups("memory"):
+        for limit_name, used_name in MEMORY_FILES:
+            limit, used = _text(group / limit_name), _text(group / used_name)
+            if limit.isdigit() and used.isdigit():
+                lines = (line.split() for line in _text(group / "memory.stat").splitlines())
+                stat = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+                yield int(limit), int(used), next((stat[name] for name in RECLAIMABLE if name in stat), 0)
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Folders of the control groups this process is in and of those around them; its own first.
+
+    Args:
+        controller: cpu or memory; version 1 has a tree for each, version 2 one for all.
+    """
+    for line in _text(MEMBERSHIP).splitlines() or ["0::/"]:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CONTROL_GROUPS / controllers if controllers else CONTROL_GROUPS
+        # In a container the path may be one that only its host knows; then the root is the container's own group.
+        inner = root / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(root):
+                yield folder
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,74 @@
+"""The peak of memory while something runs: of this process, or of a GPU."""
+
+from __future__ import annotations
+
+import threading
+
+import psutil
+import torch
+
+SAMPLE_S = 0.002
+"""Seconds between two looks at this process' memory."""
+
+
+class MemoryWatch:
+    """The peak of memory while a block runs: of the GPU as torch reserves it, or of this process on a CPU."""
+
+    def __init__(self, device: torch.device, sample_s: float = SAMPLE_S) -> None:
+        """Say where, and how often to look at a process."""
+        self.device, self._process = device, PeakMemory(sample_s)
+
+    def __enter__(self) -> MemoryWatch:
+        """Begin to look."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._process.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Look a last time."""
+        if self.device.type != "cuda":
+            self._process.__exit__(*error)
+
+    @property
+    def peak_gib(self) -> float:
+        """The most so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.device) / 2**30
+        return self._process.most / 2**30
+
+
+class PeakMemory:
+    """The most resident memory of this process while a block runs; a context manager.
+
+    The process' own high-water mark cannot be set back without others who watch it noticing, so a thread looks at it.
+    """
+
+    def __init__(self, sample_s: float = SAMPLE_S) -> None:
+        """Say how many seconds lie between two looks: shorter peaks may be missed."""
+        self._process, self._sample_s = psutil.Process(), sample_s
+        self.before = self.most = 0
+        """Bytes at the beginning, and the most so far."""
+
+    def __enter__(self) -> PeakMemory:
+        """Begin to look."""
+        self.before = self.most = self._process.memory_info().rss
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="autoseg-memory", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Look a last time."""
+        self._ended.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._sample_s):
+            self._look()
+
+    def _look(self) -> None:
+        self.most = max(self.most, self._process.memory_info().rss)

@@ -1,0 +1,114 @@
+"""DiNTS (MONAI's), with the topology of `templates/dints/topology.json` or one of its own search (search.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+from monai.networks.nets.dints import DiNTS, TopologyInstance
+from torch import nn
+
+from autoseg.config.templates import read_template_json
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
+
+
+def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
+    """Build it; one output."""
+    paths = np.array(network["paths"], np.int64)  # (blocks, 3 depths - 2) of 0 and 1
+    operations = np.array(network["operations"], np.int64)  # same shape, 0..4: index into Cell.OPS3D
+    num_blocks, num_depths = len(paths), (paths.shape[1] + 2) // 3
+    # MONAI prints advice about the patch from its constructor.
+    with contextlib.redirect_stdout(io.StringIO()):
+        space = TopologyInstance(
+            arch_code=[paths, operations],
+            channel_mul=network["channel_mul"],
+            num_blocks=num_blocks,
+            num_depths=num_depths,
+            use_downsample=network["use_downsample"],
+        )
+    return DiNTS(
+        dints_space=space,
+        in_channels=in_channels,
+        num_classes=out_channels,
+        use_downsample=network["use_downsample"],
+        node_a=np.array(network["nodes"], np.int64),
+    )
+
+
+def path_depths(num_depths: int) -> tuple[list[int], list[int]]:
+    """From which depth each path of a block comes, and into which it goes; MONAI's order.
+
+    Depth by depth: from above, from the same depth, from below; the first has nothing above it, the last nothing below.
+    """
+    into = [depth for depth in range(num_depths) for _ in range(3)][1:-1]
+    out_of = [depth + step for depth in range(num_depths) for step in (-1, 0, 1)][1:-1]
+    return out_of, into
+
+
+def reached_nodes(paths: list[list[int]]) -> list[list[int]]:
+    """Which depths hold features that count, before each block and after the last: (blocks + 1, depths) of 0 and 1."""
+    num_depths = (len(paths[0]) + 2) // 3
+    out_of, into = path_depths(num_depths)
+
+    def touched(block: list[int], depths: list[int]) -> list[int]:
+        return [max(on for on, d in zip(block, depths, strict=True) if d == depth) for depth in range(num_depths)]
+
+    return [touched(paths[0], out_of), *(touched(block, into) for block in paths)]
+
+
+def heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The one of 1x1x1 at the end."""
+    final: Any = module.get_submodule("stem_finals")
+    return (final[-1],)
+
+
+def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
+    """One halving per depth, one more with `use_downsample`."""
+    depths = (len(network["paths"][0]) + 2) // 3
+    return (2 ** (depths - 1 + int(network["use_downsample"])),) * 3
+
+
+CPU_CHANNEL_MUL = (0.25, 0.5)
+"""Width where a budget pays for more steps. Source: 0.25 takes 2.4 times the steps of 0.5 in the same time (measured);
+when the wider one pays is a choice, as SegResNet's 24 filters."""
+RUNGS = range(len(CPU_CHANNEL_MUL))
+
+
+def choose(sizing: Sizing) -> Choice:
+    """Choose width, patch and batch."""
+    topology = read_template_json("dints", "topology.json")
+    depths = (len(topology["paths"][0]) + 2) // 3
+    if sizing.on_gpu:
+        channel_mul, downsample, max_voxels = 1.0, True, 96**3
+        # Auto3DSeg: 2 + 7 (m - 6) / 18 patches of 96^3 for 2 classes, m the memory in GiB less one.
+        batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 6) / 18)))
+    else:
+        channel_mul, downsample, max_voxels, batch = CPU_CHANNEL_MUL[sizing.size], False, 64**3, CPU_BATCH
+    steps = (2 ** (depths - 1 + int(downsample)),) * 3
+    return Choice(
+        network={
+            "channel_mul": channel_mul,
+            "use_downsample": downsample,
+            "search": False,
+            "paths": topology["paths"],
+            "operations": topology["operations"],
+            "nodes": reached_nodes(topology["paths"]),
+        },
+        roi_size=fit_roi(sizing, max_voxels, steps),
+        batch_size=batch,
+        rules={
+            "channel_mul": "1 on a GPU (MONAI's default); 0.25, "
+            "8 filters at the finest scale, on a CPU: 2.4 times the steps of 0.5; that where a budget pays for 2,000",
+            "use_downsample": "on a GPU from half resolution (MONAI's default); "
+            "on a CPU patches are small, full resolution",
+            "search": "off: the topology that comes with the template",
+            "paths": "templates/dints/topology.json",
+            "operations": "templates/dints/topology.json",
+            "nodes": "depths that the paths reach",
+            "roi_size": f"the 90th percentile image, at most {round(max_voxels ** (1 / 3))}^3"
+            + (" (Auto3DSeg)" if sizing.on_gpu else " on a CPU"),
+            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else CPU_BATCH_RULE,
+        },
+    )

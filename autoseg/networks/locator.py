@@ -1,0 +1,31 @@
+"""The locator: a small SegResNet that finds the region where any organ is, at a coarse voxel size."""
+
+from __future__ import annotations
+
+from autoseg.networks.segresnet import build, divisor, heads
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
+
+__all__ = ["build", "choose", "divisor", "heads"]
+
+RUNGS = range(1)
+FLARE = "FLARE23 paper: SegResNet of 1, 2, 2, 4 blocks and 16 filters at 4 mm, patches of 128^3"
+
+
+def choose(sizing: Sizing) -> Choice:
+    """Choose the patch; all else is fixed."""
+    network = {"init_filters": 16, "blocks_down": [1, 2, 2, 4], "dsdepth": 3, "norm": "INSTANCE", "resolution": None}
+    largest = 128 if sizing.on_gpu else 64
+    return Choice(
+        network=dict(network),
+        roi_size=fit_roi(sizing, largest**3, divisor(network)),
+        batch_size=CPU_BATCH,
+        rules={
+            **dict.fromkeys(("init_filters", "blocks_down"), FLARE),
+            "dsdepth": "a loss at every resolution but the coarsest (Auto3DSeg)",
+            "norm": "instance normalisation, since batches are small (Auto3DSeg, nnU-Net)",
+            "resolution": "the voxels are cubes",
+            "roi_size": f"the 90th percentile image, at most {largest}^3"
+            + (f" ({FLARE})" if sizing.on_gpu else " on a CPU"),
+            "batch_size": CPU_BATCH_RULE,
+        },
+    )

@@ -1,0 +1,80 @@
+"""SwinUNETR (MONAI's)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.nets.swin_unetr import SwinUNETR
+from torch import nn
+
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
+
+
+def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
+    """Build it; one output."""
+    return SwinUNETR(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        feature_size=network["feature_size"],
+        depths=tuple(network["depths"]),
+        num_heads=tuple(network["num_heads"]),
+        window_size=network["window_size"],
+        use_v2=network["use_v2"],
+        norm_name=("group", {"num_groups": network["feature_size"]}) if network["norm"] == "group" else "instance",
+    )
+
+
+def heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The one of 1x1x1 at the end."""
+    return (module.get_submodule("out.conv.conv"),)
+
+
+def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
+    """Patch embedding and four mergings halve each axis five times."""
+    return 32, 32, 32
+
+
+CPU_SIZES = ((12, 32**3), (12, 2 * 32**3), (24, 2 * 32**3))
+"""Features and voxels of a patch where a budget pays for more and more steps. Source: the smallest for the hippocampus
+in 75 seconds (docs/results.md), 12 and 24 as SegResNet's 16 and 24; the larger ones are a choice."""
+RUNGS = range(len(CPU_SIZES))
+
+
+def choose(sizing: Sizing) -> Choice:
+    """Choose features, patch and batch."""
+    if sizing.on_gpu:
+        feature_size, window, max_voxels = 48, 7, 96**3
+        # Auto3DSeg: 2 + 7 (m - 12) / 36 patches of 96^3 for 2 classes, m the memory in GiB less one.
+        batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 12) / 36)))
+    else:
+        (feature_size, max_voxels), window, batch = CPU_SIZES[sizing.size], 4, CPU_BATCH
+    roi = fit_roi(sizing, max_voxels, (32, 32, 32))
+    # At 32^3 the coarsest stage is one voxel, which has no variance of its own to normalise by.
+    norm = "group" if max(sizing.roi_size or roi) <= 32 else "instance"
+    return Choice(
+        network={
+            "feature_size": feature_size,
+            "depths": [2, 2, 2, 2],
+            "num_heads": [3, 6, 12, 24],
+            "window_size": window,
+            "use_v2": True,
+            "norm": norm,
+        },
+        roi_size=roi,
+        batch_size=batch,
+        rules={
+            "feature_size": "48 on a GPU (Auto3DSeg); 12 on a CPU, where 48 makes no progress in minutes "
+            "(measured); 24 where a budget pays for 2,000 steps",
+            "depths": "two layers a stage (SwinUNETR's paper)",
+            "num_heads": "3, 6, 12, 24 (SwinUNETR's paper)",
+            "window_size": "7 (SwinUNETR's paper); 4 on a CPU, where patches are 16 voxels wide after embedding",
+            "use_v2": "a residual convolution before each stage (SwinUNETR-V2): learns faster from little data",
+            "norm": "instance (SwinUNETR's paper); group, as many groups as features, for patches of 32^3, whose "
+            "coarsest stage is one voxel",
+            "roi_size": "the 90th percentile image in steps of 32, at most 96^3 (Auto3DSeg)"
+            if sizing.on_gpu
+            else "32x32x32 on a CPU: 0.77 Dice where 32x64x32 gave 0.35 in the same 75 s (measured); "
+            "twice that where a budget pays for 2,000 steps",
+            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else CPU_BATCH_RULE,
+        },
+    )

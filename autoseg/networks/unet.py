@@ -1,0 +1,63 @@
+"""UNet with residual units (MONAI's), as its spleen bundle trains it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.nets.unet import UNet
+from torch import nn
+
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
+
+
+def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
+    """Build it; one output."""
+    return UNet(
+        spatial_dims=3,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        channels=tuple(network["features"]),
+        strides=(2,) * (len(network["features"]) - 1),
+        num_res_units=network["num_res_units"],
+        norm=network["norm"],
+    )
+
+
+def heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """None: its last layer sees neighbouring voxels."""
+    return ()
+
+
+def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
+    """Each stage but the last halves every axis."""
+    return (2 ** (len(network["features"]) - 1),) * 3
+
+
+RUNGS = range(1)
+
+
+def choose(sizing: Sizing) -> Choice:
+    """Choose depth, patch and batch."""
+    levels = 2
+    for candidate in range(3, 6):
+        # On a CPU the coarsest stage keeps 8 voxels an axis; on a GPU 4, as nnU-Net stops pooling there.
+        if all(s // 2 ** (candidate - 1) >= (4 if sizing.on_gpu else 8) for s in sizing.p90_shape):
+            levels = candidate
+    steps = (2 ** (levels - 1),) * 3
+    return Choice(
+        network={
+            "features": [16 * 2**i for i in range(levels)],
+            "num_res_units": 2,
+            "norm": "BATCH" if sizing.on_gpu else "INSTANCE",
+        },
+        roi_size=fit_roi(sizing, 96**3 if sizing.on_gpu else 64**3, steps),
+        batch_size=4 if sizing.on_gpu else CPU_BATCH,
+        rules={
+            "features": f"16, 32, ... (MONAI's spleen bundle); {levels} stages: halve while the coarsest keeps "
+            f"{4 if sizing.on_gpu else 8} voxels (nnU-Net's rule)",
+            "num_res_units": "2 (MONAI's spleen bundle)",
+            "norm": "batch (MONAI's spleen bundle)" if sizing.on_gpu else "instance, since batches are small on a CPU",
+            "roi_size": "the 90th percentile image, at most 96^3 (MONAI's spleen bundle), 64^3 on a CPU",
+            "batch_size": "4 (MONAI's spleen bundle)" if sizing.on_gpu else CPU_BATCH_RULE,
+        },
+    )

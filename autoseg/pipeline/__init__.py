@@ -1,0 +1,1 @@
+"""The stages in order; run.py is the file to read first."""

@@ -1,0 +1,127 @@
+"""Plans for the jobs of a run, made by the time they get; and training by them.
+
+With a run-wide budget a job is planned just before it starts, for the time that is then left; without one, all at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoseg.algos.inputs import planning
+from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.units import parse_duration
+from autoseg.data.datalists.cases import Datalist
+from autoseg.pipeline.budget import RunBudget
+from autoseg.pipeline.jobs import in_this_process, train_jobs
+from autoseg.workspace.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlans:
+    """The jobs of a stage, and what they are planned from."""
+
+    workspace: Workspace
+    datalist: Datalist
+    settings: Settings
+    origins: Mapping[str, str]
+    jobs: Sequence[tuple[AlgoName, int]]
+    budget: RunBudget | None
+    """The run's; None: there is none, or each job has its own."""
+
+    def generate(self) -> None:
+        """Write the plans that are missing or were made from other inputs."""
+        each = self._known(self.jobs, self._shares())
+        made = [f"{algo}_{fold}" for algo, fold, known in each if self._make(algo, fold, known)]
+        log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
+
+    def edit(self) -> None:
+        """Make the missing plans of jobs to be trained alone; bring the command line's values into the others.
+
+        A plan that is there is never made anew by `train`, so that what was planned or edited is what is trained.
+        """
+        from autoseg.algos.generate import edit_job
+        from autoseg.algos.planner import Fit, make_plan
+        from autoseg.plan import read_plan
+
+        each_s = parse_duration(self.settings.budget) if self.settings.budget is not None else None
+        for algo, fold, known in self._known(self.jobs, self._shares(each_s)):
+            if not self.workspace.job_dir(algo, fold).plan.exists():
+                self._make(algo, fold, known)
+            elif "command line" in self.origins.values():
+                step_s = read_plan(self.workspace.job_dir(algo, fold)).step_s
+                plan, found = make_plan(algo=algo, fold=fold, **known, fit=Fit(step_s=step_s))
+                if keys := edit_job(self.workspace, plan, found):
+                    log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
+
+    def train(self, *, begun: float, again: bool = False) -> bool:
+        """Train every job that is not done.
+
+        With a budget the time that is left is shared out anew before each job, or each wave of jobs; see budget.py.
+        Without one, a budget of each job's own begins for the first where the command did: start and planning count.
+
+        Args:
+            begun: monotonic time at which the command began.
+
+        Returns:
+            Whether all are done at the end.
+        """
+        workspace, datalist, settings = self.workspace, self.datalist, self.settings
+        jobs, budget = self.jobs, self.budget
+        if budget is None or not jobs:
+            own = jobs and getattr(settings, jobs[0][0]).budget
+            since = begun if settings.budget is not None or own else None
+            return train_jobs(workspace, datalist, settings, jobs, again=again, begun=since)
+        started: set[tuple[AlgoName, int]] = set()
+
+        def start(wave: Sequence[tuple[AlgoName, int]]) -> list[tuple[AlgoName, int]]:
+            """Plan the jobs of a wave for the time that is left; those of dropped algorithms are left out."""
+            budget.drop_weak(jobs)
+            rest = [j for j in jobs if j not in started and not budget.is_dropped(*j, jobs)]
+            running = [job for job in wave if job in rest]
+            new = [job for job in running if again or not budget.is_begun(*job)]
+            waiting = [job for job in rest if again or workspace.read_job(*job).state != "done"]
+            budget.give(datalist, new, waiting)
+            for algo, fold, known in self._known(new, budget.job_s):
+                self._make(algo, fold, known)
+            started.update(running)
+            return running
+
+        with budget.kept():
+            if in_this_process(settings):
+                return train_jobs(
+                    workspace,
+                    datalist,
+                    settings,
+                    jobs,
+                    again=again,
+                    before=lambda algo, fold: bool(start([(algo, fold)])),
+                )
+            first = min(fold for _, fold in jobs)
+            waves = [[j for j in jobs if j[1] == first], [j for j in jobs if j[1] != first]]
+            results = [train_jobs(workspace, datalist, settings, start(wave), again=again) for wave in waves if wave]
+            return all(results)
+
+    def _shares(self, each_s: float | None = None) -> Callable[[str], float | None]:
+        """Seconds of a job by its name: its share of the run's budget; without one `each_s`."""
+        if self.budget is None:
+            return lambda name: each_s
+        self.budget.give_all(self.datalist, self.jobs)
+        return self.budget.job_s
+
+    def _known(
+        self, jobs: Sequence[tuple[AlgoName, int]], budget_s: Callable[[str], float | None]
+    ) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
+        return planning(self.workspace, self.datalist, self.settings, self.origins, jobs, budget_s)
+
+    def _make(self, algo: AlgoName, fold: int, known: Mapping[str, Any]) -> bool:
+        """Write a plan, measured on the device that jobs train on, unless that is another machine's."""
+        from autoseg.algos.generate import generate_job
+        from autoseg.hardware.device import pick_device
+
+        device = pick_device(self.settings.device) if self.settings.launcher == "local" else None
+        return generate_job(self.workspace, algo=algo, fold=fold, device=device, **known)

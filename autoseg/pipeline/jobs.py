@@ -1,0 +1,330 @@
+"""The training jobs of a run: which are open, on what they run, when one is tried again, when it is given up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.units import format_duration
+from autoseg.data.datalists.cases import Datalist
+from autoseg.errors import WorkspaceError
+from autoseg.launch import Task, launch, stop_with_launcher
+from autoseg.pipeline.budget import work_began
+from autoseg.workspace.claims import read_claim
+from autoseg.workspace.files import last_lines
+from autoseg.workspace.jobs import Job
+from autoseg.workspace.workspace import Workspace, changed
+
+log = logging.getLogger(__name__)
+
+MOST_STARTS = 10
+"""Starts of a job without an epoch between them after which it is given up even where nothing was heard of it."""
+CLUSTER_CPUS = 8
+"""Threads of a GPU job on a cluster. Source: Auto3DSeg and nnU-Net start 6 to 12 loaders a GPU."""
+
+
+def train_jobs(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    jobs: Sequence[tuple[AlgoName, int]],
+    *,
+    again: bool = False,
+    begun: float | None = None,
+    before: Callable[[AlgoName, int], bool] = lambda algo, fold: True,
+) -> bool:
+    """Train every job that is not done, on the launcher of the settings.
+
+    Args:
+        again: train done ones too, and all from the start.
+        begun: monotonic time from which the first job counts its budget, where this process trains it; None: its start.
+        before: called just before a job starts, where this process trains it; False: it is left out.
+
+    Returns:
+        Whether all but dropped ones are done at the end.
+
+    Raises:
+        Interrupted: A signal came; everything is saved.
+    """
+    _say_length(workspace, settings, jobs)
+    todo: list[tuple[AlgoName, int]] = []
+    begin = time.monotonic()
+    for number, (algo, fold) in enumerate(jobs, 1):
+        job, reasons = _open_reasons(workspace, datalist, algo, fold)
+        if again:
+            reasons.append("--again was given")
+            job.dice = None  # trained from the start, not scored again
+            workspace.job_dir(algo, fold).checkpoint.unlink(missing_ok=True)
+        if job.state == "done" and not reasons:
+            log.info("train: %s is done (Dice %.4f)", job.name, job.dice)
+            continue
+        because = f", because {', '.join(reasons)}" if reasons else ""
+        log.info("train: job %d of %d, %s%s", number, len(jobs), job.name, because)
+        if not read_claim(workspace.job_dir(algo, fold).claims).is_live:
+            job.state, job.error, job.starts = "pending", "", 0
+            workspace.write_job(job)
+        todo.append((algo, fold))
+    attempts = _Attempts(workspace, settings.retries)
+    if in_this_process(settings):
+        _train_here(workspace, settings, todo, attempts, begun, before)
+    elif todo:
+        tasks = [_task(workspace, settings, algo, fold) for algo, fold in _longest_first(workspace, settings, todo)]
+        output = workspace.root / "state" / "launch"
+        launch(tasks, settings, attempts.ended, output=output, memory_gib=attempts.memory_gib)
+    results = [workspace.read_job(algo, fold) for algo, fold in jobs]
+    dropped = [job for job in results if job.state == "pruned"]
+    bad = [job for job in results if job.state not in ("done", "pruned")]
+    if len(jobs) > 1:
+        left_out = f", {len(dropped)} dropped" if dropped else ""
+        num_done = len(results) - len(bad) - len(dropped)
+        log.info("train: %d of %d jobs done%s in %.0f s", num_done, len(jobs), left_out, time.monotonic() - begin)
+        for job in bad:
+            log.warning("train: %s %s: %s", job.name, job.state, job.error.splitlines()[0] if job.error else "")
+    return not bad
+
+
+def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold: int) -> tuple[Job, list[str]]:
+    """A job, and which of its inputs changed since it was last begun."""
+    from autoseg.plan import read_plan
+    from autoseg.training.inputs import cases_for, job_inputs
+
+    job = workspace.read_job(algo, fold)
+    plan = read_plan(workspace.job_dir(algo, fold))
+    train_cases, val_cases = (cases_for(plan, c) for c in (datalist.train_cases(fold), datalist.val_cases(fold)))
+    inputs = job_inputs(plan, train_cases, val_cases, workspace.first_weights(algo, fold))
+    return job, changed(job.inputs, inputs) if job.inputs else []
+
+
+def in_this_process(settings: Settings) -> bool:
+    """One job after the other on the whole CPU needs no processes.
+
+    On a GPU each job has its own: after an illegal access to memory CUDA is of no more use to a process.
+    """
+    from autoseg.launch.local import find_places
+
+    if settings.launcher != "local":
+        return False
+    places = find_places(settings)
+    return len(places) == 1 and places[0].device == "cpu"
+
+
+def _train_here(
+    workspace: Workspace,
+    settings: Settings,
+    todo: Sequence[tuple[AlgoName, int]],
+    attempts: _Attempts,
+    begun: float | None,
+    before: Callable[[AlgoName, int], bool],
+) -> None:
+    from autoseg.training.job import run_job
+
+    for algo, fold in todo:
+        if not before(algo, fold):
+            continue
+        task = Task(name=f"{algo}_{fold}", words=(algo, str(fold)))
+        while True:
+            job = run_job(
+                workspace,
+                settings.dataroot,
+                algo,
+                fold,
+                device=settings.device,
+                num_workers=settings.num_workers,
+                wait=True,
+                started=begun,
+            )
+            begun = None
+            if not attempts.ended(task, 0 if job.state == "done" else 1):
+                break
+
+
+def _task(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int) -> Task:
+    """The job as a command for a launcher."""
+    gpus, cpus = job_resources(settings)
+    words = ["train", "--work_dir", str(workspace.root), "--algo", algo, "--fold", str(fold), "--wait"]
+    words += ["--device", settings.device]
+    if count := settings.num_workers or (cpus if settings.launcher != "local" else None):
+        words += ["--num_workers", str(count)]
+    return Task(name=f"{algo}_{fold}", words=tuple(words), gpus=gpus, cpus=cpus)
+
+
+def job_resources(settings: Settings) -> tuple[int, int]:
+    """GPUs and CPU threads that a job asks its launcher for."""
+    import torch
+
+    if settings.launcher == "local":
+        on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    else:
+        on_gpu = settings.device == "cuda" or (settings.device == "auto" and _cluster_has_gpus(settings))
+    gpus = settings.gpus_per_job if on_gpu else 0
+    return gpus, settings.cpus_per_job or (CLUSTER_CPUS * gpus if gpus else 1)
+
+
+def _cluster_has_gpus(settings: Settings) -> bool:
+    if settings.launcher == "ray":
+        from autoseg.launch.ray_cluster import has_gpus
+
+        return has_gpus(settings)
+    return settings.slurm.cluster == "slurm"
+
+
+class _Attempts:
+    """Says of each job that ended whether it is tried again."""
+
+    def __init__(self, workspace: Workspace, retries: int) -> None:
+        self.workspace, self.retries = workspace, retries
+        self.failures: dict[str, int] = {}
+
+    def memory_gib(self, task: Task) -> float | None:
+        return self._read(task).memory_gib
+
+    def _read(self, task: Task) -> Job:
+        algo, _, fold = task.name.rpartition("_")
+        return self.workspace.read_job(algo, int(fold))
+
+    def ended(self, task: Task, code: int) -> bool:
+        """As `autoseg.launch.Ended`."""
+        job = self._read(task)
+        live = read_claim(self.workspace.job_dir(job.algo, job.fold).claims).is_live
+        if job.state in ("running", "pending") and not live and code != 0:
+            interrupted = job.state == "pending"
+            told = last_lines(self.workspace.root / "state" / "launch" / f"{task.name}.out", 1)
+            job.error = f"its process ended with code {code} without a word" + (f": {told[0]}" if told else "")
+            if interrupted and job.starts < MOST_STARTS:
+                log.info("%s was stopped and goes on", job.name)
+                return True
+            job.state, job.can_retry = "failed", True
+            self.workspace.write_job(job)
+        if job.state == "done":
+            log.info("%s: done, Dice %.4f, %s", job.name, job.dice or 0.0, format_duration(job.seconds))
+            return False
+        if live or job.state in ("running", "pending"):
+            return True  # another worker has it; `--wait` waits for it
+        failures = self.failures[task.name] = self.failures.get(task.name, 0) + 1
+        what = job.error.splitlines()[0] if job.error else "no reason known"
+        if not job.can_retry:
+            return False
+        if failures > self.retries:
+            tries = "once" if failures == 1 else f"{failures} times"
+            log.error("%s: given up after it failed %s: %s", job.name, tries, what)
+            return False
+        log.warning("%s: %s. Trying again, %d of %d", job.name, what.rstrip("."), failures, self.retries)
+        return True
+
+
+def _longest_first(
+    workspace: Workspace, settings: Settings, todo: Sequence[tuple[AlgoName, int]]
+) -> list[tuple[AlgoName, int]]:
+    """Long jobs first, so that no device waits long for the last one; in the given order where times are not known."""
+    times = _expected_seconds(workspace, settings, todo)
+    if any(t is None for t in times):
+        return list(todo)
+    order = sorted(range(len(todo)), key=lambda i: -(times[i] or 0.0))
+    return [todo[i] for i in order]
+
+
+def _expected_seconds(
+    workspace: Workspace, settings: Settings, jobs: Sequence[tuple[AlgoName, int]]
+) -> list[float | None]:
+    from autoseg.algos.planner import expected_seconds
+    from autoseg.hardware.device import pick_device
+    from autoseg.hardware.facts import find_hardware
+    from autoseg.plan import read_plan
+
+    hardware = find_hardware(pick_device(settings.device))
+    return [expected_seconds(read_plan(workspace.job_dir(a, f)), hardware) for a, f in jobs]
+
+
+def _say_length(workspace: Workspace, settings: Settings, jobs: Sequence[tuple[AlgoName, int]]) -> None:
+    """Before hours are spent, say how many."""
+    from autoseg.hardware.device import pick_device
+    from autoseg.hardware.facts import find_hardware
+
+    if settings.launcher != "local":
+        return
+    hardware = find_hardware(pick_device(settings.device))
+    open_jobs = [(a, f) for a, f in jobs if workspace.read_job(a, f).state != "done"]
+    times = _expected_seconds(workspace, settings, open_jobs)
+    known = [t for t in times if t is not None]
+    if not open_jobs or len(known) < len(times):
+        return
+    advice = "" if settings.budget else "; with --budget 2h it ends sooner"
+    log.info("train: %d jobs to do, about %s on %s%s", len(times), format_duration(sum(known)), hardware.name, advice)
+
+
+# -- one job, as a worker runs it
+
+
+def read_stored(workspace: Workspace) -> dict[str, Any]:
+    """The settings that a run was planned with, by key, `dataroot` as a path that exists.
+
+    Raises:
+        WorkspaceError: The folder is no run's, or the data has moved.
+    """
+    if not workspace.settings.exists():
+        raise WorkspaceError(f"{workspace.root}: not a run's folder. Run `autoseg generate` first.")
+    stored = {key: item["value"] for key, item in yaml.safe_load(workspace.settings.read_text()).items()}
+    stored["dataroot"] = dataroot = Path(os.path.normpath(workspace.root / stored["dataroot"]))
+    if not dataroot.is_dir():
+        raise WorkspaceError(
+            f"{workspace.settings}: the data folder {dataroot} is not there. Mount it, or give --input input.yaml."
+        )
+    return stored
+
+
+def work_on_job(
+    work_dir: Path, algo: AlgoName, fold: int, *, device: str | None, num_workers: int | None, wait: bool
+) -> int:
+    """Train one planned job of a run: what launchers, torchrun and people at other machines start.
+
+    Args:
+        device, num_workers: None: as the run's settings say.
+        wait: Wait where another worker has the job.
+
+    Returns:
+        0 where it is done, else 1.
+
+    Raises:
+        WorkspaceError: There is no such plan.
+        Busy: Another worker has it.
+        Interrupted: A signal came; it is saved.
+    """
+    workspace = Workspace(work_dir)
+    if workspace.root == workspace.run:  # launchers name a round's folder, people the run's
+        workspace = workspace.latest()
+    stored = read_stored(workspace)
+    if not workspace.job_dir(algo, fold).plan.exists():
+        raise WorkspaceError(f"{workspace.root}: {algo}_{fold} is not planned. Run `autoseg generate` first.")
+    stop_with_launcher()
+    import torch.distributed as dist
+
+    from autoseg.training.job import join_processes, run_job
+
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger("autoseg").setLevel(logging.WARNING)
+    device, num_workers = device or stored["device"], num_workers or stored["num_workers"]
+    join_processes(device)
+    begun = work_began()
+    try:
+        job = run_job(
+            workspace,
+            stored["dataroot"],
+            algo,
+            fold,
+            device=device,
+            num_workers=num_workers,
+            wait=wait,
+            started=begun,
+        )
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    # Only the first process of several has scored it.
+    return 0 if job.state == "done" else 1

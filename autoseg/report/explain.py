@@ -1,0 +1,200 @@
+"""Where every value of a run came from: settings and plans, with origin and rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoseg.config.docs import _doc_lines, setting_docs
+from autoseg.config.load import load_settings
+from autoseg.config.nodes import load_plain
+from autoseg.config.settings import Settings
+from autoseg.config.types import suggest
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.workspace.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One value and all that is known of its making."""
+
+    place: str
+    """`settings`, or the name of a job."""
+    key: str
+    """Dotted where nested."""
+    value: Any
+    origin: str
+    """default, planner, FILE:LINE, command line, or edited by hand."""
+    rule: str = ""
+    """How it was derived, with the numbers that went in."""
+    derived: Any = None
+    """What the rule gave, where a hand changed it afterwards."""
+
+
+def explain(work_dir_or_input: Path, key: str | None = None) -> str:
+    """Tell each value of a run, or one of them in full.
+
+    Args:
+        work_dir_or_input: A run's folder, or the input.yaml whose work_dir is meant.
+        key: A setting or planned value, dotted inside a block or a job (`segresnet.batch_size`, `dints_0.roi_size`).
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        ConfigError: input.yaml is faulty, or there is no such key.
+        WorkspaceError: The folder is no run.
+    """
+    if work_dir_or_input.is_dir():
+        workspace = Workspace(work_dir_or_input)
+        if not workspace.settings.exists():
+            raise WorkspaceError(
+                f"{work_dir_or_input}: no settings.yaml, so not a run's folder. Give a run's work_dir."
+            )
+        entries = stored_settings(workspace)
+    else:
+        settings, origins = load_settings(work_dir_or_input)
+        workspace = Workspace(settings.work_dir)
+        entries = _current_settings(settings, origins)
+    workspace = workspace.latest()
+    entries += [entry for folder in job_folders(workspace) for entry in plan_entries(folder)]
+    return _table(entries) if key is None else _detail(entries, key)
+
+
+def stored_settings(workspace: Workspace) -> list[Entry]:
+    """Every setting the run was started with; those left to the planner are not among them."""
+    entries = []
+    for key, item in _read(workspace.settings).items():
+        known = item if isinstance(item, dict) else {}
+        value, origin = known.get("value"), str(known.get("origin", "unknown"))
+        values = dict(_flatten(value, f"{key}.")) if isinstance(value, dict) and value else {key: value}
+        entries += [Entry(place="settings", key=k, value=v, origin=origin) for k, v in values.items() if v is not None]
+    return entries
+
+
+def _current_settings(settings: Settings, origins: dict[str, str]) -> list[Entry]:
+    values = dict(_flatten(settings.model_dump(mode="json")))
+    return [
+        Entry(place="settings", key=key, value=value, origin=origins.get(key, "default"))
+        for key, value in values.items()
+        if value is not None
+    ]
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def job_folders(workspace: Workspace) -> list[Path]:
+    """The folders of all planned jobs, by name."""
+    return sorted(path.parent.parent for path in workspace.root.glob("*/configs/hyper_parameters.yaml"))
+
+
+def plan_entries(folder: Path) -> list[Entry]:
+    """A job's hyperparameters, each with its origin; one that differs from what was derived was edited."""
+    plan = _read(folder / "configs" / "hyper_parameters.yaml")
+    origins_file = folder / "configs" / "origins.yaml"
+    origins = _read(origins_file) if origins_file.exists() else {}
+    entries = []
+    for key, value in _flatten(plan):
+        known = origins.get(key)
+        known = known if isinstance(known, dict) else {}
+        edited = "value" in known and known["value"] != value
+        entries.append(
+            Entry(
+                place=folder.name,
+                key=key,
+                value=value,
+                origin="edited by hand" if edited else str(known.get("origin", "unknown")),
+                rule=str(known.get("rule") or ""),
+                derived=known.get("value") if edited else None,
+            )
+        )
+    return entries
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping of the run.
+
+    Raises:
+        WorkspaceError: It is none.
+    """
+    try:
+        data = load_plain(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WorkspaceError(
+            f"{path}: not valid YAML: {' '.join(str(error).split())}. Mend it or run generate."
+        ) from None
+    if not isinstance(data, dict):
+        raise WorkspaceError(f"{path}: expected a mapping of names to values. Mend it or run generate again.")
+    return data
+
+
+def _table(entries: list[Entry]) -> str:
+    """All values: a block for the settings and one for each network, in which folds that agree stand together."""
+    blocks: dict[str, list[Entry]] = {}
+    for entry in entries:
+        blocks.setdefault(entry.place if entry.place == "settings" else _algo(entry), []).append(entry)
+    lines: list[str] = []
+    for block, members in blocks.items():
+        places = list(dict.fromkeys(entry.place for entry in members))
+        rows: dict[tuple[str, str], list[str]] = {}
+        for entry in members:
+            rule = f": {_short(entry.rule, 90)}" if entry.rule and entry.origin != "edited by hand" else ""
+            row = f"{_short(entry.value, 44):<32}  {entry.origin}{rule}".rstrip()
+            rows.setdefault((entry.key, row), []).append(entry.place)
+        width = max(len(entry.key) for entry in members)
+        lines += [*([""] if lines else []), block if block == "settings" else ", ".join(places)]
+        for key in dict.fromkeys(entry.key for entry in members):
+            for (other, row), where in rows.items():
+                if other == key:
+                    only = "" if where == places else f"  ({', '.join(where)})"
+                    lines.append(f"  {key:<{width}}  {row}{only}")
+    return "\n".join([*lines, "", "autoseg explain KEY tells one of them in full."])
+
+
+def _detail(entries: list[Entry], key: str) -> str:
+    """One value in full, wherever it occurs; jobs that agree stand together."""
+    found = [e for e in entries if key in (e.key, f"{e.place}.{e.key}") or key == f"{_algo(e)}.{e.key}"]
+    docs = setting_docs()
+    doc = docs.get(key) or docs.get(key.rpartition(".")[2])
+    if not found and key not in docs:
+        known = {e.key for e in entries} | set(docs)
+        raise ConfigError(f"{key}: no such setting or planned value. {suggest(key, known)}")
+    lines = _doc_lines(doc) if doc else []
+    groups: dict[str, list[str]] = {}
+    for entry in found:
+        text = [f"  value:  {_short(entry.value, 200)}", f"  origin: {entry.origin}"]
+        text += [f"  derived: {_short(entry.derived, 200)}, before the edit"] if entry.derived is not None else []
+        text += [f"  rule:   {entry.rule}"] if entry.rule else []
+        groups.setdefault("\n".join(text), []).append(entry.place)
+    for text_block, places in groups.items():
+        lines += ["", ", ".join(places), text_block] if lines else [", ".join(places), text_block]
+    if not found:
+        lines += ["", "Not set, and no plan has it yet."]
+    return "\n".join(lines)
+
+
+def _algo(entry: Entry) -> str:
+    """The network of a job's value."""
+    return entry.place.rpartition("_")[0]
+
+
+def _short(value: Any, width: int = 60) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list | tuple):
+        text = "[" + ", ".join(_short(v) for v in value) + "]"
+    elif isinstance(value, dict):
+        text = "{" + ", ".join(f"{k}: {_short(v)}" for k, v in value.items()) + "}"
+    else:
+        text = str(value)
+    return text if len(text) <= width else text[: width - 3] + "..."

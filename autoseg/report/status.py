@@ -1,0 +1,178 @@
+"""How far a run is: its stages and its jobs, from the files in work_dir alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from autoseg.config.types import suggest
+from autoseg.config.units import format_duration
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.workspace.claims import ClaimState
+from autoseg.workspace.files import last_lines, read_json
+from autoseg.workspace.jobs import Job
+from autoseg.workspace.usage import read_usage
+from autoseg.workspace.workspace import STAGES, Workspace
+
+LOG_LINES = 40
+WATCH_S = 2.0
+COLUMNS = ("Job", "State", "Device", "Epoch", "Dice", "Time", "Left", "Last error")
+
+
+def status(work_dir: Path) -> str:
+    """Tell the state of every stage and job of a run.
+
+    Args:
+        work_dir: The run's folder.
+
+    Returns:
+        Lines to print: when each stage ended; for each job its state, device, epoch, Dice, time, time left, last error.
+        The Dice of a job that is not done is the best of its validations so far.
+
+    Raises:
+        WorkspaceError: The folder is missing or is no run's.
+    """
+    workspace = _open(work_dir)
+    lines = ["Stage     Done"]
+    lines += [f"{stage:<9} {_stage_time(workspace, stage)}" for stage in STAGES]
+    jobs = []
+    for place in workspace.rounds() or [workspace]:
+        if place.root != workspace.root:
+            made = f", pseudo-labels made {_stage_time(place, 'pseudolabel')}" if place.round > 1 else ""
+            lines += ["", f"Round {place.round} of {workspace.num_rounds}{made}"]
+        mine = place.current_jobs()
+        jobs += mine
+        if mine:
+            lines += ["", *_table([_cells(place, job, claim) for job, claim in mine])]
+    if not jobs:
+        return "\n".join([*lines, "", "No training jobs yet. `autoseg generate` plans them."])
+    states = [job.state for job, _ in jobs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    lines += ["", f"{len(jobs)} jobs: {counts}. `autoseg status JOB` shows a job's log."]
+    if any(state in ("failed", "diverged") for state in states):
+        lines.append("`autoseg retry` tries the failed ones again.")
+    return "\n".join(lines)
+
+
+def job_status(work_dir: Path, name: str) -> str:
+    """Tell the state of one job, its last error in full, and the end of its log.
+
+    Raises:
+        WorkspaceError: The folder is no run's.
+        ConfigError: There is no such job.
+    """
+    workspace = _open(work_dir)
+    places = workspace.rounds() or [workspace]
+    every = [(place, job, claim) for place in places for job, claim in place.current_jobs()]
+    found = {job.name: (place, job, claim) for place, job, claim in every}  # the last round's, where it has the job
+    found |= {f"{place.root.name}/{job.name}": (place, job, claim) for place, job, claim in every if len(places) > 1}
+    if name not in found:
+        raise ConfigError(f"{name}: no such job in {work_dir}. {suggest(name, found)}")
+    workspace, job, claim = found[name]
+    paths = workspace.job_dir(job.algo, job.fold)
+    lines = _table([_cells(workspace, job, claim)])
+    if job.error:
+        lines += ["", job.error.rstrip()]
+    printed = workspace.root / "state" / "launch" / f"{job.name}.out"
+    for path in (paths.log, printed):
+        if told := last_lines(path, LOG_LINES):
+            lines += ["", f"{path}:", *told]
+    return "\n".join(lines)
+
+
+def watch(work_dir: Path) -> None:
+    """Show the state again and again until no job is pending or running; Ctrl-C ends it.
+
+    On a terminal the screen is written anew; elsewhere the state is printed whenever it changed.
+    """
+    shown = ""
+    while True:
+        text = status(work_dir)
+        if sys.stdout.isatty():
+            sys.stdout.write(f"\x1b[H\x1b[2J{text}\n")
+        elif text != shown:
+            sys.stdout.write(f"{text}\n\n")
+        sys.stdout.flush()
+        shown = text
+        workspace = Workspace(work_dir)
+        states = {job.state for job, _ in workspace.latest().current_jobs()}
+        is_last = workspace.num_rounds in (1, workspace.latest().round)
+        if states and is_last and not states & {"pending", "running"}:
+            return
+        time.sleep(WATCH_S)
+
+
+def _open(work_dir: Path) -> Workspace:
+    workspace = Workspace(work_dir)
+    if not work_dir.is_dir():
+        raise WorkspaceError(f"{work_dir}: no such folder. Give a run's folder with --work_dir.")
+    if not workspace.jobs() and not workspace.settings.exists() and not (work_dir / "state").is_dir():
+        raise WorkspaceError(f"{work_dir}: not a run's folder. Give a run's folder with --work_dir.")
+    return workspace
+
+
+def _stage_time(workspace: Workspace, stage: str) -> str:
+    """When a stage last ended, of a run in its last round; `-` where it has not."""
+    name = stage if workspace.root == workspace.run else f"round {workspace.round}: {stage}"
+    ended = [
+        line["started"] + line["seconds"]
+        for line in read_usage(workspace)
+        if line["ended"] == "ok" and name in (line["stage"], line["stage"].rpartition(": ")[2])
+    ]
+    stamp = workspace.root / "state" / f"{stage}.json"  # where nothing is known of the run's usage
+    if not ended and stamp.exists():
+        ended = [read_json(stamp)["time"]]
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ended[-1])) if ended else "-"
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [COLUMNS, *rows]) for i in range(len(COLUMNS))]
+    right = {COLUMNS.index(name) for name in ("Epoch", "Dice", "Time", "Left")}
+    return [
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [COLUMNS, *rows]
+    ]
+
+
+def _cells(workspace: Workspace, job: Job, claim: ClaimState) -> tuple[str, ...]:
+    """A job's row."""
+    running = job.state == "running"
+    epoch = (
+        {} if job.state == "pending" and not job.starts else _last_epoch(workspace.job_dir(job.algo, job.fold).metrics)
+    )
+    dice = job.dice if job.dice is not None else epoch.get("best_dice")
+    left = epoch.get("time_left_s") if running else None
+    reached = "" if "epoch" not in epoch else str(epoch["epoch"])
+    if reached and epoch.get("num_epochs"):
+        reached += f"/{epoch['num_epochs']}"
+    seconds = job.seconds if job.state == "done" else epoch.get("seconds", job.seconds)
+    device = ""
+    if running and claim.holder is not None:
+        device = f"{claim.holder.host}:{claim.holder.device}"
+    return (
+        job.name,
+        job.state,
+        device or "-",
+        reached or "-",
+        "-" if dice is None else f"{dice:.4f}",
+        format_duration(seconds) if seconds else "-",
+        format_duration(left) if isinstance(left, int | float) else "-",
+        job.error.strip().splitlines()[0] if job.error.strip() else "",
+    )
+
+
+def _last_epoch(path: Path) -> dict[str, Any]:
+    """The last whole line of metrics.jsonl; a line that is being written is passed over."""
+    for line in reversed(last_lines(path, 2)):
+        try:
+            data = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(data, dict):
+            return data
+    return {}

@@ -1,0 +1,306 @@
+"""Random changes of a batch of patches, on the training device.
+
+Probabilities and ranges are nnU-Net's (Isensee et al. 2021, supplement; batchgeneratorsv2) unless a line says
+otherwise. Parameters are drawn per sample on the host from the sample's own random state; the voxel work is torch's,
+for all samples that drew the same change at once. Axes: (B, C, X, Y, Z).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from autoseg.plan import Plan
+
+Strength = Literal["default", "light", "axial"]
+P_ROTATE, P_SCALE, MAX_ANGLE, SCALE = 0.2, 0.2, math.radians(30), (0.7, 1.4)
+P_NOISE, MAX_NOISE_VARIANCE = 0.1, 0.1
+P_BLUR, BLUR_SIGMA = 0.2, (0.5, 1.0)
+P_BRIGHTNESS, P_CONTRAST, FACTOR = 0.15, 0.15, (0.75, 1.25)
+P_LOW_RESOLUTION, ZOOM = 0.25, (0.5, 1.0)
+P_GAMMA, P_GAMMA_INVERTED, GAMMA = 0.3, 0.1, (0.7, 1.5)
+P_HISTOGRAM, CONTROL_POINTS = 0.1, 10
+"""Source: MONAI's RandHistogramShift and its defaults; the FLARE23 paper names it."""
+P_MIRROR = 0.5
+ANISOTROPY = 3.0
+"""Above this ratio of spacings, rotation stays in the plane of the two fine axes (nnU-Net)."""
+SHADING = ("brightness", "contrast")
+KINDS: dict[Strength, tuple[str, ...]] = {
+    "default": ("rotate", "scale", "noise", "blur", *SHADING, "low_resolution", "gamma_inverted", "gamma", "histogram"),
+    "light": SHADING,
+    "axial": ("rotate", "scale", "contrast", "histogram"),
+}
+"""Changes besides mirroring. axial: those that the FLARE23 paper names, turned and scaled in the axial plane alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What one sample drew: the change's parameter, None where it is left as it is."""
+
+    matrix: np.ndarray | None
+    """(3, 3): where in the image, in mm from its centre, a voxel of the result comes from."""
+    flips: tuple[int, ...]
+    noise: tuple[int, float] | None
+    """Seed and standard deviation."""
+    blur: float | None
+    """Sigma in voxels."""
+    brightness: float | None
+    contrast: float | None
+    low_resolution: float | None
+    """Edge lengths are multiplied by it and brought back."""
+    gamma_inverted: float | None
+    gamma: float | None
+    histogram: np.ndarray | None
+    """(CONTROL_POINTS,) rising from 0 to 1: where evenly spaced intensities go."""
+
+
+def draw(rng: np.random.Generator, spacing_mm: Sequence[float], mirror_axes: Sequence[int], strength: Strength) -> Draw:
+    """Draw one sample's changes."""
+    kinds = KINDS[strength]
+
+    def maybe(kind: str, probability: float, low: float, high: float) -> float | None:
+        drawn = rng.random() < probability if kind in kinds else False
+        return float(rng.uniform(low, high)) if drawn else None
+
+    matrix = _draw_matrix(rng, spacing_mm, axial=strength == "axial") if "rotate" in kinds else None
+    drawn = rng.random(3) < P_MIRROR
+    variance = maybe("noise", P_NOISE, 0, MAX_NOISE_VARIANCE)
+    return Draw(
+        matrix=matrix,
+        flips=tuple(a for a in mirror_axes if drawn[a]),
+        noise=None if variance is None else (int(rng.integers(2**31)), math.sqrt(variance)),
+        blur=maybe("blur", P_BLUR, *BLUR_SIGMA),
+        brightness=maybe("brightness", P_BRIGHTNESS, *FACTOR),
+        contrast=maybe("contrast", P_CONTRAST, *FACTOR),
+        low_resolution=maybe("low_resolution", P_LOW_RESOLUTION, *ZOOM),
+        gamma_inverted=maybe("gamma_inverted", P_GAMMA_INVERTED, *GAMMA),
+        gamma=maybe("gamma", P_GAMMA, *GAMMA),
+        histogram=_draw_histogram(rng) if "histogram" in kinds and rng.random() < P_HISTOGRAM else None,
+    )
+
+
+def _draw_matrix(rng: np.random.Generator, spacing_mm: Sequence[float], *, axial: bool) -> np.ndarray | None:
+    rotate, scale = rng.random() < P_ROTATE, rng.random() < P_SCALE
+    angles, factor = rng.uniform(-MAX_ANGLE, MAX_ANGLE, 3), rng.uniform(*SCALE)
+    if not (rotate or scale):
+        return None
+    if axial:
+        angles[:2] = 0
+    elif max(spacing_mm) > ANISOTROPY * min(spacing_mm):
+        coarse = int(np.argmax(spacing_mm))
+        angles[[a for a in range(3) if a != coarse]] = 0
+    matrix = rotation(angles) if rotate else np.eye(3)
+    if scale:
+        matrix = matrix / (np.array([factor, factor, 1.0]) if axial else factor)
+    return matrix
+
+
+def _draw_histogram(rng: np.random.Generator) -> np.ndarray:
+    points = np.linspace(0, 1, CONTROL_POINTS)
+    for i in range(1, CONTROL_POINTS - 1):
+        points[i] = rng.uniform(points[i - 1], points[i + 1])
+    return points
+
+
+def augment_samples(
+    plan: Plan,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    rngs: Sequence[np.random.Generator],
+    unannotated: np.ndarray,
+    filled: np.ndarray,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change the patches of a step as the plan has it; arguments as `augment_batch` takes them.
+
+    Args:
+        unannotated: (B, K) bool, the classes that a sample was not annotated for. One that is annotated for one side of
+            a pair alone is not mirrored along X: it would come to show the side that is not annotated.
+        filled: (B, K) bool, the classes that models filled in; of a pair both or none, for the same reason.
+    """
+    if plan.augment == "none":
+        return images, targets
+    pairs = plan.label_map.left_right_pairs
+    one_sided = np.zeros(len(rngs), bool)
+    for a, b in pairs:
+        one_sided |= (unannotated[:, a] != unannotated[:, b]) | (filled[:, a] != filled[:, b])
+    how: dict[str, Any] = {
+        "spacing_mm": plan.resample_resolution,
+        "left_right_pairs": pairs,
+        "sigmoid": plan.sigmoid,
+        "strength": plan.augment,
+    }
+    if not one_sided.any():
+        return augment_batch(images, targets, rngs, mirror_axes=plan.mirror_axes, **how)
+    parts = []
+    for i, rng in enumerate(rngs):
+        axes = [a for a in plan.mirror_axes if a != 0 or not one_sided[i]]
+        parts.append(augment_batch(images[i : i + 1], targets[i : i + 1], [rng], mirror_axes=axes, **how))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def augment_batch(
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    rngs: Sequence[np.random.Generator],
+    *,
+    spacing_mm: Sequence[float],
+    mirror_axes: Sequence[int],
+    left_right_pairs: Sequence[tuple[int, int]],
+    sigmoid: bool,
+    strength: Strength = "default",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Augment a batch.
+
+    Args:
+        images: (B, C, X, Y, Z) float32.
+        targets: (B, 1 or K, X, Y, Z) uint8; one channel more of voxels' weights may follow.
+        rngs: one per sample.
+        spacing_mm: voxel size, so that rotation does not shear.
+        mirror_axes: axes mirrored with probability 1/2 each; X swaps the left/right classes.
+        left_right_pairs: pairs of classes, from 0.
+        strength: default; light: mirroring, brightness and contrast alone; axial: see `KINDS`.
+
+    Returns:
+        New images and targets of the same shapes.
+    """
+    draws = [draw(rng, spacing_mm, mirror_axes, strength) for rng in rngs]
+    images, targets = images.clone(), targets.clone()
+    _turn(images, targets, draws, spacing_mm)
+    for flips in {d.flips for d in draws if d.flips}:
+        chosen = [i for i, d in enumerate(draws) if d.flips == flips]
+        dims = [a + 2 for a in flips]
+        images[chosen], mirrored = images[chosen].flip(dims), targets[chosen].flip(dims)
+        if 0 in flips and left_right_pairs:
+            mirrored = swap_sides(mirrored, left_right_pairs, sigmoid=sigmoid)
+        targets[chosen] = mirrored
+    for i, one in enumerate(draws):
+        if one.noise is not None:
+            generator = torch.Generator(images.device).manual_seed(one.noise[0])
+            noise = torch.randn(images[i].shape, generator=generator, device=images.device)
+            images[i] += noise * one.noise[1]
+    _change(images, [d.blur for d in draws], blur)
+    _change(images, [d.brightness for d in draws], torch.mul)
+    _change(images, [d.contrast for d in draws], _contrast)
+    for i, one in enumerate(draws):
+        if one.low_resolution is not None:
+            images[i] = _coarsen(images[i], one.low_resolution)
+    _change(images, [d.gamma_inverted for d in draws], lambda image, gamma: -_gamma(-image, gamma))
+    _change(images, [d.gamma for d in draws], _gamma)
+    for i, one in enumerate(draws):
+        if one.histogram is not None:
+            images[i] = shift_histogram(images[i], one.histogram)
+    return images, targets
+
+
+def _change(
+    images: torch.Tensor, values: Sequence[float | None], change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> None:
+    """Apply a change to the samples that drew it, all at once, in place."""
+    chosen = [i for i, value in enumerate(values) if value is not None]
+    if chosen:
+        parameter = torch.tensor([values[i] for i in chosen], dtype=images.dtype, device=images.device)
+        images[chosen] = change(images[chosen], parameter.view(-1, 1, 1, 1, 1))
+
+
+def _turn(images: torch.Tensor, targets: torch.Tensor, draws: Sequence[Draw], spacing_mm: Sequence[float]) -> None:
+    """Rotate and scale the samples that drew a matrix, image and target alike, in place."""
+    chosen = [i for i, one in enumerate(draws) if one.matrix is not None]
+    if not chosen:
+        return
+    # Normalised coordinates run -1..1 along each axis: go to mm, turn, and come back.
+    half_mm = np.array(images.shape[2:]) * np.asarray(spacing_mm) / 2
+    theta = torch.zeros(len(chosen), 3, 4)
+    for row, i in enumerate(chosen):
+        matrix = draws[i].matrix
+        assert matrix is not None
+        # torch orders coordinates from the last axis to the first.
+        theta[row, :, :3] = torch.from_numpy((np.diag(1 / half_mm) @ matrix @ np.diag(half_mm))[::-1, ::-1].copy())
+    grid = F.affine_grid(theta.to(images.device), [len(chosen), 1, *images.shape[2:]], align_corners=False)
+    how = {"padding_mode": "border", "align_corners": False}
+    images[chosen] = F.grid_sample(images[chosen], grid, mode="bilinear", **how)  # type: ignore[arg-type]
+    turned = F.grid_sample(targets[chosen].float(), grid, mode="nearest", **how)  # type: ignore[arg-type]
+    targets[chosen] = turned.to(targets.dtype)
+
+
+def rotation(angles: np.ndarray) -> np.ndarray:
+    """Rotation about X, then Y, then Z; (3,) radians -> (3, 3)."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = (a for a in range(3) if a != axis)
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = math.cos(angle)
+        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+def swap_sides(target: torch.Tensor, pairs: Sequence[tuple[int, int]], *, sigmoid: bool) -> torch.Tensor:
+    """Exchange the left and right class of each pair in encoded targets (..., 1 or K, X, Y, Z), and weights after."""
+    if sigmoid:
+        order = list(range(target.shape[-4]))
+        for a, b in pairs:
+            order[a], order[b] = b, a
+        return target[..., order, :, :, :]
+    table = torch.arange(256, dtype=torch.uint8, device=target.device)
+    for a, b in pairs:
+        table[a + 1], table[b + 1] = b + 1, a + 1
+    return torch.cat([table[target[..., :1, :, :, :].long()], target[..., 1:, :, :, :]], -4)
+
+
+BLUR_RADIUS = math.ceil(3 * BLUR_SIGMA[1])
+"""Voxels to each side that a blur looks at: three times the widest sigma."""
+
+
+def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur of (B, C, X, Y, Z) by three passes of shifted sums; sigma (B, 1, 1, 1, 1) in voxels."""
+    offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets.view(-1, 1, 1, 1, 1, 1) / sigma) ** 2)
+    kernel = kernel / kernel.sum(0)
+    for axis in range(3):
+        pad = [0] * 6
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = BLUR_RADIUS
+        padded, size = F.pad(images, pad, mode="replicate"), images.shape[axis + 2]
+        images = kernel[0] * padded.narrow(axis + 2, 0, size)
+        for k in range(1, 2 * BLUR_RADIUS + 1):
+            images = images.addcmul_(kernel[k].expand_as(images), padded.narrow(axis + 2, k, size))
+    return images
+
+
+def _coarsen(image: torch.Tensor, zoom: float) -> torch.Tensor:
+    small = [max(1, round(s * zoom)) for s in image.shape[1:]]
+    low = F.interpolate(image[None], size=small, mode="nearest-exact")
+    return F.interpolate(low, size=image.shape[1:], mode="trilinear", align_corners=False)[0]
+
+
+def _contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    dims = (2, 3, 4)
+    mean = images.mean(dims, keepdim=True)
+    return ((images - mean) * factor + mean).clamp(images.amin(dims, keepdim=True), images.amax(dims, keepdim=True))
+
+
+def _gamma(images: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    """Gamma on the images scaled to 0..1; mean and deviation are kept."""
+    dims = (2, 3, 4)
+    mean, std = images.mean(dims, keepdim=True), images.std(dims, keepdim=True)
+    low = images.amin(dims, keepdim=True)
+    span = (images.amax(dims, keepdim=True) - low).clamp(min=1e-7)
+    bent = ((images - low) / span) ** gamma * span + low
+    return (bent - bent.mean(dims, keepdim=True)) / bent.std(dims, keepdim=True).clamp(min=1e-7) * std + mean
+
+
+def shift_histogram(image: torch.Tensor, points: np.ndarray) -> torch.Tensor:
+    """Send evenly spaced intensities of (C, X, Y, Z) to the given ones, linearly between them; the ends stay."""
+    low, high = image.min(), image.max()
+    span = (high - low).clamp(min=1e-7)
+    goal = torch.from_numpy(points).to(image)
+    place = (image - low) / span * (len(points) - 1)
+    left = place.floor().clamp(0, len(points) - 2)
+    index = left.long()
+    return (goal[index] + (place - left) * (goal[index + 1] - goal[index])) * span + low

@@ -1,0 +1,298 @@
+"""Preprocessed cases, each made once and shared by all jobs with the same preprocessing.
+
+    cache/<preprocessing>/<case>-<content>/image.npy     (C, X, Y, Z) float16
+                                           target.npy    (1 or K, X, Y, Z) uint8
+                                           points.npy    (N, 4) int32: class, x, y, z
+                                           weight.npy    (1, X, Y, Z) uint8, where pseudo-labels are soft
+
+Arrays are plain .npy, so patches are cut from memory-mapped files. With `cache: ram` as many cases as fit into half of
+the free memory (the container's limit counts) are kept there instead, as the FLARE23 paper does; with `cache: disk`
+none; with `cache: off`, and where the disk is full, a case is prepared anew whenever a patch is cut from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from autoseg.data.datalists.cases import Case, files_digest
+from autoseg.data.formats.nifti import read_grid
+from autoseg.data.preprocess import prepare_image, prepare_label
+from autoseg.data.resampling import resampled_shape
+from autoseg.data.volumes import read_image, read_label
+from autoseg.errors import DataError
+from autoseg.hardware.limits import available_memory_bytes
+from autoseg.plan import Plan
+from autoseg.workspace.claims import Busy, Claim
+from autoseg.workspace.files import digest, write_atomic
+
+log = logging.getLogger(__name__)
+
+POINTS_PER_CLASS = 10_000
+"""Voxel positions kept of each class. Source: nnU-Net."""
+CACHE_VERSION = 1
+"""Raised whenever what is stored changes."""
+MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
+"""Share of the free memory, and of the free disk, that cases may take."""
+JOBS_AT_ONCE = "AUTOSEG_JOBS_AT_ONCE"
+"""Environment variable in which a launcher says how many jobs it runs on this machine at once."""
+FRESH_KEPT = 2
+"""Cases prepared anew that are kept: image and target of one are read one after the other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CachedCase:
+    """One preprocessed case; arrays are in memory, memory-mapped, or prepared anew where read (`FreshArray`)."""
+
+    name: str
+    image: np.ndarray
+    """(C, X, Y, Z) float16."""
+    target: np.ndarray
+    """(1 or K, X, Y, Z) uint8, 255 where ignored."""
+    points: np.ndarray
+    """(N, 4) int32: class from 0, x, y, z; sorted by class."""
+    annotated: tuple[str, ...] | None = None
+    """Classes the case was annotated for; None: all."""
+    weight: np.ndarray | None = None
+    """(1, X, Y, Z) uint8: what each voxel counts in the loss, in percent; None: all alike."""
+    by_annotators: tuple[str, ...] | None = None
+    """Classes that its annotators drew, where models filled in the others; None: nothing is filled in."""
+
+
+def _folder(root: Path, plan: Plan, case: Case) -> Path:
+    label_map = plan.label_map
+    how = digest(
+        [CACHE_VERSION, asdict(plan.preprocessing), label_map.values, label_map.sigmoid, label_map.ignore_label]
+    )
+    return root / how / f"{case.name}-{files_digest(case)[:8]}"
+
+
+def _points(target: np.ndarray, num_classes: int, *, sigmoid: bool) -> np.ndarray:
+    """Up to `POINTS_PER_CLASS` voxels of each class, spread evenly over it."""
+    found = []
+    for c in range(num_classes):
+        mask = target[c] == 1 if sigmoid else target[0] == c + 1
+        flat = np.flatnonzero(mask)
+        if flat.size > POINTS_PER_CLASS:
+            flat = flat[np.linspace(0, flat.size - 1, POINTS_PER_CLASS).astype(np.int64)]
+        xyz = np.stack(np.unravel_index(flat, mask.shape), axis=1)
+        found.append(np.hstack([np.full((len(xyz), 1), c), xyz]).astype(np.int32))
+    return np.concatenate(found)
+
+
+def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
+    """Read and preprocess a case: image, target, points and, where it has one, weight as `CachedCase` has them."""
+    assert case.label is not None
+    label_map = plan.label_map
+    image, label = read_image(case.images), read_label(case.label)
+    if found := label.grid.differs_from(image.grid):
+        raise DataError(f"{case.name}: label and image lie on different grids ({found}). Export the label again.")
+    prepared = prepare_image(image, plan.preprocessing)
+    target = prepare_label(label_map.encode(label.array[0]), prepared).numpy()
+    # A value that float16 cannot hold would become infinite; no normalisation gets near.
+    half = prepared.image.numpy().clip(-60000, 60000).astype(np.float16)
+    made = {"image": half, "target": target}
+    if case.weight is not None:
+        made["weight"] = prepare_label(read_label(case.weight).array.astype(np.uint8), prepared).numpy()
+    return {**made, "points": _points(target, len(label_map.names), sigmoid=label_map.sigmoid)}
+
+
+def _make(folder: Path, plan: Plan, case: Case) -> None:
+    # points.npy comes last: a case that has it is whole.
+    for name, array in _prepare(plan, case).items():
+        write_atomic(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+
+
+class FreshArray:
+    """An array of a case that is prepared anew when it is read; the last few cases are kept."""
+
+    _kept: OrderedDict[Callable[[], dict[str, np.ndarray]], dict[str, np.ndarray]] = OrderedDict()
+    _lock = threading.Lock()
+
+    def __init__(self, make: Callable[[], dict[str, np.ndarray]], which: str, shape: tuple[int, ...]) -> None:
+        """Give what makes the case's arrays, which of them this is, and its shape."""
+        self._make, self._which, self.shape = make, which, shape
+
+    def _array(self) -> np.ndarray:
+        key = self._make
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = self._make()
+                while len(self._kept) > FRESH_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key][self._which]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._array()[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._array(), dtype=dtype, copy=copy)
+
+
+def expected_bytes(plan: Plan, case: Case) -> int:
+    """What a case takes in the cache, from its header alone; points come on top, a hundredth in most data sets."""
+    grid = read_grid(case.images[0])[0].to_ras()
+    voxels = math.prod(resampled_shape(grid.shape, grid.spacing_mm, plan.resample_resolution))
+    extra = case.weight is not None
+    return voxels * (2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1) + extra)
+
+
+def _stored_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.npy"))
+
+
+def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: int) -> list[CachedCase]:
+    """Preprocess the cases that are not in the cache yet, and open them all.
+
+    Args:
+        root: the cache's folder.
+        cases: those that come first are kept in memory first.
+        num_workers: threads for reading and preprocessing.
+
+    Raises:
+        DataError: Files that cannot be used, all of them in one error.
+    """
+    folders = [_folder(root, plan, case) for case in cases]
+    missing = [(f, c) for f, c in zip(folders, cases, strict=True) if not (f / "points.npy").exists()]
+    faults: list[str] = []
+    if plan.cache != "off" and missing:
+        missing = _affordable(root, plan, missing, faults)
+        _fill(missing, plan, num_workers, faults)
+    fresh = [(f, c) for f, c in zip(folders, cases, strict=True) if plan.cache == "off" or not _is_whole(f)]
+    made = dict(zip((f for f, _ in fresh), _prepare_fresh(fresh, plan, num_workers, faults), strict=True))
+    if faults:
+        raise DataError(sorted(set(faults)))
+    limit = 0.0
+    if plan.cache == "ram":
+        share = MEMORY_SHARE / _num_neighbours()
+        limit = share * available_memory_bytes() if plan.cache_gib is None else plan.cache_gib * 2**30
+    opened, num_in_memory, taken, total = [], 0, 0, 0
+    for folder, case in zip(folders, cases, strict=True):
+        if folder in made:
+            opened.append(made[folder])
+            continue
+        size = _stored_bytes(folder)
+        in_memory = taken + size <= limit
+        arrays = {
+            n: np.load(folder / f"{n}.npy", mmap_mode=None if in_memory else "r", allow_pickle=False)
+            for n in ("image", "target", "points", *(["weight"] if case.weight is not None else []))
+        }
+        opened.append(CachedCase(name=case.name, annotated=case.annotated, by_annotators=case.by_annotators, **arrays))
+        total += size
+        if in_memory:
+            taken, num_in_memory = taken + size, num_in_memory + 1
+    where = [f"{num_in_memory} in memory", f"{len(cases) - len(made) - num_in_memory} memory-mapped"]
+    where += [f"{len(made)} prepared anew at each use"] if made else []
+    log.info("%d cases, %.1f MiB in the cache: %s", len(cases), total / 2**20, ", ".join(where))
+    return opened
+
+
+def _num_neighbours() -> int:
+    """Processes that fill this machine's memory alike: jobs at once, as the launcher says, times those of each."""
+    return int(os.environ.get(JOBS_AT_ONCE, "1")) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "points.npy").exists()
+
+
+def _affordable(root: Path, plan: Plan, missing: list[tuple[Path, Case]], faults: list[str]) -> list[tuple[Path, Case]]:
+    """Say what the missing cases will take, and leave out those for which the limit or the disk has no room."""
+    root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(root).free
+    limit = DISK_SHARE * free
+    if plan.cache == "disk" and plan.cache_gib is not None:
+        there = sum(_stored_bytes(path.parent) for path in root.glob("*/*/points.npy"))
+        limit = min(limit, plan.cache_gib * 2**30 - there)
+    sizes = []
+    for _, case in missing:
+        try:
+            sizes.append(expected_bytes(plan, case))
+        except DataError as error:  # told by whoever reads it
+            faults.extend(error.messages)
+            sizes.append(0)
+    log.info(
+        "preprocessing %d cases: about %.2f GiB to write into %s, %.1f GiB free",
+        len(missing), sum(sizes) / 2**30, root.name, free / 2**30,
+    )  # fmt: skip
+    total, kept = 0, []
+    for item, size in zip(missing, sizes, strict=True):
+        if total + size <= limit:
+            kept.append(item)
+            total += size
+    if len(kept) < len(missing):
+        log.warning(
+            "no room for %d of %d cases in the cache: they are prepared anew at each use, which is slow. Free some "
+            "space in %s, or raise cache_gib.", len(missing) - len(kept), len(missing), root,
+        )  # fmt: skip
+    return kept
+
+
+def _fill(missing: list[tuple[Path, Case]], plan: Plan, num_workers: int, faults: list[str]) -> None:
+    """Write the missing cases; several jobs share the work."""
+
+    def make(item: tuple[Path, Case], *, wait: bool) -> bool:
+        """Preprocess a case; False where another job is about it."""
+        folder, case = item
+        try:
+            with Claim(folder / ".claims", case.name, wait=wait, poll_s=0.2):
+                if not _is_whole(folder):
+                    _make(folder, plan, case)
+        except Busy:
+            return False
+        except DataError as error:
+            faults.extend(error.messages)
+        return True
+
+    # Jobs that start together share the work: each takes what no other has begun, and waits for the rest at the end.
+    missing = list(missing)
+    random.shuffle(missing)
+    with ThreadPoolExecutor(num_workers) as pool:
+        made = list(pool.map(partial(make, wait=False), missing))
+        busy = [item for item, is_made in zip(missing, made, strict=True) if not is_made]
+        list(pool.map(partial(make, wait=True), busy))
+
+
+def _prepare_fresh(
+    items: Sequence[tuple[Path, Case]], plan: Plan, num_workers: int, faults: list[str]
+) -> list[CachedCase]:
+    """Cases whose arrays are prepared anew at each use; their points, which sampling needs of all, are found once."""
+
+    def open_fresh(item: tuple[Path, Case]) -> CachedCase:
+        case = item[1]
+
+        def make() -> dict[str, np.ndarray]:
+            return _prepare(plan, case)
+
+        try:
+            found = make()
+        except DataError as error:
+            faults.extend(error.messages)
+            found = dict.fromkeys(("image", "target", "points"), np.zeros((1, 1, 1, 1)))
+        points = found.pop("points")
+        arrays = {n: cast(np.ndarray, FreshArray(make, n, array.shape)) for n, array in found.items()}
+        return CachedCase(
+            name=case.name, annotated=case.annotated, by_annotators=case.by_annotators, points=points, **arrays
+        )
+
+    if items:
+        log.info("looking through %d cases that are not kept", len(items))
+    with ThreadPoolExecutor(num_workers) as pool:
+        return list(pool.map(open_fresh, items))

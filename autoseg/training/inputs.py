@@ -1,0 +1,57 @@
+"""What a job is made from, as digests, and which cases it learns from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from autoseg.config.settings import LOCATOR
+from autoseg.data.datalists.cases import Case, files_digest
+from autoseg.plan import PREDICTION, Plan
+from autoseg.workspace.files import digest, file_digest
+from autoseg.workspace.jobs import Job, JobDir
+
+
+def job_inputs(
+    plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...], first_weights: Path | None = None
+) -> dict[str, str]:
+    """What a job is made from: name -> digest. A difference makes it stale."""
+    inputs = {f"plan: {key}": digest(value) for key, value in (plan.identity() | plan.prediction()).items()}
+    for role, cases in (("training case", train_cases), ("validation case", val_cases)):
+        inputs.update({f"{role} {c.name}": _case_digest(c) for c in cases})
+    if first_weights is not None:
+        inputs["weights of the previous round"] = file_digest(first_weights)
+    return inputs
+
+
+def only_prediction_changed(job: Job, inputs: dict[str, str], paths: JobDir) -> bool:
+    """Whether a job was trained to its end, and what changed since is how its model predicts, not its weights."""
+    if job.dice is None or not paths.model.exists():
+        return False
+    differing = {key for key in {*job.inputs, *inputs} if job.inputs.get(key) != inputs.get(key)}
+    return bool(differing) and differing <= {f"plan: {key}" for key in PREDICTION}
+
+
+def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """The cases that a plan can learn from, annotated for its classes where it merges those of the user.
+
+    A merged class counts as annotated where all that it is made of is. The locator has one alone, so it takes the cases
+    that are annotated for all of it; all cases where none is.
+    """
+    label_map = plan.label_map
+    if label_map.origin is None:
+        return cases
+    mine = tuple(
+        replace(c, annotated=label_map.wholly(c.annotated), by_annotators=label_map.wholly(c.by_annotators))
+        for c in cases
+    )
+    if plan.algo != LOCATOR:
+        return mine
+    whole = tuple(c for c in mine if c.annotated is None or c.annotated)
+    return tuple(replace(c, annotated=None) for c in whole or mine)
+
+
+def _case_digest(case: Case) -> str:
+    if case.by_annotators is not None:
+        return digest([files_digest(case), case.annotated, case.by_annotators])
+    return files_digest(case) if case.annotated is None else digest([files_digest(case), case.annotated])

@@ -1,0 +1,182 @@
+"""What each stage used: time, processor time, memory, disk. Sampled by a thread; kept in state/usage.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autoseg.version import __version__
+from autoseg.workspace.workspace import Workspace
+
+EVERY_S = 1.0
+"""Between two looks at the memory: shorter peaks may be missed."""
+
+
+@contextmanager
+def measured(workspace: Workspace, stage: str, *, forks: bool = False) -> Iterator[None]:
+    """Note what happens inside as one line of state/usage.jsonl, also where it ends in an error.
+
+    Args:
+        workspace: the run.
+        stage: its name.
+        forks: the stage forks, for which there must be no thread: its memory is taken at the end from the system's
+            own high-water marks, this process and its largest child.
+
+    The line holds `stage`, `started` (seconds since 1970), `seconds`, `cpu_s` and `peak_bytes` of this process and
+    its children together, `gpu_bytes` (most allocated by torch; null without a GPU), `disk_bytes` of the whole
+    work_dir afterwards, and `ended`: ok, or the kind of the error.
+    """
+    import psutil
+
+    process = psutil.Process()
+    peak = _memory(process)
+    stop = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(EVERY_S):
+            peak = max(peak, _memory(process))
+
+    watcher = threading.Thread(target=watch, name="usage", daemon=True)
+    started, begin, cpu = time.time(), time.monotonic(), _cpu_s()
+    _reset_gpu()
+    ended = "ok"
+    if not forks:
+        watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        ended = type(error).__name__
+        raise
+    finally:
+        stop.set()
+        if forks:
+            peak = max(peak, _high_water())
+        else:
+            watcher.join()
+        line = {
+            "stage": stage,
+            "started": round(started, 1),
+            "seconds": round(time.monotonic() - begin, 2),
+            "cpu_s": round(_cpu_s() - cpu, 2),
+            "peak_bytes": max(peak, _memory(process)),
+            "gpu_bytes": _gpu_bytes(),
+            "disk_bytes": disk_bytes(workspace.root),
+            "ended": ended,
+        }
+        workspace.usage.parent.mkdir(parents=True, exist_ok=True)
+        with open(workspace.usage, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "scikit-learn", "connected-components-3d", "pydantic")
+"""Packages whose versions may change a result."""
+
+
+def environment() -> dict[str, str]:
+    """Machine and versions, in words."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import psutil
+
+    found = {
+        "autoseg": __version__,
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": f"{psutil.cpu_count(logical=False) or '?'} cores, {psutil.cpu_count() or '?'} threads",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+    }
+    if cuda := _cuda():
+        found["GPU"] = ", ".join(cuda.get_device_name(i) for i in range(cuda.device_count()))
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_usage(workspace: Workspace) -> list[dict[str, Any]]:
+    """All lines, oldest first."""
+    return read_lines(workspace.usage) if workspace.usage.exists() else []
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON objects, one a line; one that is being written, or that a crash cut off, is left out."""
+    found = []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(data, dict):
+            found.append(data)
+    return found
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes of all files under a folder; files that vanish meanwhile count as nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def _memory(process: Any) -> int:
+    """Bytes of a process and its children; pages they share count once where the system tells (Linux)."""
+    import psutil
+
+    total = 0
+    try:
+        members = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        members = [process]
+    for member in members:
+        try:
+            info = member.memory_full_info() if len(members) > 1 else member.memory_info()
+            total += getattr(info, "pss", info.rss)
+        except psutil.Error:
+            continue
+    return total
+
+
+def _high_water() -> int:
+    """Bytes of this process and of its largest child that has ended, each at its highest since it began."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(w).ru_maxrss for w in who) * unit
+
+
+def _cpu_s() -> float:
+    """Processor seconds of this process and of the children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _cuda() -> Any:
+    """torch.cuda where torch was loaded and there is a GPU."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _reset_gpu() -> None:
+    if cuda := _cuda():
+        cuda.reset_peak_memory_stats()
+
+
+def _gpu_bytes() -> int | None:
+    cuda = _cuda()
+    return int(cuda.max_memory_allocated()) if cuda else None

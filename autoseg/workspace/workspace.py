@@ -1,0 +1,308 @@
+"""The folder of a run: where everything lies, what is done, what is stale. All writes are whole or not at all.
+
+work_dir/
+input.yaml, settings.yaml            as given; resolved, with each value's origin
+datalist.json                        the cases, relative to dataroot, each with its fold
+datastats.yaml, datastats_by_case.yaml, faults.json
+analysis/cases.jsonl                 what was measured of each case, by content, so that nothing is read twice
+cache/                               preprocessed cases, keyed by content and settings
+<algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
+sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
+ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
+state/<stage>.json                   what each finished stage was made from
+state/usage.jsonl                    time, memory and disk of each stage
+report.html                          all of it on one page
+run.log
+round_1/, round_2/, ...              rounds of training, where missing classes are filled in between (strategy)
+    round.json                           its number, and whether it goes on from the previous one's weights
+    settings.yaml, datalist.json         as above; analysis and cache are the run's
+    pseudolabels/                        round 2 on: what the previous round's models say, and what became of it
+        completed.json                       the labels to learn from, and the classes each is complete for
+        labels/<case>.nii.gz, .json          a completed label, and where it comes from
+        weights/<case>.nii.gz                what each voxel counts, in percent, where labels are soft
+        predicted/, confidence/, evidence/   label, probability in percent, and figures of each case
+        audit.json                           what was accepted and rejected, the most suspicious first
+    <algo>_<fold>/, ensemble/, state/    as above
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from autoseg.errors import WorkspaceError
+from autoseg.version import __version__
+from autoseg.workspace.claims import Busy, Claim, ClaimState, read_claim
+from autoseg.workspace.files import read_json, write_json
+from autoseg.workspace.jobs import Job, JobDir
+
+STAGES = ("analyze", "generate", "train", "ensemble")
+"""The stages of a run in their order. Before every round after the first comes `pseudolabel`."""
+
+
+class Workspace:
+    """Paths and state under a work_dir. Making one creates nothing."""
+
+    def __init__(self, root: Path, *, data_of: Workspace | None = None) -> None:
+        """Give the folder, and for a sweep's trial the run whose cases and cache it shares."""
+        self.root = Path(root)
+        self._data = data_of.root if data_of else self.root
+        is_round = (self.root / "round.json").exists()
+        self.run = self.root.parent if is_round else self.root
+        """The folder that the rounds of a run share; `root` itself where this is no round."""
+
+    # -- paths
+    @property
+    def input(self) -> Path:
+        """A copy of the input.yaml of the last run."""
+        return self.run / "input.yaml"
+
+    @property
+    def settings(self) -> Path:
+        """Resolved settings with origins."""
+        return self.root / "settings.yaml"
+
+    @property
+    def datalist(self) -> Path:
+        """Cases and folds as used."""
+        return self._data / "datalist.json"
+
+    @property
+    def datastats(self) -> Path:
+        """Statistics of the data set."""
+        return self.run / "datastats.yaml"
+
+    @property
+    def datastats_by_case(self) -> Path:
+        """Statistics of each case."""
+        return self.run / "datastats_by_case.yaml"
+
+    @property
+    def faults(self) -> Path:
+        """Faults and warnings of the data set."""
+        return self.run / "faults.json"
+
+    @property
+    def cache(self) -> Path:
+        """Preprocessed cases."""
+        return (self.run if self.run != self.root else self._data) / "cache"
+
+    @property
+    def pseudolabels(self) -> Path:
+        """Labels that were completed for a round of training, and the evidence."""
+        return self._data / "pseudolabels"
+
+    @property
+    def completed(self) -> Path:
+        """Which labels were completed, and for which classes."""
+        return self.pseudolabels / "completed.json"
+
+    @property
+    def audit(self) -> Path:
+        """What became of the pseudo-labels, the most suspicious first."""
+        return self.pseudolabels / "audit.json"
+
+    @property
+    def budget(self) -> Path:
+        """Time of the run or the round: spent, given to jobs, taken from dropped algorithms."""
+        return self.root / "state" / "budget.json"
+
+    @property
+    def ensemble(self) -> Path:
+        """Out-of-fold scores, the chosen combination, predictions."""
+        return self.root / "ensemble"
+
+    @property
+    def ensemble_spec(self) -> Path:
+        """The chosen combination."""
+        return self.ensemble / "ensemble.json"
+
+    @property
+    def scores(self) -> Path:
+        """Out-of-fold scores per case, class, fold and algorithm."""
+        return self.ensemble / "scores.json"
+
+    @property
+    def out_of_fold(self) -> Path:
+        """Out-of-fold predictions, a folder per algorithm and one for the ensemble."""
+        return self.ensemble / "out_of_fold"
+
+    @property
+    def predictions(self) -> Path:
+        """The ensemble's predictions for the testing cases."""
+        return self.ensemble / "predictions"
+
+    @property
+    def log(self) -> Path:
+        """The run's log."""
+        return self.run / "run.log"
+
+    @property
+    def usage(self) -> Path:
+        """Time, memory and disk of each stage; one JSON object each."""
+        return self.run / "state" / "usage.jsonl"
+
+    @property
+    def commands(self) -> Path:
+        """The command lines of the run; one JSON object each."""
+        return self.run / "state" / "commands.jsonl"
+
+    @property
+    def environment(self) -> Path:
+        """Machine and versions of the last run."""
+        return self.run / "state" / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        """All of the run on one page."""
+        return self.run / "report.html"
+
+    def job_dir(self, algo: str, fold: int) -> JobDir:
+        """The folder of one job."""
+        return JobDir(self.root / f"{algo}_{fold}")
+
+    # -- rounds
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of training that the run is to have."""
+        path = self.run / "state" / "rounds.json"
+        return int(read_json(path)["rounds"]) if path.exists() else 1
+
+    def plan_rounds(self, number: int) -> None:
+        """Store how many rounds the run is to have."""
+        path = self.run / "state" / "rounds.json"
+        if number != self.num_rounds or not path.exists():
+            write_json(path, {"rounds": number})
+
+    @property
+    def round(self) -> int:
+        """The number of this round, from 1."""
+        path = self.root / "round.json"
+        return int(read_json(path)["round"]) if path.exists() else 1
+
+    def begin_round(self, number: int, *, continues: bool) -> Workspace:
+        """Make the folder of a round.
+
+        Args:
+            number: from 1.
+            continues: whether its models start from the previous round's weights.
+        """
+        root = self.run / f"round_{number}"
+        marker = {"round": number, "continues": continues}
+        if not (root / "round.json").exists() or read_json(root / "round.json") != marker:
+            write_json(root / "round.json", marker)
+        return Workspace(root)
+
+    def rounds(self) -> list[Workspace]:
+        """The rounds that were begun, in order; none where a run has one round alone."""
+        number = self.num_rounds
+        roots = [self.run / f"round_{n}" for n in range(1, number + 1)] if number > 1 else []
+        return [Workspace(root) for root in roots if (root / "round.json").exists()]
+
+    def latest(self) -> Workspace:
+        """The last round that was begun; of a run with one round alone, its folder."""
+        return (self.rounds() or [self])[-1]
+
+    def finished(self) -> Workspace:
+        """The last round that has an ensemble, else the last that was begun."""
+        return next((r for r in reversed(self.rounds()) if r.ensemble_spec.exists()), self.latest())
+
+    def first_weights(self, algo: str, fold: int) -> Path | None:
+        """Weights that a job starts from: the previous round's, where this round goes on from it."""
+        marker = self.root / "round.json"
+        if not marker.exists() or not read_json(marker)["continues"]:
+            return None
+        path = Workspace(self.run / f"round_{self.round - 1}").job_dir(algo, fold).model
+        return path if path.exists() else None
+
+    def earlier_plan(self, algo: str, fold: int) -> Path | None:
+        """The plan of the job whose weights a job starts from."""
+        weights = self.first_weights(algo, fold)
+        return None if weights is None else JobDir(weights.parents[1]).plan
+
+    # -- stages
+    def stamp(self, stage: str, inputs: Mapping[str, str]) -> None:
+        """Note that a stage is done and what it was made from."""
+        write_json(
+            self.root / "state" / f"{stage}.json", {"inputs": dict(inputs), "version": __version__, "time": time.time()}
+        )
+
+    def stale(self, stage: str, inputs: Mapping[str, str]) -> list[str]:
+        """Why a stage has to run: names of inputs that changed, ["not done yet"], or [] where it is up to date."""
+        path = self.root / "state" / f"{stage}.json"
+        if not path.exists():
+            return ["not done yet"]
+        return changed(read_json(path)["inputs"], inputs)
+
+    # -- jobs
+    def read_job(self, algo: str, fold: int) -> Job:
+        """The state of a job; pending where nothing is known."""
+        path = self.job_dir(algo, fold).job
+        return Job(**read_json(path)) if path.exists() else Job(algo=algo, fold=fold)
+
+    def write_job(self, job: Job) -> None:
+        """Store the state of a job."""
+        write_json(self.job_dir(job.algo, job.fold).job, asdict(job))
+
+    def jobs(self) -> list[Job]:
+        """All jobs that are planned or were begun, by name."""
+        found = {*self.root.glob("*_*/job.json"), *self.root.glob("*_*/configs/hyper_parameters.yaml")}
+        names = sorted({path.relative_to(self.root).parts[0] for path in found})
+        split = [name.rpartition("_") for name in names]
+        return [self.read_job(algo, int(fold)) for algo, _, fold in split if fold.isdigit()]
+
+    def current_jobs(self) -> list[tuple[Job, ClaimState]]:
+        """All jobs with who works on them; a job whose worker is dead counts as pending."""
+        found = []
+        for job in self.jobs():
+            claim = read_claim(self.job_dir(job.algo, job.fold).claims)
+            if job.state == "running" and not claim.is_live:
+                job.state = "pending"
+            found.append((job, claim))
+        return found
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the work_dir for one run; the lock of a process that is gone is taken over.
+
+        Raises:
+            Busy: Another run holds it.
+            WorkspaceError: It cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / ".claims").mkdir(exist_ok=True)
+        except OSError as error:
+            raise WorkspaceError(
+                f"{self.root}: cannot be made or written to ({error.strerror}). "
+                "Give a work_dir in a folder that you may write to."
+            ) from error
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(Claim(self.root / ".claims", str(self.root)))
+            except Busy as error:
+                raise Busy(f"{error} Wait for that autoseg run, or give another work_dir.") from None
+            yield
+
+
+MOST_NAMED = 4
+"""Changed inputs of one kind that are named; more are counted."""
+
+
+def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Names of the inputs that differ, as a person would say it; many of a kind are counted."""
+    found: dict[str, list[str]] = {"changed": [], "new": [], "gone": []}
+    found["changed"] = [name for name in new if name in old and old[name] != new[name]]
+    found["new"] = [name for name in new if name not in old]
+    found["gone"] = [name for name in old if name not in new]
+    words = []
+    for what, names in found.items():
+        if len(names) > MOST_NAMED:
+            names = [*names[: MOST_NAMED - 1], f"and {len(names) - MOST_NAMED + 1} more"]
+        if names:
+            verb = "" if what == "changed" else "is " if len(names) == 1 else "are "
+            words.append(f"{', '.join(names)} {verb}{what}")
+    return words
