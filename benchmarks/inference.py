@@ -62,12 +62,12 @@ BARE = """
 import json, sys, time
 from pathlib import Path
 import torch
-from autoseg.algos.device import pick_device
+from autoseg.hardware.device import pick_device
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.windows import window_starts
 from autoseg.data.streams import open_image
 from autoseg.data.preprocess import PreparedRows
-from autoseg.workspace import Workspace
+from autoseg.workspace.workspace import Workspace
 predictor = Predictor([Workspace(Path(sys.argv[1])).job_dir("segresnet", 0)])
 model = predictor.models[0]
 image = PreparedRows(open_image([Path(sys.argv[2])]), model.plan.preprocessing)
@@ -91,10 +91,10 @@ from monai.data import Dataset
 from monai.inferers import sliding_window_inference
 from monai.transforms import (AsDiscreted, Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd,
     SaveImaged, ScaleIntensityRanged, Spacingd)
-from autoseg.algos.networks import build_network
+from autoseg.networks import build_network
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.windows import SIGMA_SCALE
-from autoseg.workspace import Workspace
+from autoseg.workspace.workspace import Workspace
 job = Workspace(Path(sys.argv[1])).job_dir("segresnet", 0)
 model = Predictor([job]).models[0]
 plan, network = model.plan, model.network

@@ -18,7 +18,7 @@ from autoseg.workspace.claims import Busy, Claim, LostClaim, read_claim
 RACER = """
 import os, sys, time
 from pathlib import Path
-from autoseg.claims import Busy, Claim
+from autoseg.workspace.claims import Busy, Claim
 folder, inside, until = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 time.sleep(max(0.0, until - time.time()))
 won = 0

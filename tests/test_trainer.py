@@ -458,7 +458,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 import torch.distributed as dist
 from test_trainer import make_trainer
-from autoseg.algos.job import join_processes
+from autoseg.training.job import join_processes
 torch.set_num_threads(1)
 join_processes("cpu")
 make_trainer(Path(sys.argv[2])).run()
