@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from autoseg.version import __version__
+
 if TYPE_CHECKING:
     from autoseg.api import Prediction, RunResult, Segmenter, load_result, predict, run
 
-__all__ = ["Prediction", "RunResult", "Segmenter", "load_result", "predict", "run"]
+_API = ("Prediction", "RunResult", "Segmenter", "load_result", "predict", "run")
+__all__ = ["Prediction", "RunResult", "Segmenter", "__version__", "load_result", "predict", "run"]
 
 
 def __getattr__(name: str) -> Any:
     """Load the Python API when one of its names is asked for."""
-    if name in __all__:
+    if name in _API:
         from autoseg import api
 
         return getattr(api, name)
