@@ -1,8 +1,8 @@
 """Where jobs run: this machine's devices (local.py), a Ray cluster (ray_cluster.py), Slurm (slurm_array.py).
 
 A launcher is a function that starts tasks, tells `ended` about each that ends, and starts it again where that says so.
-A task is one `autoseg` command, idempotent and claimed by its worker (see `autoseg.workspace.claims`), so that a launcher may
-die, start a task twice or lose a machine without harm.
+A task is one `autoseg` command, idempotent and claimed by its worker (see `autoseg.workspace.claims`), so that a
+launcher may die, start a task twice or lose a machine without harm.
 """
 
 from __future__ import annotations
