@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.errors import DataError, WorkspaceError
+from autoseg.pipeline.stages import PLAIN_RUN
 from autoseg.workspace.files import read_json
-from autoseg.workspace.workspace import STAGES, Workspace
+from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,14 +57,15 @@ class RunResult:
 def run(
     input: str | Path = "input.yaml",
     *,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] = PLAIN_RUN,
     **settings: Any,
 ) -> RunResult:
     """Do what `autoseg run` does; only what is missing or whose inputs changed.
 
     Args:
         input: the settings' file.
-        stages: some of analyze, generate, train, ensemble, in this order.
+        stages: some stages of `autoseg.pipeline.stages.STAGES`, by name, such as `["analyze", "generate"]`; all of
+            them: everything, in all rounds of training.
         settings: settings that win over the file's: `budget="2h"`, `segresnet={"batch_size": 2}`,
             `class_weights={"tumor": 10}`.
 

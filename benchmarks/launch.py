@@ -102,8 +102,7 @@ def ray(folder: Path) -> None:
     import ray as ray_package
     from ray.cluster_utils import Cluster
 
-    from autoseg.config.load import load_settings
-    from autoseg.pipeline.run import run_stages
+    from autoseg.pipeline.run import run_input
 
     path = prepare(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -122,9 +121,8 @@ def ray(folder: Path) -> None:
         cluster.remove_node(victim, allow_graceful=False)
 
     threading.Thread(target=kill_in_the_middle, daemon=True).start()
-    settings, origins = load_settings(path, {"launcher": "ray", "address": cluster.address})
     begin = time.time()
-    code = run_stages(("train",), settings, origins, path)
+    code = run_input(("train",), path, {"launcher": "ray", "address": cluster.address})
     print(f"{time.time() - begin:.0f} s, exit code {code}")
     ray_package.shutdown()
     cluster.shutdown()

@@ -7,8 +7,8 @@ import logging
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,9 +20,13 @@ from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.pipeline import budget as module
-from autoseg.pipeline import run as pipeline
 from autoseg.pipeline.budget import LEAST_KEPT, Rounds, RunBudget
+from autoseg.pipeline.context import RunContext
+from autoseg.pipeline.job_plans import JobPlans
+from autoseg.pipeline.run import run_input
+from autoseg.pipeline.stages import STAGES, stage_named
 from autoseg.workspace.jobs import Job
+from autoseg.workspace.stages import Outcome
 from autoseg.workspace.workspace import Workspace
 
 ALGOS: tuple[AlgoName, ...] = ("segresnet", "swinunetr", "dints")
@@ -180,19 +184,19 @@ SMALL = {
 def test_the_analysis_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes: a process that has run for a while is not taken for one that has just begun."""
     monkeypatch.setattr(module, "STARTING_S", 0.0)
-    analyze = pipeline._analyze
+    row = stage_named("analyze")
 
-    def slow(*args: Any, **kwargs: Any) -> None:
-        analyze(*args, **kwargs)
+    def slow(run: RunContext, place: Workspace) -> Outcome:
+        outcome = row.run(run, place)
         time.sleep(1.0)
+        return outcome
 
-    monkeypatch.setattr(pipeline, "_analyze", slow)
-    monkeypatch.setattr(
-        pipeline.JobPlans, "generate", lambda self: None
-    )  # whose own time would hide that of the analysis
+    rows = tuple(replace(stage, run=slow) if stage is row else stage for stage in STAGES)
+    monkeypatch.setattr("autoseg.pipeline.stages.STAGES", rows)
+    monkeypatch.setattr(JobPlans, "generate", lambda self: None)  # whose own time would hide that of the analysis
     path = make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(26, 24, 24), num_fold=2)
     path.write_text(path.read_text() + yaml.safe_dump({**SMALL, "algos": ["segresnet"]}))
-    assert pipeline.run_input(("analyze", "generate"), path, {"budget": "100s"}) == 0
+    assert run_input(("analyze", "generate"), path, {"budget": "100s"}) == 0
     assert json.loads((tmp_path / "work_dir" / "state" / "budget.json").read_text())["spent_s"] >= 1.0
 
 

@@ -8,6 +8,7 @@ import pytest
 from autoseg.config.load import load_settings
 from autoseg.config.units import format_duration
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.pipeline.stages import STAGES
 from autoseg.report.explain import explain
 from autoseg.report.status import job_status, status
 from autoseg.workspace.claims import Claim
@@ -82,7 +83,7 @@ def test_status(run: Path) -> None:
     epoch = '{"epoch": 4, "num_epochs": 7, "time_left_s": 4000, "best_dice": 0.5, "seconds": 30}\n'
     write_text(workspace.job_dir("segresnet", 1).metrics, epoch + '{"epoch": 5, "num_')
     with Claim(workspace.job_dir("segresnet", 1).claims, "segresnet_1", device="cpu:1"):
-        lines = status(workspace.root).splitlines()
+        lines = status(workspace.root, STAGES).splitlines()
     where = f"{socket.gethostname()}:cpu:1"
     gap = " " * (len(where) - len("Device"))
     assert lines[1].startswith("analyze   20")
@@ -97,7 +98,7 @@ def test_status(run: Path) -> None:
         "4 jobs: 1 done, 1 running, 1 failed, 1 pending. `autoseg status JOB` shows a job's log.",
         "`autoseg retry` tries the failed ones again.",
     ]
-    assert "segresnet_1  pending" in status(workspace.root), "running, but nobody works on it"
+    assert "segresnet_1  pending" in status(workspace.root, STAGES), "running, but nobody works on it"
     write_text(workspace.job_dir("swinunetr", 0).log, "first line\nlast line\n")
     shown = job_status(workspace.root, "swinunetr_0")
     assert "out of memory\nmore" in shown
@@ -108,9 +109,9 @@ def test_status(run: Path) -> None:
 
 def test_status_refuses(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match=r"not a run's folder\. Give a run's folder with --work_dir\.$"):
-        status(tmp_path)
+        status(tmp_path, STAGES)
     with pytest.raises(WorkspaceError, match=r"no such folder\. Give a run's folder with --work_dir\.$"):
-        status(tmp_path / "nowhere")
+        status(tmp_path / "nowhere", STAGES)
 
 
 def test_seconds_in_words() -> None:

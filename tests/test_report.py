@@ -24,6 +24,7 @@ from browser import chromium, console, requests
 from autoseg.cli.main import run_command
 from autoseg.config.settings import Settings
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.pipeline.stages import STAGES
 from autoseg.pseudolabel.audit import audit_json, make_row
 from autoseg.pseudolabel.evidence import ClassEvidence
 from autoseg.pseudolabel.rounds import How
@@ -120,7 +121,7 @@ def test_names_from_the_data_are_escaped(copied: Path) -> None:
     path = copied / "work_dir" / "settings.yaml"
     evil = "<script>alert(1)</script>"
     path.write_text(path.read_text().replace("value: phantoms", f"value: '{evil}'"))
-    text = make_report(copied / "work_dir").read_text()
+    text = make_report(copied / "work_dir", STAGES).read_text()
     assert evil not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
@@ -171,7 +172,7 @@ def test_it_grows_with_the_run(phantom_dataset: Path, tmp_path: Path) -> None:
 def test_a_missing_image_is_said(copied: Path) -> None:
     for path in (copied / "images").glob("*"):
         path.unlink()
-    text = make_report(copied / "work_dir").read_text()
+    text = make_report(copied / "work_dir", STAGES).read_text()
     assert "The cases&#39; files cannot be shown" in text
     assert "Mean Dice" in text
 
@@ -203,7 +204,7 @@ def test_the_audit_of_three_rounds(tmp_path: Path) -> None:
         if number > 1:
             audit = audit_json([row], {"liver": 0.8}, how, round_=number, joined=(), background={"c1": 1234})
             write_json(place.audit, {**audit, "failures": ["c2: the share is not mounted"]})
-    text = make_report(tmp_path).read_text()
+    text = make_report(tmp_path, STAGES).read_text()
     section = text.partition('<section id="pseudolabels"')[2].partition("</section>")[0]
     assert "Earlier rounds have their own: <code>round_2/pseudolabels/audit.json</code>." in section
     assert "Another 1,234 voxels are not filled in either" in section
@@ -212,14 +213,14 @@ def test_the_audit_of_three_rounds(tmp_path: Path) -> None:
     del audit["background"]
     older = json.loads(json.dumps(audit).replace("voxels_unsure", "voxels_ignored"))
     write_json(place.audit, {**older, "failures": []})
-    text = make_report(tmp_path).read_text()
+    text = make_report(tmp_path, STAGES).read_text()
     assert "are not filled in either" not in text
     assert text.count("<td>7</td><td>2</td>") == section.count("<td>7</td><td>2</td>") > 0
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match="not a run's folder. Give a run's folder with --work_dir"):
-        make_report(tmp_path)
+        make_report(tmp_path, STAGES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -369,7 +370,7 @@ def test_the_shown_box_has_a_margin_in_mm() -> None:
 
 
 def test_the_live_page_is_served_to_this_machine_alone(finished_run: Path) -> None:
-    server = make_server(finished_run / "work_dir", 0)
+    server = make_server(finished_run / "work_dir", STAGES, 0)
     host, port = server.server_address[:2]
     assert host == "127.0.0.1"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -386,7 +387,7 @@ def test_the_live_page_is_served_to_this_machine_alone(finished_run: Path) -> No
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(foreign)
         with pytest.raises(ConfigError, match="--port: .* cannot be used"):
-            make_server(finished_run / "work_dir", int(port))
+            make_server(finished_run / "work_dir", STAGES, int(port))
     finally:
         server.shutdown()
         server.server_close()
@@ -394,7 +395,7 @@ def test_the_live_page_is_served_to_this_machine_alone(finished_run: Path) -> No
 
 
 def test_the_live_page_is_made_anew_only_where_the_run_went_on(copied: Path) -> None:
-    live = LiveReport(copied / "work_dir")
+    live = LiveReport(copied / "work_dir", STAGES)
     first = live.page()
     assert live.page() is first
     metrics = copied / "work_dir" / "segresnet_0" / "metrics.jsonl"
@@ -479,7 +480,7 @@ def test_a_real_run_s_report_in_a_browser(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_live_page_follows_the_run_in_a_browser(copied: Path, tmp_path: Path) -> None:
-    server = make_server(copied / "work_dir", 0)
+    server = make_server(copied / "work_dir", STAGES, 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     base = f"http://127.0.0.1:{server.server_address[1]}/"

@@ -24,7 +24,8 @@ from autoseg.config.load import load_settings
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.ensemble.predict import load_predictor
-from autoseg.pipeline import rounds
+from autoseg.pipeline.rounds import warn_of_unused
+from autoseg.pipeline.stages import STAGES
 from autoseg.report.status import job_status, status
 from autoseg.workspace.workspace import Workspace
 
@@ -104,7 +105,7 @@ def test_one_command_does_both_rounds(finished: Path) -> None:
 
 def test_everything_follows_the_last_finished_round(finished: Path, tmp_path: Path) -> None:
     work = finished / "work_dir"
-    text = status(work)
+    text = status(work, STAGES)
     assert "Round 1 of 2\n" in text
     assert "Round 2 of 2, pseudo-labels made 2" in text
     assert "4 jobs: 4 done." in text
@@ -272,7 +273,7 @@ def test_settings_of_rounds_that_do_nothing_are_told(tmp_path: Path, caplog: pyt
         ({}, []),
     ):
         caplog.clear()
-        rounds._warn_of_unused(*load_settings(path, overrides))
+        warn_of_unused(*load_settings(path, overrides))
         assert [m.partition(":")[0] for m in caplog.messages] == told
 
 
@@ -387,7 +388,7 @@ def test_a_mistake_leaves_a_finished_run_as_it_was(
     assert errors(capsys, *words, "--input", copied / "input.yaml") == [message]
     assert known(work) == before
     assert Workspace(work).finished().root == work / "round_2"
-    assert "Round 2 of 2" in status(work)
+    assert "Round 2 of 2" in status(work, STAGES)
     assert run_command(["run", "--input", str(copied / "input.yaml")]) == 0
     said = capsys.readouterr().err
     assert "earlier command line" not in said

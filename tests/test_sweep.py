@@ -20,9 +20,9 @@ from autoseg.config.load import load_settings, read_settings_file
 from autoseg.config.settings import SweepSettings
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError, ResourceError
-from autoseg.sweep import with_values
 from autoseg.sweep.space import Space, read_space
 from autoseg.sweep.study import Study, hide_password
+from autoseg.sweep.trial import with_values
 from autoseg.workspace.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]

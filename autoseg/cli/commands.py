@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from autoseg.cli.stage_commands import INPUT, run_stages, stage_commands
 from autoseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from autoseg.config.settings import AlgoName
     from autoseg.inference.cost import Limits
 
-TAKES_SETTINGS = frozenset({"run", "analyze", "generate", "train", "ensemble", "pseudolabel", "retry", "sweep", "plan"})
-
-_INPUT = Path("input.yaml")
+TAKES_SETTINGS = frozenset({"run", *stage_commands(), "retry", "sweep", "plan"})
+"""Commands that accept any setting of input.yaml as a flag."""
 
 _WORK_DIR = Path("work_dir")
 
@@ -23,33 +23,9 @@ class Commands:
     """What `autoseg` can do; a public method is a command."""
 
     def __init__(self, overrides: Mapping[str, str]) -> None:
-        self._overrides = overrides
+        self.overrides = overrides
 
-    def _stages(
-        self,
-        stages: tuple[str, ...] | None,
-        input: Path,
-        *,
-        algo: AlgoName | None = None,
-        fold: int | None = None,
-        as_json: bool = False,
-        again: bool = False,
-        more_settings: Path | None = None,
-    ) -> int:
-        """Run some stages, or all where None is given, with the settings of the file and the command line."""
-        from autoseg.pipeline.run import run_input
-        from autoseg.workspace.workspace import STAGES
-
-        options: dict[str, Any] = {
-            "algo": algo,
-            "fold": fold,
-            "as_json": as_json,
-            "again": again,
-            "more_settings": more_settings,
-        }
-        return run_input(stages or STAGES, input, self._overrides, **options)
-
-    def run(self, *, input: Path = _INPUT, settings: Path | None = None) -> int:
+    def run(self, *, input: Path = INPUT, settings: Path | None = None) -> int:
         """Do all: analyze, generate, train, ensemble; only what is missing or whose inputs changed.
 
         Args:
@@ -59,107 +35,15 @@ class Commands:
         Example:
             autoseg run --input input.yaml --budget 2h
         """
-        return self._stages(None, input, more_settings=settings)
+        from autoseg.pipeline.stages import PLAIN_RUN
 
-    def analyze(self, *, input: Path = _INPUT, data: Path | None = None, json: bool = False) -> int:
-        """Take the statistics of the data set and list all its faults.
+        return run_stages(PLAIN_RUN, input, self.overrides, more_settings=settings)
 
-        Exit code 2 where there are faults.
-
-        Args:
-            input: The settings.
-            data: A bare folder of images, or of images/ and labels/, to look at without an input.yaml.
-            json: Print the summary as JSON.
-
-        Example:
-            autoseg analyze --input input.yaml
-            autoseg analyze --data my_images --json
-        """
-        if data is None:
-            return self._stages(("analyze",), input, as_json=json)
-        if self._overrides:
-            flags = ", ".join(f"--{key}" for key in self._overrides)
-            raise ConfigError(f"{flags}: no effect together with --data. Leave out the one or the other.")
-
-        from json import dumps
-
-        from autoseg.analyzer import analyze_folder
-
-        analysis = analyze_folder(data)
-        print(dumps(analysis.summary(), indent=1) if json else analysis.text())
-        return 2 if analysis.faults else 0
-
-    def generate(self, *, input: Path = _INPUT) -> int:
-        """Plan every training job and write its bundle, ready to be read and edited.
-
-        Args:
-            input: The settings.
-
-        Example:
-            autoseg generate --input input.yaml --algos segresnet
-        """
-        return self._stages(("generate",), input)
-
-    def train(
-        self,
-        *,
-        input: Path | None = None,
-        algo: AlgoName | None = None,
-        fold: int | None = None,
-        again: bool = False,
-        wait: bool = False,
-    ) -> int:
-        """Train the jobs that are not done or whose plan or cases changed, or those named by --algo and --fold.
-
-        With --work_dir, --algo and --fold but no --input it trains that one planned job, on any machine that sees the
-        folder: this is what launchers and torchrun start. No two of them ever work on one job.
-
-        Args:
-            input: The settings; input.yaml where not given.
-            algo: This network only.
-            fold: This fold only, from 0.
-            again: Train from the start what is done already.
-            wait: Where another process is working on the job, wait for it instead of ending.
-
-        Example:
-            autoseg train --algo segresnet --fold 2
-            autoseg train --work_dir work_dir --algo segresnet --fold 0 --wait
-        """
-        if fold is not None and fold < 0:
-            raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
-        if algo is not None and fold is not None and input is None and not again:
-            from autoseg.pipeline.run import is_planned, work_alone
-
-            if is_planned(self._overrides):
-                return work_alone(self._overrides, algo, fold, wait=wait)
-        return self._stages(("train",), input or _INPUT, algo=algo, fold=fold, again=again)
-
-    def ensemble(self, *, input: Path = _INPUT) -> int:
-        """Score the models out of fold, choose how to combine them, predict the testing cases.
-
-        Args:
-            input: The settings.
-
-        Example:
-            autoseg ensemble --input input.yaml --ensemble.method best_n
-        """
-        return self._stages(("ensemble",), input)
-
-    def pseudolabel(self, *, input: Path = _INPUT) -> int:
-        """Fill in the classes that cases were not annotated for, by the ensemble of the round before, for the next.
-
-        After it, generate, train and ensemble work on that round; run does it all.
-
-        Args:
-            input: The settings; strategy and pseudolabel say how.
-
-        Example:
-            autoseg pseudolabel --input input.yaml
-        """
-        return self._stages(("pseudolabel",), input)
+    # One for each stage, in the order of their table; a class body's namespace is written through `vars()`.
+    vars().update(stage_commands())
 
     def sweep(
-        self, *, input: Path = _INPUT, trials: int | None = None, budget: str | None = None, join: bool = False
+        self, *, input: Path = INPUT, trials: int | None = None, budget: str | None = None, join: bool = False
     ) -> int:
         """Search for the best settings: the ranges under `sweep:` in input.yaml, by Optuna.
 
@@ -175,18 +59,18 @@ class Commands:
             autoseg sweep --input input.yaml --trials 50 --budget 4h
             autoseg sweep --work_dir work_dir --join
         """
-        from autoseg import sweep
+        from autoseg.sweep.run import join_sweep, run_sweep
 
         if trials is not None and trials < 1:
             raise ConfigError(f"--trials: expected a whole number >= 1, found {trials}.")
         if join:
-            given = self._overrides
-            return sweep.join_sweep(Path(given.get("work_dir", _WORK_DIR)), given.get("sweep.study", "sweep"))
-        code, text = sweep.run_sweep(input, self._overrides, trials=trials, budget=budget)
+            words = self.overrides
+            return join_sweep(Path(words.get("work_dir", _WORK_DIR)), words.get("sweep.study", "sweep"))
+        code, text = run_sweep(input, self.overrides, trials=trials, budget=budget)
         print(text)
         return code
 
-    def plan(self, *, input: Path = _INPUT) -> int:
+    def plan(self, *, input: Path = INPUT) -> int:
         """Tell what a run will take: hours, memory, disk, and what 1, 4 or 32 devices would make of it.
 
         Measures some training steps of each network on this machine.
@@ -199,9 +83,10 @@ class Commands:
         """
         from autoseg.pipeline.forecast import plan_run
 
-        print(plan_run(input, self._overrides))
+        print(plan_run(input, self.overrides))
         return 0
 
+    # Long because each of its flags has its line here and its line in the help that is made from the docstring.
     def predict(
         self,
         *,
@@ -256,14 +141,14 @@ class Commands:
         """
         from autoseg.ensemble.predict import predict_files
 
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "fast": fast,
             "locate": locate,
             "crop_to_first": crop_to_first,
             "skip_empty": skip_empty,
         }
-        given |= {"overlap": overlap, "mirror": mirror}
-        inference = {key: value for key, value in given.items() if value is not None}
+        options |= {"overlap": overlap, "mirror": mirror}
+        inference = {key: value for key, value in options.items() if value is not None}
         if overlap is not None and not 0 <= overlap < 1:
             raise ConfigError(f"--overlap: expected a number from 0 to below 1, found {overlap:g}.")
         more: dict[str, Any] = {"algo": algo, "fold": fold, "device": device, "share": share, "timing": timing}
@@ -295,7 +180,7 @@ class Commands:
 
         return evaluate_folders(predictions, labels, classes=_names(classes), output=output, scoring=scoring)
 
-    def explain(self, key: str | None = None, *, input: Path = _INPUT, work_dir: Path | None = None) -> int:
+    def explain(self, key: str | None = None, *, input: Path = INPUT, work_dir: Path | None = None) -> int:
         """Tell what each setting and planned value is, where it came from, and by which rule.
 
         Args:
@@ -364,15 +249,17 @@ class Commands:
             autoseg report --work_dir work_dir
             autoseg report --serve
         """
+        from autoseg.pipeline.stages import STAGES
+
         if serve:
             from autoseg.report.serve import serve_report
 
             if output is not None:
                 raise ConfigError("--output: no effect together with --serve. Leave out the one or the other.")
-            return serve_report(work_dir, port)
+            return serve_report(work_dir, STAGES, port)
         from autoseg.report.page import make_report
 
-        print(make_report(work_dir, output=output))
+        print(make_report(work_dir, STAGES, output=output))
         return 0
 
     def status(self, job: str | None = None, *, work_dir: Path = _WORK_DIR, watch: bool = False) -> int:
@@ -387,12 +274,13 @@ class Commands:
             autoseg status --work_dir work_dir --watch
             autoseg status segresnet_0
         """
+        from autoseg.pipeline.stages import STAGES
         from autoseg.report import status as show
 
         if job is None and watch:
-            show.watch(work_dir)
+            show.watch(work_dir, STAGES)
         else:
-            print(show.job_status(work_dir, job) if job else show.status(work_dir))
+            print(show.job_status(work_dir, job) if job else show.status(work_dir, STAGES))
         return 0
 
     def doctor(self, *, folder: Path = Path("."), json: bool = False) -> int:
@@ -448,7 +336,7 @@ class Commands:
         print(completion(Commands, TAKES_SETTINGS, shell), end="")
         return 0
 
-    def retry(self, job: str | None = None, *, input: Path = _INPUT) -> int:
+    def retry(self, job: str | None = None, *, input: Path = INPUT) -> int:
         """Train the jobs again that failed or diverged; the others are left as they are.
 
         Args:
@@ -458,9 +346,9 @@ class Commands:
         Example:
             autoseg retry segresnet_0
         """
-        from autoseg.pipeline.run import retry
+        from autoseg.pipeline.retry import retry
 
-        return retry(input, self._overrides, job)
+        return retry(input, self.overrides, job)
 
     def merge_masks(self, folder: Path, *, output: Path, classes: str | None = None) -> int:
         """Merge a folder per case of binary masks, as TotalSegmentator writes them, into one label file a case.
@@ -492,7 +380,7 @@ def _limits(max_memory: str | None, max_ram: str | None, max_time: str | None) -
     """
     from autoseg.config.units import parse_duration, parse_size
 
-    found: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     faults = []
     for flag, key, text, parse_text in (
         ("max_memory", "device_bytes", max_memory, parse_size),
@@ -500,11 +388,11 @@ def _limits(max_memory: str | None, max_ram: str | None, max_time: str | None) -
         ("max_time", "seconds", max_time, parse_duration),
     ):
         try:
-            found[key] = None if text is None else parse_text(text)
+            limits[key] = None if text is None else parse_text(text)
         except ConfigError as error:
             faults += [f"--{flag}: {message}" for message in error.messages]
     if faults:
         raise ConfigError(faults)
     from autoseg.inference.cost import Limits
 
-    return Limits(**found)
+    return Limits(**limits)

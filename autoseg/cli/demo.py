@@ -7,8 +7,9 @@ from pathlib import Path
 
 from autoseg.config.load import load_settings
 from autoseg.data.phantoms import make_phantoms
+from autoseg.pipeline.context import Request
 from autoseg.pipeline.run import run_stages
-from autoseg.workspace.workspace import STAGES
+from autoseg.pipeline.stages import PLAIN_RUN, stages_named
 
 log = logging.getLogger(__name__)
 
@@ -27,4 +28,6 @@ def run_demo(folder: Path, *, seed: int = 0) -> int:
         input_path = make_phantoms(folder, shape=(32, 30, 28), num_fold=2, seed=seed)
     settings, origins = load_settings(input_path, {"budget": BUDGET})
     log.info("demo: %s, budget %s", input_path, BUDGET)
-    return run_stages(STAGES, settings, origins, input_path, words={"budget": BUDGET})
+    stages, is_whole = stages_named(PLAIN_RUN)
+    request = Request(stages=stages, is_whole=is_whole, words={"budget": BUDGET})
+    return run_stages(request, settings, origins, input_path)

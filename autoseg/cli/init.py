@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,18 @@ class InitResult:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modality:
+    """The modality, and how it is known."""
+
+    name: str
+    reason: str
+    extra: dict[str, str] = field(default_factory=dict)
+    """Where channels differ in kind: key -> normalisation of each channel after the first."""
+    notes: tuple[str, ...] = ()
+    """What needs the user's eye."""
+
+
 def init_data_folder(
     folder: Path, output: Path = Path("."), *, num_fold: int = 5, seed: int = 0, force: bool = False
 ) -> InitResult:
@@ -114,33 +126,10 @@ def init_data_folder(
     # A datalist.json that is to be replaced is no source: the folder is looked through anew.
     layout = find_layout(root, own_list=list_path != root / "datalist.json")
     datalist = build_datalist(layout.plain, root, path=layout.source, num_fold=num_fold, seed=seed)
-    notes: list[str] = []
-    modality, reason, extra = _modality(datalist, layout.source, notes)
-    classes = _classes(datalist)
-    ignore = datalist.ignore_label
-    if not classes:
-        found = _label_values(datalist.training)
-        classes = {f"class_{v}": (v,) for v in found}
-        datalist = replace(datalist, labels={v: f"class_{v}" for v in found})
-        num = min(len(datalist.training), NUM_SAMPLED_LABELS)
-        notes.append(
-            f"class names are made up from the values {', '.join(map(str, found)) or '(none)'} of {num} label files: "
-            "put real ones into input.yaml."
-        )
-        if 255 in found and len(found) > 1:
-            notes.append(
-                "label value 255 often marks voxels to ignore: if so, drop its class and set ignore_label: 255."
-            )
-    write_datalist(datalist, list_path, root, extra_modalities=tuple(extra))
-    text = TEMPLATE.format(
-        name=input_yaml.name,
-        modality=_quoted(modality),
-        modality_reason=reason,
-        dataroot=_quoted(_dataroot(root, target)),
-        classes=_class_lines(classes, ignore),
-        extra=_extra_lines(extra),
-    )
-    write_text(input_yaml, text)
+    modality = _modality(datalist, layout.source)
+    datalist, class_notes = _with_class_names(datalist)
+    write_datalist(datalist, list_path, root, extra_modalities=tuple(modality.extra))
+    write_text(input_yaml, _input_text(input_yaml, _dataroot(root, target), datalist, modality))
     shown = os.path.relpath(input_yaml)
     return InitResult(
         input_yaml=input_yaml,
@@ -150,31 +139,58 @@ def init_data_folder(
         num_testing=len(datalist.testing),
         num_unlabeled=len(datalist.unlabeled),
         num_fold=datalist.num_fold,
-        classes=classes,
-        modality=modality,
-        modality_reason=reason,
-        notes=tuple(notes),
+        classes=_classes(datalist),
+        modality=modality.name,
+        modality_reason=modality.reason,
+        notes=(*modality.notes, *class_notes),
         next_command=f"autoseg run --input {shown if not shown.startswith('..') else input_yaml}",
     )
 
 
-def _modality(datalist: Datalist, source: Path, notes: list[str]) -> tuple[str, str, dict[str, str]]:
-    """The modality, why, and where channels differ in kind: key -> normalisation of the channels after the first."""
+def _with_class_names(datalist: Datalist) -> tuple[Datalist, list[str]]:
+    """The list with classes made up from the label files, where it names none; and what the user is to know of it."""
+    if _classes(datalist):
+        return datalist, []
+    values = _label_values(datalist.training)
+    num = min(len(datalist.training), NUM_SAMPLED_LABELS)
+    notes = [
+        f"class names are made up from the values {', '.join(map(str, values)) or '(none)'} of {num} label files: "
+        "put real ones into input.yaml."
+    ]
+    if 255 in values and len(values) > 1:
+        notes.append("label value 255 often marks voxels to ignore: if so, drop its class and set ignore_label: 255.")
+    return replace(datalist, labels={v: f"class_{v}" for v in values}), notes
+
+
+def _input_text(input_yaml: Path, dataroot: str, datalist: Datalist, modality: Modality) -> str:
+    """The text of input.yaml."""
+    return TEMPLATE.format(
+        name=input_yaml.name,
+        modality=_quoted(modality.name),
+        modality_reason=modality.reason,
+        dataroot=_quoted(dataroot),
+        classes=_class_lines(_classes(datalist), datalist.ignore_label),
+        extra=_extra_lines(modality.extra),
+    )
+
+
+def _modality(datalist: Datalist, source: Path) -> Modality:
+    """What the data set's own files say of its channels, else what some images look like."""
     named = datalist.channels or ((datalist.modality,) if datalist.modality else ())
     if not named or not any(n.strip() for n in named):
-        return *_guess_modality(datalist.training), {}
+        name, reason = _guess_modality(datalist.training)
+        return Modality(name=name, reason=reason)
     kinds = [_kind(n) for n in named]
     reason = f"{source.name} says {', '.join(named)}"
-    files = {len(c.images) for c in (*datalist.training, *datalist.testing, *datalist.unlabeled)}
+    num_files = {len(c.images) for c in (*datalist.training, *datalist.testing, *datalist.unlabeled)}
     if len(set(kinds)) == 1:
-        return kinds[0], reason, {}
-    if files != {len(named)}:
-        notes.append(
-            f"the channels differ in kind ({', '.join(named)}) but share a file: all are normalised as {kinds[0]}."
-        )
-        return kinds[0], reason, {}
+        return Modality(name=kinds[0], reason=reason)
+    if num_files != {len(named)}:
+        note = f"the channels differ in kind ({', '.join(named)}) but share a file: all are normalised as {kinds[0]}."
+        return Modality(name=kinds[0], reason=reason, notes=(note,))
     keys = [f"image_{c}_{_word(n)}" for c, n in enumerate(named)][1:]
-    return kinds[0], reason, {k: _normalisation(kind) for k, kind in zip(keys, kinds[1:], strict=True)}
+    extra = {key: _normalisation(kind) for key, kind in zip(keys, kinds[1:], strict=True)}
+    return Modality(name=kinds[0], reason=reason, extra=extra)
 
 
 def _kind(name: str) -> str:
@@ -210,11 +226,11 @@ def _classes(datalist: Datalist) -> dict[str, tuple[int, ...]]:
 
 def _label_values(cases: Sequence[Case]) -> list[int]:
     """The foreground values of some label files."""
-    found: set[int] = set()
+    values: set[int] = set()
     for case in _spread(cases, NUM_SAMPLED_LABELS):
         if case.label is not None:
-            found |= {int(v) for v in np.unique(read_label(case.label).array)}
-    return sorted(found - {0})
+            values |= {int(v) for v in np.unique(read_label(case.label).array)}
+    return sorted(values - {0})
 
 
 def _spread(cases: Sequence[Case], most: int) -> list[Case]:

@@ -228,22 +228,22 @@ class RunBudget:
         """Once the first fold is through, drop the algorithms that did worse on it, if that has not been done."""
         first = min(fold for _, fold in jobs)
         algos = [algo for algo, fold in jobs if fold == first]
-        told = self.state.dropped or self.dropped_before
-        if told or len(algos) < 2 or all(fold == first for _, fold in jobs):
+        is_decided = self.state.dropped or self.dropped_before
+        if is_decided or len(algos) < 2 or all(fold == first for _, fold in jobs):
             return
-        found = {algo: self.workspace.read_job(algo, first) for algo in algos}
-        if any(job.state in ("pending", "running") for job in found.values()):
+        job_of = {algo: self.workspace.read_job(algo, first) for algo in algos}
+        if any(job.state in ("pending", "running") for job in job_of.values()):
             return
         scored = sorted(
-            (algo for algo in algos if found[algo].dice is not None or found[algo].state == "diverged"),
-            key=lambda algo: -(found[algo].dice or 0.0),
+            (algo for algo in algos if job_of[algo].dice is not None or job_of[algo].state == "diverged"),
+            key=lambda algo: -(job_of[algo].dice or 0.0),
         )
         if len(scored) < 2:
             return
-        best = found[scored[0]].dice or 0.0
+        best = job_of[scored[0]].dice or 0.0
         num_kept = max(LEAST_KEPT, math.ceil(len(scored) / 2))
         for rank, algo in enumerate(scored):
-            dice = found[algo].dice or 0.0
+            dice = job_of[algo].dice or 0.0
             if rank and (rank >= num_kept or dice < HOPELESS * best):
                 self.state.dropped[algo] = (
                     f"dropped after fold {first}: Dice {dice:.4f} against {best:.4f} of {scored[0]}; "

@@ -81,7 +81,7 @@ def plan_run(input_path: Path, overrides: Mapping[str, str]) -> str:
     """Analyze and plan a run as far as that is not done, measure, and tell what it will take.
 
     Raises:
-        AutosegError: What the user can mend.
+        AutosegError: What the user can repair.
     """
     from autoseg.pipeline.run import run_input
 

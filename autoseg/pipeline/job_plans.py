@@ -1,4 +1,4 @@
-"""Plans for the jobs of a run, made by the time they get; and training by them.
+"""The jobs of a run that are asked for: their plans, made by the time they get, and their training.
 
 With a run-wide budget a job is planned just before it starts, for the time that is then left; without one, all at once.
 """
@@ -11,14 +11,43 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoseg.algos.inputs import planning
-from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.settings import LOCATOR, AlgoName, Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist
+from autoseg.errors import ConfigError
 from autoseg.pipeline.budget import RunBudget
-from autoseg.pipeline.jobs import in_this_process, train_jobs
+from autoseg.pipeline.training_jobs import in_this_process, train_jobs
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+
+def select_jobs(
+    settings: Settings, datalist: Datalist, algo: AlgoName | None, fold: int | None, *, num_fold: int | None = None
+) -> list[tuple[AlgoName, int]]:
+    """The jobs asked for, algorithm by algorithm within each fold, so that a first fold of all is done early.
+
+    Args:
+        algo, fold: this one alone; None: those of the settings.
+        num_fold: of the run; a first round of few cases may have fewer.
+
+    Raises:
+        ConfigError: There is no such fold.
+    """
+    folds = settings.folds if settings.folds is not None else tuple(range(datalist.num_fold))
+    if num_fold is not None and datalist.num_fold < num_fold:
+        folds = tuple(f for f in folds if f < datalist.num_fold) or tuple(range(datalist.num_fold))
+    if algo == LOCATOR:
+        folds = folds[:1]  # one is enough to find where the organs are
+    folds = folds if fold is None else (fold,)
+    faults = [
+        f"fold {f}: no such fold. The datalist has folds 0 to {datalist.num_fold - 1}."
+        for f in folds
+        if f >= datalist.num_fold
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return [(a, f) for f in folds for a in ((algo,) if algo else settings.algos)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,183 +1,181 @@
-"""The stages: what each needs, when it is up to date, and what it runs."""
+"""The stages of a run: the table, and what each row does.
+
+`run`, `status`, the report, `explain`, the command line and the tests of the documentation read the table: a stage is
+added by a function and a row here (CONTRIBUTING.md). What a stage needs is imported when it runs, since the command
+line reads this table to print its help.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from autoseg.algos.inputs import run_label_map
-from autoseg.config.settings import LOCATOR, Settings
-from autoseg.data.datalists.cases import Case, Datalist, files_digest
-from autoseg.data.datalists.datalist import read_datalist, write_datalist
-from autoseg.data.datalists.folds import deal_folds
-from autoseg.data.fingerprint import Fingerprint
-from autoseg.data.labels import LabelMap
-from autoseg.errors import WorkspaceError
-from autoseg.pipeline.memory import _relative
-from autoseg.terminal import Progress, paint_table
-from autoseg.version import __version__
-from autoseg.workspace.files import digest, read_json, write_json
-from autoseg.workspace.workspace import Workspace
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.workspace.stages import DONE, NOT_YET, Outcome, Stage
+
+if TYPE_CHECKING:
+    from autoseg.pipeline.context import RunContext
+    from autoseg.workspace.jobs import Job
+    from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-
-ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
 
 
 # -- analyze
 
 
-def _analysis_inputs(datalist: Datalist, settings: Settings) -> dict[str, str]:
-    inputs = {key: digest(getattr(settings, key)) for key in ANALYSIS_KEYS}
-    inputs["version of autoseg"] = __version__
-    for case in datalist.training:
-        inputs[f"case {case.name}"] = digest([files_digest(case), case.fold, case.annotated, case.group])
-    inputs["testing, validation and unlabeled cases"] = digest(
-        [[files_digest(c) for c in cases] for cases in (datalist.testing, datalist.validation, datalist.unlabeled)]
-    )
-    return inputs
+def analysis_inputs(run: RunContext, place: Workspace) -> Mapping[str, str]:
+    """Cases as they are listed, and settings that the analysis depends on."""
+    from autoseg.pipeline import analysis
+
+    return analysis.analysis_inputs(run.listed, run.settings)
 
 
-def _analyze(workspace: Workspace, listed: Datalist, settings: Settings, *, as_json: bool) -> None:
-    from autoseg.analyzer import analyze
+def analyze(run: RunContext, place: Workspace) -> Outcome:
+    """Read every image and label once, and settle what each case was annotated for, and the folds.
 
-    inputs = _analysis_inputs(listed, settings)
-    reasons = workspace.stale("analyze", inputs)
-    if reasons:
-        _say_stage("analyze", reasons)
-        analysis = analyze(listed, settings, workspace, progress=not as_json)
-        kept = _settle(listed.without(analysis.quarantined), analysis.annotated, settings)
-        write_datalist(kept, workspace.datalist, settings.dataroot)
-        images = sorted(_relative(c.images[0], settings.dataroot) for c in kept.training)
-        write_json(workspace.root / "state" / "data.json", {"images": images})
-        write_json(workspace.root / "state" / "summary.json", analysis.summary())
-        workspace.stamp("analyze", inputs)
-        if not as_json:
-            print(analysis.text())
-    else:
-        log.info("analyze: up to date")
-    if as_json:
-        print(json.dumps(read_json(workspace.root / "state" / "summary.json"), indent=1))
-
-
-def _settle(listed: Datalist, annotated: Mapping[str, tuple[str, ...]], settings: Settings) -> Datalist:
-    """The list with the classes each case was annotated for, as the analysis found; its folds balanced over them."""
-
-    def settled(cases: Sequence[Case]) -> tuple[Case, ...]:
-        return tuple(replace(c, annotated=annotated.get(c.name)) for c in cases)
-
-    found = replace(
-        listed,
-        training=settled(listed.training),
-        validation=settled(listed.validation),
-        testing=settled(listed.testing),
-        unlabeled=settled(listed.unlabeled),
-    )
-    if listed.folds_made and settings.partial_labels == "infer":  # when they were made, this was not known
-        found = replace(found, training=deal_folds(found.training, num_fold=listed.num_fold, seed=settings.seed))
-    return found
-
-
-def _need_analysis(workspace: Workspace, listed: Datalist, settings: Settings) -> None:
-    inputs = _analysis_inputs(listed, settings)
-    reasons = workspace.stale("analyze", inputs)
-    if reasons == ["not done yet"]:
-        raise WorkspaceError(
-            f"{workspace.root}: analyze has not been done. Run `autoseg analyze` or `autoseg run` first."
-        )
-    if reasons:
-        raise WorkspaceError(
-            f"{workspace.root}: the analysis is out of date ({', '.join(reasons)}). "
-            "Run `autoseg analyze` or `autoseg run`."
-        )
-
-
-def _say_stage(stage: str, reasons: Sequence[str]) -> None:
-    log.info(
-        "%s: %s", stage, "starting" if list(reasons) == ["not done yet"] else "again, because " + ", ".join(reasons)
-    )
-
-
-# -- rounds of training
-
-
-def _run_cases(workspace: Workspace, settings: Settings) -> tuple[Datalist, LabelMap]:
-    """The run's cases as the analysis settled them, and its classes as the user named them."""
-    datalist = read_datalist(workspace.datalist, settings.dataroot)
-    return datalist, run_label_map(settings, datalist, Fingerprint.read(workspace.datastats)).named
-
-
-def _pseudolabel(place: Workspace, settings: Settings) -> bool:
-    """Complete the labels that a round learns from, with the models of the round before.
-
-    Returns:
-        Whether every case could be predicted. One that could not goes without, and the next run tries it again.
+    Raises:
+        DataError: The data have faults; all of them.
     """
-    from autoseg.pseudolabel.build import make_pseudolabels, missing_files, not_predicted, stage_inputs
+    from autoseg import analyzer
+    from autoseg.data.datalists.datalist import write_datalist
+    from autoseg.pipeline.analysis import remember_data, settled_cases
+    from autoseg.workspace.files import write_json
 
-    source = _previous(place)
-    datalist, label_map = _run_cases(Workspace(place.run), settings)
-    inputs = stage_inputs(source, datalist, settings, label_map)
-    reasons = place.stale("pseudolabel", inputs)
-    if not reasons:
-        reasons = ["files are missing"] if missing_files(place) else []
-        reasons += [f"{name} could not be predicted" for name in not_predicted(place)]
-    if not reasons:
-        log.info("pseudolabel: up to date")
-        return True
-    _say_stage("pseudolabel", reasons)
-    with _bar("pseudolabel") as progress:
-        result = make_pseudolabels(source, place, datalist, settings, label_map, progress=progress)
-    place.stamp("pseudolabel", inputs)
-    print(result.text)
-    return not result.failures
+    analysis = analyzer.analyze(run.listed, run.settings, place, progress=not run.request.as_json)
+    kept = settled_cases(run.listed.without(analysis.quarantined), analysis.annotated, run.settings)
+    write_datalist(kept, place.datalist, run.settings.dataroot)
+    remember_data(place, kept, run.settings)
+    write_json(place.root / "state" / "summary.json", analysis.summary())
+    return Outcome(text=analysis.text())
 
 
-def _previous(place: Workspace) -> Workspace:
-    return next(r for r in place.rounds() if r.round == place.round - 1)
+def analysis_summary(place: Workspace) -> Any:
+    """What `autoseg analyze --json` prints."""
+    from autoseg.workspace.files import read_json
+
+    return read_json(place.root / "state" / "summary.json")
 
 
-def _need_pseudolabels(place: Workspace, settings: Settings) -> None:
-    """Make sure that a round's pseudo-labels were made from the models, cases and settings of now."""
-    from autoseg.pseudolabel.build import stage_inputs
+# -- generate and train
 
-    datalist, label_map = _run_cases(Workspace(place.run), settings)
-    reasons = place.stale("pseudolabel", stage_inputs(_previous(place), datalist, settings, label_map))
-    if reasons:
-        raise WorkspaceError(
-            f"{place.root}: the pseudo-labels are out of date ({', '.join(reasons)}). "
-            "Run `autoseg pseudolabel` or `autoseg run`."
-        )
+
+def generate(run: RunContext, place: Workspace) -> Outcome:
+    """Write the plans that are missing or were made from other inputs; see job_plans.py."""
+    run.jobs_in(place).generate()
+    return Outcome()
+
+
+def train(run: RunContext, place: Workspace) -> Outcome:
+    """Train every job that is not done, by its plan; see job_plans.py and training_jobs.py."""
+    jobs = run.jobs_in(place)
+    if not run.request.plans_jobs:
+        jobs.edit()
+    return Outcome(complete=jobs.train(begun=run.begun, again=run.request.again))
+
+
+def planned_jobs(place: Workspace) -> list[Job]:
+    """Every job that has a plan; one whose worker is dead counts as pending."""
+    return [job for job, _ in place.current_jobs() if place.job_dir(job.algo, job.fold).plan.exists()]
+
+
+def jobs_trained(place: Workspace) -> str:
+    """How many of the planned jobs are done, or need not be done any more."""
+    jobs = planned_jobs(place)
+    num_ended = sum(job.state in ("done", "pruned") for job in jobs)
+    if num_ended == len(jobs):
+        return DONE if jobs else NOT_YET
+    return f"{num_ended} of {len(jobs)} jobs"
 
 
 # -- ensemble
 
 
-def _ensemble(workspace: Workspace, datalist: Datalist, settings: Settings) -> None:
-    from autoseg.ensemble.build import build_ensemble
+def is_last(place: Workspace) -> bool:
+    """Whether a folder is that of the last round, or of a run of one round alone."""
+    return place.root == place.run or place.round == place.num_rounds
 
-    is_last = workspace.root == workspace.run or workspace.round == workspace.num_rounds
-    if settings.ensemble is False and is_last:
-        log.info("ensemble: left out (ensemble: false)")
-        return
-    if not is_last:  # the last round predicts them
+
+def trained_models(place: Workspace) -> list[tuple[str, int]]:
+    """Algorithm and fold of every trained job but the locator, which segments no class."""
+    from autoseg.config.settings import LOCATOR
+
+    return [(job.algo, job.fold) for job in place.jobs() if job.state == "done" and job.algo != LOCATOR]
+
+
+def ensemble_left_out(run: RunContext, place: Workspace) -> str:
+    """The settings may want none; between rounds one is needed to complete the labels."""
+    return "ensemble: false" if run.settings.ensemble is False and is_last(place) else ""
+
+
+def need_models(run: RunContext, place: Workspace) -> None:
+    """Raise a WorkspaceError where there is nothing to combine."""
+    if not trained_models(place):
+        raise WorkspaceError(f"{place.root}: no job is trained yet. Run `autoseg train` or `autoseg run` first.")
+
+
+def ensemble(run: RunContext, place: Workspace) -> Outcome:
+    """Score the models out of fold, choose the combination, predict the held-back cases in the last round."""
+    from autoseg.data.datalists.datalist import read_cases
+    from autoseg.ensemble.build import build_ensemble
+    from autoseg.terminal import paint_table
+
+    datalist = read_cases(place, run.settings.dataroot)
+    if not is_last(place):  # the last round predicts them
         datalist = replace(datalist, testing=(), validation=())
-    done = [(j.algo, j.fold) for j in workspace.jobs() if j.state == "done" and j.algo != LOCATOR]
-    if not done:
-        raise WorkspaceError(f"{workspace.root}: no job is trained yet. Run `autoseg train` or `autoseg run` first.")
-    with _bar("ensemble") as progress:
-        result = build_ensemble(workspace, datalist, settings, done, progress=progress)
-    print("\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
+    with case_progress("ensemble") as progress:
+        result = build_ensemble(place, datalist, run.settings, trained_models(place), progress=progress)
+    return Outcome(text="\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
+
+
+# -- pseudolabel
+
+
+def pseudolabel_inputs(run: RunContext, place: Workspace) -> Mapping[str, str]:
+    """The models of the round before, the run's cases, and settings that pseudo-labels depend on."""
+    from autoseg.pipeline.analysis import run_cases
+    from autoseg.pseudolabel.build import stage_inputs
+
+    datalist, label_map = run_cases(run.workspace, run.settings)
+    return stage_inputs(round_before(place), datalist, run.settings, label_map)
+
+
+def pseudolabel_gaps(place: Workspace) -> list[str]:
+    """Files that are gone, and cases that could not be predicted and are tried again."""
+    from autoseg.pseudolabel.build import missing_files, not_predicted
+
+    reasons = ["files are missing"] if missing_files(place) else []
+    return reasons + [f"{name} could not be predicted" for name in not_predicted(place)]
+
+
+def pseudolabel(run: RunContext, place: Workspace) -> Outcome:
+    """Complete the labels that a round learns from, with the models of the round before.
+
+    A case that cannot be predicted goes without, and the next run tries it again.
+    """
+    from autoseg.pipeline.analysis import run_cases
+    from autoseg.pseudolabel.build import make_pseudolabels
+
+    datalist, label_map = run_cases(run.workspace, run.settings)
+    with case_progress("pseudolabel") as progress:
+        result = make_pseudolabels(round_before(place), place, datalist, run.settings, label_map, progress=progress)
+    return Outcome(text=result.text, complete=not result.failures)
+
+
+def round_before(place: Workspace) -> Workspace:
+    """The folder of the round before one."""
+    return next(r for r in place.rounds() if r.round == place.round - 1)
 
 
 @contextmanager
-def _bar(stage: str) -> Iterator[Callable[[int, int, str], None]]:
+def case_progress(stage: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar for a stage that goes through cases, once or several times."""
+    from autoseg.terminal import Progress
+
     bar: Progress | None = None
 
     def progress(num_done: int, total: int, case: str) -> None:
@@ -194,3 +192,122 @@ def _bar(stage: str) -> Iterator[Callable[[int, int, str], None]]:
     finally:
         if bar is not None:
             bar.close()
+
+
+# -- the table
+
+STAGES: tuple[Stage[RunContext], ...] = (
+    Stage(
+        name="analyze",
+        doc="Take the statistics of the data set and list all its faults.",
+        help="Exit code 2 where there are faults.",
+        example="autoseg analyze --input input.yaml\nautoseg analyze --data my_images --json",
+        reads="`input.yaml`, the datalist, all images",
+        writes="`datastats.yaml`, `datastats_by_case.yaml`, `faults.json`, `datalist.json` with folds",
+        where="run",
+        inputs=analysis_inputs,
+        run=analyze,
+        as_json=analysis_summary,
+        how_far=lambda place: DONE if place.datastats.exists() else NOT_YET,
+        out_of_date="the analysis is out of date",
+        forks=True,
+    ),
+    Stage(
+        name="generate",
+        doc="Plan every training job and write its bundle, ready to be read and edited.",
+        example="autoseg generate --input input.yaml --algos segresnet",
+        reads="the statistics, the hardware",
+        writes="`<algo>_<fold>/configs/`: every hyperparameter, complete and editable, with its origin",
+        where="each round",
+        needs=("analyze", "pseudolabel"),
+        run=generate,
+        how_far=lambda place: DONE if planned_jobs(place) else NOT_YET,
+        plans_jobs=True,
+        keeps_settings=True,
+    ),
+    Stage(
+        name="train",
+        doc="Train the jobs that are not done or whose plan or cases changed, or those named by --algo and --fold.",
+        help=(
+            "With --work_dir, --algo and --fold but no --input it trains that one planned job, on any machine that "
+            "sees the\nfolder: this is what launchers and torchrun start. No two of them ever work on one job."
+        ),
+        example=(
+            "autoseg train --algo segresnet --fold 2\n"
+            "autoseg train --work_dir work_dir --algo segresnet --fold 0 --wait"
+        ),
+        reads="a job's `hyper_parameters.yaml`",
+        writes="`<algo>_<fold>/models/`, `metrics.jsonl`, `validation.json`",
+        where="each round",
+        needs=("analyze", "pseudolabel"),
+        run=train,
+        how_far=jobs_trained,
+    ),
+    Stage(
+        name="ensemble",
+        doc="Score the models out of fold, choose how to combine them, predict the testing cases.",
+        example="autoseg ensemble --input input.yaml --ensemble.method best_n",
+        reads="all trained models",
+        writes="`ensemble/`: out-of-fold scores, the chosen combination, predictions for `testing`",
+        where="each round",
+        needs=("analyze", "pseudolabel"),
+        left_out=ensemble_left_out,
+        ready=need_models,
+        run=ensemble,
+        how_far=lambda place: DONE if place.ensemble_spec.exists() else NOT_YET,
+    ),
+    Stage(
+        name="pseudolabel",
+        doc=(
+            "Fill in the classes that cases were not annotated for, by the ensemble of the round before, for the next."
+        ),
+        help="After it, generate, train and ensemble work on that round; run does it all.",
+        settings_doc="The settings; strategy and pseudolabel say how.",
+        reads="the models of the round before",
+        writes="`round_2/pseudolabels/`: completed labels; `round_2/datalist.json`; and so on for each later round",
+        where="between rounds",
+        needs=("analyze",),
+        inputs=pseudolabel_inputs,
+        gaps=pseudolabel_gaps,
+        run=pseudolabel,
+        product="pseudo-labels",
+        out_of_date="the pseudo-labels are out of date",
+        keeps_settings=True,
+    ),
+)
+"""Every stage, in the order in which help and documentation list them. A run does those of its own folder first, then
+in each round those between rounds, where there is one before, and those of each round, in the order of the table."""
+
+PLAIN_RUN = tuple(stage.name for stage in STAGES if stage.in_run and stage.where != "between rounds")
+"""Names of the stages of a plain `autoseg run`. Where there are rounds, those between them belong to it, too."""
+
+
+def stage_named(name: str) -> Stage[RunContext]:
+    """A row of the table."""
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def stages_named(names: Sequence[str]) -> tuple[tuple[Stage[RunContext], ...], bool]:
+    """Rows to do what is asked for, in the order of the table, and whether that is a whole run.
+
+    A whole run has those between rounds as well.
+
+    Raises:
+        ConfigError: There is no such stage, or one between rounds is to run with some of the others.
+    """
+    from autoseg.config.types import suggest
+
+    known = [stage.name for stage in STAGES]
+    if faults := [f"{name}: no such stage. {suggest(name, known)}" for name in names if name not in known]:
+        raise ConfigError(faults)
+    is_whole = set(names) >= set(PLAIN_RUN)
+    chosen = tuple(
+        stage
+        for stage in STAGES
+        if stage.name in names or (is_whole and stage.in_run and stage.where == "between rounds")
+    )
+    places = {stage.where for stage in chosen}
+    if not is_whole and {"between rounds", "each round"} <= places:
+        between = next(stage.name for stage in chosen if stage.where == "between rounds")
+        raise ConfigError(f"{between}: runs between rounds. Run it by itself, or {', '.join(PLAIN_RUN)} together.")
+    return chosen, is_whole

@@ -23,8 +23,9 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.report.explain import Entry, plan_entries, stored_settings
 from autoseg.workspace.files import digest, read_json
 from autoseg.workspace.jobs import Job
+from autoseg.workspace.stages import Stage
 from autoseg.workspace.usage import read_lines, read_usage
-from autoseg.workspace.workspace import STAGES, Workspace
+from autoseg.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -151,24 +152,19 @@ class Run:
         path = self.workspace.job_dir(job.algo, job.fold).metrics
         return [e for e in read_lines(path) if "epoch" in e] if path.exists() else []
 
-    def stages(self) -> list[tuple[str, str]]:
-        """Each stage and how far it is, in words."""
-        done = {"analyze": bool(self.datastats), "generate": bool(self.jobs), "ensemble": bool(self.ensemble)}
-        finished = sum(j.state in ("done", "pruned") for j in self.jobs)
-        done["train"] = bool(self.jobs) and finished == len(self.jobs)
-        words = {stage: "done" if done[stage] else "not yet" for stage in STAGES}
-        if self.jobs and not done["train"]:
-            words["train"] = f"{finished} of {len(self.jobs)} jobs"
-        return list(words.items())
-
     @property
     def name(self) -> str:
         """What the run is called: `name` of input.yaml, else the data's folder."""
         return str(self.setting("name") or self.dataroot.resolve().name)
 
 
-def inputs_digest(workspace: Workspace) -> str:
-    """A digest of the files a report shows, but for those that every command writes."""
+def stages_shown(workspace: Workspace, table: Sequence[Stage[Any]]) -> list[tuple[str, str]]:
+    """Each stage but those between rounds, and how far it is, in words."""
+    return [(stage.name, stage.far(workspace)) for stage in table if stage.where != "between rounds"]
+
+
+def inputs_digest(workspace: Workspace, table: Sequence[Stage[Any]]) -> str:
+    """A digest of what a report shows, but for the files that every command writes."""
     w = workspace
     patterns = ("job.json", "metrics.jsonl", "configs/hyper_parameters.yaml")
     jobs = [path for pattern in patterns for path in sorted(w.root.glob(f"*_*/{pattern}"))]
@@ -178,7 +174,7 @@ def inputs_digest(workspace: Workspace) -> str:
             found.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
         except FileNotFoundError:
             continue
-    return digest(found)
+    return digest([found, stages_shown(workspace, table)])
 
 
 def _json(path: Path) -> dict[str, Any]:

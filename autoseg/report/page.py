@@ -22,10 +22,11 @@ from autoseg.errors import AutosegError, WorkspaceError
 from autoseg.evaluation.calibration import expected_error
 from autoseg.report import figures
 from autoseg.report.compare import case_means, compare
-from autoseg.report.gather import Run, by_number, clock, inputs_digest, plain
+from autoseg.report.gather import Run, by_number, clock, inputs_digest, plain, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.version import __version__
 from autoseg.workspace.files import digest, file_digest, write_text
+from autoseg.workspace.stages import Stage
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -49,24 +50,27 @@ def check_run(workspace: Workspace) -> None:
         raise WorkspaceError(f"{workspace.root}: not a run's folder. Give a run's folder with --work_dir.")
 
 
-def is_current(workspace: Workspace) -> bool:
+def is_current(workspace: Workspace, stages: Sequence[Stage[Any]]) -> bool:
     """Whether the report shows the run as it is; it carries a digest of what it was made from."""
     workspace = workspace.finished()
     if not workspace.report.exists():
         return False
     with open(workspace.report, "rb") as file:
-        return _mark(inputs_digest(workspace)).encode() in file.read(4096)
+        return _mark(inputs_digest(workspace, stages)).encode() in file.read(4096)
 
 
 def _mark(inputs: str) -> Markup:
     return Markup('<meta name="autoseg-inputs" content="{}">').format(inputs)
 
 
-def make_report(work_dir: Path, *, output: Path | None = None, live: bool = False) -> Path:
+def make_report(
+    work_dir: Path, stages: Sequence[Stage[Any]], *, output: Path | None = None, live: bool = False
+) -> Path:
     """Write the report of a run, as far as it is.
 
     Args:
         work_dir: the run's folder.
+        stages: the table of stages, whose progress stands on top.
         output: the file; None: `report.html` in the run's folder.
         live: for `autoseg report --serve`: the page asks its server for news.
 
@@ -79,11 +83,11 @@ def make_report(work_dir: Path, *, output: Path | None = None, live: bool = Fals
     """
     workspace = Workspace(work_dir).finished()
     target = output or workspace.report
-    write_text(target, render(workspace, live=live))
+    write_text(target, render(workspace, stages, live=live))
     return target
 
 
-def render(workspace: Workspace, *, live: bool = False) -> str:
+def render(workspace: Workspace, stages: Sequence[Stage[Any]], *, live: bool = False) -> str:
     """The page's HTML.
 
     Raises:
@@ -113,13 +117,13 @@ def render(workspace: Workspace, *, live: bool = False) -> str:
         name=run.name,
         version=__version__,
         made=clock(time.time()),
-        stages=run.stages(),
+        stages=stages_shown(workspace, stages),
         glance=_glance(run),
         sections=sections,
         notes=run.notes,
         style=Markup((folder / "report.css").read_text()),
         script=Markup((folder / "report.js").read_text()),
-        mark=_mark(inputs_digest(workspace)),
+        mark=_mark(inputs_digest(workspace, stages)),
         live=live,
     )
 

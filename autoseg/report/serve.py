@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from autoseg.errors import AutosegError, ConfigError
 from autoseg.report.gather import inputs_digest
 from autoseg.report.page import check_run, render
 from autoseg.workspace.files import digest, file_digest
+from autoseg.workspace.stages import Stage
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -22,14 +24,14 @@ HOST = "127.0.0.1"
 class LiveReport:
     """The page, made anew only where a file it shows was written since."""
 
-    def __init__(self, work_dir: Path) -> None:
-        self.workspace = Workspace(work_dir)
+    def __init__(self, work_dir: Path, stages: Sequence[Stage[Any]]) -> None:
+        self.workspace, self.stages = Workspace(work_dir), stages
         self._lock = threading.Lock()
         self._page: tuple[str, bytes] | None = None
 
     def version(self) -> str:
         """A digest of all files the page is made from."""
-        found = [inputs_digest(self.workspace.finished())]
+        found = [inputs_digest(self.workspace.finished(), self.stages)]
         for path in (self.workspace.usage, self.workspace.commands):
             found.append(file_digest(path) if path.exists() else "")
         return digest(found)
@@ -43,22 +45,23 @@ class LiveReport:
         with self._lock:
             version = self.version()
             if self._page is None or self._page[0] != version:
-                self._page = (version, render(self.workspace.finished(), live=True).encode())
+                self._page = (version, render(self.workspace.finished(), self.stages, live=True).encode())
             return self._page[1]
 
 
-def make_server(work_dir: Path, port: int) -> ThreadingHTTPServer:
+def make_server(work_dir: Path, stages: Sequence[Stage[Any]], port: int) -> ThreadingHTTPServer:
     """A server for the live report, bound to the loopback address; `serve_forever` starts it.
 
     Args:
         work_dir: a run's folder.
+        stages: the table of stages.
         port: 0 takes a free one.
 
     Raises:
         ConfigError: The port is taken or may not be used.
         WorkspaceError: The folder is no run's.
     """
-    live = LiveReport(work_dir)
+    live = LiveReport(work_dir, stages)
     check_run(live.workspace)
 
     class Handler(BaseHTTPRequestHandler):
@@ -100,7 +103,7 @@ def make_server(work_dir: Path, port: int) -> ThreadingHTTPServer:
         raise ConfigError(f"--port: {port} cannot be used ({reason}). Give another, or 0 for a free one.") from error
 
 
-def serve_report(work_dir: Path, port: int) -> int:
+def serve_report(work_dir: Path, stages: Sequence[Stage[Any]], port: int) -> int:
     """Serve the live report until Ctrl-C.
 
     Returns:
@@ -109,7 +112,7 @@ def serve_report(work_dir: Path, port: int) -> int:
     Raises:
         ConfigError, WorkspaceError: As `make_server`.
     """
-    server = make_server(work_dir, port)
+    server = make_server(work_dir, stages, port)
     with server:
         log.info("report: http://%s:%d/ - on this machine alone; Ctrl-C ends it", HOST, server.server_address[1])
         try:

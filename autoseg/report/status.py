@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.workspace.claims import ClaimState
 from autoseg.workspace.files import last_lines, read_json
 from autoseg.workspace.jobs import Job
+from autoseg.workspace.stages import Stage
 from autoseg.workspace.usage import read_usage
-from autoseg.workspace.workspace import STAGES, Workspace
+from autoseg.workspace.workspace import Workspace
 
 LOG_LINES = 40
 WATCH_S = 2.0
 COLUMNS = ("Job", "State", "Device", "Epoch", "Dice", "Time", "Left", "Last error")
 
 
-def status(work_dir: Path) -> str:
+def status(work_dir: Path, stages: Sequence[Stage[Any]]) -> str:
     """Tell the state of every stage and job of a run.
 
     Args:
         work_dir: The run's folder.
+        stages: The table of stages.
 
     Returns:
         Lines to print: when each stage ended; for each job its state, device, epoch, Dice, time, time left, last error.
@@ -36,17 +39,20 @@ def status(work_dir: Path) -> str:
         WorkspaceError: The folder is missing or is no run's.
     """
     workspace = _open(work_dir)
-    lines = ["Stage     Done"]
-    lines += [f"{stage:<9} {_stage_time(workspace, stage)}" for stage in STAGES]
+    shown = [stage.name for stage in stages if stage.where != "between rounds"]
+    between = [stage for stage in stages if stage.where == "between rounds"]
+    width = max(9, *map(len, shown))
+    lines = [f"{'Stage':<{width}} Done"]
+    lines += [f"{name:<{width}} {_stage_time(workspace, name)}" for name in shown]
     jobs = []
     for place in workspace.rounds() or [workspace]:
         if place.root != workspace.root:
-            made = f", pseudo-labels made {_stage_time(place, 'pseudolabel')}" if place.round > 1 else ""
-            lines += ["", f"Round {place.round} of {workspace.num_rounds}{made}"]
-        mine = place.current_jobs()
-        jobs += mine
-        if mine:
-            lines += ["", *_table([_cells(place, job, claim) for job, claim in mine])]
+            times = [f", {s.product or s.name} made {_stage_time(place, s.name)}" for s in between if place.round > 1]
+            lines += ["", f"Round {place.round} of {workspace.num_rounds}{''.join(times)}"]
+        jobs_here = place.current_jobs()
+        jobs += jobs_here
+        if jobs_here:
+            lines += ["", *_table([_cells(place, job, claim) for job, claim in jobs_here])]
     if not jobs:
         return "\n".join([*lines, "", "No training jobs yet. `autoseg generate` plans them."])
     states = [job.state for job, _ in jobs]
@@ -83,14 +89,14 @@ def job_status(work_dir: Path, name: str) -> str:
     return "\n".join(lines)
 
 
-def watch(work_dir: Path) -> None:
+def watch(work_dir: Path, stages: Sequence[Stage[Any]]) -> None:
     """Show the state again and again until no job is pending or running; Ctrl-C ends it.
 
     On a terminal the screen is written anew; elsewhere the state is printed whenever it changed.
     """
     shown = ""
     while True:
-        text = status(work_dir)
+        text = status(work_dir, stages)
         if sys.stdout.isatty():
             sys.stdout.write(f"\x1b[H\x1b[2J{text}\n")
         elif text != shown:

@@ -39,9 +39,6 @@ from autoseg.workspace.claims import Busy, Claim, ClaimState, read_claim
 from autoseg.workspace.files import read_json, write_json
 from autoseg.workspace.jobs import Job, JobDir
 
-STAGES = ("analyze", "generate", "train", "ensemble")
-"""The stages of a run in their order. Before every round after the first comes `pseudolabel`."""
-
 
 class Workspace:
     """Paths and state under a work_dir. Making one creates nothing."""

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from autoseg.config.settings import AlgoName, Settings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Datalist
-from autoseg.errors import WorkspaceError
-from autoseg.launch import Task, launch, stop_with_launcher
-from autoseg.pipeline.budget import work_began
+from autoseg.launch import Task, launch
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.files import last_lines
 from autoseg.workspace.jobs import Job
@@ -25,7 +18,7 @@ from autoseg.workspace.workspace import Workspace, changed
 log = logging.getLogger(__name__)
 
 MOST_STARTS = 10
-"""Starts of a job without an epoch between them after which it is given up even where nothing was heard of it."""
+"""Starts of a job without an epoch between them after which it is given up, even where there was no error message."""
 CLUSTER_CPUS = 8
 """Threads of a GPU job on a cluster. Source: Auto3DSeg and nnU-Net start 6 to 12 loaders a GPU."""
 
@@ -195,8 +188,9 @@ class _Attempts:
         live = read_claim(self.workspace.job_dir(job.algo, job.fold).claims).is_live
         if job.state in ("running", "pending") and not live and code != 0:
             interrupted = job.state == "pending"
-            told = last_lines(self.workspace.root / "state" / "launch" / f"{task.name}.out", 1)
-            job.error = f"its process ended with code {code} without a word" + (f": {told[0]}" if told else "")
+            printed = last_lines(self.workspace.root / "state" / "launch" / f"{task.name}.out", 1)
+            ending = f"; the last it printed: {printed[0]}" if printed else ""
+            job.error = f"its process ended with code {code} and no error message{ending}"
             if interrupted and job.starts < MOST_STARTS:
                 log.info("%s was stopped and goes on", job.name)
                 return True
@@ -257,74 +251,3 @@ def _say_length(workspace: Workspace, settings: Settings, jobs: Sequence[tuple[A
         return
     advice = "" if settings.budget else "; with --budget 2h it ends sooner"
     log.info("train: %d jobs to do, about %s on %s%s", len(times), format_duration(sum(known)), hardware.name, advice)
-
-
-# -- one job, as a worker runs it
-
-
-def read_stored(workspace: Workspace) -> dict[str, Any]:
-    """The settings that a run was planned with, by key, `dataroot` as a path that exists.
-
-    Raises:
-        WorkspaceError: The folder is no run's, or the data has moved.
-    """
-    if not workspace.settings.exists():
-        raise WorkspaceError(f"{workspace.root}: not a run's folder. Run `autoseg generate` first.")
-    stored = {key: item["value"] for key, item in yaml.safe_load(workspace.settings.read_text()).items()}
-    stored["dataroot"] = dataroot = Path(os.path.normpath(workspace.root / stored["dataroot"]))
-    if not dataroot.is_dir():
-        raise WorkspaceError(
-            f"{workspace.settings}: the data folder {dataroot} is not there. Mount it, or give --input input.yaml."
-        )
-    return stored
-
-
-def work_on_job(
-    work_dir: Path, algo: AlgoName, fold: int, *, device: str | None, num_workers: int | None, wait: bool
-) -> int:
-    """Train one planned job of a run: what launchers, torchrun and people at other machines start.
-
-    Args:
-        device, num_workers: None: as the run's settings say.
-        wait: Wait where another worker has the job.
-
-    Returns:
-        0 where it is done, else 1.
-
-    Raises:
-        WorkspaceError: There is no such plan.
-        Busy: Another worker has it.
-        Interrupted: A signal came; it is saved.
-    """
-    workspace = Workspace(work_dir)
-    if workspace.root == workspace.run:  # launchers name a round's folder, people the run's
-        workspace = workspace.latest()
-    stored = read_stored(workspace)
-    if not workspace.job_dir(algo, fold).plan.exists():
-        raise WorkspaceError(f"{workspace.root}: {algo}_{fold} is not planned. Run `autoseg generate` first.")
-    stop_with_launcher()
-    import torch.distributed as dist
-
-    from autoseg.training.job import join_processes, run_job
-
-    if os.environ.get("RANK", "0") != "0":
-        logging.getLogger("autoseg").setLevel(logging.WARNING)
-    device, num_workers = device or stored["device"], num_workers or stored["num_workers"]
-    join_processes(device)
-    begun = work_began()
-    try:
-        job = run_job(
-            workspace,
-            stored["dataroot"],
-            algo,
-            fold,
-            device=device,
-            num_workers=num_workers,
-            wait=wait,
-            started=begun,
-        )
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    # Only the first process of several has scored it.
-    return 0 if job.state == "done" else 1

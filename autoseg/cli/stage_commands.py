@@ -1,0 +1,125 @@
+"""The commands of the stages: one for each row of their table, `autoseg.pipeline.stages.STAGES`.
+
+A stage's command runs that stage with the settings of the file and the command line. Those that have flags of their own
+are written here; every other is made from its row.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from autoseg.errors import ConfigError
+from autoseg.pipeline.stages import STAGES
+from autoseg.workspace.stages import Stage
+
+if TYPE_CHECKING:
+    from autoseg.config.settings import AlgoName
+
+INPUT = Path("input.yaml")
+
+
+class HasOverrides(Protocol):
+    """The class of the commands, as far as those of the stages use it."""
+
+    overrides: Mapping[str, str]
+    """Settings on the command line: key -> text."""
+
+
+def stage_commands() -> dict[str, Callable[..., int]]:
+    """The commands of all stages by name, in the order of the table, each with its documentation."""
+    written: dict[str, Callable[..., int]] = {"analyze": analyze, "train": train}
+    return {stage.name: written.get(stage.name) or _made_command(stage) for stage in STAGES}
+
+
+def run_stages(stages: Sequence[str], input: Path, overrides: Mapping[str, str], **options: Any) -> int:
+    """Run stages with the settings of the file and the command line; see `autoseg.pipeline.run.run_input`."""
+    from autoseg.pipeline.run import run_input
+
+    return run_input(stages, input, overrides, **options)
+
+
+def _made_command(stage: Stage[Any]) -> Callable[..., int]:
+    """The command of a stage that has no flags but --input and the settings."""
+
+    def command(self: HasOverrides, *, input: Path = INPUT) -> int:
+        return run_stages((stage.name,), input, self.overrides)
+
+    command.__name__ = command.__qualname__ = stage.name
+    command.__doc__ = _documentation(stage, f"    input: {stage.settings_doc}")
+    return command
+
+
+def _documented(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a written command the documentation of its stage's row; its own docstring says what its flags mean."""
+
+    def document(function: Callable[..., int]) -> Callable[..., int]:
+        arguments = (inspect.getdoc(function) or "").partition("Args:\n")[2]
+        stage = next(stage for stage in STAGES if stage.name == name)
+        function.__doc__ = _documentation(stage, arguments.rstrip())
+        return function
+
+    return document
+
+
+def _documentation(stage: Stage[Any], arguments: str) -> str:
+    """A command's docstring, from which its help is made."""
+    example = stage.example or f"autoseg {stage.name} --input input.yaml"
+    parts = [stage.doc, stage.help, f"Args:\n{arguments}", f"Example:\n{textwrap.indent(example, '    ')}"]
+    return "\n\n".join(part for part in parts if part)
+
+
+@_documented("analyze")
+def analyze(self: HasOverrides, *, input: Path = INPUT, data: Path | None = None, json: bool = False) -> int:
+    """Run the stage, or look at a bare folder.
+
+    Args:
+        input: The settings.
+        data: A bare folder of images, or of images/ and labels/, to look at without an input.yaml.
+        json: Print the summary as JSON.
+    """
+    if data is None:
+        return run_stages(("analyze",), input, self.overrides, as_json=json)
+    if self.overrides:
+        flags = ", ".join(f"--{key}" for key in self.overrides)
+        raise ConfigError(f"{flags}: no effect together with --data. Leave out the one or the other.")
+
+    from json import dumps
+
+    from autoseg.analyzer import analyze_folder
+
+    analysis = analyze_folder(data)
+    print(dumps(analysis.summary(), indent=1) if json else analysis.text())
+    return 2 if analysis.faults else 0
+
+
+@_documented("train")
+def train(
+    self: HasOverrides,
+    *,
+    input: Path | None = None,
+    algo: AlgoName | None = None,
+    fold: int | None = None,
+    again: bool = False,
+    wait: bool = False,
+) -> int:
+    """Run the stage, or train one planned job as a worker.
+
+    Args:
+        input: The settings; input.yaml where not given.
+        algo: This network only.
+        fold: This fold only, from 0.
+        again: Train from the start what is done already.
+        wait: Where another process is working on the job, wait for it instead of ending.
+    """
+    if fold is not None and fold < 0:
+        raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
+    if algo is not None and fold is not None and input is None and not again:
+        from autoseg.pipeline.worker import is_planned, work_alone
+
+        if is_planned(self.overrides):
+            return work_alone(self.overrides, algo, fold, wait=wait)
+    return run_stages(("train",), input or INPUT, self.overrides, algo=algo, fold=fold, again=again)

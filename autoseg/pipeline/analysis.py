@@ -1,0 +1,90 @@
+"""What the analysis of a run is made from, and the cases as it settled them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from autoseg.algos.inputs import run_label_map
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Case, Datalist, files_digest
+from autoseg.data.datalists.datalist import read_datalist
+from autoseg.data.datalists.folds import deal_folds
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.labels import LabelMap
+from autoseg.errors import WorkspaceError
+from autoseg.version import __version__
+from autoseg.workspace.files import digest, read_json, write_json
+from autoseg.workspace.workspace import Workspace
+
+ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
+"""Settings that the analysis depends on."""
+
+
+def analysis_inputs(listed: Datalist, settings: Settings) -> dict[str, str]:
+    """What the analysis is made from: name -> digest."""
+    inputs = {key: digest(getattr(settings, key)) for key in ANALYSIS_KEYS}
+    inputs["version of autoseg"] = __version__
+    for case in listed.training:
+        inputs[f"case {case.name}"] = digest([files_digest(case), case.fold, case.annotated, case.group])
+    inputs["testing, validation and unlabeled cases"] = digest(
+        [[files_digest(c) for c in cases] for cases in (listed.testing, listed.validation, listed.unlabeled)]
+    )
+    return inputs
+
+
+def settled_cases(listed: Datalist, annotated: Mapping[str, tuple[str, ...]], settings: Settings) -> Datalist:
+    """The list with the classes that each case was annotated for, by the analysis; its folds balanced over them.
+
+    Args:
+        listed: the datalist as it was read.
+        annotated: case -> classes; a case that is not there counts as annotated for all.
+    """
+
+    def settled(cases: Sequence[Case]) -> tuple[Case, ...]:
+        return tuple(replace(c, annotated=annotated.get(c.name)) for c in cases)
+
+    kept = replace(
+        listed,
+        training=settled(listed.training),
+        validation=settled(listed.validation),
+        testing=settled(listed.testing),
+        unlabeled=settled(listed.unlabeled),
+    )
+    if listed.folds_made and settings.partial_labels == "infer":  # when they were made, this was not known
+        kept = replace(kept, training=deal_folds(kept.training, num_fold=listed.num_fold, seed=settings.seed))
+    return kept
+
+
+def run_cases(workspace: Workspace, settings: Settings) -> tuple[Datalist, LabelMap]:
+    """The run's cases as the analysis settled them, and its classes as the user named them."""
+    datalist = read_datalist(workspace.datalist, settings.dataroot)
+    return datalist, run_label_map(settings, datalist, Fingerprint.read(workspace.datastats)).named
+
+
+def remember_data(workspace: Workspace, analyzed: Datalist, settings: Settings) -> None:
+    """Store which data set the run belongs to."""
+    write_json(workspace.root / "state" / "data.json", {"images": sorted(_first_images(analyzed, settings))})
+
+
+def check_same_data(workspace: Workspace, listed: Datalist, settings: Settings) -> None:
+    """Refuse a work_dir that holds the run of another data set.
+
+    Raises:
+        WorkspaceError: None of its training cases is in the list.
+    """
+    path = workspace.root / "state" / "data.json"
+    if not path.exists():
+        return
+    known = set(read_json(path)["images"])
+    if known and not known & _first_images(listed, settings):
+        raise WorkspaceError(
+            f"{workspace.root}: this work_dir belongs to another data set ({len(known)} training cases, none "
+            f"of them in {settings.datalist.name}). Set another work_dir, or delete this one."
+        )
+
+
+def _first_images(datalist: Datalist, settings: Settings) -> set[str]:
+    """The first image of each training case, from dataroot: what tells one data set from another."""
+    return {os.path.relpath(case.images[0], settings.dataroot) for case in datalist.training}

@@ -1,0 +1,132 @@
+"""What a work_dir keeps of its commands: settings, command lines, input.yaml."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from autoseg.config.load import load_settings
+from autoseg.config.settings import AlgoName, Settings
+from autoseg.pipeline.context import Request
+from autoseg.version import __version__
+from autoseg.workspace.files import read_json, write_json, write_text, write_yaml
+from autoseg.workspace.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+SELECTS_WORK = frozenset(
+    ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers", "launcher", "address", "retries")
+    + ("jobs_per_device", "gpus_per_job", "cpus_per_job")
+)
+"""Settings that say what to run now; the others on a command line belong to the run and stay with it."""
+ROUND_KEYS = frozenset(("partial_labels", "strategy", "pseudolabel"))
+"""Settings, and a block of them, that decide which rounds of training there are and what they learn from."""
+
+
+# -- settings of command lines
+
+
+def _kept_path(workspace: Workspace) -> Path:
+    return workspace.root / "state" / "command_line.json"
+
+
+def kept_settings(workspace: Workspace) -> dict[str, str]:
+    """Settings of earlier command lines that later commands go on with: key -> text."""
+    path = _kept_path(workspace)
+    settings: dict[str, str] = read_json(path) if path.exists() else {}
+    return settings
+
+
+def load_with_kept(input_path: Path, request: Request) -> tuple[Settings, dict[str, str], dict[str, str]]:
+    """Read input.yaml with the settings of this command line, and of earlier ones.
+
+    Those of earlier ones are kept, unless the file or this command line has them, so that the plain `autoseg run` goes
+    on with what `autoseg run --budget 2h` began.
+
+    Returns:
+        The settings; the origin of each; what is to be kept for later commands: key -> text.
+
+    Raises:
+        ConfigError: All that is wrong with them.
+    """
+    settings, origins = load_settings(input_path, request.words)
+    earlier = {
+        key: text
+        for key, text in kept_settings(Workspace(settings.work_dir)).items()
+        if key not in request.words and origins.get(key, "default") == "default"
+    }
+    used = earlier
+    if not request.plans_jobs:  # a plan stays as it was made, and rounds as they were begun
+        used = {key: text for key, text in earlier.items() if key.partition(".")[0] in ROUND_KEYS}
+    if used:
+        log.info("as on an earlier command line: %s", " ".join(f"--{key} {text}" for key, text in used.items()))
+        settings, origins = load_settings(input_path, {**used, **request.words})
+    return settings, origins, {**earlier, **request.words}
+
+
+def keep_settings(workspace: Workspace, words: Mapping[str, str]) -> None:
+    """Keep settings of a command line for later commands, but for those that say what to run now."""
+    write_json(_kept_path(workspace), {key: text for key, text in words.items() if key not in SELECTS_WORK})
+
+
+def note_settings(workspace: Workspace) -> Callable[[], None]:
+    """Note a run's settings and its number of rounds, and return what puts them back as they are now.
+
+    What a mistaken command line has stored would make the plain `autoseg run` fail, or hide finished rounds. A run
+    that was stopped, by a signal or by faults of the data, goes on with its own.
+    """
+    kept, number = _kept_path(workspace), workspace.num_rounds
+    files = [kept, *(place.settings for place in (workspace, *workspace.rounds()))]
+    before = {path: path.read_text(errors="replace") for path in files if path.exists()}
+
+    def put_back() -> None:
+        for path, content in before.items():
+            write_text(path, content)
+        if kept not in before:
+            kept.unlink(missing_ok=True)
+        if workspace.num_rounds != number:
+            workspace.plan_rounds(number)
+
+    return put_back
+
+
+# -- what was asked for
+
+
+def remember_command(workspace: Workspace, request: Request, input_path: Path) -> None:
+    """Add a line to the commands of the run, with paths from the folder that holds the work_dir."""
+    home = workspace.root.absolute().parent
+    command = ["autoseg", "run" if request.is_whole else "+".join(stage.name for stage in request.stages)]
+    options = {"input": str(input_path.absolute()), **request.words, **_job_words(request.algo, request.fold)}
+    for key, value in options.items():
+        command += [f"--{key}", os.path.relpath(value, home) if os.path.isabs(value) else value]
+    line = {"time": round(time.time(), 1), "command": shlex.join(command), "version": __version__}
+    workspace.commands.parent.mkdir(parents=True, exist_ok=True)
+    with open(workspace.commands, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _job_words(algo: AlgoName | None, fold: int | None) -> dict[str, str]:
+    return {key: str(value) for key, value in (("algo", algo), ("fold", fold)) if value is not None}
+
+
+def remember_input(workspace: Workspace, settings: Settings, origins: Mapping[str, str], input_path: Path) -> None:
+    """Copy input.yaml into the run, and store its settings."""
+    write_text(workspace.input, input_path.read_text())
+    remember_settings(workspace, settings, origins)
+
+
+def remember_settings(workspace: Workspace, settings: Settings, origins: Mapping[str, str]) -> None:
+    """Store the settings of a run or a round, each with its origin, paths relative to the folder."""
+    resolved = settings.model_dump(mode="json")
+    for key in ("datalist", "dataroot", "work_dir"):
+        resolved[key] = os.path.relpath(getattr(settings, key), workspace.root)
+    write_yaml(
+        workspace.settings,
+        {key: {"value": value, "origin": origins.get(key, "default")} for key, value in resolved.items()},
+    )
