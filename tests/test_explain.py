@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_explain_one_value(run: Path) -> None:
-    assert explain(run, "roi_size") == (
+    assert explain(run, STAGES, "roi_size") == (
         "roi_size: 3 whole numbers >= 1. Default: planned.\n"
         "  Patch in voxels along X, Y, Z after resampling; rounded up, with a warning, to what the network can halve.\n"
         "\n"
@@ -54,23 +54,23 @@ def test_explain_one_value(run: Path) -> None:
 
 
 def test_explain_sees_an_edit(run: Path) -> None:
-    text = explain(run, "segresnet_0.network.init_filters")
+    text = explain(run, STAGES, "segresnet_0.network.init_filters")
     assert "  value:  16\n  origin: edited by hand\n  derived: 8, before the edit\n" in text
 
 
 def test_explain_all_of_an_input_and_of_a_work_dir(run: Path) -> None:
-    rows = {" ".join(line.split()) for line in explain(run).splitlines()}
+    rows = {" ".join(line.split()) for line in explain(run, STAGES).splitlines()}
     assert {"num_epochs 7 input.yaml:4", "segresnet.batch_size 2 input.yaml:5", "num_fold 5 default"} <= rows
     assert {"roi_size [40, 56, 40] planner: median shape (nnU-Net)", "network.init_filters 16 edited by hand"} <= rows
-    rows = {" ".join(line.split()) for line in explain(run.parent / "work_dir").splitlines()}
+    rows = {" ".join(line.split()) for line in explain(run.parent / "work_dir", STAGES).splitlines()}
     assert {"seed 3 command line", "num_fold 5 default", "segresnet.batch_size 2 input.yaml:5"} <= rows
 
 
 def test_explain_refuses(run: Path) -> None:
     with pytest.raises(ConfigError, match=r"^roi_sise: no such setting or planned value\. Did you mean roi_size\?$"):
-        explain(run, "roi_sise")
+        explain(run, STAGES, "roi_sise")
     with pytest.raises(WorkspaceError, match=r"no settings\.yaml, so not a run's folder"):
-        explain(run.parent)
+        explain(run.parent, STAGES)
 
 
 def test_status(run: Path) -> None:

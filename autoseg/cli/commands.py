@@ -184,16 +184,17 @@ class Commands:
         """Tell what each setting and planned value is, where it came from, and by which rule.
 
         Args:
-            key: One setting or planned value, such as num_epochs or segresnet.roi_size.
+            key: One setting or planned value, such as num_epochs or segresnet.roi_size, or a stage, such as train.
             input: The settings; the run is looked up in their work_dir.
             work_dir: Folder of a run, instead of --input.
 
         Example:
             autoseg explain roi_size
         """
+        from autoseg.pipeline.stages import STAGES
         from autoseg.report.explain import explain
 
-        print(explain(work_dir or input, key))
+        print(explain(work_dir or input, STAGES, key))
         return 0
 
     def init(

@@ -1,8 +1,8 @@
-"""Where every value of a run came from: settings and plans, with origin and rule."""
+"""Where every value of a run came from: settings and plans, with origin and rule; and what its stages do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from autoseg.config.nodes import load_plain
 from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.workspace.stages import Stage
 from autoseg.workspace.workspace import Workspace
 
 
@@ -35,12 +36,14 @@ class Entry:
     """What the rule gave, where a hand changed it afterwards."""
 
 
-def explain(work_dir_or_input: Path, key: str | None = None) -> str:
-    """Tell each value of a run, or one of them in full.
+def explain(work_dir_or_input: Path, stages: Sequence[Stage[Any]], key: str | None = None) -> str:
+    """Tell each value of a run, or one of them in full, or what a stage does.
 
     Args:
         work_dir_or_input: A run's folder, or the input.yaml whose work_dir is meant.
-        key: A setting or planned value, dotted inside a block or a job (`segresnet.batch_size`, `dints_0.roi_size`).
+        stages: The table of stages.
+        key: A setting or planned value, dotted inside a block or a job (`segresnet.batch_size`, `dints_0.roi_size`), or
+            the name of a stage.
 
     Returns:
         Lines to print.
@@ -62,7 +65,30 @@ def explain(work_dir_or_input: Path, key: str | None = None) -> str:
         entries = _current_settings(settings, origins)
     workspace = workspace.latest()
     entries += [entry for folder in job_folders(workspace) for entry in plan_entries(folder)]
-    return _table(entries) if key is None else _detail(entries, key)
+    if key is None:
+        return _table(entries)
+    named = [_stage_text(stage, workspace) for stage in stages if stage.name == key]
+    if named and key not in setting_docs():
+        return named[0]
+    return "\n\n".join([*named, _detail(entries, key)])
+
+
+def _stage_text(stage: Stage[Any], place: Workspace) -> str:
+    """What a stage does, and how far it is in the last round."""
+    folder = {
+        "run": "the run's folder",
+        "each round": "the run's folder, or that of each round of training",
+        "between rounds": "the folder of each round of training but the first, before its other stages",
+    }[stage.where]
+    return "\n".join(
+        [
+            f"{stage.name}: a stage of the run. {stage.doc}",
+            f"  reads:    {stage.reads.replace('`', '')}",
+            f"  writes:   {stage.writes.replace('`', '')}",
+            f"  works in: {folder}",
+            f"  so far:   {stage.far(place)}",
+        ]
+    )
 
 
 def stored_settings(workspace: Workspace) -> list[Entry]:
@@ -131,10 +157,12 @@ def _read(path: Path) -> dict[str, Any]:
         data = load_plain(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WorkspaceError(
-            f"{path}: not valid YAML: {' '.join(str(error).split())}. Mend it or run generate."
+            f"{path}: not valid YAML: {' '.join(str(error).split())}. Repair it or run `autoseg generate`."
         ) from None
     if not isinstance(data, dict):
-        raise WorkspaceError(f"{path}: expected a mapping of names to values. Mend it or run generate again.")
+        raise WorkspaceError(
+            f"{path}: expected a mapping of names to values. Repair it or run `autoseg generate` again."
+        )
     return data
 
 
