@@ -70,7 +70,7 @@ def run(
             `class_weights={"tumor": 10}`.
 
     Raises:
-        AutosegError: What the user can mend.
+        AutosegError: What the user can repair.
 
     Example:
         result = autoseg.run("input.yaml", budget="10m")
@@ -81,8 +81,8 @@ def run(
 
     overrides = _texts(settings)
     code = run_input(stages, Path(input), overrides)
-    found, _ = load_settings(Path(input), overrides)
-    return load_result(found.work_dir, succeeded=code == 0)
+    resolved, _ = load_settings(Path(input), overrides)
+    return load_result(resolved.work_dir, succeeded=code == 0)
 
 
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -207,8 +207,7 @@ class Segmenter:
 
     Example:
         segmenter = autoseg.Segmenter("work_dir")
-        found = segmenter.predict("scan.nii.gz")
-        found.volumes_ml
+        segmenter.predict("scan.nii.gz").volumes_ml
     """
 
     def __init__(
@@ -241,8 +240,8 @@ class Segmenter:
     @property
     def classes(self) -> dict[str, tuple[int, ...]]:
         """Class -> label values."""
-        found = self._predictor.label_map
-        return dict(zip(found.names, found.values, strict=True))
+        label_map = self._predictor.label_map
+        return dict(zip(label_map.names, label_map.values, strict=True))
 
     def predict(
         self, image: str | Path | Sequence[str | Path] | np.ndarray, *, affine: np.ndarray | None = None
@@ -300,7 +299,7 @@ def predict(
     Example:
         autoseg.predict("scan.nii.gz", "labels.nii.gz", work_dir="work_dir").volumes_ml
     """
-    found = Segmenter(work_dir, algo=algo, fold=fold, device=device, **inference).predict(image, affine=affine)
+    prediction = Segmenter(work_dir, algo=algo, fold=fold, device=device, **inference).predict(image, affine=affine)
     if output is not None:
-        found.save(output)
-    return found
+        prediction.save(output)
+    return prediction

@@ -180,7 +180,7 @@ def test_a_missing_image_is_said(copied: Path) -> None:
 def test_a_fault_of_the_report_costs_no_run(
     copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(work_dir: Path) -> Path:
+    def broken(*_: object) -> Path:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("autoseg.report.page.make_report", broken)

@@ -65,7 +65,8 @@ class _Parser:
     function: Callable[..., Any]
     types: dict[str, Any]
     settings: dict[str, Any]
-    found: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    """Flag or positional -> its text."""
     valueless: set[str] = field(default_factory=set)
     """Flags that stood without a value."""
     faults: list[str] = field(default_factory=list)
@@ -86,13 +87,13 @@ class _Parser:
                 surplus.append(word)
         for word in surplus:
             self.faults.append(f"{word}: surplus; expected {self.usage()}. A flag is written --flag value.")
-        for key in (k for k in self.types if k in self.found):
+        for key in (k for k in self.types if k in self.values):
             try:
-                read_value(key, self.found[key], self.types[key])
+                read_value(key, self.values[key], self.types[key])
             except ConfigError as error:
                 self.faults += error.messages
         for parameter in _parameters(self.function):
-            if parameter.default is parameter.empty and parameter.name not in {*self.found, *self.valueless}:
+            if parameter.default is parameter.empty and parameter.name not in {*self.values, *self.valueless}:
                 flag = parameter.kind is parameter.KEYWORD_ONLY
                 what = describe_parameters(self.function)[parameter.name]
                 self.faults.append(f"{'--' if flag else ''}{parameter.name}: missing. {what} Expected {self.usage()}.")
@@ -100,8 +101,8 @@ class _Parser:
             raise ConfigError(self.faults)
         return Call(
             command=self.name,
-            arguments={k: v for k, v in self.found.items() if k in self.types},
-            overrides={k: v for k, v in self.found.items() if k not in self.types},
+            arguments={k: v for k, v in self.values.items() if k in self.types},
+            overrides={k: v for k, v in self.values.items() if k not in self.types},
         )
 
     def flag(self, word: str, rest: list[str]) -> None:
@@ -147,9 +148,9 @@ class _Parser:
 
     def put(self, key: str, value: str) -> None:
         """Note a value; a second one is a fault."""
-        if key in self.found:
-            self.faults.append(f"--{key}: given twice, {self.found[key]} and {value}. Give it once.")
-        self.found[key] = value
+        if key in self.values:
+            self.faults.append(f"--{key}: given twice, {self.values[key]} and {value}. Give it once.")
+        self.values[key] = value
 
     def usage(self) -> str:
         """How the command is called."""
@@ -208,8 +209,8 @@ def summary(function: Callable[..., Any]) -> str:
 def describe_parameters(function: Callable[..., Any]) -> dict[str, str]:
     """What the docstring's `Args:` says of each parameter."""
     text = (inspect.getdoc(function) or "").partition("Args:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, flags=re.MULTILINE)
-    return {name: " ".join(words.split()) for name, words in found}
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, flags=re.MULTILINE)
+    return {name: " ".join(words.split()) for name, words in entries}
 
 
 def program_help(commands: type, title: str, takes_settings: frozenset[str]) -> str:

@@ -64,20 +64,20 @@ def completion(commands: type, takes_settings: frozenset[str], shell: Shell) -> 
 
 
 def _types(commands: type, takes_settings: frozenset[str], name: str) -> dict[str, Any]:
-    found = dict(parameter_types(getattr(commands, name)))
-    return {**found, **setting_types()} if name in takes_settings else found
+    types = dict(parameter_types(getattr(commands, name)))
+    return {**types, **setting_types()} if name in takes_settings else types
 
 
 def _options(annotation: Any) -> list[str]:
     """The words a value may be, where there are few."""
-    found: list[str] = []
+    words: list[str] = []
     for member in members(annotation):
         bare, _ = strip_annotated(member)
         if get_origin(bare) is Literal:
-            found += [str(v).lower() if isinstance(v, bool) else str(v) for v in get_args(bare)]
+            words += [str(v).lower() if isinstance(v, bool) else str(v) for v in get_args(bare)]
         elif bare is bool:
-            found += ["true", "false"]
-    return found
+            words += ["true", "false"]
+    return words
 
 
 def _fish(commands: type, takes_settings: frozenset[str]) -> str:

@@ -55,19 +55,19 @@ def doctor(folder: Path, *, as_json: bool = False) -> tuple[str, int]:
     """The findings as text or JSON, and the exit code: 0, or 2 where a run cannot work."""
     import json
 
-    found = examine(folder)
-    code = 2 if any(c.state == "bad" for c in found) else 0
+    checks = examine(folder)
+    code = 2 if any(c.state == "bad" for c in checks) else 0
     if as_json:
-        return json.dumps([asdict(c) for c in found], indent=1), code
-    width = max(len(c.name) for c in found)
+        return json.dumps([asdict(c) for c in checks], indent=1), code
+    width = max(len(c.name) for c in checks)
     marks = {"ok": "ok  ", "warn": "WARN", "bad": "BAD "}
     lines = []
-    for c in found:
+    for c in checks:
         lines.append(f"{marks[c.state]}  {c.name:<{width}}  {c.found}")
         if c.advice:
             lines.append(f"{'':{width + 8}}-> {c.advice}")
-    num = {state: sum(c.state == state for c in found) for state in ("warn", "bad")}
-    verdict = "A run cannot work here until what is BAD is mended." if num["bad"] else "Ready for a run."
+    num = {state: sum(c.state == state for c in checks) for state in ("warn", "bad")}
+    verdict = "A run cannot work here until what is BAD is repaired." if num["bad"] else "Ready for a run."
     return "\n".join([*lines, "", f"{verdict} {num['bad']} bad, {num['warn']} to look at."]), code
 
 

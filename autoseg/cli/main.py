@@ -1,6 +1,6 @@
 """The commands. Each checks its words, then calls one function; no logic lives here.
 
-Exit codes: 0 done; 1 a job failed, or a bug (with its traceback); 2 something the user can mend; 130 Ctrl-C.
+Exit codes: 0 done; 1 a job failed, or a bug (with its traceback); 2 something the user can repair; 130 Ctrl-C.
 """
 
 from __future__ import annotations

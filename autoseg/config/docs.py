@@ -69,7 +69,8 @@ def _default_text(value: Any) -> str:
     )
 
 
-def _doc_lines(doc: SettingDoc) -> list[str]:
+def doc_lines(doc: SettingDoc) -> list[str]:
+    """What a setting is, as `autoseg explain` tells it: type and default, then meaning."""
     default = f" Default: {doc.default}." if doc.default else ""
     return [f"{doc.key}: {doc.type}.{default}", f"  {doc.doc}"]
 

@@ -83,8 +83,8 @@ class JobPlans:
                 self._make(algo, fold, known)
             elif "command line" in self.origins.values():
                 step_s = read_plan(self.workspace.job_dir(algo, fold)).step_s
-                plan, found = make_plan(algo=algo, fold=fold, **known, fit=Fit(step_s=step_s))
-                if keys := edit_job(self.workspace, plan, found):
+                plan, origins = make_plan(algo=algo, fold=fold, **known, fit=Fit(step_s=step_s))
+                if keys := edit_job(self.workspace, plan, origins):
                     log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
 
     def train(self, *, begun: float, again: bool = False) -> bool:

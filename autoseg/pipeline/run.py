@@ -179,10 +179,10 @@ def run_stage(run: RunContext, place: Workspace, stage: Stage[RunContext]) -> No
 
 def draw_report(run: RunContext) -> None:
     """Bring the report up to date. It only shows what others did, so no fault of it stops them."""
-    from autoseg.report.page import is_current, make_report
-
     if not run.request.draws_report:
         return
+    from autoseg.report.page import is_current, make_report
+
     workspace = run.workspace
     try:
         if is_current(workspace, STAGES):

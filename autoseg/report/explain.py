@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from autoseg.config.docs import _doc_lines, setting_docs
+from autoseg.config.docs import doc_lines, setting_docs
 from autoseg.config.load import load_settings
 from autoseg.config.nodes import load_plain
 from autoseg.config.settings import Settings
@@ -191,22 +191,22 @@ def _table(entries: list[Entry]) -> str:
 
 def _detail(entries: list[Entry], key: str) -> str:
     """One value in full, wherever it occurs; jobs that agree stand together."""
-    found = [e for e in entries if key in (e.key, f"{e.place}.{e.key}") or key == f"{_algo(e)}.{e.key}"]
+    named = [e for e in entries if key in (e.key, f"{e.place}.{e.key}") or key == f"{_algo(e)}.{e.key}"]
     docs = setting_docs()
     doc = docs.get(key) or docs.get(key.rpartition(".")[2])
-    if not found and key not in docs:
+    if not named and key not in docs:
         known = {e.key for e in entries} | set(docs)
         raise ConfigError(f"{key}: no such setting or planned value. {suggest(key, known)}")
-    lines = _doc_lines(doc) if doc else []
+    lines = doc_lines(doc) if doc else []
     groups: dict[str, list[str]] = {}
-    for entry in found:
+    for entry in named:
         text = [f"  value:  {_short(entry.value, 200)}", f"  origin: {entry.origin}"]
         text += [f"  derived: {_short(entry.derived, 200)}, before the edit"] if entry.derived is not None else []
         text += [f"  rule:   {entry.rule}"] if entry.rule else []
         groups.setdefault("\n".join(text), []).append(entry.place)
     for text_block, places in groups.items():
         lines += ["", ", ".join(places), text_block] if lines else [", ".join(places), text_block]
-    if not found:
+    if not named:
         lines += ["", "Not set, and no plan has it yet."]
     return "\n".join(lines)
 

@@ -73,19 +73,19 @@ def job_status(work_dir: Path, name: str) -> str:
     workspace = _open(work_dir)
     places = workspace.rounds() or [workspace]
     every = [(place, job, claim) for place in places for job, claim in place.current_jobs()]
-    found = {job.name: (place, job, claim) for place, job, claim in every}  # the last round's, where it has the job
-    found |= {f"{place.root.name}/{job.name}": (place, job, claim) for place, job, claim in every if len(places) > 1}
-    if name not in found:
-        raise ConfigError(f"{name}: no such job in {work_dir}. {suggest(name, found)}")
-    workspace, job, claim = found[name]
+    by_name = {job.name: (place, job, claim) for place, job, claim in every}  # the last round's, where it has the job
+    by_name |= {f"{place.root.name}/{job.name}": (place, job, claim) for place, job, claim in every if len(places) > 1}
+    if name not in by_name:
+        raise ConfigError(f"{name}: no such job in {work_dir}. {suggest(name, by_name)}")
+    workspace, job, claim = by_name[name]
     paths = workspace.job_dir(job.algo, job.fold)
     lines = _table([_cells(workspace, job, claim)])
     if job.error:
         lines += ["", job.error.rstrip()]
     printed = workspace.root / "state" / "launch" / f"{job.name}.out"
     for path in (paths.log, printed):
-        if told := last_lines(path, LOG_LINES):
-            lines += ["", f"{path}:", *told]
+        if lines_shown := last_lines(path, LOG_LINES):
+            lines += ["", f"{path}:", *lines_shown]
     return "\n".join(lines)
 
 

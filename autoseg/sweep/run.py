@@ -160,8 +160,8 @@ def _num_workers(settings: Settings) -> int:
     if settings.launcher == "ray":
         from autoseg.launch.ray_cluster import cluster_resources
 
-        found, (gpus, cpus) = cluster_resources(settings), job_resources(settings)
-        return max(1, int(found["GPU"] / gpus * settings.jobs_per_device if gpus else found.get("CPU", 1) / cpus))
+        free, (gpus, cpus) = cluster_resources(settings), job_resources(settings)
+        return max(1, int(free["GPU"] / gpus * settings.jobs_per_device if gpus else free.get("CPU", 1) / cpus))
     if settings.launcher == "slurm":
         return 1
     from autoseg.launch.local import find_places

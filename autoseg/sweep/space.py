@@ -76,14 +76,14 @@ class Space:
 
     def of_plan(self, plan: Plan) -> dict[str, Any]:
         """What Optuna would have drawn for a plan, as far as the space has its values."""
-        found: dict[str, Any] = {NETWORK: plan.algo} if len(self.algos) > 1 else {}
+        drawn_values: dict[str, Any] = {NETWORK: plan.algo} if len(self.algos) > 1 else {}
         flat = {**plan.model_dump(mode="json"), **plan.network}
         for parameter in self.parameters:
             if parameter.algo in ("", plan.algo) and parameter.name in flat:
                 drawn = parameter.drawn(flat[parameter.name])
                 if drawn is not None:
-                    found[parameter.key] = drawn
-        return found
+                    drawn_values[parameter.key] = drawn
+        return drawn_values
 
     def identity(self) -> dict[str, str]:
         """What makes two searches the same, by name."""

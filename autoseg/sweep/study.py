@@ -120,15 +120,15 @@ class Study:
         with self._asking(), self._reachable():
             trials = [t for t in self.optuna.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
             running = [t for t in trials if t.state == TrialState.RUNNING]
-            for found in running:
-                claim = self._claim(found.number)
+            for begun in running:
+                claim = self._claim(begun.number)
                 try:
                     claim.__enter__()
                 except Busy:
                     continue
-                log.info("sweep: going on with trial %d", found.number)
-                trial = Trial(self.optuna, found._trial_id)
-                self._seed(found.number)
+                log.info("sweep: going on with trial %d", begun.number)
+                trial = Trial(self.optuna, begun._trial_id)
+                self._seed(begun.number)
                 return trial, claim
             if len(trials) >= self.settings.trials:
                 return bool(running)
