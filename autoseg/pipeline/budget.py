@@ -199,10 +199,10 @@ class RunBudget:
         if self.settings.ensemble is False and not later:
             return LEAST_RESERVED_SHARE * budget_s
         done = self._predicted(self.workspace)
-        known = done or [job for place in self.workspace.rounds() for job in self._predicted(place)]
-        if not known:
+        predicted = done or [job for place in self.workspace.rounds() for job in self._predicted(place)]
+        if not predicted:
             return RESERVED_SHARE * (1 + later) * budget_s
-        case_s = statistics.median(job.inference_s or 0.0 for job in known)
+        case_s = statistics.median(job.inference_s or 0.0 for job in predicted)
         models = {(job.algo, job.fold) for job in done} | set(among)
         predictions = ENSEMBLE_FACTOR * sum(len(datalist.val_cases(fold)) for _, fold in models)
         predictions += ENSEMBLE_FACTOR * later * len(self._again()) * self.rounds.predictions

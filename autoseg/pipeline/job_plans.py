@@ -64,9 +64,9 @@ class JobPlans:
 
     def generate(self) -> None:
         """Write the plans that are missing or were made from other inputs."""
-        each = self._known(self.jobs, self._shares())
-        made = [f"{algo}_{fold}" for algo, fold, known in each if self._make(algo, fold, known)]
-        log.info("generate: %s", f"wrote {', '.join(made)}" if made else "up to date")
+        each = self._planner_arguments(self.jobs, self._shares())
+        written = [f"{algo}_{fold}" for algo, fold, arguments in each if self._write_plan(algo, fold, arguments)]
+        log.info("generate: %s", f"wrote {', '.join(written)}" if written else "up to date")
 
     def edit(self) -> None:
         """Make the missing plans of jobs to be trained alone; bring the command line's values into the others.
@@ -78,12 +78,12 @@ class JobPlans:
         from autoseg.plan import read_plan
 
         each_s = parse_duration(self.settings.budget) if self.settings.budget is not None else None
-        for algo, fold, known in self._known(self.jobs, self._shares(each_s)):
+        for algo, fold, arguments in self._planner_arguments(self.jobs, self._shares(each_s)):
             if not self.workspace.job_dir(algo, fold).plan.exists():
-                self._make(algo, fold, known)
+                self._write_plan(algo, fold, arguments)
             elif "command line" in self.origins.values():
                 step_s = read_plan(self.workspace.job_dir(algo, fold)).step_s
-                plan, origins = make_plan(algo=algo, fold=fold, **known, fit=Fit(step_s=step_s))
+                plan, origins = make_plan(algo=algo, fold=fold, **arguments, fit=Fit(step_s=step_s))
                 if keys := edit_job(self.workspace, plan, origins):
                     log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
 
@@ -115,8 +115,8 @@ class JobPlans:
             new = [job for job in running if again or not budget.is_begun(*job)]
             waiting = [job for job in rest if again or workspace.read_job(*job).state != "done"]
             budget.give(datalist, new, waiting)
-            for algo, fold, known in self._known(new, budget.job_s):
-                self._make(algo, fold, known)
+            for algo, fold, arguments in self._planner_arguments(new, budget.job_s):
+                self._write_plan(algo, fold, arguments)
             started.update(running)
             return running
 
@@ -142,15 +142,15 @@ class JobPlans:
         self.budget.give_all(self.datalist, self.jobs)
         return self.budget.job_s
 
-    def _known(
+    def _planner_arguments(
         self, jobs: Sequence[tuple[AlgoName, int]], budget_s: Callable[[str], float | None]
     ) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
         return planning(self.workspace, self.datalist, self.settings, self.origins, jobs, budget_s)
 
-    def _make(self, algo: AlgoName, fold: int, known: Mapping[str, Any]) -> bool:
+    def _write_plan(self, algo: AlgoName, fold: int, arguments: Mapping[str, Any]) -> bool:
         """Write a plan, measured on the device that jobs train on, unless that is another machine's."""
         from autoseg.algos.generate import generate_job
         from autoseg.hardware.device import pick_device
 
         device = pick_device(self.settings.device) if self.settings.launcher == "local" else None
-        return generate_job(self.workspace, algo=algo, fold=fold, device=device, **known)
+        return generate_job(self.workspace, algo=algo, fold=fold, device=device, **arguments)
