@@ -1,1 +1,1 @@
-"""The stages in order; run.py is the file to read first."""
+"""A run from start to end: run.py is the file to read first, stages.py has the table of stages."""
