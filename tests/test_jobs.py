@@ -221,8 +221,8 @@ def test_a_diverged_job_starts_once_more_with_a_lower_rate_and_is_then_given_up(
         def diverge(trainer: Trainer) -> TrainResult:
             rates.append(trainer.plan.learning_rate)
             if rates[-1] > limit:
-                trainer._train_step()
-                trainer._save_checkpoint()
+                trainer.train_step()
+                trainer.save()
                 raise Diverged(
                     "segresnet_0: the loss became nan in epoch 1. Lower learning_rate (...) and train again."
                 )

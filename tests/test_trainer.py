@@ -133,10 +133,19 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def replace_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("trainer", "validation", "checkpoint"):
+            monkeypatch.setattr(f"autoseg.training.{module}.time", self)
+
+
+def checkpoint_after(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for module in ("trainer", "checkpoint"):
+        monkeypatch.setattr(f"autoseg.training.{module}.CHECKPOINT_S", seconds)
+
 
 def on_a_clock(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, clock: Clock, step_s: float, score_s: float) -> None:
     """Let each step and each validated case take a fixed time."""
-    gradients, score = trainer._gradients, trainer._score
+    gradients, score = trainer._gradients, trainer.validator.score
 
     def timed(work, seconds):  # type: ignore[no-untyped-def]
         def do(*words):  # type: ignore[no-untyped-def]
@@ -146,12 +155,12 @@ def on_a_clock(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, clock: Clock, 
         return do
 
     monkeypatch.setattr(trainer, "_gradients", timed(gradients, step_s))
-    monkeypatch.setattr(trainer, "_score", timed(score, score_s))
+    monkeypatch.setattr(trainer.validator, "score", timed(score, score_s))
 
 
 def run_on_a_clock(folder: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float, scoring_s: float) -> Trainer:
     clock = Clock()
-    monkeypatch.setattr("autoseg.training.trainer.time", clock)
+    clock.replace_time(monkeypatch)
     plan = tiny_plan().model_copy(update={"budget_s": budget_s, "num_epochs": 10_000})
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(folder), device=CPU, scoring=lambda index: scoring_s)
     on_a_clock(monkeypatch, trainer, clock, 0.1, 0.05)
@@ -173,19 +182,19 @@ def test_a_budget_that_ends_while_a_checkpoint_is_written_leaves_a_model(
 ) -> None:
     """Saving takes the rest of the time: what was learned since the last validation is kept all the same."""
     clock = Clock()
-    monkeypatch.setattr("autoseg.training.trainer.time", clock)
-    monkeypatch.setattr("autoseg.training.trainer.CHECKPOINT_S", 1.0)
-    monkeypatch.setattr("autoseg.training.trainer.validation_plan", lambda *words: ((), 0))
+    clock.replace_time(monkeypatch)
+    checkpoint_after(monkeypatch, 1.0)
+    monkeypatch.setattr("autoseg.training.validation.validation_plan", lambda *words: ((), 0))
     plan = tiny_plan().model_copy(update={"budget_s": 8.0, "num_epochs": 10_000, "num_steps_per_epoch": 1000})
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
     on_a_clock(monkeypatch, trainer, clock, 0.1, 0.05)
-    save = trainer._save_checkpoint
+    save = trainer.save
 
     def slow() -> None:
         save()
         clock.now += 7.0
 
-    monkeypatch.setattr(trainer, "_save_checkpoint", slow)
+    monkeypatch.setattr(trainer, "save", slow)
     result = trainer.run()
     assert result.steps < 20
     assert trainer.progress.ended
@@ -197,17 +206,17 @@ def test_a_budget_that_ends_while_a_checkpoint_is_written_leaves_a_model(
 def test_a_budget_that_ends_with_an_epoch_has_no_empty_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The epoch's own validation takes the rest of the time: the job ends without another one of no steps."""
     clock = Clock()
-    monkeypatch.setattr("autoseg.training.trainer.time", clock)
+    clock.replace_time(monkeypatch)
     plan = tiny_plan().model_copy(update={"budget_s": 8.0, "num_epochs": 10_000, "num_steps_per_epoch": 5})
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
     on_a_clock(monkeypatch, trainer, clock, 0.1, 0.05)
-    validate = trainer._validate
+    validate = trainer.validator.validate
 
-    def slow() -> float:
+    def slow(before_case) -> float:  # type: ignore[no-untyped-def]
         clock.now += 6.0
-        return validate()
+        return validate(before_case)
 
-    monkeypatch.setattr(trainer, "_validate", slow)
+    monkeypatch.setattr(trainer.validator, "validate", slow)
     result = trainer.run()
     assert trainer.progress.ended
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -221,7 +230,7 @@ def test_cases_without_scores_are_no_divergence(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("autoseg.training.trainer.DIVERGED_STEPS", 2)
     silent = [dataclasses.replace(CASES[4], annotated=())]
     trainer = Trainer(tiny_plan(num_epochs=4), CASES[:4], silent, JobDir(tmp_path / "segresnet_0"), device=CPU)
-    assert math.isnan(trainer._validate())
+    assert math.isnan(trainer.validator.validate())
     result = trainer.run()
     assert (result.epochs, result.best_epoch) == (4, 4)
     assert all(torch.equal(weights(tmp_path)[k], v) for k, v in trainer.average.state_dict().items())
@@ -232,16 +241,16 @@ def test_one_hard_class_of_one_case_is_no_divergence(tmp_path: Path, monkeypatch
     monkeypatch.setattr("autoseg.training.trainer.DIVERGED_STEPS", 2)
     cases = [dataclasses.replace(CASES[4], annotated=("box",)), CASES[3]]
     trainer = Trainer(tiny_plan(num_epochs=4), CASES[:3], cases, JobDir(tmp_path / "segresnet_0"), device=CPU)
-    monkeypatch.setattr(trainer, "_score", lambda case: torch.tensor([math.nan, 0.0], dtype=torch.float64))
-    monkeypatch.setattr(trainer, "_validated", lambda: [0])
+    monkeypatch.setattr(trainer.validator, "score", lambda case: torch.tensor([math.nan, 0.0], dtype=torch.float64))
+    monkeypatch.setattr(trainer.validator, "chosen", lambda: [0])
     assert trainer.run().epochs == 4
-    monkeypatch.setattr(trainer, "_validated", lambda: [0, 1])
-    assert trainer._covers_classes()
+    monkeypatch.setattr(trainer.validator, "chosen", lambda: [0, 1])
+    assert trainer.validator.covers_classes()
 
 
 def test_a_signal_ends_a_long_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was trained is saved before a validation that takes long, and a signal then breaks that off."""
-    monkeypatch.setattr("autoseg.training.trainer.CHECKPOINT_S", -1.0)
+    checkpoint_after(monkeypatch, -1.0)
     val_cases = [CASES[4], CASES[3]]
 
     def job(name: str) -> Trainer:
@@ -249,14 +258,14 @@ def test_a_signal_ends_a_long_validation(tmp_path: Path, monkeypatch: pytest.Mon
 
     job("whole").run()
     trainer = job("parts")
-    score, scored = trainer._score, []
+    score, scored = trainer.validator.score, []
 
     def signalled(case: CachedCase) -> torch.Tensor:
         scored.append(case.name)
         os.kill(os.getpid(), signal.SIGTERM)
         return score(case)
 
-    monkeypatch.setattr(trainer, "_score", signalled)
+    monkeypatch.setattr(trainer.validator, "score", signalled)
     with pytest.raises(Interrupted):
         trainer.run()
     assert scored == ["case_4"], "the second case was not waited for"
@@ -271,7 +280,7 @@ def test_time_for_scoring_is_kept_free(tmp_path: Path, monkeypatch: pytest.Monke
     """Scoring the one case is measured: training ends that much before the budget does."""
     trainer = run_on_a_clock(tmp_path, monkeypatch, 8.0, scoring_s)
     assert trainer.progress.elapsed_s == pytest.approx(8.0 - scoring_s, abs=0.16)
-    assert trainer.curve[-1]["lr"] < 1e-3 * trainer.plan.learning_rate
+    assert trainer.curve.lines[-1]["lr"] < 1e-3 * trainer.plan.learning_rate
 
 
 def test_under_a_budget_a_part_of_many_cases_is_validated(tmp_path: Path) -> None:
@@ -279,10 +288,10 @@ def test_under_a_budget_a_part_of_many_cases_is_validated(tmp_path: Path) -> Non
     plan = tiny_plan().model_copy(update={"budget_s": 4.0, "num_epochs": 10_000})
     trainer = Trainer(plan, CASES[:4], many, JobDir(tmp_path), device=CPU)
     trainer.run()
-    looked_at = trainer._validated()
+    looked_at = trainer.validator.chosen()
     assert 1 <= len(looked_at) < 40
     assert len(looked_at) < 2 or (looked_at[0] == 0 and looked_at[-1] == 39)
-    dice = [line["val_dice"] for line in trainer.curve if line["val_dice"] is not None]
+    dice = [line["val_dice"] for line in trainer.curve.lines if line["val_dice"] is not None]
     assert 1 <= len(dice) <= 10
     assert trainer.progress.best_epoch > 0
 
@@ -290,7 +299,7 @@ def test_under_a_budget_a_part_of_many_cases_is_validated(tmp_path: Path) -> Non
 def test_nothing_learned_after_a_quarter_is_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoseg.training.trainer.DIVERGED_STEPS", 2)
     trainer = make_trainer(tmp_path, num_epochs=4, learning_rate=1e-9)
-    monkeypatch.setattr(trainer, "_score", lambda case: torch.tensor([0.0, 0.001], dtype=torch.float64))
+    monkeypatch.setattr(trainer.validator, "score", lambda case: torch.tensor([0.0, 0.001], dtype=torch.float64))
     with pytest.raises(Diverged, match="nothing was learned") as error:
         trainer.run()
     assert "after 25% of the schedule" in str(error.value)
@@ -300,7 +309,7 @@ def test_nothing_learned_after_a_quarter_is_divergence(tmp_path: Path, monkeypat
 def test_out_of_memory_makes_the_batch_then_the_patch_smaller(tmp_path: Path, error: Exception) -> None:
     """Two patches do not fit, one of 16 voxels' edge neither; one of 14 does, and so it stays after a restart."""
     trainer = make_trainer(tmp_path)
-    forward, seen = trainer.model.forward, []
+    forward, seen = trainer.step.model.forward, []
 
     def limited(x):  # type: ignore[no-untyped-def]
         seen.append(tuple(x.shape))
@@ -308,14 +317,14 @@ def test_out_of_memory_makes_the_batch_then_the_patch_smaller(tmp_path: Path, er
             raise error
         return forward(x)
 
-    trainer.model.forward = limited  # type: ignore[method-assign]
-    trainer._train_step()
+    trainer.step.model.forward = limited  # type: ignore[method-assign]
+    trainer.train_step()
     assert [s[0] for s in seen] == [2, 1, 1, 1]
     assert sorted(seen[-1][2:]) == [14, 16, 16]
     assert trainer.progress.step == 1
-    trainer._save_checkpoint()
+    trainer.save()
     again = make_trainer(tmp_path)
-    again._resume()
+    again.resume()
     assert (again.micro_batch, again.roi) == (1, trainer.roi)
 
 
@@ -325,9 +334,9 @@ def test_another_runtime_error_is_not_taken_for_lack_of_memory(tmp_path: Path) -
     def broken(x):  # type: ignore[no-untyped-def]
         raise RuntimeError("shapes do not match")
 
-    trainer.model.forward = broken  # type: ignore[method-assign]
+    trainer.step.model.forward = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        trainer._train_step()
+        trainer.train_step()
 
 
 def test_no_memory_for_one_smallest_patch_is_said(tmp_path: Path) -> None:
@@ -336,9 +345,9 @@ def test_no_memory_for_one_smallest_patch_is_said(tmp_path: Path) -> None:
     def full(x):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("no memory")
 
-    trainer.model.forward = full  # type: ignore[method-assign]
+    trainer.step.model.forward = full  # type: ignore[method-assign]
     with pytest.raises(ResourceError, match="out of memory with 1 patches of 2x2x4"):
-        trainer._train_step()
+        trainer.train_step()
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "adam", "novograd", "sgd"])
@@ -347,13 +356,13 @@ def test_saved_and_loaded_at_every_step_it_ends_the_same(tmp_path: Path, optimiz
     make_trainer(tmp_path / "whole", **how).run()
     for step in range(1, 6):
         trainer = make_trainer(tmp_path / "parts", **how)
-        train_step = trainer._train_step
+        train_step = trainer.train_step
 
         def one_step(share, train_step=train_step) -> None:  # type: ignore[no-untyped-def]
             train_step(share)
             os.kill(os.getpid(), signal.SIGTERM)
 
-        trainer._train_step = one_step  # type: ignore[method-assign]
+        trainer.train_step = one_step  # type: ignore[method-assign]
         with pytest.raises(Interrupted):
             trainer.run()
         assert trainer.progress.step == step
@@ -367,7 +376,7 @@ def test_out_of_memory_is_met_by_smaller_pieces_with_equal_gradients(tmp_path: P
     gradients = []
     for fails in (False, True):
         trainer = make_trainer(tmp_path / str(fails), augment="none")
-        forward, seen = trainer.model.forward, []
+        forward, seen = trainer.step.model.forward, []
 
         def limited(x, forward=forward, fails=fails, seen=seen):  # type: ignore[no-untyped-def]
             seen.append(len(x))
@@ -375,9 +384,9 @@ def test_out_of_memory_is_met_by_smaller_pieces_with_equal_gradients(tmp_path: P
                 raise torch.OutOfMemoryError("no memory")
             return forward(x)
 
-        trainer.model.forward = limited  # type: ignore[method-assign]
-        trainer._train_step()
-        gradients.append([p.detach().clone() for p in trainer.network.parameters()])
+        trainer.step.model.forward = limited  # type: ignore[method-assign]
+        trainer.train_step()
+        gradients.append([p.detach().clone() for p in trainer.step.network.parameters()])
         assert seen == ([2, 1, 1] if fails else [2])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
@@ -395,18 +404,18 @@ def test_partially_annotated_cases_are_trained_and_scored_by_what_they_are_annot
         trainer = Trainer(plan, cases, CASES[4:], JobDir(tmp_path / name / "segresnet_0"), device=CPU)
         trainer.run()
         trainer.average.load_state_dict(weights(tmp_path / name))
-        dice[name] = dice_of_targets(trainer._predict(CASES[4]), CASES[4].target, plan.label_map)
+        dice[name] = dice_of_targets(trainer.validator.predict(CASES[4]), CASES[4].target, plan.label_map)
     assert dice["marginal"][1] > dice["naive"][1] + 0.1
     # A validation case counts for what it is annotated for.
-    trainer.val_cases = [dataclasses.replace(CASES[4], annotated=("box",))]
-    assert trainer._validate() == pytest.approx(dice["naive"][1], abs=1e-6)
+    trainer.validator.cases = [dataclasses.replace(CASES[4], annotated=("box",))]
+    assert trainer.validator.validate() == pytest.approx(dice["naive"][1], abs=1e-6)
 
 
 def test_class_weights_reach_loss_and_sampling(tmp_path: Path) -> None:
     plan = tiny_plan(class_weights={"box": 10.0}, class_sampling={"sphere": 3.0})
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
-    assert trainer.class_weights.tolist() == [1.0, 10.0]
-    assert trainer.sampler.weights.tolist() == [3.0, 1.0]
+    assert trainer.step.class_weights.tolist() == [1.0, 10.0]
+    assert trainer.batches.sampler.weights.tolist() == [3.0, 1.0]
 
 
 def test_an_unsure_voxel_reaches_the_loss_with_what_was_filled_in(
@@ -418,13 +427,14 @@ def test_an_unsure_voxel_reaches_the_loss_with_what_was_filled_in(
         seen.append(words)
         return supervised_loss(*given, **words)
 
-    monkeypatch.setattr("autoseg.training.trainer.supervised_loss", loss)
+    monkeypatch.setattr("autoseg.training.step.supervised_loss", loss)
     unsure = np.full_like(CASES[0].target, UNSURE)
     plan = tiny_plan(annotators_share=0.0)
     for own in (("sphere",), None):
         cases = [dataclasses.replace(c, target=unsure, by_annotators=own) for c in CASES[:4]]
-        Trainer(plan, cases, CASES[4:], JobDir(tmp_path / str(own) / "segresnet_0"), device=CPU)._train_step(0.5)
-        assert (seen[-1]["filled"] == torch.tensor([False, own is not None])).all()
+        Trainer(plan, cases, CASES[4:], JobDir(tmp_path / str(own) / "segresnet_0"), device=CPU).train_step(0.5)
+        filled = seen[-1]["filled"]
+        assert filled is None if own is None else (filled == torch.tensor([False, True])).all()
 
 
 def test_a_class_nobody_is_annotated_for_is_background() -> None:
@@ -458,7 +468,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 import torch.distributed as dist
 from test_trainer import make_trainer
-from autoseg.training.job import join_processes
+from autoseg.training.processes import join_processes
 torch.set_num_threads(1)
 join_processes("cpu")
 make_trainer(Path(sys.argv[2])).run()
@@ -536,6 +546,6 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_weights(tmp_path:
 def test_a_budget_given_after_a_validation_is_kept(tmp_path: Path) -> None:
     """A job begun without a budget has measured no scoring when it goes on with one."""
     trainer = make_trainer(tmp_path)
-    trainer.plan = trainer.plan.model_copy(update={"budget_s": 60.0})
+    trainer.validator.plan = trainer.plan.model_copy(update={"budget_s": 60.0})
     trainer.progress.voxel_s = 1e-9
-    assert 0 < trainer._reserve_s() < 1
+    assert 0 < trainer.validator.reserve_s() < 1

@@ -169,18 +169,18 @@ def _measure(
         case: list[CachedCase] = load_cases(workspace.cache, plan, datalist.val_cases(plan.fold)[:1], num_workers=1)
         prepare_s = time.monotonic() - begin
         trainer = Trainer(plan.model_copy(update={"budget_s": None}), case, case, JobDir(Path(folder)), device=device)
-        trainer._train_step()  # the first allocates and chooses kernels
+        trainer.train_step()  # the first allocates and chooses kernels
         times: list[float] = []
         while len(times) < 3 or sum(times) < MEASURE_S:
             begin = time.monotonic()
-            trainer._train_step()
+            trainer.train_step()
             times.append(time.monotonic() - begin)
             if len(times) >= 3 and sum(times) > 0.3 * MEASURE_S and max(times) < 1.2 * min(times):
                 break
         begin = time.monotonic()
-        trainer._predict(case[0])
+        trainer.validator.predict(case[0])
         predict_s = time.monotonic() - begin
-        size = sum(t.numel() * t.element_size() for t in trainer.network.state_dict().values()) / 2**30
+        size = sum(t.numel() * t.element_size() for t in trainer.step.network.state_dict().values()) / 2**30
     return sorted(times)[len(times) // 2], predict_s, memory.peak_gib, size, prepare_s
 
 

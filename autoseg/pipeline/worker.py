@@ -65,7 +65,8 @@ def work_on_job(
     stop_with_launcher()
     import torch.distributed as dist
 
-    from autoseg.training.job import join_processes, run_job
+    from autoseg.training.job import run_job
+    from autoseg.training.processes import join_processes
 
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger("autoseg").setLevel(logging.WARNING)

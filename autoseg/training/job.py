@@ -12,14 +12,12 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case
@@ -32,9 +30,10 @@ from autoseg.plan import Plan, read_plan
 from autoseg.training.cache import load_cases
 from autoseg.training.errors import Diverged, Interrupted, Pruned
 from autoseg.training.inputs import cases_for, job_inputs, only_prediction_changed
+from autoseg.training.processes import Processes, of_first
 from autoseg.training.progress import Progress, TrainResult
 from autoseg.training.schedule import LEAST_TRAINING_SHARE
-from autoseg.training.scoring import _time_scoring, compare_precision, score_validation
+from autoseg.training.scoring import compare_precision, score_validation, time_scoring
 from autoseg.training.search import search_for_job, wants_search
 from autoseg.training.trainer import DIVERGED_DICE, DIVERGED_STEPS, Trainer
 from autoseg.workspace.claims import Busy, Claim, LostClaim
@@ -48,7 +47,6 @@ log = logging.getLogger(__name__)
 JOB_SAMPLE_S = 0.05
 """Seconds between two looks at a process' memory while a job trains."""
 
-Shared = TypeVar("Shared")
 
 DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
 """Environment variable in which a launcher says what `autoseg status` is to call the device."""
@@ -87,168 +85,245 @@ def run_job(
         Interrupted: A signal came; the job is saved as pending and goes on next time.
     """
     started = time.monotonic() if started is None else started
-    trainer: Trainer
     paths = workspace.job_dir(algo, fold)
-    rank = dist.get_rank() if dist.is_initialized() else 0
     where = pick_device(device)
+    processes = Processes.joined(where)
     with ExitStack() as stack:
         claim = None
-        if rank == 0:
+        if processes.is_first:
             name = os.environ.get(DEVICE_NAME, str(where))
             asked = time.monotonic()
             claim = stack.enter_context(Claim(paths.claims, f"{algo}_{fold}", device=name, wait=wait))
             started += time.monotonic() - asked  # another worker's time is not this one's
         stack.enter_context(log_to(paths.log))
-        job = workspace.read_job(algo, fold)
-        memory = MemoryWatch(where, JOB_SAMPLE_S)
+        run = JobRun(
+            workspace,
+            dataroot,
+            workspace.read_job(algo, fold),
+            processes=processes,
+            claim=claim,
+            num_workers=num_workers or available_cores(),
+            started=started,
+            after_epoch=after_epoch,
+        )
+        return run.to_its_end()
 
-        def note(state: JobState, error: str = "", *, can_retry: bool = True) -> None:
-            job.state, job.error, job.can_retry = state, error, can_retry
-            if claim is not None:
-                claim.check()
-                workspace.write_job(job)
 
-        def epoch_ended(progress: Progress, dice: float) -> None:
-            if claim is not None and (job.starts or job.memory_gib is None):
-                job.starts, job.memory_gib = 0, memory.peak_gib
-                workspace.write_job(job)
-            if after_epoch is not None:
-                after_epoch(progress, dice)
+class JobRun:
+    """One start of a job, by one of its processes: what is to be done, and what became of it."""
 
-        def score(plan: Plan, val_cases: tuple[Case, ...]) -> float:
-            compared = compare_precision(plan, paths, val_cases[0], where)
-            begin = time.monotonic()
-            job.dice = dice = score_validation(plan, paths, val_cases, where, compared)
-            job.inference_s = (time.monotonic() - begin) / len(val_cases)
-            return dice
+    def __init__(
+        self,
+        workspace: Workspace,
+        dataroot: Path,
+        job: Job,
+        *,
+        processes: Processes,
+        claim: Claim | None,
+        num_workers: int,
+        started: float,
+        after_epoch: Callable[[Progress, float], None] | None,
+    ) -> None:
+        """Set up; arguments as `run_job` takes them.
 
+        Args:
+            job: its state as it was stored.
+            claim: on the job; None in processes but the first, which write nothing.
+        """
+        self.workspace, self.dataroot, self.job = workspace, dataroot, job
+        self.paths = workspace.job_dir(job.algo, job.fold)
+        self.processes, self.claim, self.num_workers = processes, claim, num_workers
+        self.started, self.after_epoch = started, after_epoch
+        self.memory = MemoryWatch(processes.device, JOB_SAMPLE_S)
+        self.first_weights = workspace.first_weights(job.algo, job.fold)
+        self.trainer: Trainer | None = None
+
+    # -- what becomes of it
+    def to_its_end(self) -> Job:
+        """Do what is to be done, and store what became of it. Raises: as `run_job`."""
+        job = self.job
         try:
-            plan = read_plan(paths)
-            datalist = read_cases(workspace, dataroot)
-            train_cases = cases_for(plan, datalist.train_cases(fold))
-            val_cases = cases_for(plan, datalist.val_cases(fold))
-            first_weights = workspace.first_weights(algo, fold)
-            inputs = job_inputs(plan, train_cases, val_cases, first_weights)
-            reasons = changed(job.inputs, inputs)
-            if _of_first(job.state == "done" and not reasons):
-                log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)
-                return job
-            if _of_first(only_prediction_changed(job, inputs, paths)):
-                log.info("%s: %s; scoring its model again", job.name, ", ".join(reasons))
-                note("running")
-                if rank == 0:
-                    score(plan, val_cases)
-                    log.info("%s: Dice %.4f", job.name, job.dice)
-                job.inputs = inputs
-                note("done")
-                return job
-            begun = paths.checkpoint.exists() or job.state in ("running", "pending")
-            job.restart = _of_first(job.restart if begun and not reasons else {})
-            workers = num_workers or available_cores()
-            if _of_first(wants_search(plan, paths)):
-                note("running")
-                if rank == 0:
-                    cached = load_cases(workspace.cache, plan, train_cases, num_workers=workers)
-                    # What an earlier start spent on the search counts, too.
-                    started = min(started, time.monotonic() - search_for_job(plan, cached, paths, where, first_weights))
-                _of_first(None)
-                plan = read_plan(paths)
-                inputs = job_inputs(plan, train_cases, val_cases, first_weights)
-            if claim is not None and claim.before.holder is not None and job.state == "running":
-                log.info("%s: taking over from %s, which is gone", job.name, claim.before.holder.name)
-            job.inputs, job.started, job.dice, job.starts, job.memory_gib = (
-                inputs,
-                time.time(),
-                None,
-                job.starts + 1,
-                None,
-            )
-            note("running")
-            log.info(
-                "%s: training on %d cases, validating on %d, %s", job.name, len(train_cases), len(val_cases), where
-            )
-            stack.enter_context(memory)
-            cached = load_cases(workspace.cache, plan, (*train_cases, *val_cases), num_workers=workers)
-
-            def train(plan: Plan, started: float) -> TrainResult:
-                nonlocal trainer
-                trainer = Trainer(
-                    plan,
-                    cached[: len(train_cases)],
-                    cached[len(train_cases) :],
-                    paths,
-                    device=where,
-                    scoring=lambda index: _time_scoring(trainer, paths, val_cases[index]),
-                    started=started,
-                    inputs=digest(inputs),
-                    first_weights=first_weights,
-                    before_write=claim.check if claim is not None else lambda: None,
-                    after_epoch=epoch_ended,
-                )
-                return trainer.run()
-
-            try:
-                result = train(plan.model_copy(update=job.restart), started)
-                lost_s = 0.0
-            except Diverged as error:
-                if job.restart:
-                    raise
-                lost_s = trainer.progress.elapsed_s
-                job.restart = _of_first(_restart(plan, lost_s, where))
-                log.warning(
-                    "%s Starting once more with learning_rate %g%s.", str(error).split(" Lower")[0],
-                    job.restart["learning_rate"], " in fp32" if "precision" in job.restart else "",
-                )  # fmt: skip
-                if rank == 0:
-                    for path in (paths.checkpoint, paths.model):
-                        path.unlink(missing_ok=True)
-                note("running")
-                _of_first(None)  # no process looks for the checkpoint before it is gone
-                result = train(plan.model_copy(update=job.restart), time.monotonic())
-            job.seconds, job.memory_gib = lost_s + result.seconds, memory.peak_gib
-            if plan.memory_gib is not None:
-                log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
-            if rank == 0:
-                dice = score(plan, val_cases)
-                job.seconds += time.monotonic() - trainer.clock
-                if dice < DIVERGED_DICE and result.steps >= DIVERGED_STEPS:
-                    raise Diverged(
-                        f"{job.name}: Dice {dice:.4f} at the end of the schedule: nothing was learned. "
-                        f"Lower learning_rate ({plan.learning_rate:g}) in {paths.plan.name} and train again."
-                    )
-                log.info(
-                    "%s: Dice %.4f after %d steps, %s", job.name, job.dice, result.steps, format_duration(job.seconds)
-                )
-            note("done")
-            if rank == 0:  # the others are through sooner, and until the scores are there it may be needed again
-                paths.checkpoint.unlink(missing_ok=True)  # with average and optimizer up to four times the model
+            self._work()
         except Interrupted:
-            note("pending")
+            self._note("pending")
             raise
-        except Pruned:
-            job.seconds = trainer.progress.elapsed_s
-            note("pruned")
-            if rank == 0:
-                paths.checkpoint.unlink(missing_ok=True)
         except Busy:
             raise
         except LostClaim as error:
             log.error("%s", error)
-            return workspace.read_job(algo, fold)  # as the new holder has it
+            return self.workspace.read_job(job.algo, job.fold)  # as the new holder has it
+        except Pruned:
+            assert self.trainer is not None
+            job.seconds = self.trainer.progress.elapsed_s
+            self._note("pruned")
+            self._remove(self.paths.checkpoint)
         except Diverged as error:
             job.restart = {}
-            note("diverged", str(error), can_retry=False)
-            if rank == 0:  # what a run that learned nothing has kept is no model
-                for path in (paths.checkpoint, paths.model):
-                    path.unlink(missing_ok=True)
+            self._note("diverged", str(error), can_retry=False)
+            self._remove(self.paths.checkpoint, self.paths.model)  # of a run that learned nothing
             log.error("%s", error)
         except AutosegError as error:
-            note("failed", str(error), can_retry=isinstance(error, ResourceError))
+            self._note("failed", str(error), can_retry=isinstance(error, ResourceError))
             log.error("%s: %s", job.name, error)
         except Exception as error:  # one job's bug or lack of memory must not stop the others; its traceback is kept
-            note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+            self._note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
             log.exception("%s failed", job.name)
-    return job
+        return job
+
+    def _note(self, state: JobState, error: str = "", *, can_retry: bool = True) -> None:
+        self.job.state, self.job.error, self.job.can_retry = state, error, can_retry
+        if self.claim is not None:
+            self.claim.check()
+            self.workspace.write_job(self.job)
+
+    def _remove(self, *files: Path) -> None:
+        if self.processes.is_first:
+            for path in files:
+                path.unlink(missing_ok=True)
+
+    # -- what is to be done
+    def _work(self) -> None:
+        """Find out what is to be done, and do it."""
+        job, paths = self.job, self.paths
+        plan = read_plan(paths)
+        datalist = read_cases(self.workspace, self.dataroot)
+        train_cases = cases_for(plan, datalist.train_cases(job.fold))
+        val_cases = cases_for(plan, datalist.val_cases(job.fold))
+        inputs = job_inputs(plan, train_cases, val_cases, self.first_weights)
+        reasons = changed(job.inputs, inputs)
+        if of_first(job.state == "done" and not reasons):
+            log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)
+            return
+        if of_first(only_prediction_changed(job, inputs, paths)):
+            log.info("%s: %s; scoring its model again", job.name, ", ".join(reasons))
+            self._score_again(plan, val_cases, inputs)
+            return
+        begun = paths.checkpoint.exists() or job.state in ("running", "pending")
+        job.restart = of_first(job.restart if begun and not reasons else {})
+        if of_first(wants_search(plan, paths)):
+            plan = self._search(plan, train_cases)
+            inputs = job_inputs(plan, train_cases, val_cases, self.first_weights)
+        self._begin(inputs)
+        log.info(
+            "%s: training on %d cases, validating on %d, %s",
+            job.name, len(train_cases), len(val_cases), self.processes.device,
+        )  # fmt: skip
+        result = self._train(plan, train_cases, val_cases)
+        self._finish(plan, val_cases, result)
+
+    def _score_again(self, plan: Plan, val_cases: tuple[Case, ...], inputs: dict[str, str]) -> None:
+        """The weights are as wanted, but the model predicts in another way now."""
+        self._note("running")
+        if self.processes.is_first:
+            log.info("%s: Dice %.4f", self.job.name, self._score(plan, val_cases))
+        self.job.inputs = inputs
+        self._note("done")
+
+    def _search(self, plan: Plan, train_cases: tuple[Case, ...]) -> Plan:
+        """Search the network's topology, by the first process; the plan that has it."""
+        self._note("running")
+        if self.processes.is_first:
+            cached = load_cases(self.workspace.cache, plan, train_cases, num_workers=self.num_workers)
+            took_s = search_for_job(plan, cached, self.paths, self.processes.device, self.first_weights)
+            # What an earlier start spent on the search counts, too.
+            self.started = min(self.started, time.monotonic() - took_s)
+        of_first(None)  # the others wait for the topology
+        return read_plan(self.paths)
+
+    def _begin(self, inputs: dict[str, str]) -> None:
+        """Note that the job is trained from now on."""
+        job, claim = self.job, self.claim
+        if claim is not None and claim.before.holder is not None and job.state == "running":
+            log.info("%s: taking over from %s, which is gone", job.name, claim.before.holder.name)
+        job.inputs, job.started, job.dice, job.memory_gib = inputs, time.time(), None, None
+        job.starts += 1
+        self._note("running")
+
+    def _train(self, plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> TrainResult:
+        """Train; after a divergence once more, with a lower learning rate."""
+        with self.memory:
+            return self._train_watched(plan, train_cases, val_cases)
+
+    def _train_watched(self, plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> TrainResult:
+        job, paths = self.job, self.paths
+        cached = load_cases(self.workspace.cache, plan, (*train_cases, *val_cases), num_workers=self.num_workers)
+
+        def train(changes: Mapping[str, Any], started: float) -> TrainResult:
+            self.trainer = trainer = Trainer(
+                plan.model_copy(update=dict(changes)),
+                cached[: len(train_cases)],
+                cached[len(train_cases) :],
+                paths,
+                device=self.processes.device,
+                scoring=lambda index: time_scoring(trainer, paths, val_cases[index]),
+                started=started,
+                inputs=digest(job.inputs),
+                first_weights=self.first_weights,
+                before_write=self.claim.check if self.claim is not None else lambda: None,
+                after_epoch=self._epoch_ended,
+            )
+            return trainer.run()
+
+        lost_s = 0.0
+        try:
+            result = train(job.restart, self.started)
+        except Diverged as error:
+            if job.restart:
+                raise
+            assert self.trainer is not None
+            lost_s = self.trainer.progress.elapsed_s
+            job.restart = of_first(_restart(plan, lost_s, self.processes.device))
+            log.warning(
+                "%s Starting once more with learning_rate %g%s.", str(error).split(" Lower")[0],
+                job.restart["learning_rate"], " in fp32" if "precision" in job.restart else "",
+            )  # fmt: skip
+            self._remove(paths.checkpoint, paths.model)
+            self._note("running")
+            of_first(None)  # no process looks for the checkpoint before it is gone
+            result = train(job.restart, time.monotonic())
+        job.seconds, job.memory_gib = lost_s + result.seconds, self.memory.peak_gib
+        return result
+
+    def _epoch_ended(self, progress: Progress, dice: float) -> None:
+        job = self.job
+        if self.claim is not None and (job.starts or job.memory_gib is None):
+            job.starts, job.memory_gib = 0, self.memory.peak_gib
+            self.workspace.write_job(job)
+        if self.after_epoch is not None:
+            self.after_epoch(progress, dice)
+
+    def _finish(self, plan: Plan, val_cases: tuple[Case, ...], result: TrainResult) -> None:
+        """Score the trained model.
+
+        Raises:
+            Diverged: It learned nothing.
+        """
+        job = self.job
+        assert self.trainer is not None
+        if plan.memory_gib is not None and job.memory_gib is not None:
+            log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
+        if self.processes.is_first:
+            dice = self._score(plan, val_cases)
+            job.seconds += time.monotonic() - self.trainer.clock
+            if dice < DIVERGED_DICE and result.steps >= DIVERGED_STEPS:
+                raise Diverged(
+                    f"{job.name}: Dice {dice:.4f} at the end of the schedule: nothing was learned. "
+                    f"Lower learning_rate ({plan.learning_rate:g}) in {self.paths.plan.name} and train again."
+                )
+            log.info("%s: Dice %.4f after %d steps, %s", job.name, dice, result.steps, format_duration(job.seconds))
+        self._note("done")
+        # The other processes are through sooner, and until the scores are there it may be needed again; with average
+        # and optimizer it takes up to four times the model.
+        self._remove(self.paths.checkpoint)
+
+    def _score(self, plan: Plan, val_cases: tuple[Case, ...]) -> float:
+        """Score the model as it will predict; its mean Dice."""
+        device = self.processes.device
+        compared = compare_precision(plan, self.paths, val_cases[0], device)
+        begin = time.monotonic()
+        self.job.dice = dice = score_validation(plan, self.paths, val_cases, device, compared)
+        self.job.inference_s = (time.monotonic() - begin) / len(val_cases)
+        return dice
 
 
 def _restart(plan: Plan, spent_s: float, device: torch.device) -> dict[str, Any]:
@@ -262,22 +337,3 @@ def _restart(plan: Plan, spent_s: float, device: torch.device) -> dict[str, Any]
     if plan.budget_s is not None:
         changes["budget_s"] = max(plan.budget_s - spent_s, LEAST_TRAINING_SHARE * plan.budget_s)
     return changes
-
-
-def _of_first(value: Shared) -> Shared:
-    """The first process' value, for all processes of a job."""
-    if not dist.is_initialized():
-        return value
-    shared = [value]
-    dist.broadcast_object_list(shared, 0)
-    return shared[0]
-
-
-def join_processes(device: str) -> None:
-    """Join the other processes of torchrun, where this is one of several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        where = pick_device(device)
-        if where.type == "cuda":
-            torch.cuda.set_device(where)
-        # The others wait for the first while it searches a topology, however long; torchrun ends them if it dies.
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(days=7))

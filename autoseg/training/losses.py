@@ -15,6 +15,7 @@ Source: Shi et al. 2021, Marginal loss and exclusion loss for partially supervis
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -57,7 +58,8 @@ def segmentation_loss(
         target: (B, 1, X, Y, Z) class indices for softmax, (B, K, X, Y, Z) of 0 and 1 for sigmoid; uint8,
             255 where ignored, 254 where unsure. One channel more is what each voxel counts, in percent, in both terms.
         unannotated: (B, K) bool, the classes that a sample was not annotated for; None: every sample for all.
-        filled: (B, K) bool, the classes that models filled in; None: none.
+        filled: (B, K) bool, the classes that models filled in; None: none. Both are best None where no sample has
+            such a class: to look, a GPU would have to be waited for.
         class_weights: (K,) weight of each class; the background's is 1. None: all alike.
 
     Returns:
@@ -71,46 +73,104 @@ def segmentation_loss(
     num_classes = logits.shape[1] if sigmoid else logits.shape[1] - 1
     if class_weights is None:
         class_weights = torch.ones(num_classes, device=logits.device)
-    if unannotated is None:
-        unannotated = torch.zeros((len(logits), num_classes), dtype=torch.bool, device=logits.device)
-    weight_bk = class_weights * ~unannotated
+    weight_bk = class_weights.expand(len(logits), -1)
+    if unannotated is not None:
+        weight_bk = weight_bk * ~unannotated
     num_labels = num_classes if sigmoid else 1
-    target, share = target[:, :num_labels], target[:, num_labels:]
-    unsure = target == UNSURE
-    valid = (target != IGNORE).float()  # (B, 1 or K, N)
-    if share.shape[1]:
-        valid = valid * (share / 100)
+    target, percent = target[:, :num_labels], target[:, num_labels:]
+    valid = (target != IGNORE).float()
+    if percent.shape[1]:
+        valid = valid * (percent / 100)
     if sigmoid:
-        if filled is not None:
-            valid = valid.masked_fill(unsure & filled[..., None], 0)
-        truth = (target == 1).float()
-        probs = logits.sigmoid()
-        ce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        chosen = probs * truth + (1 - probs) * (1 - truth)
-        counted = valid * class_weights[:, None]
-        weight = valid * weight_bk[..., None]
+        terms = _region_terms(logits, target, valid, filled, class_weights, weight_bk)
     else:
-        every = logits.log_softmax(1)
-        log_probs = _merge(every, unannotated)
-        if filled is not None and filled.any():
-            log_probs = torch.where(unsure, _merge(every, unannotated | filled), log_probs)
-        probs = log_probs.exp()[:, 1:]
-        index = target.masked_fill((target == IGNORE) | unsure, 0).long()
-        hidden = F.pad(unannotated, (1, 0)).gather(1, index[:, 0])[:, None]
-        index = index.masked_fill(hidden, 0)  # what a label holds beyond its annotation is background, too
-        truth = F.one_hot(index[:, 0], logits.shape[1]).movedim(-1, 1)[:, 1:].float()
-        ce = -log_probs.gather(1, index)
-        chosen = (-ce).exp()
-        counted = weight = valid * F.pad(class_weights, (1, 0), value=1.0)[index]
+        terms = _class_terms(logits, target, valid, unannotated, filled, class_weights)
+    ce = terms.ce
     if loss == "dice_focal":
-        ce = (1 - chosen).clamp(0, 1) ** FOCAL_GAMMA * ce
-    voxelwise = (ce * weight).sum() / counted.sum().clamp(min=1)
-    dice = (dice_terms(probs * valid, truth * valid) * weight_bk).sum() / (len(logits) * class_weights.sum())
+        ce = (1 - terms.chosen).clamp(0, 1) ** FOCAL_GAMMA * ce
+    voxelwise = (ce * terms.weight).sum() / terms.counted.sum().clamp(min=1)
+    dice_bk = dice_terms(terms.probs * terms.valid, terms.truth * terms.valid)
+    dice = (dice_bk * weight_bk).sum() / (len(logits) * class_weights.sum())
     return dice + voxelwise
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """What both terms of the loss are made of; L is 1 for classes that exclude each other and K for regions."""
+
+    probs: torch.Tensor
+    """(B, K, N)."""
+    truth: torch.Tensor
+    """(B, K, N) of 0 and 1."""
+    ce: torch.Tensor
+    """(B, L, N) cross-entropy."""
+    chosen: torch.Tensor
+    """(B, L, N) probability of what is true."""
+    valid: torch.Tensor
+    """(B, L, N): what a voxel counts; 0 where it is ignored."""
+    weight: torch.Tensor
+    """(B, L, N): that times its class' weight, 0 where that was not annotated."""
+    counted: torch.Tensor
+    """(B, L, N): the same were all classes annotated."""
+
+
+def _region_terms(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    valid: torch.Tensor,
+    filled: torch.Tensor | None,
+    class_weights: torch.Tensor,
+    weight_bk: torch.Tensor,
+) -> _Terms:
+    """Regions that may overlap: each output is a question of its own."""
+    if filled is not None:
+        valid = valid.masked_fill((target == UNSURE) & filled[..., None], 0)
+    truth = (target == 1).float()
+    probs = logits.sigmoid()
+    return _Terms(
+        probs=probs,
+        truth=truth,
+        ce=F.binary_cross_entropy_with_logits(logits, truth, reduction="none"),
+        chosen=probs * truth + (1 - probs) * (1 - truth),
+        valid=valid,
+        weight=valid * weight_bk[..., None],
+        counted=valid * class_weights[:, None],
+    )
+
+
+def _class_terms(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    valid: torch.Tensor,
+    unannotated: torch.Tensor | None,
+    filled: torch.Tensor | None,
+    class_weights: torch.Tensor,
+) -> _Terms:
+    """Classes that exclude each other: those that nobody looked for are part of the background."""
+    every = logits.log_softmax(1)
+    log_probs = every if unannotated is None else _merge(every, unannotated)
+    unsure = target == UNSURE
+    if filled is not None:
+        hidden_bk = filled if unannotated is None else unannotated | filled
+        log_probs = torch.where(unsure, _merge(every, hidden_bk), log_probs)
+    index = target.masked_fill((target == IGNORE) | unsure, 0).long()
+    if unannotated is not None:  # what a label holds beyond its annotation is background, too
+        index = index.masked_fill(F.pad(unannotated, (1, 0)).gather(1, index[:, 0])[:, None], 0)
+    ce = -log_probs.gather(1, index)
+    weight = valid * F.pad(class_weights, (1, 0), value=1.0)[index]
+    return _Terms(
+        probs=log_probs.exp()[:, 1:],
+        truth=F.one_hot(index[:, 0], logits.shape[1]).movedim(-1, 1)[:, 1:].float(),
+        ce=ce,
+        chosen=(-ce).exp(),
+        valid=valid,
+        weight=weight,
+        counted=weight,
+    )
+
+
 def _merge(log_probs: torch.Tensor, unannotated: torch.Tensor) -> torch.Tensor:
-    """Add the probabilities of unannotated classes to the background's.
+    """Add the probabilities of unannotated classes to the background's; of none, they stay as they are.
 
     Args:
         log_probs: (B, C, N), background first.
@@ -119,8 +179,6 @@ def _merge(log_probs: torch.Tensor, unannotated: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, C, N): their own log probabilities are then very low, and without gradient.
     """
-    if not unannotated.any():
-        return log_probs
     merged = F.pad(unannotated, (1, 0))[..., None]  # (B, C, 1)
     lowest = torch.finfo(log_probs.dtype).min
     inside = merged.clone()

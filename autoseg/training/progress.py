@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from autoseg.workspace.files import write_text
 
 
 @dataclass(kw_only=True)
@@ -36,6 +41,11 @@ class Progress:
     ended: bool = False
     """Whether the schedule is through, its last validation included."""
 
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Become what a checkpoint holds."""
+        for name, value in vars(Progress(**state)).items():
+            setattr(self, name, value)
+
 
 @dataclass(kw_only=True)
 class TrainResult:
@@ -47,3 +57,35 @@ class TrainResult:
     steps: int
     seconds: float
     curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Curve:
+    """A job's metrics.jsonl: one line an epoch."""
+
+    def __init__(self, path: Path, *, is_written: bool) -> None:
+        """Say whether this process writes the file."""
+        self.path, self.is_written = path, is_written
+        self.lines: list[dict[str, Any]] = []
+
+    def start(self, lines: list[dict[str, Any]]) -> None:
+        """Begin the file with some lines."""
+        self.lines = lines
+        if self.is_written:
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def go_on_after(self, epoch: int) -> None:
+        """Begin it with those of its lines that a checkpoint of this epoch knows of."""
+        text = self.path.read_text() if self.path.exists() else ""
+        self.start([json.loads(line) for line in text.splitlines()[:epoch]])
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Add an epoch's line."""
+        self.lines.append(line)
+        if self.is_written:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def change_last(self, scores: Mapping[str, Any]) -> None:
+        """Give the last line other scores, where it was validated once more."""
+        if self.lines:
+            self.start([*self.lines[:-1], {**self.lines[-1], **scores}])

@@ -91,7 +91,7 @@ def score_validation(
     return summary.mean
 
 
-def _time_scoring(trainer: Trainer, paths: JobDir, case: Case) -> float:
+def time_scoring(trainer: Trainer, paths: JobDir, case: Case) -> float:
     """Seconds that `score_validation` takes for a case, with the weights as they are now.
 
     In fp32 where `compare_precision` will choose: time must be left for it, and seldom does half precision pass.

@@ -29,20 +29,19 @@ from autoseg.config.templates import fill_template
 from autoseg.config.units import format_duration
 from autoseg.errors import ResourceError
 from autoseg.export.bundle import inference_config
-from autoseg.hardware.device import Precision, autocast, resolve_precision, to_device
+from autoseg.hardware.device import Precision, resolve_precision, to_device
 from autoseg.networks import divisor
 from autoseg.networks.dints import path_depths, reached_nodes
 from autoseg.networks.facts import RATES
 from autoseg.networks.sizing import shorter_roi
 from autoseg.plan import Plan
 from autoseg.terminal import Progress as Bar
-from autoseg.training.augment import augment_samples
+from autoseg.training.batches import Batches
 from autoseg.training.cache import CachedCase
 from autoseg.training.errors import Diverged
-from autoseg.training.losses import supervised_loss
-from autoseg.training.patches import cut_batch, make_sampler
+from autoseg.training.patches import make_sampler
 from autoseg.training.schedule import learning_rate
-from autoseg.training.step import is_out_of_memory
+from autoseg.training.step import batch_loss, lacks_memory
 from autoseg.workspace.files import digest, read_json, write_atomic, write_json, write_text
 from autoseg.workspace.jobs import JobDir
 
@@ -126,29 +125,16 @@ class Search:
         self.samplers = [make_sampler(half, plan) for half in self.halves]
         on_cpu = device.type == "cpu"
         # Whole steps of the network: depth halvings, one more with use_downsample.
-        self.roi = tuple(min(r, CPU_EDGE) for r in plan.roi_size) if on_cpu else plan.roi_size
-        self.batch = CPU_BATCH if on_cpu else plan.batch_size
+        x, y, z = (min(r, CPU_EDGE) for r in plan.roi_size) if on_cpu else plan.roi_size
+        self._cut_with((x, y, z), CPU_BATCH if on_cpu else plan.batch_size)
         # Half precision of few digits wants a scaler, which two optimizers in turns would confuse.
         precision = resolve_precision(device, plan.precision)
         self.precision: Precision = "fp32" if precision == "fp16" else precision
         self.class_weights = torch.tensor(plan.each_class("class_weights"), device=device)
-        num_blocks, num_depths = len(plan.network["paths"]), (len(plan.network["paths"][0]) + 2) // 3
         torch.manual_seed(plan.seed)
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.space = TopologySearch(
-                channel_mul=plan.network["channel_mul"],
-                num_blocks=num_blocks,
-                num_depths=num_depths,
-                use_downsample=plan.network["use_downsample"],
-                device=str(device),
-            )
         self.paths = np.array(plan.network["paths"])
         self.operations = torch.tensor(plan.network["operations"])
-        with torch.no_grad():
-            started = torch.from_numpy(self.paths).to(self.space.log_alpha_a)
-            self.space.log_alpha_a.add_(START_ODDS * (2 * started - 1))
-            likelier = F.one_hot(self.operations, self.space.num_cell_ops).to(started)
-            self.space.log_alpha_c.add_(START_ODDS * likelier * started[..., None])
+        self.space = self._build_space()
         network = DiNTS(
             dints_space=self.space,
             in_channels=len(plan.channels),
@@ -166,6 +152,32 @@ class Search:
         self.weights = torch.optim.AdamW(weights, lr=self.rate, weight_decay=plan.weight_decay)
         self.architecture = torch.optim.Adam(architecture, lr=ARCH_RATE, betas=(0.5, 0.999))
         self.step, self.elapsed_s = 0, 0.0
+
+    def _build_space(self) -> TopologySearch:
+        """All paths and operations at once, those of the plan the likeliest."""
+        known = self.plan.network
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its size
+            space = TopologySearch(
+                channel_mul=known["channel_mul"],
+                num_blocks=len(known["paths"]),
+                num_depths=(len(known["paths"][0]) + 2) // 3,
+                use_downsample=known["use_downsample"],
+                device=str(self.device),
+            )
+        with torch.no_grad():
+            planned = torch.from_numpy(self.paths).to(space.log_alpha_a)
+            space.log_alpha_a.add_(START_ODDS * (2 * planned - 1))
+            likelier = F.one_hot(self.operations, space.num_cell_ops).to(planned)
+            space.log_alpha_c.add_(START_ODDS * likelier * planned[..., None])
+        return space
+
+    def _cut_with(self, roi: tuple[int, int, int], batch: int) -> None:
+        """Set the patch and how many of them a step takes."""
+        self.roi, self.batch = roi, batch
+        self.batches = [
+            Batches(self.plan, sampler, self.device, indices=range(batch), batch_size=batch, roi=roi, ahead=False)
+            for sampler in self.samplers
+        ]
 
     @property
     def share(self) -> float:
@@ -227,29 +239,9 @@ class Search:
     def _loss(self, half: int) -> torch.Tensor:
         """Segmentation loss on a batch of one half of the cases."""
         plan = self.plan
-        x, y, z = self.roi
-        sampler = self.samplers[half]
-        images, targets, rngs, chosen = cut_batch(
-            sampler,
-            seed=plan.seed,
-            step=2 * self.step + half,
-            batch_size=self.batch,
-            indices=range(self.batch),
-            roi=(x, y, z),
-        )
-        image, target = torch.from_numpy(images).to(self.device), torch.from_numpy(targets).to(self.device)
-        unannotated, filled = sampler.unannotated[chosen], sampler.filled[chosen]
-        image, target = augment_samples(plan, image, target, rngs, unannotated, filled)
-        with autocast(self.device, self.precision):
-            outputs = self.network(image)
-        loss = supervised_loss(
-            outputs,
-            target,
-            sigmoid=plan.sigmoid,
-            loss=plan.loss,
-            unannotated=torch.from_numpy(unannotated).to(self.device),
-            filled=torch.from_numpy(filled).to(self.device),
-            class_weights=self.class_weights,
+        samples = self.batches[half].samples(2 * self.step + half)
+        loss = batch_loss(
+            self.network, samples, plan, self.device, precision=self.precision, class_weights=self.class_weights
         )
         if not math.isfinite(float(loss.detach())):
             raise Diverged(
@@ -259,32 +251,25 @@ class Search:
         return loss
 
     def _train_step(self) -> None:
-        while True:
-            try:
-                self._step()
-                return
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._shrink(error)
+        while lacks_memory(self._step):
+            self._shrink()
 
-    def _shrink(self, error: BaseException) -> None:
+    def _shrink(self) -> None:
         """Meet a lack of memory: the space of all networks takes many times what the batch was planned for.
 
         Raises:
             ResourceError: Nothing is left to make smaller.
         """
-        x, y, z = self.roi
-        roi = shorter_roi((x, y, z), divisor(self.plan))
+        roi = shorter_roi(self.roi, divisor(self.plan))
         if self.batch > 1:
-            self.batch = math.ceil(self.batch / 2)
+            self._cut_with(self.roi, math.ceil(self.batch / 2))
         elif roi is not None:
-            self.roi = roi
+            self._cut_with(roi, self.batch)
         else:
             raise ResourceError(
-                f"{self.plan.algo}_{self.plan.fold}: out of memory in the search with one patch of {x}x{y}x{z}. "
-                "Set `dints: {search: false}`."
-            ) from error
+                f"{self.plan.algo}_{self.plan.fold}: out of memory in the search with one patch of "
+                f"{'x'.join(map(str, self.roi))}. Set `dints: {{search: false}}`."
+            )
         log.warning("search: out of memory: going on with %d patches of %s", self.batch, "x".join(map(str, self.roi)))
         self._zero()
         if self.device.type == "cuda":
@@ -349,7 +334,8 @@ class Search:
         self.weights.load_state_dict(state["weights"])
         self.architecture.load_state_dict(state["architecture"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
-        self.batch, self.roi = state["batch"], tuple(state["roi"])
+        x, y, z = state["roi"]
+        self._cut_with((x, y, z), state["batch"])
         log.info("search: going on at step %d", self.step)
 
 

@@ -1,20 +1,21 @@
-"""A training step: its optimizer, a bare one on noise, and what it takes."""
+"""A training step: forward, loss, backward, update; its optimizer; a bare one on noise, and what that takes."""
 
 from __future__ import annotations
 
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from monai.optimizers.novograd import Novograd
 from torch import nn
 
-from autoseg.hardware.device import autocast, resolve_precision, to_device
+from autoseg.hardware.device import Precision, autocast, resolve_precision, to_device
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.networks import build_network
 from autoseg.plan import Plan
+from autoseg.training.batches import Samples
 from autoseg.training.losses import supervised_loss
 from autoseg.training.muon import Muon
 
@@ -35,34 +36,108 @@ class StepCost:
     """Peak: of the GPU as torch reserved it, or of this process on a CPU."""
 
 
+def batch_loss(
+    model: nn.Module,
+    samples: Samples,
+    plan: Plan,
+    device: torch.device,
+    *,
+    precision: Precision | None = None,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The loss of a network on some samples, with the graph to its weights.
+
+    Args:
+        precision: None: the plan's.
+        class_weights: (K,) of each class in the loss; None: all alike.
+    """
+    with autocast(device, precision or plan.precision):
+        outputs = model(samples.image)
+    return supervised_loss(
+        outputs,
+        samples.target,
+        sigmoid=plan.sigmoid,
+        loss=plan.loss,
+        unannotated=samples.unannotated,
+        filled=samples.filled,
+        class_weights=class_weights,
+    )
+
+
+class TrainingStep:
+    """Forward, loss, backward and update: the trainer's on patches, and on noise where a step is measured."""
+
+    def __init__(self, plan: Plan, network: nn.Module, device: torch.device, model: nn.Module | None = None) -> None:
+        """Make the optimizer.
+
+        Args:
+            network: on the device; its weights are what is trained.
+            model: what samples are passed through: the network among those of other processes; None: the network.
+        """
+        self.plan, self.network, self.device = plan, network, device
+        self.model = network if model is None else model
+        self.optimizer = make_optimizer(network, plan)
+        half = resolve_precision(device, plan.precision) == "fp16"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.class_weights = torch.tensor(plan.each_class("class_weights"), device=device)
+
+    def gradients(self, samples: Samples, micro_batch: int) -> torch.Tensor:
+        """Compute the gradients of the samples' mean loss.
+
+        Args:
+            micro_batch: samples that are passed through at a time.
+
+        Returns:
+            The mean loss: a float64 scalar on the device, not waited for.
+        """
+        image = samples.image.to(memory_format=torch.channels_last_3d)
+        samples = replace(samples, image=image)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for first in range(0, len(samples), micro_batch):
+            part = samples.part(first, micro_batch)
+            loss = batch_loss(self.model, part, self.plan, self.device, class_weights=self.class_weights)
+            loss = loss * (len(part) / len(samples))
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def update(self, rate: float) -> None:
+        """Change the weights by the gradients, whose norm is limited first."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def forget_gradients(self) -> None:
+        """Give back the memory of gradients that were not finished."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
 def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
     """A training step of a plan on one fixed batch of noise: no data work, no averaging, no waiting.
 
     Returns:
-        A function that does one step; a GPU may still be about it afterwards, see `finish`.
+        A function that does one step; a GPU may still compute it afterwards, see `finish`.
     """
     torch.manual_seed(plan.seed)
     network = to_device(build_network(plan).train(), device, plan.precision, trained=True)
-    optimizer = make_optimizer(network, plan)
-    scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(device, plan.precision) == "fp16")
+    step = TrainingStep(plan, network, device)
+    num_classes = len(plan.classes)
     image = torch.randn(plan.batch_size, len(plan.channels), *plan.roi_size, device=device)
-    image = image.to(memory_format=torch.channels_last_3d)
-    outputs = len(plan.classes) if plan.sigmoid else 1
-    highest = 2 if plan.sigmoid else plan.num_outputs
+    outputs, highest = (num_classes, 2) if plan.sigmoid else (1, plan.num_outputs)
     target = torch.randint(0, highest, (plan.batch_size, outputs, *plan.roi_size), device=device, dtype=torch.uint8)
+    samples = Samples(image=image, target=target)
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(device, plan.precision):
-            found = network(image)
-        loss = supervised_loss(found, target, sigmoid=plan.sigmoid, loss=plan.loss)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(network.parameters(), plan.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
+    def do() -> None:
+        step.gradients(samples, plan.batch_size)
+        step.update(plan.learning_rate)
 
-    return step
+    return do
 
 
 def finish(device: torch.device) -> None:
@@ -74,8 +149,10 @@ def finish(device: torch.device) -> None:
 def measure_step(plan: Plan, device: torch.device) -> StepCost | None:
     """Time a step and take the peak of memory; None where memory does not suffice."""
     times: list[float] = []
-    try:
-        with MemoryWatch(device) as memory:
+    memory = MemoryWatch(device)
+
+    def measure() -> None:
+        with memory:
             step = bare_step(plan, device)
             step()
             finish(device)
@@ -84,15 +161,14 @@ def measure_step(plan: Plan, device: torch.device) -> StepCost | None:
                 step()
                 finish(device)
                 times.append(time.perf_counter() - begin)
-        return StepCost(step_s=min(times), memory_gib=memory.peak_gib)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
+
+    try:
+        lacked = lacks_memory(measure)
     finally:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    return None if lacked else StepCost(step_s=min(times), memory_gib=memory.peak_gib)
 
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "std::bad_alloc")
@@ -118,3 +194,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+
+
+def lacks_memory(work: Callable[[], None]) -> bool:
+    """Do some work; True where memory did not suffice for it.
+
+    The error is let go before this returns, since its traceback holds the tensors of the step that failed: whoever goes
+    on with less has their memory back.
+
+    Raises:
+        MemoryError, RuntimeError: Any other than a lack of memory.
+    """
+    try:
+        work()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return True
+    return False

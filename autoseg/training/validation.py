@@ -1,17 +1,225 @@
-"""When a job validates, on which cases, and what that takes."""
+"""When a job validates, on which cases, what that takes, and what comes out.
+
+Legend: K classes.
+"""
 
 from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoseg.config.units import format_duration
+from autoseg.evaluation.metrics import dice_of_targets
+from autoseg.hardware.device import resolve_precision
+from autoseg.inference.windows import ProbRows, WindowModel, predict_targets
+from autoseg.networks import divisor, heads
+from autoseg.plan import Plan
+from autoseg.training.cache import CachedCase
+from autoseg.training.processes import Processes
+from autoseg.training.progress import Progress
+from autoseg.training.schedule import Schedule, validation_plan
+
+log = logging.getLogger(__name__)
 
 COMPARISON = 2.0
 """Predictions of a case that the comparison of half precision with fp32 takes: one in each, of which that in fp32, as
 `scoring` times it, takes the longer."""
-
 NEW_STEPS = 0.02
 """Share of all steps that must lie since the last validation for another one at the end. A choice: the cosine's last
 fiftieth is done at a thousandth of the highest learning rate."""
-
-MEASURED_STEP = 3
-"""Step after which a budgeted job measures what validation and final scores take: the first steps allocate."""
-
 TWICE_SHARE, SCORED_SHARE = 0.01, 0.05
 """Share of a budget up to which a case is predicted twice to time it, and up to which its final score is timed, too."""
+
+
+class Validator:
+    """Scores the average of a job's weights on cases of its fold, as often as the plan or the budget allows."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        cases: Sequence[CachedCase],
+        network: nn.Module,
+        progress: Progress,
+        processes: Processes,
+        roi: tuple[int, int, int],
+        name: str,
+    ) -> None:
+        """Set up.
+
+        Args:
+            cases: the fold's, preprocessed.
+            network: whose weights are validated; on the device.
+            progress: of the job; what validation takes is noted there, so that a checkpoint keeps it.
+            roi: window in voxels; it may be made smaller later.
+            name: of the job, for the log.
+        """
+        self.plan, self.cases, self.network, self.progress = plan, cases, network, progress
+        self.processes, self.roi, self.name = processes, roi, name
+
+    # -- when, and on what
+    def is_due(self, share: float) -> bool:
+        """Whether the epoch that ends at this share of the schedule is to be validated."""
+        p = self.progress
+        if share >= 1.0 and (self.plan.budget_s is None or p.num_validated or not p.voxel_s):
+            # A few steps at a learning rate near zero change nothing that is worth another validation.
+            return p.step - p.validated_step > NEW_STEPS * p.step
+        if self.plan.budget_s is None:
+            return (p.epoch + 1) % self.plan.num_epochs_per_validation == 0
+        return self.marks_passed(share) > p.validations
+
+    def marks_passed(self, share: float) -> int:
+        """How many of the budget's marks lie behind."""
+        return sum(share >= mark for mark in self._marks())
+
+    def _marks(self) -> tuple[float, ...]:
+        budget_s, p = self.plan.budget_s, self.progress
+        if budget_s is None or not p.voxel_s or not p.num_validated:
+            return ()
+        return validation_plan(budget_s, self._seconds_of(self.cases), len(self.cases))[0]
+
+    def chosen(self) -> list[int]:
+        """Indices of the cases that a validation looks at, spread over the fold; none where no time is left for any."""
+        num = len(self.cases)
+        if self.plan.budget_s is None:
+            return list(range(num))
+        few = self.progress.num_validated
+        return sorted({round(i * (num - 1) / max(1, few - 1)) for i in range(few)})
+
+    def looks_at_part(self) -> bool:
+        """Whether a validation leaves cases of the fold out."""
+        return len(self.chosen()) < len(self.cases)
+
+    def covers_classes(self) -> bool:
+        """Whether a validation looks at all classes that the fold is annotated for: one hard class tells little."""
+
+        def annotated(cases: Iterable[CachedCase]) -> set[str]:
+            names = self.plan.label_map.names
+            return {n for case in cases for n in (names if case.annotated is None else case.annotated)}
+
+        return annotated(self.cases[i] for i in self.chosen()) == annotated(self.cases)
+
+    # -- what it takes
+    def expected_s(self) -> float:
+        """Expected seconds of a validation; endless before the first was measured."""
+        if not self.progress.voxel_s:
+            return math.inf
+        return self._seconds_of(self.cases[i] for i in self.chosen())
+
+    def reserve_s(self) -> float:
+        """Seconds of a budget to keep for the last validation and the final scores, by what the last one took."""
+        p = self.progress
+        if self.plan.budget_s is None or not p.voxel_s:
+            return 0.0
+        voxels = [self._voxels(case) for case in self.cases]
+        # A machine that has become busy is slower at the end, too.
+        slower = max(1.0, p.voxel_s / (p.first_voxel_s or p.voxel_s))
+        scored: float = sum(voxels)
+        if self.plan.precision == "auto" and resolve_precision(self.processes.device, "auto") != "fp32":
+            scored += COMPARISON * voxels[0]
+        return self.expected_s() + (p.scoring_voxel_s or p.voxel_s) * slower * scored
+
+    def _seconds_of(self, cases: Iterable[CachedCase]) -> float:
+        return self.progress.voxel_s * sum(map(self._voxels, cases)) / self.processes.world
+
+    def _voxels(self, case: CachedCase) -> int:
+        """Voxels that are predicted for a case: those of a window at least."""
+        return max(math.prod(case.image.shape[1:]), math.prod(self.roi))
+
+    def measure(self, schedule: Schedule, scoring: Callable[[int], float] | None) -> None:
+        """Measure validation and final score of a case of middle size, so that a budget can keep their time free.
+
+        Args:
+            schedule: of the job, whose budget has to hold both.
+            scoring: as `Trainer` takes it.
+        """
+        assert self.plan.budget_s is not None
+        p, budget_s = self.progress, self.plan.budget_s
+        order = sorted(range(len(self.cases)), key=lambda i: self._voxels(self.cases[i]))
+        index = order[len(order) // 2]
+        case = self.cases[index]
+
+        def timed() -> float:
+            begin = time.monotonic()
+            self.score(case)
+            return time.monotonic() - begin
+
+        case_s = timed()
+        if case_s <= TWICE_SHARE * budget_s:
+            case_s = timed()  # the first allocates and chooses kernels
+        p.voxel_s = case_s / self._voxels(case)
+        if scoring is not None and self.processes.is_first and case_s <= SCORED_SHARE * budget_s:
+            p.scoring_voxel_s = scoring(index) / self._voxels(case)
+        num = validation_plan(budget_s, self._seconds_of(self.cases), len(self.cases))[1]
+        p.voxel_s, chosen = self.processes.from_first(p.voxel_s, num)  # all look at the same cases
+        p.first_voxel_s, p.num_validated = p.voxel_s, int(chosen)
+        self._say_costs(schedule)
+
+    def _say_costs(self, schedule: Schedule) -> None:
+        p, num = self.progress, len(self.cases)
+        final = format_duration((p.scoring_voxel_s or p.voxel_s) * sum(map(self._voxels, self.cases)))
+        if self.processes.is_first:
+            log.info(
+                "%s: validation on %d of %d cases, final scores in about %s", self.name, p.num_validated, num, final
+            )
+        if not schedule.is_kept(self.reserve_s()):
+            log.warning(
+                "%s: scoring %d cases takes about %s of a budget of %s, which will not be kept. Give more time.",
+                self.name, num, final, format_duration(self.plan.budget_s or 0.0),
+            )  # fmt: skip
+
+    # -- the scores
+    def validate(self, before_case: Callable[[], None] = lambda: None) -> float:
+        """Mean Dice over classes of the mean over the fold's cases, at the network's spacing; NaN: none has one.
+
+        Args:
+            before_case: called before each case; may raise, to break off.
+        """
+        begin = time.monotonic()
+        p, world = self.progress, self.processes.world
+        chosen = self.chosen() or list(range(len(self.cases)))
+        scores = torch.full((len(self.cases), len(self.plan.label_map.names)), math.nan, dtype=torch.float64)
+        for i in chosen[self.processes.rank :: world]:
+            before_case()
+            scores[i] = self.score(self.cases[i])
+        if self.processes.are_several:
+            total, seen = self.processes.add_up(torch.stack([scores.nan_to_num(0.0), (~scores.isnan()).double()]))
+            scores = torch.where(seen > 0, total, math.nan).cpu()
+        voxels = sum(self._voxels(self.cases[i]) for i in chosen) / world
+        (p.voxel_s,) = self.processes.from_first((time.monotonic() - begin) / voxels)
+        # Not measured yet where the job was begun without a budget.
+        p.first_voxel_s = p.first_voxel_s or p.voxel_s
+        return float(scores.nanmean(0).nanmean())
+
+    def score(self, case: CachedCase) -> torch.Tensor:
+        """Dice of each class at the network's spacing, (K,) float64."""
+        label_map = self.plan.label_map
+        dice = dice_of_targets(self.predict(case), np.asarray(case.target), label_map, annotated=case.annotated)
+        return torch.tensor(dice, dtype=torch.float64)
+
+    def predict(self, case: CachedCase) -> np.ndarray:
+        """A case's prediction at the network's spacing, as an encoded target."""
+        image = torch.from_numpy(np.asarray(case.image, np.float32))
+        model = WindowModel(
+            [self.network],
+            [heads(self.plan.algo, self.network)],
+            num_outputs=self.plan.num_outputs,
+            sigmoid=self.plan.sigmoid,
+            device=self.processes.device,
+            precision=self.plan.precision,
+        )
+        rows = ProbRows(
+            model,
+            lambda start, stop: image[:, start:stop],
+            (image.shape[1], image.shape[2], image.shape[3]),
+            0,
+            roi_size=self.roi,
+            overlap=self.plan.overlap,
+            divisor=divisor(self.plan),
+        )
+        return predict_targets(rows).numpy()

@@ -1,0 +1,135 @@
+"""The batches of a job: a function of the step's number alone, so that one cut ahead is the same.
+
+Legend: B batch, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from autoseg.plan import Plan
+from autoseg.training.augment import augment_samples
+from autoseg.training.patches import Sampler, cut_batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patches:
+    """The patches of one step as they were cut."""
+
+    image: torch.Tensor
+    """(B, C, X, Y, Z) float32."""
+    target: torch.Tensor
+    """(B, 1 or K, X, Y, Z) uint8; the voxels' weights follow where a case has them."""
+    rngs: list[np.random.Generator]
+    """The samples' random states."""
+    cases: list[int]
+    """Which case each patch is of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """The same on the device and changed at random, with what the loss needs to know of each sample."""
+
+    image: torch.Tensor
+    target: torch.Tensor
+    unannotated: torch.Tensor | None = None
+    """(B, K) bool: classes that nobody looked for; None: every sample is annotated for all."""
+    filled: torch.Tensor | None = None
+    """(B, K) bool: classes that models filled in; None: none."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def part(self, first: int, number: int) -> Samples:
+        """Some of them, from one on."""
+        chosen = slice(first, first + number)
+        return Samples(
+            image=self.image[chosen],
+            target=self.target[chosen],
+            unannotated=None if self.unannotated is None else self.unannotated[chosen],
+            filled=None if self.filled is None else self.filled[chosen],
+        )
+
+
+class Batches:
+    """Cuts the patches of each step and changes them at random."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sampler: Sampler,
+        device: torch.device,
+        *,
+        indices: range,
+        batch_size: int,
+        roi: tuple[int, int, int],
+        ahead: bool,
+    ) -> None:
+        """Set up.
+
+        Args:
+            indices: of the batch, the samples that this process cuts.
+            batch_size: of all processes together.
+            roi: patch in voxels; it may be made smaller later.
+            ahead: cut the next step's patches while this one computes. For a GPU: on a CPU a second thread would take
+                the processor from the network.
+        """
+        self.plan, self.sampler, self.device = plan, sampler, device
+        self.indices, self.batch_size, self._roi = indices, batch_size, roi
+        self._cutter = ThreadPoolExecutor(1, "autoseg-cut") if ahead else None
+        self._next: tuple[int, Future[Patches]] | None = None
+
+    @property
+    def roi(self) -> tuple[int, int, int]:
+        """The patch that is cut, in voxels."""
+        return self._roi
+
+    @roi.setter
+    def roi(self, roi: tuple[int, int, int]) -> None:
+        self._roi = roi
+        self._next = None  # was cut with the old one
+
+    def close(self) -> None:
+        """Stop cutting ahead."""
+        if self._cutter is not None:
+            self._cutter.shutdown(cancel_futures=True)
+
+    def samples(self, step: int) -> Samples:
+        """The samples of a step: the same whenever they are asked for."""
+        patches = self._patches(step)
+        unannotated = self.sampler.unannotated[patches.cases]
+        filled = self.sampler.filled[patches.cases]
+        image = patches.image.to(self.device, non_blocking=True)
+        target = patches.target.to(self.device, non_blocking=True)
+        # Looked at here, where they are NumPy's: on the device the loss would have to wait for the answer.
+        hidden, guessed = (
+            torch.from_numpy(classes).to(self.device) if classes.any() else None for classes in (unannotated, filled)
+        )
+        image, target = augment_samples(self.plan, image, target, patches.rngs, unannotated, filled)
+        return Samples(image=image, target=target, unannotated=hidden, filled=guessed)
+
+    def _patches(self, step: int) -> Patches:
+        if self._cutter is None:
+            return self._cut(step)
+        ahead, self._next = self._next, None
+        patches = ahead[1].result() if ahead is not None and ahead[0] == step else self._cut(step)
+        self._next = step + 1, self._cutter.submit(self._cut, step + 1)
+        return patches
+
+    def _cut(self, step: int) -> Patches:
+        images, targets, rngs, cases = cut_batch(
+            self.sampler,
+            seed=self.plan.seed,
+            step=step,
+            batch_size=self.batch_size,
+            indices=self.indices,
+            roi=self.roi,
+        )
+        image, target = torch.from_numpy(images), torch.from_numpy(targets)
+        if self._cutter is not None:  # pinned, so that copying to the GPU need not wait
+            image, target = image.pin_memory(), target.pin_memory()
+        return Patches(image=image, target=target, rngs=rngs, cases=cases)

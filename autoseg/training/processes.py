@@ -1,0 +1,76 @@
+"""The processes that train one job together, and what the first of them decides for all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from autoseg.hardware.device import pick_device
+
+Shared = TypeVar("Shared")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processes:
+    """This process among those of its job."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def joined(cls, device: torch.device) -> Processes:
+        """Those that `join_processes` joined; this one alone where it was not called."""
+        if not dist.is_initialized():
+            return cls(rank=0, world=1, device=device)
+        return cls(rank=dist.get_rank(), world=dist.get_world_size(), device=device)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes the files."""
+        return self.rank == 0
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there are others."""
+        return self.world > 1
+
+    def from_first(self, *values: float) -> tuple[float, ...]:
+        """The first process' numbers, for all: one clock and one signal decide, so that none waits for another."""
+        if not self.are_several:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return tuple(shared.tolist())
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of all processes' values; one process' own are returned as they are."""
+        if not self.are_several:
+            return values
+        total = values.to(self.device)
+        dist.all_reduce(total)
+        return total
+
+
+def of_first(value: Shared) -> Shared:
+    """The first process' value, whatever it is, for all processes of a job."""
+    if not dist.is_initialized():
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared, 0)
+    return shared[0]
+
+
+def join_processes(device: str) -> None:
+    """Join the other processes of torchrun, where this is one of several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        where = pick_device(device)
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        # The others wait for the first while it searches a topology, however long; torchrun ends them if it dies.
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(days=7))
