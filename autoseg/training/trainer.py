@@ -173,9 +173,10 @@ class Trainer:
                         if self.validator.is_due(share) and self.validator.expected_s() > CHECKPOINT_S:
                             self.save()  # so that a signal need not wait for the end of the validation
                         self._end_epoch(finished=finished)
-                        share = self._share()
-                    if self._save_is_due or (epoch_ends and self.checkpointer.is_cheap_after(epoch_s)):
+                    due = self._save_is_due
+                    if due or (epoch_ends and self.checkpointer.is_cheap_after(epoch_s)):
                         self.save()
+                    if epoch_ends or due:  # a condition that all processes agree on, since all of them ask
                         share = self._share()
                     if self._stop:
                         self.save()
