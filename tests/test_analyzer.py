@@ -18,11 +18,12 @@ import yaml
 from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 from scipy import ndimage
 
-from autoseg.analyzer import analyze_folder, store, workers
+from autoseg.analyzer import analyze_folder, workers
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config.settings import ClassSpec, Settings
 from autoseg.data.labels import annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
+from autoseg.workspace import digests
 
 LEAF = (
     "max",
@@ -233,14 +234,14 @@ def test_processes_do_not_change_the_result(tmp_path: Path, num_workers: int, mo
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
-    monkeypatch.setattr(store, "SETTLED_S", -1.0)  # files of a test are always young
+    monkeypatch.setattr(digests, "SETTLED_S", -1.0)  # files of a test are always young
     return DataSet(root=tmp_path)
 
 
 def test_a_second_run_reads_nothing(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     first = data.analyze()
     monkeypatch.setattr(workers, "analyze_case", None)
-    monkeypatch.setattr(workers, "file_digest", None)
+    monkeypatch.setattr(workers, "content_digest", None)
     second = data.analyze()
     assert (first.num_read, second.num_read) == (6, 0)
     assert first.datastats == second.datastats
@@ -272,10 +273,9 @@ def test_a_moved_data_set_is_known_by_content(data: DataSet) -> None:
 
 
 def test_young_files_are_known_by_content_alone(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SETTLED_S", 1e9)
+    monkeypatch.setattr(digests, "SETTLED_S", 1e9)
     data.analyze()
-    lines = (data.workspace.root / "analysis" / "cases.jsonl").read_text().splitlines()
-    assert all(json.loads(line)["signature"] is None for line in lines)
+    assert not data.workspace.digests.exists()
     assert data.analyze().num_read == 0
 
 

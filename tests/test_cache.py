@@ -11,7 +11,7 @@ import pytest
 import yaml
 from plans import tiny_plan
 
-from autoseg.data.datalists.cases import Case, files_digest
+from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
@@ -83,7 +83,7 @@ def test_weights_of_voxels_are_kept_beside_the_target(tmp_path: Path, cases: tup
     assert first.weight is not None
     np.testing.assert_array_equal(np.asarray(first.weight)[0], read_label(path).array[0])
     assert second.weight is None
-    assert files_digest(soft) != files_digest(cases[0])
+    assert case_digest(soft) != case_digest(cases[0])
 
 
 def test_memory_takes_what_the_limit_allows_and_the_first_cases_first(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiny_jobs import TensorRows, make_job
 
 from autoseg.config.settings import Settings
-from autoseg.data.datalists.cases import Case, Datalist, files_digest
+from autoseg.data.datalists.cases import Case, Datalist, case_digest
 from autoseg.data.datalists.datalist import read_cases, read_datalist, write_datalist
 from autoseg.data.grid import Grid
 from autoseg.data.labels import UNSURE_VALUE, LabelMap, merge_left_right
@@ -721,11 +721,11 @@ def test_an_original_label_that_changed_is_noticed(phantoms: Path, tmp_path: Pat
     assert second.stale("pseudolabel", stage_inputs(first, listed, how, LABELS)) == []
     path = listed.training[1].label
     assert path is not None
-    old = files_digest(listed.training[1])
+    old = case_digest(listed.training[1])
     label = read_label(path)
     label.array[0, 0, 0, 0] = 2
     write_volume(path, label.array[0], label.grid)
-    assert files_digest(listed.training[1]) != old
+    assert case_digest(listed.training[1]) != old
     assert changed(before, stage_inputs(first, listed, how, LABELS)) == ["case phantom_001 changed"]
     make_pseudolabels(first, second, listed, how, LABELS)
     assert read_label(second.pseudolabels / "labels" / "phantom_001.nii.gz").array[0, 0, 0, 0] == 2

@@ -9,11 +9,12 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autoseg.analyzer import label_groups as groups_of
+from autoseg.analyzer.case import CaseStats
 from autoseg.analyzer.faults import (
     Fault,
     Measured,
@@ -28,7 +29,7 @@ from autoseg.analyzer.faults import (
 )
 from autoseg.analyzer.outliers import check_outliers, check_sides
 from autoseg.analyzer.result import HINT, Analysis, plain_groups
-from autoseg.analyzer.store import Signature, Store, signature
+from autoseg.analyzer.store import Store
 from autoseg.analyzer.summary import case_entry, data_set_entry, stats_summary
 from autoseg.analyzer.workers import Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
@@ -38,6 +39,7 @@ from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
 from autoseg.terminal import Progress
+from autoseg.workspace.digests import DIGESTS, FileSignature, file_signature
 from autoseg.workspace.files import write_json, write_text
 from autoseg.workspace.workspace import Workspace
 
@@ -60,6 +62,7 @@ def analyze(
         ConfigError: The classes contradict each other.
     """
     start = time.monotonic()
+    DIGESTS.open(workspace.digests)
     if settings.class_names or datalist.labels or datalist.regions:
         _label_map(settings, datalist, ())  # contradictions are told before anything is read
     measured, num_read = _measure(datalist, settings, workspace.root / "analysis" / "cases.jsonl", progress)
@@ -76,63 +79,90 @@ def analyze(
     return analysis
 
 
-def _measure(datalist: Datalist, settings: Settings, store_path: Path, progress: bool) -> tuple[list[Measured], int]:
-    """Statistics of every case, from the store or from its files; and how many were read."""
-    root = Path(os.path.abspath(settings.dataroot))
-    ignore = settings.ignore_label if settings.ignore_label is not None else datalist.ignore_label
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listed:
+    """A case of the list with its files as they are now."""
+
+    case: Case
+    role: Role
+    kind: str
+    """Which files are what, and what else its statistics depend on."""
+    signatures: tuple[FileSignature, ...] | None
+    """None where a file is missing."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(size for _, size, _, _ in self.signatures or ())
+
+    @property
+    def known_digests(self) -> tuple[str, ...] | None:
+        """What the files hold, where that is known without reading them."""
+        digests = [DIGESTS.known.get(signature, "") for signature in self.signatures or ()]
+        return tuple(digests) if digests and all(digests) else None
+
+
+def _listed(datalist: Datalist, ignore_label: int | None) -> list[_Listed]:
     cases: list[tuple[Case, Role]] = [
         *((c, "training") for c in datalist.training),
         *((c, "validation") for c in datalist.validation),
         *((c, "testing") for c in datalist.testing),
         *((c, "unlabeled") for c in datalist.unlabeled),
     ]
+    listed = []
+    for case, role in cases:
+        kind = f"{len(case.images)} {'label' if case.label is not None else 'bare'} ignore {ignore_label}"
+        try:
+            signatures = tuple(map(file_signature, _files(case)))
+        except OSError:
+            signatures = None
+        listed.append(_Listed(case=case, role=role, kind=kind, signatures=signatures))
+    return listed
+
+
+def _measure(datalist: Datalist, settings: Settings, store_path: Path, progress: bool) -> tuple[list[Measured], int]:
+    """Statistics of every case, from the store or from its files; and how many were read."""
+    root = Path(os.path.abspath(settings.dataroot))
+    ignore = settings.ignore_label if settings.ignore_label is not None else datalist.ignore_label
+    listed = _listed(datalist, ignore)
     store = Store(store_path)
-    signatures: list[Signature | None] = []
-    kinds: list[str] = []
-    stats = []
+    stats: list[CaseStats | None] = []
     tasks = []
-    for number, (case, _) in enumerate(cases):
-        files = _files(case)
-        kind = f"{len(case.images)} {'label' if case.label is not None else 'bare'} ignore {ignore}"
-        mine = signature(files)
-        known = store.find(kind, mine) if mine is not None else None
-        signatures.append(mine)
-        kinds.append(kind)
+    for number, item in enumerate(listed):
+        digests = item.known_digests
+        known = None if digests is None else store.find(item.kind, digests)
         stats.append(known)
         if known is None:
-            digests = store.digests(kind, mine) if mine is not None else frozenset()
             tasks.append(
                 Task(
                     number=number,
-                    images=case.images,
-                    label=case.label,
+                    images=item.case.images,
+                    label=item.case.label,
                     ignore_label=ignore,
-                    num_bytes=sum(s[1] for s in mine or ()),
-                    known_digests=digests,
+                    num_bytes=sum(item.sizes),
+                    known_digests=store.candidates(item.kind, item.sizes) if item.signatures else frozenset(),
                 )
             )
     num_read = 0
     bar = Progress("analyze", len(tasks), shown=progress)
     try:
         for result in measure(tasks, settings.num_workers):
-            mine, kind = signatures[result.number], kinds[result.number]
-            if result.stats is None:
-                assert mine is not None, "only files that are there have digests"
-                stats[result.number] = store.find_content(kind, mine, result.digests)
-            else:
-                num_read += 1
-                stats[result.number] = result.stats
-                if mine is not None and len(result.digests) == len(mine):
-                    store.add(kind, mine, result.digests, result.stats)
+            item = listed[result.number]
+            # Only of files that are all there, and all of which were read to their end.
+            if item.signatures is not None and len(result.digests) == len(item.signatures):
+                DIGESTS.add(zip(item.signatures, result.digests, strict=True))
+                if result.stats is not None:
+                    store.add(item.kind, item.sizes, result.digests, result.stats)
+            num_read += result.stats is not None
+            stats[result.number] = result.stats or store.find(item.kind, result.digests)
             bar.step()
     finally:
         bar.close()
     store.tidy()
     measured = []
-    for (case, role), found in zip(cases, stats, strict=True):
-        assert found is not None, "every case is known or was a task"
-        names = tuple(_relative(f, root) for f in _files(case))
-        measured.append(Measured(case=case, role=role, stats=found, files=names))
+    for item, case_stats in zip(listed, stats, strict=True):
+        assert case_stats is not None, "every case is known or was a task"
+        names = tuple(_relative(f, root) for f in _files(item.case))
+        measured.append(Measured(case=item.case, role=item.role, stats=case_stats, files=names))
     return measured, num_read
 
 
@@ -154,47 +184,26 @@ def _judge(
     measured: Sequence[Measured], datalist: Datalist, settings: Settings, num_read: int
 ) -> tuple[Analysis, list[dict[str, Any]]]:
     """Everything that is known once all cases are: faults, groups, statistics; and the cases' entries."""
-    found = check_files(measured)
-    label_map = None
-    values = sorted({v for m in measured for v in m.values})
-    if any(m.case.label is not None for m in measured):
-        try:
-            label_map = _label_map(settings, datalist, values)
-            named = {n: (v,) for v, n in datalist.labels.items()} | datalist.regions
-            found += check_labels(measured, label_map, named if settings.class_names else {})
-        except ConfigError as error:
-            if values and set(values) - {0}:
-                raise
-            if values:
-                found.append(Fault(kind="empty_label", finding="every label is empty", remedy=str(error)))
-    found += check_channels(measured) + check_duplicates(measured) + check_patients(measured)
-    bad = {f.case for f in found if f.severity == "fault" and f.case}
+    label_map, judged = _judge_labels(measured, datalist, settings)
+    judged += check_channels(measured) + check_duplicates(measured) + check_patients(measured)
+    bad = {f.case for f in judged if f.severity == "fault" and f.case}
     sound = [m for m in measured if m.case.name not in bad]
-    found += check_outliers(sound)
-    if label_map is not None:
-        found += check_class_counts(sound, label_map, datalist.num_fold) + check_sides(sound, label_map)
+    judged += check_outliers(sound)
     training = [m for m in sound if m.role == "training"] or [m for m in sound if not datalist.training]
-    occurring: dict[str, tuple[str, ...]] = {}
-    annotated: dict[str, tuple[str, ...]] = {}
     settled: dict[str, tuple[str, ...]] = {}
+    occurring: dict[str, tuple[str, ...]] = {}
     if label_map is not None:
-        settled = {
-            m.case.name: annotated_classes(
-                m.case.annotated, m.present(label_map), label_map.names, settings.partial_labels
-            )
-            for m in sound
-            if m.stats.classes
-        }
+        judged += check_class_counts(sound, label_map, datalist.num_fold) + check_sides(sound, label_map)
+        settled = _settled_classes(sound, label_map, settings)
         occurring = {m.case.name: m.present(label_map) for m in training if m.stats.classes}
-        annotated = {name: settled[name] for name in occurring}
-        found += _check_declarations(training, settings)
+        judged += _check_declarations(training, settings)
+    annotated = {name: settled[name] for name in occurring}
     groups, occurring_groups = groups_of.group_cases(annotated), groups_of.group_cases(occurring)
     silent = settings.partial_labels == "off" and all(m.case.annotated is None for m in training)
     partial = label_map is not None and groups_of.look_partial(occurring_groups, label_map.names)
-    faults = tuple(f for f in found if f.severity == "fault")
-    warnings = tuple(f for f in found if f.severity == "warning")
+    faults = tuple(f for f in judged if f.severity == "fault")
+    warnings = tuple(f for f in judged if f.severity == "warning")
     datastats: dict[str, Any] = {}
-    by_case: list[dict[str, Any]] = []
     if training:
         datastats = {
             "stats_summary": stats_summary(training),
@@ -204,8 +213,7 @@ def _judge(
             "faults": [asdict(f) for f in faults],
             "warnings": [asdict(w) for w in warnings],
         }
-        by_case = [case_entry(m, annotated.get(m.case.name)) for m in training]
-    return Analysis(
+    analysis = Analysis(
         faults=faults,
         warnings=warnings,
         quarantined=tuple(m.case.name for m in measured if m.case.name in bad),
@@ -219,7 +227,41 @@ def _judge(
         num_cases={role: len(getattr(datalist, role)) for role in ("training", "validation", "testing", "unlabeled")},
         num_read=num_read,
         seconds=0.0,
-    ), by_case
+    )
+    return analysis, [case_entry(m, annotated.get(m.case.name)) for m in training]
+
+
+def _judge_labels(
+    measured: Sequence[Measured], datalist: Datalist, settings: Settings
+) -> tuple[LabelMap | None, list[Fault]]:
+    """The classes, None where no case has a label, and the faults of files and labels.
+
+    Raises:
+        ConfigError: The classes contradict each other.
+    """
+    faults = check_files(measured)
+    if all(m.case.label is None for m in measured):
+        return None, faults
+    values = sorted({v for m in measured for v in m.values})
+    try:
+        label_map = _label_map(settings, datalist, values)
+    except ConfigError as error:
+        if set(values) - {0}:
+            raise
+        if values:
+            faults.append(Fault(kind="empty_label", finding="every label is empty", remedy=str(error)))
+        return None, faults
+    named = {n: (v,) for v, n in datalist.labels.items()} | datalist.regions
+    return label_map, faults + check_labels(measured, label_map, named if settings.class_names else {})
+
+
+def _settled_classes(sound: Sequence[Measured], label_map: LabelMap, settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Case -> the classes that its annotators looked for."""
+    return {
+        m.case.name: annotated_classes(m.case.annotated, m.present(label_map), label_map.names, settings.partial_labels)
+        for m in sound
+        if m.stats.classes
+    }
 
 
 def _check_declarations(training: Sequence[Measured], settings: Settings) -> list[Fault]:

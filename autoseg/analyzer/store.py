@@ -1,11 +1,8 @@
 """Results of earlier analyses, by content: what was read once is not read again.
 
 A line of JSON per case in one file that only grows, so that a killed run keeps every case it had finished; a last
-line that is cut short is ignored. A case is known again
-- at once, where inode, size and both times (of change of the content and of the entry) of all its files are as
-  they were: the time of the entry's change cannot be set back by copying or unpacking over a file;
-- else, where a file of the same size is around, by the digest of its bytes: copied, moved or touched data are
-  hashed, not analysed.
+line that is cut short is ignored. A case is known by the digests of its files (see `autoseg.workspace.digests`):
+copied, moved or touched data are hashed at most, not analysed.
 """
 
 from __future__ import annotations
@@ -13,9 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,29 +22,8 @@ from autoseg.analyzer.histograms import Histogram, Stats
 from autoseg.data.formats.nifti_header import Finding
 from autoseg.workspace.files import write_text
 
-VERSION = 1
+VERSION = 2
 """Of the statistics; results of another version are not used."""
-SETTLED_S = 2.0
-"""A file younger than this when it was read may change again within the clock's tick: only its digest counts."""
-
-Signature = tuple[tuple[int, int, int, int], ...]
-
-
-def signature(files: Iterable[Path]) -> Signature | None:
-    """Inode, size, time of the content's and of the entry's last change of each file; None where one is missing."""
-    made = []
-    for path in files:
-        try:
-            stat = os.stat(path)
-        except OSError:
-            return None
-        made.append((stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-    return tuple(made)
-
-
-def settled(mine: Signature, now: float) -> bool:
-    """Whether a signature can be trusted from now on."""
-    return all(now - max(mtime, ctime) / 1e9 > SETTLED_S for _, _, mtime, ctime in mine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +32,6 @@ class Entry:
 
     kind: str
     """Which files are what, and what else the result depends on."""
-    signature: Signature | None
     sizes: tuple[int, ...]
     digests: tuple[str, ...]
     stats: dict[str, Any]
@@ -71,7 +44,6 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: list[Entry] = []
-        self.by_signature: dict[tuple[str, Signature], Entry] = {}
         self.by_digests: dict[tuple[str, tuple[str, ...]], Entry] = {}
         self.by_sizes: dict[tuple[str, tuple[int, ...]], set[tuple[str, ...]]] = {}
         self.used: set[int] = set()
@@ -84,33 +56,23 @@ class Store:
             data = json.loads(line)
             if data["version"] != VERSION:
                 return
-            mine = None if data["signature"] is None else tuple(tuple(s) for s in data["signature"])
-            entry = Entry(data["kind"], mine, tuple(data["sizes"]), tuple(data["digests"]), data["stats"])
+            entry = Entry(data["kind"], tuple(data["sizes"]), tuple(data["digests"]), data["stats"])
         except (json.JSONDecodeError, KeyError, TypeError):
             return
         self._index(entry)
 
     def _index(self, entry: Entry) -> None:
         self.entries.append(entry)
-        if entry.signature is not None:
-            self.by_signature[entry.kind, entry.signature] = entry
         self.by_digests[entry.kind, entry.digests] = entry
         self.by_sizes.setdefault((entry.kind, entry.sizes), set()).add(entry.digests)
 
-    def find(self, kind: str, mine: Signature) -> CaseStats | None:
-        """A case whose files are untouched since they were analysed."""
-        return self._use(self.by_signature.get((kind, mine)))
+    def find(self, kind: str, digests: tuple[str, ...]) -> CaseStats | None:
+        """A case whose files hold the same bytes as those that were analysed."""
+        return self._use(self.by_digests.get((kind, digests)))
 
-    def digests(self, kind: str, mine: Signature) -> frozenset[tuple[str, ...]]:
-        """Digests of known cases whose files are of the same sizes: hashing the files can be worth it."""
-        return frozenset(self.by_sizes.get((kind, tuple(s[1] for s in mine)), ()))
-
-    def find_content(self, kind: str, mine: Signature, digests: tuple[str, ...]) -> CaseStats | None:
-        """A case with the same bytes; from now on its signature is known too."""
-        stats = self._use(self.by_digests.get((kind, digests)))
-        if stats is not None:
-            self.add(kind, mine, digests, stats)
-        return stats
+    def candidates(self, kind: str, sizes: tuple[int, ...]) -> frozenset[tuple[str, ...]]:
+        """Digests of known cases whose files are of these sizes: hashing the files can be worth it."""
+        return frozenset(self.by_sizes.get((kind, sizes), ()))
 
     def _use(self, entry: Entry | None) -> CaseStats | None:
         if entry is None:
@@ -122,10 +84,9 @@ class Store:
         self.used.add(id(entry))
         return stats
 
-    def add(self, kind: str, mine: Signature, digests: tuple[str, ...], stats: CaseStats) -> None:
+    def add(self, kind: str, sizes: tuple[int, ...], digests: tuple[str, ...], stats: CaseStats) -> None:
         """Keep a result; on disk at once, so that a killed run loses nothing."""
-        trusted = mine if settled(mine, time.time()) else None
-        entry = Entry(kind, trusted, tuple(s[1] for s in mine), digests, to_plain(stats))
+        entry = Entry(kind, sizes, digests, to_plain(stats))
         self._index(entry)
         self.used.add(id(entry))
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from autoseg.analyzer.case import CaseStats, analyze_case
 from autoseg.data.formats.nifti_header import Finding
-from autoseg.data.formats.nifti_voxels import file_digest
 from autoseg.hardware.limits import available_cores, available_memory_bytes
 from autoseg.workspace.claims import HEARTBEAT
+from autoseg.workspace.digests import content_digest
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def _measure_part(tasks: Sequence[Task], free_bytes: int) -> list[Result]:
 def _measure_one(task: Task, free_bytes: int) -> Result:
     if task.known_digests:
         files = [*task.images, *([task.label] if task.label is not None else [])]
-        digests = tuple(file_digest(p) for p in files)
+        digests = tuple(content_digest(p) for p in files)
         if digests in task.known_digests:
             return Result(number=task.number, digests=digests, stats=None)
     try:

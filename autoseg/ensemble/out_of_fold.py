@@ -34,7 +34,8 @@ from autoseg.inference.predictor import Predictor, model_digest, vote
 from autoseg.inference.restore import Member, labels_of_means
 from autoseg.inference.sides import BodyWatch
 from autoseg.inference.windows import ProbRows, Shape, default_batch
-from autoseg.workspace.files import digest, file_digest, read_json, write_json
+from autoseg.workspace.digests import content_digest
+from autoseg.workspace.files import digest, read_json, write_json
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ def case_digest(case: Case, models: Mapping[str, str], combine: str) -> str:
     files = [*case.images, *([case.label] if case.label else [])]
     if lost := [path for path in files if not path.exists()]:
         raise DataError([f"{path}: no such file. Check the path in the datalist and dataroot." for path in lost])
-    found = [file_digest(path) for path in files]
-    return digest([RECORD_VERSION, found, dict(models), combine, case.annotated])
+    contents = [content_digest(path) for path in files]
+    return digest([RECORD_VERSION, contents, dict(models), combine, case.annotated])
 
 
 def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:

@@ -32,7 +32,8 @@ from autoseg.inference.sides import BodyWatch, split_sides
 from autoseg.inference.windows import ProbRows, WindowModel
 from autoseg.networks import build_network, divisor, heads
 from autoseg.plan import Plan
-from autoseg.workspace.files import digest, file_digest, read_json
+from autoseg.workspace.digests import content_digest
+from autoseg.workspace.files import digest, read_json
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.workspace import Workspace
 
@@ -103,7 +104,7 @@ def group_key(plan: Plan) -> tuple[Any, ...]:
 def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
     """A digest of a trained job: its weights and its plan."""
     job = workspace.job_dir(algo, fold)
-    return digest([file_digest(job.model), read_model(job.plan, Plan).model_dump(mode="json")])
+    return digest([content_digest(job.model), read_model(job.plan, Plan).model_dump(mode="json")])
 
 
 class Predictor:

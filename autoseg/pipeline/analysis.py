@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from autoseg.algos.inputs import run_label_map
 from autoseg.config.settings import Settings
-from autoseg.data.datalists.cases import Case, Datalist, files_digest
+from autoseg.data.datalists.cases import Case, Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.datalists.folds import deal_folds
 from autoseg.data.fingerprint import Fingerprint
@@ -27,11 +27,19 @@ def analysis_inputs(listed: Datalist, settings: Settings) -> dict[str, str]:
     inputs = {key: digest(getattr(settings, key)) for key in ANALYSIS_KEYS}
     inputs["version of autoseg"] = __version__
     for case in listed.training:
-        inputs[f"case {case.name}"] = digest([files_digest(case), case.fold, case.annotated, case.group])
+        inputs[f"case {case.name}"] = digest([_content(case), case.fold, case.annotated, case.group])
     inputs["testing, validation and unlabeled cases"] = digest(
-        [[files_digest(c) for c in cases] for cases in (listed.testing, listed.validation, listed.unlabeled)]
+        [[_content(c) for c in cases] for cases in (listed.testing, listed.validation, listed.unlabeled)]
     )
     return inputs
+
+
+def _content(case: Case) -> str:
+    """The case's identity, or why it has none: a file that cannot be read is a fault that the analysis names."""
+    try:
+        return case_digest(case)
+    except OSError as error:
+        return f"not readable: {error.strerror}"
 
 
 def settled_cases(listed: Datalist, annotated: Mapping[str, tuple[str, ...]], settings: Settings) -> Datalist:

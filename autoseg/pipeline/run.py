@@ -36,7 +36,7 @@ from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.pipeline.analysis import check_same_data
 from autoseg.pipeline.budget import work_began
 from autoseg.pipeline.context import Request, RunContext
-from autoseg.pipeline.freshness import require
+from autoseg.pipeline.freshness import reasons_to_run, require
 from autoseg.pipeline.history import keep_settings, load_with_kept, note_settings, remember_command, remember_input
 from autoseg.pipeline.job_plans import select_jobs
 from autoseg.pipeline.rounds import steps
@@ -44,7 +44,7 @@ from autoseg.pipeline.stages import STAGES, stages_named
 from autoseg.workspace.files import log_to, write_json
 from autoseg.workspace.stages import Outcome, Stage
 from autoseg.workspace.usage import environment, measured
-from autoseg.workspace.workspace import Workspace
+from autoseg.workspace.workspace import NOT_DONE, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -162,12 +162,12 @@ def run_stage(run: RunContext, place: Workspace, stage: Stage[RunContext]) -> No
     if stage.inputs is None:
         outcome = stage.run(run, place)
     else:
-        inputs = stage.inputs(run, place)
-        if reasons := place.stale(stage.name, inputs) or list(stage.gaps(place)):
-            is_first = reasons == ["not done yet"]
+        inputs, reasons = reasons_to_run(run, place, stage)
+        if reasons:
+            is_first = reasons == [NOT_DONE]
             log.info("%s: %s", stage.name, "starting" if is_first else "again, because " + ", ".join(reasons))
             outcome = stage.run(run, place)
-            place.stamp(stage.name, inputs)
+            place.stamp(stage.name, stage.inputs(run, place) if inputs is None else inputs)
         else:
             log.info("%s: up to date", stage.name)
     run.complete = run.complete and outcome.complete

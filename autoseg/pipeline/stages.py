@@ -210,6 +210,7 @@ STAGES: tuple[Stage[RunContext], ...] = (
         as_json=analysis_summary,
         how_far=lambda place: DONE if place.datastats.exists() else NOT_YET,
         out_of_date="the analysis is out of date",
+        digests_what_it_reads=True,
         forks=True,
     ),
     Stage(

@@ -16,7 +16,7 @@ import numpy as np
 
 from autoseg.config.nodes import load_plain
 from autoseg.config.settings import Settings
-from autoseg.data.datalists.cases import Case, Datalist, files_digest
+from autoseg.data.datalists.cases import Case, Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
 from autoseg.data.labels import UNSURE_VALUE, LabelMap
 from autoseg.data.volumes import read_label, write_volume
@@ -85,7 +85,7 @@ def stage_inputs(source: Workspace, datalist: Datalist, settings: Settings, labe
     inputs["scores"] = digest(dice)
     inputs["cases"] = digest([[c.name, c.fold] for c in datalist.training])
     for case, _ in cases_to_fill(datalist, label_map.names, how):
-        inputs[f"case {case.name}"] = digest([files_digest(case), case.annotated])
+        inputs[f"case {case.name}"] = digest([case_digest(case), case.annotated])
     return inputs
 
 
@@ -205,7 +205,7 @@ class _Maker:
 
     def _key(self, case: Case, wanted: Sequence[str]) -> str:
         names = [self.label_map.names, self.label_map.values]
-        return digest([VERSION, files_digest(case), case.annotated, list(wanted), self.models, self.how.filters, names])
+        return digest([VERSION, case_digest(case), case.annotated, list(wanted), self.models, self.how.filters, names])
 
     def _annotated(self, case: Case) -> tuple[str, ...]:
         return case.annotated or ()

@@ -25,7 +25,8 @@ from autoseg.report.compare import case_means, compare
 from autoseg.report.gather import Run, by_number, clock, inputs_digest, plain, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.version import __version__
-from autoseg.workspace.files import digest, file_digest, write_text
+from autoseg.workspace.digests import content_digest
+from autoseg.workspace.files import digest, write_text
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.workspace import Workspace
 
@@ -463,7 +464,7 @@ _shown_pictures: set[str] = set()
 def _picture(images: tuple[Path, ...], label: Path, prediction: Path, label_map: LabelMap) -> CasePicture:
     """As `picture_case`, made once as long as the files stay as they are."""
     files = [*images, label, prediction]
-    key = digest([str(prediction), *(file_digest(p) for p in files if p.exists())])
+    key = digest([str(prediction), *(content_digest(p) for p in files if p.exists())])
     if key not in _known_pictures:
         _known_pictures[key] = picture_case(images, label, prediction, label_map)
     _shown_pictures.add(key)

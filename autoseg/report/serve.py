@@ -12,7 +12,8 @@ from typing import Any
 from autoseg.errors import AutosegError, ConfigError
 from autoseg.report.gather import inputs_digest
 from autoseg.report.page import check_run, render
-from autoseg.workspace.files import digest, file_digest
+from autoseg.workspace.digests import file_signature
+from autoseg.workspace.files import digest
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.workspace import Workspace
 
@@ -33,7 +34,7 @@ class LiveReport:
         """A digest of all files the page is made from."""
         found = [inputs_digest(self.workspace.finished(), self.stages)]
         for path in (self.workspace.usage, self.workspace.commands):
-            found.append(file_digest(path) if path.exists() else "")
+            found.append(digest(file_signature(path)) if path.exists() else "")
         return digest(found)
 
     def page(self) -> bytes:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from autoseg.config.load import load_settings
 from autoseg.config.settings import AlgoName, Settings
 from autoseg.config.units import parse_duration
-from autoseg.data.datalists.cases import Datalist, files_digest
+from autoseg.data.datalists.cases import Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.launch import Task, launch, stop_with_launcher
@@ -127,7 +127,7 @@ def open_study(workspace: Workspace, settings: Settings, origins: Mapping[str, s
 
     fixed = {algo: settings.hyper(algo) for algo in settings.algos}
     made_of = {
-        "cases": digest([[c.name, c.fold, files_digest(c)] for c in datalist.training]),
+        "cases": digest([[c.name, c.fold, case_digest(c)] for c in datalist.training]),
         "settings": digest([fixed, settings.seed]),
     }
     space = read_space(settings, origins)

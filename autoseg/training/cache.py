@@ -1,9 +1,9 @@
 """Preprocessed cases, each made once and shared by all jobs with the same preprocessing.
 
-    cache/<preprocessing>/<case>-<content>/image.npy     (C, X, Y, Z) float16
-                                           target.npy    (1 or K, X, Y, Z) uint8
-                                           points.npy    (N, 4) int32: class, x, y, z
-                                           weight.npy    (1, X, Y, Z) uint8, where pseudo-labels are soft
+    cache/<preparation>/<content of the case>/image.npy     (C, X, Y, Z) float16
+                                              target.npy    (1 or K, X, Y, Z) uint8
+                                              points.npy    (N, 4) int32: class, x, y, z
+                                              weight.npy    (1, X, Y, Z) uint8, where pseudo-labels are soft
 
 Arrays are plain .npy, so patches are cut from memory-mapped files. With `cache: ram` as many cases as fit into half of
 the free memory (the container's limit counts) are kept there instead, as the FLARE23 paper does; with `cache: disk`
@@ -12,6 +12,7 @@ none; with `cache: off`, and where the disk is full, a case is prepared anew whe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ import random
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from autoseg.data.datalists.cases import Case, files_digest
+from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.data.formats.nifti import read_grid
 from autoseg.data.preprocess import prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 POINTS_PER_CLASS = 10_000
 """Voxel positions kept of each class. Source: nnU-Net."""
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised whenever what is stored changes."""
 MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
 """Share of the free memory, and of the free disk, that cases may take."""
@@ -72,12 +73,42 @@ class CachedCase:
     """Classes that its annotators drew, where models filled in the others; None: nothing is filled in."""
 
 
-def _folder(root: Path, plan: Plan, case: Case) -> Path:
+def preparation_digest(plan: Plan) -> str:
+    """A digest of how a plan prepares cases; plans of one share the cache."""
     label_map = plan.label_map
-    how = digest(
+    return digest(
         [CACHE_VERSION, asdict(plan.preprocessing), label_map.values, label_map.sigmoid, label_map.ignore_label]
     )
-    return root / how / f"{case.name}-{files_digest(case)[:8]}"
+
+
+def _folder(root: Path, plan: Plan, case: Case) -> Path:
+    """Where a case lies: by what it holds, so that a copied or renamed one is found again."""
+    return root / preparation_digest(plan) / case_digest(case)
+
+
+def remove_unused(root: Path, plans: Iterable[Plan], cases: Iterable[Case]) -> int:
+    """Remove what lies in the cache for cases and preparations that a run has no longer.
+
+    A job that works at the same time has its arrays open, which the system keeps until it closes them, and finds what
+    it is to open: its cases and its plan are among those of the run.
+
+    Args:
+        root: the cache's folder.
+        plans: of all jobs of the run, in all its rounds and sweeps.
+        cases: all that they learn from or are scored on.
+
+    Returns:
+        How many entries were removed.
+    """
+    preparations = {preparation_digest(plan) for plan in plans}
+    used = {case_digest(case) for case in cases}
+    unused = [entry for entry in root.glob("*/*") if entry.parent.name not in preparations or entry.name not in used]
+    for entry in unused:
+        shutil.rmtree(entry, ignore_errors=True)  # another job may be removing it, too
+    for folder in root.glob("*"):
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()
+    return len(unused)
 
 
 def _points(target: np.ndarray, num_classes: int, *, sigmoid: bool) -> np.ndarray:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.config.settings import LOCATOR
-from autoseg.data.datalists.cases import Case, files_digest
+from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.plan import PREDICTION, Plan
-from autoseg.workspace.files import digest, file_digest
+from autoseg.workspace.digests import content_digest
+from autoseg.workspace.files import digest
 from autoseg.workspace.jobs import Job, JobDir
 
 
@@ -18,9 +19,9 @@ def job_inputs(
     """What a job is made from: name -> digest. A difference makes it stale."""
     inputs = {f"plan: {key}": digest(value) for key, value in (plan.identity() | plan.prediction()).items()}
     for role, cases in (("training case", train_cases), ("validation case", val_cases)):
-        inputs.update({f"{role} {c.name}": _case_digest(c) for c in cases})
+        inputs.update({f"{role} {c.name}": _training_digest(c) for c in cases})
     if first_weights is not None:
-        inputs["weights of the previous round"] = file_digest(first_weights)
+        inputs["weights of the previous round"] = content_digest(first_weights)
     return inputs
 
 
@@ -51,7 +52,8 @@ def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
     return tuple(replace(c, annotated=None) for c in whole or mine)
 
 
-def _case_digest(case: Case) -> str:
+def _training_digest(case: Case) -> str:
+    """Of a case, and of what is known of its label: which classes annotators looked for, and which models drew."""
     if case.by_annotators is not None:
-        return digest([files_digest(case), case.annotated, case.by_annotators])
-    return files_digest(case) if case.annotated is None else digest([files_digest(case), case.annotated])
+        return digest([case_digest(case), case.annotated, case.by_annotators])
+    return case_digest(case) if case.annotated is None else digest([case_digest(case), case.annotated])

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from autoseg.config.reader import read_model
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.datalist import read_cases
@@ -27,7 +28,7 @@ from autoseg.hardware.device import pick_device, resolve_precision
 from autoseg.hardware.limits import available_cores
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.plan import Plan, read_plan
-from autoseg.training.cache import load_cases
+from autoseg.training.cache import load_cases, remove_unused
 from autoseg.training.errors import Diverged, Interrupted, Pruned
 from autoseg.training.inputs import cases_for, job_inputs, only_prediction_changed
 from autoseg.training.processes import Processes, of_first
@@ -37,6 +38,7 @@ from autoseg.training.scoring import compare_precision, score_validation, time_s
 from autoseg.training.search import search_for_job, wants_search
 from autoseg.training.trainer import DIVERGED_DICE, DIVERGED_STEPS, Trainer
 from autoseg.workspace.claims import Busy, Claim, LostClaim
+from autoseg.workspace.digests import DIGESTS
 from autoseg.workspace.files import digest, log_to
 from autoseg.workspace.jobs import Job, JobState
 from autoseg.workspace.workspace import Workspace, changed
@@ -88,6 +90,7 @@ def run_job(
     paths = workspace.job_dir(algo, fold)
     where = pick_device(device)
     processes = Processes.joined(where)
+    DIGESTS.open(workspace.digests)
     with ExitStack() as stack:
         claim = None
         if processes.is_first:
@@ -246,6 +249,8 @@ class JobRun:
 
     def _train_watched(self, plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> TrainResult:
         job, paths = self.job, self.paths
+        if self.processes.is_first:
+            tidy_cache(self.workspace, self.dataroot)
         cached = load_cases(self.workspace.cache, plan, (*train_cases, *val_cases), num_workers=self.num_workers)
 
         def train(changes: Mapping[str, Any], started: float) -> TrainResult:
@@ -324,6 +329,21 @@ class JobRun:
         self.job.dice = dice = score_validation(plan, self.paths, val_cases, device, compared)
         self.job.inference_s = (time.monotonic() - begin) / len(val_cases)
         return dice
+
+
+def tidy_cache(workspace: Workspace, dataroot: Path) -> None:
+    """Remove what the cache of a run holds for cases and plans that it has no longer; where in doubt, nothing."""
+    run = Workspace(workspace.cache.parent)
+    try:
+        plans = [read_model(path, Plan) for path in run.root.glob("**/configs/hyper_parameters.yaml")]
+        listed = [read_cases(place, dataroot) for place in run.rounds() or [run]]
+        cases = [case for datalist in listed for case in datalist.training]
+        removed = remove_unused(run.cache, plans, [*cases, *(case.for_training() for case in cases)])
+    except (AutosegError, OSError) as error:  # the job that it belongs to says so
+        log.debug("the cache is left as it is: %s", error)
+        return
+    if removed:
+        log.info("cache: %d entries removed that no case or plan of the run needs any more", removed)
 
 
 def _restart(plan: Plan, spent_s: float, device: torch.device) -> dict[str, Any]:

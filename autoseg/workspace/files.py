@@ -96,9 +96,3 @@ def digest(data: Any) -> str:
     """A short, stable digest of plain data."""
     text = json.dumps(data, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """A short digest of a file's name, size and time of change: cheap, and changes whenever the file is written."""
-    stat = path.stat()
-    return digest([path.name, stat.st_size, stat.st_mtime_ns])

@@ -75,6 +75,8 @@ class Stage(Generic[RunT]):
     """Whether it plans the training jobs. A command without such a stage leaves plans as they were made."""
     keeps_settings: bool = False
     """Whether settings of its command line are kept for later commands, since what it makes follows from them."""
+    digests_what_it_reads: bool = False
+    """Whether its inputs are digests of files that it reads anyway, so that they are cheap once it has been run."""
     forks: bool = False
     """Whether it forks processes, for which there must be no other thread."""
     help: str = ""
@@ -91,4 +93,4 @@ class Stage(Generic[RunT]):
         """How far it is in a folder, in a few words."""
         if self.how_far is not None:
             return self.how_far(place)
-        return NOT_YET if place.stale(self.name, {}) == ["not done yet"] else DONE
+        return DONE if place.is_stamped(self.name) else NOT_YET

@@ -10,6 +10,7 @@ cache/                               preprocessed cases, keyed by content and se
 sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
 ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
 state/<stage>.json                   what each finished stage was made from
+state/digests.jsonl                  what files hold, by inode, size and times, so that bytes are read once
 state/usage.jsonl                    time, memory and disk of each stage
 report.html                          all of it on one page
 run.log
@@ -36,8 +37,12 @@ from pathlib import Path
 from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
 from autoseg.workspace.claims import Busy, Claim, ClaimState, read_claim
+from autoseg.workspace.digests import DIGESTS
 from autoseg.workspace.files import read_json, write_json
 from autoseg.workspace.jobs import Job, JobDir
+
+NOT_DONE = "not done yet"
+"""The reason to run a stage that was never done."""
 
 
 class Workspace:
@@ -81,6 +86,11 @@ class Workspace:
     def faults(self) -> Path:
         """Faults and warnings of the data set."""
         return self.run / "faults.json"
+
+    @property
+    def digests(self) -> Path:
+        """What the run's files hold, so that bytes are read once."""
+        return (self.run if self.run != self.root else self._data) / "state" / "digests.jsonl"
 
     @property
     def cache(self) -> Path:
@@ -227,11 +237,15 @@ class Workspace:
             self.root / "state" / f"{stage}.json", {"inputs": dict(inputs), "version": __version__, "time": time.time()}
         )
 
+    def is_stamped(self, stage: str) -> bool:
+        """Whether a stage was done here before, with whatever inputs."""
+        return (self.root / "state" / f"{stage}.json").exists()
+
     def stale(self, stage: str, inputs: Mapping[str, str]) -> list[str]:
-        """Why a stage has to run: names of inputs that changed, ["not done yet"], or [] where it is up to date."""
+        """Why a stage has to run: names of inputs that changed, [`NOT_DONE`], or [] where it is up to date."""
         path = self.root / "state" / f"{stage}.json"
         if not path.exists():
-            return ["not done yet"]
+            return [NOT_DONE]
         return changed(read_json(path)["inputs"], inputs)
 
     # -- jobs
@@ -277,6 +291,7 @@ class Workspace:
                 f"{self.root}: cannot be made or written to ({error.strerror}). "
                 "Give a work_dir in a folder that you may write to."
             ) from error
+        DIGESTS.open(self.digests)
         with ExitStack() as stack:
             try:
                 stack.enter_context(Claim(self.root / ".claims", str(self.root)))

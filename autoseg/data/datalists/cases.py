@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autoseg.workspace.files import digest, file_digest
+from autoseg.workspace.digests import content_digest
+from autoseg.workspace.files import digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +59,16 @@ class Case:
         )
 
 
-def files_digest(case: Case) -> str:
-    """A digest of a case's files: changes whenever one of them is written."""
-    files = (*case.images, case.label, case.weight)
-    return digest([file_digest(path) for path in files if path is not None])
+def case_digest(case: Case) -> str:
+    """The identity of a case: a digest of what its images, its label and its weights hold, not of where they lie.
+
+    Copied, moved, renamed or touched files are the same case; a changed voxel makes another one.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    files = [*case.images, *([case.label] if case.label is not None else [])]
+    return digest([[content_digest(path) for path in files], case.weight and content_digest(case.weight)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.data.datalists import foreign
-from autoseg.data.datalists.cases import Case, Completed, Datalist, files_digest
+from autoseg.data.datalists.cases import Case, Completed, Datalist, case_digest
 from autoseg.data.datalists.listfile import load_json
 from autoseg.data.datalists.listreader import build_datalist
 from autoseg.errors import ConfigError
 from autoseg.workspace.files import read_json, write_json
 from autoseg.workspace.workspace import Workspace
 
-__all__ = ["Case", "Completed", "Datalist", "files_digest", "read_cases", "read_datalist", "write_datalist"]
+__all__ = ["Case", "Completed", "Datalist", "case_digest", "read_cases", "read_datalist", "write_datalist"]
 
 
 def read_datalist(

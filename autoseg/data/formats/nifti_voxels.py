@@ -6,7 +6,6 @@ and little more. What a gzip checksum, the file's length and the header can tell
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zlib
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 from autoseg.data.formats.nifti import SUFFIXES, suffix_of
 from autoseg.data.formats.nifti_header import FileFaultError, Finding, brief, judge_header, size_of_header
 from autoseg.data.grid import Grid
+from autoseg.workspace.digests import Hasher
 
 PIECE = 1 << 20
 """Bytes read and inflated at a time: fits a core's cache."""
@@ -37,17 +37,8 @@ class StoredVolume:
     """Intensity = slope * stored + inter."""
     grid: Grid
     digest: str
-    """Of the file's bytes."""
+    """Of the file's bytes, as `autoseg.workspace.digests.content_digest` has it."""
     warnings: tuple[Finding, ...]
-
-
-def file_digest(path: Path) -> str:
-    """Digest of a file's bytes, as `read_stored` gives it."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()[:32]
 
 
 class _Pieces:
@@ -55,7 +46,7 @@ class _Pieces:
 
     def __init__(self, file: BinaryIO, is_gzip: bool) -> None:
         self.file = file
-        self.digest = hashlib.sha256()
+        self.digest = Hasher()
         self.rest = b""
         self._pieces = self._inflated() if is_gzip else self._raw()
 
@@ -180,6 +171,6 @@ def _read(pieces: _Pieces, most_bytes: int, free_bytes: int | None) -> StoredVol
         slope=header.slope,
         inter=header.inter,
         grid=header.grid,
-        digest=pieces.digest.hexdigest()[:32],
+        digest=pieces.digest.hexdigest(),
         warnings=warnings,
     )
