@@ -15,6 +15,7 @@ from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
+from autoseg.hardware import limits
 from autoseg.training import cache
 from autoseg.training.cache import CachedCase, FreshArray, expected_bytes, load_cases
 from autoseg.training.patches import cut_batch, filled_classes, make_sampler
@@ -101,7 +102,7 @@ def test_memory_takes_what_the_limit_allows_and_the_first_cases_first(
     opened = load_cases(tmp_path, plan(), cases, num_workers=1)
     assert [kind(case) for case in opened] == ["ram", "ram", "disk", "disk"]
     # Two jobs of three processes each fill the memory together.
-    monkeypatch.setenv(cache.JOBS_AT_ONCE, "2")
+    monkeypatch.setenv(limits.JOBS_AT_ONCE, "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setattr(cache, "available_memory_bytes", lambda: 2 * 6 * (size[0] + 10))
     opened = load_cases(tmp_path, plan(), cases, num_workers=1)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from autoseg.analyzer.case import CaseStats, analyze_case
 from autoseg.data.formats.nifti_header import Finding
-from autoseg.hardware.limits import available_cores, available_memory_bytes
+from autoseg.hardware.limits import available_cores, available_memory_bytes, workers_for
 from autoseg.workspace.claims import HEARTBEAT
 from autoseg.workspace.digests import content_digest
 
@@ -78,15 +78,13 @@ def measure(tasks: Sequence[Task], num_workers: int | None) -> Iterator[Result]:
     """
     if not tasks:
         return
-    workers = min(num_workers or available_cores(), len(tasks))
     free = available_memory_bytes()
     largest = sorted(tasks, key=lambda t: -t.num_bytes)[:LARGEST_LOOKED_AT]
     need = max(sum(inflated_bytes(p) for p in t.images) for t in largest) * NEED_PER_VOXEL_BYTES
-    if need * workers > free:
-        fitting = max(1, int(free / need))
-        if fitting < workers:
-            logger.info("%d of %d processes, since memory is short", fitting, workers)
-            workers = fitting
+    wanted = min(num_workers or available_cores(), len(tasks))
+    workers = workers_for(need, most=wanted)
+    if workers < wanted:
+        logger.info("%d of %d processes, since memory is short", workers, wanted)
     if workers == 1 or sum(t.num_bytes for t in tasks) < IN_PROCESS_BYTES:
         for task in tasks:
             yield _measure_one(task, free)

@@ -152,8 +152,9 @@ def _gpu(torch: Any) -> Iterator[Check]:
             advice = "Another program uses it: nvidia-smi shows which. End it, or plan for less." if low else ""
             yield Check(name=f"GPU {i}", state="warn" if low else "ok", found=text, advice=advice)
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = f"none usable; networks run on {cores} CPU cores"
+    from autoseg.hardware.limits import available_cores
+
+    found = f"none usable; networks run on {available_cores()} CPU cores"
     if not driver:
         advice = "Fine for small volumes. For large ones use a machine with an NVIDIA GPU."
     elif not torch.version.cuda:

@@ -13,6 +13,7 @@ from torch import nn
 
 from autoseg.errors import ResourceError
 from autoseg.hardware.kernels import mend_bf16, take_norms, take_onednn
+from autoseg.hardware.limits import own_threads
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -20,9 +21,12 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 def pick_device(name: str = "auto") -> torch.device:
     """The device for `auto`, `cpu` or `cuda`; under torchrun each process takes its own GPU.
 
+    Torch counts the cores of the machine; here it is told how many this process may use, containers' quotas included.
+
     Raises:
         ResourceError: A GPU was asked for and there is none.
     """
+    torch.set_num_threads(min(torch.get_num_threads(), own_threads()))
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         tune_cpu_allocator()
         return torch.device("cpu")

@@ -19,6 +19,10 @@ RECLAIMABLE = ("total_inactive_file", "inactive_file")
 """Of memory.stat: file pages that are dropped when memory is wanted; version 1 counts those of groups within apart."""
 
 
+JOBS_AT_ONCE = "AUTOSEG_JOBS_AT_ONCE"
+"""Environment variable in which a launcher says how many jobs it runs on this machine at once."""
+
+
 def available_cores() -> int:
     """Cores this process may use: affinity and a container's quota count, not what the machine has."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -29,6 +33,29 @@ def available_cores() -> int:
         if quota.isdigit() and period.isdigit() and int(period):
             cores = min(cores, max(1, -(-int(quota) // int(period))))
     return cores
+
+
+def jobs_at_once() -> int:
+    """Processes that share this machine with this one: jobs at once, as the launcher says, times those of each."""
+    return int(os.environ.get(JOBS_AT_ONCE, "1")) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def own_threads() -> int:
+    """Threads that this process computes with: what OMP_NUM_THREADS says, else its share of the cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(wanted) if wanted.isdigit() and int(wanted) else max(1, available_cores() // jobs_at_once())
+
+
+def workers_for(bytes_each: float, *, most: int | None = None) -> int:
+    """Workers that read or prepare cases at once: one a core, fewer where memory is short, at least one.
+
+    Args:
+        bytes_each: memory that one of them takes at most.
+        most: workers that are wanted; None: this process' share of the cores.
+    """
+    share = max(1, available_cores() // jobs_at_once()) if most is None else most
+    fitting = int(available_memory_bytes() / jobs_at_once() / max(bytes_each, 1.0))
+    return max(1, min(share, fitting))
 
 
 def memory_limit_bytes() -> int:

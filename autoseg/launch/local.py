@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError
+from autoseg.hardware.limits import JOBS_AT_ONCE, available_cores, available_memory_bytes
 from autoseg.launch import Ended, Task, start, stop
 
 log = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ def find_places(settings: Settings, gpus: Sequence[Gpu] | None = None) -> list[P
         ResourceError: More GPUs are wanted for a job than there are.
     """
     found = list_gpus() if gpus is None and settings.device != "cpu" else gpus or []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     many = settings.jobs_per_device
     if not found:
         if settings.gpus_per_job > 1:
@@ -141,7 +140,7 @@ def run_local(
                     environment = {
                         **place.environment,
                         "AUTOSEG_DEVICE_NAME": place.name,
-                        "AUTOSEG_JOBS_AT_ONCE": str(len(places)),  # cache.py: they share the memory
+                        JOBS_AT_ONCE: str(len(places)),  # they share memory and cores
                     }
                     process = start(task.command(), output / f"{task.name}.out", environment)
                     running.append(_Running(task, place, process))
@@ -161,7 +160,7 @@ def run_local(
                 if waiting and not running and not free:
                     raise ResourceError(
                         f"no device is left: {', '.join(dict.fromkeys(p.name for p in places))} went away, "
-                        f"{len(waiting)} jobs are still to do. Mend the driver (`nvidia-smi` must list the GPU) and "
+                        f"{len(waiting)} jobs are still to do. Repair the driver (`nvidia-smi` must list the GPU) and "
                         "run again; nothing that was saved is lost."
                     )
                 if time.monotonic() - said > SAY_EVERY_S:
@@ -186,7 +185,7 @@ def _has_room(
         return True
     known = [m for m in [*beside, memory_gib(task)] if m is not None]
     if place.device == "cpu":
-        return not known or psutil.virtual_memory().available / 2**30 > SPARE * max(known)
+        return not known or available_memory_bytes() / 2**30 > SPARE * max(known)
     if None in beside:  # wait until it is known what the others take
         return False
     frees = [gpu.free_gib for gpu in gpus_now() if gpu.uuid in place.uuids]

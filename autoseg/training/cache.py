@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import random
 import shutil
 import threading
@@ -35,7 +34,7 @@ from autoseg.data.preprocess import prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import DataError
-from autoseg.hardware.limits import available_memory_bytes
+from autoseg.hardware.limits import available_memory_bytes, jobs_at_once, workers_for
 from autoseg.plan import Plan
 from autoseg.workspace.claims import Busy, Claim
 from autoseg.workspace.files import digest, write_atomic
@@ -48,8 +47,9 @@ CACHE_VERSION = 2
 """Raised whenever what is stored changes."""
 MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
 """Share of the free memory, and of the free disk, that cases may take."""
-JOBS_AT_ONCE = "AUTOSEG_JOBS_AT_ONCE"
-"""Environment variable in which a launcher says how many jobs it runs on this machine at once."""
+PREPARING_BYTES = 14
+"""Memory that preparing a case takes a voxel and channel, of the image or of what is made of it, whichever is larger.
+Source: measured, 3 GB for 512x512x800."""
 FRESH_KEPT = 2
 """Cases prepared anew that are kept: image and target of one are read one after the other."""
 
@@ -185,17 +185,37 @@ def expected_bytes(plan: Plan, case: Case) -> int:
     return voxels * (2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1) + extra)
 
 
+def preparing_bytes(plan: Plan, case: Case) -> int:
+    """Memory that preparing a case takes at most, from its header alone."""
+    grid = read_grid(case.images[0])[0].to_ras()
+    resampled = resampled_shape(grid.shape, grid.spacing_mm, plan.resample_resolution)
+    return PREPARING_BYTES * len(plan.channels) * max(math.prod(grid.shape), math.prod(resampled))
+
+
+def _workers(plan: Plan, cases: Sequence[Case], wanted: int | None) -> int:
+    """Threads that prepare cases at once, so that all of them may be at their largest case."""
+    sizes = [0]
+    for case in cases:
+        with contextlib.suppress(DataError):  # told by whoever reads it
+            sizes.append(preparing_bytes(plan, case))
+    workers = workers_for(max(sizes), most=wanted)
+    if wanted is not None and workers < wanted:
+        log.info("preprocessing with %d threads instead of %d, since memory is short", workers, wanted)
+    return min(workers, max(1, len(cases)))
+
+
 def _stored_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.npy"))
 
 
-def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: int) -> list[CachedCase]:
+def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: int | None) -> list[CachedCase]:
     """Preprocess the cases that are not in the cache yet, and open them all.
 
     Args:
         root: the cache's folder.
         cases: those that come first are kept in memory first.
-        num_workers: threads for reading and preprocessing.
+        num_workers: threads for reading and preprocessing; None: this process' share of the cores. Fewer where memory
+            is short.
 
     Raises:
         DataError: Files that cannot be used, all of them in one error.
@@ -212,7 +232,7 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         raise DataError(sorted(set(faults)))
     limit = 0.0
     if plan.cache == "ram":
-        share = MEMORY_SHARE / _num_neighbours()
+        share = MEMORY_SHARE / jobs_at_once()
         limit = share * available_memory_bytes() if plan.cache_gib is None else plan.cache_gib * 2**30
     opened, num_in_memory, taken, total = [], 0, 0, 0
     for folder, case in zip(folders, cases, strict=True):
@@ -233,11 +253,6 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
     where += [f"{len(made)} prepared anew at each use"] if made else []
     log.info("%d cases, %.1f MiB in the cache: %s", len(cases), total / 2**20, ", ".join(where))
     return opened
-
-
-def _num_neighbours() -> int:
-    """Processes that fill this machine's memory alike: jobs at once, as the launcher says, times those of each."""
-    return int(os.environ.get(JOBS_AT_ONCE, "1")) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _is_whole(folder: Path) -> bool:
@@ -276,7 +291,7 @@ def _affordable(root: Path, plan: Plan, missing: list[tuple[Path, Case]], faults
     return kept
 
 
-def _fill(missing: list[tuple[Path, Case]], plan: Plan, num_workers: int, faults: list[str]) -> None:
+def _fill(missing: list[tuple[Path, Case]], plan: Plan, num_workers: int | None, faults: list[str]) -> None:
     """Write the missing cases; several jobs share the work."""
 
     def make(item: tuple[Path, Case], *, wait: bool) -> bool:
@@ -295,14 +310,14 @@ def _fill(missing: list[tuple[Path, Case]], plan: Plan, num_workers: int, faults
     # Jobs that start together share the work: each takes what no other has begun, and waits for the rest at the end.
     missing = list(missing)
     random.shuffle(missing)
-    with ThreadPoolExecutor(num_workers) as pool:
+    with ThreadPoolExecutor(_workers(plan, [case for _, case in missing], num_workers)) as pool:
         made = list(pool.map(partial(make, wait=False), missing))
         busy = [item for item, is_made in zip(missing, made, strict=True) if not is_made]
         list(pool.map(partial(make, wait=True), busy))
 
 
 def _prepare_fresh(
-    items: Sequence[tuple[Path, Case]], plan: Plan, num_workers: int, faults: list[str]
+    items: Sequence[tuple[Path, Case]], plan: Plan, num_workers: int | None, faults: list[str]
 ) -> list[CachedCase]:
     """Cases whose arrays are prepared anew at each use; their points, which sampling needs of all, are found once."""
 
@@ -325,5 +340,5 @@ def _prepare_fresh(
 
     if items:
         log.info("looking through %d cases that are not kept", len(items))
-    with ThreadPoolExecutor(num_workers) as pool:
+    with ThreadPoolExecutor(_workers(plan, [case for _, case in items], num_workers)) as pool:
         return list(pool.map(open_fresh, items))

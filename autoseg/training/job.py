@@ -25,7 +25,6 @@ from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.datalist import read_cases
 from autoseg.errors import AutosegError, ResourceError
 from autoseg.hardware.device import pick_device, resolve_precision
-from autoseg.hardware.limits import available_cores
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.plan import Plan, read_plan
 from autoseg.training.cache import load_cases, remove_unused
@@ -77,7 +76,7 @@ def run_job(
 
     Args:
         device: auto, cpu or cuda.
-        num_workers: threads for preprocessing; None: one per core.
+        num_workers: threads for preprocessing; None: the job's share of the cores, as far as memory allows.
         wait: wait where another worker has the job, instead of raising `Busy`.
         started: monotonic time from which the job's budget counts; None: now.
         after_epoch: as `Trainer` takes it; may raise `Pruned`.
@@ -105,7 +104,7 @@ def run_job(
             workspace.read_job(algo, fold),
             processes=processes,
             claim=claim,
-            num_workers=num_workers or available_cores(),
+            num_workers=num_workers,
             started=started,
             after_epoch=after_epoch,
         )
@@ -123,7 +122,7 @@ class JobRun:
         *,
         processes: Processes,
         claim: Claim | None,
-        num_workers: int,
+        num_workers: int | None,
         started: float,
         after_epoch: Callable[[Progress, float], None] | None,
     ) -> None:

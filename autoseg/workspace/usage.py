@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from autoseg.hardware.limits import available_cores, memory_limit_bytes
 from autoseg.version import __version__
 from autoseg.workspace.workspace import Workspace
 
@@ -92,8 +93,9 @@ def environment() -> dict[str, str]:
         "autoseg": __version__,
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "processor": f"{psutil.cpu_count(logical=False) or '?'} cores, {psutil.cpu_count() or '?'} threads",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "processor": f"{psutil.cpu_count(logical=False) or '?'} cores, {psutil.cpu_count() or '?'} threads, "
+        f"{available_cores()} of them to be used",
+        "memory": f"{memory_limit_bytes() / 2**30:.1f} GiB",
     }
     if cuda := _cuda():
         found["GPU"] = ", ".join(cuda.get_device_name(i) for i in range(cuda.device_count()))
