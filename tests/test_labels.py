@@ -51,6 +51,29 @@ def test_nested_regions_come_back(ignore: int | None, seed: int) -> None:
     assert (core <= whole).all()
 
 
+VALUE_SETS = st.lists(st.sets(st.integers(1, 6), min_size=1), min_size=2, max_size=5)
+
+
+@given(sets=VALUE_SETS, seed=st.integers(0, 50))
+def test_a_perfect_target_of_overlapping_regions_scores_one(sets: list[set[int]], seed: int) -> None:
+    """Whatever the regions share: what is decoded lies in exactly the regions that the target said."""
+    names = tuple(f"region_{i}" for i in range(len(sets)))
+    labels = LabelMap(names=names, values=tuple(tuple(sorted(s)) for s in sets), sigmoid=True)
+    label = np.random.default_rng(seed).choice(sorted(labels.known_values), (4, 5, 6)).astype(np.uint8)
+    target = labels.encode(label)
+    np.testing.assert_array_equal(labels.encode(labels.decode(target)), target)
+
+
+def test_the_overlap_of_two_regions_is_written() -> None:
+    labels = LabelMap(names=("a", "b"), values=((1, 3), (2, 3)), sigmoid=True)
+    target = np.array([[0, 1, 0, 1], [0, 0, 1, 1]], np.uint8)[:, :, None, None]
+    assert labels.decode(target).ravel().tolist() == [0, 1, 2, 3]
+    assert labels.untold_overlaps == ()
+    apart = LabelMap(names=("a", "b"), values=((1,), (2,)), sigmoid=True)
+    assert apart.untold_overlaps == (("a", "b"),)
+    assert apart.decode(target).ravel().tolist() == [0, 1, 2, 2]
+
+
 @pytest.mark.parametrize("labels", [brats(255), LabelMap(names=("a",), values=((255,),), ignore_label=3)])
 def test_unsure_voxels_mean_the_same_whatever_the_classes_are(labels: LabelMap) -> None:
     target = labels.encode(np.array([[[0, UNSURE_VALUE]]], np.uint16))

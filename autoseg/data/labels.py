@@ -132,8 +132,38 @@ class LabelMap:
         """Classes from the largest set of values to the smallest: inner regions are painted last."""
         return tuple(sorted(range(len(self.names)), key=lambda i: -len(self.values[i])))
 
+    @cached_property
+    def overlap_values(self) -> dict[frozenset[int], int]:
+        """Sets of regions that a label value stands for and that painting one after the other would lose -> that value.
+
+        Such as {a, b} -> 3 for a: [1, 3] and b: [2, 3]. Nested regions need none: the inner one is painted last.
+        """
+        lost: dict[frozenset[int], int] = {}
+        if not self.sigmoid:
+            return lost
+        for value in dict.fromkeys(v for values in self.values for v in values):
+            regions = frozenset(i for i, values in enumerate(self.values) if value in values)
+            last = next(i for i in reversed(self.paint_order) if i in regions)
+            painted = self.painted_values[last]
+            if any((painted in values) != (i in regions) for i, values in enumerate(self.values)):
+                lost.setdefault(regions, value)
+        return lost
+
+    @cached_property
+    def untold_overlaps(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of regions, neither inside the other, that no label value stands for together."""
+        pairs = []
+        for i, first in enumerate(self.values) if self.sigmoid else ():
+            for j, second in enumerate(self.values[i + 1 :], i + 1):
+                if not {*first} & {*second} or {*first} == {*second}:
+                    pairs.append((self.names[i], self.names[j]))
+        return tuple(pairs)
+
     def decode(self, target: np.ndarray) -> np.ndarray:
         """Turn an encoded target, or a prediction in that form, back into a label file's values.
+
+        Regions that overlap: a voxel gets the value that stands for exactly the regions it lies in; where there is
+        none, that of the smallest of them.
 
         Args:
             target: as `encode` returns it.
@@ -150,6 +180,11 @@ class LabelMap:
         label = np.zeros(target.shape[1:], self.dtype)
         for i in self.paint_order:
             label[target[i] == 1] = self.painted_values[i]
+        for regions, value in self.overlap_values.items():
+            exactly = np.ones(label.shape, bool)
+            for i in range(len(self.names)):
+                exactly &= (target[i] == 1) == (i in regions)
+            label[exactly] = value
         if self.ignore_label is not None:
             label[target[0] == IGNORE] = self.ignore_label
         return label
