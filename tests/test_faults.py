@@ -570,3 +570,16 @@ def _die_on_case_2(images: tuple[Path, ...], *rest: object) -> object:
 
         os._exit(9)
     return _analyze_case(images, *rest)  # type: ignore[arg-type]
+
+
+def test_regions_that_no_value_holds_together_are_said(data: DataSet) -> None:
+    for i in range(2):
+        data.add(fold=i)
+    names = [{"name": "a", "index": [1]}, {"name": "b", "index": [2]}]
+    analysis = data.analyze(class_names=names, sigmoid=True)
+    said = [str(w) for w in analysis.warnings if w.kind == "regions"]
+    assert said == [
+        "data set: no label value stands for a and b together. Where models find both, a label file shows the smaller. "
+        "Leave `sigmoid` out if none overlap."
+    ]
+    assert not [w for w in data.analyze(class_names=names).warnings if w.kind == "regions"]

@@ -35,7 +35,7 @@ from autoseg.analyzer.workers import Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
-from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.fingerprint import Fingerprint, LabelGroup
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
 from autoseg.terminal import Progress
@@ -191,18 +191,17 @@ def _judge(
     judged += check_outliers(sound)
     training = [m for m in sound if m.role == "training"] or [m for m in sound if not datalist.training]
     settled: dict[str, tuple[str, ...]] = {}
+    partly: dict[str, tuple[str, ...]] = {}  # cases that are not annotated for all classes
     occurring: dict[str, tuple[str, ...]] = {}
     if label_map is not None:
         judged += check_class_counts(sound, label_map, datalist.num_fold) + check_sides(sound, label_map)
         settled = _settled_classes(sound, label_map, settings)
+        partly = {name: classes for name, classes in settled.items() if classes != label_map.names}
         occurring = {m.case.name: m.present(label_map) for m in training if m.stats.classes}
         judged += _check_declarations(training, settings)
     annotated = {name: settled[name] for name in occurring}
     groups, occurring_groups = groups_of.group_cases(annotated), groups_of.group_cases(occurring)
-    silent = settings.partial_labels == "off" and all(m.case.annotated is None for m in training)
-    partial = label_map is not None and groups_of.look_partial(occurring_groups, label_map.names)
-    faults = tuple(f for f in judged if f.severity == "fault")
-    warnings = tuple(f for f in judged if f.severity == "warning")
+    faults, warnings = (tuple(f for f in judged if f.severity == s) for s in ("fault", "warning"))
     datastats: dict[str, Any] = {}
     if training:
         datastats = {
@@ -219,8 +218,8 @@ def _judge(
         quarantined=tuple(m.case.name for m in measured if m.case.name in bad),
         label_groups=groups,
         occurring_groups=occurring_groups,
-        annotated={n: a for n, a in settled.items() if label_map is not None and a != label_map.names},
-        hint=HINT if silent and partial else "",
+        annotated=partly,
+        hint=_hint(training, occurring_groups, label_map, settings),
         label_map=label_map,
         fingerprint=Fingerprint.of(datastats) if training and datalist.training else None,
         datastats=datastats,
@@ -229,6 +228,18 @@ def _judge(
         seconds=0.0,
     )
     return analysis, [case_entry(m, annotated.get(m.case.name)) for m in training]
+
+
+def _hint(
+    training: Sequence[Measured],
+    occurring_groups: Sequence[LabelGroup],
+    label_map: LabelMap | None,
+    settings: Settings,
+) -> str:
+    """What to set where labels look partial and nobody said so; else nothing."""
+    if label_map is None or settings.partial_labels != "off" or any(m.case.annotated is not None for m in training):
+        return ""
+    return HINT if groups_of.look_partial(occurring_groups, label_map.names) else ""
 
 
 def _judge_labels(

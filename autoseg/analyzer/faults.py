@@ -7,7 +7,7 @@ found and what to do.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,10 +95,10 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap, named: Mappi
         named: classes and their values as the datalist has them, where class_names are given. If those of the run are
             some of them, the others are background of this run, and no fault.
     """
-    faults = []
     left_out = _left_out(label_map, named)
     known = label_map.known_values
     others = {value for values in left_out.values() for value in values}
+    faults = _check_regions(label_map)
     if left_out:
         faults.append(
             Fault(
@@ -109,17 +109,7 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap, named: Mappi
             )
         )
     for m in measured:
-        declared = m.case.annotated
-        unknown_names = [n for n in declared or () if n not in label_map.names and n not in left_out]
-        if unknown_names:
-            faults.append(
-                Fault(
-                    kind="annotated",
-                    finding=f"annotated for {', '.join(unknown_names)}, no class of the data set",
-                    remedy=f"Expected some of {listed(label_map.names)}. Correct `annotated` in the datalist.",
-                    case=m.case.name,
-                )
-            )
+        faults += _check_names(m, {*label_map.names, *left_out}, label_map)
         if m.case.label is None or m.stats.is_faulty:
             continue
         odd = [v for v in m.values if v not in known and v not in others]
@@ -134,28 +124,66 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap, named: Mappi
                     file=m.label_file,
                 )
             )
-        present = m.present(label_map)
-        if declared is not None and (extra := [n for n in present if n not in declared]):
-            faults.append(
-                Fault(
-                    kind="annotated",
-                    finding=f"has {listed(extra)} but is not declared as annotated for it",
-                    remedy="Add it to `annotated` in the datalist, or remove it from the label.",
-                    case=m.case.name,
-                    file=m.label_file,
-                )
+        faults += _check_present(m, label_map)
+    return faults
+
+
+def _check_regions(label_map: LabelMap) -> list[Fault]:
+    """Regions that a model may find at one place, though no label value can say so."""
+    pairs = label_map.untold_overlaps
+    if not pairs:
+        return []
+    first, second = pairs[0]
+    more = f", nor for {counted(len(pairs) - 1, 'other pair')}" if len(pairs) > 1 else ""
+    return [
+        Fault(
+            kind="regions",
+            finding=f"no label value stands for {first} and {second} together{more}",
+            remedy="Where models find both, a label file shows the smaller. Leave `sigmoid` out if none overlap.",
+            severity="warning",
+        )
+    ]
+
+
+def _check_names(m: Measured, known: Collection[str], label_map: LabelMap) -> list[Fault]:
+    """Declared classes that there are not."""
+    unknown = [n for n in m.case.annotated or () if n not in known]
+    if not unknown:
+        return []
+    return [
+        Fault(
+            kind="annotated",
+            finding=f"annotated for {', '.join(unknown)}, no class of the data set",
+            remedy=f"Expected some of {listed(label_map.names)}. Correct `annotated` in the datalist.",
+            case=m.case.name,
+        )
+    ]
+
+
+def _check_present(m: Measured, label_map: LabelMap) -> list[Fault]:
+    """Classes that occur against the declaration, and labels that hold nothing."""
+    declared, present, faults = m.case.annotated, m.present(label_map), list[Fault]()
+    if declared is not None and (extra := [n for n in present if n not in declared]):
+        faults.append(
+            Fault(
+                kind="annotated",
+                finding=f"has {listed(extra)} but is not declared as annotated for it",
+                remedy="Add it to `annotated` in the datalist, or remove it from the label.",
+                case=m.case.name,
+                file=m.label_file,
             )
-        if not present and not odd and not others & set(m.values) and declared is None:
-            faults.append(
-                Fault(
-                    kind="empty_label",
-                    finding="the label is empty",
-                    remedy="Check it. If none of the classes is there, say so with `annotated` in the datalist.",
-                    case=m.case.name,
-                    file=m.label_file,
-                    severity="warning",
-                )
+        )
+    if declared is None and set(m.values) <= {0, label_map.ignore_label}:
+        faults.append(
+            Fault(
+                kind="empty_label",
+                finding="the label is empty",
+                remedy="Check it. If none of the classes is there, say so with `annotated` in the datalist.",
+                case=m.case.name,
+                file=m.label_file,
+                severity="warning",
             )
+        )
     return faults
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.analyzer.case import ClassStats
+from autoseg.analyzer.case import CaseStats, ClassStats
 from autoseg.analyzer.faults import Measured
 from autoseg.analyzer.histograms import QUANTILES, Stats, pool
 from autoseg.data.labels import LabelMap
@@ -77,26 +77,31 @@ def stats_summary(measured: Sequence[Measured]) -> Plain:
     }
     if any(s.classes for s in all_stats):
         foreground = mean_of([f for s in all_stats for f in s.foreground])
-        by_value: dict[int, list[tuple[ClassStats, int]]] = {}
-        for stats in all_stats:
-            for c in stats.classes:
-                by_value.setdefault(c.value, []).append((c, stats.voxels))
         summary["image_foreground_stats"] = {"intensity": foreground}
-        summary["label_stats"] = {
-            "labels": sorted(by_value),
-            "image_intensity": foreground,
-            "label": [
-                {
-                    "foreground_percentage": spread([c.voxels / voxels for c, voxels in found]),
-                    "image_intensity": mean_of([i for c, _ in found for i in c.intensity]),
-                    "shape": spread([s for c, _ in found for s in c.component_shapes]),
-                    "ncomponents": spread([c.num_components for c, _ in found]),
-                }
-                for _, found in sorted(by_value.items())
-            ],
-        }
+        summary["label_stats"] = _label_stats(all_stats, foreground)
     summary["n_cases"] = len(measured)
     return summary
+
+
+def _label_stats(all_stats: Sequence[CaseStats], foreground: Plain) -> Plain:
+    """Auto3DSeg's `label_stats`: figures of each label value over the cases that have it."""
+    by_value: dict[int, list[tuple[ClassStats, int]]] = {}
+    for stats in all_stats:
+        for c in stats.classes:
+            by_value.setdefault(c.value, []).append((c, stats.voxels))
+    return {
+        "labels": sorted(by_value),
+        "image_intensity": foreground,
+        "label": [
+            {
+                "foreground_percentage": spread([c.voxels / voxels for c, voxels in classes]),
+                "image_intensity": mean_of([i for c, _ in classes for i in c.intensity]),
+                "shape": spread([s for c, _ in classes for s in c.component_shapes]),
+                "ncomponents": spread([c.num_components for c, _ in classes]),
+            }
+            for _, classes in sorted(by_value.items())
+        ],
+    }
 
 
 def data_set_entry(
