@@ -19,15 +19,8 @@ from autoseg.data.formats.nifti import read_grid
 from autoseg.data.labels import check_classes
 from autoseg.data.volumes import read_label
 from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candidates, choose, costs_of, pareto_rows
-from autoseg.ensemble.out_of_fold import (
-    Finished,
-    Progress,
-    case_digest,
-    finish_out_of_fold,
-    read_record,
-    score_of,
-    score_out_of_fold,
-)
+from autoseg.ensemble.finish import Finished, finish_out_of_fold
+from autoseg.ensemble.out_of_fold import Progress, case_digest, read_record, score_of, score_out_of_fold
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.evaluation.metrics import TOLERANCE_MM, mean_score, summarise, to_plain
 from autoseg.evaluation.tables import format_rows, format_score, format_table

@@ -95,11 +95,6 @@ def jobs_trained(place: Workspace) -> str:
 # -- ensemble
 
 
-def is_last(place: Workspace) -> bool:
-    """Whether a folder is that of the last round, or of a run of one round alone."""
-    return place.root == place.run or place.round == place.num_rounds
-
-
 def trained_models(place: Workspace) -> list[tuple[str, int]]:
     """Algorithm and fold of every trained job but the locator, which segments no class."""
     from autoseg.config.settings import LOCATOR
@@ -109,7 +104,7 @@ def trained_models(place: Workspace) -> list[tuple[str, int]]:
 
 def ensemble_left_out(run: RunContext, place: Workspace) -> str:
     """The settings may want none; between rounds one is needed to complete the labels."""
-    return "ensemble: false" if run.settings.ensemble is False and is_last(place) else ""
+    return "ensemble: false" if run.settings.ensemble is False and place.is_last_round else ""
 
 
 def need_models(run: RunContext, place: Workspace) -> None:
@@ -125,7 +120,7 @@ def ensemble(run: RunContext, place: Workspace) -> Outcome:
     from autoseg.terminal import paint_table
 
     datalist = read_cases(place, run.settings.dataroot)
-    if not is_last(place):  # the last round predicts them
+    if not place.is_last_round:  # the last round predicts them
         datalist = replace(datalist, testing=(), validation=())
     with case_progress("ensemble") as progress:
         result = build_ensemble(place, datalist, run.settings, trained_models(place), progress=progress)
