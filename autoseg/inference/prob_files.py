@@ -24,15 +24,15 @@ from autoseg.config.settings import Strict
 from autoseg.data.preprocess import Region
 from autoseg.inference.restore import Rows
 
-LEVELS = 1023
-"""Steps from 0 to 1. With 255 the labels of a mean of two changed at 20 voxels in a million, with 1023 at 4, with 4095
-at 1, in files that were 0.7 and 1.3 times as large (docs/results.md)."""
-CERTAIN = 1 - 0.5 / LEVELS
+LEVELS = 16383
+"""Steps from 0 to 1. Labels of a mean of two then differ at 0.3 voxels in a million; with 1023 at 4, with 255 at 20, in
+files that are 0.8 and 0.6 times as large (docs/results.md)."""
+CERTAIN = 1 - 1 / 2048
 """Probability that is stored as 1."""
 UNCERTAIN_LABEL = 255
 """In the place of the label where probabilities are stored."""
 COMPRESSION = 1
-"""Level of zlib. Level 6 saves a fifth and takes longer (docs/results.md)."""
+"""Level of zlib. Level 6 saves a fifth at most (docs/results.md)."""
 MEMBER_VALUES = 1 << 22
 """Probabilities of a member at most, unless a single row has more: 16 MiB as float32."""
 
@@ -202,8 +202,8 @@ class RecordedRows:
         self._pending.clear()
         try:
             self._archive.writestr(name, packed)
-            if (size := self._part.stat().st_size) > self._most_bytes:
-                self._give_up(f"over {size / 1e6:.1f} MB")
+            if self._part.stat().st_size > self._most_bytes:
+                self._give_up(f"larger than the {max(self._most_bytes, 0) / 1e6:.1f} MB that are left for them")
         except OSError as error:
             self._give_up(error.strerror or str(error))
 

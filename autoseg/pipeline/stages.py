@@ -117,13 +117,16 @@ def ensemble(run: RunContext, place: Workspace) -> Outcome:
     """Score the models out of fold, choose the combination, predict the held-back cases in the last round."""
     from autoseg.data.datalists.datalist import read_cases
     from autoseg.ensemble.build import build_ensemble
+    from autoseg.pipeline.fold_tasks import score_folds
     from autoseg.terminal import paint_table
 
     datalist = read_cases(place, run.settings.dataroot)
     if not place.is_last_round:  # the last round predicts them
         datalist = replace(datalist, testing=(), validation=())
+    models = trained_models(place)
+    score_folds(place, datalist, run.settings, models)
     with case_progress("ensemble") as progress:
-        result = build_ensemble(place, datalist, run.settings, trained_models(place), progress=progress)
+        result = build_ensemble(place, datalist, run.settings, models, progress=progress)
     return Outcome(text="\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
 
 
@@ -242,7 +245,11 @@ STAGES: tuple[Stage[RunContext], ...] = (
     Stage(
         name="ensemble",
         doc="Score the models out of fold, choose how to combine them, predict the testing cases.",
-        example="autoseg ensemble --input input.yaml --ensemble.method best_n",
+        help="With --work_dir and --fold it is a worker's part of it, on any machine that sees the folder.",
+        example=(
+            "autoseg ensemble --input input.yaml --ensemble.method best_n\n"
+            "autoseg ensemble --work_dir work_dir --fold 0 --wait"
+        ),
         reads="all trained models",
         writes="`ensemble/`: out-of-fold scores, the chosen combination, predictions for `testing`",
         where="each round",

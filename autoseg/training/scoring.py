@@ -143,8 +143,8 @@ def score_validation(
     scores = [scorer.score(case, probs_room(paths)) for case in cases]
     if scorer.num_without:
         log.warning(
-            "%s: the probabilities of %d of %d held-out cases are not kept (%s), so the ensemble predicts these "
-            "cases again. They may take %.0f%% of the free disk.",
+            "%s: the probabilities of %d of %d held-out cases are not kept (%s); the ensemble predicts these cases "
+            "again. Such files may take up to %.0f%% of the free disk.",
             paths.root.name, scorer.num_without, len(cases), scorer.why_not, 100 * DISK_SHARE,
         )  # fmt: skip
     summary = summarise(scores, label_map.names)
