@@ -24,6 +24,7 @@ from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.pipeline.training_jobs import in_this_process, job_resources
 from autoseg.pipeline.worker import latest_planned, read_stored
 from autoseg.workspace.claims import Claim
+from autoseg.workspace.digests import DIGESTS
 from autoseg.workspace.files import last_lines
 from autoseg.workspace.workspace import Workspace
 
@@ -220,6 +221,7 @@ def work_on_fold(work_dir: Path, part: Part, *, device: str | None, wait: bool) 
     """
     workspace = latest_planned(work_dir)
     stored = read_stored(workspace)
+    DIGESTS.open(workspace.digests)
     jobs = [(job.algo, job.fold) for job in workspace.jobs() if job.state == "done" and job.algo != LOCATOR]
     if part.fold not in _folds(jobs):
         trained = ", ".join(map(str, _folds(jobs))) or "none"
