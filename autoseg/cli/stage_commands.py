@@ -31,7 +31,7 @@ class HasOverrides(Protocol):
 
 def stage_commands() -> dict[str, Callable[..., int]]:
     """The commands of all stages by name, in the order of the table, each with its documentation."""
-    written: dict[str, Callable[..., int]] = {"analyze": analyze, "train": train}
+    written: dict[str, Callable[..., int]] = {"analyze": analyze, "train": train, "ensemble": ensemble}
     return {stage.name: written.get(stage.name) or _made_command(stage) for stage in STAGES}
 
 
@@ -123,3 +123,40 @@ def train(
         if is_planned(self.overrides):
             return work_alone(self.overrides, algo, fold, wait=wait)
     return run_stages(("train",), input or INPUT, self.overrides, algo=algo, fold=fold, again=again)
+
+
+@_documented("ensemble")
+def ensemble(
+    self: HasOverrides,
+    *,
+    input: Path | None = None,
+    fold: int | None = None,
+    part: str | None = None,
+    wait: bool = False,
+) -> int:
+    """Run the stage, or score the held-out cases of one fold as a worker.
+
+    Args:
+        input: The settings; input.yaml where not given.
+        fold: With --work_dir alone: merge and score the held-out cases of this fold, from 0, and no more.
+        part: Of these cases a part, such as 2/3.
+        wait: Where another process is working on them, wait for it instead of ending.
+    """
+    if fold is None:
+        if part is not None or wait:
+            raise ConfigError(f"--{'wait' if part is None else 'part'}: no effect without --fold. Leave it out.")
+        return run_stages(("ensemble",), input or INPUT, self.overrides)
+    if fold < 0:
+        raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
+    from autoseg.pipeline.worker import is_planned
+
+    if input is not None or not is_planned(self.overrides):
+        raise ConfigError(
+            "--fold: works on a planned run alone, with no other settings. Give its folder with --work_dir, or leave "
+            "--fold out to do all of the stage."
+        )
+    from autoseg.pipeline.fold_tasks import read_part, work_on_fold
+    from autoseg.pipeline.worker import value_of
+
+    device = value_of(self.overrides, "device")
+    return work_on_fold(Path(self.overrides["work_dir"]), read_part(fold, part), device=device, wait=wait)

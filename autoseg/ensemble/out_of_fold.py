@@ -2,14 +2,17 @@
 
 `ensemble/out_of_fold/<combination>/<case>.nii.gz` are label files on the images' own grids;
 `ensemble/records/<case>.json` holds a case's scores and a digest of all they were made from.
+What jobs kept of their predictions (`autoseg.inference.held_out`) is merged; a network runs only where that is missing.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,32 +20,41 @@ import numpy as np
 import psutil
 
 from autoseg.data.datalists.cases import Case, Datalist
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.nifti import read_grid
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
-from autoseg.data.streams import MemoryImage
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.ensemble.combine import CaseCost, CaseScore, Combination, ModelCost, combinations_of
 from autoseg.errors import DataError
-from autoseg.evaluation.calibration import Calibration
-from autoseg.evaluation.metrics import TOLERANCE_MM, class_means, dice_per_class, nsd_per_class, to_plain
-from autoseg.inference.clock import Clock
-from autoseg.inference.cost import Cost, Facts, weights_bytes
+from autoseg.evaluation.metrics import dice_per_class, to_plain
+from autoseg.inference.cost import Cost
 from autoseg.inference.files import writing
-from autoseg.inference.postprocess import LEAST_GAIN, ClassRule, clean, measure_parts, propose
-from autoseg.inference.predictor import Predictor, model_digest, vote
-from autoseg.inference.restore import Member, labels_of_means
-from autoseg.inference.sides import BodyWatch
-from autoseg.inference.windows import ProbRows, Shape, default_batch
+from autoseg.inference.held_out import (
+    HeldOut,
+    LivePrediction,
+    PredictionCost,
+    held_out_key,
+    label_file,
+    merge,
+    probs_file,
+    read_held_out,
+)
+from autoseg.inference.predictor import Predictor, check_alike, job_digest, vote
+from autoseg.inference.prob_files import DamagedProbs, StoredRows
+from autoseg.inference.restore import Member
+from autoseg.inference.sides import join_sides, split_sides
+from autoseg.plan import read_plan
 from autoseg.workspace.digests import content_digest
-from autoseg.workspace.files import digest, read_json, write_json
+from autoseg.workspace.files import digest, read_json, write_atomic, write_json
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of cases done, of all, and the name of the one just done."""
+Merging = Literal["auto", "mean", "vote"]
+"""How algorithms are merged, as `EnsembleSettings.combine` has it."""
 
-RECORD_VERSION = 5
+RECORD_VERSION = 6
 """Raised whenever the meaning of a record changes."""
 
 
@@ -72,7 +84,7 @@ def score_of(case: Case, pred: np.ndarray, label: Volume, label_map: LabelMap) -
     return dice_per_class(pred, label.array[0], label_map, annotated=case.annotated)
 
 
-def read_case_label(case: Case, image: Volume) -> Volume:
+def read_case_label(case: Case) -> Volume:
     """Read a case's label.
 
     Raises:
@@ -80,9 +92,216 @@ def read_case_label(case: Case, image: Volume) -> Volume:
     """
     assert case.label is not None
     label = read_label(case.label)
-    if found := label.grid.differs_from(image.grid):
-        raise DataError(f"{case.label}: not on the grid of {case.images[0].name} ({found}). Export the label again.")
+    if difference := label.grid.differs_from(read_grid(case.images[0])[0]):
+        image = case.images[0].name
+        raise DataError(f"{case.label}: not on the grid of {image} ({difference}). Export the label again.")
     return label
+
+
+@dataclass(kw_only=True)
+class Fold:
+    """The models of one fold, and how its held-out cases are scored with them."""
+
+    workspace: Workspace
+    fold: int
+    algos: tuple[str, ...]
+    combine: Merging
+    device: str
+    wanted: tuple[Combination, ...] = field(init=False)
+    """Combinations to score; each algorithm alone first, in their order."""
+    models: dict[str, str] = field(init=False)
+    """Algorithm -> digest of its job."""
+    label_map: LabelMap = field(init=False)
+    """The networks' classes."""
+    _costs: dict[str, Cost] = field(default_factory=dict)
+    """Of models that had to be loaded."""
+    _base_bytes: int = field(init=False)
+    """Of the process with no model and no image."""
+
+    def __post_init__(self) -> None:
+        """Read the plans.
+
+        Raises:
+            ConfigError: A plan cannot be read.
+            WorkspaceError: The models do not belong together.
+        """
+        jobs = {algo: self.workspace.job_dir(algo, self.fold) for algo in self.algos}
+        plans = {job.root.name: read_plan(job) for job in jobs.values()}
+        check_alike(plans)
+        self.wanted = combinations_of(self.algos, self.combine)
+        self.models = {algo: job_digest(job) for algo, job in jobs.items()}
+        self.label_map = next(iter(plans.values())).label_map
+        self._base_bytes = psutil.Process().memory_info().rss
+
+    @property
+    def merges_probs(self) -> bool:
+        """Whether there are means of several algorithms."""
+        return any(c.combine == "mean" and len(c.algos) > 1 for c in self.wanted)
+
+    def record_file(self, case: Case) -> Path:
+        """Where a case's scores are."""
+        return self.workspace.ensemble / "records" / f"{case.name}.json"
+
+    def output(self, combination: Combination, case: Case) -> Path:
+        """Where a combination's labels for a case are."""
+        return self.workspace.out_of_fold / combination.name / f"{case.name}.nii.gz"
+
+    def read(self, case: Case) -> dict[str, Any] | None:
+        """A case's record; None where it has to be scored.
+
+        Raises:
+            DataError: A file of the case is missing.
+        """
+        key = case_digest(case, self.models, self.combine)
+        return read_record(self.record_file(case), key, [self.output(c, case) for c in self.wanted])
+
+    def kept(self, case: Case) -> dict[str, HeldOut]:
+        """What each algorithm's job kept of a case, where that is enough to score it without the network."""
+        counted = self.label_map.wholly(case.annotated)
+        found = {}
+        for algo, model in self.models.items():
+            held_out = read_held_out(
+                self.workspace.job_dir(algo, self.fold), case.name, held_out_key(case, model, counted)
+            )
+            if held_out is not None and (held_out.probs is not None or not self.merges_probs):
+                found[algo] = held_out
+        return found
+
+    def score(self, case: Case) -> dict[str, Any]:
+        """Score a case with every combination; write its labels and its record.
+
+        Raises:
+            DataError: A file of the case cannot be read, or the image does not fit the models.
+            WorkspaceError: A model cannot be loaded.
+            ResourceError: A file cannot be written.
+        """
+        kept = self.kept(case)
+        while True:
+            try:
+                scores = self._score(case, kept)
+                break
+            except DamagedProbs as error:
+                log.info("%s; %s is predicted again", error, case.name)
+                kept = {algo: found for algo, found in kept.items() if self._probs_file(algo, case) != error.path}
+        made_from = case_digest(case, self.models, self.combine)
+        record = {"made_from": made_from, "fold": self.fold, **scores}
+        write_json(self.record_file(case), record)
+        return record
+
+    def _probs_file(self, algo: str, case: Case) -> Path:
+        return probs_file(self.workspace.job_dir(algo, self.fold), case.name)
+
+    def _score(self, case: Case, kept: Mapping[str, HeldOut]) -> dict[str, Any]:
+        """Merge a case's predictions in every way, write the labels and score them.
+
+        Args:
+            case: of the fold.
+            kept: what jobs kept of it; the networks of the other algorithms run.
+
+        Returns:
+            Plain data: `dice`, a value per class for each combination, without postprocessing; `calibration`, counts
+            for each mean; `cost`, time and memory.
+
+        Raises:
+            DamagedProbs: Probabilities that a job kept cannot be read.
+        """
+        label = read_case_label(case)
+        live = self._live(case, [algo for algo in self.algos if algo not in kept])
+        merged, calibration = self._merged(case, label, kept, live)
+        stored = {algo: self._copied(algo, case) for algo in kept}
+        alone = {Combination(algos=(algo,)): join_sides(pred, self.label_map) for algo, pred in stored.items()}
+        known = merged | alone
+        midline = next(iter(live.values())).midline() if live else next(iter(kept.values())).midline
+        grid, dice = read_grid(case.images[0])[0], {}
+        for combination in self.wanted:
+            if combination in alone:
+                pred = stored[combination.algos[0]]
+            else:
+                if combination.combine == "vote":
+                    pred = vote([known[Combination(algos=(algo,))] for algo in combination.algos], self.label_map)
+                else:
+                    pred = known[combination].copy()
+                split_sides(pred, self.label_map, midline)
+                with writing(path := self.output(combination, case)):
+                    write_volume(path, pred, grid)
+            dice[combination.name] = score_of(case, pred, label, self.label_map.named)
+        costs = {algo: live[algo].took() if algo in live else kept[algo].cost for algo in self.algos}
+        return {"dice": to_plain(dice), "calibration": calibration, "cost": cost_of(costs, self._base_bytes)}
+
+    def _live(self, case: Case, algos: Sequence[str]) -> dict[str, LivePrediction]:
+        """Predictions of a case by networks that are about to run."""
+        if not algos:
+            return {}
+        begin = time.perf_counter()
+        image = read_image(case.images)
+        load_s = time.perf_counter() - begin
+        live = {}
+        for algo in algos:
+            if algo not in self._costs:
+                job = self.workspace.job_dir(algo, self.fold)
+                self._costs[algo] = Cost(predictor=Predictor([job], device=self.device))
+            try:
+                live[algo] = LivePrediction(self._costs[algo], image, load_s)
+            except DataError as error:
+                raise DataError([f"{case.images[0]}: {message}" for message in error.messages]) from error
+        return live
+
+    def _merged(
+        self, case: Case, label: Volume, kept: Mapping[str, HeldOut], live: Mapping[str, LivePrediction]
+    ) -> tuple[dict[Combination, np.ndarray], dict[str, Any]]:
+        """Labels of every mean, sides not split, but for those of one algorithm that are stored; calibration of all."""
+        calibration: dict[str, Any] = {algo: found.calibration for algo, found in kept.items()}
+        means = [c for c in self.wanted if c.combine == "mean" and (len(c.algos) > 1 or c.algos[0] in live)]
+        if not means:
+            return {}, calibration
+        with ExitStack() as stack:
+            members = {algo: prediction.member for algo, prediction in live.items()}
+            for algo, found in kept.items():
+                if self.merges_probs and found.probs is not None:
+                    rows = stack.enter_context(StoredRows(self._probs_file(algo, case), found.probs))
+                    members[algo] = Member(rows=rows, box=found.probs.region)
+            places = {algo: place for place, algo in enumerate(members)}
+            labels, counts = merge(
+                [*members.values()],
+                [tuple(places[algo] for algo in c.algos) for c in means],
+                label.array[0],
+                self.label_map,
+                self.label_map.wholly(case.annotated),
+            )
+        calibration |= {c.name: count for c, count in zip(means, counts, strict=True)}
+        return dict(zip(means, labels, strict=True)), calibration
+
+    def _copied(self, algo: str, case: Case) -> np.ndarray:
+        """Copy the labels that a job made; (X, Y, Z) in RAS."""
+        source, target = label_file(self.workspace.job_dir(algo, self.fold), case.name), Combination(algos=(algo,))
+        with writing(path := self.output(target, case)):
+            write_atomic(path, lambda file: file.write(source.read_bytes()))
+        return read_label(path).array[0].astype(self.label_map.dtype)
+
+
+def score_cases(
+    fold: Fold, cases: Sequence[Case], after_case: Callable[[Case], None] = lambda case: None
+) -> tuple[list[CaseScore], list[str]]:
+    """Score cases of a fold, those whose record is still right at no cost.
+
+    Args:
+        fold: its models.
+        cases: of the fold.
+        after_case: called after each.
+
+    Returns:
+        The scores, and a message for each case that could not be scored.
+    """
+    scores: list[CaseScore] = []
+    failures: list[str] = []
+    for case in cases:
+        try:
+            scores.append(_from_record(case, fold.read(case) or fold.score(case)))
+        except DataError as error:
+            log.error("%s: not scored: %s", case.name, error)
+            failures.extend(f"{case.name}: {message}" for message in error.messages)
+        after_case(case)
+    return scores, failures
 
 
 def score_out_of_fold(
@@ -90,57 +309,46 @@ def score_out_of_fold(
     datalist: Datalist,
     algos_by_fold: Mapping[int, Sequence[str]],
     *,
-    combine: Literal["auto", "mean", "vote"],
+    combine: Merging,
     device: str,
     progress: Progress | None = None,
 ) -> tuple[list[CaseScore], list[str]]:
-    """Predict and score every case of the folds that have a trained model.
+    """Score every case of the folds that have a trained model.
 
-    Each model is loaded once; a case that was scored before with the same models, files and settings is not
-    done again.
+    A case that was scored before with the same models, files and settings is not done again; one that its fold's jobs
+    have predicted is merged and scored; a network runs only for what they did not keep.
 
     Returns:
         The scores, and a message for each case that could not be scored.
     """
     total = sum(len(datalist.val_cases(fold)) for fold in algos_by_fold)
-    done = 0
+    num_done = 0
     scores: list[CaseScore] = []
     failures: list[str] = []
+
+    def after_case(case: Case) -> None:
+        nonlocal num_done
+        num_done += 1
+        if progress is not None:
+            progress(num_done, total, case.name)
+
     for fold, algos in sorted(algos_by_fold.items()):
-        wanted = combinations_of(algos, combine)
-        models = {algo: model_digest(workspace, algo, fold) for algo in algos}
-        cost: Cost | None = None
-        base_bytes = psutil.Process().memory_info().rss
-        for case in datalist.val_cases(fold):
-            try:
-                key = case_digest(case, models, combine)
-                outputs = [_label_file(workspace, c, case) for c in wanted]
-                record = read_record(workspace.ensemble / "records" / f"{case.name}.json", key, outputs)
-                if record is None:
-                    if cost is None:
-                        jobs = [workspace.job_dir(a, fold) for a in algos]
-                        cost = Cost(predictor=Predictor(jobs, device=device))
-                    found = _score_case(workspace, case, cost, algos, wanted, base_bytes)
-                    record = {"made_from": key, "fold": fold, **found}
-                    write_json(workspace.ensemble / "records" / f"{case.name}.json", record)
-                scores.append(_from_record(case, record))
-            except DataError as error:
-                log.error("%s: not scored: %s", case.name, error)
-                failures.extend(f"{case.name}: {message}" for message in error.messages)
-            done += 1
-            if progress is not None:
-                progress(done, total, case.name)
+        models = Fold(workspace=workspace, fold=fold, algos=tuple(algos), combine=combine, device=device)
+        scored, failed = score_cases(models, datalist.val_cases(fold), after_case)
+        scores += scored
+        failures += failed
     return scores, failures
 
 
-def _label_file(workspace: Workspace, combination: Combination, case: Case) -> Path:
-    return workspace.out_of_fold / combination.name / f"{case.name}.nii.gz"
+def floats(values: Sequence[float | None]) -> list[float]:
+    """Scores as a record has them; null is NaN."""
+    return [math.nan if v is None else float(v) for v in values]
 
 
 def _from_record(case: Case, record: Mapping[str, Any]) -> CaseScore:
-    dice = {n: _floats(values) for n, values in record["dice"].items()}
+    dice = {name: floats(values) for name, values in record["dice"].items()}
     cost = record["cost"]
-    models = {algo: ModelCost(**found) for algo, found in cost["models"].items()}
+    models = {algo: ModelCost(**of_model) for algo, of_model in cost["models"].items()}
     return CaseScore(
         name=case.name,
         fold=record["fold"],
@@ -149,266 +357,26 @@ def _from_record(case: Case, record: Mapping[str, Any]) -> CaseScore:
     )
 
 
-def _floats(values: Sequence[float | None]) -> list[float]:
-    return [math.nan if v is None else float(v) for v in values]
+def cost_of(costs: Mapping[str, PredictionCost], base_bytes: int) -> dict[str, Any]:
+    """What a prediction of a case by several algorithms takes, as plain data: see `CaseCost`. Scoring is no part of it.
 
-
-def _score_case(
-    workspace: Workspace,
-    case: Case,
-    cost: Cost,
-    algos: Sequence[str],
-    wanted: Sequence[Combination],
-    base_bytes: int,
-) -> dict[str, Any]:
-    """Predict a case with each algorithm, merge them in every way, write the labels and score them.
+    The image is read once for all of them.
 
     Args:
-        cost: of a predictor with one model for each of `algos`.
-        wanted: each algorithm alone first, in their order.
-        base_bytes: of the process with no model and no image.
-
-    Returns:
-        Plain data: `dice`, a value per class for each combination, without postprocessing; `calibration`, counts for
-        each mean; `cost`, time and memory.
-    """
-    predictor = cost.predictor
-    predictor.clock = Clock()
-    with predictor.clock.at("load"):
-        image = read_image(case.images)
-    label = read_case_label(case, image)
-    label_map = predictor.label_map
-    watched = BodyWatch(MemoryImage(image))
-    places = {c: tuple(algos.index(algo) for algo in c.algos) for c in wanted}
-    means = [c for c in wanted if c.combine == "mean"]
-    shape: tuple[int, int, int] = image.array.shape[1:]
-    try:
-        each = predictor.each(watched)
-    except DataError as error:
-        raise DataError([f"{case.images[0]}: {message}" for message in error.messages]) from error
-    target = label_map.encode(label.array[0])
-    counted = label_map.wholly(case.annotated)
-    counts = [Calibration(target, label_map, counted) for _ in means]
-    found = labels_of_means(
-        each, [places[c] for c in means], shape, label_map, watch=lambda k, place, probs: counts[k].add(place, probs)
-    )
-    midline = watched.midline() if label_map.merged_sides else 0.0
-    labels = dict(zip(means, found, strict=True))
-    for combination in wanted:
-        if combination.combine == "vote":
-            labels[combination] = vote([found[i] for i in places[combination]], label_map)
-    dice = {}
-    for combination, pred in labels.items():
-        predictor.finish(pred, image.spacing_mm, midline, cleaned=False)
-        path = _label_file(workspace, combination, case)
-        with writing(path):
-            write_volume(path, pred, image.grid)
-        dice[combination.name] = score_of(case, pred, label, label_map.named)
-    calibration = {c.name: count.to_json() for c, count in zip(means, counts, strict=True)}
-    took = _cost_of(cost, algos, image, watched.axis, each, base_bytes)
-    return {"dice": to_plain(dice), "calibration": calibration, "cost": took}
-
-
-def _cost_of(
-    cost: Cost, algos: Sequence[str], image: Volume, axis: int, each: Sequence[Member], base_bytes: int
-) -> dict[str, Any]:
-    """What a prediction of the case takes, as plain data: see `CaseCost`. Scoring is no part of it.
-
-    Args:
+        costs: of each algorithm alone.
         base_bytes: of the process with no model and no image.
     """
-    predictor = cost.predictor
-    facts = Facts(shape=image.array.shape[1:], spacing_mm=image.spacing_mm, num_channels=len(image.array), axis=axis)
-    networks = [member.rows.network_s for member in each if isinstance(member.rows, ProbRows)]
-    models = {}
-    for i, (algo, network_s) in enumerate(zip(algos, networks, strict=True)):
-        window: Shape = each[i].rows.window  # type: ignore[attr-defined]
-        batch = default_batch(window, predictor.device)
-        models[algo] = {
-            "seconds": round(network_s, 4),
-            "weights": weights_bytes(predictor.models[i]),
-            "window": batch * cost.window(i, window).num_bytes,
-            "rows": cost.rows_bytes([i], facts, predictor.options),
+    each = costs.values()
+    load_s = sum(cost.load_s for cost in each) / len(costs)
+    rest_s = (load_s + sum(cost.pre_s + cost.rest_s for cost in each)) / len(costs)
+    image_bytes = max(cost.image_bytes for cost in each)  # 0 on a GPU, whose memory is counted alone
+    models = {
+        algo: {
+            "seconds": round(cost.network_s, 4),
+            "weights": cost.weights_bytes,
+            "window": cost.window_bytes,
+            "rows": cost.rows_bytes,
         }
-    on_cpu = predictor.device.type == "cpu"
-    if not on_cpu:
-        for found in models.values():
-            found["rows"] = 0
-    clock = predictor.clock.seconds
-    rest_s = (clock["load"] + clock["pre"]) / len(algos) + cost.rest_s * facts.voxels
-    base = base_bytes + cost.image_bytes(facts) if on_cpu else 0
-    return {"rest_s": round(rest_s, 4), "base": base, "models": models}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """The chosen ensemble's out-of-fold labels as they will be handed out."""
-
-    rules: tuple[ClassRule, ...]
-    """What is done to them."""
-    raw: dict[str, list[float]]
-    """Case -> Dice per class before that, NaN where not counted."""
-    dice: dict[str, list[float]]
-    nsd: dict[str, list[float]]
-    calibration: dict[str, Any]
-    """Case -> counts; None for a vote."""
-
-
-def finish_out_of_fold(
-    workspace: Workspace,
-    cases: Mapping[str, tuple[Case, str]],
-    label_map: LabelMap,
-    *,
-    given: Sequence[ClassRule],
-    choose_rules: bool,
-) -> Finished:
-    """Choose the postprocessing by evidence, apply it to the chosen combination's labels and score the result.
-
-    The labels lie in out_of_fold/ensemble/ then. Rules are proposed from the sizes of the predictions' parts, then
-    applied; one that did not raise its class after all, since rules meet, is left out again.
-
-    Args:
-        cases: name -> the case, and the combination that speaks in its fold.
-        label_map: of the user's classes.
-        given: rules that were set; they come first.
-        choose_rules: look for more.
-    """
-    plain = _score_rules(workspace, cases, label_map, given)
-    proposed: dict[str, ClassRule] = {}
-    if choose_rules:
-        parts = [_parts_of(workspace, name, *found, label_map, given) for name, found in cases.items()]
-        proposed = propose(label_map.names, parts)
-    rules = tuple(given)
-    while proposed:
-        rules = _joined(label_map.names, given, proposed)
-        tried = _score_rules(workspace, cases, label_map, rules)
-        before, after = (class_means([*scores.values()]) for scores in (plain, tried))
-        gain = {n: (b, a) for n, b, a in zip(label_map.names, before, after, strict=True)}
-        if lost := [n for n in proposed if not gain[n][1] > gain[n][0] + LEAST_GAIN]:
-            proposed = {n: rule for n, rule in proposed.items() if n not in lost}
-            rules = tuple(given)
-            continue
-        rules = tuple(_with_gain(rule, *gain[rule.name]) if rule.name in proposed else rule for rule in rules)
-        break
-    return _write_finished(workspace, cases, label_map, rules)
-
-
-def _with_gain(rule: ClassRule, before: float, after: float) -> ClassRule:
-    return rule.model_copy(update={"dice_before": round(before, 6), "dice_after": round(after, 6)})
-
-
-def _joined(
-    names: Sequence[str], given: Sequence[ClassRule], proposed: Mapping[str, ClassRule]
-) -> tuple[ClassRule, ...]:
-    """The rules that were set with those that were chosen, one for a class."""
-    by_name = {rule.name: rule for rule in given}
-    found = []
-    for name in names:
-        if name in proposed:
-            mine = by_name.get(name, ClassRule(name=name))
-            chosen = proposed[name].model_dump(include={"largest", "min_mm3", "fill_holes"})
-            found.append(mine.model_copy(update=chosen))
-        elif name in by_name:
-            found.append(by_name[name])
-    return tuple(found)
-
-
-def _parts_of(
-    workspace: Workspace,
-    name: str,
-    case: Case,
-    combination: str,
-    label_map: LabelMap,
-    given: Sequence[ClassRule],
-) -> list[dict[str, Any] | None]:
-    """Sizes of a prediction's parts, None for classes that do not count; kept in the case's record."""
-    path = workspace.ensemble / "records" / f"{name}.json"
-    record = read_json(path)
-    key = _rules_key(combination, given)
-    if key not in record.setdefault("parts", {}):
-        assert case.label is not None
-        label = read_label(case.label)
-        pred, _ = _cleaned(workspace, name, combination, label_map, given)
-        counts = label_map.names if case.annotated is None else case.annotated
-        parts = measure_parts(pred, label.array[0], label_map, label.spacing_mm)
-        record["parts"][key] = [p if n in counts else None for n, p in zip(label_map.names, parts, strict=True)]
-        write_json(path, record)
-    found: list[dict[str, Any] | None] = record["parts"][key]
-    return found
-
-
-def _rules_key(combination: str, rules: Sequence[ClassRule]) -> str:
-    return digest([combination, [rule.model_dump(exclude={"dice_before", "dice_after"}) for rule in rules]])
-
-
-def _cleaned(
-    workspace: Workspace, name: str, combination: str, label_map: LabelMap, rules: Sequence[ClassRule]
-) -> tuple[np.ndarray, Volume]:
-    """A combination's labels (X, Y, Z) of a case with rules applied, and the volume they were read from."""
-    pred = read_label(workspace.out_of_fold / combination / f"{name}.nii.gz")
-    labels = pred.array[0].astype(label_map.dtype)
-    clean(labels, label_map, rules, pred.spacing_mm)
-    return labels, pred
-
-
-def _score_rules(
-    workspace: Workspace,
-    cases: Mapping[str, tuple[Case, str]],
-    label_map: LabelMap,
-    rules: Sequence[ClassRule],
-) -> dict[str, list[float]]:
-    """Case -> Dice per class of the labels with rules applied; kept in the cases' records."""
-    found = {}
-    for name, (case, combination) in cases.items():
-        path = workspace.ensemble / "records" / f"{name}.json"
-        record = read_json(path)
-        scores, key = record.setdefault("finished", {}), _rules_key(combination, rules)
-        if not rules:
-            found[name] = _floats(record["dice"][combination])
-            continue
-        if key not in scores:
-            assert case.label is not None
-            labels, _ = _cleaned(workspace, name, combination, label_map, rules)
-            dice = score_of(case, labels, read_label(case.label), label_map)
-            scores[key] = to_plain(dice)
-            write_json(path, record)
-        found[name] = _floats(scores[key])
-    return found
-
-
-def _write_finished(
-    workspace: Workspace,
-    cases: Mapping[str, tuple[Case, str]],
-    label_map: LabelMap,
-    rules: tuple[ClassRule, ...],
-) -> Finished:
-    """Write the labels with rules applied to out_of_fold/ensemble/ and measure their surfaces; what is there stays."""
-    folder = workspace.out_of_fold / "ensemble"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if stem_of(path) not in cases:
-            path.unlink()
-    dice = _score_rules(workspace, cases, label_map, rules)
-    finished = Finished(rules=rules, raw={}, dice=dice, nsd={}, calibration={})
-    for name, (case, combination) in cases.items():
-        path, target = workspace.ensemble / "records" / f"{name}.json", folder / f"{name}.nii.gz"
-        record = read_json(path)
-        key = _rules_key(combination, rules)
-        surface = record.setdefault("nsd", {})
-        if key not in surface or record.get("in_ensemble") != key or not target.exists():
-            labels, pred = _cleaned(workspace, name, combination, label_map, rules)
-            with writing(target):
-                write_volume(target, labels, pred.grid)
-            if key not in surface:
-                assert case.label is not None
-                label = read_label(case.label)
-                scores = nsd_per_class(
-                    labels, label.array[0], label_map, label.spacing_mm, TOLERANCE_MM, annotated=case.annotated
-                )
-                surface[key] = to_plain(scores)
-            record["in_ensemble"] = key
-            write_json(path, record)
-        finished.raw[name] = _floats(record["dice"][combination])
-        finished.nsd[name] = _floats(surface[key])
-        finished.calibration[name] = record["calibration"].get(combination)
-    return finished
+        for algo, cost in costs.items()
+    }
+    return {"rest_s": round(rest_s, 4), "base": base_bytes + image_bytes if image_bytes else 0, "models": models}

@@ -15,9 +15,9 @@ from autoseg.config.reader import read_model, read_plain
 from autoseg.config.settings import InferenceSettings
 from autoseg.data.formats.nifti import stem_of
 from autoseg.ensemble.combine import EnsembleSpec
-from autoseg.errors import AutosegError, ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.inference.cost import Cost, Limits
-from autoseg.inference.files import Item, _check_output, _is_file, _Server, find_items, format_timing, writing
+from autoseg.inference.files import Server, check_output, find_items, format_timing, names_a_file, writing
 from autoseg.inference.options import options_of
 from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
@@ -165,41 +165,29 @@ def predict_files(
     predictor = load_predictor(Workspace(Path(work_dir)), algo=algo, fold=fold, device=device, inference=inference)
     load_models_s = time.perf_counter() - begin
     items = find_items(image, output, predictor.num_channels)
-    _check_output(output)
+    check_output(output)
     log.info("%d images, %d models on %s", len(items), predictor.num_models, predictor.device)
     limits = limits or Limits()
     if limits.device_bytes is not None and predictor.device.type == "cpu":
         log.info("--max_memory on a CPU is that of the process, as --max_ram")
-    server = _Server(
+    server = Server(
         predictor=predictor,
         limits=limits,
         share=share,
         watched=timing or limits.are_set,
         cost=Cost(predictor=predictor),
     )
-    failed, later = 0, list[Item]()
-    for number, item in enumerate(items, 1):
-        try:
-            if not server.segment(item):
-                later.append(item)
-                continue
-        except AutosegError as error:
-            failed += 1
-            log.error("skipped: %s", " ".join(error.messages))
-        else:
-            log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, item.target)
-    for item in later:  # others are about these; should one of them die, its image is ours
-        try:
-            server.segment(item, wait=True)
-        except AutosegError as error:
-            failed += 1
-            log.error("skipped: %s", " ".join(error.messages))
-    if failed:
-        log.error("%d of %d images were skipped; the messages above say why", failed, len(items))
+    num_failed = server.segment_all(items)
+    if num_failed:
+        log.error("%d of %d images were skipped; the messages above say why", num_failed, len(items))
     if timing:
-        found = server.timing(load_models_s, time.perf_counter() - begin, failed)
-        print(format_timing(found))  # noqa: T201 - the command's result
-        path = output.with_name(f"{stem_of(output)}.timing.json") if _is_file(output) else output / "timing.json"
-        with writing(path):
-            write_json(path, found)
-    return 2 if failed else 0
+        _write_timing(server.timing(load_models_s, time.perf_counter() - begin, num_failed), output)
+    return 2 if num_failed else 0
+
+
+def _write_timing(table: Mapping[str, Any], output: Path) -> None:
+    """Print where the time went, and write it beside the label files."""
+    print(format_timing(table))  # noqa: T201 - the command's result
+    path = output.with_name(f"{stem_of(output)}.timing.json") if names_a_file(output) else output / "timing.json"
+    with writing(path):
+        write_json(path, table)

@@ -140,6 +140,8 @@ class Cost:
     _windows: dict[tuple[int, Shape, Precision | None, bool], WindowCost] = field(default_factory=dict)
     """By model, window, the precision that is not the plan's, and whether the last layer is left for later."""
     _channels: dict[tuple[tuple[int, ...], bool | None], int] = field(default_factory=dict)
+    _passes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By model: voxels and bytes of the largest pass."""
     _rest_s: float | None = None
 
     def window(
@@ -165,6 +167,18 @@ class Cost:
         cost = measure_window(passed, window, len(plan.channels))
         self._windows[index, window, precision, headless] = cost
         return cost
+
+    def pass_bytes(self, index: int, window: Shape, batch: int) -> int:
+        """Memory of a pass of several windows through one model; at least that of any pass asked for before.
+
+        Images of many sizes have as many windows. What counts is the most that any of them takes, so a window is
+        measured only where its pass holds more voxels than those that were.
+        """
+        voxels, most = self._passes.get(index, (0, 0))
+        if batch * math.prod(window) > voxels:
+            voxels, most = batch * math.prod(window), max(most, batch * self.window(index, window).num_bytes)
+            self._passes[index] = voxels, most
+        return most
 
     def _held(self, indices: tuple[int, ...], options: Options) -> int:
         """Channels that are averaged over windows for a group of models; looked up, since many options are tried."""

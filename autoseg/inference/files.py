@@ -21,7 +21,7 @@ from autoseg.data.datalists.listfile import unique_names
 from autoseg.data.formats.nifti import SUFFIXES, read_grid, stem_of, suffix_of
 from autoseg.data.grid import ras_orientation
 from autoseg.data.streams import STREAM_VOXELS
-from autoseg.errors import ConfigError, DataError, ResourceError
+from autoseg.errors import AutosegError, ConfigError, DataError, ResourceError
 from autoseg.evaluation.tables import format_rows
 from autoseg.hardware.memory import PeakMemory
 from autoseg.inference.clock import PHASES, Clock
@@ -88,35 +88,16 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
     Args:
         image: a file, a folder whose image files are taken, or a .txt file that names an image a line, relative to
             its own folder; with several channels, files that end in _0000, _0001, ... are one image, and others hold
-            all channels. A named image that is not there is found out when its turn comes.
+            all channels. A named image that is not there is noticed when its turn comes.
         output: a folder, or a label file where `image` is one image.
+        num_channels: of an image, as the models were trained.
 
     Raises:
         ConfigError: The output does not fit the image.
     """
-    as_file = _is_file(output)
-    if image.is_dir():
-        if as_file:
-            raise ConfigError(f"--output: {output} is a file, but --image {image} is a folder. Give a folder.")
-        paths = image_files(image)
-        if not paths:
-            raise ConfigError(f"--image: {image} holds no image files ({', '.join('*' + s for s in SUFFIXES)}).")
-        groups = group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
-    elif image.suffix == LIST_SUFFIX:
-        if as_file:
-            raise ConfigError(f"--output: {output} is a file, but --image {image} is a list. Give a folder.")
-        lines = [line.strip() for line in image.read_text().splitlines()]
-        paths = [image.parent / line for line in lines if line and not line.startswith("#")]
-        if not paths:
-            raise ConfigError(f"--image: {image} names no image. Expected the path of one on each line.")
-        groups = group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
-    else:
-        siblings = [image]
-        if num_channels > 1 and CHANNEL.search(stem_of(image)):
-            siblings = [p for p in image_files(image.parent) if _base(p) == _base(image) and CHANNEL.search(stem_of(p))]
-        groups = [tuple(siblings)]
+    groups = _images_of(image, output, num_channels)
     names = unique_names([Path(group[0].name) for group in groups])
-    targets = [output] if as_file else [output / f"{name}.nii.gz" for name in names]
+    targets = [output] if names_a_file(output) else [output / f"{name}.nii.gz" for name in names]
     items = [Item(name=n, images=g, target=t) for n, g, t in zip(names, groups, targets, strict=True)]
     inputs = {path.resolve() for group in groups for path in group}
     if own := [item.target for item in items if item.target.resolve() in inputs]:
@@ -124,7 +105,41 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
     return items
 
 
-def _is_file(output: Path) -> bool:
+def _images_of(image: Path, output: Path, num_channels: int) -> list[tuple[Path, ...]]:
+    """The files of each image that a path stands for: a folder, a list, or one image."""
+    if not image.is_dir() and image.suffix != LIST_SUFFIX:
+        return [_files_of_image(image, num_channels)]
+    if names_a_file(output):
+        what = "a folder" if image.is_dir() else "a list"
+        raise ConfigError(f"--output: {output} is a file, but --image {image} is {what}. Give a folder.")
+    paths = _in_folder(image) if image.is_dir() else _in_list(image)
+    return group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    paths = image_files(folder)
+    if not paths:
+        raise ConfigError(f"--image: {folder} holds no image files ({', '.join('*' + s for s in SUFFIXES)}).")
+    return paths
+
+
+def _in_list(path: Path) -> list[Path]:
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    paths = [path.parent / line for line in lines if line and not line.startswith("#")]
+    if not paths:
+        raise ConfigError(f"--image: {path} names no image. Expected the path of one on each line.")
+    return paths
+
+
+def _files_of_image(path: Path, num_channels: int) -> tuple[Path, ...]:
+    """An image's file, with those of its other channels where it is one of several."""
+    if num_channels == 1 or not CHANNEL.search(stem_of(path)):
+        return (path,)
+    beside = [p for p in image_files(path.parent) if _base(p) == _base(path)]
+    return tuple(p for p in beside if CHANNEL.search(stem_of(p)))
+
+
+def names_a_file(output: Path) -> bool:
     """Whether an output is meant to be a file, whether or not it is there."""
     return suffix_of(output) in SUFFIXES and not output.is_dir()
 
@@ -141,13 +156,13 @@ def group_channels(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Make sure before any work that the output can be written.
 
     Raises:
         ConfigError: It cannot.
     """
-    folder = output.parent if _is_file(output) else output
+    folder = output.parent if names_a_file(output) else output
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,7 +185,7 @@ class _Case:
 
 
 @dataclass(kw_only=True)
-class _Server:
+class Server:
     """Models that are loaded once, and the images that they have segmented."""
 
     predictor: Predictor
@@ -181,8 +196,33 @@ class _Server:
     cost: Cost
     done: list[_Case] = field(default_factory=list)
 
+    def segment_all(self, items: Sequence[Item]) -> int:
+        """Segment images; a bad one is reported and skipped. Returns how many were skipped."""
+        num_failed, later = 0, list[Item]()
+        for number, item in enumerate(items, 1):
+            try:
+                if not self.segment(item):
+                    later.append(item)
+                    continue
+            except AutosegError as error:
+                num_failed += 1
+                log.error("skipped: %s", " ".join(error.messages))
+            else:
+                log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, item.target)
+        for item in later:  # other processes are working on these; should one die, its image is ours
+            try:
+                self.segment(item, wait=True)
+            except AutosegError as error:
+                num_failed += 1
+                log.error("skipped: %s", " ".join(error.messages))
+        return num_failed
+
     def segment(self, item: Item, *, wait: bool = False) -> bool:
-        """Segment one image; False where another process is about it, and with `share` nothing where it is done."""
+        """Segment one image; where `share` is set, leave what is done.
+
+        Returns:
+            False where another process is working on it, and `wait` is not set.
+        """
         if not self.share:
             self._segment(item)
             return True
@@ -198,17 +238,17 @@ class _Server:
         predictor = self.predictor
         case = _Case(item=item, clock=Clock())
         predictor.clock = case.clock
-        given = predictor.options
+        options = predictor.options
         begin = time.perf_counter()
         on_gpu = predictor.device.type == "cuda"
         try:
             if self.limits.are_set:
                 facts = facts_of(item.images)
                 base = psutil.Process().memory_info().rss
-                case.choice = choose_options(self.cost, facts, given, self.limits, base)
+                case.choice = choose_options(self.cost, facts, options, self.limits, base)
                 predictor.options = case.choice.options
-                told = f"; given up: {', '.join(case.choice.given_up)}" if case.choice.given_up else ""
-                log.info("%s: expected %s%s", item.name, case.choice.estimate.words(predictor.device), told)
+                cost_words = f"; given up: {', '.join(case.choice.given_up)}" if case.choice.given_up else ""
+                log.info("%s: expected %s%s", item.name, case.choice.estimate.words(predictor.device), cost_words)
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(predictor.device)
             if self.watched:
@@ -220,13 +260,13 @@ class _Server:
             if case.choice is not None:
                 self.cost.learn(facts, case.clock.total_s - case.clock.seconds["infer"])
         finally:
-            predictor.options = given
+            predictor.options = options
         case.seconds = time.perf_counter() - begin
         if on_gpu:
             case.device_bytes = torch.cuda.max_memory_allocated(predictor.device)
         if case.choice is not None:
-            found = Estimate(seconds=case.seconds, device_bytes=case.device_bytes, ram_bytes=case.ram_bytes)
-            log.info("%s: it took %s", item.name, found.words(predictor.device))
+            used = Estimate(seconds=case.seconds, device_bytes=case.device_bytes, ram_bytes=case.ram_bytes)
+            log.info("%s: it took %s", item.name, used.words(predictor.device))
         self.done.append(case)
 
     def timing(self, load_models_s: float, total_s: float, failed: int) -> dict[str, Any]:

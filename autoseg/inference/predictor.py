@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,8 +103,30 @@ def group_key(plan: Plan) -> tuple[Any, ...]:
 
 def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
     """A digest of a trained job: its weights and its plan."""
-    job = workspace.job_dir(algo, fold)
+    return job_digest(workspace.job_dir(algo, fold))
+
+
+def job_digest(job: JobDir) -> str:
+    """The same of the job in a folder."""
     return digest([content_digest(job.model), read_model(job.plan, Plan).model_dump(mode="json")])
+
+
+def check_alike(plans: Mapping[str, Plan]) -> None:
+    """Make sure that models can be merged.
+
+    Args:
+        plans: name of a job -> its plan.
+
+    Raises:
+        WorkspaceError: Two were trained for different classes or channels.
+    """
+    (first, plan), *others = plans.items()
+    for name, other in others:
+        if other.label_map != plan.label_map or len(other.channels) != len(plan.channels):
+            raise WorkspaceError(
+                f"{first} and {name} were trained for different classes or channels. "
+                "Generate and train them again from one input.yaml."
+            )
 
 
 class Predictor:
@@ -143,12 +165,7 @@ class Predictor:
         self.models = tuple(load_model(job, self.device, options.precision) for job in jobs)
         self.locator = load_model(locator, self.device, options.precision) if locator else None
         first = self.models[0]
-        for other in self.models[1:]:
-            if other.plan.label_map != first.plan.label_map or len(other.plan.channels) != len(first.plan.channels):
-                raise WorkspaceError(
-                    f"{first.name} and {other.name} were trained for different classes or channels. "
-                    "Generate and train them again from one input.yaml."
-                )
+        check_alike({model.name: model.plan for model in self.models})
         self.label_map: LabelMap = first.plan.label_map
         """The networks' classes; labels come in those of `label_map.named`."""
         self.num_channels = len(first.plan.channels)

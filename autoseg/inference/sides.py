@@ -110,3 +110,13 @@ def split_sides(labels: np.ndarray, label_map: LabelMap, midline: float) -> None
             there = np.where(cut[index], beyond, is_right[index])
             mine = index >= 0
             part[mine] = np.where(there, right, left)[mine].astype(labels.dtype)
+
+
+def join_sides(labels: np.ndarray, label_map: LabelMap) -> np.ndarray:
+    """Labels as they were before `split_sides`: both sides of a class have its value again."""
+    if not label_map.merged_sides:
+        return labels
+    joined = labels.copy()
+    for value, left, right in label_map.merged_sides:
+        joined[(labels == left) | (labels == right)] = value
+    return joined

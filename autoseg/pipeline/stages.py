@@ -95,11 +95,6 @@ def jobs_trained(place: Workspace) -> str:
 # -- ensemble
 
 
-def is_last(place: Workspace) -> bool:
-    """Whether a folder is that of the last round, or of a run of one round alone."""
-    return place.root == place.run or place.round == place.num_rounds
-
-
 def trained_models(place: Workspace) -> list[tuple[str, int]]:
     """Algorithm and fold of every trained job but the locator, which segments no class."""
     from autoseg.config.networks import LOCATOR
@@ -109,7 +104,7 @@ def trained_models(place: Workspace) -> list[tuple[str, int]]:
 
 def ensemble_left_out(run: RunContext, place: Workspace) -> str:
     """The settings may want none; between rounds one is needed to complete the labels."""
-    return "ensemble: false" if run.settings.ensemble is False and is_last(place) else ""
+    return "ensemble: false" if run.settings.ensemble is False and place.is_last_round else ""
 
 
 def need_models(run: RunContext, place: Workspace) -> None:
@@ -122,13 +117,16 @@ def ensemble(run: RunContext, place: Workspace) -> Outcome:
     """Score the models out of fold, choose the combination, predict the held-back cases in the last round."""
     from autoseg.data.datalists.datalist import read_cases
     from autoseg.ensemble.build import build_ensemble
+    from autoseg.pipeline.fold_tasks import score_folds
     from autoseg.terminal import paint_table
 
     datalist = read_cases(place, run.settings.dataroot)
-    if not is_last(place):  # the last round predicts them
+    if not place.is_last_round:  # the last round predicts them
         datalist = replace(datalist, testing=(), validation=())
+    models = trained_models(place)
+    score_folds(place, datalist, run.settings, models)
     with case_progress("ensemble") as progress:
-        result = build_ensemble(place, datalist, run.settings, trained_models(place), progress=progress)
+        result = build_ensemble(place, datalist, run.settings, models, progress=progress)
     return Outcome(text="\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
 
 
@@ -247,7 +245,11 @@ STAGES: tuple[Stage[RunContext], ...] = (
     Stage(
         name="ensemble",
         doc="Score the models out of fold, choose how to combine them, predict the testing cases.",
-        example="autoseg ensemble --input input.yaml --ensemble.method best_n",
+        help="With --work_dir and --fold it is a worker's part of it, on any machine that sees the folder.",
+        example=(
+            "autoseg ensemble --input input.yaml --ensemble.method best_n\n"
+            "autoseg ensemble --work_dir work_dir --fold 0 --wait"
+        ),
         reads="all trained models",
         writes="`ensemble/`: out-of-fold scores, the chosen combination, predictions for `testing`",
         where="each round",

@@ -39,6 +39,12 @@ def read_stored(workspace: Workspace) -> dict[str, Any]:
     return stored
 
 
+def latest_planned(work_dir: Path) -> Workspace:
+    """The folder that a worker works in: launchers name a round's, people the run's, which means its last round's."""
+    workspace = Workspace(work_dir)
+    return workspace.latest() if workspace.root == workspace.run else workspace
+
+
 def work_on_job(
     work_dir: Path, algo: AlgoName, fold: int, *, device: str | None, num_workers: int | None, wait: bool
 ) -> int:
@@ -56,9 +62,7 @@ def work_on_job(
         Busy: Another worker has it.
         Interrupted: A signal came; it is saved.
     """
-    workspace = Workspace(work_dir)
-    if workspace.root == workspace.run:  # launchers name a round's folder, people the run's
-        workspace = workspace.latest()
+    workspace = latest_planned(work_dir)
     stored = read_stored(workspace)
     if not workspace.job_dir(algo, fold).plan.exists():
         raise WorkspaceError(f"{workspace.root}: {algo}_{fold} is not planned. Run `autoseg generate` first.")
@@ -97,12 +101,13 @@ def is_planned(overrides: Mapping[str, str]) -> bool:
     return work_dir is not None and set(overrides) <= WORKER_KEYS and Workspace(Path(work_dir)).settings.exists()
 
 
+def value_of(overrides: Mapping[str, str], key: str) -> Any:
+    """A setting of a worker's command line; None where it does not have it."""
+    return read_value(key, overrides[key], setting_docs()[key].annotation) if key in overrides else None
+
+
 def work_alone(overrides: Mapping[str, str], algo: AlgoName, fold: int, *, wait: bool) -> int:
     """Train one planned job; the work_dir's settings say all else. Returns, raises: as `work_on_job`."""
-    docs = setting_docs()
-    device, workers = (
-        read_value(key, overrides[key], docs[key].annotation) if key in overrides else None
-        for key in ("device", "num_workers")
-    )
+    device, workers = (value_of(overrides, key) for key in ("device", "num_workers"))
     root = Path(overrides["work_dir"])
     return work_on_job(root, algo, fold, device=device, num_workers=workers, wait=wait)

@@ -1,4 +1,4 @@
-"""Scoring a trained model on its fold's validation cases."""
+"""Scoring a trained model on its fold's held-out cases, and keeping for the ensemble what it says about them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from typing import Any
 
 import torch
 
+from autoseg.config.networks import LOCATOR
+from autoseg.config.reader import read_plain
 from autoseg.data.datalists.cases import Case
-from autoseg.data.volumes import read_image, read_label, write_volume
+from autoseg.data.volumes import read_image
 from autoseg.evaluation.metrics import dice_per_class, summarise, to_plain
 from autoseg.hardware.device import Precision, resolve_precision
+from autoseg.inference.cost import Cost
+from autoseg.inference.held_out import DISK_SHARE, Kept, predict_held_out, probs_room, remove_held_out
 from autoseg.inference.options import Options
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.predictor import Predictor, job_digest
 from autoseg.plan import Plan
 from autoseg.training.checkpoint import save_weights
 from autoseg.training.trainer import Trainer
 from autoseg.workspace.files import write_json
 from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +35,63 @@ LEAST_EQUAL = 0.999
 """Share of foreground voxels that must keep their label for a model to be used in half precision."""
 
 
-def _score_case(predictor: Predictor, case: Case, folder: Path) -> list[float]:
-    """Predict a case on its own grid, store the labels, score each class."""
-    assert case.label is not None
-    image, label = read_image(case.images), read_label(case.label)
-    pred = predictor.predict_labels(image)
-    write_volume(folder / f"{case.name}.nii.gz", pred, image.grid)
-    return dice_per_class(pred, label.array[0], predictor.label_map, annotated=case.annotated)
+def kept_for_ensemble(paths: JobDir) -> Kept:
+    """What the ensemble of a job's run needs to know of its held-out cases.
+
+    Probabilities where several algorithms may be merged by their mean. The locator is in no ensemble, and a sweep's
+    trials have none.
+    """
+    workspace = Workspace(paths.root.parent)
+    is_trial = (workspace.root / "trial.json").exists()
+    if is_trial or not workspace.settings.exists() or paths.root.name.rpartition("_")[0] == LOCATOR:
+        return "labels"
+    stored = read_plain(workspace.settings).get("ensemble", {}).get("value")
+    if stored is False and workspace.is_last_round:
+        return "labels"
+    votes_only = isinstance(stored, dict) and stored.get("combine") == "vote"
+    algos = {job.algo for job in workspace.jobs()} - {LOCATOR}
+    return "probabilities" if len(algos) > 1 and not votes_only else "facts"
+
+
+class _Scorer:
+    """One job's model, loaded once, that scores cases."""
+
+    def __init__(self, paths: JobDir, device: torch.device, precision: Precision | None, kept: Kept) -> None:
+        """Load the model.
+
+        Args:
+            paths: of the job.
+            precision: None: as `load_model` chooses.
+            kept: what is kept of each case.
+        """
+        self.paths, self.kept = paths, kept
+        self.cost = Cost(predictor=Predictor([paths], device=device, options=Options(precision=precision)))
+        self.label_map = self.cost.predictor.label_map
+        self._model = job_digest(paths)
+        self.num_without = 0
+        """Cases whose probabilities could not be kept."""
+        self.why_not = ""
+
+    def score(self, case: Case, most_bytes: int) -> list[float]:
+        """Predict a case on its own grid, keep what is to be kept, and score each class.
+
+        Args:
+            most_bytes: of its probabilities.
+        """
+        # `cases_for` has turned a case's classes into merged ones already.
+        counted = case.annotated if self.label_map.origin is not None else self.label_map.wholly(case.annotated)
+        pred, label, why_not = predict_held_out(
+            self.cost,
+            case,
+            self.paths,
+            kept=self.kept,
+            model=self._model,
+            counted=counted,
+            most_bytes=most_bytes,
+        )
+        if why_not:
+            self.num_without, self.why_not = self.num_without + 1, why_not
+        return dice_per_class(pred, label.array[0], self.label_map, annotated=case.annotated)
 
 
 def compare_precision(plan: Plan, paths: JobDir, case: Case, device: torch.device) -> dict[str, Any] | None:
@@ -50,11 +105,11 @@ def compare_precision(plan: Plan, paths: JobDir, case: Case, device: torch.devic
     if plan.precision != "auto" or half == "fp32":
         return None
     image = read_image(case.images)
-    mine, exact = (
+    in_half, exact = (
         Predictor([paths], device=device, options=Options(precision=p)).predict_labels(image) for p in (half, "fp32")
     )
-    either = (mine > 0) | (exact > 0)
-    share = float((mine == exact)[either].mean()) if either.any() else 1.0
+    either = (in_half > 0) | (exact > 0)
+    share = float((in_half == exact)[either].mean()) if either.any() else 1.0
     if share < LEAST_EQUAL:
         log.warning(
             "%s: %s gives %.2f%% of the foreground voxels of %s the labels of fp32, fewer than %.1f%%; "
@@ -67,9 +122,13 @@ def compare_precision(plan: Plan, paths: JobDir, case: Case, device: torch.devic
 def score_validation(
     plan: Plan, paths: JobDir, cases: tuple[Case, ...], device: torch.device, compared: dict[str, Any] | None = None
 ) -> float:
-    """Predict the fold's validation cases on their own grids, store labels and scores.
+    """Predict the fold's held-out cases on their own grids; store labels, scores, and what the ensemble needs.
 
     Args:
+        plan: of the job.
+        paths: of the job.
+        cases: as `cases_for` has them, each with a label.
+        device: where the network runs.
         compared: as `compare_precision` returned it.
 
     Returns:
@@ -79,15 +138,22 @@ def score_validation(
     precision: Precision | None = None
     if compared is not None:
         precision = compared["precision"] if compared["is_equal"] else "fp32"
-    predictor = Predictor([paths], device=device, options=Options(precision=precision))
-    scores = [_score_case(predictor, case, paths.root / "validation") for case in cases]
+    remove_held_out(paths)
+    scorer = _Scorer(paths, device, precision, kept_for_ensemble(paths))
+    scores = [scorer.score(case, probs_room(paths)) for case in cases]
+    if scorer.num_without:
+        log.warning(
+            "%s: the probabilities of %d of %d held-out cases are not kept (%s); the ensemble predicts these cases "
+            "again. Such files may take up to %.0f%% of the free disk.",
+            paths.root.name, scorer.num_without, len(cases), scorer.why_not, 100 * DISK_SHARE,
+        )  # fmt: skip
     summary = summarise(scores, label_map.names)
     table = {
         case.name: to_plain(dict(zip(label_map.names, row, strict=True)))
         for case, row in zip(cases, scores, strict=True)
     }
-    told = {"half_precision": compared} if compared is not None else {}
-    write_json(paths.validation, {"summary": summary.to_json(), "dice": table, **told})
+    half = {"half_precision": compared} if compared is not None else {}
+    write_json(paths.validation, {"summary": summary.to_json(), "dice": table, **half})
     return summary.mean
 
 
@@ -102,7 +168,7 @@ def time_scoring(trainer: Trainer, paths: JobDir, case: Case) -> float:
         scratch.plan.parent.mkdir(parents=True)
         shutil.copy(paths.plan, scratch.plan)
         save_weights(trainer.average, scratch)
-        predictor = Predictor([scratch], device=trainer.device, options=Options(precision=precision))
+        scorer = _Scorer(scratch, trainer.device, precision, kept_for_ensemble(paths))
         begin = time.monotonic()
-        _score_case(predictor, case, scratch.root)
+        scorer.score(case, probs_room(scratch))
         return time.monotonic() - begin

@@ -77,6 +77,16 @@ class JobDir:
         return self.root / "validation.json"
 
     @property
+    def predicted(self) -> Path:
+        """Its labels for its fold's held-out cases."""
+        return self.root / "validation"
+
+    @property
+    def held_out(self) -> Path:
+        """What the ensemble needs to know of these predictions besides; made anew with the model."""
+        return self.root / "held_out"
+
+    @property
     def log(self) -> Path:
         """The job's log."""
         return self.root / "train.log"

@@ -209,6 +209,11 @@ class Workspace:
         roots = [self.run / f"round_{n}" for n in range(1, number + 1)] if number > 1 else []
         return [Workspace(root) for root in roots if (root / "round.json").exists()]
 
+    @property
+    def is_last_round(self) -> bool:
+        """Whether no round follows, as in a run with one round alone."""
+        return self.root == self.run or self.round == self.num_rounds
+
     def latest(self) -> Workspace:
         """The last round that was begun; of a run with one round alone, its folder."""
         return (self.rounds() or [self])[-1]

@@ -1,0 +1,195 @@
+"""The chosen ensemble's out-of-fold labels as they are handed out: postprocessing chosen by evidence, then scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autoseg.data.datalists.cases import Case
+from autoseg.data.formats.nifti import stem_of
+from autoseg.data.grid import Volume
+from autoseg.data.labels import LabelMap
+from autoseg.data.volumes import read_label, write_volume
+from autoseg.ensemble.out_of_fold import floats, score_of
+from autoseg.evaluation.metrics import TOLERANCE_MM, class_means, nsd_per_class, to_plain
+from autoseg.inference.files import writing
+from autoseg.inference.postprocess import LEAST_GAIN, ClassRule, clean, measure_parts, propose
+from autoseg.workspace.files import digest, read_json, write_json
+from autoseg.workspace.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The chosen ensemble's out-of-fold labels as they will be handed out."""
+
+    rules: tuple[ClassRule, ...]
+    """What is done to them."""
+    raw: dict[str, list[float]]
+    """Case -> Dice per class before that, NaN where not counted."""
+    dice: dict[str, list[float]]
+    nsd: dict[str, list[float]]
+    calibration: dict[str, Any]
+    """Case -> counts; None for a vote."""
+
+
+def finish_out_of_fold(
+    workspace: Workspace,
+    cases: Mapping[str, tuple[Case, str]],
+    label_map: LabelMap,
+    *,
+    given: Sequence[ClassRule],
+    choose_rules: bool,
+) -> Finished:
+    """Choose the postprocessing by evidence, apply it to the chosen combination's labels and score the result.
+
+    The labels lie in out_of_fold/ensemble/ then. Rules are proposed from the sizes of the predictions' parts, then
+    applied; one that did not raise its class after all, since rules meet, is left out again.
+
+    Args:
+        cases: name -> the case, and the combination that speaks in its fold.
+        label_map: of the user's classes.
+        given: rules that were set; they come first.
+        choose_rules: look for more.
+    """
+    plain = _score_rules(workspace, cases, label_map, given)
+    proposed: dict[str, ClassRule] = {}
+    if choose_rules:
+        parts = [_parts_of(workspace, name, *found, label_map, given) for name, found in cases.items()]
+        proposed = propose(label_map.names, parts)
+    rules = tuple(given)
+    while proposed:
+        rules = _joined(label_map.names, given, proposed)
+        tried = _score_rules(workspace, cases, label_map, rules)
+        before, after = (class_means([*scores.values()]) for scores in (plain, tried))
+        gain = {n: (b, a) for n, b, a in zip(label_map.names, before, after, strict=True)}
+        if lost := [n for n in proposed if not gain[n][1] > gain[n][0] + LEAST_GAIN]:
+            proposed = {n: rule for n, rule in proposed.items() if n not in lost}
+            rules = tuple(given)
+            continue
+        rules = tuple(_with_gain(rule, *gain[rule.name]) if rule.name in proposed else rule for rule in rules)
+        break
+    return _write_finished(workspace, cases, label_map, rules)
+
+
+def _with_gain(rule: ClassRule, before: float, after: float) -> ClassRule:
+    return rule.model_copy(update={"dice_before": round(before, 6), "dice_after": round(after, 6)})
+
+
+def _joined(
+    names: Sequence[str], given: Sequence[ClassRule], proposed: Mapping[str, ClassRule]
+) -> tuple[ClassRule, ...]:
+    """The rules that were set with those that were chosen, one for a class."""
+    by_name = {rule.name: rule for rule in given}
+    found = []
+    for name in names:
+        if name in proposed:
+            mine = by_name.get(name, ClassRule(name=name))
+            chosen = proposed[name].model_dump(include={"largest", "min_mm3", "fill_holes"})
+            found.append(mine.model_copy(update=chosen))
+        elif name in by_name:
+            found.append(by_name[name])
+    return tuple(found)
+
+
+def _parts_of(
+    workspace: Workspace,
+    name: str,
+    case: Case,
+    combination: str,
+    label_map: LabelMap,
+    given: Sequence[ClassRule],
+) -> list[dict[str, Any] | None]:
+    """Sizes of a prediction's parts, None for classes that do not count; kept in the case's record."""
+    path = workspace.ensemble / "records" / f"{name}.json"
+    record = read_json(path)
+    key = _rules_key(combination, given)
+    if key not in record.setdefault("parts", {}):
+        assert case.label is not None
+        label = read_label(case.label)
+        pred, _ = _cleaned(workspace, name, combination, label_map, given)
+        counts = label_map.names if case.annotated is None else case.annotated
+        parts = measure_parts(pred, label.array[0], label_map, label.spacing_mm)
+        record["parts"][key] = [p if n in counts else None for n, p in zip(label_map.names, parts, strict=True)]
+        write_json(path, record)
+    found: list[dict[str, Any] | None] = record["parts"][key]
+    return found
+
+
+def _rules_key(combination: str, rules: Sequence[ClassRule]) -> str:
+    return digest([combination, [rule.model_dump(exclude={"dice_before", "dice_after"}) for rule in rules]])
+
+
+def _cleaned(
+    workspace: Workspace, name: str, combination: str, label_map: LabelMap, rules: Sequence[ClassRule]
+) -> tuple[np.ndarray, Volume]:
+    """A combination's labels (X, Y, Z) of a case with rules applied, and the volume they were read from."""
+    pred = read_label(workspace.out_of_fold / combination / f"{name}.nii.gz")
+    labels = pred.array[0].astype(label_map.dtype)
+    clean(labels, label_map, rules, pred.spacing_mm)
+    return labels, pred
+
+
+def _score_rules(
+    workspace: Workspace,
+    cases: Mapping[str, tuple[Case, str]],
+    label_map: LabelMap,
+    rules: Sequence[ClassRule],
+) -> dict[str, list[float]]:
+    """Case -> Dice per class of the labels with rules applied; kept in the cases' records."""
+    found = {}
+    for name, (case, combination) in cases.items():
+        path = workspace.ensemble / "records" / f"{name}.json"
+        record = read_json(path)
+        scores, key = record.setdefault("finished", {}), _rules_key(combination, rules)
+        if not rules:
+            found[name] = floats(record["dice"][combination])
+            continue
+        if key not in scores:
+            assert case.label is not None
+            labels, _ = _cleaned(workspace, name, combination, label_map, rules)
+            dice = score_of(case, labels, read_label(case.label), label_map)
+            scores[key] = to_plain(dice)
+            write_json(path, record)
+        found[name] = floats(scores[key])
+    return found
+
+
+def _write_finished(
+    workspace: Workspace,
+    cases: Mapping[str, tuple[Case, str]],
+    label_map: LabelMap,
+    rules: tuple[ClassRule, ...],
+) -> Finished:
+    """Write the labels with rules applied to out_of_fold/ensemble/ and measure their surfaces; what is there stays."""
+    folder = workspace.out_of_fold / "ensemble"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if stem_of(path) not in cases:
+            path.unlink()
+    dice = _score_rules(workspace, cases, label_map, rules)
+    finished = Finished(rules=rules, raw={}, dice=dice, nsd={}, calibration={})
+    for name, (case, combination) in cases.items():
+        path, target = workspace.ensemble / "records" / f"{name}.json", folder / f"{name}.nii.gz"
+        record = read_json(path)
+        key = _rules_key(combination, rules)
+        surface = record.setdefault("nsd", {})
+        if key not in surface or record.get("in_ensemble") != key or not target.exists():
+            labels, pred = _cleaned(workspace, name, combination, label_map, rules)
+            with writing(target):
+                write_volume(target, labels, pred.grid)
+            if key not in surface:
+                assert case.label is not None
+                label = read_label(case.label)
+                scores = nsd_per_class(
+                    labels, label.array[0], label_map, label.spacing_mm, TOLERANCE_MM, annotated=case.annotated
+                )
+                surface[key] = to_plain(scores)
+            record["in_ensemble"] = key
+            write_json(path, record)
+        finished.raw[name] = floats(record["dice"][combination])
+        finished.nsd[name] = floats(surface[key])
+        finished.calibration[name] = record["calibration"].get(combination)
+    return finished

@@ -1,0 +1,128 @@
+"""What the stage `ensemble` found, as tables for people and as `scores.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec
+from autoseg.ensemble.finish import Finished
+from autoseg.evaluation.metrics import TOLERANCE_MM, summarise, to_plain
+from autoseg.evaluation.tables import format_rows, format_score, format_table
+from autoseg.version import __version__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """All that was found."""
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    cases: tuple[CaseScore, ...]
+    classes: tuple[str, ...]
+    """Of the user."""
+    network_classes: tuple[str, ...]
+    """Of the networks, which have the probabilities; merged sides are one."""
+    test_scores: Mapping[str, Sequence[float]]
+    """Testing case -> Dice per class; those with a label."""
+    finished: Finished
+    spec: EnsembleSpec
+    gaps: tuple[str, ...]
+    failures: tuple[str, ...]
+
+    # -- for people
+    def tables(self) -> list[str]:
+        """The candidates; postprocessing; each algorithm and the ensemble, class by fold; the testing cases."""
+        tables = [self._candidates_table()]
+        if self.finished.rules:
+            tables.append(self._rules_table())
+        singles = [c for c in self.candidates if "+" not in c.name and not c.name.startswith("best_")]
+        tables += [format_table(f"Dice of {c.name}", self.classes, self._by_fold(c.scores)) for c in singles]
+        if self.chosen not in singles or self.finished.rules:
+            processed = ", postprocessing included" if self.finished.rules else ""
+            title = f"Dice of the ensemble ({self.chosen.name}){processed}"
+            tables.append(format_table(title, self.classes, self._by_fold(self.finished.dice)))
+        if self.test_scores:
+            tables.append(self._testing_table())
+        return tables
+
+    def _by_fold(self, scores: Mapping[str, Sequence[float]]) -> list[tuple[int, Sequence[float]]]:
+        fold_of = {case.name: case.fold for case in self.cases}
+        return [(fold_of[name], values) for name, values in scores.items()]
+
+    def _candidates_table(self) -> str:
+        costs = {row.name: row for row in self.spec.pareto}
+        rows = []
+        for c in sorted(self.candidates, key=lambda c: -1.0 if math.isnan(c.mean) else c.mean, reverse=True):
+            row = costs.get(c.name)
+            cost = ["-", "-", ""]
+            if row is not None:
+                cost = [f"{row.seconds:.2f}", f"{row.gb:.2f}", "x" if row.on_front else ""]
+            name = ("* " if c is self.chosen else "  ") + c.name
+            rows.append([name, format_score(c.mean), *cost, str(len(c.scores)), str(len(c.members))])
+        header = ["  combination", "dice", "s/image", "GB", "front", "cases", "models"]
+        title = "Out-of-fold Dice of each combination and what it takes, * chosen"
+        given_up = f"\nGiven up for the budget: {self.spec.given_up}." if self.spec.given_up else ""
+        return f"{title}\n{format_rows(header, rows)}{given_up}"
+
+    def _rules_table(self) -> str:
+        def score(value: float | None) -> str:
+            return format_score(math.nan if value is None else value)
+
+        rows = [[r.name, score(r.dice_before), score(r.dice_after), r.words] for r in self.finished.rules]
+        title = "Postprocessing, by the out-of-fold Dice before and after; a dash: as was set"
+        return f"{title}\n" + format_rows(["class", "before", "after", "what"], rows)
+
+    def _testing_table(self) -> str:
+        summary = summarise(list(self.test_scores.values()), self.classes)
+        rows = [[c.name, format_score(c.mean), format_score(c.std), str(c.num)] for c in summary.classes]
+        rows.append(["mean", format_score(summary.mean), "", str(summary.num_cases)])
+        return "Dice of the ensemble on the testing cases\n" + format_rows(["class", "mean", "std", "n"], rows)
+
+    # -- scores.json
+    def to_json(self, seed: int) -> dict[str, Any]:
+        """Plain data.
+
+        Args:
+            seed: of the bootstrap.
+        """
+        return {
+            "version": __version__,
+            "metric": "dice",
+            "classes": list(self.classes),
+            "chosen": self.chosen.name,
+            "candidates": [
+                {
+                    "name": c.name,
+                    "combine": c.combine,
+                    "members": [list(m) for m in c.members],
+                    **summarise(list(c.scores.values()), self.classes, seed=seed).to_json(),
+                }
+                for c in self.candidates
+            ],
+            "cases": [{"name": c.name, "fold": c.fold, "dice": to_plain(dict(c.dice))} for c in self.cases],
+            "testing": to_plain(dict(self.test_scores)),
+            "gaps": list(self.gaps),
+            "failures": list(self.failures),
+            **self._ensemble_json(seed),
+        }
+
+    def _ensemble_json(self, seed: int) -> dict[str, Any]:
+        """The chosen ensemble's own part, postprocessing included.
+
+        Per case Dice and NSD; over all cases Dice, NSD and calibration (of the probabilities, before postprocessing).
+        """
+        finished = self.finished
+        counted = [c for c in finished.calibration.values() if c is not None]
+        return {
+            "tolerance_mm": TOLERANCE_MM,
+            "dice": summarise([*finished.dice.values()], self.classes, seed=seed).to_json(),
+            "nsd": summarise([*finished.nsd.values()], self.classes, seed=seed).to_json(),
+            "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
+            "calibrated": list(self.network_classes),
+            "ensemble": {n: to_plain({"dice": d, "nsd": finished.nsd[n]}) for n, d in finished.dice.items()},
+        }
