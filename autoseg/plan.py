@@ -6,16 +6,19 @@ beside it in `configs/origins.yaml`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from autoseg.config.fields import Positive, Strict
+from autoseg.config.hyperparameters import PLANNED_AS, Hyperparameters, NormalizeMode, required_twin
+from autoseg.config.networks import NETWORKS, AlgoName
 from autoseg.config.reader import read_model
-from autoseg.config.settings import AlgoName, Positive3, Strict, Voxels3
-from autoseg.config.types import suggest
+from autoseg.config.types import describe_type, suggest
 from autoseg.data.labels import LabelMap
-from autoseg.data.preprocess import ChannelNorm, NormalizeMode, Preprocessing
+from autoseg.data.preprocess import ChannelNorm, Preprocessing
 from autoseg.workspace.jobs import JobDir
 
 
@@ -44,7 +47,7 @@ class ChannelPlan(Strict):
     """Clipped to these intensities (ct, range)."""
     mean: float = 0.0
     """Subtracted after clipping (ct)."""
-    std: Annotated[float, Field(gt=0)] = 1.0
+    std: Positive = 1.0
     """Divided by after clipping (ct)."""
     nonzero: bool = False
     """Take the statistics of non-zero voxels alone."""
@@ -59,14 +62,37 @@ class ClassPlan(Strict):
     """Values in label files."""
 
 
-class Plan(Strict):
-    """Every hyperparameter of one training job."""
+OLDER_PLANS: dict[str, Any] = {
+    "annotators_share": 0.0,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "class_weights": {},
+    "class_sampling": {},
+    "cache": "ram",
+    "cache_gib": None,
+}
+"""Hyperparameters that plans of the first versions lack -> how jobs were trained then."""
+
+if TYPE_CHECKING:
+    # To a type checker a plan has those of `PLANNED_AS`, too: it cannot take a field away.
+    PlannedHyperparameters = Hyperparameters
+else:
+    PlannedHyperparameters = required_twin(
+        "PlannedHyperparameters",
+        Hyperparameters,
+        "The hyperparameters that a plan holds as the settings do.",
+        without=PLANNED_AS,
+        defaults=OLDER_PLANS,
+    )
+
+
+class Plan(PlannedHyperparameters):
+    """Every hyperparameter of one training job: those of the settings, and what the planner alone decides."""
 
     algo: AlgoName
     """Network."""
     fold: Annotated[int, Field(ge=0)]
     """Fold this job validates on."""
-
     classes: tuple[ClassPlan, ...]
     """Foreground classes in the order of the outputs."""
     user_classes: tuple[ClassPlan, ...] = ()
@@ -75,69 +101,12 @@ class Plan(Strict):
     """Regions that may overlap."""
     ignore_label: int | None
     """Label value left out of loss and metrics."""
-
     channels: tuple[ChannelPlan, ...]
-    """Normalisation of each image channel."""
-    resample_resolution: Positive3
-    """Voxel size in mm the network works at."""
-    crop_foreground: bool
-    """Crop away zero borders first."""
-
+    """Normalisation of each image channel; from normalize_mode and intensity_bounds where the user set them."""
     network: dict[str, Any]
     """The network's own settings."""
-
-    roi_size: Voxels3
-    """Patch in voxels."""
-    batch_size: Annotated[int, Field(ge=1)]
-    """Patches per step, over all devices."""
-    foreground_fraction: Annotated[float, Field(ge=0, le=1)]
-    """Share of patches centred on a class drawn at random."""
-    annotators_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of a class' patches cut from cases whose annotators drew it, where models filled it in for others."""
-    mirror_axes: tuple[Literal[0, 1, 2], ...]
-    """Axes mirrored at random."""
-    augment: Literal["default", "light", "axial", "none"]
-    """Random changes of patches."""
-
-    num_epochs: Annotated[int, Field(ge=1)]
-    """Epochs; with a budget, the most."""
-    num_steps_per_epoch: Annotated[int, Field(ge=1)]
-    """Optimizer steps an epoch."""
-    budget_s: Annotated[float, Field(gt=0)] | None
-    """Seconds for the whole job; null: num_epochs alone decides."""
-    num_epochs_per_validation: Annotated[int, Field(ge=1)]
-    """Epochs between validations."""
-    optimizer: Literal["muon", "adamw", "adam", "novograd", "sgd"] = "adamw"
-    """What turns gradients into steps."""
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    """Way of the learning rate after warm-up."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Highest learning rate."""
-    weight_decay: Annotated[float, Field(ge=0)]
-    """The optimizer's weight decay."""
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the schedule for warm-up."""
-    grad_clip: Annotated[float, Field(gt=0)]
-    """Largest norm of the gradient."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Moving average of the weights."""
-    loss: Literal["dice_ce", "dice_focal"]
-    """Loss of each output resolution."""
-    class_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Weight of a class in the loss; 1 where it is not named."""
-    class_sampling: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """How often patches are centred on a class; 1 where it is not named."""
-
-    overlap: Annotated[float, Field(ge=0, lt=1)]
-    """Overlap of windows in inference."""
-    tta: bool
-    """Average over mirrored images in inference."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"]
-    """Arithmetic."""
-    cache: Literal["ram", "disk", "off"] = "ram"
-    """Where preprocessed cases are kept."""
-    cache_gib: Annotated[float, Field(ge=0)] | None = None
-    """Most that is kept there; null: as free memory or disk allows."""
+    budget_s: Positive | None
+    """Seconds for the whole job, from `budget`; null: num_epochs alone decides."""
     step_s: float | None = None
     """Seconds of a training step, measured on the device that planned; null: not measured."""
     memory_gib: float | None = None
@@ -150,11 +119,26 @@ class Plan(Strict):
         for channel in self.channels:
             if channel.mode in ("ct", "range") and channel.bounds is None:
                 raise ValueError(f"channels: mode {channel.mode} needs bounds: [low, high]")
+        self._check_network()
         names = [c.name for c in self.classes]
         for key in ("class_weights", "class_sampling"):
             if unknown := [name for name in getattr(self, key) if name not in names]:
                 raise ValueError(f"{key}: no class {unknown[0]}. {suggest(unknown[0], names)}")
         return self
+
+    def _check_network(self) -> None:
+        """Raise ValueError where one of the network's own hyperparameters is none of its values."""
+        own = NETWORKS[self.algo].own
+        values = {key: self.network[key] for key in own.model_fields if key in self.network}
+        try:
+            own.model_validate_json(json.dumps(values), strict=True)  # as JSON, where a list may be a tuple
+        except ValidationError as error:
+            for fault in error.errors():
+                if fault["type"] != "missing":  # plans of older versions lack some
+                    key = str(fault["loc"][0])
+                    info = own.model_fields[key]
+                    text = describe_type(info.annotation, info.metadata)
+                    raise ValueError(f"network.{key}: expected {text}, found {values[key]}.") from None
 
     def identity(self) -> dict[str, Any]:
         """Every value that decides which weights come out; where cases are kept and what was measured do not."""
@@ -165,15 +149,15 @@ class Plan(Strict):
         return {k: v for k, v in self.model_dump(mode="json").items() if k in PREDICTION}
 
     def each_class(self, key: Literal["class_weights", "class_sampling"]) -> list[float]:
-        """A weight for each class, in their order; 1 where none is given."""
-        given: dict[str, float] = getattr(self, key)
-        return [given.get(c.name, 1.0) for c in self.classes]
+        """A weight for each class, in their order; 1 where the plan names none."""
+        weights: dict[str, float] = getattr(self, key)
+        return [weights.get(c.name, 1.0) for c in self.classes]
 
     @property
     def label_map(self) -> LabelMap:
         """Classes as the data code wants them."""
 
-        def made(classes: tuple[ClassPlan, ...], origin: LabelMap | None = None) -> LabelMap:
+        def as_map(classes: tuple[ClassPlan, ...], origin: LabelMap | None = None) -> LabelMap:
             return LabelMap(
                 names=tuple(c.name for c in classes),
                 values=tuple(c.values for c in classes),
@@ -182,7 +166,7 @@ class Plan(Strict):
                 origin=origin,
             )
 
-        return made(self.classes, made(self.user_classes) if self.user_classes else None)
+        return as_map(self.classes, as_map(self.user_classes) if self.user_classes else None)
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -21,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from plans import make_fingerprint
 
+from autoseg.algos.inputs import PlanInputs
 from autoseg.algos.planner import make_plan
-from autoseg.config.settings import DEFAULT_ALGOS, Settings
+from autoseg.config.networks import DEFAULT_ALGOS
+from autoseg.config.settings import Settings
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
 from autoseg.plan import Plan
@@ -76,17 +78,16 @@ def plan_of(data: DataSet, algo: str) -> Plan:
         num_cases=data.num_cases, size_mm_median=size, size_mm_p90=size, **shapes, **spacings
     )
     classes = tuple(f"class_{i}" for i in range(1, data.num_classes + 1))
-    return make_plan(
-        algo=algo,  # type: ignore[arg-type]
+    inputs = PlanInputs(
+        algo=algo,
         fold=0,
         num_train=data.num_cases * 4 // 5,
         fingerprint=fingerprint,
         label_map=LabelMap(names=classes, values=tuple((i + 1,) for i in range(data.num_classes)), sigmoid=False),
         settings=Settings(modality="CT", datalist=Path("d"), dataroot=Path("r")),
-        origins={},
         hardware=Hardware(on_gpu=True, num_gpus=8, memory_gib=48.0, num_cores=64, name="A40"),
-        budget_s=None,
-    )[0]
+    )
+    return make_plan(inputs)[0]
 
 
 def speedup(gpus: int) -> float:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autoseg.algos.planner import Fit, make_plan
-from autoseg.config.settings import AlgoName, Settings
+from autoseg.algos.draft import Fit
+from autoseg.algos.inputs import PlanInputs
+from autoseg.algos.planner import make_plan
+from autoseg.config.networks import AlgoName
+from autoseg.config.settings import Settings
 from autoseg.data.fingerprint import Fingerprint, ForegroundIntensity
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
@@ -52,19 +55,18 @@ def plan_and_origins(
 ) -> tuple[Plan, dict[str, Origin]]:
     """The planner's plan; `settings` are those of input.yaml."""
     named = classes or {"sphere": (1,), "box": (2,)}
-    return make_plan(
+    inputs = PlanInputs(
         algo=algo,
         fold=0,
         num_train=num_train,
         fingerprint=fingerprint or make_fingerprint(),
         label_map=LabelMap(names=tuple(named), values=tuple(named.values()), sigmoid=sigmoid),
         settings=Settings(**{"modality": "MRI", "datalist": Path("d"), "dataroot": Path("r"), **settings}),
-        origins={},
         hardware=hardware,
         budget_s=budget_s,
-        fit=fit or Fit(),
         earlier=earlier,
     )
+    return make_plan(inputs, fit or Fit())
 
 
 def tiny_plan(algo: AlgoName = "segresnet", **settings: Any) -> Plan:

@@ -7,7 +7,8 @@ import re
 from autoseg.cli.arguments import command_help
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
 from autoseg.config.docs import setting_docs
-from autoseg.config.settings import ALGOS, LOCATOR, HyperSettings
+from autoseg.config.hyperparameters import HyperSettings
+from autoseg.config.networks import ALGOS, LOCATOR
 
 
 def test_help_lists_every_setting_but_the_networks_copies() -> None:

@@ -15,7 +15,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.networks import AlgoName
+from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms

@@ -12,7 +12,7 @@ from plans import tiny_plan
 from tiny_jobs import make_job
 from torch import nn
 
-from autoseg.config.settings import ALGOS, AlgoName
+from autoseg.config.networks import ALGOS, AlgoName
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.hardware import device
 from autoseg.hardware.device import to_device

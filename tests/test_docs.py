@@ -11,7 +11,8 @@ from autoseg.cli.arguments import parse
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
 from autoseg.config.docs import is_inherited, setting_docs, settings_manual
 from autoseg.config.load import load_settings
-from autoseg.config.settings import ALGOS, LOCATOR, Settings
+from autoseg.config.networks import ALGOS, LOCATOR
+from autoseg.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,9 @@ from plans import CPU, GPU, make_fingerprint, tiny_plan
 
 from autoseg.algos import fit
 from autoseg.algos.fit import fitted_plan
-from autoseg.config.settings import ALGOS, AlgoName, Settings
+from autoseg.algos.inputs import PlanInputs
+from autoseg.config.networks import ALGOS, AlgoName
+from autoseg.config.settings import Settings
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
 from autoseg.hardware.memory import MemoryWatch
@@ -59,19 +61,18 @@ def planned(
     earlier: Plan | None = None,
     **settings: Any,
 ) -> tuple[Plan, dict[str, Origin]]:
-    return fitted_plan(
-        DEVICE,
+    inputs = PlanInputs(
         algo=algo,
         fold=0,
         num_train=num_train,
         fingerprint=make_fingerprint(**(data or {})),
         label_map=LabelMap(names=("sphere", "box"), values=((1,), (2,)), sigmoid=False),
         settings=Settings(**{"modality": "MRI", "datalist": Path("d"), "dataroot": Path("r"), **settings}),
-        origins={},
         hardware=hardware,
         budget_s=budget_s,
         earlier=earlier,
     )
+    return fitted_plan(DEVICE, inputs)
 
 
 def test_a_long_budget_pays_for_a_wider_network(device: Callable[..., list[Plan]]) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from plans import GPU, make_fingerprint
 
+from autoseg.algos.inputs import PlanInputs
 from autoseg.algos.planner import make_plan
 from autoseg.cli.arguments import parse
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
 from autoseg.cli.main import run_command
 from autoseg.config.load import load_settings
-from autoseg.config.templates import template_values
+from autoseg.config.templates import recipe_values
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap, check_classes, merge_left_right
@@ -235,15 +236,16 @@ def test_the_papers_example_follows_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "datalist.json").write_text("{}")
     (tmp_path / "flare23").mkdir()
     settings, origins = load_settings(tmp_path / "input.yaml")
-    recipe = template_values("segresnet", "recipes/flare23.yaml")
+    recipe = recipe_values("segresnet", "flare23")
     assert (settings.recipe, settings.algos) == ("flare23", ("segresnet",))
     assert set(settings.hyper("segresnet")) == {"overlap"}
     named = [name.replace(" ", "_") for name in TOLERANCES_MM]
     label_map = LabelMap(names=tuple(named), values=tuple((i + 1,) for i in range(len(named))))
-    plan, _ = make_plan(
+    inputs = PlanInputs(
         algo="segresnet", fold=0, num_train=1760, fingerprint=make_fingerprint(), label_map=merge_left_right(label_map),
-        settings=settings, origins=origins, hardware=GPU, budget_s=None,
+        settings=settings, origins=origins, hardware=GPU,
     )  # fmt: skip
+    plan, _ = make_plan(inputs)
     found = plan.model_dump(mode="json")
     found |= {f"network.{key}": value for key, value in plan.network.items()}
     found["normalize_mode"], found["intensity_bounds"] = plan.channels[0].mode, list(plan.channels[0].bounds or ())

@@ -18,7 +18,7 @@ from plans import tiny_plan
 from tiny_jobs import TensorRows, make_job
 from torch import nn
 
-from autoseg.config.settings import AlgoName
+from autoseg.config.networks import AlgoName
 from autoseg.data.grid import Grid, Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resample_rows

@@ -10,7 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 from plans import GPU, make_fingerprint, plan_and_origins, tiny_plan
 
-from autoseg.config.settings import ALGOS, AlgoName
+from autoseg.config.networks import ALGOS, AlgoName
 from autoseg.data.phantoms import ellipsoid
 from autoseg.export.bundle import write_bundle
 from autoseg.networks import build_network, divisor

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import CPU, GPU, make_fingerprint, plan_and_origins
 
-from autoseg.algos.planner import Fit, target_spacing
+from autoseg.algos.draft import Fit
+from autoseg.algos.rules.images import target_spacing
+from autoseg.config.networks import ALGOS, AlgoName
 from autoseg.config.reader import read_model
-from autoseg.config.settings import ALGOS, AlgoName
 from autoseg.errors import ConfigError
 from autoseg.export.bundle import write_bundle
 from autoseg.networks import build_network, divisor

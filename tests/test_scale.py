@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.config.settings import DEFAULT_ALGOS
+from autoseg.config.networks import DEFAULT_ALGOS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
-from autoseg.algos.planner import TRAINING_SHARE, Fit, make_plan, recipe_values
+from autoseg.algos.draft import Fit, recipe_of
+from autoseg.algos.inputs import PlanInputs
+from autoseg.algos.planner import make_plan
+from autoseg.algos.rules.schedule import TRAINING_SHARE
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.resampling import resampled_shape
-from autoseg.networks import divisor, network_module
+from autoseg.networks import divisor, network_file
 from autoseg.networks.sizing import shorter_roi
 from autoseg.plan import Origin, Plan
 from autoseg.training.cache import MEMORY_SHARE
@@ -41,9 +41,6 @@ DATA_SHARE = 0.05
 """Share of all voxels that a batch may hold at most. Source: nnU-Net."""
 
 
-CostOf = Callable[[Plan], StepCost | None]
-"""What a step of a plan takes on the device at hand; None where memory does not suffice."""
-
 _measured: dict[str, StepCost | None] = {}
 
 
@@ -52,14 +49,60 @@ def _cost(plan: Plan, device: torch.device, processes: int) -> StepCost | None:
     plan = plan.model_copy(update={"batch_size": max(1, plan.batch_size // processes)})
     keys = ("algo", "network", "roi_size", "batch_size", "precision", "loss", "optimizer", "sigmoid")
     values = plan.model_dump(mode="json")
-    known = json.dumps([str(device), len(plan.channels), plan.num_outputs, *(values[key] for key in keys)])
-    if known not in _measured:
-        _measured[known] = measure_step(plan, device)
-    return _measured[known]
+    step = json.dumps([str(device), len(plan.channels), plan.num_outputs, *(values[key] for key in keys)])
+    if step not in _measured:
+        _measured[step] = measure_step(plan, device)
+    return _measured[step]
 
 
-def fitted_plan(device: torch.device, **known: Any) -> tuple[Plan, dict[str, Origin]]:
-    """Plan a job, measure a step of it, and change what does not fit; arguments as `make_plan`'s.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A plan whose step was measured."""
+
+    fit: Fit
+    plan: Plan
+    cost: StepCost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """A job to be planned, and the device that its steps are measured on."""
+
+    inputs: PlanInputs
+    device: torch.device
+
+    @property
+    def processes(self) -> int:
+        """That train the job together."""
+        return self.inputs.settings.gpus_per_job
+
+    @property
+    def limit_gib(self) -> float:
+        """Memory that a step may take."""
+        return self.inputs.settings.memory_share * self.inputs.hardware.memory_gib
+
+    @property
+    def fixed(self) -> set[str]:
+        """Hyperparameters that the user or a recipe fixed."""
+        return {*self.inputs.settings.hyper(self.inputs.algo), *recipe_of(self.inputs)}
+
+    def plan(self, fit: Fit) -> Plan:
+        """The plan with what measuring changes."""
+        return make_plan(self.inputs, fit)[0]
+
+    def cost(self, plan: Plan) -> StepCost | None:
+        """What a step of a plan takes on the device; None where memory does not suffice."""
+        return _cost(plan, self.device, self.processes)
+
+    def measure(self, fit: Fit) -> Candidate | None:
+        """The plan and its step; None where memory does not suffice."""
+        plan = self.plan(fit)
+        cost = self.cost(plan)
+        return None if cost is None else Candidate(fit=fit, plan=plan, cost=cost)
+
+
+def fitted_plan(device: torch.device, inputs: PlanInputs) -> tuple[Plan, dict[str, Origin]]:
+    """Plan a job, measure a step of it, and change what does not fit.
 
     1. Memory: where a step takes more than `memory_share` of it, half the batch, then shorter patches.
     2. Time: with a budget on a CPU, the largest network and patch of the ladder that leaves `LEAST_STEPS` steps; where
@@ -68,44 +111,30 @@ def fitted_plan(device: torch.device, **known: Any) -> tuple[Plan, dict[str, Ori
 
     What the user or a recipe fixed is not changed; where it does not fit, that is said. A job that starts from earlier
     weights keeps the patch and batch they were trained with.
+
+    Args:
+        device: measures the steps.
+        inputs: what the job is planned from.
+
+    Returns:
+        As `make_plan`.
     """
-    algo, settings, hardware, budget_s = (known[k] for k in ("algo", "settings", "hardware", "budget_s"))
-    earlier: Plan | None = known.get("earlier")
-    processes: int = settings.gpus_per_job
-    given = {*settings.hyper(algo), *recipe_values(settings, algo)}
-    limit_gib = settings.memory_share * hardware.memory_gib
-    cost_of = partial(_cost, device=device, processes=processes)
-    fit = Fit()
-    if earlier is not None:
+    fitting = Fitting(inputs=inputs, device=device)
+    begun = Fit()
+    if (earlier := inputs.earlier) is not None:
         rule = "as in the round whose weights it starts from"
-        fit = Fit(batch_size=earlier.batch_size, roi_size=earlier.roi_size, rule=rule)
-    plan, _ = make_plan(**known, fit=fit)
-    cost = cost_of(plan)
-    while cost is None or cost.memory_gib > limit_gib:
-        rule = f"a step of more takes over {settings.memory_share:.0%} of {hardware.memory_gib:.1f} GiB (measured)"
-        less = _smaller(plan, fit, given, rule, processes)
-        if less is None:
-            takes = "more memory than there is" if cost is None else f"{cost.memory_gib:.1f} GiB"
-            log.warning(
-                "%s: a step takes %s, and %s are fixed. Give a smaller batch_size or roi_size.",
-                algo, takes, " and ".join(sorted(given & {"batch_size", "roi_size"})) or "patch and batch",
-            )  # fmt: skip
-            break
-        fit = less
-        plan, _ = make_plan(**known, fit=fit)
-        cost = cost_of(plan)
-    if cost is not None and fit == Fit():
-        if not hardware.on_gpu and budget_s is not None:
-            fit, plan, cost = _in_time(cost_of, known, plan, cost, limit_gib)
-        elif hardware.on_gpu and "batch_size" not in given:
-            fit, plan, cost = _filled(cost_of, known, plan, cost, limit_gib)
-    if cost is None:
-        return make_plan(**known, fit=fit)
-    cached = 0.0
-    if not hardware.on_gpu and plan.cache == "ram":
-        cached = cache_gib(plan, known["fingerprint"], known["fingerprint"].num_cases)
-        cached = min(cached, plan.cache_gib if plan.cache_gib is not None else MEMORY_SHARE * hardware.memory_gib)
-    return make_plan(**known, fit=replace(fit, step_s=cost.step_s, memory_gib=cost.memory_gib + cached))
+        begun = Fit(batch_size=earlier.batch_size, roi_size=earlier.roi_size, rule=rule)
+    fit, candidate = _in_memory(fitting, begun)
+    if candidate is None:
+        return make_plan(inputs, fit)
+    if candidate.fit == Fit():
+        on_gpu = inputs.hardware.on_gpu
+        if not on_gpu and inputs.budget_s is not None:
+            candidate = _in_time(fitting, candidate, inputs.budget_s)
+        elif on_gpu and "batch_size" not in fitting.fixed:
+            candidate = _filled(fitting, candidate)
+    cost, memory_gib = candidate.cost, candidate.cost.memory_gib + _kept_gib(inputs, candidate.plan)
+    return make_plan(inputs, replace(candidate.fit, step_s=cost.step_s, memory_gib=memory_gib))
 
 
 def cache_gib(plan: Plan, fingerprint: Fingerprint, num_cases: int) -> float:
@@ -115,74 +144,104 @@ def cache_gib(plan: Plan, fingerprint: Fingerprint, num_cases: int) -> float:
     return math.prod(shape) * per_voxel * num_cases / 2**30
 
 
-def _smaller(plan: Plan, fit: Fit, given: set[str], rule: str, processes: int) -> Fit | None:
+def _kept_gib(inputs: PlanInputs, plan: Plan) -> float:
+    """Memory that the cached cases of a job take from its steps: on a CPU both are the process' own."""
+    if inputs.hardware.on_gpu or plan.cache != "ram":
+        return 0.0
+    most_gib = plan.cache_gib if plan.cache_gib is not None else MEMORY_SHARE * inputs.hardware.memory_gib
+    return min(cache_gib(plan, inputs.fingerprint, inputs.fingerprint.num_cases), most_gib)
+
+
+def _in_memory(fitting: Fitting, fit: Fit) -> tuple[Fit, Candidate | None]:
+    """Make a plan smaller until a step fits memory.
+
+    Returns:
+        What had to be changed, and the plan that fits, or that is fixed though it is too large; None: not even a step
+        of that could be made.
+    """
+    inputs, limit_gib = fitting.inputs, fitting.limit_gib
+    memory_gib = inputs.hardware.memory_gib
+    rule = f"a step of more takes over {inputs.settings.memory_share:.0%} of {memory_gib:.1f} GiB (measured)"
+    while True:
+        plan = fitting.plan(fit)
+        cost = fitting.cost(plan)
+        candidate = None if cost is None else Candidate(fit=fit, plan=plan, cost=cost)
+        if cost is not None and cost.memory_gib <= limit_gib:
+            return fit, candidate
+        less = _smaller(fitting, plan, fit, rule)
+        if less is None:
+            takes = "more memory than there is" if cost is None else f"{cost.memory_gib:.1f} GiB"
+            fixed = " and ".join(sorted(fitting.fixed & {"batch_size", "roi_size"})) or "patch and batch"
+            text = "%s: a step takes %s, and %s are fixed. Give a smaller batch_size or roi_size."
+            log.warning(text, inputs.algo, takes, fixed)
+            return fit, candidate
+        fit = less
+
+
+def _smaller(fitting: Fitting, plan: Plan, fit: Fit, rule: str) -> Fit | None:
     """Half the batch, then a patch shorter along its longest axis; None: nothing is left to make smaller."""
-    if plan.batch_size > processes and "batch_size" not in given:
+    if plan.batch_size > fitting.processes and "batch_size" not in fitting.fixed:
         return replace(fit, batch_size=math.ceil(plan.batch_size / 2), rule=rule)
-    roi = None if "roi_size" in given else shorter_roi(plan.roi_size, divisor(plan))
+    roi = None if "roi_size" in fitting.fixed else shorter_roi(plan.roi_size, divisor(plan))
     return None if roi is None else replace(fit, roi_size=roi, rule=rule)
 
 
-def _in_time(
-    cost_of: CostOf, known: dict[str, Any], plan: Plan, cost: StepCost, limit_gib: float
-) -> tuple[Fit, Plan, StepCost]:
+def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
     """The rung of the network's ladder that leaves enough steps of the budget."""
-    training_s = TRAINING_SHARE * known["budget_s"]
-    rungs = network_module(plan.algo).RUNGS
-    fit = Fit()
+    training_s = TRAINING_SHARE * budget_s
+    rungs = network_file(usual.plan.algo).RUNGS
+    taken = usual
 
-    def differs(other: Plan) -> bool:
-        return (other.network, other.roi_size) != (plan.network, plan.roi_size)
+    def differs(size: int) -> bool:
+        """Whether a rung is another plan than the one taken, for all that the user fixed."""
+        other = fitting.plan(Fit(size=size))
+        return (other.network, other.roi_size) != (taken.plan.network, taken.plan.roi_size)
 
     for size in range(-1, rungs.start - 1, -1):
-        if training_s >= TOO_FEW_STEPS * cost.step_s:
+        if training_s >= TOO_FEW_STEPS * taken.cost.step_s:
             break
-        smaller, _ = make_plan(**known, fit=Fit(size=size))
-        if differs(smaller) and (found := cost_of(smaller)) is not None:
-            fit, plan, cost = Fit(size=size), smaller, found
+        smaller = fitting.measure(Fit(size=size)) if differs(size) else None
+        taken = smaller or taken
     for size in range(1, rungs.stop):
         # A larger network takes no less time: without spare time it need not be measured.
-        if training_s < LEAST_STEPS * cost.step_s:
+        if training_s < LEAST_STEPS * taken.cost.step_s:
             break
-        larger, _ = make_plan(**known, fit=Fit(size=size))
-        if not differs(larger):
+        if not differs(size):
             continue
-        found = cost_of(larger)
-        if found is None or found.memory_gib > limit_gib or training_s < LEAST_STEPS * found.step_s:
+        larger = fitting.measure(Fit(size=size))
+        if larger is None or larger.cost.memory_gib > fitting.limit_gib:
             break
-        fit, plan, cost = Fit(size=size), larger, found
-    return fit, plan, cost
+        if training_s < LEAST_STEPS * larger.cost.step_s:
+            break
+        taken = larger
+    return taken
 
 
-def _filled(
-    cost_of: CostOf, known: dict[str, Any], plan: Plan, cost: StepCost, limit_gib: float
-) -> tuple[Fit, Plan, StepCost]:
+def _filled(fitting: Fitting, formula: Candidate) -> Candidate:
     """As many patches as memory, the size of the data set and a budget allow; never fewer than the formula's."""
-    processes = known["settings"].gpus_per_job
+    inputs, processes, limit_gib = fitting.inputs, fitting.processes, fitting.limit_gib
+    plan, cost = formula.plan, formula.cost
     num = plan.batch_size // processes  # patches of one process
     other = 1 if num > 1 else 2
-    compared, _ = make_plan(**known, fit=Fit(batch_size=other * processes, rule="to measure"))
-    measured = cost_of(compared)
-    if measured is None:
-        return Fit(), plan, cost
-    each_gib = (cost.memory_gib - measured.memory_gib) / (num - other)
-    each_s = (cost.step_s - measured.step_s) / (num - other)
-    fits = num + int((limit_gib - cost.memory_gib) / max(each_gib, 1e-3))
-    shape = resampled_shape((1, 1, 1), known["fingerprint"].size_mm_median, plan.resample_resolution)
-    voxels = DATA_SHARE * math.prod(shape) * known["num_train"]
-    wanted = min(fits, int(voxels / math.prod(plan.roi_size)) // processes)
-    if known["budget_s"] is not None and each_s > 0:
-        spare_s = TRAINING_SHARE * known["budget_s"] / LEAST_STEPS - cost.step_s
+    compared = fitting.measure(Fit(batch_size=other * processes, rule="to measure"))
+    if compared is None:
+        return formula
+    each_gib = (cost.memory_gib - compared.cost.memory_gib) / (num - other)
+    each_s = (cost.step_s - compared.cost.step_s) / (num - other)
+    in_memory = num + int((limit_gib - cost.memory_gib) / max(each_gib, 1e-3))
+    shape = resampled_shape((1, 1, 1), inputs.fingerprint.size_mm_median, plan.resample_resolution)
+    voxels = DATA_SHARE * math.prod(shape) * inputs.num_train
+    wanted = min(in_memory, int(voxels / math.prod(plan.roi_size)) // processes)
+    if inputs.budget_s is not None and each_s > 0:
+        spare_s = TRAINING_SHARE * inputs.budget_s / LEAST_STEPS - cost.step_s
         wanted = min(wanted, num + int(spare_s / each_s))
+    rule = (
+        f"fills memory to {inputs.settings.memory_share:.0%} by measurement, with at most 5 % of all voxels "
+        "a batch (nnU-Net) and enough steps in the budget"
+    )
     while wanted > num:
-        rule = (
-            f"fills memory to {known['settings'].memory_share:.0%} by measurement, with at most 5 % of all voxels "
-            "a batch (nnU-Net) and enough steps in the budget"
-        )
-        fit = Fit(batch_size=wanted * processes, rule=rule)
-        larger, _ = make_plan(**known, fit=fit)
-        found = cost_of(larger)
-        if found is not None and found.memory_gib <= limit_gib:
-            return fit, larger, found
+        larger = fitting.measure(Fit(batch_size=wanted * processes, rule=rule))
+        if larger is not None and larger.cost.memory_gib <= limit_gib:
+            return larger
         wanted = (wanted + num) // 2
-    return Fit(), plan, cost
+    return formula

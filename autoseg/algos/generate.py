@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 import yaml
 
 from autoseg.algos.fit import fitted_plan
-from autoseg.algos.planner import ROUNDED_UP, make_plan
+from autoseg.algos.inputs import PlanInputs
+from autoseg.algos.planner import make_plan
+from autoseg.algos.rules.patches import ROUNDED_UP
 from autoseg.config.reader import read_model
-from autoseg.config.settings import AlgoName, Settings
-from autoseg.config.templates import fill_template, read_template_text
-from autoseg.data.fingerprint import Fingerprint
-from autoseg.data.labels import LabelMap
+from autoseg.config.templates import fill_template, template_text
 from autoseg.export.bundle import write_bundle
-from autoseg.hardware.facts import Hardware
-from autoseg.plan import Origin, Plan
+from autoseg.plan import Origin, Plan, read_plan
 from autoseg.version import __version__
 from autoseg.workspace.files import digest, write_text
 from autoseg.workspace.jobs import JobDir
@@ -34,7 +32,7 @@ def edited_values(paths: JobDir) -> dict[str, Any]:
     """Values of a job's plan that differ from what was generated, by key."""
     if not (paths.plan.exists() and paths.origins.exists()):
         return {}
-    now = read_model(paths.plan, Plan).model_dump(mode="json")
+    now = read_plan(paths).model_dump(mode="json")
     origins = yaml.safe_load(paths.origins.read_text())
     generated = {key: origins[key]["value"] for key in now if key in origins}
     generated["network"] = {
@@ -56,21 +54,21 @@ def edit_job(workspace: Workspace, plan: Plan, origins: dict[str, Origin]) -> li
         ConfigError: The plan in the file is not valid.
     """
     paths = workspace.job_dir(plan.algo, plan.fold)
-    now = read_model(paths.plan, Plan).model_dump(mode="json")
-    given = plan.model_dump(mode="json")
+    now = read_plan(paths).model_dump(mode="json")
+    planned = plan.model_dump(mode="json")
     edited = {**now, "network": dict(now["network"])}
     for key, origin in origins.items():
         if origin.origin != "command line":
             continue
         if key.startswith("network."):
-            edited["network"][key.removeprefix("network.")] = given["network"][key.removeprefix("network.")]
+            edited["network"][key.removeprefix("network.")] = planned["network"][key.removeprefix("network.")]
         else:
-            edited[key] = given[key]
+            edited[key] = planned[key]
     # What the planner derives from such a value goes with it, unless it was edited, too.
     by_hand = edited_values(paths)
     for key, derived in DERIVED.items():
         if edited[key] != now[key]:
-            edited.update({k: given[k] for k in derived if k not in by_hand and origins[k].origin == "planner"})
+            edited.update({k: planned[k] for k in derived if k not in by_hand and origins[k].origin == "planner"})
     keys = [key for key in edited if edited[key] != now[key]]
     if keys:
         rules = {key: o["rule"] or o["origin"] for key, o in yaml.safe_load(paths.origins.read_text()).items()}
@@ -79,74 +77,55 @@ def edit_job(workspace: Workspace, plan: Plan, origins: dict[str, Origin]) -> li
     return keys
 
 
-def generate_job(
-    workspace: Workspace,
-    *,
-    algo: AlgoName,
-    fold: int,
-    num_train: int,
-    fingerprint: Fingerprint,
-    label_map: LabelMap,
-    settings: Settings,
-    origins: dict[str, str],
-    hardware: Hardware,
-    budget_s: float | None,
-    budget_origin: str = "",
-    device: torch.device | None = None,
-) -> bool:
+def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device | None = None) -> bool:
     """Write a job's bundle where it is missing or made from other inputs.
 
     A value that was edited by hand stays, whatever else changes.
 
     Args:
+        inputs: what the job is planned from; the plan of an earlier round is looked up here.
         device: where a step of the plan is measured, so that it fits time and memory; None: formulas alone.
 
     Returns:
         Whether anything was written.
     """
+    algo, fold = inputs.algo, inputs.fold
     paths = workspace.job_dir(algo, fold)
-    stage = f"generate/{algo}_{fold}"
-    inputs = {
-        "statistics": digest(asdict(fingerprint)),
-        "settings": digest(
-            [settings.hyper(algo), settings.seed, settings.modality, settings.extra_modalities]
-            + [settings.recipe, settings.memory_share]
-        ),
-        "classes": digest([label_map.names, label_map.values, label_map.sigmoid, label_map.ignore_label]),
-        "training cases": digest(num_train),
-        "budget": digest(budget_s),
-        "hardware": digest(asdict(hardware)),
-        "template": digest(read_template_text(algo, "configs/hyper_parameters.yaml")),
-        "version of autoseg": __version__,
-    }
     earlier = workspace.earlier_plan(algo, fold)
-    begun = None if earlier is None else read_model(earlier, Plan)
-    if begun is not None:
-        inputs["network of the previous round"] = digest([begun.network, begun.roi_size, begun.batch_size])
-    reasons = workspace.stale(stage, inputs)
-    if not reasons and paths.plan.exists():
+    if earlier is not None:
+        inputs = replace(inputs, earlier=read_model(earlier, Plan))
+    stage, sources = f"generate/{algo}_{fold}", _sources(inputs)
+    if not workspace.stale(stage, sources) and paths.plan.exists():
         return False
     edits = edited_values(paths)
-    known: dict[str, Any] = {
-        "algo": algo,
-        "fold": fold,
-        "num_train": num_train,
-        "fingerprint": fingerprint,
-        "label_map": label_map,
-        "settings": settings,
-        "origins": origins,
-        "hardware": hardware,
-        "budget_s": budget_s,
-        "budget_origin": budget_origin,
-        "earlier": begun,
-    }
-    plan, found = make_plan(**known) if device is None else fitted_plan(device, **known)
+    plan, origins = make_plan(inputs) if device is None else fitted_plan(device, inputs)
     generated = plan.model_dump(mode="json")
-    if ROUNDED_UP in found["roi_size"].rule:
-        log.warning("%s_%d: roi_size %s", algo, fold, found["roi_size"].rule)
+    if ROUNDED_UP in origins["roi_size"].rule:
+        log.warning("%s_%d: roi_size %s", algo, fold, origins["roi_size"].rule)
     if edits:
         log.info("%s_%d: keeping what was edited by hand: %s", algo, fold, ", ".join(edits))
         plan = Plan.model_validate({**generated, **edits})
-    write_bundle(plan, found, generated, paths)
-    workspace.stamp(stage, inputs)
+    write_bundle(plan, origins, generated, paths)
+    workspace.stamp(stage, sources)
     return True
+
+
+def _sources(inputs: PlanInputs) -> dict[str, str]:
+    """Digests of all that decides a plan, by name."""
+    settings, label_map = inputs.settings, inputs.label_map
+    sources = {
+        "statistics": digest(asdict(inputs.fingerprint)),
+        "settings": digest(
+            [settings.hyper(inputs.algo), settings.seed, settings.modality, settings.extra_modalities]
+            + [settings.recipe, settings.memory_share]
+        ),
+        "classes": digest([label_map.names, label_map.values, label_map.sigmoid, label_map.ignore_label]),
+        "training cases": digest(inputs.num_train),
+        "budget": digest(inputs.budget_s),
+        "hardware": digest(asdict(inputs.hardware)),
+        "template": digest(template_text(inputs.algo)),
+        "version of autoseg": __version__,
+    }
+    if (earlier := inputs.earlier) is not None:
+        sources["network of the previous round"] = digest([earlier.network, earlier.roi_size, earlier.batch_size])
+    return sources

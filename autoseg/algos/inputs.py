@@ -1,17 +1,44 @@
-"""What planning a run's jobs needs to know: the label map of its networks, and the facts of its data set."""
+"""What a job is planned from: the classes its network learns, the facts of its data set, settings, device and time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from autoseg.config.settings import LOCATOR, AlgoName, Settings
+from autoseg.config.networks import LOCATOR, AlgoName
+from autoseg.config.settings import Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
 from autoseg.workspace.workspace import Workspace
+
+if TYPE_CHECKING:  # both load torch, which the commands that only look up what is planned do not need
+    from autoseg.hardware.facts import Hardware
+    from autoseg.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInputs:
+    """All that the planner needs to know of one job."""
+
+    algo: AlgoName
+    fold: int
+    num_train: int
+    """Cases that the fold trains on."""
+    fingerprint: Fingerprint
+    label_map: LabelMap
+    settings: Settings
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Setting -> where the user set it."""
+    hardware: Hardware
+    budget_s: float | None = None
+    """Seconds for the job; None: it has no budget."""
+    budget_origin: str = ""
+    """Where the budget was set."""
+    earlier: Plan | None = None
+    """Of the round whose weights the job starts from: its network is taken over."""
 
 
 def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerprint) -> LabelMap:
@@ -20,9 +47,9 @@ def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerpri
     Raises:
         ConfigError: Classes do not fit what the label files hold, or settings name others.
     """
-    found = [v for values in fingerprint.class_values for v in values]
+    in_files = [value for values in fingerprint.class_values for value in values]
     label_map = make_label_map(
-        settings, datalist.labels, found, regions=datalist.regions, ignore_label=datalist.ignore_label
+        settings, datalist.labels, in_files, regions=datalist.regions, ignore_label=datalist.ignore_label
     )
     check_classes(settings.inference, label_map.names)
     return merge_left_right(label_map) if settings.merge_left_right else label_map
@@ -35,8 +62,8 @@ def planning(
     origins: Mapping[str, str],
     jobs: Sequence[tuple[AlgoName, int]],
     budget_s: Callable[[str], float | None] = lambda name: None,
-) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
-    """For each job, all that the planner wants to know: algorithm, fold, arguments of `make_plan`.
+) -> Iterator[PlanInputs]:
+    """What each job is planned from.
 
     Args:
         budget_s: a job's seconds by its name, where its algorithm has no budget of its own.
@@ -49,18 +76,18 @@ def planning(
     if settings.launcher == "local" and not hardware.on_gpu:
         hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
     label_map = run_label_map(settings, datalist, fingerprint)
-    common = {
-        "fingerprint": fingerprint,
-        "label_map": label_map,
-        "settings": settings,
-        "origins": dict(origins),
-        "hardware": hardware,
-    }
     for algo, fold in jobs:
-        own: str | None = getattr(settings, algo).budget
-        key = f"{algo}.budget" if own else "budget"
-        given_s = parse_duration(own) if own else budget_s(f"{algo}_{fold}")
-        seconds: dict[str, Any] = {"budget_s": given_s, "budget_origin": origins.get(key, "") if given_s else ""}
-        if algo == LOCATOR:
-            seconds["label_map"] = region_map(label_map, settings.inference.anywhere)
-        yield algo, fold, {**common, **seconds, "num_train": len(datalist.train_cases(fold))}
+        own = settings.network(algo).budget
+        job_s = parse_duration(own) if own else budget_s(f"{algo}_{fold}")
+        yield PlanInputs(
+            algo=algo,
+            fold=fold,
+            num_train=len(datalist.train_cases(fold)),
+            fingerprint=fingerprint,
+            label_map=region_map(label_map, settings.inference.anywhere) if algo == LOCATOR else label_map,
+            settings=settings,
+            origins=dict(origins),
+            hardware=hardware,
+            budget_s=job_s,
+            budget_origin=origins.get(f"{algo}.budget" if own else "budget", "") if job_s else "",
+        )

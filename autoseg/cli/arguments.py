@@ -249,7 +249,7 @@ def _entry(name: str, kind: str, default: str, doc: str) -> list[str]:
 
 def _settings_help() -> list[str]:
     from autoseg.config.docs import is_inherited, setting_docs
-    from autoseg.config.settings import ALGOS, LOCATOR
+    from autoseg.config.networks import ALGOS, LOCATOR
 
     lines = ["", "Settings of input.yaml, each of which may be given as a flag and then wins over the file:"]
     for key, doc in setting_docs().items():

@@ -10,7 +10,7 @@ from autoseg.cli.stage_commands import INPUT, run_stages, stage_commands
 from autoseg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from autoseg.config.settings import AlgoName
+    from autoseg.config.networks import AlgoName
     from autoseg.inference.cost import Limits
 
 TAKES_SETTINGS = frozenset({"run", *stage_commands(), "retry", "sweep", "plan"})

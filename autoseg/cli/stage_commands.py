@@ -17,7 +17,7 @@ from autoseg.pipeline.stages import STAGES
 from autoseg.workspace.stages import Stage
 
 if TYPE_CHECKING:
-    from autoseg.config.settings import AlgoName
+    from autoseg.config.networks import AlgoName
 
 INPUT = Path("input.yaml")
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from autoseg.config.hyperparameters import HyperSettings
+from autoseg.config.networks import NETWORKS
 from autoseg.config.reader import walk_fields
-from autoseg.config.settings import ALGOS, LOCATOR, HyperSettings, Settings
+from autoseg.config.settings import Settings
 from autoseg.config.types import describe_type
 
 
@@ -35,7 +37,7 @@ def setting_docs() -> dict[str, SettingDoc]:
     for block, name, annotation, info in sorted(walk_fields(Settings), key=_rank):
         key = f"{block}.{name}" if block else name
         default = None if info.is_required() else info.get_default(call_default_factory=True)
-        unset = "planned" if block in (*ALGOS, LOCATOR) or key in HyperSettings.model_fields else ""
+        unset = "planned" if block in NETWORKS or key in HyperSettings.model_fields else ""
         docs[key] = SettingDoc(
             key=key,
             block=block,
@@ -51,7 +53,7 @@ def setting_docs() -> dict[str, SettingDoc]:
 def _rank(entry: tuple[str, str, Any, Any]) -> int:
     """Place of a setting in help and manual; the order within a place is that of the models."""
     block, name, _, _ = entry
-    blocks = (*ALGOS, LOCATOR, "ensemble", "inference", "slurm", "sweep", "pseudolabel")
+    blocks = (*NETWORKS, "ensemble", "inference", "slurm", "sweep", "pseudolabel")
     return 2 if block or name in blocks else int(name in HyperSettings.model_fields)
 
 
@@ -81,7 +83,7 @@ def settings_manual() -> str:
     lines = [
         "# Settings",
         "",
-        "Made from `autoseg/config/settings.py` by `make docs`; do not edit. Every key of `input.yaml`, which may also",
+        "Made from `autoseg/config/` by `make docs`; do not edit. Every key of `input.yaml`, which may also",
         "be given to `run`, `analyze`, `generate`, `train`, `ensemble`, `pseudolabel`, `sweep`, `plan` and `retry` as",
         "a flag (`--num_epochs 50`), then wins.",
         "`planned` means: derived from the data and the machine; `autoseg explain KEY` tells how.",
@@ -102,7 +104,7 @@ def is_inherited(doc: SettingDoc) -> bool:
 
     `inference.overlap` is none, though it has the name of one: only networks have hyperparameters.
     """
-    return doc.block in (*ALGOS, LOCATOR) and doc.key.partition(".")[2] in HyperSettings.model_fields
+    return doc.block in NETWORKS and doc.key.partition(".")[2] in HyperSettings.model_fields
 
 
 def _chapter(doc: SettingDoc) -> str | None:

@@ -1,4 +1,4 @@
-"""The templates: each algorithm's recipe and bundle files as plain data, read from the wheel or a checkout."""
+"""The templates: hyperparameters, recipes and bundle files as plain data, read from the wheel or a checkout."""
 
 from __future__ import annotations
 
@@ -30,19 +30,47 @@ def read_template_text(algo: str, name: str) -> str:
     return template_root().joinpath(algo, *name.split("/")).read_text()
 
 
+HYPER_PARAMETERS = "hyper_parameters.yaml"
+"""A job's hyperparameters, in a template's folder; `common` has all, a network's folder those that differ."""
 FILLED = "<planner>"
-"""Stands in a template for a value that the planner fills in."""
+"""Stands in a template for a value that a rule of the planner fills in."""
+TITLE, NETWORK = "<title>", "<network>"
+"""Stand in the common template for the first line of the network's own, and for its name."""
 LINE = re.compile(r"^([\w.]+): (.*?)(?:\s+# (.*))?$")
 """A line of a template's hyper_parameters.yaml: key, value or `<planner>`, and the rule behind a fixed value."""
 
 
-def template_values(algo: str, name: str = "configs/hyper_parameters.yaml") -> dict[str, tuple[Any, str]]:
-    """Keys of an algorithm's template, or of a recipe's file, in their order: value (or `FILLED`) and rule."""
-    found = {}
-    for line in read_template_text(algo, name).splitlines():
-        if match := LINE.match(line):
-            found[match[1]] = (yaml.safe_load(match[2]), match[3] or "")
-    return found
+def template_text(algo: str) -> str:
+    """A network's hyper_parameters.yaml: the common one, with the lines of its own in place of those of their keys.
+
+    Raises:
+        ValueError: A line of its own has a key that the common template lacks.
+    """
+    title, *own_lines = read_template_text(algo, HYPER_PARAMETERS).splitlines()
+    own = {match[1]: line for line in own_lines if (match := LINE.match(line))}
+    lines = []
+    for line in read_template_text("common", HYPER_PARAMETERS).splitlines():
+        match = LINE.match(line)
+        line = own.pop(match[1], line) if match else line
+        lines.append(line.replace(TITLE, title.removeprefix("# ")).replace(NETWORK, algo))
+    if own:
+        raise ValueError(f"templates/{algo}/{HYPER_PARAMETERS}: templates/common has no line of {', '.join(own)}.")
+    return "\n".join(lines) + "\n"
+
+
+def template_values(algo: str) -> dict[str, tuple[Any, str]]:
+    """The hyperparameters of a network's template in their order: value (or `FILLED`) and rule."""
+    return _values(template_text(algo))
+
+
+def recipe_values(algo: str, recipe: str) -> dict[str, tuple[Any, str]]:
+    """What a published training says of a network: key -> value and source."""
+    return _values(read_template_text(algo, f"recipes/{recipe}.yaml"))
+
+
+def _values(text: str) -> dict[str, tuple[Any, str]]:
+    matches = [match for line in text.splitlines() if (match := LINE.match(line))]
+    return {match[1]: (yaml.safe_load(match[2]), match[3] or "") for match in matches}
 
 
 def fill_template(algo: str, values: dict[str, Any], rules: dict[str, str]) -> str:
@@ -53,7 +81,7 @@ def fill_template(algo: str, values: dict[str, Any], rules: dict[str, str]) -> s
         rules: key -> where the value came from, as a comment.
     """
     lines = []
-    for line in read_template_text(algo, "configs/hyper_parameters.yaml").splitlines():
+    for line in template_text(algo).splitlines():
         match = LINE.match(line)
         if match is None:
             lines.append(line)

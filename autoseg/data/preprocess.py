@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
+from autoseg.config.hyperparameters import NormalizeMode
 from autoseg.data.grid import Volume
 from autoseg.data.resampling import resample, resample_rows, resampled_shape
 from autoseg.data.streams import ImageRows, MemoryImage
@@ -22,7 +22,6 @@ from autoseg.errors import DataError
 PART_VOXELS = 1 << 23
 """Voxels of a channel looked at or normalised at a time: 32 MiB."""
 Region = tuple[slice, slice, slice]
-NormalizeMode = Literal["ct", "mri", "pet", "meanstd", "meanstdtanh", "range", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from autoseg.config.settings import EnsembleSettings, Strict
+from autoseg.config.fields import Strict
+from autoseg.config.settings import EnsembleSettings
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.metrics import mean_score
 from autoseg.inference.postprocess import ClassRule

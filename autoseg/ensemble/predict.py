@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from autoseg.config.networks import LOCATOR
 from autoseg.config.reader import read_model, read_plain
-from autoseg.config.settings import LOCATOR, InferenceSettings
+from autoseg.config.settings import InferenceSettings
 from autoseg.data.formats.nifti import stem_of
 from autoseg.ensemble.combine import EnsembleSpec
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError

@@ -38,8 +38,14 @@ def write_bundle(plan: Plan, origins: dict[str, Origin], generated: dict[str, An
 
 
 def _render(algo: str, name: str, **context: Any) -> str:
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    return environment.from_string(read_template_text(algo, name)).render(**context)
+    """Fill a file of a template; it may include one of another network's."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda path: read_template_text(*path.split("/", 1))),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(f"{algo}/{name}").render(**context)
 
 
 def inference_config(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from autoseg.config.settings import Strict
+from autoseg.config.fields import Strict
 from autoseg.data.components import box_of_label, number_components
 from autoseg.data.labels import LabelMap
 

@@ -11,7 +11,14 @@ from monai.networks.nets.dints import DiNTS, TopologyInstance
 from torch import nn
 
 from autoseg.config.templates import read_template_json
-from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
+
+LEARNING_RATES = LearningRates(
+    gpu=2e-4, cpu=5e-3, muon=1e-2, source="as SegResNet's, since it is trained by AdamW here (Auto3DSeg's: SGD, 0.2)"
+)
+"""Source: SegResNet's on a GPU; those on a CPU and Muon's: the hippocampus (docs/results.md)."""
+SECONDS_PER_MEGAVOXEL = 3.0
+"""Source: measured in fp32 on two AVX2 cores (docs/results.md)."""
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
@@ -76,7 +83,7 @@ when the wider one pays is a choice, as SegResNet's 24 filters."""
 RUNGS = range(len(CPU_CHANNEL_MUL))
 
 
-def choose(sizing: Sizing) -> Choice:
+def choose(sizing: Sizing) -> NetworkChoice:
     """Choose width, patch and batch."""
     topology = read_template_json("dints", "topology.json")
     depths = (len(topology["paths"][0]) + 2) // 3
@@ -87,7 +94,7 @@ def choose(sizing: Sizing) -> Choice:
     else:
         channel_mul, downsample, max_voxels, batch = CPU_CHANNEL_MUL[sizing.size], False, 64**3, CPU_BATCH
     steps = (2 ** (depths - 1 + int(downsample)),) * 3
-    return Choice(
+    return NetworkChoice(
         network={
             "channel_mul": channel_mul,
             "use_downsample": downsample,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from autoseg.networks.segresnet import build, divisor, heads
-from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
 
 __all__ = ["build", "choose", "divisor", "heads"]
 
+LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
+"""Source: SegResNet's, which it is."""
+SECONDS_PER_MEGAVOXEL = 3.2
+"""Source: SegResNet's, which it is."""
 RUNGS = range(1)
 FLARE = "FLARE23 paper: SegResNet of 1, 2, 2, 4 blocks and 16 filters at 4 mm, patches of 128^3"
 
 
-def choose(sizing: Sizing) -> Choice:
+def choose(sizing: Sizing) -> NetworkChoice:
     """Choose the patch; all else is fixed."""
     network = {"init_filters": 16, "blocks_down": [1, 2, 2, 4], "dsdepth": 3, "norm": "INSTANCE", "resolution": None}
     largest = 128 if sizing.on_gpu else 64
-    return Choice(
+    return NetworkChoice(
         network=dict(network),
         roi_size=fit_roi(sizing, largest**3, divisor(network)),
         batch_size=CPU_BATCH,

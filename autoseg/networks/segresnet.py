@@ -8,7 +8,13 @@ from typing import Any
 from monai.networks.nets.segresnet_ds import SegResNetDS, scales_for_resolution
 from torch import nn
 
-from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
+
+LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="Auto3DSeg's")
+"""Source: Auto3DSeg's on a GPU; on a CPU ten times as much for small networks and short schedules, and Muon's on the
+hippocampus, between 2e-3 and 5e-3 (docs/results.md)."""
+SECONDS_PER_MEGAVOXEL = 3.2
+"""Source: measured in fp32 on two AVX2 cores (docs/results.md)."""
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
@@ -60,7 +66,7 @@ LEAST_CPU_VOXELS, SMALL_CPU_BATCH = 32**3, 4
 Source: hippocampus, 5 minutes: 0.8773 Dice with four patches of 32^3, 0.8750 with two of the whole image."""
 
 
-def choose(sizing: Sizing) -> Choice:
+def choose(sizing: Sizing) -> NetworkChoice:
     """Choose filters, depth, patch and batch."""
     x, y, z = sizing.spacing_mm
     anisotropic = not 0.75 <= (x + y) / 2 / z <= 1.25
@@ -86,7 +92,7 @@ def choose(sizing: Sizing) -> Choice:
     if sizing.on_gpu:
         least = 1 if voxels > 4e6 else 2
         batch = max(least, min(8, int(1.1 * sizing.memory_gib / 16 * 7.2e6 / voxels)))
-    return Choice(
+    return NetworkChoice(
         network={
             "init_filters": filters,
             "blocks_down": blocks,

@@ -1,4 +1,4 @@
-"""What a network needs to know to choose its size: the data after resampling, and the hardware."""
+"""What a network says of itself to the planner, and what it needs to know to choose its size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,21 @@ class Sizing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class LearningRates:
+    """Highest learning rates of a network."""
+
+    gpu: float
+    """AdamW's on a GPU."""
+    cpu: float
+    """AdamW's on a CPU."""
+    muon: float
+    """Muon's."""
+    source: str
+    """Where that on a GPU comes from, for `explain`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkChoice:
     """A network's settings and patch, each with the rule that made it."""
 
     network: dict[str, object]
@@ -80,5 +94,5 @@ def shorter_roi(roi: tuple[int, int, int], steps: tuple[int, int, int]) -> tuple
     shorter = list(roi)
     axis = max(wide, key=lambda a: roi[a])
     shorter[axis] -= steps[axis]
-    found = shorter[0], shorter[1], shorter[2]
-    return None if found == steps else found
+    roi = shorter[0], shorter[1], shorter[2]
+    return None if roi == steps else roi

@@ -7,7 +7,12 @@ from typing import Any
 from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import nn
 
-from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
+
+LEARNING_RATES = LearningRates(gpu=4e-4, cpu=4e-3, muon=1e-2, source="Auto3DSeg's")
+"""Source: Auto3DSeg's on a GPU; those on a CPU and Muon's: the hippocampus (docs/results.md)."""
+SECONDS_PER_MEGAVOXEL = 3.1
+"""Source: measured in fp32 on two AVX2 cores (docs/results.md)."""
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
@@ -40,7 +45,7 @@ in 75 seconds (docs/results.md), 12 and 24 as SegResNet's 16 and 24; the larger 
 RUNGS = range(len(CPU_SIZES))
 
 
-def choose(sizing: Sizing) -> Choice:
+def choose(sizing: Sizing) -> NetworkChoice:
     """Choose features, patch and batch."""
     if sizing.on_gpu:
         feature_size, window, max_voxels = 48, 7, 96**3
@@ -51,7 +56,7 @@ def choose(sizing: Sizing) -> Choice:
     roi = fit_roi(sizing, max_voxels, (32, 32, 32))
     # At 32^3 the coarsest stage is one voxel, which has no variance of its own to normalise by.
     norm = "group" if max(sizing.roi_size or roi) <= 32 else "instance"
-    return Choice(
+    return NetworkChoice(
         network={
             "feature_size": feature_size,
             "depths": [2, 2, 2, 2],

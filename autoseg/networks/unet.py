@@ -7,7 +7,12 @@ from typing import Any
 from monai.networks.nets.unet import UNet
 from torch import nn
 
-from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, Choice, Sizing, fit_roi
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
+
+LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
+"""Source: SegResNet's."""
+SECONDS_PER_MEGAVOXEL = 2.0
+"""A guess: it was not measured."""
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
@@ -36,7 +41,7 @@ def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
 RUNGS = range(1)
 
 
-def choose(sizing: Sizing) -> Choice:
+def choose(sizing: Sizing) -> NetworkChoice:
     """Choose depth, patch and batch."""
     levels = 2
     for candidate in range(3, 6):
@@ -44,7 +49,7 @@ def choose(sizing: Sizing) -> Choice:
         if all(s // 2 ** (candidate - 1) >= (4 if sizing.on_gpu else 8) for s in sizing.p90_shape):
             levels = candidate
     steps = (2 ** (levels - 1),) * 3
-    return Choice(
+    return NetworkChoice(
         network={
             "features": [16 * 2**i for i in range(levels)],
             "num_res_units": 2,

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, field
 
 import psutil
 
-from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.networks import AlgoName
+from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration, parse_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.workspace.files import read_json, write_json

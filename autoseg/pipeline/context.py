@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoseg.config.settings import LOCATOR, AlgoName, Settings
+from autoseg.config.networks import LOCATOR, AlgoName
+from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import read_cases
 from autoseg.pipeline.analysis import run_cases

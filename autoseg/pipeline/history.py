@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from autoseg.config.load import load_settings
-from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.networks import AlgoName
+from autoseg.config.settings import Settings
 from autoseg.pipeline.context import Request
 from autoseg.version import __version__
 from autoseg.workspace.files import read_json, write_json, write_text, write_yaml

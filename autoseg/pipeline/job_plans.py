@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from autoseg.algos.inputs import planning
-from autoseg.config.settings import LOCATOR, AlgoName, Settings
+from autoseg.algos.inputs import PlanInputs, planning
+from autoseg.config.networks import LOCATOR, AlgoName
+from autoseg.config.settings import Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.errors import ConfigError
@@ -64,8 +64,8 @@ class JobPlans:
 
     def generate(self) -> None:
         """Write the plans that are missing or were made from other inputs."""
-        each = self._planner_arguments(self.jobs, self._shares())
-        written = [f"{algo}_{fold}" for algo, fold, arguments in each if self._write_plan(algo, fold, arguments)]
+        each = self._inputs(self.jobs, self._shares())
+        written = [f"{inputs.algo}_{inputs.fold}" for inputs in each if self._write_plan(inputs)]
         log.info("generate: %s", f"wrote {', '.join(written)}" if written else "up to date")
 
     def edit(self) -> None:
@@ -73,19 +73,20 @@ class JobPlans:
 
         A plan that is there is never made anew by `train`, so that what was planned or edited is what is trained.
         """
+        from autoseg.algos.draft import Fit
         from autoseg.algos.generate import edit_job
-        from autoseg.algos.planner import Fit, make_plan
+        from autoseg.algos.planner import make_plan
         from autoseg.plan import read_plan
 
         each_s = parse_duration(self.settings.budget) if self.settings.budget is not None else None
-        for algo, fold, arguments in self._planner_arguments(self.jobs, self._shares(each_s)):
-            if not self.workspace.job_dir(algo, fold).plan.exists():
-                self._write_plan(algo, fold, arguments)
+        for inputs in self._inputs(self.jobs, self._shares(each_s)):
+            paths = self.workspace.job_dir(inputs.algo, inputs.fold)
+            if not paths.plan.exists():
+                self._write_plan(inputs)
             elif "command line" in self.origins.values():
-                step_s = read_plan(self.workspace.job_dir(algo, fold)).step_s
-                plan, origins = make_plan(algo=algo, fold=fold, **arguments, fit=Fit(step_s=step_s))
+                plan, origins = make_plan(inputs, Fit(step_s=read_plan(paths).step_s))
                 if keys := edit_job(self.workspace, plan, origins):
-                    log.info("%s_%d: %s taken from the command line", algo, fold, ", ".join(keys))
+                    log.info("%s_%d: %s taken from the command line", inputs.algo, inputs.fold, ", ".join(keys))
 
     def train(self, *, begun: float, again: bool = False) -> bool:
         """Train every job that is not done.
@@ -102,7 +103,7 @@ class JobPlans:
         workspace, datalist, settings = self.workspace, self.datalist, self.settings
         jobs, budget = self.jobs, self.budget
         if budget is None or not jobs:
-            own = jobs and getattr(settings, jobs[0][0]).budget
+            own = jobs and settings.network(jobs[0][0]).budget
             since = begun if settings.budget is not None or own else None
             return train_jobs(workspace, datalist, settings, jobs, again=again, begun=since)
         started: set[tuple[AlgoName, int]] = set()
@@ -115,8 +116,8 @@ class JobPlans:
             new = [job for job in running if again or not budget.is_begun(*job)]
             waiting = [job for job in rest if again or workspace.read_job(*job).state != "done"]
             budget.give(datalist, new, waiting)
-            for algo, fold, arguments in self._planner_arguments(new, budget.job_s):
-                self._write_plan(algo, fold, arguments)
+            for inputs in self._inputs(new, budget.job_s):
+                self._write_plan(inputs)
             started.update(running)
             return running
 
@@ -142,15 +143,15 @@ class JobPlans:
         self.budget.give_all(self.datalist, self.jobs)
         return self.budget.job_s
 
-    def _planner_arguments(
+    def _inputs(
         self, jobs: Sequence[tuple[AlgoName, int]], budget_s: Callable[[str], float | None]
-    ) -> Iterator[tuple[AlgoName, int, dict[str, Any]]]:
+    ) -> Iterator[PlanInputs]:
         return planning(self.workspace, self.datalist, self.settings, self.origins, jobs, budget_s)
 
-    def _write_plan(self, algo: AlgoName, fold: int, arguments: Mapping[str, Any]) -> bool:
+    def _write_plan(self, inputs: PlanInputs) -> bool:
         """Write a plan, measured on the device that jobs train on, unless that is another machine's."""
         from autoseg.algos.generate import generate_job
         from autoseg.hardware.device import pick_device
 
         device = pick_device(self.settings.device) if self.settings.launcher == "local" else None
-        return generate_job(self.workspace, algo=algo, fold=fold, device=device, **arguments)
+        return generate_job(self.workspace, inputs, device)

@@ -102,7 +102,7 @@ def is_last(place: Workspace) -> bool:
 
 def trained_models(place: Workspace) -> list[tuple[str, int]]:
     """Algorithm and fold of every trained job but the locator, which segments no class."""
-    from autoseg.config.settings import LOCATOR
+    from autoseg.config.networks import LOCATOR
 
     return [(job.algo, job.fold) for job in place.jobs() if job.state == "done" and job.algo != LOCATOR]
 

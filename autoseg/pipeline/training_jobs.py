@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.networks import AlgoName
+from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.launch import Task, launch

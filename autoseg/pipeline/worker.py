@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from autoseg.config.docs import setting_docs
+from autoseg.config.networks import AlgoName
 from autoseg.config.reader import read_value
-from autoseg.config.settings import AlgoName
 from autoseg.errors import WorkspaceError
 from autoseg.launch import stop_with_launcher
 from autoseg.pipeline.budget import work_began

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.config.load import load_settings
-from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.networks import AlgoName
+from autoseg.config.settings import Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist
@@ -147,8 +148,7 @@ def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, or
     from autoseg.algos.planner import make_plan
 
     jobs: list[tuple[AlgoName, int]] = [(settings.algos[0], settings.sweep.folds[0])]
-    algo, fold, known = next(planning(workspace, datalist, settings, origins, jobs))
-    return make_plan(algo=algo, fold=fold, **known)[0]
+    return make_plan(next(planning(workspace, datalist, settings, origins, jobs)))[0]
 
 
 # -- workers

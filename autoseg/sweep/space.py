@@ -11,8 +11,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from autoseg.config.docs import SettingDoc, setting_docs
+from autoseg.config.hyperparameters import HyperSettings
+from autoseg.config.networks import ALGOS, AlgoName
 from autoseg.config.reader import read_value
-from autoseg.config.settings import ALGOS, AlgoName, HyperSettings, Range, Settings
+from autoseg.config.settings import Range, Settings
 from autoseg.config.types import members, strip_annotated, suggest
 from autoseg.errors import ConfigError
 from autoseg.plan import Plan
@@ -67,7 +69,7 @@ class Space:
         """Draw a network and values for the settings that it has; a trial taken over keeps what it drew."""
         algo: AlgoName = self.algos[0]
         if len(self.algos) > 1:
-            algo = trial.suggest_categorical(NETWORK, self.algos)  # type: ignore[assignment]
+            algo = trial.suggest_categorical(NETWORK, self.algos)
         values = {}
         for parameter in self.parameters:
             if parameter.algo in ("", algo):
@@ -177,6 +179,6 @@ def _check_effect(key: str, settings: Settings, origins: Mapping[str, str]) -> N
         raise ConfigError(f"has no effect: {algo} is not among algos ({', '.join(settings.algos)}).")
     if not algo:
         for other in settings.algos:
-            if getattr(getattr(settings, other), name) is not None:
+            if getattr(settings.network(other), name) is not None:
                 place = origins.get(f"{other}.{name}", "input.yaml")
                 raise ConfigError(f"has no effect on {other}, whose own {name} is set at {place}. Remove that one.")

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autoseg.config.settings import AlgoName, Settings
+from autoseg.config.networks import AlgoName
+from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Datalist
 from autoseg.errors import AutosegError
 from autoseg.pipeline.training_jobs import MOST_STARTS
@@ -106,8 +107,8 @@ def _plan_fold(
     settings = with_values(sweep.settings, values)
     origins = {**sweep.origins, **dict.fromkeys(values, f"sweep trial {trial.number}")}
     try:
-        for _, _, arguments in planning(sweep.workspace, sweep.datalist, settings, origins, [(algo, fold)]):
-            generate_job(place, algo=algo, fold=fold, **arguments)
+        for inputs in planning(sweep.workspace, sweep.datalist, settings, origins, [(algo, fold)]):
+            generate_job(place, inputs)
     except AutosegError as error:  # values that do not go together
         return str(error)
     if place.read_job(algo, fold).starts > MOST_STARTS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from autoseg.config.settings import LOCATOR
+from autoseg.config.networks import LOCATOR
 from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.plan import PREDICTION, Plan
 from autoseg.workspace.digests import content_digest

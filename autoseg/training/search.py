@@ -31,8 +31,7 @@ from autoseg.errors import ResourceError
 from autoseg.export.bundle import inference_config
 from autoseg.hardware.device import Precision, resolve_precision, to_device
 from autoseg.networks import divisor
-from autoseg.networks.dints import path_depths, reached_nodes
-from autoseg.networks.facts import RATES
+from autoseg.networks.dints import LEARNING_RATES, path_depths, reached_nodes
 from autoseg.networks.sizing import shorter_roi
 from autoseg.plan import Plan
 from autoseg.terminal import Progress as Bar
@@ -146,8 +145,7 @@ class Search:
         ours = {id(p) for p in architecture}
         weights = [p for p in self.network.parameters() if id(p) not in ours]
         # AdamW where MONAI has SGD at 0.025; a rate that is Muon's is none for it.
-        on_gpu_rate, on_cpu_rate, *_ = RATES["dints"]
-        planned = on_cpu_rate if on_cpu else on_gpu_rate
+        planned = LEARNING_RATES.cpu if on_cpu else LEARNING_RATES.gpu
         self.rate = planned if plan.optimizer == "muon" else plan.learning_rate
         self.weights = torch.optim.AdamW(weights, lr=self.rate, weight_decay=plan.weight_decay)
         self.architecture = torch.optim.Adam(architecture, lr=ARCH_RATE, betas=(0.5, 0.999))

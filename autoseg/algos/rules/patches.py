@@ -1,0 +1,153 @@
+"""Rules for the network's size, its patches, and how they are cut, mirrored and put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from autoseg.algos.draft import Draft
+from autoseg.data.resampling import resampled_shape
+from autoseg.errors import ConfigError
+from autoseg.inference.windows import fit_window, window_starts
+from autoseg.networks import network_file
+from autoseg.networks.sizing import NetworkChoice, Sizing, round_up
+
+ROUNDED_UP = "rounded up"
+"""In the rule of a patch that is not the one the user gave."""
+
+TTA_PASSES = 16
+"""Windows times mirrorings of the median image up to which predictions are averaged over mirrorings. A choice: small
+images are still segmented at once; a large one would take minutes more."""
+
+
+def network(draft: Draft) -> None:
+    """The network's own settings, as its file chooses them for the data, the device and the rung of its ladder."""
+    inputs = draft.inputs
+    fingerprint, hardware = inputs.fingerprint, inputs.hardware
+    spacing_mm = tuple(draft["resample_resolution"])
+    settled = draft.fixed("roi_size") or draft.fit.roi_size
+    draft.sizing = Sizing(
+        spacing_mm=spacing_mm,
+        median_shape=resampled_shape((1, 1, 1), fingerprint.size_mm_median, spacing_mm),
+        p90_shape=resampled_shape((1, 1, 1), fingerprint.size_mm_p90, spacing_mm),
+        num_outputs=inputs.label_map.num_outputs,
+        memory_gib=hardware.memory_gib,
+        on_gpu=hardware.on_gpu,
+        size=draft.fit.size,
+        roi_size=settled and tuple(settled),
+    )
+    draft.choice = network_file(inputs.algo).choose(draft.sizing)
+    for key, value in draft.choice.network.items():
+        if inputs.earlier is None:
+            draft.put(f"network.{key}", value, draft.choice.rules.get(key, ""))
+        else:
+            draft.set(f"network.{key}", inputs.earlier.network[key], "planner", "that of the weights it starts from")
+
+
+def roi_size(draft: Draft) -> None:
+    """The patch: what fits memory by measurement, else the network's choice; rounded up to what it can halve.
+
+    Raises:
+        ConfigError: The user's leaves one voxel at the coarsest stage.
+    """
+    sizing, choice = _sized(draft)
+    steps = network_file(draft.inputs.algo).divisor(draft.network)
+    roi = draft.fit.roi_size or choice.roi_size
+    draft.put("roi_size", _rounded_up(roi, steps), draft.fit.rule if draft.fit.roi_size else choice.rules["roi_size"])
+    asked = draft["roi_size"]
+    roi_size, origin = _rounded_up(asked, steps), draft.origins["roi_size"].origin
+    if roi_size != asked:
+        words = ", ".join(map(str, steps))
+        rule = f"{_product(asked)} {ROUNDED_UP} to what the network can halve: multiples of {words}"
+        draft.set("roi_size", roi_size, origin, rule)
+    if tuple(roi_size) == steps and str(draft.network.get("norm", "instance")).lower() == "instance":
+        # One voxel at the coarsest stage has no variance to normalise by.
+        if origin != "planner":
+            raise ConfigError(
+                [
+                    f"{origin}: roi_size {_product(asked)} leaves {draft.inputs.algo} one voxel at its "
+                    f"coarsest stage, of which nothing can be learned. Give at least {2 * steps[0]} along X."
+                ]
+            )
+        axis = max(range(3), key=lambda a: sizing.median_shape[a])
+        roi_size[axis] += steps[axis]
+        draft.set("roi_size", roi_size, "planner", "two voxels at the coarsest stage")
+
+
+def batch_size(draft: Draft) -> None:
+    """Patches of a step: what fits memory by measurement, else the network's choice; the same for each process.
+
+    Raises:
+        ConfigError: The processes of a job cannot share the user's.
+    """
+    fit, processes = draft.fit, draft.inputs.settings.gpus_per_job
+    _, choice = _sized(draft)
+    shared = f", in multiples of {processes}: gpus_per_job" if processes > 1 else ""
+    rule = fit.rule if fit.batch_size else choice.rules["batch_size"]
+    draft.put("batch_size", round_up(fit.batch_size or choice.batch_size, processes), rule + shared)
+    if draft["batch_size"] % processes:
+        raise ConfigError(
+            [
+                f"{draft.origins['batch_size'].origin}: batch_size {draft['batch_size']} cannot be shared by "
+                f"{processes} GPUs (gpus_per_job). Give a multiple of {processes}."
+            ]
+        )
+
+
+def foreground_fraction(draft: Draft) -> None:
+    """Share of patches centred on a class. Source: nnU-Net's third; two thirds is a choice."""
+    sizing, _ = _sized(draft)
+    whole = all(r >= s for r, s in zip(draft["roi_size"], sizing.median_shape, strict=True))
+    draft.put(
+        "foreground_fraction",
+        0.33 if whole else 0.67,
+        "a third of the patches where most images fit into one (nnU-Net); two thirds where background would fill "
+        "the others",
+    )
+
+
+def annotators_share(draft: Draft) -> None:
+    """Share of patches from cases whose annotators drew the class. Source: measured, 4 cases of 56; FLARE23 paper."""
+    draft.put(
+        "annotators_share",
+        0.0 if draft.inputs.settings.strategy == "two_stage" else 0.5,
+        "as many patches of a class from the cases whose annotators drew it as from all, where models filled it in for "
+        "the others (4 cases of 56: every organ gains); two_stage: all cases alike (the FLARE23 paper)",
+    )
+
+
+def mirror_axes(draft: Draft) -> None:
+    """Axes along which patches are mirrored; a choice by anatomy."""
+    draft.put("mirror_axes", [0], "left and right alone: mirrored up and down or front to back no body exists")
+
+
+def tta(draft: Draft) -> None:
+    """Whether predictions are averaged over mirrorings. Source: nnU-Net; measured on the hippocampus."""
+    sizing, _ = _sized(draft)
+    roi = tuple(draft["roi_size"])
+    window = fit_window(sizing.median_shape, roi, network_file(draft.inputs.algo).divisor(draft.network))
+    windows = (
+        len(window_starts(max(s, w), w, draft["overlap"])) for s, w in zip(sizing.median_shape, window, strict=True)
+    )
+    passes = math.prod(windows) * 2 ** len(draft["mirror_axes"])
+    draft.put(
+        "tta",
+        passes <= TTA_PASSES,
+        f"{passes} passes for the median image; on up to {TTA_PASSES} (nnU-Net: always; SegResNet on the "
+        "hippocampus: 0.8823 Dice with it, 0.8797 without)",
+    )
+
+
+def _sized(draft: Draft) -> tuple[Sizing, NetworkChoice]:
+    """What the rule `network` left for those after it."""
+    assert draft.sizing is not None
+    assert draft.choice is not None
+    return draft.sizing, draft.choice
+
+
+def _rounded_up(roi: Sequence[int], steps: Sequence[int]) -> list[int]:
+    return [round_up(size, step) for size, step in zip(roi, steps, strict=True)]
+
+
+def _product(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))

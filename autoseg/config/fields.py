@@ -1,0 +1,76 @@
+"""What the classes of settings are made of: their strict base, and types that several of them use."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from autoseg.config.units import parse_duration, parse_size
+from autoseg.errors import ConfigError
+
+
+class Strict(BaseModel):
+    """Base of everything read from a user's YAML: no unknown keys, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _check_size(text: str) -> str:
+    try:
+        parse_size(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _check_duration(text: str) -> str:
+    try:
+        parse_duration(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def check_unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values.
+
+    Raises:
+        ValueError: One of them is there twice.
+    """
+    twice = sorted({str(v) for v in values if values.count(v) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is given more than once. Give each value once.")
+    return values
+
+
+def _check_rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] >= bounds[1]:
+        raise ValueError(f"expected the lower bound first, then a higher one, found [{bounds[0]}, {bounds[1]}].")
+    return bounds
+
+
+Count = Annotated[int, Field(ge=1)]
+
+Positive = Annotated[float, Field(gt=0)]
+
+NotNegative = Annotated[float, Field(ge=0)]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+Positive3 = tuple[Positive, Positive, Positive]
+
+Voxels3 = tuple[Count, Count, Count]
+
+FoldIndex = Annotated[int, Field(ge=0)]
+
+Duration = Annotated[str, AfterValidator(_check_duration)]
+"""A text such as 10m, 2h or 1d."""
+
+MemorySize = Annotated[str, AfterValidator(_check_size)]
+"""A text such as 4GB."""
+
+Rising = Annotated[tuple[float, float], AfterValidator(_check_rising)]
+"""A lower and a higher number."""
