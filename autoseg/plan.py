@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from autoseg.config.fields import Positive, Strict
 from autoseg.config.hyperparameters import PLANNED_AS, Hyperparameters, NormalizeMode, required_twin
@@ -114,31 +114,34 @@ class Plan(PlannedHyperparameters):
     seed: Annotated[int, Field(ge=0)]
     """Seed of the job."""
 
+    @field_validator("network")
+    @classmethod
+    def _check_network(cls, network: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Refuse an edit that gives one of the network's own hyperparameters a value that it cannot have."""
+        if (row := NETWORKS.get(info.data.get("algo", ""))) is None:
+            return network  # that is a fault of its own
+        values = {key: network[key] for key in row.own.model_fields if key in network}
+        try:
+            row.own.model_validate_json(json.dumps(values), strict=True)  # as JSON, where a list may be a tuple
+        except ValidationError as error:
+            for fault in error.errors():
+                if fault["type"] != "missing":  # plans of older versions lack some
+                    key = str(fault["loc"][0])
+                    field = row.own.model_fields[key]
+                    expected = describe_type(field.annotation, field.metadata)
+                    raise ValueError(f"{key}: expected {expected}, found {values[key]}.") from None
+        return network
+
     @model_validator(mode="after")
     def _check(self) -> Plan:
         for channel in self.channels:
             if channel.mode in ("ct", "range") and channel.bounds is None:
                 raise ValueError(f"channels: mode {channel.mode} needs bounds: [low, high]")
-        self._check_network()
         names = [c.name for c in self.classes]
         for key in ("class_weights", "class_sampling"):
             if unknown := [name for name in getattr(self, key) if name not in names]:
                 raise ValueError(f"{key}: no class {unknown[0]}. {suggest(unknown[0], names)}")
         return self
-
-    def _check_network(self) -> None:
-        """Raise ValueError where one of the network's own hyperparameters is none of its values."""
-        own = NETWORKS[self.algo].own
-        values = {key: self.network[key] for key in own.model_fields if key in self.network}
-        try:
-            own.model_validate_json(json.dumps(values), strict=True)  # as JSON, where a list may be a tuple
-        except ValidationError as error:
-            for fault in error.errors():
-                if fault["type"] != "missing":  # plans of older versions lack some
-                    key = str(fault["loc"][0])
-                    info = own.model_fields[key]
-                    text = describe_type(info.annotation, info.metadata)
-                    raise ValueError(f"network.{key}: expected {text}, found {values[key]}.") from None
 
     def identity(self) -> dict[str, Any]:
         """Every value that decides which weights come out; where cases are kept and what was measured do not."""

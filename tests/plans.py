@@ -51,6 +51,7 @@ def plan_and_origins(
     budget_s: float | None = None,
     fit: Fit | None = None,
     earlier: Plan | None = None,
+    origins: dict[str, str] | None = None,
     **settings: Any,
 ) -> tuple[Plan, dict[str, Origin]]:
     """The planner's plan; `settings` are those of input.yaml."""
@@ -62,6 +63,7 @@ def plan_and_origins(
         fingerprint=fingerprint or make_fingerprint(),
         label_map=LabelMap(names=tuple(named), values=tuple(named.values()), sigmoid=sigmoid),
         settings=Settings(**{"modality": "MRI", "datalist": Path("d"), "dataroot": Path("r"), **settings}),
+        origins=origins or {},
         hardware=hardware,
         budget_s=budget_s,
         earlier=earlier,

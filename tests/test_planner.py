@@ -13,12 +13,14 @@ from plans import CPU, GPU, make_fingerprint, plan_and_origins
 
 from autoseg.algos.draft import Fit
 from autoseg.algos.rules.images import target_spacing
-from autoseg.config.networks import ALGOS, AlgoName
+from autoseg.config.hyperparameters import Hyperparameters
+from autoseg.config.networks import ALGOS, NETWORKS, AlgoName
 from autoseg.config.reader import read_model
+from autoseg.config.templates import read_template_text, recipe_values, template_values
 from autoseg.errors import ConfigError
 from autoseg.export.bundle import write_bundle
-from autoseg.networks import build_network, divisor
-from autoseg.plan import ClassPlan, Plan
+from autoseg.networks import build_network, divisor, network_file
+from autoseg.plan import OLDER_PLANS, ClassPlan, Plan, read_plan
 from autoseg.workspace.jobs import JobDir
 
 HIPPOCAMPUS = make_fingerprint(
@@ -198,3 +200,66 @@ def test_a_job_that_goes_on_from_weights_has_their_network() -> None:
     plan, found = plan_and_origins("segresnet", fit=Fit(size=-2), earlier=wide)
     assert plan.network == wide.network
     assert found["network.init_filters"].rule == "that of the weights it starts from"
+
+
+def test_an_edit_of_the_networks_own_values_is_checked_like_the_settings(tmp_path: Path) -> None:
+    plan, origins = plan_and_origins("segresnet")
+    paths = JobDir(tmp_path)
+    write_bundle(plan, origins, plan.model_dump(mode="json"), paths)
+    text = paths.plan.read_text()
+    assert "init_filters: 16" in text
+    paths.plan.write_text(text.replace("init_filters: 16", "init_filters: 2"))
+    line = 1 + next(i for i, line in enumerate(text.splitlines()) if "init_filters: 16" in line)
+    with pytest.raises(ConfigError, match=f":{line}: network: init_filters: expected a whole number >= 4, found 2"):
+        read_plan(paths)
+
+
+def test_a_plan_of_the_first_versions_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    plan, origins = plan_and_origins("unet", optimizer="adamw", strategy="two_stage")
+    paths = JobDir(tmp_path)
+    write_bundle(plan, origins, plan.model_dump(mode="json"), paths)
+    values = yaml.safe_load(paths.plan.read_text())
+    paths.plan.write_text(yaml.safe_dump({key: value for key, value in values.items() if key not in OLDER_PLANS}))
+    assert read_plan(paths) == plan
+
+
+def test_the_channels_have_the_place_of_the_setting_that_made_them() -> None:
+    places = {"normalize_mode": "default", "intensity_bounds": "input.yaml:7"}
+    plan, origins = plan_and_origins("dints", modality="CT", origins=places, intensity_bounds=(-50.0, 50.0))
+    assert plan.channels[0].bounds == (-50.0, 50.0)
+    assert origins["channels"].origin == "input.yaml:7"
+
+
+def test_a_template_wins_over_a_rule_and_loses_to_the_user() -> None:
+    """The locator's template fixes its voxels, which for other networks a rule plans."""
+    plan, origins = plan_and_origins("locator", fingerprint=HIPPOCAMPUS)
+    assert plan.resample_resolution == (4.0, 4.0, 4.0)
+    assert origins["resample_resolution"].origin == "template"
+    top, _ = plan_and_origins("locator", fingerprint=HIPPOCAMPUS, resample_resolution=(2.0, 2.0, 2.0))
+    assert top.resample_resolution == (4.0, 4.0, 4.0)  # the top level's is not for it
+    own, origins = plan_and_origins("locator", locator={"resample_resolution": (3.0, 3.0, 3.0)})
+    assert own.resample_resolution == (3.0, 3.0, 3.0)
+    assert origins["resample_resolution"].origin == "input.yaml"
+
+
+@pytest.mark.parametrize("algo", NETWORKS)
+def test_a_networks_template_has_a_line_for_each_key_of_a_plan_and_no_other(algo: AlgoName) -> None:
+    assert set(template_values(algo)) == set(Plan.model_fields)
+    own = [line for line in read_template_text(algo, "hyper_parameters.yaml").splitlines() if line][1:]
+    common = read_template_text("common", "hyper_parameters.yaml").splitlines()
+    assert not set(own) & set(common)  # what is common is known once
+
+
+@pytest.mark.parametrize("algo", NETWORKS)
+def test_a_networks_file_has_what_the_planner_needs(algo: AlgoName) -> None:
+    file, row = network_file(algo), NETWORKS[algo]
+    assert 0 in file.RUNGS
+    assert file.LEARNING_RATES.source
+    assert file.SECONDS_PER_MEGAVOXEL > 0
+    plan, origins = plan_and_origins(algo)
+    assert set(row.own.model_fields) <= set(plan.network)  # each of its own hyperparameters is planned
+    assert {f"network.{key}" for key in plan.network} <= set(origins)
+    for recipe in row.recipes:
+        values = recipe_values(algo, recipe)
+        assert {key for key in values if not key.startswith("network.")} <= set(Hyperparameters.model_fields)
+        assert {key.removeprefix("network.") for key in values if key.startswith("network.")} <= set(plan.network)

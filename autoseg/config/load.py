@@ -69,18 +69,18 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
     places = {}
     faults = []
     for key, kind in (("datalist", "file"), ("dataroot", "folder"), ("work_dir", "")):
-        given: Path = getattr(settings, key).expanduser()
+        written: Path = getattr(settings, key).expanduser()
         on_command_line = origins[key] == "command line"
         base, name = (Path.cwd(), "the current folder") if on_command_line else (folder, f"the folder of {path.name}")
         where = f"--{key}" if on_command_line else f"{path}:{origins[key].rpartition(':')[2]}: {key}"
-        places[key] = found = Path(os.path.normpath(base / given))
-        looked = "" if given.is_absolute() else f" {given} is relative to {name}."
-        if kind and not found.exists():
-            faults.append(f"{where}: no such {kind}: {found}.{looked}")
-        elif key == "dataroot" and not found.is_dir():
-            faults.append(f"{where}: expected a folder, found a file: {found}.{looked}")
-        elif key == "work_dir" and found.exists() and not found.is_dir():
-            faults.append(f"{where}: expected a folder, found a file: {found}. Give another work_dir.")
+        places[key] = resolved = Path(os.path.normpath(base / written))
+        looked = "" if written.is_absolute() else f" {written} is relative to {name}."
+        if kind and not resolved.exists():
+            faults.append(f"{where}: no such {kind}: {resolved}.{looked}")
+        elif key == "dataroot" and not resolved.is_dir():
+            faults.append(f"{where}: expected a folder, found a file: {resolved}.{looked}")
+        elif key == "work_dir" and resolved.exists() and not resolved.is_dir():
+            faults.append(f"{where}: expected a folder, found a file: {resolved}. Give another work_dir.")
     if faults:
         raise ConfigError(faults)
     for warning in warnings:
@@ -98,20 +98,20 @@ def read_settings_file(path: Path) -> dict[str, str]:
         ConfigError: Every key that is no setting, and every value it cannot have.
     """
     docs = setting_docs()
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     faults = []
     for key, value in read_plain(path).items():
         inner = value if isinstance(value, dict) and key in {doc.block for doc in docs.values()} else None
         for name, item in (inner or {"": value}).items():
             whole = f"{key}.{name}" if inner else key
-            found[whole] = item if isinstance(item, str) else json.dumps(item)
+            texts[whole] = item if isinstance(item, str) else json.dumps(item)
             if whole not in docs:
                 faults.append(f"{path}: {whole}: unknown setting. {suggest(whole, docs)}")
                 continue
             try:
-                read_value(whole, found[whole], docs[whole].annotation)
+                read_value(whole, texts[whole], docs[whole].annotation)
             except ConfigError as error:
                 faults += [f"{path}: {message.removeprefix('--')}" for message in error.messages]
     if faults:
         raise ConfigError(faults)
-    return found
+    return texts

@@ -141,10 +141,10 @@ class Reader:
     def model(self, model: type[M], node: yaml.MappingNode, path: str = "") -> Any:
         """Read a mapping as a model: unknown and missing keys, then each value, then what the model itself checks."""
         dot = f"{path}." if path else ""
-        given = self.pairs(node, path)
+        children = self.pairs(node, path)
         keys = {k.value: k for k, _ in node.value if isinstance(k, yaml.ScalarNode)}
         data, broken = {}, False
-        for key, child in given.items():
+        for key, child in children.items():
             info = model.model_fields.get(key)
             if info is not None:
                 value = self.value(info.annotation, child, dot + key, info.metadata)
@@ -162,7 +162,7 @@ class Reader:
         for key, info in model.model_fields.items():
             if not dot:
                 self.origins.setdefault(dot + key, "default")
-            if info.is_required() and key not in given:
+            if info.is_required() and key not in children:
                 doc = (info.description or "").split("\n")[0]
                 place = node.start_mark.name if not path else where(node)
                 self.faults.append(
@@ -175,8 +175,8 @@ class Reader:
             for item in error.errors():
                 if item["type"] != "missing":
                     text = str(item.get("ctx", {}).get("error", item["msg"]))
-                    key = next((str(p) for p in item["loc"] if str(p) in given), "")
-                    self.fault(given.get(key, node), dot + key if key else path, text)
+                    key = next((str(p) for p in item["loc"] if str(p) in children), "")
+                    self.fault(children.get(key, node), dot + key if key else path, text)
             return _BROKEN
         return _BROKEN if broken else instance
 

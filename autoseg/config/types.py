@@ -26,13 +26,13 @@ def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 def strip_annotated(annotation: Any, metadata: Iterable[Any] = ()) -> tuple[Any, dict[str, Any]]:
     """Split an annotation into the bare type and its limits (gt, ge, lt, le, multiple_of, min_length)."""
-    found = list(metadata)
+    limits = list(metadata)
     while get_origin(annotation) is Annotated:
         annotation, *extra = get_args(annotation)
-        found += extra
-    found += [inner for item in found for inner in getattr(item, "metadata", ())]
+        limits += extra
+    limits += [inner for item in limits for inner in getattr(item, "metadata", ())]
     names = ("gt", "ge", "lt", "le", "multiple_of", "min_length")
-    return annotation, {n: v for n in names for item in found if (v := getattr(item, n, None)) is not None}
+    return annotation, {n: v for n in names for item in limits if (v := getattr(item, n, None)) is not None}
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
