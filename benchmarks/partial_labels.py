@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.table import stem_of
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
 from autoseg.evaluation.folders import evaluate

@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import write_datalist
 from autoseg.data.datalists.folds import make_folds
+from autoseg.data.formats.table import LABEL_SUFFIX
 from autoseg.data.grid import Grid
 from autoseg.data.volumes import write_volume
 from autoseg.errors import ConfigError
@@ -102,10 +103,10 @@ def make_phantoms(
         channels, label = make_phantom(grid, rng, classes=classes, num_channels=num_channels)
         name = f"phantom_{i:03d}"
         suffixes = [""] if num_channels == 1 else [f"_{c:04d}" for c in range(num_channels)]
-        images = tuple(folder / "images" / f"{name}{s}.nii.gz" for s in suffixes)
+        images = tuple(folder / "images" / f"{name}{s}{LABEL_SUFFIX}" for s in suffixes)
         for path, channel in zip(images, channels, strict=True):
             write_volume(path, channel, grid)
-        answer = folder / "labels" / f"{name}.nii.gz" if role != "unlabeled" else None
+        answer = folder / "labels" / f"{name}{LABEL_SUFFIX}" if role != "unlabeled" else None
         if answer is not None:
             kept = [v + 1 for v, c in enumerate(classes) if declared is None or c in declared]
             write_volume(answer, np.where(np.isin(label, kept), label, 0).astype(np.uint8), grid)

@@ -15,7 +15,7 @@ from autoseg.config.reader import read_model
 from autoseg.config.settings import EnsembleSettings, Settings
 from autoseg.config.units import parse_duration, parse_size
 from autoseg.data.datalists.cases import Case, Datalist
-from autoseg.data.formats.nifti import read_grid
+from autoseg.data.formats.table import read_grid
 from autoseg.data.labels import check_classes
 from autoseg.data.volumes import read_label
 from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candidates, choose, costs_of, pareto_rows

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from autoseg.data.datalists.cases import Case, Datalist
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.table import stem_of
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.streams import MemoryImage

@@ -11,8 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from autoseg.data.datalists.foreign import image_files
-from autoseg.data.formats.nifti import SUFFIXES, stem_of, suffix_of
+from autoseg.data.formats.table import SUFFIXES_TEXT, image_files, stem_of
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
@@ -86,15 +85,13 @@ def evaluate(
     """
     for flag, folder in (("--predictions", predictions), ("--labels", labels)):
         if not folder.is_dir():
-            raise ConfigError(
-                f"{flag}: {folder} is not a folder. Expected a folder of label files ({', '.join(SUFFIXES)})."
-            )
+            raise ConfigError(f"{flag}: {folder} is not a folder. Expected a folder of label files ({SUFFIXES_TEXT}).")
     truths = image_files(labels)
     if not truths:
-        raise ConfigError(f"--labels: {labels} holds no label files ({', '.join(SUFFIXES)}).")
-    preds = sorted(p for p in predictions.rglob("*") if suffix_of(p) in SUFFIXES and not p.name.startswith("."))
+        raise ConfigError(f"--labels: {labels} holds no label files ({SUFFIXES_TEXT}).")
+    preds = image_files(predictions, deep=True)
     if not preds:
-        raise ConfigError(f"--predictions: {predictions} holds no label files ({', '.join(SUFFIXES)}).")
+        raise ConfigError(f"--predictions: {predictions} holds no label files ({SUFFIXES_TEXT}).")
     faults: list[str] = []
     if scoring == "flare23":
         if classes is not None:

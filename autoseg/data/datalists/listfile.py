@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.data.datalists.foreign import CHANNEL
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.table import stem_of
 from autoseg.errors import ConfigError
 
 
