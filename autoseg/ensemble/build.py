@@ -30,6 +30,7 @@ from autoseg.ensemble.out_of_fold import (
 )
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.evaluation.metrics import TOLERANCE_MM, mean_score, summarise, to_plain
+from autoseg.evaluation.scores import METRICS
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.inference.files import segment
 from autoseg.inference.postprocess import ClassRule, set_rules
@@ -303,7 +304,7 @@ def _scores_json(
 def _ensemble_json(finished: Finished, names: Sequence[str], trained: Sequence[str], seed: int) -> dict[str, Any]:
     """The chosen ensemble's own part of scores.json, postprocessing included.
 
-    Per case Dice and NSD; over all cases Dice, NSD and calibration (of the probabilities, before postprocessing).
+    Each metric per case and over all cases; calibration of the probabilities, before postprocessing.
 
     Args:
         names: of the user's classes.
@@ -312,9 +313,9 @@ def _ensemble_json(finished: Finished, names: Sequence[str], trained: Sequence[s
     counted = [c for c in finished.calibration.values() if c is not None]
     return {
         "tolerance_mm": TOLERANCE_MM,
-        "dice": summarise([*finished.dice.values()], names, seed=seed).to_json(),
-        "nsd": summarise([*finished.nsd.values()], names, seed=seed).to_json(),
+        "metrics": {m.name: m.to_json() for m in METRICS},
+        **{m.name: m.summarise([*finished.scores[m.name].values()], names, seed=seed).to_json() for m in METRICS},
         "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
         "calibrated": list(trained),
-        "ensemble": {n: to_plain({"dice": d, "nsd": finished.nsd[n]}) for n, d in finished.dice.items()},
+        "ensemble": {n: to_plain({m: scores[n] for m, scores in finished.scores.items()}) for n in finished.dice},
     }
