@@ -167,7 +167,7 @@ def _take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
         fold_of = {str(name): fold for fold, split in enumerate(splits) for name in split["val"]}
         num_val = sum(len(split["val"]) for split in splits)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: not a list of {{train, val}} ({error!r}). Mend or remove the file.") from None
+        raise DataError(f"{path}: not a list of {{train, val}} ({error!r}). Correct or remove it.") from None
     odd = sorted(set(fold_of) - set(names))
     rest = sorted(set(names) - set(fold_of))
     if odd or num_val != len(fold_of) or (rest and len(splits) != 1):
@@ -179,7 +179,7 @@ def _take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
             else "a case in two folds"
         )
         raise DataError(
-            f"{path}: {why}. Expected every training case in the val list of one fold; mend or remove the file."
+            f"{path}: {why}. Expected every training case in the val list of one fold. Correct or remove the file."
         )
     if len(splits) == 1:
         pairs = list(zip(plain["training"], names, strict=True))
