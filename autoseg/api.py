@@ -39,7 +39,8 @@ class RunResult:
     """Mean surface Dice of it."""
     records: tuple[Record, ...]
     """One for each case, class and segmenter, for `pandas.DataFrame(result.records)`: `case`, `fold`, `class`,
-    `segmenter` (a network, a combination, or `ensemble`), `dice`, and for the ensemble `nsd`; None: not counted."""
+    `segmenter` (a network, a combination, or `ensemble`), `dice`, and for the ensemble every other metric, such as
+    `nsd`; None: not counted."""
     jobs: tuple[Record, ...]
     """One for each training job: `algo`, `fold`, `state`, `dice`, `seconds`, `error`."""
 
@@ -144,15 +145,17 @@ def load_result(work_dir: str | Path = "work_dir", *, succeeded: bool | None = N
 
 def _records(scores: Mapping[str, Any]) -> list[Record]:
     records = []
+    metrics = scores.get("metrics", ("dice", "nsd"))  # runs of 0.1 do not list them
     for case in scores["cases"]:
         best = scores.get("ensemble", {}).get(case["name"])
-        rows = {name: (values, None) for name, values in case["dice"].items()}
+        rows = {name: {"dice": values} for name, values in case["dice"].items()}
         if best:
-            rows["ensemble"] = (best["dice"], best["nsd"])
-        for segmenter, (dice, nsd) in rows.items():
+            rows["ensemble"] = best
+        for segmenter, values in rows.items():
             for i, name in enumerate(scores["classes"]):
                 record = {"case": case["name"], "fold": case["fold"], "class": name, "segmenter": segmenter}
-                records.append({**record, "dice": dice[i], "nsd": nsd[i] if nsd else None})
+                by_metric = {metric: values[metric][i] if metric in values else None for metric in metrics}
+                records.append({**record, **by_metric})
     return records
 
 

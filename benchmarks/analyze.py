@@ -29,7 +29,7 @@ from measure import Contender
 from scipy import ndimage
 
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.table import stem_of
 
 BARE = """
 import json, sys

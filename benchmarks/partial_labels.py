@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.table import stem_of
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
 from autoseg.evaluation.folders import evaluate
@@ -164,7 +164,7 @@ def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> Non
     run = Workspace(folder / "work_dir")
     found = evaluate(run.finished().predictions, cohort / "truth", classes=NAMES)
     places = run.rounds() or [run]
-    values = {n: mean_score([[row[i]] for row in found.dice.values()]) for i, n in enumerate(NAMES)}
+    values = {n: mean_score([[row[i]] for row in found.scores["dice"].values()]) for i, n in enumerate(NAMES)}
     write_json(
         result,
         {

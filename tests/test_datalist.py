@@ -182,7 +182,7 @@ def test_missing_and_broken_files(root: Path, put: Put) -> None:
     with pytest.raises(ConfigError) as caught:
         read_datalist(path, root)
     assert str(caught.value).startswith(f"{path}:2:")
-    assert str(caught.value).endswith("Mend this place.")
+    assert str(caught.value).endswith("Correct this place.")
     path.write_text("[]")
     assert faults(path) == ["holds a list. Expected an object with a list `training`."]
     path.write_text('{"training": [], "training": []}')

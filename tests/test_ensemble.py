@@ -202,7 +202,7 @@ def test_a_faulty_case_is_reported_and_left_out(workspace: Workspace, datalist: 
     gone = (Case(name="gone", images=(tmp_path / "gone.nii.gz",)), *datalist.testing[:1])
     result = build(workspace, Datalist(training=training, testing=gone), [("segresnet", f) for f in range(3)])
     assert len(result.failures) == 2
-    assert result.failures[0].startswith(f"bad: {bad}: not a readable NIfTI file")
+    assert result.failures[0].startswith(f"bad: {bad}: 7 bytes are too few for a NIfTI header")
     assert (
         result.failures[1]
         == f"gone: {tmp_path / 'gone.nii.gz'}: no such file. Check the path in the datalist and dataroot."

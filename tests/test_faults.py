@@ -15,7 +15,7 @@ from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 
 from autoseg.analyzer import workers
 from autoseg.config.settings import ClassSpec
-from autoseg.data.formats.nifti_voxels import read_stored
+from autoseg.data.formats.table import read_stored
 from autoseg.errors import DataError
 
 IMAGE, LABEL = "case_2 (images/case_2.nii.gz): ", "case_2 (labels/case_2.nii.gz): "
@@ -69,7 +69,8 @@ def test_missing(data: DataSet) -> None:
 
 
 def test_unknown_format(data: DataSet) -> None:
-    other = data.cases[2].images[0].rename(data.root / "images" / "case_2.mha")
+    other = data.root / "images" / "case_2.mha"
+    other.write_bytes(b"ObjectType = Image")
     data.cases[2] = replace(data.cases[2], images=(other,))
     assert faults(data) == [
         "case_2 (images/case_2.mha): unknown image format '.mha'. Convert it to one of .nii.gz, .nii."

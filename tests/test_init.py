@@ -155,6 +155,6 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path: Path) -> None:
         init_data_folder(data, tmp_path / "out")
     assert str(caught.value) == ("num_fold: 5 folds cannot be made of 3 training cases. Set num_fold: 3, or add cases.")
     (data / "images" / "p0.nii.gz").write_bytes(b"broken")
-    with pytest.raises(DataError, match="not a readable NIfTI file"):
+    with pytest.raises(DataError, match="6 bytes are too few for a NIfTI header"):
         init_data_folder(data, tmp_path / "out", num_fold=3)
     assert not (tmp_path / "out").exists()

@@ -160,7 +160,7 @@ def test_nnunet_splits_that_do_not_fit(tmp_path: Path, splits: list[Any], text: 
     put(nnunet(tmp_path), "splits_final.json", splits)
     assert message(tmp_path) == (
         f"ROOT/splits_final.json: {text}. "
-        "Expected every training case in the val list of one fold; mend or remove the file."
+        "Expected every training case in the val list of one fold. Correct or remove the file."
     )
 
 

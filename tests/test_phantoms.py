@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autoseg.data.datalists.datalist import read_datalist
-from autoseg.data.formats.nifti import read_grid
+from autoseg.data.formats.table import read_grid
 from autoseg.data.phantoms import ellipsoid, ellipsoid_volume, make_phantoms
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import ConfigError

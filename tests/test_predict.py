@@ -248,12 +248,12 @@ def test_classes_that_occur_or_are_given_by_value(folders: tuple[Path, Path]) ->
     assert evaluate(*folders).classes == ("1", "2")
     found = evaluate(*folders, classes=("2",))
     assert found.classes == ("2",)
-    assert found.dice["a"] == evaluate(*folders).dice["a"][1:]
+    assert found.scores["dice"]["a"] == evaluate(*folders).scores["dice"]["a"][1:]
 
 
 def test_perfect_predictions(folders: tuple[Path, Path]) -> None:
     found = evaluate(folders[1], folders[1])
-    assert all(row == [1.0, 1.0] for row in [*found.dice.values(), *found.nsd.values()])
+    assert all(row == [1.0, 1.0] for row in [*found.scores["dice"].values(), *found.scores["nsd"].values()])
 
 
 def test_all_faults_of_the_folders_at_once(folders: tuple[Path, Path]) -> None:
@@ -268,7 +268,7 @@ def test_all_faults_of_the_folders_at_once(folders: tuple[Path, Path]) -> None:
     assert f"{preds / 'a.nii.gz'}: not on the grid of {labels / 'a.nii.gz'}" in text
     assert "b.nii.gz: " in text
     assert "may both be its prediction" in text
-    assert f"{labels / 'd.nii.gz'}: not a readable NIfTI file" in text
+    assert f"{labels / 'd.nii.gz'}: 7 bytes are too few for a NIfTI header" in text
     assert len(caught.value.messages) == 3
 
 

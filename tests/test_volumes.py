@@ -16,7 +16,7 @@ from monai.transforms import Spacing
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from scipy.spatial.transform import Rotation
 
-from autoseg.data.formats.nifti import read_grid, stem_of
+from autoseg.data.formats.table import read_grid, stem_of
 from autoseg.data.grid import Grid
 from autoseg.data.resampling import resample, resampled_shape
 from autoseg.data.volumes import read_image, read_label, write_volume
@@ -176,13 +176,18 @@ def test_faulty_files_are_named(tmp_path: Path) -> None:
     odd.write_bytes(b"")
     assert "unknown image format '.png'" in message(odd)
     p.write_bytes(b"not an image")
-    assert message(p).startswith(f"{p}: not a readable NIfTI file (")
+    assert message(p) == f"{p}: 12 bytes are too few for a NIfTI header. Export it again."
+    p.write_bytes(b"not an image" * 40)
+    assert message(p) == f"{p}: not a NIfTI file (no magic string). Export it again."
     save(p, np.zeros((4, 4), np.int16))
-    assert message(p) == f"{p}: shape (4, 4) has 2 axes. Expected a 3D volume, or 4D with channels last."
+    assert message(p) == f"{p}: shape (4, 4) has 2 axes. Expected a 3D volume, or 4D with channels last. Convert it."
     save(p, np.zeros((4, 4, 4, 2, 2), np.int16))
-    assert message(p) == f"{p}: shape (4, 4, 4, 2, 2) has 5 axes. Expected a 3D volume, or 4D with channels last."
+    assert (
+        message(p)
+        == f"{p}: shape (4, 4, 4, 2, 2) has 5 axes. Expected a 3D volume, or 4D with channels last. Convert it."
+    )
     save(p, np.zeros((4, 4, 4), np.complex64))
-    assert message(p) == f"{p}: voxels of type complex64. Expected numbers. Export it as int16 or float32."
+    assert message(p) == f"{p}: voxels of type complex64. Expected numbers. Export as int16 or float32."
     save(p, np.array([[[0, np.nan, np.inf]]], np.float32))
     assert message(p) == f"{p}: 2 voxels are NaN or infinite. Replace them, or leave the case out."
     assert message(p, "label") == f"{p}: the label has NaN or infinite voxels. Expected integers. Export it again."
@@ -199,9 +204,7 @@ def test_singular_affine_is_named(tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[280:328] = bytes(48)  # srow_x, srow_y, srow_z
     path.write_bytes(raw)
-    assert message(path) == (
-        f"{path}: the header's affine is not invertible. Expected a valid sform or qform. Export it again."
-    )
+    assert message(path) == (f"{path}: an affine that is not invertible. Expected a valid sform. Export it again.")
 
 
 def test_channels_on_two_grids_are_named(tmp_path: Path) -> None:
@@ -219,10 +222,7 @@ def test_truncated_file_is_found_by_its_header_alone(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError) as caught:
         read_grid(path)
-    assert str(caught.value) == (
-        f"{path}: the file ends early or is damaged (the header of shape (4, 4, 4) promises 480 bytes, the file has "
-        "479). Copy or export it again."
-    )
+    assert str(caught.value) == (f"{path}: the file ends after 127 of 128 bytes of voxels. Copy or export it again.")
 
 
 @pytest.mark.filterwarnings("ignore")

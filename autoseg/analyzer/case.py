@@ -18,11 +18,14 @@ from nibabel.orientations import io_orientation, ornt2axcodes
 from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_volume, within
 from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_label, pool
 from autoseg.data.components import find_components
-from autoseg.data.formats.nifti_header import FileFaultError, Finding
-from autoseg.data.formats.nifti_voxels import StoredVolume, read_stored
+from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
+from autoseg.data.formats.table import read_stored
+from autoseg.data.grid import Grid, in_mm
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""
+SPACING_LIMITS_MM = (0.005, 50.0)
+"""Voxel edges outside are taken for an error of units: finer than micro-CT, or thicker than any slice."""
 MOST_COMPONENTS = 100
 """Components of a class whose boxes are listed, the largest first."""
 MOST_POOLED_VALUES = 1 << 16
@@ -135,12 +138,28 @@ def analyze_case(
 
 def _read(path: Path, number: int, free_bytes: int | None, found: list[Finding]) -> StoredVolume | None:
     try:
-        volume = read_stored(path, free_bytes)
+        volume = read_stored(path, free_bytes=free_bytes, with_digest=True)
+        refuse_grid(volume.grid)
     except FileFaultError as error:
-        found.append(_in_file(error.found, number))
+        found.append(_in_file(error.fault, number))
         return None
     found += [_in_file(w, number) for w in volume.warnings]
     return volume
+
+
+def refuse_grid(grid: Grid) -> None:
+    """Refuse what no model can be trained on, in whatever format it is stored.
+
+    Raises:
+        FileFaultError: The grid has a single slice, or sizes that no scan has.
+    """
+    if min(grid.shape) == 1:
+        finding = f"shape {grid.shape} is a single slice"
+        raise FileFaultError("not_3d", finding, "Expected a volume. Stack the slices of a scan into one file.")
+    low, high = SPACING_LIMITS_MM
+    if not all(low <= s <= high for s in grid.spacing_mm):
+        remedy = f"Expected {low:g} to {high:g} mm. Correct the units, or export it again."
+        raise FileFaultError("spacing", f"spacing of {in_mm(grid.spacing_mm)} mm", remedy)
 
 
 def _in_file(finding: Finding, number: int) -> Finding:

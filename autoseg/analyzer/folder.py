@@ -13,7 +13,7 @@ from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.layouts import recognise
 from autoseg.data.datalists.listfile import unique_names
-from autoseg.data.formats.nifti import SUFFIXES, suffix_of
+from autoseg.data.formats.table import SUFFIXES, image_files
 from autoseg.errors import DataError
 from autoseg.workspace.workspace import Workspace
 
@@ -39,7 +39,7 @@ def _datalist(root: Path) -> Datalist:
         found = recognise(root, num_fold=None)
         return replace(found, training=tuple(replace(c, fold=None) for c in found.training))
     except DataError:
-        images = sorted(p for p in root.rglob("*") if suffix_of(p) in SUFFIXES and not p.name.startswith("."))
+        images = image_files(root, deep=True)
         if not images:
             raise DataError(f"{root}: no image in it. Expected files named *{' or *'.join(SUFFIXES)}.") from None
     names = unique_names([p.relative_to(root) for p in images])

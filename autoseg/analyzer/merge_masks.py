@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from autoseg.data.formats.nifti import SUFFIXES, stem_of, suffix_of
-from autoseg.data.formats.nifti_header import FileFaultError
-from autoseg.data.formats.nifti_voxels import StoredVolume, read_stored
+from autoseg.analyzer.case import refuse_grid
+from autoseg.data.formats.stored import FileFaultError, StoredVolume
+from autoseg.data.formats.table import LABEL_SUFFIX, image_files, read_stored, stem_of
 from autoseg.data.grid import Grid
 from autoseg.data.volumes import write_volume
 from autoseg.errors import DataError
@@ -70,7 +70,7 @@ def merge_masks(folder: Path, output: Path, *, classes: Sequence[str] | None = N
     if not masks:
         raise DataError(
             f"{folder}: no mask in it. Expected a folder per case with a file per class, such as "
-            f"{folder.name}/case_001/liver{SUFFIXES[0]}."
+            f"{folder.name}/case_001/liver{LABEL_SUFFIX}."
         )
     available = sorted({name for found in masks.values() for name in found})
     names = tuple(available if classes is None else classes)
@@ -82,7 +82,7 @@ def merge_masks(folder: Path, output: Path, *, classes: Sequence[str] | None = N
         missing += [(case, name) for name in names if name not in found]
         merged = _merge(case, found, names, faults, overlaps)
         if merged is not None and not faults:
-            write_volume(output / f"{case}{SUFFIXES[0]}", *merged)
+            write_volume(output / f"{case}{LABEL_SUFFIX}", *merged)
             logger.info("%s: %d masks merged", case, sum(name in found for name in names))
     if faults:
         raise DataError(faults)
@@ -94,7 +94,7 @@ def merge_masks(folder: Path, output: Path, *, classes: Sequence[str] | None = N
 def _masks(case: Path) -> dict[str, Path]:
     """Class -> mask of one case's folder."""
     inner = next((case / name for name in MASK_FOLDERS if (case / name).is_dir()), case)
-    return {stem_of(p): p for p in sorted(inner.iterdir()) if suffix_of(p) in SUFFIXES and not p.name.startswith(".")}
+    return {stem_of(p): p for p in image_files(inner)}
 
 
 def _check_names(folder: Path, names: Sequence[str], available: Sequence[str]) -> None:
@@ -129,9 +129,10 @@ def _merge(
             continue
         try:
             volume = read_stored(found[name])
+            refuse_grid(volume.grid)
             mask = _as_mask(volume)
         except FileFaultError as error:
-            faults.append(f"{case} ({found[name].name}): {error.found.finding}. {error.found.remedy}")
+            faults.append(f"{case} ({found[name].name}): {error.fault.finding}. {error.fault.remedy}")
             sound = False
             continue
         if label is None or grid is None:

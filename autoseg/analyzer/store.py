@@ -19,7 +19,7 @@ import numpy as np
 
 from autoseg.analyzer.case import CaseStats, ClassStats
 from autoseg.analyzer.histograms import Histogram, Stats
-from autoseg.data.formats.nifti_header import Finding
+from autoseg.data.formats.stored import Finding
 from autoseg.workspace.files import write_text
 
 VERSION = 2

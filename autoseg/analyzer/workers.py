@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.analyzer.case import CaseStats, analyze_case
-from autoseg.data.formats.nifti_header import Finding
+from autoseg.data.formats.stored import FileFaultError, Finding
+from autoseg.data.formats.table import read_header
 from autoseg.hardware.limits import available_cores, available_memory_bytes, workers_for
 from autoseg.workspace.claims import HEARTBEAT
 from autoseg.workspace.digests import content_digest
@@ -30,7 +31,7 @@ NEED_PER_VOXEL_BYTES = 2.5
 IN_PROCESS_BYTES = 4 << 20
 """Less is measured here and now: starting processes takes longer."""
 LARGEST_LOOKED_AT = 8
-"""Files, the largest ones, whose inflated size is looked up to plan memory."""
+"""Files, the largest ones, whose headers are read to plan memory."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -57,17 +58,12 @@ class Result:
     """None: known already by the digests."""
 
 
-def inflated_bytes(path: Path) -> int:
-    """Size of a file's content; gzip's own note of it, which is modulo 4 GiB, or an estimate from the file's size."""
+def voxel_bytes(path: Path) -> int:
+    """Size of a file's voxels by its header; 0 where it cannot be read, which its turn will say."""
     try:
-        with open(path, "rb") as file:
-            if file.read(2) != b"\x1f\x8b":
-                return file.seek(0, os.SEEK_END)
-            size = file.seek(-4, os.SEEK_END) + 4
-            noted = int.from_bytes(file.read(4), "little")
-    except OSError:
+        return read_header(path).num_bytes
+    except FileFaultError:
         return 0
-    return noted if noted >= size else noted + (1 << 32) * (size >> 32 or 1)
 
 
 def measure(tasks: Sequence[Task], num_workers: int | None) -> Iterator[Result]:
@@ -80,7 +76,7 @@ def measure(tasks: Sequence[Task], num_workers: int | None) -> Iterator[Result]:
         return
     free = available_memory_bytes()
     largest = sorted(tasks, key=lambda t: -t.num_bytes)[:LARGEST_LOOKED_AT]
-    need = max(sum(inflated_bytes(p) for p in t.images) for t in largest) * NEED_PER_VOXEL_BYTES
+    need = max(sum(voxel_bytes(p) for p in t.images) for t in largest) * NEED_PER_VOXEL_BYTES
     wanted = min(num_workers or available_cores(), len(tasks))
     workers = workers_for(need, most=wanted)
     if workers < wanted:

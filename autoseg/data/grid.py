@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
@@ -51,7 +53,7 @@ class Grid:
         if self.orientation != other.orientation:
             return f"orientation {self.orientation} against {other.orientation}"
         if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=1e-3):
-            return f"spacing {_mm(self.spacing_mm)} against {_mm(other.spacing_mm)} mm"
+            return f"spacing {in_mm(self.spacing_mm)} against {in_mm(other.spacing_mm)} mm"
         return f"corners up to {away_mm:.3g} mm apart"
 
 
@@ -70,8 +72,26 @@ class Volume:
         return self.grid.to_ras().spacing_mm
 
 
-def _mm(values: tuple[float, ...]) -> str:
+def in_mm(values: Iterable[float]) -> str:
+    """Lengths as text: 1x1x2.5."""
     return "x".join(f"{v:.4g}" for v in values)
+
+
+def has_axes(affine: np.ndarray) -> bool:
+    """Whether an affine is 4x4, finite, invertible, and each of its axes has a nearest anatomical direction."""
+    return (
+        affine.shape == (4, 4)
+        and bool(np.isfinite(affine).all())
+        and _is_oriented(affine[:3, :3].astype(np.float64).tobytes())
+    )
+
+
+@lru_cache(maxsize=1024)
+def _is_oriented(linear: bytes) -> bool:
+    """Whether the (3, 3) part of an affine, float64, has three axes; most cases of a data set share one."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.frombuffer(linear).reshape(3, 3)
+    return abs(np.linalg.det(affine)) >= 1e-12 and not np.isnan(io_orientation(affine)).any()
 
 
 def ras_orientation(affine: np.ndarray, *, inverse: bool = False) -> np.ndarray:

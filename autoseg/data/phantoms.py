@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import write_datalist
 from autoseg.data.datalists.folds import make_folds
+from autoseg.data.formats.table import LABEL_SUFFIX
 from autoseg.data.grid import Grid
 from autoseg.data.volumes import write_volume
 from autoseg.errors import ConfigError
@@ -86,12 +87,7 @@ def make_phantoms(
     Raises:
         ConfigError: An unknown class, a shape below 24, or fewer cases than folds.
     """
-    unknown = [c for c in classes if c not in BRIGHTNESS]
-    if unknown or not classes or min(shape) < 24:
-        raise ConfigError(
-            f"phantoms: classes {', '.join(classes) or '(none)'} of shape {shape}. "
-            f"Expected classes out of {', '.join(BRIGHTNESS)} and at least 24 voxels along each axis."
-        )
+    _check(classes, shape)
     folder = Path(os.path.abspath(folder))
     roles = ["training"] * num_cases + ["testing"] * num_testing + ["unlabeled"] * num_unlabeled
     cases: dict[str, list[Case]] = {"training": [], "testing": [], "unlabeled": []}
@@ -100,27 +96,15 @@ def make_phantoms(
         rng = np.random.default_rng([seed, i])
         grid = _grid(i, shape, rng)
         channels, label = make_phantom(grid, rng, classes=classes, num_channels=num_channels)
-        name = f"phantom_{i:03d}"
-        suffixes = [""] if num_channels == 1 else [f"_{c:04d}" for c in range(num_channels)]
-        images = tuple(folder / "images" / f"{name}{s}.nii.gz" for s in suffixes)
-        for path, channel in zip(images, channels, strict=True):
-            write_volume(path, channel, grid)
-        answer = folder / "labels" / f"{name}.nii.gz" if role != "unlabeled" else None
-        if answer is not None:
-            kept = [v + 1 for v, c in enumerate(classes) if declared is None or c in declared]
-            write_volume(answer, np.where(np.isin(label, kept), label, 0).astype(np.uint8), grid)
-        cases[role].append(Case(name=name, images=images, label=answer, annotated=declared))
-    training = cases["training"]
-    folds: Sequence[int | None] = [None] * num_cases
-    if num_fold is not None:
-        names = [c.name for c in training]
-        strata = ["\n".join(c.annotated or ()) for c in training]
-        folds = make_folds(names, num_fold=num_fold, seed=seed, groups=[None] * num_cases, strata=strata)
+        kept = [v for v, c in enumerate(classes, 1) if declared is None or c in declared]
+        drawn = None if role == "unlabeled" else np.where(np.isin(label, kept), label, 0).astype(np.uint8)
+        cases[role].append(_write_case(folder, i, grid, channels, drawn, declared))
+    training = tuple(cases["training"])
     datalist = Datalist(
-        training=tuple(replace(c, fold=f) for c, f in zip(training, folds, strict=True)),
+        training=training if num_fold is None else _with_folds(training, num_fold, seed),
         testing=tuple(cases["testing"]),
         unlabeled=tuple(cases["unlabeled"]),
-        labels={v + 1: c for v, c in enumerate(classes)},
+        labels=dict(enumerate(classes, 1)),
         modality="MRI",
     )
     write_datalist(datalist, folder / "datalist.json", folder)
@@ -128,6 +112,43 @@ def make_phantoms(
     lines += [f"class_names: [{', '.join(classes)}]"] + (["partial_labels: declared"] if annotated else [])
     write_text(folder / "input.yaml", "\n".join(lines) + "\n")
     return folder / "input.yaml"
+
+
+def _with_folds(training: Sequence[Case], num_fold: int, seed: int) -> tuple[Case, ...]:
+    # Not `deal_folds`, which sorts the names of annotated classes: some data sets would get other folds than before.
+    strata = ["\n".join(c.annotated or ()) for c in training]
+    names = [c.name for c in training]
+    folds = make_folds(names, num_fold=num_fold, seed=seed, groups=[None] * len(training), strata=strata)
+    return tuple(replace(c, fold=f) for c, f in zip(training, folds, strict=True))
+
+
+def _check(classes: Sequence[str], shape: tuple[int, int, int]) -> None:
+    """Refuse what cannot be drawn."""
+    if not classes or min(shape) < 24 or any(c not in BRIGHTNESS for c in classes):
+        raise ConfigError(
+            f"phantoms: classes {', '.join(classes) or '(none)'} of shape {shape}. "
+            f"Expected classes out of {', '.join(BRIGHTNESS)} and at least 24 voxels along each axis."
+        )
+
+
+def _write_case(
+    folder: Path,
+    number: int,
+    grid: Grid,
+    channels: Sequence[np.ndarray],
+    label: np.ndarray | None,
+    annotated: tuple[str, ...] | None,
+) -> Case:
+    """Write a case's files: an image for each channel and, where it has one, the label."""
+    name = f"phantom_{number:03d}"
+    endings = [""] if len(channels) == 1 else [f"_{c:04d}" for c in range(len(channels))]
+    images = tuple(folder / "images" / f"{name}{ending}{LABEL_SUFFIX}" for ending in endings)
+    for path, channel in zip(images, channels, strict=True):
+        write_volume(path, channel, grid)
+    path = folder / "labels" / f"{name}{LABEL_SUFFIX}"
+    if label is not None:
+        write_volume(path, label, grid)
+    return Case(name=name, images=images, label=None if label is None else path, annotated=annotated)
 
 
 def make_phantom(

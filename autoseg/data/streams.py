@@ -6,28 +6,21 @@ file is stored by, slice after slice. Axes: (C, X, Y, Z), RAS+.
 
 from __future__ import annotations
 
-import gzip
-import logging
 import math
-import shutil
 import tempfile
-import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation
 
-from autoseg.data.formats.nifti import damaged, open_nifti, spatial_and_channels, suffix_of, write_stored
+from autoseg.data.formats.table import can_stream, open_slices, read_header, reading, write_stored
 from autoseg.data.grid import Grid, Volume, ras_orientation
 from autoseg.data.volumes import not_finite, other_grid, read_image
-from autoseg.errors import DataError, ResourceError
-
-log = logging.getLogger(__name__)
+from autoseg.errors import DataError
 
 STREAM_VOXELS = 1 << 26
 """Voxels over all channels from which an image is read piece by piece: 256 MiB as float32, a CT of 512x512x256."""
@@ -74,7 +67,7 @@ class MemoryImage:
 class FileImage:
     """An image in files, read as its rows are asked for; a context manager.
 
-    A compressed file is unpacked into a temporary file first, since its slices cannot be reached otherwise.
+    A compressed file may be unpacked into a temporary file first, since its slices cannot be reached otherwise.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -85,17 +78,13 @@ class FileImage:
             ResourceError: There is no room to unpack one.
         """
         with ExitStack() as stack:
-            self._parts: list[tuple[Path, nib.Nifti1Image, int]] = []
-            grids = []
-            for path in paths:
-                image, (shape, channels) = _open_flat(path, stack)
-                grids.append(Grid(shape=shape, affine=np.asarray(image.affine, np.float64)))
-                if found := grids[-1].differs_from(grids[0]):
-                    raise DataError(other_grid(path, paths[0], found))
-                self._parts.append((path, image, channels))
+            self._parts = [(path, open_slices(path, stack)) for path in paths]
+            self.grid = self._parts[0][1].header.grid
+            for path, slices in self._parts:
+                if difference := slices.header.grid.differs_from(self.grid):
+                    raise DataError(other_grid(path, paths[0], difference))
             self._stack = stack.pop_all()
-        self.grid = grids[0]
-        self.num_channels = sum(channels for _, _, channels in self._parts)
+        self.num_channels = sum(slices.header.num_channels for _, slices in self._parts)
         ras = self.grid.to_ras()
         self.shape, self.spacing_mm = ras.shape, ras.spacing_mm
         self._ornt = ras_orientation(self.grid.affine)
@@ -119,43 +108,24 @@ class FileImage:
         if self._flipped:
             start, stop = self.shape[self.axis] - stop, self.shape[self.axis] - start
         channels = []
-        for path, image, count in self._parts:
-            try:
-                part = np.asarray(image.dataobj[:, :, start:stop], np.float32)
-            except (OSError, ValueError) as error:
-                raise DataError(damaged(path, error)) from error
-            part = part.reshape(*self.grid.shape[:2], stop - start, count)
-            if image.get_data_dtype().kind == "f" and not np.isfinite(part).all():
+        for path, slices in self._parts:
+            with reading(path):
+                part = slices.read(start, stop).astype(np.float32, copy=False)
+            if not np.isfinite(part).all():
                 raise DataError(not_finite(path, int(part.size - np.isfinite(part).sum())))
-            channels += [apply_orientation(part[..., c], self._ornt) for c in range(count)]
+            channels += [apply_orientation(channel, self._ornt) for channel in np.moveaxis(part, 3, 0)]
         return np.stack(channels)
 
 
-def _open_flat(path: Path, stack: ExitStack) -> tuple[nib.Nifti1Image, tuple[tuple[int, int, int], int]]:
-    """Open a file so that its slices can be reached, unpacked where it is compressed."""
-    image = open_nifti(path)
-    counted = spatial_and_channels(path, image.shape)
-    if suffix_of(path) != ".nii.gz":
-        return image, counted
-    folder = tempfile.gettempdir()
-    needed = int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(
-            f"{path}: unpacked it takes {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB. Free space, or "
-            "set TMPDIR to a folder on a larger disk."
-        )
-    # It has no name, so that a killed process leaves nothing.
-    flat = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the stack
-    try:
-        with gzip.open(path, "rb") as packed:
-            shutil.copyfileobj(packed, flat, COPY_BYTES)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(damaged(path, error)) from error
-    if flat.tell() < needed:
-        raise DataError(damaged(path, ValueError(f"{flat.tell()} bytes of {needed}")))
-    flat.seek(0)
-    return type(image).from_stream(flat), counted
+def is_streamed(paths: Sequence[Path]) -> bool:
+    """Whether an image is read piece by piece: it is large, and its files' formats can be.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    headers = [read_header(path) for path in paths]
+    num_voxels = sum(math.prod(header.grid.shape) * header.num_channels for header in headers)
+    return num_voxels > STREAM_VOXELS and all(can_stream(path) for path in paths)
 
 
 def open_image(paths: Sequence[Path]) -> MemoryImage | FileImage:
@@ -164,10 +134,7 @@ def open_image(paths: Sequence[Path]) -> MemoryImage | FileImage:
     Raises:
         DataError, ResourceError: as `read_image` and `FileImage`.
     """
-    voxels = 0
-    for path in paths:
-        voxels += math.prod(open_nifti(path).shape)
-    return FileImage(paths) if voxels > STREAM_VOXELS else MemoryImage(read_image(tuple(paths)))
+    return FileImage(paths) if is_streamed(paths) else MemoryImage(read_image(tuple(paths)))
 
 
 class LabelRows:
@@ -180,7 +147,7 @@ class LabelRows:
         """Begin a file on an image's own grid, filled with background.
 
         Args:
-            path: to write, `.nii.gz` or `.nii`.
+            path: to write; its suffix says the format.
             dtype: of the labels.
         """
         self._path, self._grid, self._dtype = path, grid, np.dtype(dtype)

@@ -1,7 +1,7 @@
 """Volumes: image files to arrays in RAS+ and back onto the file's own grid.
 
 Axes: C channels, then X (to the right), Y (to the front), Z (up), once read. An affine is 4x4, voxel -> mm.
-Orientation maths and NIfTI headers are nibabel's.
+Orientation maths is nibabel's; files are read and written through the table of formats.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation
 
-from autoseg.data.formats.nifti import _has_axes, _read_array, write_stored
-from autoseg.data.grid import Grid, Volume, ras_orientation
+from autoseg.data.formats.stored import scaled
+from autoseg.data.formats.table import read_stored, write_stored
+from autoseg.data.grid import Grid, Volume, has_axes, ras_orientation
 from autoseg.errors import DataError
 
 
@@ -21,33 +22,41 @@ def not_finite(path: Path, count: int) -> str:
     return f"{path}: {count} voxels are NaN or infinite. Replace them, or leave the case out."
 
 
-def other_grid(path: Path, first: Path, found: str) -> str:
+def other_grid(path: Path, first: Path, difference: str) -> str:
     """Say that two files of an image lie on different grids."""
-    return f"{path}: not on the grid of {first.name} ({found}). Channels of a case must share one grid."
+    return f"{path}: not on the grid of {first.name} ({difference}). Channels of a case must share one grid."
 
 
 def read_image(paths: tuple[Path, ...]) -> Volume:
     """Read a case's image, one file per channel or files with several channels.
 
     Returns:
-        (C, X, Y, Z) float32 in RAS+, NIfTI scaling applied.
+        (C, X, Y, Z) float32 in RAS+, the file's scaling applied.
 
     Raises:
         DataError: A file cannot be read, the files lie on different grids, or voxels are NaN or infinite.
     """
-    arrays: list[np.ndarray] = []
-    first: Grid | None = None
-    for path in paths:
-        array, grid = _read_array(path, np.float32)
-        if first is not None and (found := grid.differs_from(first)):
-            raise DataError(other_grid(path, paths[0], found))
-        first = first or grid
-        arrays.append(array)
-    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    if not np.isfinite(joined).all():
-        raise DataError(not_finite(paths[0], int(joined.size - np.isfinite(joined).sum())))
-    assert first is not None
-    return Volume(array=np.ascontiguousarray(joined), grid=first)
+    volumes = [read_stored(path) for path in paths]
+    grid = volumes[0].grid
+    for path, volume in zip(paths, volumes, strict=True):
+        if difference := volume.grid.differs_from(grid):
+            raise DataError(other_grid(path, paths[0], difference))
+    array = np.empty((sum(v.array.shape[3] for v in volumes), *grid.to_ras().shape), np.float32)
+    channel = 0
+    while volumes:
+        volume = volumes.pop(0)  # each file's voxels are let go when they were taken over
+        for stored in np.moveaxis(volume.array, 3, 0):
+            array[channel] = _in_ras(scaled(stored, volume.slope, volume.inter), grid)
+            channel += 1
+    if not np.isfinite(array).all():
+        raise DataError(not_finite(paths[0], int(array.size - np.isfinite(array).sum())))
+    return Volume(array=array, grid=grid)
+
+
+def _in_ras(stored: np.ndarray, grid: Grid) -> np.ndarray:
+    """A channel as stored, turned to (X, Y, Z) in RAS+; a view."""
+    turned: np.ndarray = apply_orientation(stored, ras_orientation(grid.affine))
+    return turned
 
 
 def read_label(path: Path) -> Volume:
@@ -59,9 +68,11 @@ def read_label(path: Path) -> Volume:
     Raises:
         DataError: The file cannot be read, has channels, or holds values that are no integers of 0..65535.
     """
-    array, grid = _read_array(path, None)
-    if len(array) != 1:
-        raise DataError(f"{path}: a label with {len(array)} channels. Expected one label map.")
+    volume = read_stored(path)
+    num_channels = volume.array.shape[3]
+    if num_channels != 1:
+        raise DataError(f"{path}: a label with {num_channels} channels. Expected one label map.")
+    array = _in_ras(scaled(volume.array[..., 0], volume.slope, volume.inter), volume.grid)[None]
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise DataError(f"{path}: the label has NaN or infinite voxels. Expected integers. Export it again.")
@@ -75,7 +86,7 @@ def read_label(path: Path) -> Volume:
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 65535:
         raise DataError(f"{path}: label values from {low} to {high}. Expected integers from 0 to 65535.")
-    return Volume(array=np.ascontiguousarray(array, np.uint8 if high < 256 else np.uint16), grid=grid)
+    return Volume(array=np.ascontiguousarray(array, np.uint8 if high < 256 else np.uint16), grid=volume.grid)
 
 
 def volume_of(array: np.ndarray, affine: np.ndarray) -> Volume:
@@ -90,7 +101,7 @@ def volume_of(array: np.ndarray, affine: np.ndarray) -> Volume:
     """
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise DataError(f"image: an array of shape {array.shape}. Expected (X, Y, Z) or (C, X, Y, Z).")
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not _has_axes(affine):
+    if not has_axes(affine):
         raise DataError(f"affine: expected a 4x4 matrix, voxel to mm, with three axes, found {affine.tolist()}.")
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
@@ -111,7 +122,7 @@ def write_volume(path: Path, array: np.ndarray, grid: Grid) -> None:
     """Write an array in RAS+ back onto a file's own grid, orientation and affine; all of the file or nothing.
 
     Args:
-        array: (X, Y, Z) in RAS+, of any NumPy type NIfTI knows.
+        array: (X, Y, Z) in RAS+, of an integer type.
         grid: the grid of the file it belongs to.
 
     Raises:

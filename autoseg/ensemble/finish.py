@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from autoseg.data.datalists.cases import Case
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.table import stem_of
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.ensemble.out_of_fold import floats, score_of
-from autoseg.evaluation.metrics import TOLERANCE_MM, class_means, nsd_per_class, to_plain
+from autoseg.evaluation.metrics import class_means, to_plain
+from autoseg.evaluation.scores import DICE, METRICS, Comparison
 from autoseg.inference.files import writing
 from autoseg.inference.postprocess import LEAST_GAIN, ClassRule, clean, measure_parts, propose
 from autoseg.workspace.files import digest, read_json, write_json
@@ -29,10 +30,15 @@ class Finished:
     """What is done to them."""
     raw: dict[str, list[float]]
     """Case -> Dice per class before that, NaN where not counted."""
-    dice: dict[str, list[float]]
-    nsd: dict[str, list[float]]
+    scores: dict[str, dict[str, list[float]]]
+    """Metric -> case -> value per class, NaN where not counted."""
     calibration: dict[str, Any]
     """Case -> counts; None for a vote."""
+
+    @property
+    def dice(self) -> dict[str, list[float]]:
+        """Case -> Dice per class."""
+        return self.scores[DICE.name]
 
 
 def finish_out_of_fold(
@@ -163,33 +169,42 @@ def _write_finished(
     label_map: LabelMap,
     rules: tuple[ClassRule, ...],
 ) -> Finished:
-    """Write the labels with rules applied to out_of_fold/ensemble/ and measure their surfaces; what is there stays."""
+    """Write the labels with rules applied to out_of_fold/ensemble/ and measure them; what is there stays."""
     folder = workspace.out_of_fold / "ensemble"
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if stem_of(path) not in cases:
             path.unlink()
     dice = _score_rules(workspace, cases, label_map, rules)
-    finished = Finished(rules=rules, raw={}, dice=dice, nsd={}, calibration={})
+    scores: dict[str, dict[str, list[float]]] = {metric.name: {} for metric in METRICS}
+    finished = Finished(rules=rules, raw={}, scores={**scores, DICE.name: dice}, calibration={})
     for name, (case, combination) in cases.items():
         path, target = workspace.ensemble / "records" / f"{name}.json", folder / f"{name}.nii.gz"
         record = read_json(path)
         key = _rules_key(combination, rules)
-        surface = record.setdefault("nsd", {})
-        if key not in surface or record.get("in_ensemble") != key or not target.exists():
+        # Dice is known from the choice of rules; the others are kept in the record, each under its name.
+        stored = {metric.name: record.setdefault(metric.name, {}) for metric in METRICS if metric is not DICE}
+        lacking = [metric for metric in METRICS if metric is not DICE and key not in stored[metric.name]]
+        if lacking or record.get("in_ensemble") != key or not target.exists():
             labels, pred = _cleaned(workspace, name, combination, label_map, rules)
             with writing(target):
                 write_volume(target, labels, pred.grid)
-            if key not in surface:
+            if lacking:
                 assert case.label is not None
                 label = read_label(case.label)
-                scores = nsd_per_class(
-                    labels, label.array[0], label_map, label.spacing_mm, TOLERANCE_MM, annotated=case.annotated
+                comparison = Comparison(
+                    pred=labels,
+                    label=label.array[0],
+                    label_map=label_map,
+                    spacing_mm=label.spacing_mm,
+                    annotated=case.annotated,
                 )
-                surface[key] = to_plain(scores)
+                for metric in lacking:
+                    stored[metric.name][key] = to_plain(metric.score(comparison))
             record["in_ensemble"] = key
             write_json(path, record)
         finished.raw[name] = floats(record["dice"][combination])
-        finished.nsd[name] = floats(surface[key])
+        for metric_name, by_rules in stored.items():
+            finished.scores[metric_name][name] = floats(by_rules[key])
         finished.calibration[name] = record["calibration"].get(combination)
     return finished

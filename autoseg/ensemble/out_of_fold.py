@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from autoseg.data.datalists.cases import Case, Datalist
-from autoseg.data.formats.nifti import read_grid
+from autoseg.data.formats.table import read_grid
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_image, read_label, write_volume

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from autoseg.config.networks import LOCATOR
 from autoseg.config.reader import read_model, read_plain
 from autoseg.config.settings import InferenceSettings
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.table import stem_of
 from autoseg.ensemble.combine import EnsembleSpec
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.inference.cost import Cost, Limits

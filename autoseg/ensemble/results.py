@@ -12,6 +12,7 @@ import numpy as np
 from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec
 from autoseg.ensemble.finish import Finished
 from autoseg.evaluation.metrics import TOLERANCE_MM, summarise, to_plain
+from autoseg.evaluation.scores import METRICS
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.version import __version__
 
@@ -114,15 +115,18 @@ class Results:
     def _ensemble_json(self, seed: int) -> dict[str, Any]:
         """The chosen ensemble's own part, postprocessing included.
 
-        Per case Dice and NSD; over all cases Dice, NSD and calibration (of the probabilities, before postprocessing).
+        Each metric per case and over all cases; calibration of the probabilities, before postprocessing.
         """
         finished = self.finished
         counted = [c for c in finished.calibration.values() if c is not None]
         return {
             "tolerance_mm": TOLERANCE_MM,
-            "dice": summarise([*finished.dice.values()], self.classes, seed=seed).to_json(),
-            "nsd": summarise([*finished.nsd.values()], self.classes, seed=seed).to_json(),
+            "metrics": {m.name: m.to_json() for m in METRICS},
+            **{
+                m.name: m.summarise([*finished.scores[m.name].values()], self.classes, seed=seed).to_json()
+                for m in METRICS
+            },
             "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
             "calibrated": list(self.network_classes),
-            "ensemble": {n: to_plain({"dice": d, "nsd": finished.nsd[n]}) for n, d in finished.dice.items()},
+            "ensemble": {n: to_plain({m: scores[n] for m, scores in finished.scores.items()}) for n in finished.dice},
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -167,24 +167,26 @@ def nsd(pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], tolera
     return float(found[0, 0])
 
 
-def nsd_per_class(
+def scores_of_masks(
+    function: Callable[[np.ndarray, np.ndarray], float],
     pred: np.ndarray,
     label: np.ndarray,
     label_map: LabelMap,
-    spacing_mm: Sequence[float],
-    tolerance_mm: float,
     *,
     annotated: Collection[str] | None = None,
 ) -> list[float]:
-    """Surface Dice of each class of a label map, from values as they stand in label files.
+    """Score each class of a label map by its masks, from values as they stand in label files.
 
     Args:
+        function: takes the boolean masks (X, Y, Z) of prediction and label.
         pred, label, annotated: as `dice_per_class` takes them. Voxels the label marks as ignored are background
             in both.
-        spacing_mm, tolerance_mm: as `nsd` takes them.
 
     Returns:
-        One value in [0, 1] per class; NaN where absent from both or not annotated.
+        One value per class; NaN where not annotated.
+
+    Raises:
+        DataError: The shapes differ.
     """
     _check_shapes(pred, label)
     if label_map.ignore_label is not None:
@@ -192,8 +194,7 @@ def nsd_per_class(
     scores = []
     for name, values in zip(label_map.names, label_map.values, strict=True):
         counts = annotated is None or name in annotated
-        masks = (np.isin(pred, values), np.isin(label, values)) if counts else None
-        scores.append(nsd(*masks, spacing_mm, tolerance_mm) if masks else math.nan)
+        scores.append(function(np.isin(pred, values), np.isin(label, values)) if counts else math.nan)
     return scores
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import time
@@ -16,11 +15,18 @@ from typing import Any
 import psutil
 import torch
 
-from autoseg.data.datalists.foreign import image_files
 from autoseg.data.datalists.listfile import unique_names
-from autoseg.data.formats.nifti import SUFFIXES, read_grid, stem_of, suffix_of
+from autoseg.data.formats.table import (
+    LABEL_SUFFIX,
+    LABEL_SUFFIXES,
+    PATTERNS_TEXT,
+    image_files,
+    read_grid,
+    stem_of,
+    suffix_of,
+)
 from autoseg.data.grid import ras_orientation
-from autoseg.data.streams import STREAM_VOXELS
+from autoseg.data.streams import is_streamed
 from autoseg.errors import AutosegError, ConfigError, DataError, ResourceError
 from autoseg.evaluation.tables import format_rows
 from autoseg.hardware.memory import PeakMemory
@@ -97,7 +103,7 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
     """
     groups = _images_of(image, output, num_channels)
     names = unique_names([Path(group[0].name) for group in groups])
-    targets = [output] if names_a_file(output) else [output / f"{name}.nii.gz" for name in names]
+    targets = [output] if names_a_file(output) else [output / f"{name}{LABEL_SUFFIX}" for name in names]
     items = [Item(name=n, images=g, target=t) for n, g, t in zip(names, groups, targets, strict=True)]
     inputs = {path.resolve() for group in groups for path in group}
     if own := [item.target for item in items if item.target.resolve() in inputs]:
@@ -119,7 +125,7 @@ def _images_of(image: Path, output: Path, num_channels: int) -> list[tuple[Path,
 def _in_folder(folder: Path) -> list[Path]:
     paths = image_files(folder)
     if not paths:
-        raise ConfigError(f"--image: {folder} holds no image files ({', '.join('*' + s for s in SUFFIXES)}).")
+        raise ConfigError(f"--image: {folder} holds no image files ({PATTERNS_TEXT}).")
     return paths
 
 
@@ -141,7 +147,7 @@ def _files_of_image(path: Path, num_channels: int) -> tuple[Path, ...]:
 
 def names_a_file(output: Path) -> bool:
     """Whether an output is meant to be a file, whether or not it is there."""
-    return suffix_of(output) in SUFFIXES and not output.is_dir()
+    return suffix_of(output) in LABEL_SUFFIXES and not output.is_dir()
 
 
 def _base(path: Path) -> str:
@@ -310,9 +316,8 @@ def facts_of(images: Sequence[Path]) -> Facts:
     found = [read_grid(path) for path in images]
     grid = found[0][0]
     ras, channels = grid.to_ras(), sum(count for _, count in found)
-    streamed = math.prod(grid.shape) * channels > STREAM_VOXELS
     longest = ras.shape.index(max(ras.shape))
-    axis = int(ras_orientation(grid.affine)[2, 0]) if streamed else longest
+    axis = int(ras_orientation(grid.affine)[2, 0]) if is_streamed(images) else longest
     return Facts(shape=ras.shape, spacing_mm=ras.spacing_mm, num_channels=channels, axis=axis)
 
 

@@ -228,12 +228,15 @@ def learning_curves(algo: str, folds: Mapping[int, Sequence[Mapping[str, Any]]])
 
 
 @_remembered
-def score_boxes(title: str, classes: Sequence[str], groups: Mapping[str, Sequence[Sequence[float]]]) -> Plot:
+def score_boxes(
+    title: str, classes: Sequence[str], groups: Mapping[str, Sequence[Sequence[float]]], *, is_share: bool = True
+) -> Plot:
     """Every case's score, a box for each class and segmenter.
 
     Args:
-        title: names the score; it lies in 0..1.
+        title: names the score.
         groups: segmenter -> case by class, NaN where not counted.
+        is_share: whether the score lies in 0..1.
     """
     plots: list[Plot] = []
     alt: list[str] = [f"Box plots of every case's {title}."]
@@ -250,7 +253,8 @@ def score_boxes(title: str, classes: Sequence[str], groups: Mapping[str, Sequenc
             alt.append(f"{name}, medians: {medians}.")
         _label_rows(axes, classes)
         lowest = min((v for rows in groups.values() for row in rows for v in row if not math.isnan(v)), default=0.0)
-        axes.set_xlim(max(0.0, math.floor(lowest * 10 - 0.5) / 10), 1.005)
+        if is_share:
+            axes.set_xlim(max(0.0, math.floor(lowest * 10 - 0.5) / 10), 1.005)
         axes.set_xlabel(title)
         if num > 1:
             figure.legend(loc="outside upper center", ncols=min(num, 4), fontsize=8)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -29,6 +29,9 @@ from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import digest, write_text
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoseg.evaluation.scores import Metric
 
 log = logging.getLogger(__name__)
 
@@ -183,8 +186,7 @@ def _glance(run: Run) -> list[tuple[str, str, str]]:
             worst = min((c for c in chosen["classes"] if c["mean"] is not None), key=lambda c: c["mean"])
             if len(chosen["classes"]) > 1:
                 found.append(("Hardest class", worst["name"], f"Dice {_score(worst['mean'])}"))
-        if (surface := run.scores.get("nsd")) and surface["mean"] is not None:
-            found.append(("Mean surface Dice", _score(surface["mean"]), f"within {run.scores['tolerance_mm']:g} mm"))
+        found += _further_means(run)
         found.append(("Chosen", run.scores["chosen"], "combination of networks"))
     if run.summary:
         num = run.summary["cases"]
@@ -310,24 +312,21 @@ def _scores(run: Run) -> Content | None:
     chosen = run.scores["chosen"]
     label = f"ensemble ({chosen})" if chosen not in by_algo else chosen
     mine = {n: plain(s["dice"]) for n, s in run.scores.get("ensemble", {}).items()}
-    surface = {n: plain(s["nsd"]) for n, s in run.scores.get("ensemble", {}).items()}
-    tolerance = run.scores.get("tolerance_mm")
     groups = {label: list(mine.values())} if mine else {}
     groups |= {name: [plain(v) for v in cases.values()] for name, cases in by_algo.items() if name != label}
     seed = int(run.setting("seed", 0))
     tables = [(f"Dice of the {label}", _fold_table(classes, mine, fold_of, seed))] if mine else []
-    if surface:
-        title = f"Surface Dice (NSD, {tolerance:g} mm) of the {label}"
-        tables.append((title, _fold_table(classes, surface, fold_of, seed)))
     others = [
         (f"Dice of {name}", _fold_table(classes, {n: plain(v) for n, v in cases.items()}, fold_of, seed))
         for name, cases in by_algo.items()
         if name != label
     ]
     plots = [(figures.score_boxes("Dice", classes, groups), "Every case's Dice on data its models never saw.")]
-    if surface:
-        boxes = figures.score_boxes(f"Surface Dice within {tolerance:g} mm", classes, {label: list(surface.values())})
-        plots.append((boxes, f"Every case's surface Dice: the share of both surfaces within {tolerance:g} mm."))
+    for metric, by_case in _further_scores(run):
+        title, axis, caption = metric.texts(run.scores.get("tolerance_mm"))
+        tables.append((f"{title} of the {label}", _fold_table(classes, by_case, fold_of, seed)))
+        boxes = figures.score_boxes(axis, classes, {label: list(by_case.values())}, is_share=metric.is_share)
+        plots.append((boxes, caption))
     return {
         "tables": tables,
         "others": others,
@@ -341,6 +340,25 @@ def _scores(run: Run) -> Content | None:
         "gaps": run.scores["gaps"],
         "failures": run.scores["failures"],
     }
+
+
+def _further_scores(run: Run) -> list[tuple[Metric, dict[str, list[float]]]]:
+    """Every metric besides Dice that was computed for the ensemble: case -> value per class."""
+    from autoseg.evaluation.scores import METRICS  # it loads torch
+
+    by_case = run.scores.get("ensemble", {})
+    computed = [m for m in METRICS[1:] if by_case and all(m.name in scores for scores in by_case.values())]
+    return [(m, {n: plain(scores[m.name]) for n, scores in by_case.items()}) for m in computed]
+
+
+def _further_means(run: Run) -> list[tuple[str, str, str]]:
+    """The mean of every metric besides Dice."""
+    means = []
+    for metric, _ in _further_scores(run):
+        if (mean := run.scores.get(metric.name, {}).get("mean")) is not None:
+            measure = f"within {run.scores['tolerance_mm']:g} mm" if metric.needs_tolerance else metric.unit
+            means.append((f"Mean {metric.short_title}", _score(mean), measure))
+    return means
 
 
 def _by_segmenter(run: Run) -> dict[str, dict[str, list[float | None]]]:

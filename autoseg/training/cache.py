@@ -29,7 +29,7 @@ from typing import Any, cast
 import numpy as np
 
 from autoseg.data.datalists.cases import Case, case_digest
-from autoseg.data.formats.nifti import read_grid
+from autoseg.data.formats.table import read_grid
 from autoseg.data.preprocess import prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.volumes import read_image, read_label

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.table import stem_of
 from autoseg.data.volumes import read_label
 from autoseg.evaluation.flare23 import TOLERANCES_MM
 from autoseg.workspace.files import write_json

@@ -55,10 +55,10 @@ def read_cases(workspace: Workspace, dataroot: Path) -> Datalist:
         ConfigError: As `read_datalist`.
         WorkspaceError: The list of completed labels is damaged.
     """
-    found = read_datalist(workspace.datalist, dataroot)
+    datalist = read_datalist(workspace.datalist, dataroot)
     if not workspace.completed.exists():
-        return found
-    made = {
+        return datalist
+    completed = {
         name: Completed(
             label=workspace.completed.parent / item["file"],
             annotated=None if item["annotated"] is None else tuple(item["annotated"]),
@@ -66,16 +66,16 @@ def read_cases(workspace: Workspace, dataroot: Path) -> Datalist:
         )
         for name, item in read_json(workspace.completed).items()
     }
-    training = [replace(c, completed=made.get(c.name)) for c in found.training]
+    training = [replace(c, completed=completed.get(c.name)) for c in datalist.training]
     # A model must not learn from another scan of a patient that it is validated on.
-    fold_of = {c.group: c.fold for c in found.training if c.group is not None}
+    fold_of = {c.group: c.fold for c in datalist.training if c.group is not None}
     joined = [
-        replace(c, completed=made[c.name], fold=None if c.group is None else fold_of.get(c.group))
-        for c in found.unlabeled
-        if c.name in made
+        replace(c, completed=completed[c.name], fold=None if c.group is None else fold_of.get(c.group))
+        for c in datalist.unlabeled
+        if c.name in completed
     ]
-    rest = tuple(c for c in found.unlabeled if c.name not in made)
-    return replace(found, training=(*training, *joined), unlabeled=rest)
+    rest = tuple(c for c in datalist.unlabeled if c.name not in completed)
+    return replace(datalist, training=(*training, *joined), unlabeled=rest)
 
 
 def write_datalist(datalist: Datalist, path: Path, dataroot: Path, *, extra_modalities: Sequence[str] = ()) -> None:
@@ -90,44 +90,57 @@ def write_datalist(datalist: Datalist, path: Path, dataroot: Path, *, extra_moda
     """
     root = Path(os.path.abspath(dataroot))
 
-    def relative(file: Path) -> str:
-        if not file.is_relative_to(root):
-            raise ConfigError(
-                f"{path}: {file} lies outside dataroot {root}. Give a folder that holds all images and labels."
-            )
-        return file.relative_to(root).as_posix()
-
-    def item(case: Case, *, with_fold: bool) -> dict[str, Any]:
-        files = [relative(i) for i in case.images]
-        main = files[: len(files) - len(extra_modalities)]
-        made: dict[str, Any] = {"image": main[0] if len(main) == 1 else main}
-        made |= dict(zip(extra_modalities, files[len(main) :], strict=True))
-        if case.label is not None:
-            made["label"] = relative(case.label)
-        if with_fold and case.fold is not None:
-            made["fold"] = case.fold
-        if case.annotated is not None:
-            made["annotated"] = list(case.annotated)
-        return made | ({"group": case.group} if case.group is not None else {})
+    def items(cases: Sequence[Case], *, with_fold: bool = True) -> list[dict[str, Any]]:
+        return [_item(case, path, root, extra_modalities, with_fold=with_fold) for case in cases]
 
     data: dict[str, Any] = {}
     if datalist.channels:
         data["channel_names"] = list(datalist.channels)
     elif datalist.modality is not None:
         data["modality"] = datalist.modality
-    if datalist.regions or datalist.ignore_label is not None:
-        named: dict[str, Any] = {"background": 0, **{n: v for v, n in datalist.labels.items()}}
-        named |= {n: list(v) for n, v in datalist.regions.items()}
-        data["labels"] = named | ({"ignore": datalist.ignore_label} if datalist.ignore_label is not None else {})
-    elif datalist.labels:
-        data["labels"] = {str(v): n for v, n in datalist.labels.items()}
+    if labels := _labels(datalist):
+        data["labels"] = labels
     folds = {c.fold for c in datalist.training}
     if None in folds and len(folds) > 1:
-        data["training"] = [item(c, with_fold=False) for c in datalist.train_cases(0)]
-        data["validation"] = [item(c, with_fold=False) for c in datalist.val_cases(0)]
+        # The list named validation cases, which are fold 0 once read.
+        data["training"] = items(datalist.train_cases(0), with_fold=False)
+        data["validation"] = items(datalist.val_cases(0), with_fold=False)
     else:
-        data["training"] = [item(c, with_fold=True) for c in datalist.training]
-        data["validation"] = [item(c, with_fold=True) for c in datalist.validation]
-    data["testing"] = [item(c, with_fold=True) for c in datalist.testing]
-    data["unlabeled"] = [item(c, with_fold=True) for c in datalist.unlabeled]
+        data["training"], data["validation"] = items(datalist.training), items(datalist.validation)
+    data["testing"], data["unlabeled"] = items(datalist.testing), items(datalist.unlabeled)
     write_json(path, {k: v for k, v in data.items() if v != [] or k == "training"})
+
+
+def _item(case: Case, path: Path, root: Path, extra_modalities: Sequence[str], *, with_fold: bool) -> dict[str, Any]:
+    """A case as the file has it."""
+    files = [_relative(image, path, root) for image in case.images]
+    main = files[: len(files) - len(extra_modalities)]
+    item: dict[str, Any] = {"image": main[0] if len(main) == 1 else main}
+    item |= dict(zip(extra_modalities, files[len(main) :], strict=True))
+    if case.label is not None:
+        item["label"] = _relative(case.label, path, root)
+    if with_fold and case.fold is not None:
+        item["fold"] = case.fold
+    if case.annotated is not None:
+        item["annotated"] = list(case.annotated)
+    if case.group is not None:
+        item["group"] = case.group
+    return item
+
+
+def _relative(file: Path, path: Path, root: Path) -> str:
+    """A file's path as the list at `path` has it."""
+    if not file.is_relative_to(root):
+        raise ConfigError(
+            f"{path}: {file} lies outside dataroot {root}. Give a folder that holds all images and labels."
+        )
+    return file.relative_to(root).as_posix()
+
+
+def _labels(datalist: Datalist) -> dict[str, Any]:
+    """The table of classes: value -> name; or name -> values, as nnU-Net has it, where that does not say all."""
+    if not datalist.regions and datalist.ignore_label is None:
+        return {str(value): name for value, name in datalist.labels.items()}
+    named: dict[str, Any] = {"background": 0, **{name: value for value, name in datalist.labels.items()}}
+    named |= {name: list(values) for name, values in datalist.regions.items()}
+    return named if datalist.ignore_label is None else {**named, "ignore": datalist.ignore_label}

@@ -11,6 +11,9 @@ import numpy as np
 from autoseg.data.datalists.cases import Case
 from autoseg.errors import ConfigError
 
+MOST_FOLDS = 10
+"""Folds without a case that are listed."""
+
 
 def deal_folds(cases: Sequence[Case], *, num_fold: int, seed: int) -> tuple[Case, ...]:
     """The cases with new folds, balanced over the classes they are annotated for, never splitting a patient.
@@ -26,6 +29,46 @@ def deal_folds(cases: Sequence[Case], *, num_fold: int, seed: int) -> tuple[Case
         strata=["" if c.annotated is None else "\n".join(sorted(c.annotated)) for c in cases],
     )
     return tuple(replace(c, fold=f) for c, f in zip(cases, folds, strict=True))
+
+
+def fold_faults(training: Sequence[Case]) -> list[str]:
+    """What is wrong with the folds that a list gives its training cases; nothing where it gives none."""
+    without = [c.name for c in training if c.fold is None]
+    if len(without) == len(training):
+        return []
+    faults = []
+    if without:
+        some = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+        faults.append(f"{some}: no fold, but other cases have one. Give every training case a fold, or none.")
+    return faults + _number_faults(training, is_whole=not without) + _patient_faults(training)
+
+
+def _number_faults(training: Sequence[Case], *, is_whole: bool) -> list[str]:
+    """A single fold, which leaves nothing to learn from, or numbers left out; `is_whole`: every case has a fold."""
+    folds = sorted({c.fold for c in training if c.fold is not None})
+    if len(folds) == 1 and is_whole:
+        return [f"all {len(training)} training cases are in fold {folds[0]}. Expected at least 2 folds."]
+    # No more are listed than there are cases, since a fold may be a large number by mistake.
+    empty = [fold for fold in range(min(folds[-1], len(training))) if fold not in folds]
+    if not empty:
+        return []
+    words = f"fold {empty[0]} has" if len(empty) == 1 else f"folds {', '.join(map(str, empty[:MOST_FOLDS]))} have"
+    listed = ", ".join(map(str, folds))
+    return [f"{words} no case (found folds {listed}). Number the folds 0, 1, 2, ... without gaps."]
+
+
+def _patient_faults(training: Sequence[Case]) -> list[str]:
+    """Patients that a model would both learn from and be validated on."""
+    folds_of: dict[str, dict[int, str]] = {}
+    for case in training:
+        if case.group is not None and case.fold is not None:
+            folds_of.setdefault(case.group, {}).setdefault(case.fold, case.name)
+    faults = []
+    for group, folds in folds_of.items():
+        if len(folds) > 1:
+            words = ", ".join(f"fold {fold} ({name})" for fold, name in sorted(folds.items()))
+            faults.append(f"patient {group!r} is in {words}. Put all cases of a patient into one fold.")
+    return faults
 
 
 def make_folds(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.formats.nifti import SUFFIXES, stem_of, suffix_of
+from autoseg.data.formats.table import PATTERNS_TEXT, image_files, stem_of, suffix_of
 from autoseg.errors import DataError
 
 Plain = dict[str, Any]
@@ -56,11 +56,6 @@ def is_nnunet(raw: Any) -> bool:
 def is_msd(raw: Any) -> bool:
     """Whether a JSON file's content is a dataset.json of the Medical Segmentation Decathlon (or nnU-Net v1)."""
     return isinstance(raw, dict) and "training" in raw and (isinstance(raw.get("modality"), dict) or "test" in raw)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder by name, hidden ones (macOS's `._` files) left out."""
-    return sorted(p for p in folder.iterdir() if suffix_of(p) in SUFFIXES and not p.name.startswith("."))
 
 
 def msd_to_plain(raw: dict[str, Any], root: Path) -> Plain:
@@ -172,7 +167,7 @@ def _take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
         fold_of = {str(name): fold for fold, split in enumerate(splits) for name in split["val"]}
         num_val = sum(len(split["val"]) for split in splits)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: not a list of {{train, val}} ({error!r}). Mend or remove the file.") from None
+        raise DataError(f"{path}: not a list of {{train, val}} ({error!r}). Correct or remove it.") from None
     odd = sorted(set(fold_of) - set(names))
     rest = sorted(set(names) - set(fold_of))
     if odd or num_val != len(fold_of) or (rest and len(splits) != 1):
@@ -184,7 +179,7 @@ def _take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
             else "a case in two folds"
         )
         raise DataError(
-            f"{path}: {why}. Expected every training case in the val list of one fold; mend or remove the file."
+            f"{path}: {why}. Expected every training case in the val list of one fold. Correct or remove the file."
         )
     if len(splits) == 1:
         pairs = list(zip(plain["training"], names, strict=True))
@@ -240,9 +235,8 @@ def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path
         DataError: A folder is empty, or a label's image was not found or is not the only one.
     """
     image_paths, label_paths = image_files(images), image_files(labels)
-    kinds = ", ".join(f"*{s}" for s in SUFFIXES)
     if faults := [
-        f"{f}: no image files ({kinds})." for f, p in ((images, image_paths), (labels, label_paths)) if not p
+        f"{f}: no image files ({PATTERNS_TEXT})." for f, p in ((images, image_paths), (labels, label_paths)) if not p
     ]:
         raise DataError(faults)
     image_start = _shared_start([stem_of(p) for p in image_paths])

@@ -10,6 +10,7 @@ from autoseg.data.datalists import foreign
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.listfile import load_json
 from autoseg.data.datalists.listreader import build_datalist
+from autoseg.data.formats.table import image_files
 from autoseg.errors import DataError
 
 EXPECTED = (
@@ -83,7 +84,7 @@ def _contents(root: Path) -> str:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if below := next((p for p in folders if (p / "dataset.json").is_file() or (p / "datalist.json").is_file()), None):
         return f"it has no dataset.json, but {below.name}/ has a list: give that folder"
-    num_images = len(foreign.image_files(root))
+    num_images = len(image_files(root))
     names = ", ".join(f"{p.name}/" for p in folders[:5]) + (f" and {len(folders) - 5} more" if len(folders) > 5 else "")
     found = f"folders {names}" if folders else "no folders"
     return f"it has no dataset.json, and {found} and {num_images} image files in it"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.data.datalists.foreign import CHANNEL
-from autoseg.data.formats.nifti import stem_of
+from autoseg.data.formats.table import stem_of
 from autoseg.errors import ConfigError
 
 
@@ -43,7 +43,7 @@ def load_json(path: Path) -> Any:
         data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}). Mend this place."
+            f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}). Correct this place."
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Expected JSON; save it as UTF-8.") from None
@@ -62,27 +62,39 @@ def parse_labels(raw: Any) -> tuple[LabelTable, list[str]]:
     """
     if not isinstance(raw, dict):
         return LabelTable(), [f'labels: {type(raw).__name__}. Expected an object such as {{"1": "liver"}}.']
-    faults: list[str] = []
-    found: list[tuple[str, tuple[int, ...]]] = []
     # nnU-Net turns the table around: names are the keys there. A table of strings alone has values as keys.
     by_value = all(isinstance(v, str) for v in raw.values())
+    classes, faults = _named_values(raw, by_value=by_value)
+    ignore = next((v[0] for n, v in classes if n == "ignore" and len(v) == 1 and not by_value), None)
+    classes = [(n, v) for n, v in classes if v != (0,) and not (v == (ignore,) and n == "ignore")]
+    faults += _name_faults(classes)
+    if any(len(v) > 1 for _, v in classes):
+        return LabelTable(regions=dict(classes), ignore_label=ignore), faults
+    counts = Counter(v[0] for _, v in classes)
+    faults += [f"labels: value {v} is given {n} names. Keep one." for v, n in counts.items() if n > 1]
+    labels = {v[0]: n for n, v in sorted(classes, key=lambda named: named[1])}
+    return LabelTable(labels=labels, ignore_label=ignore), faults
+
+
+def _named_values(raw: dict[str, Any], *, by_value: bool) -> tuple[list[tuple[str, tuple[int, ...]]], list[str]]:
+    """Each name with its values, in the order of the table, and faults; `by_value`: the keys are the values."""
+    classes: list[tuple[str, tuple[int, ...]]] = []
+    faults = []
     for key, entry in raw.items():
         name, values = (entry, [key]) if by_value else (key, entry if isinstance(entry, list) else [entry])
-        numbers = [_value(v) for v in values]
-        if None in numbers or not numbers:
+        numbers = [n for n in map(_value, values) if n is not None]
+        if len(numbers) < len(values) or not numbers:
             faults.append(f"labels: {key!r}: {entry!r}: expected label values from 0 to 65535 and names.")
         else:
-            found.append((name, tuple(n for n in numbers if n is not None)))
-    ignore = next((v[0] for n, v in found if n == "ignore" and len(v) == 1 and not by_value), None)
-    found = [(n, v) for n, v in found if v != (0,) and not (v == (ignore,) and n == "ignore")]
-    names = Counter(n for n, _ in found)
-    faults += [f"labels: {n!r} is named {k} times. Give each class its own name." for n, k in names.items() if k > 1]
-    faults += [f"labels: a class of value {v} has no name." for n, v in found if not n.strip()]
-    if any(len(v) > 1 for _, v in found):
-        return LabelTable(regions=dict(found), ignore_label=ignore), faults
-    counts = Counter(v[0] for _, v in found)
-    faults += [f"labels: value {v} is given {n} names. Keep one." for v, n in counts.items() if n > 1]
-    return LabelTable(labels={v[0]: n for n, v in sorted(found, key=lambda f: f[1])}, ignore_label=ignore), faults
+            classes.append((name, tuple(numbers)))
+    return classes, faults
+
+
+def _name_faults(classes: Sequence[tuple[str, tuple[int, ...]]]) -> list[str]:
+    """Names given more than once, and empty ones."""
+    names = Counter(n for n, _ in classes)
+    faults = [f"labels: {n!r} is named {k} times. Give each class its own name." for n, k in names.items() if k > 1]
+    return faults + [f"labels: a class of value {v} has no name." for n, v in classes if not n.strip()]
 
 
 def _value(raw: Any) -> int | None:

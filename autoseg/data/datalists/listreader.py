@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from autoseg.config.types import nearest, suggest
 from autoseg.data.datalists.cases import Case, Datalist
-from autoseg.data.datalists.folds import deal_folds
+from autoseg.data.datalists.folds import deal_folds, fold_faults
 from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels, unique_names
 from autoseg.errors import ConfigError
 
@@ -140,38 +139,64 @@ class _Reader:
         if not isinstance(raw, dict):
             self.fault(where, f"{type(raw).__name__}. Expected an object such as {{image, label, fold}}.")
             return None
+        self.check_keys(where, raw)
+        images = self.images(where, raw)
+        return Case(
+            name=where,
+            images=images,
+            label=self.label(role, where, raw, images),
+            fold=self.fold(where, raw),
+            annotated=self.annotated(where, raw),
+            group=self.group(where, raw),
+        )
+
+    def check_keys(self, where: str, raw: dict[str, Any]) -> None:
+        """Keys of a case that mean nothing."""
         valid = (*ITEM_KEYS, *self.extra)
         for key in raw:
             if key not in valid:
                 remedy = suggest(key, valid)
                 remedy += "" if nearest(key, valid) else " For another image, name the key under extra_modalities."
                 self.fault(where, f"{key}: unknown key. {remedy}")
-        images = self.images(where, raw)
-        label = self.file(f"{where}.label", raw["label"]) if raw.get("label") not in (None, "") else None
-        if label is None and role in ("training", "validation") and raw.get("label") in (None, ""):
-            self.fault(where, "no label. Give one, or list the case under `unlabeled`.")
+
+    def label(self, role: str, where: str, raw: dict[str, Any], images: tuple[Path, ...]) -> Path | None:
+        """The label file, which cases to learn from must have."""
+        if raw.get("label") in (None, ""):
+            if role in ("training", "validation"):
+                self.fault(where, "no label. Give one, or list the case under `unlabeled`.")
+            return None
+        label = self.file(f"{where}.label", raw["label"])
         if label is not None and label in images:
             self.fault(where, f"{raw['label']} is both image and label. Give each its own file.")
+        return label
+
+    def fold(self, where: str, raw: dict[str, Any]) -> int | None:
+        """The case's own fold."""
         fold = raw.get("fold")
-        if fold is not None and (isinstance(fold, bool) or not isinstance(fold, int) or fold < 0):
-            self.fault(where, f"fold: {fold!r}. Expected an integer from 0.")
-            fold = None
-        annotated = raw.get("annotated")
-        if annotated is not None and not (isinstance(annotated, list) and all(isinstance(a, str) for a in annotated)):
-            self.fault(where, f"annotated: {annotated!r}. Expected a list of class names.")
-            annotated = None
+        if fold is None or (isinstance(fold, int) and not isinstance(fold, bool) and fold >= 0):
+            return fold
+        self.fault(where, f"fold: {fold!r}. Expected an integer from 0.")
+        return None
+
+    def annotated(self, where: str, raw: dict[str, Any]) -> tuple[str, ...] | None:
+        """The classes that the case declares to be annotated."""
+        names = raw.get("annotated")
+        if names is None:
+            return None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+        self.fault(where, f"annotated: {names!r}. Expected a list of class names.")
+        return None
+
+    def group(self, where: str, raw: dict[str, Any]) -> str | None:
+        """The patient."""
         group = raw.get("group")
-        if group is not None and (isinstance(group, bool) or not isinstance(group, str | int)):
-            self.fault(where, f"group: {group!r}. Expected the patient's name or number.")
-            group = None
-        return Case(
-            name=where,
-            images=images,
-            label=label,
-            fold=fold,
-            annotated=None if annotated is None else tuple(annotated),
-            group=None if group is None else str(group),
-        )
+        if group is None:
+            return None
+        if isinstance(group, str | int) and not isinstance(group, bool):
+            return str(group)
+        self.fault(where, f"group: {group!r}. Expected the patient's name or number.")
+        return None
 
     def images(self, where: str, raw: dict[str, Any]) -> tuple[Path, ...]:
         """Image files of a case: those of `image`, then one of each extra modality."""
@@ -263,28 +288,5 @@ class _Reader:
             words = "at least 2, so that one can validate the other" if fewest == 2 else "at least 1"
             self.fault("training", f"{len(listed)} case{'s' * (len(listed) != 1)}. Expected {words}.")
             return
-        without = [c.name for c in training if c.fold is None]
-        if len(without) == len(training):
-            return
-        if without:
-            some = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
-            self.fault("", f"{some}: no fold, but other cases have one. Give every training case a fold, or none.")
-        counts = Counter(c.fold for c in training if c.fold is not None)
-        if len(counts) == 1 and not without:
-            self.fault(
-                "", f"all {len(training)} training cases are in fold {next(iter(counts))}. Expected at least 2 folds."
-            )
-        elif empty := [f for f in range(min(max(counts, default=0), len(training))) if f not in counts]:
-            found = ", ".join(str(f) for f in sorted(counts))
-            words = (
-                f"fold {empty[0]} has" if len(empty) == 1 else f"folds {', '.join(map(str, empty[:MOST_LINES]))} have"
-            )
-            self.fault("", f"{words} no case (found folds {found}). Number the folds 0, 1, 2, ... without gaps.")
-        where: dict[str, dict[int, str]] = {}
-        for case in training:
-            if case.group is not None and case.fold is not None:
-                where.setdefault(case.group, {}).setdefault(case.fold, case.name)
-        for group, by_fold in where.items():
-            if len(by_fold) > 1:
-                words = ", ".join(f"fold {f} ({name})" for f, name in sorted(by_fold.items()))
-                self.fault("", f"patient {group!r} is in {words}. Put all cases of a patient into one fold.")
+        for text in fold_faults(training):
+            self.fault("", text)

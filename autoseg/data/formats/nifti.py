@@ -1,138 +1,101 @@
-"""NIfTI files: opening, reading and writing their voxels and geometry."""
+"""NIfTI: `.nii.gz` and `.nii`."""
 
 from __future__ import annotations
 
 import gzip
-import math
 import os
-import zlib
+import shutil
+import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import apply_orientation, io_orientation
-from nibabel.spatialimages import HeaderDataError, HeaderTypeError
-from nibabel.wrapstruct import WrapStructError
 
-from autoseg.data.grid import Grid, ras_orientation
-from autoseg.errors import DataError
+from autoseg.data.formats.format import Format
+from autoseg.data.formats.nifti_header import NiftiHeader
+from autoseg.data.formats.nifti_voxels import check_length, open_content, read_nifti, read_nifti_header
+from autoseg.data.formats.stored import StoredVolume, scaled
+from autoseg.data.grid import Grid
+from autoseg.errors import ResourceError
 
-SUFFIXES = (".nii.gz", ".nii")
-"""Files that are read without an extra package."""
-
-_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error)
-"""What a damaged file raises while its voxels are read."""
-
-_MOST_DEFLATED = 1032
-"""Bytes that one byte of a gzip file can stand for at most. Source: zlib's technical details, zlib.net."""
+HEADER_PIECE_BYTES = 4096
+"""Read at a time where the header is enough."""
 
 
-def damaged(path: Path, error: BaseException) -> str:
-    """Say that a file's voxels cannot be read."""
-    return f"{path}: the file ends early or is damaged ({_brief(error)}). Copy or export it again."
+def is_nifti(path: Path, start: bytes) -> bool:
+    """Whether a file's content is NIfTI-1 or NIfTI-2 with its voxels in the same file."""
+    return start[344:347] == b"n+1" or start[4:7] == b"n+2"
 
 
-def suffix_of(path: Path) -> str:
-    """The suffix of an image file, `.nii.gz` as one piece."""
-    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
+def read_header(path: Path) -> NiftiHeader:
+    """Read a file's header alone."""
+    with open_content(path, piece_bytes=HEADER_PIECE_BYTES) as content:
+        return read_nifti_header(content)
 
 
-def stem_of(path: Path) -> str:
-    """The file's name without its image suffix."""
-    return path.name[: len(path.name) - len(suffix_of(path))]
+def read_with_digest(path: Path, free_bytes: int | None) -> StoredVolume:
+    """Read a file and digest its bytes in one pass."""
+    return read_nifti(path, free_bytes=free_bytes, with_digest=True)
 
 
-def open_nifti(path: Path) -> nib.Nifti1Image:
-    """Open a file and check its header; no voxel is read.
+class NiftiSlices:
+    """An open, uncompressed NIfTI file."""
 
-    Raises:
-        DataError: Missing, not NIfTI, cut short, or with an affine that is not invertible.
-    """
-    if not path.exists():
-        raise DataError(f"{path}: no such file. Check the path in the datalist and dataroot.")
-    if suffix_of(path) not in SUFFIXES:
-        raise DataError(f"{path}: unknown image format {path.suffix!r}. Expected one of {', '.join(SUFFIXES)}.")
-    try:
-        image = nib.load(path)
-    except (*_UNREADABLE, HeaderDataError, HeaderTypeError, WrapStructError, ImageFileError) as error:
-        raise DataError(f"{path}: not a readable NIfTI file ({_brief(error)}). Export it again.") from error
-    kind = image.get_data_dtype().kind
-    if kind not in "iufb":
-        raise DataError(
-            f"{path}: voxels of type {image.get_data_dtype()}. Expected numbers. Export it as int16 or float32."
-        )
-    promised = int(image.dataobj.offset) + math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
-    size = path.stat().st_size
-    if promised > size * (_MOST_DEFLATED if suffix_of(path) == ".nii.gz" else 1):
-        raise DataError(
-            f"{path}: the file ends early or is damaged (the header of shape {tuple(image.shape)} promises {promised} "
-            f"bytes, the file has {size}). Copy or export it again."
-        )
-    affine = np.asarray(image.affine, np.float64)
-    if not _has_axes(affine):
-        raise DataError(
-            f"{path}: the header's affine is not invertible. Expected a valid sform or qform. Export it again."
-        )
-    return image
+    def __init__(self, file: BinaryIO, header: NiftiHeader) -> None:
+        """Take a file and its header."""
+        self._file, self.header = file, header
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """See `StoredSlices`."""
+        header = self.header
+        i, j, k = header.grid.shape
+        shape = (i, j, stop - start)
+        array = np.empty((*shape, header.num_channels), header.dtype, order="F")
+        slice_bytes = i * j * header.dtype.itemsize
+        for channel in range(header.num_channels):
+            self._file.seek(header.offset + (channel * k + start) * slice_bytes)
+            piece = self._file.read(slice_bytes * shape[2])
+            check_length(len(piece), slice_bytes * shape[2])
+            array[..., channel] = np.ndarray(shape, header.dtype, piece, order="F")
+        return scaled(array.astype(header.dtype.newbyteorder("="), copy=False), header.slope, header.inter)
 
 
-def _has_axes(affine: np.ndarray) -> bool:
-    """Whether an affine is 4x4, finite, invertible, and each of its axes has a nearest anatomical direction."""
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        return False
-    return not np.isnan(io_orientation(affine)).any()
-
-
-def _brief(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def spatial_and_channels(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
-    """Split a stored shape into (X, Y, Z) and channels: (X, Y, Z), (X, Y, Z, C) or (X, Y, Z, 1, C)."""
-    if len(shape) < 3 or any(s < 1 for s in shape):
-        raise DataError(f"{path}: shape {shape} has {len(shape)} axes. Expected a 3D volume, or 4D with channels last.")
-    channels = [s for s in shape[3:] if s != 1]
-    if len(channels) > 1:
-        raise DataError(f"{path}: shape {shape} has {len(shape)} axes. Expected a 3D volume, or 4D with channels last.")
-    return tuple(int(s) for s in shape[:3]), int(channels[0]) if channels else 1  # type: ignore[return-value]
-
-
-def read_grid(path: Path) -> tuple[Grid, int]:
-    """Read a file's header alone.
-
-    Returns:
-        The grid as stored, and the number of channels.
+def open_slices(path: Path, stack: ExitStack) -> NiftiSlices:
+    """Open a file so that its slices can be reached, unpacked into a temporary file where it is compressed.
 
     Raises:
-        DataError: Missing, unreadable, not 3D (or 4D with channels), or with an affine that is not invertible.
+        ResourceError: There is no room to unpack it.
     """
-    image = open_nifti(path)
-    shape, channels = spatial_and_channels(path, image.shape)
-    return Grid(shape=shape, affine=np.asarray(image.affine, np.float64)), channels
+    with open_content(path) as content:
+        header = read_nifti_header(content)
+        if not content.is_gzip:
+            return NiftiSlices(stack.enter_context(open(path, "rb")), header)
+    folder = tempfile.gettempdir()
+    needed = header.offset + header.num_bytes
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ResourceError(
+            f"{path}: unpacked it takes {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB. Free space, or "
+            "set TMPDIR to a folder on a larger disk."
+        )
+    # It has no name, so that a killed process leaves nothing.
+    flat: BinaryIO = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    with open_content(path) as content:
+        for piece in content:
+            flat.write(piece)
+    check_length(max(0, min(header.num_bytes, flat.tell() - header.offset)), header.num_bytes)
+    return NiftiSlices(flat, header)
 
 
-def _read_array(path: Path, dtype: type | None) -> tuple[np.ndarray, Grid]:
-    """Read one file: (C, X, Y, Z) in RAS+ and its stored grid; `dtype` None keeps the stored type."""
-    image = open_nifti(path)
-    shape, channels = spatial_and_channels(path, image.shape)
-    try:
-        array = np.asanyarray(image.dataobj) if dtype is None else np.asarray(image.dataobj, dtype=dtype)
-    except _UNREADABLE as error:
-        raise DataError(damaged(path, error)) from error
-    grid = Grid(shape=shape, affine=np.asarray(image.affine, np.float64))
-    array = array.reshape(*shape, channels)
-    array = np.stack([apply_orientation(array[..., c], ras_orientation(grid.affine)) for c in range(channels)])
-    return array, grid
-
-
-def write_stored(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a NIfTI file from its voxels in the order they are stored; all of the file or nothing.
+def write_nifti(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file from its voxels in the order they are stored; all of the file or nothing.
 
     Args:
         path: `.nii.gz`, compressed at level 1 as nibabel does, or `.nii`.
-        pieces: X running fastest, Z slowest.
+        pieces: first axis running fastest.
     """
     shell = nib.Nifti1Image(np.broadcast_to(np.zeros((), dtype), grid.shape), grid.affine)
     header = shell.header
@@ -143,7 +106,7 @@ def write_stored(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
         with open(part, "wb") as file:
-            packed = suffix_of(path) == ".nii.gz"
+            packed = path.name.lower().endswith(".gz")
             out = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
             out.write(header.binaryblock + bytes(4))
             for piece in pieces:
@@ -155,3 +118,15 @@ def write_stored(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+NIFTI = Format(
+    name="NIfTI",
+    suffixes=(".nii.gz", ".nii"),
+    recognise=is_nifti,
+    read_header=read_header,
+    read=read_nifti,
+    read_with_digest=read_with_digest,
+    open_slices=open_slices,
+    write=write_nifti,
+)

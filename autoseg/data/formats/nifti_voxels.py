@@ -1,7 +1,7 @@
-"""One pass over an image file: its voxels as stored, its grid, a digest of its bytes, and what is wrong with it.
+"""One pass over a NIfTI file: its voxels as stored, its grid, a digest of its bytes, and what is wrong with it.
 
-The analysis reads each file once, in pieces, and keeps the stored type, so that it needs the memory of the voxels
-and little more. What a gzip checksum, the file's length and the header can tell is checked on the way.
+A file is read once, in pieces, and keeps its stored type, so that it takes the memory of the voxels and little more.
+What a gzip checksum, the file's length and the header can tell is checked on the way, by every command alike.
 """
 
 from __future__ import annotations
@@ -9,50 +9,52 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from autoseg.data.formats.nifti import SUFFIXES, suffix_of
-from autoseg.data.formats.nifti_header import FileFaultError, Finding, brief, judge_header, size_of_header
-from autoseg.data.grid import Grid
+from autoseg.data.formats.nifti_header import NiftiHeader, judge_header, size_of_header
+from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume, check_room
 from autoseg.workspace.digests import Hasher
 
 PIECE = 1 << 20
 """Bytes read and inflated at a time: fits a core's cache."""
+GZIP = b"\x1f\x8b"
+"""The first bytes of a gzip file."""
 MOST_INFLATION = 1040
 """Deflate makes at most 1,032 bytes of one. Source: zlib's technical notes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StoredVolume:
-    """A file's voxels as they are stored."""
-
-    array: np.ndarray
-    """(I, J, K, C) in stored orientation, stored type, native byte order, first axis fastest."""
-    slope: float
-    inter: float
-    """Intensity = slope * stored + inter."""
-    grid: Grid
-    digest: str
-    """Of the file's bytes, as `autoseg.workspace.digests.content_digest` has it."""
-    warnings: tuple[Finding, ...]
-
-
-class _Pieces:
+class Content:
     """A file's content, inflated where it is gzip, piece by piece; digests the bytes that it reads."""
 
-    def __init__(self, file: BinaryIO, is_gzip: bool) -> None:
-        self.file = file
-        self.digest = Hasher()
+    def __init__(
+        self, file: BinaryIO, file_bytes: int, *, is_gzip: bool, piece_bytes: int = PIECE, with_digest: bool = False
+    ) -> None:
+        """Take an open file at its beginning.
+
+        Args:
+            file_bytes: size of the file.
+            piece_bytes: read at a time.
+            with_digest: of the bytes that are read.
+        """
+        self.file, self.file_bytes, self.is_gzip = file, file_bytes, is_gzip
+        self._piece_bytes = piece_bytes
+        self._digest = Hasher() if with_digest else None
         self.rest = b""
         self._pieces = self._inflated() if is_gzip else self._raw()
 
+    @property
+    def digest(self) -> str:
+        """Of the bytes read so far; empty where nobody asked for it."""
+        return self._digest.hexdigest() if self._digest is not None else ""
+
     def _raw(self) -> Iterator[bytes]:
-        while piece := self.file.read(PIECE):
-            self.digest.update(piece)
+        while piece := self.file.read(self._piece_bytes):
+            if self._digest is not None:
+                self._digest.update(piece)
             yield piece
 
     def _inflated(self) -> Iterator[bytes]:
@@ -65,15 +67,25 @@ class _Pieces:
                     if not packed:
                         break
                     inflater, started = zlib.decompressobj(wbits=31), False
-                piece = inflater.decompress(packed, PIECE)
+                piece = inflater.decompress(packed, self._piece_bytes)
                 started = True
                 packed = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
                 if piece:
                     yield piece
-        while started and not inflater.eof and (piece := inflater.decompress(inflater.unconsumed_tail, PIECE)):
+        while started and not inflater.eof:
+            piece = inflater.decompress(inflater.unconsumed_tail, self._piece_bytes)
+            if not piece:
+                break
             yield piece
         if not inflater.eof:
             raise EOFError("the gzip stream ends early")
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The rest of the content in pieces; reading to the end verifies the checksum."""
+        if self.rest:
+            yield self.rest
+            self.rest = b""
+        yield from self._pieces
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes, fewer at the end."""
@@ -100,70 +112,41 @@ class _Pieces:
         self.rest = piece
         return done
 
-    def count_rest(self) -> int:
-        """Read to the end, which verifies the checksum; the number of bytes."""
-        count = len(self.rest)
-        for piece in self._pieces:
-            count += len(piece)
-        return count
+
+@contextmanager
+def open_content(path: Path, *, piece_bytes: int = PIECE, with_digest: bool = False) -> Iterator[Content]:
+    """Open a file's content, inflated where the file is gzip, whatever its name says."""
+    with open(path, "rb") as file:
+        is_gzip = file.read(2) == GZIP
+        file_bytes = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        yield Content(file, file_bytes, is_gzip=is_gzip, piece_bytes=piece_bytes, with_digest=with_digest)
 
 
-def read_stored(path: Path, free_bytes: int | None = None) -> StoredVolume:
+def read_nifti(path: Path, *, free_bytes: int | None = None, with_digest: bool = False) -> StoredVolume:
     """Read a NIfTI file once.
 
     Args:
         free_bytes: memory the voxels may take; None: no limit.
+        with_digest: also of the bytes read, which takes a little longer.
 
     Raises:
-        FileFaultError: Missing, unreadable, truncated, not 3D, without a usable grid, or too large.
+        FileFaultError: Damaged, truncated, not 3D, without a usable grid, or too large.
+        OSError, EOFError, zlib.error: The file cannot be read, or its checksum is wrong.
     """
-    if suffix_of(path) not in SUFFIXES:
-        raise FileFaultError(
-            "unreadable", f"unknown image format {path.suffix!r}", f"Convert it to one of {', '.join(SUFFIXES)}."
-        )
-    try:
-        with open(path, "rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-            size = file.seek(0, io.SEEK_END)
-            file.seek(0)
-            return _read(_Pieces(file, is_gzip), size * (MOST_INFLATION if is_gzip else 1), free_bytes)
-    except FileNotFoundError:
-        raise FileFaultError("missing", "no such file", "Check the path in the datalist and dataroot.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise FileFaultError(
-            "unreadable", f"the file ends early or is damaged ({brief(error)})", "Copy or export it again."
-        ) from None
-
-
-def _read(pieces: _Pieces, most_bytes: int, free_bytes: int | None) -> StoredVolume:
-    start = pieces.read(4)
-    header = judge_header(start + pieces.read(size_of_header(start) - len(start)))
-    num_bytes = header.num_bytes
-    if num_bytes + header.skip > most_bytes:
-        raise FileFaultError(
-            "unreadable",
-            f"the header promises {num_bytes} bytes of voxels, more than the file can hold",
-            "Copy or export it again.",
-        )
-    if free_bytes is not None and num_bytes > free_bytes:
-        raise FileFaultError(
-            "too_large",
-            f"its voxels take {num_bytes / 2**30:.1f} GiB and {free_bytes / 2**30:.1f} GiB of memory are free",
-            "Analyse it on a machine with more memory, or crop it.",
-        )
-    pieces.skip(header.skip)
-    buffer = np.empty(num_bytes, np.uint8)
-    done = pieces.read_into(buffer)
-    if done < num_bytes:
-        raise FileFaultError(
-            "unreadable", f"the file ends after {done} of {num_bytes} bytes of voxels", "Copy or export it again."
-        )
-    warnings = header.warnings
-    if extra := pieces.count_rest():
-        finding = f"{extra} bytes follow the voxels that the header describes"
-        remedy = "The header's size or type may be wrong; export it again if the image looks odd."
-        warnings = (*warnings, Finding("header", finding, remedy, is_fault=False))
-    array = np.ndarray((*header.shape, header.num_channels), header.dtype, buffer, order="F")
+    with open_content(path, with_digest=with_digest) as content:
+        header = read_nifti_header(content)
+        check_room(header, free_bytes)
+        content.skip(header.skip)
+        buffer = np.empty(header.num_bytes, np.uint8)
+        check_length(content.read_into(buffer), header.num_bytes)
+        warnings = header.warnings
+        # The checksum stands at the end, so that a file is sound only once all of it was read.
+        if extra := sum(len(piece) for piece in content):
+            finding = f"{extra} bytes follow the voxels that the header describes"
+            remedy = "The header's size or type may be wrong; export it again if the image looks odd."
+            warnings = (*warnings, Finding("header", finding, remedy, is_fault=False))
+    array = np.ndarray((*header.grid.shape, header.num_channels), header.dtype, buffer, order="F")
     if not header.dtype.isnative:
         array = array.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
     return StoredVolume(
@@ -171,6 +154,36 @@ def _read(pieces: _Pieces, most_bytes: int, free_bytes: int | None) -> StoredVol
         slope=header.slope,
         inter=header.inter,
         grid=header.grid,
-        digest=pieces.digest.hexdigest(),
+        digest=content.digest,
         warnings=warnings,
     )
+
+
+def read_nifti_header(content: Content) -> NiftiHeader:
+    """Read and judge the header at the beginning of a file's content.
+
+    Raises:
+        FileFaultError: As `judge_header`; or the file is too short for the voxels.
+    """
+    start = content.read(4)
+    header = judge_header(start + content.read(size_of_header(start) - len(start)))
+    if not content.is_gzip:
+        check_length(max(0, min(header.num_bytes, content.file_bytes - header.offset)), header.num_bytes)
+    elif header.offset + header.num_bytes > content.file_bytes * MOST_INFLATION:
+        raise FileFaultError(
+            "unreadable",
+            f"the header promises {header.num_bytes} bytes of voxels, more than the file can hold",
+            "Copy or export it again.",
+        )
+    return header
+
+
+def check_length(num_bytes: int, promised: int) -> None:
+    """Refuse a file that ends within its voxels.
+
+    Raises:
+        FileFaultError: It does.
+    """
+    if num_bytes < promised:
+        finding = f"the file ends after {num_bytes} of {promised} bytes of voxels"
+        raise FileFaultError("unreadable", finding, "Copy or export it again.")

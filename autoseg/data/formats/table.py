@@ -1,0 +1,199 @@
+"""The table of image formats, and the one way to a file through it: its content decides, then its suffix.
+
+Every reader of images and labels comes through here, so that what the analysis accepts, training and prediction
+accept, too.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.data.formats.format import Format
+from autoseg.data.formats.nifti import NIFTI
+from autoseg.data.formats.nifti_voxels import GZIP
+from autoseg.data.formats.stored import FileFaultError, Header, StoredSlices, StoredVolume, brief, check_room
+from autoseg.data.grid import Grid
+from autoseg.errors import DataError
+from autoseg.workspace.digests import content_digest
+
+FORMATS: tuple[Format, ...] = (NIFTI,)
+"""Asked in this order whether they recognise a file."""
+SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
+"""Of the files that are taken for images in a folder."""
+LABEL_SUFFIXES = tuple(suffix for row in FORMATS if row.write is not None for suffix in row.suffixes)
+"""Of the label files that can be written."""
+SUFFIXES_TEXT = ", ".join(SUFFIXES)
+PATTERNS_TEXT = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+LABEL_SUFFIX = LABEL_SUFFIXES[0]
+"""Of the label files that autoseg names itself."""
+
+START_BYTES = 1024
+"""Of the content that a format is recognised by."""
+
+
+# -- names
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of an image file in lower case, `.nii.gz` as one piece; of another file what follows the last dot."""
+    name = path.name.lower()
+    return max((s for s in SUFFIXES if name.endswith(s)), key=len, default=path.suffix.lower())
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without its image suffix."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def has_image_suffix(path: Path) -> bool:
+    """Whether a path is named like an image; hidden files (macOS's `._` files) are not."""
+    return suffix_of(path) in SUFFIXES and not path.name.startswith(".")
+
+
+def image_files(folder: Path, *, deep: bool = False) -> list[Path]:
+    """The images of a folder in the order of their names, hidden ones left out; `deep`: of its subfolders, too."""
+    return sorted(p for p in (folder.rglob("*") if deep else folder.iterdir()) if has_image_suffix(p))
+
+
+# -- reading
+
+
+def format_of(path: Path) -> Format:
+    """The format of an image: the one that recognises its content, else the one of its suffix.
+
+    Raises:
+        FileFaultError: No format knows it.
+        OSError: It cannot be opened.
+    """
+    start = _start_of(path)
+    by_content = (row for row in FORMATS if row.recognise(path, start))
+    by_suffix = (row for row in FORMATS if suffix_of(path) in row.suffixes)
+    if (found := next(by_content, None) or next(by_suffix, None)) is None:
+        raise FileFaultError(
+            "unreadable", f"unknown image format {path.suffix!r}", f"Convert it to one of {SUFFIXES_TEXT}."
+        )
+    return found
+
+
+def _start_of(path: Path) -> bytes:
+    """The first bytes of a file's content, as far as they can be had; none of a folder."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(START_BYTES)
+    except IsADirectoryError:
+        return b""
+    if not start.startswith(GZIP):
+        return start
+    try:
+        return zlib.decompressobj(wbits=31).decompress(start, START_BYTES)
+    except zlib.error:
+        return start
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say what is wrong with a file that cannot be read.
+
+    Raises:
+        FileFaultError: It cannot; the message names the file.
+    """
+    try:
+        yield
+    except FileFaultError as error:
+        fault = error.fault
+        raise FileFaultError(fault.kind, fault.finding, fault.remedy, path=path) from error
+    except FileNotFoundError as error:
+        remedy = "Check the path in the datalist and dataroot."
+        raise FileFaultError("missing", "no such file", remedy, path=path) from error
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+        finding = f"the file ends early or is damaged ({brief(error)})"
+        raise FileFaultError("unreadable", finding, "Copy or export it again.", path=path) from error
+
+
+def read_header(path: Path) -> Header:
+    """Read what a file says of itself, no voxel.
+
+    Raises:
+        FileFaultError: Missing, of no known format, damaged, not 3D, or without a usable grid.
+    """
+    with reading(path):
+        return format_of(path).read_header(path)
+
+
+def read_grid(path: Path) -> tuple[Grid, int]:
+    """The grid as stored and the number of channels, from the header alone.
+
+    Raises:
+        FileFaultError: As `read_header`.
+    """
+    header = read_header(path)
+    return header.grid, header.num_channels
+
+
+def read_stored(path: Path, *, free_bytes: int | None = None, with_digest: bool = False) -> StoredVolume:
+    """Read a file's voxels as they are stored, all of the file checked.
+
+    Args:
+        free_bytes: memory the voxels may take; None: no limit.
+        with_digest: also of the file's bytes.
+
+    Raises:
+        FileFaultError: As `read_header`; too large; or the voxels or their checksum are damaged.
+    """
+    with reading(path):
+        row = format_of(path)
+        if with_digest and row.read_with_digest is not None:
+            return row.read_with_digest(path, free_bytes)
+        if free_bytes is not None:
+            check_room(row.read_header(path), free_bytes)
+        volume = row.read(path)
+        return replace(volume, digest=content_digest(path)) if with_digest else volume
+
+
+def can_stream(path: Path) -> bool:
+    """Whether the slices of a file can be read one after the other.
+
+    Raises:
+        FileFaultError: Missing, or of no known format.
+    """
+    with reading(path):
+        return format_of(path).open_slices is not None
+
+
+def open_slices(path: Path, stack: ExitStack) -> StoredSlices:
+    """Open a file to read it slice by slice; it closes with the stack.
+
+    Raises:
+        FileFaultError: As `read_stored`.
+        ResourceError: There is no room to unpack it.
+    """
+    with reading(path):
+        row = format_of(path)
+        assert row.open_slices is not None, "asked for by `can_stream`"
+        return row.open_slices(path, stack)
+
+
+# -- writing
+
+
+def write_stored(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a label file from its voxels in the order they are stored; all of the file or nothing.
+
+    Args:
+        path: its suffix says the format.
+        pieces: first axis running fastest.
+
+    Raises:
+        DataError: No label is written in a format of this suffix.
+    """
+    write = next((row.write for row in FORMATS if row.write is not None and suffix_of(path) in row.suffixes), None)
+    if write is None:
+        expected = ", ".join(LABEL_SUFFIXES)
+        raise DataError(f"{path}: label files are not written as {path.suffix!r}. Expected one of {expected}.")
+    write(path, grid, dtype, pieces)
