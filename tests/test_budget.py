@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import wait_for
 
 from autoseg.config.settings import AlgoName, Settings
 from autoseg.data.datalists.cases import Datalist
@@ -86,9 +87,7 @@ def test_what_a_killed_run_spent_is_not_forgotten(
     budget = open_budget(tmp_path)
     with budget.kept():
         clock.now += 100
-        end = time.monotonic() + 20
-        while open_budget(tmp_path).left_s > 950 and time.monotonic() < end:
-            time.sleep(0.01)
+        wait_for(lambda: open_budget(tmp_path).left_s < 950)
         assert open_budget(tmp_path).left_s == pytest.approx(900)  # as a kill would leave it
     assert budget.left_s == pytest.approx(900)
 
@@ -184,7 +183,7 @@ def test_the_analysis_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def slow(*args: Any, **kwargs: Any) -> None:
         analyze(*args, **kwargs)
-        time.sleep(1.0)
+        time.sleep(0.2)  # of the real clock, which counts here
 
     monkeypatch.setattr(pipeline, "_analyze", slow)
     monkeypatch.setattr(
@@ -193,7 +192,7 @@ def test_the_analysis_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(26, 24, 24), num_fold=2)
     path.write_text(path.read_text() + yaml.safe_dump({**SMALL, "algos": ["segresnet"]}))
     assert pipeline.run_input(("analyze", "generate"), path, {"budget": "100s"}) == 0
-    assert json.loads((tmp_path / "work_dir" / "state" / "budget.json").read_text())["spent_s"] >= 1.0
+    assert json.loads((tmp_path / "work_dir" / "state" / "budget.json").read_text())["spent_s"] >= 0.2
 
 
 PAIR: list[tuple[AlgoName, int]] = [("segresnet", 0), ("segresnet", 1)]

@@ -10,10 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import wait_for_epochs
 from test_pipeline import autoseg, make_data
 
 from autoseg.workspace.claims import Claim
@@ -48,22 +48,14 @@ def set_epochs(work_dir: Path, count: int, fold: int = 0) -> None:
     plan.write_text(re.sub(r"^num_epochs_per_validation: \d+", every, text, flags=re.M))
 
 
-def wait_for_epochs(work_dir: Path, count: int, fold: int = 0) -> None:
-    metrics = work_dir / f"segresnet_{fold}" / "metrics.jsonl"
-    begin = time.monotonic()
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
-        assert time.monotonic() - begin < 60
-        time.sleep(0.02)
-
-
 def test_of_two_workers_one_trains(copied: Path) -> None:
     work = copied / "work_dir"
     set_epochs(work, 30)
     first = worker(work)
-    wait_for_epochs(work, 1)
+    wait_for_epochs(work / "segresnet_0" / "metrics.jsonl", 1)
     first.send_signal(signal.SIGSTOP)  # frozen, not dead: the claim holds
     refused, waiting = worker(work), worker(work, "--wait")
-    told = refused.communicate(timeout=100)[1]
+    told = refused.communicate()[1]
     assert waiting.stderr is not None
     line = waiting.stderr.readline()
     assert line.endswith("(taken over after 120 s). Waiting for it.\n")
@@ -74,8 +66,8 @@ def test_of_two_workers_one_trains(copied: Path) -> None:
         r"heartbeat \d+ s ago \(taken over after 120 s\)\.\n",
         told,
     )
-    heard = waiting.communicate(timeout=100)[1]
-    first.communicate(timeout=100)
+    heard = waiting.communicate()[1]
+    first.communicate()
     assert (first.returncode, waiting.returncode) == (0, 0)
     assert "segresnet_0 is done (Dice" in heard
     text = (work / "segresnet_0" / "train.log").read_text()
@@ -86,19 +78,19 @@ def test_a_killed_worker_is_followed_and_a_stopped_one_goes_on(copied: Path) -> 
     work = copied / "work_dir"
     set_epochs(work, 60)
     stopped = worker(work)
-    wait_for_epochs(work, 2)
+    wait_for_epochs(work / "segresnet_0" / "metrics.jsonl", 2)
     stopped.send_signal(signal.SIGTERM)
-    stopped.communicate(timeout=60)
+    stopped.communicate()
     assert stopped.returncode == 130
     assert "pending" in autoseg("status", "--work_dir", work).stdout
     epochs = len((work / "segresnet_0" / "metrics.jsonl").read_text().splitlines())
     killed = worker(work)
-    wait_for_epochs(work, epochs + 2)
+    wait_for_epochs(work / "segresnet_0" / "metrics.jsonl", epochs + 2)
     killed.kill()
     killed.communicate()
     assert json.loads((work / "segresnet_0" / "job.json").read_text())["state"] == "running"
     last = worker(work)
-    told = last.communicate(timeout=100)[1]
+    told = last.communicate()[1]
     assert last.returncode == 0, told
     assert f"segresnet_0: taking over from process {killed.pid} on {socket.gethostname()}, which is gone" in told
     resumed = re.search(r"going on after epoch (\d+), step", told)
@@ -152,14 +144,12 @@ def test_two_runs_in_one_work_dir(planned: Path) -> None:
 def test_a_worker_says_what_is_missing(copied: Path) -> None:
     work = copied / "work_dir"
     refused = worker(work, fold=7)
-    assert refused.communicate(timeout=60)[1] == (
-        f"error: {work}: segresnet_7 is not planned. Run `autoseg generate` first.\n"
-    )
+    assert refused.communicate()[1] == (f"error: {work}: segresnet_7 is not planned. Run `autoseg generate` first.\n")
     assert refused.returncode == 2
     settings = work / "settings.yaml"
     settings.write_text(re.sub(r"(dataroot: \{value: )[^,]+", r"\g<1>../gone", settings.read_text()))
     moved = worker(work)
-    assert moved.communicate(timeout=60)[1] == (
+    assert moved.communicate()[1] == (
         f"error: {settings}: the data folder {copied}/gone is not there. Mount it, or give --input input.yaml.\n"
     )
     assert moved.returncode == 2
@@ -177,7 +167,7 @@ def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
     alone = copied.parent / "alone"
     shutil.copytree(copied, alone, copy_function=shutil.copy2)
     single = worker(alone / "work_dir")
-    told = single.communicate(timeout=100)[1]
+    told = single.communicate()[1]
     assert single.returncode == 0, told
     port = free_port()
     nodes = []
@@ -187,7 +177,7 @@ def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
         command += ["--work_dir", str(work), "--algo", "segresnet", "--fold", "0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         nodes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-    heard = "".join(node.communicate(timeout=110)[1][-3000:] for node in nodes)
+    heard = "".join(node.communicate()[1][-3000:] for node in nodes)
     assert [node.returncode for node in nodes] == [0, 0], heard
     job, other = (Workspace(w).read_job("segresnet", 0) for w in (work, alone / "work_dir"))
     assert job.state == "done"
