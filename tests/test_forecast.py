@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from plans import tiny_plan
-from test_pipeline import autoseg, make_data
+from processes import autoseg
+from test_pipeline import make_data
 
 from autoseg.pipeline.forecast import SCORING, Cost, Forecast, _cost, makespan
 

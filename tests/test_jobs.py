@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import wait_for_epochs
-from test_pipeline import autoseg, make_data
+from processes import Started, autoseg, wait_for, wait_for_epochs
+from test_pipeline import make_data
 
 from autoseg.workspace.claims import Claim
 from autoseg.workspace.workspace import Workspace
@@ -36,9 +36,8 @@ def copied(planned: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def worker(work_dir: Path, *words: str, fold: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "autoseg", "train", "--work_dir", str(work_dir), "--algo", "segresnet"]
-    return subprocess.Popen([*command, "--fold", str(fold), *words], stderr=subprocess.PIPE, text=True)
+def worker(work_dir: Path, *words: str, fold: int = 0) -> Started:
+    return Started("train", "--work_dir", work_dir, "--algo", "segresnet", "--fold", str(fold), *words)
 
 
 def set_epochs(work_dir: Path, count: int, fold: int = 0) -> None:
@@ -55,21 +54,16 @@ def test_of_two_workers_one_trains(copied: Path) -> None:
     wait_for_epochs(work / "segresnet_0" / "metrics.jsonl", 1)
     first.send_signal(signal.SIGSTOP)  # frozen, not dead: the claim holds
     refused, waiting = worker(work), worker(work, "--wait")
-    told = refused.communicate()[1]
-    assert waiting.stderr is not None
-    line = waiting.stderr.readline()
-    assert line.endswith("(taken over after 120 s). Waiting for it.\n")
+    assert refused.wait() == 2
+    wait_for(lambda: waiting.stderr.endswith("(taken over after 120 s). Waiting for it.\n"))
     first.send_signal(signal.SIGCONT)
-    assert refused.returncode == 2
     assert re.fullmatch(
         rf"error: segresnet_0: process {first.pid} on {socket.gethostname()} is working on it since [0-9:]+, last "
         r"heartbeat \d+ s ago \(taken over after 120 s\)\.\n",
-        told,
+        refused.stderr,
     )
-    heard = waiting.communicate()[1]
-    first.communicate()
-    assert (first.returncode, waiting.returncode) == (0, 0)
-    assert "segresnet_0 is done (Dice" in heard
+    assert (first.wait(), waiting.wait()) == (0, 0)
+    assert "segresnet_0 is done (Dice" in waiting.stderr
     text = (work / "segresnet_0" / "train.log").read_text()
     assert text.count("after 60 steps") == 1, "one of them trained, to the end, once"
 
@@ -80,18 +74,17 @@ def test_a_killed_worker_is_followed_and_a_stopped_one_goes_on(copied: Path) -> 
     stopped = worker(work)
     wait_for_epochs(work / "segresnet_0" / "metrics.jsonl", 2)
     stopped.send_signal(signal.SIGTERM)
-    stopped.communicate()
-    assert stopped.returncode == 130
+    assert stopped.wait() == 130
     assert "pending" in autoseg("status", "--work_dir", work).stdout
     epochs = len((work / "segresnet_0" / "metrics.jsonl").read_text().splitlines())
     killed = worker(work)
     wait_for_epochs(work / "segresnet_0" / "metrics.jsonl", epochs + 2)
-    killed.kill()
-    killed.communicate()
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
     assert json.loads((work / "segresnet_0" / "job.json").read_text())["state"] == "running"
     last = worker(work)
-    told = last.communicate()[1]
-    assert last.returncode == 0, told
+    assert last.wait() == 0, last.stderr
+    told = last.stderr
     assert f"segresnet_0: taking over from process {killed.pid} on {socket.gethostname()}, which is gone" in told
     resumed = re.search(r"going on after epoch (\d+), step", told)
     assert resumed is not None
@@ -144,15 +137,15 @@ def test_two_runs_in_one_work_dir(planned: Path) -> None:
 def test_a_worker_says_what_is_missing(copied: Path) -> None:
     work = copied / "work_dir"
     refused = worker(work, fold=7)
-    assert refused.communicate()[1] == (f"error: {work}: segresnet_7 is not planned. Run `autoseg generate` first.\n")
-    assert refused.returncode == 2
+    assert refused.wait() == 2
+    assert refused.stderr == f"error: {work}: segresnet_7 is not planned. Run `autoseg generate` first.\n"
     settings = work / "settings.yaml"
     settings.write_text(re.sub(r"(dataroot: \{value: )[^,]+", r"\g<1>../gone", settings.read_text()))
     moved = worker(work)
-    assert moved.communicate()[1] == (
+    assert moved.wait() == 2
+    assert moved.stderr == (
         f"error: {settings}: the data folder {copied}/gone is not there. Mount it, or give --input input.yaml.\n"
     )
-    assert moved.returncode == 2
 
 
 def free_port() -> str:
@@ -167,8 +160,7 @@ def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
     alone = copied.parent / "alone"
     shutil.copytree(copied, alone, copy_function=shutil.copy2)
     single = worker(alone / "work_dir")
-    told = single.communicate()[1]
-    assert single.returncode == 0, told
+    assert single.wait() == 0, single.stderr
     port = free_port()
     nodes = []
     for rank in range(2):

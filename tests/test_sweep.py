@@ -12,7 +12,8 @@ import optuna
 import pytest
 import yaml
 from optuna.trial import TrialState
-from test_pipeline import autoseg, make_data
+from processes import autoseg
+from test_pipeline import make_data
 
 from autoseg.config.load import load_settings, read_settings_file
 from autoseg.config.settings import SweepSettings
