@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from hypothesis import given
@@ -147,6 +148,39 @@ def test_the_weakest_is_dropped_and_its_time_goes_to_the_others(
     assert json.loads((tmp_path / "state" / "budget.json").read_text())["dropped"]
 
 
+def test_nothing_is_dropped_while_a_job_of_the_first_fold_is_to_come(tmp_path: Path, clock: Clock) -> None:
+    budget = open_budget(tmp_path)
+    finish(tmp_path, {"segresnet": 0.9, "swinunetr": 0.2})
+    for state in ("pending", "running"):
+        Workspace(tmp_path).write_job(Job(algo="dints", fold=0, state=state))  # type: ignore[arg-type]
+        budget.drop_weak(JOBS)
+        assert not budget.state.dropped
+    finish(tmp_path, {"dints": 0.95})
+    budget.drop_weak(JOBS)
+    assert list(budget.state.dropped) == ["swinunetr"]
+
+
+@pytest.mark.parametrize(("dice", "dropped"), [(0.82, []), (0.80, ["dints"])])
+def test_of_two_networks_one_far_behind_leaves_its_time_to_the_other(
+    tmp_path: Path, clock: Clock, dice: float, dropped: list[str]
+) -> None:
+    """Far behind is under nine tenths of the best; two that are close are both kept."""
+    budget = open_budget(tmp_path)
+    finish(tmp_path, {"segresnet": 0.9, "dints": dice})
+    budget.drop_weak([(algo, fold) for algo, fold in JOBS if algo != "swinunetr"])
+    assert list(budget.state.dropped) == dropped
+
+
+@pytest.mark.parametrize(("age_s", "counts_s"), [(12.0, 12.0), (31.0, 0.0)])
+def test_the_start_of_a_process_that_has_just_begun_counts(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, age_s: float, counts_s: float
+) -> None:
+    """A process that has run for longer did something else first."""
+    monkeypatch.setattr(clock, "time", lambda: psutil.Process().create_time() + age_s)
+    assert module.work_began() == pytest.approx(clock.now - counts_s)
+    assert open_budget(tmp_path).left_s == pytest.approx(1000 - counts_s)
+
+
 @given(dice=st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=3))
 def test_the_best_is_never_dropped(tmp_path_factory: pytest.TempPathFactory, dice: list[float | None]) -> None:
     folder = tmp_path_factory.mktemp("run")
@@ -236,6 +270,20 @@ def test_a_first_round_of_fewer_folds_leaves_the_later_ones_as_much_for_each(
     first = rounds_budget(tmp_path, 1, clock.now)  # two_stage, whose fully annotated cases make one fold alone
     first.give(datalist, PAIR[:1], PAIR[:1])
     assert first.job_s("segresnet_0") == pytest.approx((1000 - 200) / 3, abs=0.1)
+
+
+def test_later_rounds_jobs_with_budgets_of_their_own_keep_them(
+    tmp_path: Path, clock: Clock, datalist: Datalist
+) -> None:
+    run, four = Workspace(tmp_path), (*PAIR, ("dints", 0), ("dints", 1))
+    run.plan_rounds(2)
+    paths = {"datalist": Path("d"), "dataroot": Path("r"), "work_dir": tmp_path}
+    settings = Settings(modality="MRI", budget="1000s", segresnet={"budget": "100s"}, **paths)  # type: ignore[arg-type]
+    rounds = Rounds(number=2, jobs=four, predictions=0.0)
+    first = RunBudget(run.begin_round(1, continues=True), settings, 1, rounds=rounds, since=clock.now)
+    first.give(datalist, four, four)
+    # Two of 100 s in each round; a tenth is kept for each round's predictions; four jobs share the rest.
+    assert first.job_s("dints_0") == pytest.approx((1000 - 2 * 200 - 200) / 4)
 
 
 def test_what_a_round_leaves_goes_to_the_next(tmp_path: Path, clock: Clock) -> None:

@@ -10,6 +10,9 @@ from pydantic import ValidationError
 
 import autoseg.workspace.workspace
 from autoseg.config.settings import RESERVED_NAMES, SweepSettings
+from autoseg.workspace.claims import Claim
+from autoseg.workspace.jobs import Job
+from autoseg.workspace.workspace import Workspace
 
 JOB = re.compile(r"(segresnet|dints)_\d+")
 """Jobs of the finished run."""
@@ -34,3 +37,14 @@ def test_the_workspace_tells_what_lies_in_it(finished_run: Path) -> None:
     text = autoseg.workspace.workspace.__doc__ or ""
     names = [p.name for p in (finished_run / "work_dir").iterdir() if not p.name.startswith(".")]
     assert [name for name in names if not JOB.fullmatch(name) and name not in text] == []
+
+
+def test_a_job_whose_worker_is_dead_counts_as_pending(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for fold, state in enumerate(("running", "running", "done")):
+        workspace.write_job(Job(algo="segresnet", fold=fold, state=state))  # type: ignore[arg-type]
+    with Claim(workspace.job_dir("segresnet", 1).claims, "segresnet_1"):
+        states = [(job.fold, job.state, claim.is_live) for job, claim in workspace.current_jobs()]
+    assert states == [(0, "pending", False), (1, "running", True), (2, "done", False)]
+    assert [job.state for job, _ in workspace.current_jobs()] == ["pending", "pending", "done"]
+    assert workspace.read_job("segresnet", 0).state == "running", "that is for who takes it over to change"
