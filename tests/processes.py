@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 LOADED = (
+    "autoseg.algos.fit",
+    "autoseg.algos.generate",
     "autoseg.analyzer.analysis",
     "autoseg.cli.main",
     "autoseg.ensemble.build",
@@ -33,6 +35,7 @@ LOADED = (
     "fire",
     "scipy.ndimage",
     "sklearn.model_selection",
+    "torch._dynamo",  # loaded by the first optimizer
 )
 """What the forks find loaded. One that is missing is no fault: the fork loads it itself."""
 

@@ -123,6 +123,23 @@ def test_what_predictions_take_is_kept_for_the_ensemble(tmp_path: Path, clock: C
     assert open_budget(tmp_path, ensemble=False).reserved_s(datalist, JOBS) == pytest.approx(10.0)
 
 
+def test_one_slow_prediction_does_not_take_the_time_of_all(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
+    budget = open_budget(tmp_path)
+    for algo, inference_s in zip(ALGOS, (1.0, 2.0, 100.0), strict=True):
+        finish(tmp_path, {algo: 0.9}, inference_s=inference_s)
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(2 * (1.3 * 6 * 2 + 6 * 2))
+
+
+def test_a_job_of_a_dropped_algorithm_that_is_done_stays_done(tmp_path: Path, clock: Clock) -> None:
+    budget = open_budget(tmp_path)
+    finish(tmp_path, {"segresnet": 0.9, "swinunetr": 0.2, "dints": 0.95})
+    finish(tmp_path, {"swinunetr": 0.2}, fold=1)
+    budget.drop_weak(JOBS)
+    assert list(budget.state.dropped) == ["swinunetr"]
+    assert not budget.is_dropped("swinunetr", 1, JOBS)
+    assert Workspace(tmp_path).read_job("swinunetr", 1).state == "done"
+
+
 def test_the_weakest_is_dropped_and_its_time_goes_to_the_others(
     tmp_path: Path, clock: Clock, datalist: Datalist, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,13 +10,20 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from processes import Started, autoseg, wait_for, wait_for_epochs
 from test_pipeline import make_data
 
+from autoseg.config.load import load_settings
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.datalist import read_datalist
+from autoseg.launch import Ended, Task
+from autoseg.pipeline.jobs import train_jobs
 from autoseg.workspace.claims import Claim
+from autoseg.workspace.jobs import Job
 from autoseg.workspace.workspace import Workspace
 
 
@@ -120,6 +127,73 @@ def test_two_at_once_and_one_that_always_fails(copied: Path) -> None:
     assert watched.returncode == 0
     assert "2 jobs: 2 done." in watched.stdout
     assert "retry: no job has failed" in autoseg("retry", "--input", copied / "input.yaml").stderr
+
+
+Launched = Callable[..., bool]
+
+
+@pytest.fixture
+def launched(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """A function that trains the planned jobs with a launcher that does what is given to it with each task, and starts
+    it again where it is told so; returns whether all jobs are done.
+    """
+    workspace = Workspace(copied / "work_dir")
+    settings, _ = load_settings(copied / "input.yaml", {"device": "cpu", "jobs_per_device": "2"})
+    datalist = read_datalist(workspace.datalist, copied)
+
+    def train(do: Callable[[Task], None], **options: bool) -> bool:
+        def launch(tasks: Sequence[Task], settings: Settings, ended: Ended, **_: object) -> None:
+            for task in tasks:
+                do(task)
+                while ended(task, 130):
+                    do(task)
+
+        monkeypatch.setattr("autoseg.pipeline.jobs.launch", launch)
+        return train_jobs(workspace, datalist, settings, [("segresnet", 0), ("segresnet", 1)], **options)
+
+    return train
+
+
+def finish_job(work: Path, task: Task) -> None:
+    fold = int(task.name[-1])
+    Workspace(work).write_job(Job(algo="segresnet", fold=fold, state="done", dice=0.5))
+
+
+def test_the_longest_job_is_started_first(copied: Path, launched: Launched) -> None:
+    set_epochs(copied / "work_dir", 60, fold=1)
+    started: list[str] = []
+
+    def do(task: Task) -> None:
+        started.append(task.name)
+        finish_job(copied / "work_dir", task)
+
+    assert launched(do)
+    assert started == ["segresnet_1", "segresnet_0"]
+
+
+def test_a_job_that_is_stopped_again_and_again_is_given_up(copied: Path, launched: Launched) -> None:
+    workspace = Workspace(copied / "work_dir")
+    starts = [0, 0]
+
+    def do(task: Task) -> None:
+        fold = int(task.name[-1])
+        starts[fold] += 1
+        workspace.write_job(Job(algo="segresnet", fold=fold, state="pending", starts=starts[fold]))
+
+    assert not launched(do)
+    assert max(starts) < 20
+    assert [workspace.read_job("segresnet", fold).state for fold in range(2)] == ["failed", "failed"]
+
+
+def test_trained_again_is_from_the_start(copied: Path, launched: Launched) -> None:
+    work = copied / "work_dir"
+    checkpoint = Workspace(work).job_dir("segresnet", 0).checkpoint
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_bytes(b"of an earlier training")
+    assert launched(lambda task: finish_job(work, task))
+    assert checkpoint.exists()
+    assert launched(lambda task: finish_job(work, task), again=True)
+    assert not checkpoint.exists()
 
 
 def test_two_runs_in_one_work_dir(planned: Path) -> None:

@@ -17,7 +17,7 @@ from processes import wait_for
 
 from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError
-from autoseg.launch import Task, launch
+from autoseg.launch import Task, launch, start, stop
 from autoseg.launch.local import Gpu, Place, find_places, run_local
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,6 +118,48 @@ def test_a_device_that_disappears_is_left_and_its_job_goes_on_elsewhere(
         "no device is left: cuda:1 went away, 1 jobs are still to do. Mend the driver (`nvidia-smi` must list the GPU) "
         "and run again; nothing that was saved is lost."
     )
+
+
+def test_the_other_share_of_a_lost_device_is_left_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Gpu("0", "GPU-a", 40.0), Gpu("1", "GPU-b", 40.0)]
+    used: list[str] = []
+
+    class Ended:
+        def __init__(self, command: Sequence[str], output: Path, environment: Mapping[str, str]) -> None:
+            used.append(environment["CUDA_VISIBLE_DEVICES"])
+            self.returncode = int(used[-1])  # all fail on the second GPU
+
+        def poll(self) -> int:
+            return self.returncode
+
+    monkeypatch.setattr("autoseg.launch.local.start", Ended)
+    monkeypatch.setattr("autoseg.launch.local.POLL_S", 0.0)
+    places = find_places(settings(jobs_per_device=2), gpus)
+    tasks = [script(f"t_{i}", "") for i in range(6)]
+    codes: list[int] = []
+    run_local(
+        tasks, places, lambda t, code: bool(codes.append(code)), tmp_path,
+        memory_gib=lambda task: 0.1, gpus_now=lambda: gpus[:1],
+    )  # fmt: skip
+    assert codes == [0] * 6
+    assert used.count("1") == 1, "nothing was started there again"
+
+
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1], "w").close()
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_process_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoseg.launch.SAVING_S", 0.1)
+    process = start([sys.executable, "-c", STUBBORN, str(tmp_path / "began")], tmp_path / "out", {})
+    wait_for((tmp_path / "began").exists)
+    stop([process])
+    assert process.returncode == -signal.SIGKILL
 
 
 class Counted:
