@@ -65,6 +65,12 @@ dints: {channel_mul: 0.125, use_downsample: true}
 
 
 @pytest.fixture
+def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process make no report after their stages: it took a third of a small run."""
+    monkeypatch.setattr("autoseg.report.page.make_report", lambda *_: None)
+
+
+@pytest.fixture
 def phantom_case(tmp_path: Path) -> Callable[..., Case]:
     """A function that writes one phantom into the test's folder and returns its Case.
 

@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import cpu_s
 
 from autoseg.cli import main as cli
 from autoseg.cli.arguments import command_names, describe_parameters, parameter_types, parse
@@ -20,7 +20,7 @@ from autoseg.version import __version__
 def installed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder, as a user does."""
     return subprocess.run(
-        [sys.executable, "-m", "autoseg", *words], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "autoseg", *words], cwd=folder, capture_output=True, text=True, check=False
     )
 
 
@@ -180,12 +180,7 @@ def test_version(tmp_path: Path) -> None:
 
 
 def test_help_is_quick_and_without_torch(tmp_path: Path) -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        assert installed(tmp_path, "--help").returncode == 0
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(3)) < 0.5
+    assert min(cpu_s("-m", "autoseg", "--help", cwd=tmp_path) for _ in range(3)) < 0.5
     words = [sys.executable, "-X", "importtime", "-m", "autoseg", "run", "--help"]
     log = subprocess.run(words, capture_output=True, text=True, check=True).stderr
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in log.splitlines()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import wait_for_epochs
 from test_jobs import copied, planned, set_epochs
 
 from autoseg.config.settings import Settings
@@ -66,10 +66,7 @@ def test_a_preempted_task_saves_and_goes_on(copied: Path) -> None:
     thread = threading.Thread(target=first, args=(task, str(work / "state")))
     thread.start()
     metrics = work / "segresnet_0" / "metrics.jsonl"
-    begin = time.monotonic()
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
-        assert time.monotonic() - begin < 60
-        time.sleep(0.02)
+    wait_for_epochs(metrics, 2)
     delayed = first.checkpoint(task, str(work / "state"))
     thread.join()
     assert Workspace(work).read_job("segresnet", 0).state == "pending"
@@ -106,9 +103,8 @@ def test_a_ray_cluster_that_loses_a_node_ends_the_run(cluster: Any, copied: Path
     killed = threading.Event()
 
     def kill_when_both_train() -> None:
-        paths = [work / f"segresnet_{fold}" / "metrics.jsonl" for fold in range(2)]
-        while not all(p.exists() and len(p.read_text().splitlines()) > 3 for p in paths):
-            time.sleep(0.05)
+        for fold in range(2):
+            wait_for_epochs(work / f"segresnet_{fold}" / "metrics.jsonl", 4)
         cluster.remove_node(cluster.victim, allow_graceful=False)
         killed.set()
 

@@ -15,6 +15,7 @@ import pytest
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
 from autoseg.data.datalists.folds import make_folds
+from autoseg.data.datalists.listfile import unique_names
 from autoseg.errors import ConfigError
 
 Put = Callable[..., Path]
@@ -331,6 +332,29 @@ def test_patients_are_never_split_and_no_fold_is_empty(seed: int) -> None:
     folds = make_folds(names, num_fold=5, seed=seed, groups=groups, strata=strata)
     assert set(folds) == set(range(5))
     assert all(len({f for f, g in zip(folds, groups, strict=True) if g == p}) == 1 for p in groups)
+
+
+def test_four_patients_of_unlike_size_fill_four_folds() -> None:
+    """The splitter that balances classes leaves one of these folds empty; then patients alone are balanced."""
+    sizes, classes = (21, 2, 1, 2), "10100001111111000011010100"
+    groups = [f"p{patient}" for patient, size in enumerate(sizes) for _ in range(size)]
+    folds = make_folds([f"n{i:02}" for i in range(26)], num_fold=4, seed=0, groups=groups, strata=classes)
+    assert sorted(Counter(folds).values()) == [1, 2, 2, 21]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/b_0000.nii.gz", "a/c_0003.nii.gz"], ["b", "c_0003"]),
+        (["x/b.nii.gz", "y/b.nii.gz"], ["x_b", "y_b"]),
+        (["a/b.nii.gz", "a/b.nii"], ["a_b_1", "a_b_2"]),
+        (["B.nii.gz", "b.nii.gz"], ["B_1", "b_2"]),
+        (["a/b.nii.gz", "a/b.nii", "a_b_1.nii.gz"], ["a_b_2", "a_b_3", "a_b_1"]),
+    ],
+)
+def test_names_of_cases_are_unique(paths: list[str], names: list[str]) -> None:
+    """By the folders above where they differ; where nothing else does, by a number that no other case has."""
+    assert unique_names([Path(path) for path in paths]) == names
 
 
 @pytest.mark.filterwarnings("error")

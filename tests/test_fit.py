@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import mmap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from plans import CPU, GPU, make_fingerprint, tiny_plan
+from processes import wait_for
 
 from autoseg.algos import fit
 from autoseg.algos.fit import fitted_plan
@@ -227,15 +227,12 @@ def test_the_peak_of_memory_is_that_of_the_block_alone() -> None:
     """What the process took before, and gave back, does not count: jobs come one after the other."""
     size = 256 << 20
 
-    def take() -> None:
-        with mmap.mmap(-1, size) as block:
-            block.write(b"1" * size)
-            time.sleep(0.1)
-
-    with MemoryWatch(DEVICE, 0.005) as first:
-        take()
+    with MemoryWatch(DEVICE, 0.005) as first, mmap.mmap(-1, size) as block:
+        before = first.peak_gib
+        block.write(b"1" * size)
+        wait_for(lambda: first.peak_gib - before > 0.8 * size / 2**30)
     with MemoryWatch(DEVICE, 0.005) as second:
-        time.sleep(0.02)
+        pass
     assert first.peak_gib - second.peak_gib > 0.8 * size / 2**30
     with MemoryWatch(DEVICE, 60.0) as rarely:
         pass

@@ -10,13 +10,20 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from test_pipeline import autoseg, make_data
+from autoseg.pipeline.training_jobs import train_jobs
+from processes import Started, autoseg, wait_for, wait_for_epochs
+from test_pipeline import make_data
 
+from autoseg.config.load import load_settings
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.datalist import read_datalist
+from autoseg.launch import Ended, Task
 from autoseg.workspace.claims import Claim
+from autoseg.workspace.jobs import Job
 from autoseg.workspace.workspace import Workspace
 
 
@@ -36,9 +43,8 @@ def copied(planned: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def worker(work_dir: Path, *words: str, fold: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "autoseg", "train", "--work_dir", str(work_dir), "--algo", "segresnet"]
-    return subprocess.Popen([*command, "--fold", str(fold), *words], stderr=subprocess.PIPE, text=True)
+def worker(work_dir: Path, *words: str, fold: int = 0) -> Started:
+    return Started("train", "--work_dir", work_dir, "--algo", "segresnet", "--fold", str(fold), *words)
 
 
 def set_epochs(work_dir: Path, count: int, fold: int = 0) -> None:
@@ -48,36 +54,23 @@ def set_epochs(work_dir: Path, count: int, fold: int = 0) -> None:
     plan.write_text(re.sub(r"^num_epochs_per_validation: \d+", every, text, flags=re.M))
 
 
-def wait_for_epochs(work_dir: Path, count: int, fold: int = 0) -> None:
-    metrics = work_dir / f"segresnet_{fold}" / "metrics.jsonl"
-    begin = time.monotonic()
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
-        assert time.monotonic() - begin < 60
-        time.sleep(0.02)
-
-
 def test_of_two_workers_one_trains(copied: Path) -> None:
     work = copied / "work_dir"
     set_epochs(work, 30)
     first = worker(work)
-    wait_for_epochs(work, 1)
+    wait_for_epochs(work / "segresnet_0" / "metrics.jsonl", 1)
     first.send_signal(signal.SIGSTOP)  # frozen, not dead: the claim holds
     refused, waiting = worker(work), worker(work, "--wait")
-    told = refused.communicate(timeout=100)[1]
-    assert waiting.stderr is not None
-    line = waiting.stderr.readline()
-    assert line.endswith("(taken over after 120 s). Waiting for it.\n")
+    assert refused.wait() == 2
+    wait_for(lambda: waiting.stderr.endswith("(taken over after 120 s). Waiting for it.\n"))
     first.send_signal(signal.SIGCONT)
-    assert refused.returncode == 2
     assert re.fullmatch(
         rf"error: segresnet_0: process {first.pid} on {socket.gethostname()} is working on it since [0-9:]+, last "
         r"heartbeat \d+ s ago \(taken over after 120 s\)\.\n",
-        told,
+        refused.stderr,
     )
-    heard = waiting.communicate(timeout=100)[1]
-    first.communicate(timeout=100)
-    assert (first.returncode, waiting.returncode) == (0, 0)
-    assert "segresnet_0 is done (Dice" in heard
+    assert (first.wait(), waiting.wait()) == (0, 0)
+    assert "segresnet_0 is done (Dice" in waiting.stderr
     text = (work / "segresnet_0" / "train.log").read_text()
     assert text.count("after 60 steps") == 1, "one of them trained, to the end, once"
 
@@ -86,20 +79,19 @@ def test_a_killed_worker_is_followed_and_a_stopped_one_goes_on(copied: Path) -> 
     work = copied / "work_dir"
     set_epochs(work, 60)
     stopped = worker(work)
-    wait_for_epochs(work, 2)
+    wait_for_epochs(work / "segresnet_0" / "metrics.jsonl", 2)
     stopped.send_signal(signal.SIGTERM)
-    stopped.communicate(timeout=60)
-    assert stopped.returncode == 130
+    assert stopped.wait() == 130
     assert "pending" in autoseg("status", "--work_dir", work).stdout
     epochs = len((work / "segresnet_0" / "metrics.jsonl").read_text().splitlines())
     killed = worker(work)
-    wait_for_epochs(work, epochs + 2)
-    killed.kill()
-    killed.communicate()
+    wait_for_epochs(work / "segresnet_0" / "metrics.jsonl", epochs + 2)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
     assert json.loads((work / "segresnet_0" / "job.json").read_text())["state"] == "running"
     last = worker(work)
-    told = last.communicate(timeout=100)[1]
-    assert last.returncode == 0, told
+    assert last.wait() == 0, last.stderr
+    told = last.stderr
     assert f"segresnet_0: taking over from process {killed.pid} on {socket.gethostname()}, which is gone" in told
     resumed = re.search(r"going on after epoch (\d+), step", told)
     assert resumed is not None
@@ -137,6 +129,73 @@ def test_two_at_once_and_one_that_always_fails(copied: Path) -> None:
     assert "retry: no job has failed" in autoseg("retry", "--input", copied / "input.yaml").stderr
 
 
+Launched = Callable[..., bool]
+
+
+@pytest.fixture
+def launched(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """A function that trains the planned jobs with a launcher that does what is given to it with each task, and starts
+    it again where it is told so; returns whether all jobs are done.
+    """
+    workspace = Workspace(copied / "work_dir")
+    settings, _ = load_settings(copied / "input.yaml", {"device": "cpu", "jobs_per_device": "2"})
+    datalist = read_datalist(workspace.datalist, copied)
+
+    def train(do: Callable[[Task], None], **options: bool) -> bool:
+        def launch(tasks: Sequence[Task], settings: Settings, ended: Ended, **_: object) -> None:
+            for task in tasks:
+                do(task)
+                while ended(task, 130):
+                    do(task)
+
+        monkeypatch.setattr("autoseg.pipeline.jobs.launch", launch)
+        return train_jobs(workspace, datalist, settings, [("segresnet", 0), ("segresnet", 1)], **options)
+
+    return train
+
+
+def finish_job(work: Path, task: Task) -> None:
+    fold = int(task.name[-1])
+    Workspace(work).write_job(Job(algo="segresnet", fold=fold, state="done", dice=0.5))
+
+
+def test_the_longest_job_is_started_first(copied: Path, launched: Launched) -> None:
+    set_epochs(copied / "work_dir", 60, fold=1)
+    started: list[str] = []
+
+    def do(task: Task) -> None:
+        started.append(task.name)
+        finish_job(copied / "work_dir", task)
+
+    assert launched(do)
+    assert started == ["segresnet_1", "segresnet_0"]
+
+
+def test_a_job_that_is_stopped_again_and_again_is_given_up(copied: Path, launched: Launched) -> None:
+    workspace = Workspace(copied / "work_dir")
+    starts = [0, 0]
+
+    def do(task: Task) -> None:
+        fold = int(task.name[-1])
+        starts[fold] += 1
+        workspace.write_job(Job(algo="segresnet", fold=fold, state="pending", starts=starts[fold]))
+
+    assert not launched(do)
+    assert max(starts) < 20
+    assert [workspace.read_job("segresnet", fold).state for fold in range(2)] == ["failed", "failed"]
+
+
+def test_trained_again_is_from_the_start(copied: Path, launched: Launched) -> None:
+    work = copied / "work_dir"
+    checkpoint = Workspace(work).job_dir("segresnet", 0).checkpoint
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_bytes(b"of an earlier training")
+    assert launched(lambda task: finish_job(work, task))
+    assert checkpoint.exists()
+    assert launched(lambda task: finish_job(work, task), again=True)
+    assert not checkpoint.exists()
+
+
 def test_two_runs_in_one_work_dir(planned: Path) -> None:
     work = planned / "work_dir"
     with Claim(work / ".claims", str(work)):
@@ -152,17 +211,15 @@ def test_two_runs_in_one_work_dir(planned: Path) -> None:
 def test_a_worker_says_what_is_missing(copied: Path) -> None:
     work = copied / "work_dir"
     refused = worker(work, fold=7)
-    assert refused.communicate(timeout=60)[1] == (
-        f"error: {work}: segresnet_7 is not planned. Run `autoseg generate` first.\n"
-    )
-    assert refused.returncode == 2
+    assert refused.wait() == 2
+    assert refused.stderr == f"error: {work}: segresnet_7 is not planned. Run `autoseg generate` first.\n"
     settings = work / "settings.yaml"
     settings.write_text(re.sub(r"(dataroot: \{value: )[^,]+", r"\g<1>../gone", settings.read_text()))
     moved = worker(work)
-    assert moved.communicate(timeout=60)[1] == (
+    assert moved.wait() == 2
+    assert moved.stderr == (
         f"error: {settings}: the data folder {copied}/gone is not there. Mount it, or give --input input.yaml.\n"
     )
-    assert moved.returncode == 2
 
 
 def free_port() -> str:
@@ -177,8 +234,7 @@ def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
     alone = copied.parent / "alone"
     shutil.copytree(copied, alone, copy_function=shutil.copy2)
     single = worker(alone / "work_dir")
-    told = single.communicate(timeout=100)[1]
-    assert single.returncode == 0, told
+    assert single.wait() == 0, single.stderr
     port = free_port()
     nodes = []
     for rank in range(2):
@@ -187,7 +243,7 @@ def test_two_nodes_train_one_job_as_one_does(copied: Path) -> None:
         command += ["--work_dir", str(work), "--algo", "segresnet", "--fold", "0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         nodes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-    heard = "".join(node.communicate(timeout=110)[1][-3000:] for node in nodes)
+    heard = "".join(node.communicate()[1][-3000:] for node in nodes)
     assert [node.returncode for node in nodes] == [0, 0], heard
     job, other = (Workspace(w).read_job("segresnet", 0) for w in (work, alone / "work_dir"))
     assert job.state == "done"

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from processes import autoseg
 
 from autoseg.data.phantoms import make_phantoms
 
@@ -36,11 +37,6 @@ def make_data(folder: Path, **settings) -> Path:  # type: ignore[no-untyped-def]
     path = make_phantoms(folder, num_cases=4, num_testing=1, shape=(26, 24, 24), num_fold=2)
     path.write_text(path.read_text() + yaml.safe_dump({**SMALL, **settings}))
     return path
-
-
-def autoseg(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "autoseg", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=110, check=False)
 
 
 def scores(work_dir: Path) -> dict:  # type: ignore[type-arg]

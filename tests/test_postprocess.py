@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -189,3 +191,15 @@ def test_ignored_voxels_and_classes_that_are_not_annotated_do_not_count() -> Non
     parts = [measure_parts(p, t, ignoring, MM) for p, t in zip(preds, truths, strict=True)]
     assert not propose(("a", "b"), parts)["a"].min_mm3
     assert propose(("a", "b"), [[None, case[1]] for case in parts]) == {}
+
+
+@pytest.mark.parametrize(("connectivity", "count"), [(6, 2), (26, 1)])
+def test_slabs_are_joined_as_voxels_are(
+    monkeypatch: pytest.MonkeyPatch, connectivity: Literal[6, 26], count: int
+) -> None:
+    """Two voxels that meet at an edge, in two slabs."""
+    monkeypatch.setattr(components, "SLAB_VOXELS", 1)
+    label = np.zeros((3, 3, 2), np.uint8)
+    label[0, 1, 0] = label[1, 1, 1] = 1
+    found = components.number_components(label, [1], connectivity=connectivity)
+    assert list(found.components.voxels[found.components.label == 1]) == [2 // count] * count

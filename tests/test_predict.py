@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from processes import wait_for
 from tiny_jobs import make_job
 
 from autoseg.cli.main import run_command
@@ -179,11 +180,16 @@ def test_processes_share_a_folder(work_dir: Path, tmp_path: Path) -> None:
     (out / "c.nii.gz").write_bytes(b"done before")
     other = Claim(out / ".claims" / "a", "a")
     other.__enter__()
-    # The other process ends without having written its image.
-    timer = threading.Timer(1.0, lambda: other.__exit__(None, None, None))
-    timer.start()
+
+    def end() -> None:
+        """The other process ends without having written its image, once all others are there."""
+        wait_for((out / "b.nii.gz").exists)
+        other.__exit__(None, None, None)
+
+    thread = threading.Thread(target=end)
+    thread.start()
     assert predict_files(work_dir, images, out, device="cpu", share=True) == 0
-    timer.join()
+    thread.join()
     assert (out / "c.nii.gz").read_bytes() == b"done before"
     written = {p.name: p.stat().st_mtime_ns for p in out.glob("*.nii.gz")}
     assert set(written) == {"a.nii.gz", "b.nii.gz", "c.nii.gz"}

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import chromium, console, requests
+from processes import wait_for
 
 from autoseg.cli.main import run_command
 from autoseg.config.settings import Settings
@@ -491,10 +492,7 @@ def test_the_live_page_follows_the_run_in_a_browser(copied: Path, tmp_path: Path
             driver.execute_script("window.marker = 1")
             metrics = copied / "work_dir" / "segresnet_0" / "metrics.jsonl"
             metrics.write_text(metrics.read_text() + metrics.read_text().splitlines()[-1] + "\n")
-            deadline = time.monotonic() + 40
-            while driver.execute_script("return window.marker === 1") and time.monotonic() < deadline:
-                time.sleep(0.2)
-            assert driver.execute_script("return window.marker === undefined")
+            wait_for(lambda: driver.execute_script("return window.marker === undefined"))
             assert console(driver) == []
             assert all(url.startswith(base) for url in requests(driver))
     finally:
@@ -513,7 +511,7 @@ def test_serving_ends_with_ctrl_c(finished_run: Path) -> None:
         with urllib.request.urlopen(address[0] + "version") as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait() == 0
         assert "report: ended" in process.stderr.read()
 
 

@@ -30,6 +30,7 @@ from autoseg.report.status import job_status, status
 from autoseg.workspace.workspace import Workspace
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("without_reports")  # but for the finished run that the module shares
 SMALL: dict[str, Any] = {
     "algos": ["segresnet"],
     "num_epochs": 1,

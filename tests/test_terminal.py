@@ -44,7 +44,7 @@ def on_screen(folder: Path, *words: str, **environment: str) -> str:
             break
         shown += part
     os.close(main)
-    process.wait(timeout=60)
+    process.wait()
     return shown.decode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -136,8 +137,11 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
         for i in clash:
             depth[i] += 1
             names[i] = name(i)
-    for n, i in enumerate(_clashing(names)):
-        names[i] = f"{names[i]}_{n + 1}"
+    taken = {name.lower() for name in names}
+    for n, i in enumerate(_clashing(names), start=1):
+        number = next(k for k in itertools.count(n) if f"{names[i]}_{k}".lower() not in taken)
+        names[i] = f"{names[i]}_{number}"
+        taken.add(names[i].lower())
     return names
 
 
