@@ -148,7 +148,7 @@ def launched(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
                 while ended(task, 130):
                     do(task)
 
-        monkeypatch.setattr("autoseg.pipeline.jobs.launch", launch)
+        monkeypatch.setattr("autoseg.pipeline.training_jobs.launch", launch)
         return train_jobs(workspace, datalist, settings, [("segresnet", 0), ("segresnet", 1)], **options)
 
     return train

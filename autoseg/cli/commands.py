@@ -86,7 +86,7 @@ class Commands:
         print(plan_run(input, self.overrides))
         return 0
 
-    # Long because each of its flags has its line here and its line in the help that is made from the docstring.
+    # Long: each of its flags has its line here and its line in the help that is made from the docstring.
     def predict(
         self,
         *,

@@ -95,12 +95,7 @@ def build_ensemble(
     for gap in gaps:
         log.warning("ensemble: %s", gap)
     scored, failures = score_out_of_fold(
-        workspace,
-        datalist,
-        algos_by_fold,
-        combine=how.combine,
-        device=settings.device,
-        progress=progress,
+        workspace, datalist, algos_by_fold, combine=how.combine, device=settings.device, progress=progress
     )
     able = candidates(scored, algos_by_fold, how)
     costs = costs_of(scored)
