@@ -1,7 +1,7 @@
-"""What can be the user's to mend. Everything else is a bug and keeps its traceback.
+"""Faults that a user can repair. Everything else is a bug and keeps its traceback.
 
 A message says where, what was found, what was expected and what to do. Faults are collected: one error may
-carry many lines, so that a user mends them all at once.
+carry many lines, so that a user can repair them all at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class AutosegError(Exception):
-    """The root of all errors a user can mend. The command line prints the message and exits with 2."""
+    """The root of all errors that a user can repair. The command line prints the message and exits with 2."""
 
     def __init__(self, messages: str | Iterable[str]) -> None:
         self.messages: tuple[str, ...] = (messages,) if isinstance(messages, str) else tuple(messages)

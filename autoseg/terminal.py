@@ -37,6 +37,13 @@ def paint_table(text: str, stream: IO[str]) -> str:
     return "\n".join([paint(lines[0], "bold", stream), *painted])
 
 
+def _pace(rate: float, unit: str) -> str:
+    """Units a second as people say it: `3.2 cases/s`, or `41 s a case` where one takes longer than a second."""
+    if rate >= 1:
+        return f"{rate:.1f} {unit}s/s"
+    return f"{1 / rate:.3g} s a {unit}" if rate > 0 else "none done yet"
+
+
 class Progress:
     """How far some work is: a bar with rate and time left on a terminal, else a line from time to time."""
 
@@ -85,8 +92,8 @@ class Progress:
             self.logged = time.monotonic()
             rate = self.done / (self.logged - self.start)
             left = (self.total - self.done) / rate if rate else 0.0
-            words = (self.name, self.done, self.total, self.unit, rate, self.unit, left)
-            log.info("%s: %d of %d %ss, %.1f %ss/s, %.0f s left", *words)
+            words = (self.name, self.done, self.total, self.unit, _pace(rate, self.unit), left)
+            log.info("%s: %d of %d %ss, %s, %.0f s left", *words)
 
     def close(self) -> None:
         """Leave the terminal tidy."""

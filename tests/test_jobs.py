@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from autoseg.pipeline.training_jobs import train_jobs
 from processes import Started, autoseg, wait_for, wait_for_epochs
 from test_pipeline import make_data
 
@@ -22,6 +21,7 @@ from autoseg.config.load import load_settings
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.launch import Ended, Task
+from autoseg.pipeline.training_jobs import train_jobs
 from autoseg.workspace.claims import Claim
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.workspace import Workspace

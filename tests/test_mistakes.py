@@ -1,4 +1,4 @@
-"""Typical mistakes of a first hour, each made as a new user would: the message alone is enough to mend it.
+"""Typical mistakes of a first hour, each made as a new user would: the message alone is enough to correct it.
 
 A message says where, what was found, and what to do; the exit code is 2; there is no traceback; nothing that was
 there is changed.

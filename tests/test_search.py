@@ -196,7 +196,7 @@ def test_a_search_whose_loss_is_no_number_has_diverged() -> None:
 
 
 def test_thin_images_are_searched_in_fp32_where_the_rest_is_bf16() -> None:
-    """There bf16 kernels of CPUs are wrong; see `mend_bf16`."""
+    """There bf16 kernels of CPUs are wrong; see `repair_bf16`."""
     plan = small_plan()[0].model_copy(update={"precision": "bf16"})
     search = Search(plan, CASES[:4], CPU, seconds=None, steps=6)
     layer = next(m for m in search.network.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (3, 3, 3))

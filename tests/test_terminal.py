@@ -123,6 +123,20 @@ def test_timed_lines_elsewhere(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     ]
 
 
+def test_slow_work_is_told_in_seconds_a_case(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with caplog.at_level(logging.INFO, "autoseg"):
+        bar = Progress("analyze", 3)
+        for _ in range(2):
+            now[0] += 41.0
+            bar.step()
+    assert [r.message for r in caplog.records] == [
+        "analyze: 1 of 3 cases, 41 s a case, 82 s left",
+        "analyze: 2 of 3 cases, 41 s a case, 41 s left",
+    ]
+
+
 def test_verbosity() -> None:
     words = ["run", "--quiet", "--budget", "2h"]
     assert take_verbosity(words) == logging.WARNING

@@ -82,7 +82,7 @@ class CaseCost:
     """What a case took; or an image of a data set, over the cases that were scored."""
 
     rest_s: float
-    """Seconds beside the networks, for each algorithm."""
+    """Seconds outside the networks, for each algorithm."""
     base: int
     """Bytes of the process and of the image; 0 on a GPU, whose memory is counted alone."""
     models: Mapping[str, ModelCost]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoseg.errors import ResourceError
-from autoseg.hardware.kernels import mend_bf16, take_norms, take_onednn
+from autoseg.hardware.kernels import repair_bf16, take_norms, take_onednn
 from autoseg.hardware.limits import own_threads
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -97,5 +97,5 @@ def to_device(network: nn.Module, device: torch.device, precision: Precision, *,
         if not trained:
             take_onednn(network)
     elif device.type == "cpu":
-        mend_bf16(network)
+        repair_bf16(network)
     return network

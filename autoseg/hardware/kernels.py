@@ -1,4 +1,4 @@
-"""Operations of PyTorch that are mended or replaced on some processors."""
+"""Operations of PyTorch that are repaired or replaced on some processors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-def mend_bf16(network: nn.Module) -> None:
+def repair_bf16(network: nn.Module) -> None:
     """Go round kernels of a CPU that are wrong in bf16; changed in place.
 
     Convolutions of images that are thinner than their kernel, or than 4 voxels, are computed in fp32, since oneDNN's

@@ -136,7 +136,7 @@ class Cost:
 
     predictor: Predictor
     correction: float = 1.0
-    """Of the time beside the networks: measured over predicted, of the last image."""
+    """Of the time outside the networks: measured over predicted, of the last image."""
     _windows: dict[tuple[int, Shape, Precision | None, bool], WindowCost] = field(default_factory=dict)
     """By model, window, the precision that is not the plan's, and whether the last layer is left for later."""
     _channels: dict[tuple[tuple[int, ...], bool | None], int] = field(default_factory=dict)
@@ -196,13 +196,13 @@ class Cost:
 
     @property
     def rest_s(self) -> float:
-        """Seconds a voxel of the image takes beside the networks, from a small slab of made-up probabilities."""
+        """Seconds a voxel of the image takes outside the networks, from a small slab of made-up probabilities."""
         if self._rest_s is None:
             self._rest_s = measure_rest(self.predictor.label_map)
         return self._rest_s * self.correction
 
     def learn(self, facts: Facts, seconds: float) -> None:
-        """Note what an image took beside the networks; the next one's estimate goes by it."""
+        """Note what an image took outside the networks; the next one's estimate goes by it."""
         groups = len(self.predictor.groups())
         self.correction *= max(seconds, 1e-3) / (self.rest_s * facts.voxels * groups)
 

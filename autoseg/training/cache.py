@@ -295,7 +295,7 @@ def _fill(missing: list[tuple[Path, Case]], plan: Plan, num_workers: int | None,
     """Write the missing cases; several jobs share the work."""
 
     def make(item: tuple[Path, Case], *, wait: bool) -> bool:
-        """Preprocess a case; False where another job is about it."""
+        """Preprocess a case; False where another job is working on it."""
         folder, case = item
         try:
             with Claim(folder / ".claims", case.name, wait=wait, poll_s=0.2):

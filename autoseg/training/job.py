@@ -348,7 +348,7 @@ def tidy_cache(workspace: Workspace, dataroot: Path) -> None:
 def _restart(plan: Plan, spent_s: float, device: torch.device) -> dict[str, Any]:
     """What a diverged job's second try changes in its plan: a lower learning rate, and the time that is left.
 
-    On a CPU also fp32 instead of bf16, whose kernels have been wrong before (`mend_bf16`).
+    On a CPU also fp32 instead of bf16, whose kernels have been wrong before (`repair_bf16`).
     """
     changes: dict[str, Any] = {"learning_rate": plan.learning_rate * RESTART_RATE}
     if device.type == "cpu" and resolve_precision(device, plan.precision) == "bf16":
