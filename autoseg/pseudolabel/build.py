@@ -10,25 +10,29 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
+from pydantic import JsonValue
 
-from autoseg.config.nodes import load_plain
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist, case_digest
+from autoseg.data.datalists.completed import read_completed
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
+from autoseg.data.fingerprint import StatsByCase
 from autoseg.data.labels import UNSURE_VALUE, LabelMap
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.errors import DataError, ResourceError, WorkspaceError
+from autoseg.evaluation.scores import Scores
+from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.predictor import Predictor, model_digest
-from autoseg.pseudolabel.audit import audit_json, make_row
+from autoseg.pseudolabel.audit import Audit, audit_json, make_row
 from autoseg.pseudolabel.complete import complete_label, voxel_weights
 from autoseg.pseudolabel.evidence import ClassEvidence, Prediction, predict_case
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, later_round
 from autoseg.version import __version__
-from autoseg.workspace.files import digest, read_json, write_json
+from autoseg.workspace.files import digest, write_json
+from autoseg.workspace.stored import Stored, read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -61,9 +65,7 @@ def class_dice(source: Workspace) -> dict[str, float | None]:
         raise WorkspaceError(
             f"{source.root}: no ensemble yet to label the other cases with. Run `autoseg ensemble` or `autoseg run`."
         )
-    scores = read_json(source.scores)
-    chosen = next(c for c in scores["candidates"] if c["name"] == scores["chosen"])
-    return {c["name"]: c["mean"] for c in chosen["classes"]}
+    return {c.name: c.mean for c in read_stored(source.scores, Scores).chosen_candidate.classes}
 
 
 def stage_inputs(source: Workspace, datalist: Datalist, settings: Settings, label_map: LabelMap) -> dict[str, str]:
@@ -93,17 +95,17 @@ def missing_files(target: Workspace) -> list[str]:
     """Completed labels that a round's list names and that are not there."""
     if not target.completed.exists():
         return [target.completed.name]
-    files = [item[k] for item in read_json(target.completed).values() for k in ("file", "weight") if k in item]
+    files = [file for item in read_completed(target).values() for file in item.files]
     return [file for file in files if not (target.pseudolabels / file).exists()]
 
 
 def not_predicted(target: Workspace) -> list[str]:
     """Cases that could not be predicted when the pseudo-labels of a round were made, and are to be tried again."""
-    return list(read_json(target.audit).get("not_predicted", ())) if target.audit.exists() else []
+    return list(read_stored(target.audit, Audit).not_predicted) if target.audit.exists() else []
 
 
 def _members(source: Workspace) -> list[tuple[str, int]]:
-    return [(str(a), int(f)) for a, f in read_json(source.ensemble_spec)["members"]]
+    return list(read_stored(source.ensemble_spec, EnsembleSpec).members)
 
 
 def make_pseudolabels(
@@ -187,6 +189,45 @@ def make_pseudolabels(
     return PseudolabelResult(text=_text(audit, len(joined), told), joined=joined, failures=tuple(told))
 
 
+AGAIN = "Undo the edit, or delete the file and run `autoseg pseudolabel` again."
+"""What to do about a damaged file of the pseudo-labels."""
+
+
+class CaseEvidence(Stored):
+    """What stands in pseudolabels/evidence/<case>.json."""
+
+    remedy: ClassVar[str] = AGAIN
+
+    made_from: str
+    """A digest."""
+    classes: dict[str, ClassEvidence]
+
+
+class Completion(Stored):
+    """Where a completed label comes from: what stands in pseudolabels/labels/<case>.json."""
+
+    remedy: ClassVar[str] = AGAIN
+
+    case: str
+    round: int
+    models: dict[str, str]
+    """Job -> digest of its model."""
+    round_of_models: int
+    settings: dict[str, JsonValue]
+    annotated: tuple[str, ...]
+    """Classes whose voxels annotators drew."""
+    filled: tuple[str, ...]
+    """Classes that models filled in."""
+    voxels_filled: dict[str, int]
+    voxels_unsure: dict[str, int]
+    """By class."""
+    unsure_value: int | None
+    version: str
+    """Of autoseg."""
+    made_from: str
+    """A digest."""
+
+
 class _Maker:
     """Predicts and completes single cases; what was made from the same before is not made again."""
 
@@ -220,9 +261,9 @@ class _Maker:
         files = [self._file("predicted", case), self._file("confidence", case)]
         key = self._key(case, wanted)
         if path.exists() and all(f.exists() for f in files):
-            record = read_json(path)
-            if record["made_from"] == key:
-                return {name: ClassEvidence(**found) for name, found in record["classes"].items()}
+            record = read_stored(path, CaseEvidence)
+            if record.made_from == key:
+                return record.classes
         members = [(a, int(f)) for a, _, f in (name.rpartition("_") for name in self.models)]
         if self.predictor is None:
             self.predictor = Predictor([self.source.job_dir(a, f) for a, f in members], device=self.device)
@@ -239,9 +280,9 @@ class _Maker:
         path.unlink(missing_ok=True)  # killed from here on, an older record must not speak for the new files
         write_volume(files[0], found.predicted, found.grid)
         write_volume(files[1], found.percent, found.grid)
-        classes = {name: e.to_json() for name, e in found.classes.items()}
-        write_json(path, {"made_from": key, "classes": classes})
-        return {name: ClassEvidence(**e) for name, e in classes.items()}
+        record = CaseEvidence(made_from=key, classes={name: e.rounded() for name, e in found.classes.items()})
+        write_stored(path, record)
+        return record.classes
 
     def complete(
         self, case: Case, accepted: Sequence[str], evidence: Mapping[str, ClassEvidence]
@@ -256,9 +297,9 @@ class _Maker:
         made_from = digest([self._key(case, list(evidence)), list(accepted), limits, self.how.soft])
         weights = self._file("weights", case) if self.how.soft else None
         if sidecar.exists() and target.exists() and (weights is None or weights.exists()):
-            record = read_json(sidecar)
-            if record["made_from"] == made_from:
-                return {"filled": record["voxels_filled"], "unsure": record["voxels_unsure"]}
+            record = read_stored(sidecar, Completion)
+            if record.made_from == made_from:
+                return {"filled": record.voxels_filled, "unsure": record.voxels_unsure}
         original = None if case.label is None else read_label(case.label)
         predicted, percent = (read_label(self._file(kind, case)) for kind in ("predicted", "confidence"))
         label = None if original is None else original.array[0]
@@ -275,21 +316,21 @@ class _Maker:
         write_volume(target, done.label, predicted.grid)
         if weights is not None:
             write_volume(weights, voxel_weights(label, percent.array[0], done.label), predicted.grid)
-        origin = {
-            "case": case.name,
-            "round": self.round,
-            "models": self.models,
-            "round_of_models": self.source.round,
-            "settings": asdict(self.how),
-            "annotated": list(self._annotated(case)),
-            "filled": list(accepted),
-            "voxels_filled": done.filled,
-            "voxels_unsure": done.unsure,
-            "unsure_value": UNSURE_VALUE if any(limits) else None,
-            "version": __version__,
-            "made_from": made_from,
-        }
-        write_json(sidecar, origin)
+        origin = Completion(
+            case=case.name,
+            round=self.round,
+            models=self.models,
+            round_of_models=self.source.round,
+            settings=asdict(self.how),
+            annotated=self._annotated(case),
+            filled=tuple(accepted),
+            voxels_filled=done.filled,
+            voxels_unsure=done.unsure,
+            unsure_value=UNSURE_VALUE if any(limits) else None,
+            version=__version__,
+            made_from=made_from,
+        )
+        write_stored(sidecar, origin)
         return {"filled": done.filled, "unsure": done.unsure}
 
     def tidy(self, completed: Mapping[str, Mapping[str, Any]]) -> None:
@@ -306,14 +347,10 @@ class _Maker:
 
 def _labelled_volumes(target: Workspace, label_map: LabelMap) -> dict[str, list[float]]:
     """Ml of each class in the cases where annotators found it, from the analysis."""
-    cases = load_plain(target.datastats_by_case.read_text())["stats_by_cases"]
     found: dict[str, list[float]] = {}
-    for case in cases:
-        if "label_stats" not in case:
-            continue
-        table = dict(zip(case["label_stats"]["labels"], case["label_stats"]["label"], strict=True))
+    for case in read_stored(target.datastats_by_case, StatsByCase).stats_by_cases:
         for name, values in zip(label_map.names, label_map.values, strict=True):
-            volume = float(np.sum([table[v]["volume_ml"] for v in values if v in table]))
+            volume = case.volume_ml(values)
             if volume > 0:
                 found.setdefault(name, []).append(volume)
     return found

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +18,10 @@ from autoseg.evaluation.metrics import pair_counts
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import labels_of_means
 from autoseg.inference.sides import BodyWatch, split_sides
+from autoseg.workspace.stored import Stored
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassEvidence:
+class ClassEvidence(Stored):
     """One class in one case, over the voxels that its annotators left as background."""
 
     voxels: int
@@ -34,9 +33,9 @@ class ClassEvidence:
     """Differing over foreground voxels, mean over pairs of folds, 0 to 2; None with one fold alone.
     Source: the FLARE22 winner's rule, there over rounds of training; here over folds, which one round has."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+    def rounded(self) -> ClassEvidence:
+        """As it is stored: floats of 6 digits."""
+        return ClassEvidence(**{k: round(v, 6) if isinstance(v, float) else v for k, v in self})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

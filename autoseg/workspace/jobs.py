@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from typing_extensions import TypedDict
+
+from autoseg.workspace.stored import Moment, Seconds, Stored
 
 JobState = Literal["pending", "running", "done", "failed", "diverged", "pruned"]
 
 
-@dataclass(kw_only=True)
-class Job:
+class Restart(TypedDict, total=False):
+    """What differs from the plan in a second try."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    learning_rate: float
+    precision: str
+    budget_s: float
+
+
+class Job(Stored):
     """What is known of one training job; stored as job.json."""
+
+    model_config = ConfigDict(frozen=False)
+    remedy: ClassVar[str] = "Undo the edit, or delete the file: the job is then trained again."
 
     algo: str
     fold: int
     state: JobState = "pending"
-    inputs: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
     """What it was made from: name -> digest; a difference makes it stale."""
     error: str = ""
     dice: float | None = None
     """Mean foreground Dice on the fold's validation cases, original grid."""
-    started: float | None = None
-    seconds: float = 0.0
+    started: Moment | None = None
+    seconds: Seconds = 0.0
     starts: int = 0
     """Starts since an epoch was last ended: more than a few mean that it kills its process."""
     can_retry: bool = True
@@ -31,8 +48,13 @@ class Job:
     """Most memory it took: of the GPU, or of the process on a CPU."""
     inference_s: float | None = None
     """Seconds to predict a validation case, mean."""
-    restart: dict[str, Any] = field(default_factory=dict)
+    restart: dict[str, Any] = Field(default_factory=dict)
     """What differs from the plan since the job diverged and was started once more."""
+
+    @field_validator("restart")
+    @classmethod
+    def _is_restart(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return dict(TypeAdapter(Restart).validate_python(value))
 
     @property
     def name(self) -> str:

@@ -1,0 +1,126 @@
+"""What stands in ensemble/scores.json. It loads no torch, so that whoever only shows scores starts quickly."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import model_validator
+
+from autoseg.workspace.stored import Score, Stored, read_stored
+from autoseg.workspace.workspace import Workspace
+
+PerClass = tuple[Score, ...]
+"""A score for each class; None: not counted."""
+AGAIN = "Undo the edit, or delete the file and run `autoseg ensemble` again."
+
+
+class ClassScores(Stored):
+    """A score of one class over cases; None where no case counts."""
+
+    name: str
+    num: int
+    """Cases that count."""
+    mean: Score
+    std: Score
+    median: Score
+    q25: Score
+    q75: Score
+    low: Score
+    """Ends of the 95 % interval of the mean."""
+    high: Score
+
+
+class ScoreSummary(Stored):
+    """A score over cases and classes."""
+
+    classes: tuple[ClassScores, ...]
+    mean: Score
+    low: Score
+    high: Score
+    num_cases: int
+
+
+class CandidateScores(ScoreSummary):
+    """The Dice of a combination, without postprocessing."""
+
+    name: str
+    combine: str
+    members: tuple[tuple[str, int], ...]
+    """Algorithm and fold of each model."""
+
+
+class CaseDice(Stored):
+    """One case by models that never saw it."""
+
+    name: str
+    fold: int
+    dice: dict[str, PerClass]
+    """By combination."""
+
+
+class FinishedScores(Stored):
+    """One case by the ensemble, postprocessing included."""
+
+    dice: PerClass
+    nsd: PerClass
+
+
+class Scores(Stored):
+    """Out-of-fold scores of a run."""
+
+    remedy: ClassVar[str] = AGAIN
+
+    version: str
+    """Of autoseg."""
+    metric: str
+    classes: tuple[str, ...]
+    chosen: str
+    """Name of the chosen combination."""
+    candidates: tuple[CandidateScores, ...]
+    cases: tuple[CaseDice, ...]
+    testing: dict[str, PerClass]
+    gaps: tuple[str, ...]
+    """Jobs without a model, in words."""
+    failures: tuple[str, ...]
+    """Cases that could not be predicted, in words."""
+    tolerance_mm: float
+    """Of `nsd`."""
+    dice: ScoreSummary
+    """The ensemble's, postprocessing included, as are `nsd` and `ensemble`."""
+    nsd: ScoreSummary
+    calibration: tuple[tuple[tuple[float, float, float], ...], ...] | None
+    """For each class in `calibrated` and each bin: voxels, sum of probabilities, of them right."""
+    calibrated: tuple[str, ...]
+    ensemble: dict[str, FinishedScores]
+    """By case."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        per_class = [values for case in self.cases for values in case.dice.values()]
+        per_class += [*self.testing.values(), *(values for f in self.ensemble.values() for values in (f.dice, f.nsd))]
+        if any(len(values) != len(self.classes) for values in per_class):
+            raise ValueError(f"a case has not as many scores as there are classes ({len(self.classes)})")
+        for summary in (self.dice, self.nsd, *self.candidates):
+            if tuple(c.name for c in summary.classes) != self.classes:
+                raise ValueError(f"a summary is of other classes than {', '.join(self.classes)}")
+        if self.chosen not in [c.name for c in self.candidates]:
+            raise ValueError(f"chosen: found {self.chosen!r}, expected one of the candidates")
+        if lost := sorted(set(self.ensemble) - {case.name for case in self.cases}):
+            raise ValueError(f"ensemble: found case {lost[0]!r}, which is not among the cases")
+        if self.calibration is not None and len(self.calibration) != len(self.calibrated):
+            raise ValueError("calibration: not as many classes as in calibrated")
+        return self
+
+    @property
+    def chosen_candidate(self) -> CandidateScores:
+        """The chosen combination."""
+        return next(c for c in self.candidates if c.name == self.chosen)
+
+
+def read_scores(workspace: Workspace) -> Scores | None:
+    """The scores of a run or a round; None before the ensemble stage.
+
+    Raises:
+        WorkspaceError: The file is damaged.
+    """
+    return read_stored(workspace.scores, Scores) if workspace.scores.exists() else None
