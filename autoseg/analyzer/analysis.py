@@ -35,6 +35,7 @@ from autoseg.analyzer.workers import Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datastats import DataStats
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
@@ -222,7 +223,7 @@ def _judge(
         annotated={n: a for n, a in settled.items() if label_map is not None and a != label_map.names},
         hint=HINT if silent and partial else "",
         label_map=label_map,
-        fingerprint=Fingerprint.of(datastats) if training and datalist.training else None,
+        fingerprint=Fingerprint.of(DataStats.model_validate(datastats)) if training and datalist.training else None,
         datastats=datastats,
         num_cases={role: len(getattr(datalist, role)) for role in ("training", "validation", "testing", "unlabeled")},
         num_read=num_read,

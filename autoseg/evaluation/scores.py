@@ -68,7 +68,7 @@ class FinishedScores(Stored):
 class Scores(Stored):
     """Out-of-fold scores of a run."""
 
-    remedy: ClassVar[str] = AGAIN
+    advice: ClassVar[str] = AGAIN
 
     version: str
     """Of autoseg."""
@@ -115,6 +115,28 @@ class Scores(Stored):
     def chosen_candidate(self) -> CandidateScores:
         """The chosen combination."""
         return next(c for c in self.candidates if c.name == self.chosen)
+
+
+class PrecisionComparison(Stored):
+    """A case predicted in half precision and in fp32."""
+
+    precision: str
+    equal_labels: float
+    """Share of the foreground voxels of either prediction."""
+    is_equal: bool
+    """Whether that is enough to predict in half precision."""
+
+
+class ValidationFile(Stored):
+    """What stands in a job's validation.json: its best model on the fold's cases."""
+
+    advice: ClassVar[str] = "Undo the edit, or delete the job's job.json and run `autoseg train` again."
+
+    summary: ScoreSummary
+    dice: dict[str, dict[str, Score]]
+    """Case -> class."""
+    half_precision: PrecisionComparison | None = None
+    """None where there was nothing to compare."""
 
 
 def read_scores(workspace: Workspace) -> Scores | None:

@@ -30,7 +30,7 @@ class ParetoRow(Stored):
 class EnsembleSpec(Stored):
     """The chosen ensemble, as it stands in `ensemble.json`."""
 
-    remedy: ClassVar[str] = "Undo the edit, or delete the file and run `autoseg ensemble` again."
+    advice: ClassVar[str] = "Undo the edit, or delete the file and run `autoseg ensemble` again."
 
     name: str
     """The candidate's name, such as segresnet+swinunetr."""

@@ -62,7 +62,7 @@ class BudgetState(Stored):
     """What stands in state/budget.json."""
 
     model_config = ConfigDict(frozen=False)
-    remedy: ClassVar[str] = "Undo the edit, or delete the file: the budget then starts anew."
+    advice: ClassVar[str] = "Undo the edit, or delete the file: the budget then starts anew."
 
     budget_s: Seconds
     """Of the whole run."""

@@ -18,7 +18,7 @@ from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist, case_digest
 from autoseg.data.datalists.completed import read_completed
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
-from autoseg.data.fingerprint import StatsByCase
+from autoseg.data.datastats import StatsByCase
 from autoseg.data.labels import UNSURE_VALUE, LabelMap
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.errors import DataError, ResourceError, WorkspaceError
@@ -196,7 +196,7 @@ AGAIN = "Undo the edit, or delete the file and run `autoseg pseudolabel` again."
 class CaseEvidence(Stored):
     """What stands in pseudolabels/evidence/<case>.json."""
 
-    remedy: ClassVar[str] = AGAIN
+    advice: ClassVar[str] = AGAIN
 
     made_from: str
     """A digest."""
@@ -206,7 +206,7 @@ class CaseEvidence(Stored):
 class Completion(Stored):
     """Where a completed label comes from: what stands in pseudolabels/labels/<case>.json."""
 
-    remedy: ClassVar[str] = AGAIN
+    advice: ClassVar[str] = AGAIN
 
     case: str
     round: int

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, field_validator
 from typing_extensions import TypedDict
 
-from autoseg.workspace.stored import Moment, Seconds, Stored
+from autoseg.workspace.stored import Moment, Score, Seconds, Stored, read_stored
 
 JobState = Literal["pending", "running", "done", "failed", "diverged", "pruned"]
 
@@ -28,7 +28,7 @@ class Job(Stored):
     """What is known of one training job; stored as job.json."""
 
     model_config = ConfigDict(frozen=False)
-    remedy: ClassVar[str] = "Undo the edit, or delete the file: the job is then trained again."
+    advice: ClassVar[str] = "Undo the edit, or delete the file: the job is then trained again."
 
     algo: str
     fold: int
@@ -60,6 +60,35 @@ class Job(Stored):
     def name(self) -> str:
         """Name of the job and of its folder."""
         return f"{self.algo}_{self.fold}"
+
+
+class StoredOrigin(Stored):
+    """Where a value of a plan came from: an entry of origins.yaml."""
+
+    value: JsonValue = None
+    """As it was derived, before any edit of the plan."""
+    origin: str
+    """planner, template, recipe NAME, search, or a place in the user's input."""
+    rule: str | None = ""
+    """How it was derived, with the numbers that went in."""
+
+
+class EpochLine(Stored):
+    """One line of metrics.jsonl: an epoch of a job."""
+
+    epoch: int = Field(ge=0, le=10**9)
+    num_epochs: int | None = Field(default=None, ge=0, le=10**9)
+    step: int | None = None
+    train_loss: float
+    val_dice: Score = None
+    """None: no validation in this epoch."""
+    best_dice: Score = None
+    lr: float | None = None
+    progress: float | None = None
+    """Share of the schedule that is done."""
+    seconds: Seconds = 0.0
+    samples_per_s: float | None = None
+    time_left_s: Seconds | None = None
 
 
 @dataclass(frozen=True)
@@ -112,3 +141,13 @@ class JobDir:
     def claims(self) -> Path:
         """Who works on it; see `autoseg.workspace.claims`."""
         return self.root / ".claims"
+
+
+def read_origins(paths: JobDir) -> dict[str, StoredOrigin]:
+    """Where each value of a job's plan came from, by key, dotted inside a block.
+
+    Raises:
+        WorkspaceError: The file is missing or damaged.
+    """
+    remedy = "Undo the edit, or delete the job's folder and run `autoseg generate` again."
+    return read_stored(paths.origins, dict[str, StoredOrigin], remedy=remedy)

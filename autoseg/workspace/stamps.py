@@ -16,7 +16,7 @@ MOST_NAMED = 4
 class Stamp(Stored):
     """What stands in state/<stage>.json."""
 
-    remedy: ClassVar[str] = "Undo the edit, or delete the file: the stage is then done again."
+    advice: ClassVar[str] = "Undo the edit, or delete the file: the stage is then done again."
 
     inputs: dict[str, str]
     """What it was made from: name -> digest."""

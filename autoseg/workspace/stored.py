@@ -42,7 +42,8 @@ class Stored(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    remedy: ClassVar[str] = REMEDY
+    advice: ClassVar[str] = REMEDY
+    """What to do about a damaged file."""
 
 
 @lru_cache
@@ -62,7 +63,7 @@ def read_stored(path: Path, kind: type[T], *, remedy: str = "") -> T:
         WorkspaceError: It is missing, cannot be read, is cut off or damaged, was written by a newer autoseg, or holds
             something else than `kind`.
     """
-    remedy = remedy or getattr(kind, "remedy", REMEDY)
+    remedy = remedy or getattr(kind, "advice", REMEDY)
     data = _parse(path, _read_text(path, remedy), remedy)
     refuse_newer(path, data)
     return check_stored(data, kind, str(path), remedy)

@@ -279,7 +279,7 @@ class Workspace:
             return Job(algo=algo, fold=fold)
         job = read_stored(path, Job)
         if (job.algo, job.fold) != (algo, fold):
-            raise WorkspaceError(f"{path}: found job {job.name}, expected {algo}_{fold}. {Job.remedy}")
+            raise WorkspaceError(f"{path}: found job {job.name}, expected {algo}_{fold}. {Job.advice}")
         return job
 
     def write_job(self, job: Job) -> None:
