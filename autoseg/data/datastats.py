@@ -37,7 +37,7 @@ class Intensity(Foreign):
 class ImageStats(Foreign):
     """The grid of a case in RAS."""
 
-    shape: tuple[Triple, ...] = Field(min_length=1)
+    shape: tuple[tuple[int, int, int], ...] = Field(min_length=1)
     """Voxels, once for each channel."""
     spacing: Triple
     """mm."""

@@ -18,7 +18,7 @@ from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.formats.nifti import read_grid
 from autoseg.data.labels import check_classes
 from autoseg.data.volumes import read_label
-from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec, candidates, choose, costs_of, pareto_rows
+from autoseg.ensemble.combine import Candidate, CaseScore, candidates, choose, costs_of, pareto_rows
 from autoseg.ensemble.out_of_fold import (
     Finished,
     Progress,
@@ -31,6 +31,7 @@ from autoseg.ensemble.out_of_fold import (
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.evaluation.metrics import TOLERANCE_MM, mean_score, summarise, to_plain
 from autoseg.evaluation.tables import format_rows, format_score, format_table
+from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.files import segment
 from autoseg.inference.postprocess import ClassRule, set_rules
 from autoseg.inference.predictor import Predictor, model_digest

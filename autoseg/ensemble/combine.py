@@ -16,6 +16,7 @@ from autoseg.config.settings import EnsembleSettings
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.metrics import mean_score
 from autoseg.inference.ensemble_spec import ParetoRow
+from autoseg.inference.predictor import Combine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from autoseg.data.labels import LabelMap
 from autoseg.data.streams import MemoryImage
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.ensemble.combine import CaseCost, CaseScore, Combination, ModelCost, combinations_of
+from autoseg.ensemble.records import read_case_record
 from autoseg.errors import DataError
 from autoseg.evaluation.calibration import Calibration
 from autoseg.evaluation.metrics import TOLERANCE_MM, class_means, dice_per_class, nsd_per_class, to_plain
@@ -35,7 +36,7 @@ from autoseg.inference.restore import Member, labels_of_means
 from autoseg.inference.sides import BodyWatch
 from autoseg.inference.windows import ProbRows, Shape, default_batch
 from autoseg.workspace.digests import content_digest
-from autoseg.workspace.files import digest, read_json, write_json
+from autoseg.workspace.files import digest, write_json
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any]
     """A case's record, if it was made from the same and all its files are still there."""
     if not path.exists() or not all(p.exists() for p in outputs):
         return None
-    record: dict[str, Any] = read_json(path)
+    record = read_case_record(path)
     return record if record.get("made_from") == key else None
 
 
@@ -323,7 +324,7 @@ def _parts_of(
 ) -> list[dict[str, Any] | None]:
     """Sizes of a prediction's parts, None for classes that do not count; kept in the case's record."""
     path = workspace.ensemble / "records" / f"{name}.json"
-    record = read_json(path)
+    record = read_case_record(path)
     key = _rules_key(combination, given)
     if key not in record.setdefault("parts", {}):
         assert case.label is not None
@@ -361,7 +362,7 @@ def _score_rules(
     found = {}
     for name, (case, combination) in cases.items():
         path = workspace.ensemble / "records" / f"{name}.json"
-        record = read_json(path)
+        record = read_case_record(path)
         scores, key = record.setdefault("finished", {}), _rules_key(combination, rules)
         if not rules:
             found[name] = _floats(record["dice"][combination])
@@ -392,7 +393,7 @@ def _write_finished(
     finished = Finished(rules=rules, raw={}, dice=dice, nsd={}, calibration={})
     for name, (case, combination) in cases.items():
         path, target = workspace.ensemble / "records" / f"{name}.json", folder / f"{name}.nii.gz"
-        record = read_json(path)
+        record = read_case_record(path)
         key = _rules_key(combination, rules)
         surface = record.setdefault("nsd", {})
         if key not in surface or record.get("in_ensemble") != key or not target.exists():

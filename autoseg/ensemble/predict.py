@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from autoseg.config.reader import read_model
 from autoseg.config.settings import LOCATOR, InferenceSettings
 from autoseg.data.formats.nifti import stem_of
-from autoseg.ensemble.combine import EnsembleSpec
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.inference.cost import Cost, Limits
+from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.files import Item, _check_output, _is_file, _Server, find_items, format_timing, writing
 from autoseg.inference.options import options_of
 from autoseg.inference.postprocess import set_rules

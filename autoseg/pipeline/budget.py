@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import psutil
+from pydantic import ConfigDict, Field
 
 from autoseg.config.settings import AlgoName, Settings
 from autoseg.config.units import format_duration, parse_duration

@@ -35,7 +35,7 @@ class ClassEvidence(Stored):
 
     def rounded(self) -> ClassEvidence:
         """As it is stored: floats of 6 digits."""
-        return ClassEvidence(**{k: round(v, 6) if isinstance(v, float) else v for k, v in self})
+        return self.model_copy(update={k: round(v, 6) if isinstance(v, float) else v for k, v in self})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

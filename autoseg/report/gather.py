@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from autoseg.pseudolabel.audit import Audit
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     """What could not be read or shown, in words."""
 
-    def read_or(self, default: T, read: Callable[[], T]) -> T:
+    def read_or(self, default: D, read: Callable[[], T]) -> T | D:
         """What can be read; where a file is damaged, the default and a note that names the file."""
         unreadable = Unreadable()
         value = unreadable.or_else(default, read)
@@ -58,11 +59,17 @@ class Run:
         """Every setting of input.yaml with its origin; empty before the first stage."""
         if not self.workspace.settings.exists():
             return {}
-        return {entry.key: entry for entry in self.read_or([], lambda: stored_settings(self.workspace))}
+        return {entry.key: entry for entry in self.read_or((), partial(stored_settings, self.workspace))}
 
     def setting(self, key: str, default: Any = None) -> Any:
         """The value of a setting."""
         return self.settings[key].value if key in self.settings else default
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        value = self.setting("seed", 0)
+        return value if isinstance(value, int) and value >= 0 else 0
 
     @cached_property
     def dataroot(self) -> Path:
@@ -107,7 +114,7 @@ class Run:
     @cached_property
     def earlier_audits(self) -> list[str]:
         """Where the audits of earlier rounds lie, from the run's folder."""
-        places = self.read_or([], self.workspace.rounds)[:-1]
+        places = self.read_or((), self.workspace.rounds)[:-1]
         return [p.audit.relative_to(self.workspace.run).as_posix() for p in places if p.audit.exists()]
 
     @cached_property
@@ -140,7 +147,7 @@ class Run:
     def plans(self) -> list[Entry]:
         """Every planned value of every job."""
         folders = [self.workspace.job_dir(job.algo, job.fold).root for job in self.jobs]
-        return [e for folder in folders for e in self.read_or([], lambda folder=folder: plan_entries(folder))]
+        return [e for folder in folders for e in self.read_or((), partial(plan_entries, folder))]
 
     @cached_property
     def label_map(self) -> LabelMap | None:
@@ -166,9 +173,9 @@ class Run:
             return None
 
     @cached_property
-    def usage(self) -> list[UsageLine]:
+    def usage(self) -> Sequence[UsageLine]:
         """What each stage used, every time it ran."""
-        return self.read_or([], lambda: read_usage(self.workspace))
+        return self.read_or((), lambda: read_usage(self.workspace))
 
     @cached_property
     def environment(self) -> dict[str, str]:
@@ -176,14 +183,14 @@ class Run:
         return self._stored(self.workspace.environment, dict[str, str]) or {}
 
     @cached_property
-    def commands(self) -> list[CommandLine]:
+    def commands(self) -> Sequence[CommandLine]:
         """The command lines of the run, oldest first."""
-        return self.read_or([], lambda: read_stored_lines(self.workspace.commands, CommandLine))
+        return self.read_or((), lambda: read_stored_lines(self.workspace.commands, CommandLine))
 
-    def curve(self, job: Job) -> list[EpochLine]:
+    def curve(self, job: Job) -> Sequence[EpochLine]:
         """The epochs of a job."""
         path = self.workspace.job_dir(job.algo, job.fold).metrics
-        return self.read_or([], lambda: read_stored_lines(path, EpochLine))
+        return self.read_or((), lambda: read_stored_lines(path, EpochLine))
 
     @property
     def name(self) -> str:
@@ -191,11 +198,16 @@ class Run:
         return str(self.setting("name") or self.dataroot.resolve().name)
 
 
+def last_finished(workspace: Workspace) -> Workspace:
+    """The last round with an ensemble; the run's folder where the files that tell are damaged, which `Run` names."""
+    return Unreadable().or_else(workspace, workspace.finished)
+
+
 def stages_shown(workspace: Workspace, table: Sequence[Stage[Any]]) -> list[tuple[str, str]]:
     """Each stage but those between rounds, and how far it is, in words."""
     unreadable = Unreadable()
     shown = [stage for stage in table if stage.where != "between rounds"]
-    return [(s.name, unreadable.or_else("not readable", lambda s=s: s.far(workspace))) for s in shown]
+    return [(s.name, unreadable.or_else("not readable", partial(s.far, workspace))) for s in shown]
 
 
 def inputs_digest(workspace: Workspace, table: Sequence[Stage[Any]]) -> str:

@@ -15,7 +15,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -428,7 +427,9 @@ def keep_topology(plan: Plan, paths: JobDir, topology: Topology) -> None:
     new = plan.model_copy(update={"network": {**plan.network, **found}})
     origins = read_origins(paths)
     for key, value in found.items():
-        origins[f"network.{key}"] = StoredOrigin(value=value, origin="search", rule="configs/topology.json")
+        origins[f"network.{key}"] = StoredOrigin.model_validate(
+            {"value": value, "origin": "search", "rule": "configs/topology.json"}
+        )
     plain = {key: origin.model_dump(mode="json") for key, origin in origins.items()}
     write_text(paths.origins, yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120))
     write_text(paths.root / "configs" / "inference.yaml", inference_config(new))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -23,6 +23,7 @@ from autoseg.version import __version__
 from autoseg.workspace.files import write_json
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 REMEDY = "Undo the edit, or delete the file and run `autoseg run` again."
 """What to do about a file that cannot be read, where its type says nothing better."""
@@ -97,7 +98,7 @@ def check_stored(data: Any, kind: type[T], place: str, remedy: str = REMEDY) -> 
         WorkspaceError: It is something else; the message begins with `place` and ends with `remedy`.
     """
     try:
-        value: T = _adapter(kind).validate_python(data)
+        value: T = _adapter(cast(Hashable, kind)).validate_python(data)
     except ValidationError as error:
         faults = [_words_of(item, kind) for item in error.errors(include_url=False, include_context=False)]
         more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
@@ -188,7 +189,7 @@ class Unreadable:
         """None so far."""
         self.messages: list[str] = []
 
-    def or_else(self, default: T, read: Callable[[], T]) -> T:
+    def or_else(self, default: D, read: Callable[[], T]) -> T | D:
         """What `read` returns, or the default where it meets a file that cannot be read."""
         try:
             return read()

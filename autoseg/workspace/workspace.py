@@ -32,6 +32,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -310,7 +311,7 @@ class Workspace:
 
     def readable_jobs(self, unreadable: Unreadable) -> list[tuple[Job, ClaimState]]:
         """All jobs whose files can be read, with who works on them, for commands that only show."""
-        found = [unreadable.or_else(None, lambda job=job: self.current_job(*job)) for job in self.job_names()]
+        found = [unreadable.or_else(None, partial(self.current_job, *name)) for name in self.job_names()]
         return [pair for pair in found if pair is not None]
 
     @contextmanager
