@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.errors import DataError, WorkspaceError
 from autoseg.pipeline.stages import PLAIN_RUN
-from autoseg.workspace.files import read_json
+from autoseg.workspace.layout import check_readable
 from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from autoseg.evaluation.score_files import Scores
 
 Record = dict[str, Any]
 
@@ -122,40 +124,41 @@ def load_result(work_dir: str | Path = "work_dir", *, succeeded: bool | None = N
     Raises:
         WorkspaceError: The folder is no run's.
     """
+    from autoseg.evaluation.score_files import read_scores
+
     workspace = Workspace(Path(work_dir))
+    check_readable(workspace.run)
     if not workspace.settings.exists():
         raise WorkspaceError(f"{work_dir}: no settings.yaml, so not a run's folder. Give a run's work_dir.")
     workspace = workspace.finished()
     jobs = workspace.jobs()
-    scores = read_json(workspace.scores) if workspace.scores.exists() else None
-    chosen = scores["dice"] if scores else None
+    scores = read_scores(workspace)
+    chosen = scores.dice if scores else None
+    surface = scores.summary_of("nsd") if scores else None
     keys = ("algo", "fold", "state", "dice", "seconds", "error")
     return RunResult(
         work_dir=Path(work_dir),
         succeeded=all(j.state in ("done", "pruned") for j in jobs) if succeeded is None else succeeded,
-        classes=tuple(scores["classes"]) if scores else (),
-        chosen=scores["chosen"] if scores else "",
-        dice=chosen["mean"] if chosen else None,
-        dice_by_class={c["name"]: c["mean"] for c in chosen["classes"]} if chosen else {},
-        nsd=scores.get("nsd", {}).get("mean") if scores else None,
+        classes=scores.classes if scores else (),
+        chosen=scores.chosen if scores else "",
+        dice=chosen.mean if chosen else None,
+        dice_by_class={c.name: c.mean for c in chosen.classes} if chosen else {},
+        nsd=surface.mean if surface else None,
         records=tuple(_records(scores)) if scores else (),
         jobs=tuple({key: getattr(job, key) for key in keys} for job in jobs),
     )
 
 
-def _records(scores: Mapping[str, Any]) -> list[Record]:
+def _records(scores: Scores) -> list[Record]:
     records = []
-    metrics = scores.get("metrics", ("dice", "nsd"))  # runs of 0.1 do not list them
-    for case in scores["cases"]:
-        best = scores.get("ensemble", {}).get(case["name"])
-        rows = {name: {"dice": values} for name, values in case["dice"].items()}
-        if best:
-            rows["ensemble"] = best
+    for case in scores.cases:
+        rows = {name: {"dice": values} for name, values in case.dice.items()}
+        if case.name in scores.ensemble:
+            rows["ensemble"] = scores.ensemble[case.name]
         for segmenter, values in rows.items():
-            for i, name in enumerate(scores["classes"]):
-                record = {"case": case["name"], "fold": case["fold"], "class": name, "segmenter": segmenter}
-                by_metric = {metric: values[metric][i] if metric in values else None for metric in metrics}
-                records.append({**record, **by_metric})
+            for i, name in enumerate(scores.classes):
+                record: Record = {"case": case.name, "fold": case.fold, "class": name, "segmenter": segmenter}
+                records.append({**record, **{m: values[m][i] if m in values else None for m in scores.metrics}})
     return records
 
 

@@ -13,10 +13,7 @@ MOST_LINES, MOST_BRANCHES = 60, 20
 REASON = "# Long:"
 """How the comment directly above a function begins that says why it may be longer or have more branches."""
 
-STILL_LONG: set[str] = {
-    "pseudolabel/build.py: make_pseudolabels",
-    "pseudolabel/evidence.py: predict_case",
-}
+STILL_LONG: set[str] = set()
 """Functions over the limits without a reason. The list only shrinks: one that keeps to the limits must leave it."""
 
 STILL_PRIVATE: set[str] = set()

@@ -20,11 +20,11 @@ from autoseg.cli.main import run_command
 from autoseg.data import streams
 from autoseg.data.grid import Grid
 from autoseg.data.volumes import write_volume
-from autoseg.ensemble.combine import EnsembleSpec
 from autoseg.ensemble.predict import load_predictor, predict_files
 from autoseg.errors import ConfigError, DataError, WorkspaceError
 from autoseg.evaluation.folders import evaluate, evaluate_folders
 from autoseg.inference.cost import Limits
+from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.workspace.claims import Claim
 from autoseg.workspace.files import write_json, write_yaml
 from autoseg.workspace.workspace import Workspace

@@ -34,7 +34,8 @@ from autoseg.pseudolabel.evidence import ClassEvidence, choose, disagreements, p
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, count_rounds, first_round, later_round, why_one_round
 from autoseg.workspace.files import write_json, write_text
-from autoseg.workspace.workspace import Workspace, changed
+from autoseg.workspace.stamps import changed
+from autoseg.workspace.workspace import Workspace
 
 FOUR = LabelMap(names=("a", "b", "c", "d"), values=((1,), (2,), (5,), (9,)))
 

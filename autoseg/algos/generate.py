@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-import yaml
 
 from autoseg.algos.fit import fitted_plan
 from autoseg.algos.inputs import PlanInputs
@@ -19,7 +18,7 @@ from autoseg.export.bundle import write_bundle
 from autoseg.plan import Origin, Plan, read_plan
 from autoseg.version import __version__
 from autoseg.workspace.files import digest, write_text
-from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.jobs import JobDir, read_origins
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -33,10 +32,10 @@ def edited_values(paths: JobDir) -> dict[str, Any]:
     if not (paths.plan.exists() and paths.origins.exists()):
         return {}
     now = read_plan(paths).model_dump(mode="json")
-    origins = yaml.safe_load(paths.origins.read_text())
-    generated = {key: origins[key]["value"] for key in now if key in origins}
+    origins = read_origins(paths)
+    generated = {key: origins[key].value for key in now if key in origins}
     generated["network"] = {
-        key: origins[f"network.{key}"]["value"] for key in now["network"] if f"network.{key}" in origins
+        key: origins[f"network.{key}"].value for key in now["network"] if f"network.{key}" in origins
     }
     return {key: value for key, value in now.items() if value != generated.get(key)}
 
@@ -71,7 +70,7 @@ def edit_job(workspace: Workspace, plan: Plan, origins: dict[str, Origin]) -> li
             edited.update({k: planned[k] for k in derived if k not in by_hand and origins[k].origin == "planner"})
     keys = [key for key in edited if edited[key] != now[key]]
     if keys:
-        rules = {key: o["rule"] or o["origin"] for key, o in yaml.safe_load(paths.origins.read_text()).items()}
+        rules = {key: o.rule or o.origin for key, o in read_origins(paths).items()}
         rules.update(dict.fromkeys(keys, "command line"))
         write_text(paths.plan, fill_template(plan.algo, Plan.model_validate(edited).model_dump(mode="json"), rules))
     return keys

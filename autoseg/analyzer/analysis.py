@@ -35,6 +35,7 @@ from autoseg.analyzer.workers import Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datastats import DataStats
 from autoseg.data.fingerprint import Fingerprint, LabelGroup
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
@@ -221,7 +222,7 @@ def _judge(
         annotated=partly,
         hint=_hint(training, occurring_groups, label_map, settings),
         label_map=label_map,
-        fingerprint=Fingerprint.of(datastats) if training and datalist.training else None,
+        fingerprint=Fingerprint.of(DataStats.model_validate(datastats)) if training and datalist.training else None,
         datastats=datastats,
         num_cases={role: len(getattr(datalist, role)) for role in ("training", "validation", "testing", "unlabeled")},
         num_read=num_read,

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from autoseg.config.nodes import load_plain
+from autoseg.data.datastats import DataStats, Triple
 from autoseg.errors import WorkspaceError
+from autoseg.workspace.stored import read_stored
 
-Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 
 
@@ -78,59 +75,47 @@ class Fingerprint:
         Raises:
             WorkspaceError: The file is missing, damaged, or was written by another program.
         """
-        try:
-            text = datastats_yaml.read_text()
-        except FileNotFoundError:
-            raise WorkspaceError(f"{datastats_yaml}: missing. Run `autoseg analyze` first.") from None
-        try:
-            data = load_plain(text)
-            return cls.of(data)
-        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise WorkspaceError(
-                f"{datastats_yaml}: not a complete datastats.yaml of autoseg ({type(error).__name__}: {error}). "
-                "Run `autoseg analyze` again."
-            ) from None
+        if not datastats_yaml.exists():
+            raise WorkspaceError(f"{datastats_yaml}: missing. Run `autoseg analyze` first.")
+        return cls.of(read_stored(datastats_yaml, DataStats))
 
     @classmethod
-    def of(cls, datastats: dict[str, Any]) -> Fingerprint:
+    def of(cls, datastats: DataStats) -> Fingerprint:
         """Take the fingerprint from the content of datastats.yaml."""
-        data_set = datastats["data_set"]
-        spacing, shape, size = data_set["spacing_mm"], data_set["shape"], data_set["size_mm"]
-        classes = data_set["classes"]
+        data_set = datastats.data_set
+        spacing, shape, size = data_set.spacing_mm, data_set.shape, data_set.size_mm
+        classes = data_set.classes
         return cls(
-            num_cases=int(datastats["stats_summary"]["n_cases"]),
-            num_channels=int(data_set["num_channels"]),
-            spacing_mm_min=_triple(spacing["min"]),
-            spacing_mm_p10=_triple(spacing["percentile_10_0"]),
-            spacing_mm_median=_triple(spacing["median"]),
-            spacing_mm_max=_triple(spacing["max"]),
-            shape_min=_voxels(shape["min"]),
-            shape_median=_voxels(shape["median"]),
-            shape_p90=_voxels(shape["percentile_90_0"]),
-            shape_max=_voxels(shape["max"]),
-            size_mm_median=_triple(size["median"]),
-            size_mm_p90=_triple(size["percentile_90_0"]),
+            num_cases=datastats.stats_summary.n_cases,
+            num_channels=data_set.num_channels,
+            spacing_mm_min=_triple(spacing.min),
+            spacing_mm_p10=_triple(spacing.percentile_10_0),
+            spacing_mm_median=_triple(spacing.median),
+            spacing_mm_max=_triple(spacing.max),
+            shape_min=_voxels(shape.min),
+            shape_median=_voxels(shape.median),
+            shape_p90=_voxels(shape.percentile_90_0),
+            shape_max=_voxels(shape.max),
+            size_mm_median=_triple(size.median),
+            size_mm_p90=_triple(size.percentile_90_0),
             foreground=tuple(
                 ForegroundIntensity(
-                    mean=_figure(channel["mean"]),
-                    std=_figure(channel["stdev"]),
-                    min=_figure(channel["min"]),
-                    p00_5=_figure(channel["percentile_00_5"]),
-                    median=_figure(channel["median"]),
-                    p99_5=_figure(channel["percentile_99_5"]),
-                    max=_figure(channel["max"]),
+                    mean=_figure(channel.mean),
+                    std=_figure(channel.stdev),
+                    min=_figure(channel.min),
+                    p00_5=_figure(channel.percentile_00_5),
+                    median=_figure(channel.median),
+                    p99_5=_figure(channel.percentile_99_5),
+                    max=_figure(channel.max),
                 )
-                for channel in data_set["foreground_intensity"]
+                for channel in data_set.foreground_intensity
             ),
-            nonzero_crop_ratio=_figure(data_set["nonzero_crop_ratio"]["median"]),
-            class_names=tuple(str(c["name"]) for c in classes),
-            class_values=tuple(tuple(int(v) for v in c["values"]) for c in classes),
-            class_num_cases=tuple(int(c["num_cases"]) for c in classes),
-            class_voxel_fraction=tuple(_figure(c["voxel_fraction"]) for c in classes),
-            label_groups=tuple(
-                LabelGroup(classes=tuple(map(str, g["classes"])), cases=tuple(map(str, g["cases"])))
-                for g in datastats["label_groups"]
-            ),
+            nonzero_crop_ratio=_figure(data_set.nonzero_crop_ratio.median),
+            class_names=tuple(c.name for c in classes),
+            class_values=tuple(c.values for c in classes),
+            class_num_cases=tuple(c.num_cases for c in classes),
+            class_voxel_fraction=tuple(_figure(c.voxel_fraction) for c in classes),
+            label_groups=tuple(LabelGroup(classes=g.classes, cases=g.cases) for g in datastats.label_groups),
         )
 
 
@@ -139,11 +124,11 @@ def _figure(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _triple(values: list[float]) -> Triple:
+def _triple(values: Triple) -> Triple:
     x, y, z = values
     return _figure(x), _figure(y), _figure(z)
 
 
-def _voxels(values: list[float]) -> Shape:
+def _voxels(values: Triple) -> Shape:
     x, y, z = values
     return round(_figure(x)), round(_figure(y)), round(_figure(z))

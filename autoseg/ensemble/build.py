@@ -18,8 +18,6 @@ from autoseg.ensemble.combine import (
     CaseCost,
     CaseScore,
     Chosen,
-    EnsembleSpec,
-    ParetoRow,
     candidates,
     choose,
     costs_of,
@@ -38,6 +36,7 @@ from autoseg.ensemble.out_of_fold import (
 from autoseg.ensemble.results import Results
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.evaluation.metrics import mean_score, to_plain
+from autoseg.inference.ensemble_spec import EnsembleSpec, ParetoRow
 from autoseg.inference.files import segment
 from autoseg.inference.postprocess import ClassRule, set_rules
 from autoseg.inference.predictor import Predictor, model_digest

@@ -12,55 +12,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from autoseg.config.fields import Strict
 from autoseg.config.settings import EnsembleSettings
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.metrics import mean_score
-from autoseg.inference.postprocess import ClassRule
+from autoseg.inference.ensemble_spec import ParetoRow
 from autoseg.inference.predictor import Combine
-
-
-class ParetoRow(Strict):
-    """A candidate's score and cost."""
-
-    name: str
-    dice: float | None
-    """Out-of-fold mean Dice, without postprocessing."""
-    seconds: float
-    """To segment an image, predicted from the time of the out-of-fold cases; the mean over these."""
-    gb: float
-    """Memory (10^9 bytes), predicted: of the GPU, or of the process on a CPU; the most over the cases."""
-    models: int
-    """Models over all folds."""
-    on_front: bool
-    """No other has as much Dice for as little time and memory."""
-
-
-class EnsembleSpec(Strict):
-    """The chosen ensemble, as it stands in `ensemble.json`."""
-
-    name: str
-    """The candidate's name, such as segresnet+swinunetr."""
-    method: Literal["auto", "best_by_fold", "best_n"]
-    """How it was chosen."""
-    combine: Combine
-    """Mean of the probabilities, or vote."""
-    members: tuple[tuple[str, int], ...]
-    """Algorithm and fold of each model; the job's folder is <algorithm>_<fold>."""
-    classes: tuple[str, ...]
-    """Foreground classes."""
-    dice: float | None
-    """Out-of-fold mean Dice, postprocessing included; null where nothing could be scored."""
-    dice_raw: float | None = None
-    """The same without postprocessing."""
-    postprocessing: tuple[ClassRule, ...] = ()
-    """What is done to classes of a prediction: as it was set, and where it raised the class's out-of-fold Dice."""
-    pareto: tuple[ParetoRow, ...] = ()
-    """Every candidate with what it costs, the best Dice first."""
-    given_up: str = ""
-    """What a budget of time or memory cost, in words."""
-    version: str
-    """Version of autoseg that chose it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

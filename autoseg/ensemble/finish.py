@@ -14,11 +14,12 @@ from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.ensemble.out_of_fold import floats, score_of
+from autoseg.ensemble.records import read_case_record
 from autoseg.evaluation.metrics import class_means, to_plain
 from autoseg.evaluation.scores import DICE, METRICS, Comparison
 from autoseg.inference.files import writing
 from autoseg.inference.postprocess import LEAST_GAIN, ClassRule, clean, measure_parts, propose
-from autoseg.workspace.files import digest, read_json, write_json
+from autoseg.workspace.files import digest, write_json
 from autoseg.workspace.workspace import Workspace
 
 
@@ -110,7 +111,7 @@ def _parts_of(
 ) -> list[dict[str, Any] | None]:
     """Sizes of a prediction's parts, None for classes that do not count; kept in the case's record."""
     path = workspace.ensemble / "records" / f"{name}.json"
-    record = read_json(path)
+    record = read_case_record(path)
     key = _rules_key(combination, given)
     if key not in record.setdefault("parts", {}):
         assert case.label is not None
@@ -148,7 +149,7 @@ def _score_rules(
     found = {}
     for name, (case, combination) in cases.items():
         path = workspace.ensemble / "records" / f"{name}.json"
-        record = read_json(path)
+        record = read_case_record(path)
         scores, key = record.setdefault("finished", {}), _rules_key(combination, rules)
         if not rules:
             found[name] = floats(record["dice"][combination])
@@ -180,7 +181,7 @@ def _write_finished(
     finished = Finished(rules=rules, raw={}, scores={**scores, DICE.name: dice}, calibration={})
     for name, (case, combination) in cases.items():
         path, target = workspace.ensemble / "records" / f"{name}.json", folder / f"{name}.nii.gz"
-        record = read_json(path)
+        record = read_case_record(path)
         key = _rules_key(combination, rules)
         # Dice is known from the choice of rules; the others are kept in the record, each under its name.
         stored = {metric.name: record.setdefault(metric.name, {}) for metric in METRICS if metric is not DICE}

@@ -25,6 +25,7 @@ from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_image, read_label, write_volume
 from autoseg.ensemble.combine import CaseCost, CaseScore, Combination, ModelCost, combinations_of
+from autoseg.ensemble.records import read_case_record
 from autoseg.errors import DataError
 from autoseg.evaluation.metrics import dice_per_class, to_plain
 from autoseg.inference.cost import Cost
@@ -45,7 +46,7 @@ from autoseg.inference.restore import Member
 from autoseg.inference.sides import join_sides, split_sides
 from autoseg.plan import read_plan
 from autoseg.workspace.digests import content_digest
-from autoseg.workspace.files import digest, read_json, write_atomic, write_json
+from autoseg.workspace.files import digest, write_atomic, write_json
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any]
     """A case's record, if it was made from the same and all its files are still there."""
     if not path.exists() or not all(p.exists() for p in outputs):
         return None
-    record: dict[str, Any] = read_json(path)
+    record = read_case_record(path)
     return record if record.get("made_from") == key else None
 
 

@@ -11,18 +11,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from autoseg.config.networks import LOCATOR
-from autoseg.config.reader import read_model, read_plain
+from autoseg.config.reader import read_model
 from autoseg.config.settings import InferenceSettings
 from autoseg.data.formats.table import stem_of
-from autoseg.ensemble.combine import EnsembleSpec
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.inference.cost import Cost, Limits
+from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.files import Server, check_output, find_items, format_timing, names_a_file, writing
 from autoseg.inference.options import options_of
 from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
 from autoseg.plan import Plan
-from autoseg.workspace.files import read_json, write_json
+from autoseg.workspace.files import write_json
+from autoseg.workspace.layout import check_readable
+from autoseg.workspace.settings import read_settings
+from autoseg.workspace.stored import check_stored, read_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -40,28 +43,17 @@ def read_ensemble(workspace: Workspace) -> EnsembleSpec:
             f"{path}: no ensemble yet. Run `autoseg ensemble` (or `autoseg run`) first, "
             "or name a trained job with --algo and --fold."
         )
-    try:
-        return EnsembleSpec.model_validate(read_json(path))
-    except ValidationError as error:
-        found = error.errors()[0]
-        where = ".".join(str(part) for part in found["loc"])
-        raise WorkspaceError(
-            f"{path}: {where}: {found['msg']}. Delete the file and run `autoseg ensemble` again."
-        ) from error
+    return read_stored(path, EnsembleSpec)
 
 
 def read_inference(workspace: Workspace) -> InferenceSettings:
     """How the run's settings want images to be segmented; as by default where they do not say."""
     if not workspace.settings.exists():
         return InferenceSettings()
-    found = read_plain(workspace.settings).get("inference")
-    value = found.get("value") if isinstance(found, dict) else None
-    try:
-        return InferenceSettings.model_validate(value or {})
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(str(part) for part in ("inference", *wrong["loc"]))
-        raise WorkspaceError(f"{workspace.settings}: {where}: {wrong['msg']}. Run `autoseg ensemble` again.") from error
+    stored = read_settings(workspace).get("inference")
+    values = stored.value if stored is not None else None
+    remedy = "Undo the edit, or run `autoseg ensemble` again."
+    return check_stored(values or {}, InferenceSettings, f"{workspace.settings}: inference", remedy)
 
 
 def _changed(settings: InferenceSettings, changes: Mapping[str, Any]) -> InferenceSettings:
@@ -98,6 +90,7 @@ def load_predictor(
     """
     if not workspace.root.is_dir():
         raise WorkspaceError(f"{workspace.root}: no such work_dir. Give the folder of a finished run with --work_dir.")
+    check_readable(workspace.run)
     settings = _changed(read_inference(workspace), inference or {})
     workspace = workspace.finished()
     trained = [job for job in workspace.jobs() if job.state == "done"]

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.ensemble.combine import Candidate, CaseScore, EnsembleSpec
+from autoseg.ensemble.combine import Candidate, CaseScore
 from autoseg.ensemble.finish import Finished
 from autoseg.evaluation.metrics import TOLERANCE_MM, summarise, to_plain
 from autoseg.evaluation.scores import METRICS
 from autoseg.evaluation.tables import format_rows, format_score, format_table
+from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.version import __version__
 
 

@@ -56,7 +56,7 @@ class Calibration:
         return [[[int(n), round(float(p), 3), int(h)] for n, p, h in bins] for bins in self.counts]
 
 
-def expected_error(counts: Sequence[Sequence[Sequence[float]]]) -> float | None:
+def expected_error(counts: Sequence[Sequence[float]]) -> float | None:
     """Expected calibration error of one class: the mean distance of probability and frequency, by voxel.
 
     Args:

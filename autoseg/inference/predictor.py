@@ -21,6 +21,7 @@ from autoseg.data.preprocess import PreparedRows, Region
 from autoseg.data.streams import ImageRows, LabelRows, MemoryImage, open_image
 from autoseg.data.volumes import write_volume
 from autoseg.errors import WorkspaceError
+from autoseg.evaluation.score_files import ValidationFile
 from autoseg.hardware.device import Precision, pick_device, resolve_precision, to_device
 from autoseg.inference.checks import check_image
 from autoseg.inference.clock import Clock
@@ -33,8 +34,9 @@ from autoseg.inference.windows import ProbRows, WindowModel
 from autoseg.networks import build_network, divisor, heads
 from autoseg.plan import Plan
 from autoseg.workspace.digests import content_digest
-from autoseg.workspace.files import digest, read_json
+from autoseg.workspace.files import digest
 from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -71,8 +73,8 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
         plan = plan.model_copy(update={"precision": precision})
     elif plan.precision == "auto" and resolve_precision(device, "auto") != "fp32" and job.validation.exists():
         # A job that was trained where there is no half precision has not compared.
-        told = read_json(job.validation).get("half_precision", {"is_equal": True})
-        if not told["is_equal"]:
+        compared = read_stored(job.validation, ValidationFile).half_precision
+        if compared is not None and not compared.is_equal:
             plan = plan.model_copy(update={"precision": "fp32"})
     again = f"Delete {job.model} and train {name} again."
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from autoseg.algos.inputs import run_label_map
 from autoseg.config.settings import Settings
@@ -15,7 +16,8 @@ from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
 from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
-from autoseg.workspace.files import digest, read_json, write_json
+from autoseg.workspace.files import digest
+from autoseg.workspace.stored import Stored, read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
 
 ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
@@ -71,9 +73,20 @@ def run_cases(workspace: Workspace, settings: Settings) -> tuple[Datalist, Label
     return datalist, run_label_map(settings, datalist, Fingerprint.read(workspace.datastats)).named
 
 
+class DataMarker(Stored):
+    """What stands in state/data.json: what tells one data set from another."""
+
+    images: tuple[str, ...]
+    """The first image of each training case, from dataroot."""
+
+
+def _data_path(workspace: Workspace) -> Path:
+    return workspace.root / "state" / "data.json"
+
+
 def remember_data(workspace: Workspace, analyzed: Datalist, settings: Settings) -> None:
     """Store which data set the run belongs to."""
-    write_json(workspace.root / "state" / "data.json", {"images": sorted(_first_images(analyzed, settings))})
+    write_stored(_data_path(workspace), DataMarker(images=tuple(sorted(_first_images(analyzed, settings)))))
 
 
 def check_same_data(workspace: Workspace, listed: Datalist, settings: Settings) -> None:
@@ -82,10 +95,10 @@ def check_same_data(workspace: Workspace, listed: Datalist, settings: Settings) 
     Raises:
         WorkspaceError: None of its training cases is in the list.
     """
-    path = workspace.root / "state" / "data.json"
+    path = _data_path(workspace)
     if not path.exists():
         return
-    known = set(read_json(path)["images"])
+    known = set(read_stored(path, DataMarker).images)
     if known and not known & _first_images(listed, settings):
         raise WorkspaceError(
             f"{workspace.root}: this work_dir belongs to another data set ({len(known)} training cases, none "

@@ -16,16 +16,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import psutil
+from pydantic import ConfigDict, Field
 
 from autoseg.config.networks import AlgoName
 from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration, parse_duration
 from autoseg.data.datalists.cases import Datalist
-from autoseg.workspace.files import read_json, write_json
 from autoseg.workspace.jobs import Job
+from autoseg.workspace.stored import Seconds, Stored, read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -59,17 +61,19 @@ class Rounds:
     """Cases that each of these jobs' models predict: to be completed before the round, and out of fold after it."""
 
 
-@dataclass(kw_only=True)
-class BudgetState:
-    """What is stored."""
+class BudgetState(Stored):
+    """What stands in state/budget.json."""
 
-    budget_s: float
+    model_config = ConfigDict(frozen=False)
+    advice: ClassVar[str] = "Undo the edit, or delete the file: the budget then starts anew."
+
+    budget_s: Seconds
     """Of the whole run."""
-    spent_s: float = 0.0
+    spent_s: Seconds = 0.0
     """Seconds of work so far, over all starts."""
-    jobs: dict[str, float] = field(default_factory=dict)
+    jobs: dict[str, Seconds] = Field(default_factory=dict)
     """Job -> seconds it was given."""
-    dropped: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = Field(default_factory=dict)
     """Algorithm -> why."""
 
 
@@ -118,7 +122,7 @@ class RunBudget:
         """What a round has stored of a budget of this length."""
         if not place.budget.exists():
             return None
-        stored = BudgetState(**read_json(place.budget))
+        stored = read_stored(place.budget, BudgetState)
         return stored if stored.budget_s == self.state.budget_s else None
 
     def save(self) -> None:
@@ -127,7 +131,7 @@ class RunBudget:
             now = time.monotonic()
             self.state.spent_s += now - self.counts_from
             self.counts_from = now
-            write_json(self.workspace.budget, asdict(self.state))
+            write_stored(self.workspace.budget, self.state)
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -23,10 +23,11 @@ from autoseg.ensemble.out_of_fold import Fold, score_cases
 from autoseg.errors import ConfigError, DataError, ResourceError, WorkspaceError
 from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.pipeline.training_jobs import in_this_process, job_resources
-from autoseg.pipeline.worker import latest_planned, read_stored
+from autoseg.pipeline.worker import latest_planned, planned_settings
 from autoseg.workspace.claims import Claim
 from autoseg.workspace.digests import DIGESTS
 from autoseg.workspace.files import last_lines
+from autoseg.workspace.layout import check_writable
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -221,7 +222,8 @@ def work_on_fold(work_dir: Path, part: Part, *, device: str | None, wait: bool) 
         Busy: Another worker has it.
     """
     workspace = latest_planned(work_dir)
-    stored = read_stored(workspace)
+    check_writable(workspace.run)
+    settings = planned_settings(workspace)
     DIGESTS.open(workspace.digests)
     jobs = [(job.algo, job.fold) for job in workspace.jobs() if job.state == "done" and job.algo != LOCATOR]
     if part.fold not in _folds(jobs):
@@ -233,11 +235,11 @@ def work_on_fold(work_dir: Path, part: Part, *, device: str | None, wait: bool) 
     stop_with_launcher()
     from autoseg.training.job import DEVICE_NAME
 
-    device = device or str(stored["device"])
-    cases = part.of(read_cases(workspace, stored["dataroot"]).val_cases(part.fold))
+    device = device or settings.device
+    cases = part.of(read_cases(workspace, settings.dataroot).val_cases(part.fold))
     where = os.environ.get(DEVICE_NAME, device)
     with Claim(workspace.ensemble / ".claims" / part.name, part.name, device=where, wait=wait):
-        models = _fold(workspace, part.fold, jobs, _ensemble_settings(stored["ensemble"]), device)
+        models = _fold(workspace, part.fold, jobs, _ensemble_settings(settings.ensemble), device)
         scores, failures = score_cases(models, cases)
     log.info("%s: %d of %d cases scored", part.name, len(scores), len(scores) + len(failures))
     return 0

@@ -10,7 +10,8 @@ from autoseg.pipeline.context import RunContext
 from autoseg.pipeline.stages import stage_named
 from autoseg.workspace.digests import DIGESTS
 from autoseg.workspace.stages import Stage
-from autoseg.workspace.workspace import NOT_DONE, Workspace
+from autoseg.workspace.stamps import NOT_DONE
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

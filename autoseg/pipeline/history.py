@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -15,7 +14,10 @@ from autoseg.config.networks import AlgoName
 from autoseg.config.settings import Settings
 from autoseg.pipeline.context import Request
 from autoseg.version import __version__
-from autoseg.workspace.files import read_json, write_json, write_text, write_yaml
+from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.settings import write_settings
+from autoseg.workspace.stored import read_stored
+from autoseg.workspace.usage import CommandLine, add_line
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -39,8 +41,8 @@ def _kept_path(workspace: Workspace) -> Path:
 def kept_settings(workspace: Workspace) -> dict[str, str]:
     """Settings of earlier command lines that later commands go on with: key -> text."""
     path = _kept_path(workspace)
-    settings: dict[str, str] = read_json(path) if path.exists() else {}
-    return settings
+    remedy = "Undo the edit, or delete the file and give those settings on the command line again."
+    return read_stored(path, dict[str, str], remedy=remedy) if path.exists() else {}
 
 
 def load_with_kept(input_path: Path, request: Request) -> tuple[Settings, dict[str, str], dict[str, str]]:
@@ -106,10 +108,8 @@ def remember_command(workspace: Workspace, request: Request, input_path: Path) -
     options = {"input": str(input_path.absolute()), **request.words, **_job_words(request.algo, request.fold)}
     for key, value in options.items():
         command += [f"--{key}", os.path.relpath(value, home) if os.path.isabs(value) else value]
-    line = {"time": round(time.time(), 1), "command": shlex.join(command), "version": __version__}
-    workspace.commands.parent.mkdir(parents=True, exist_ok=True)
-    with open(workspace.commands, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    line = CommandLine(time=round(time.time(), 1), command=shlex.join(command), version=__version__)
+    add_line(workspace.commands, line)
 
 
 def _job_words(algo: AlgoName | None, fold: int | None) -> dict[str, str]:
@@ -127,7 +127,4 @@ def remember_settings(workspace: Workspace, settings: Settings, origins: Mapping
     resolved = settings.model_dump(mode="json")
     for key in ("datalist", "dataroot", "work_dir"):
         resolved[key] = os.path.relpath(getattr(settings, key), workspace.root)
-    write_yaml(
-        workspace.settings,
-        {key: {"value": value, "origin": origins.get(key, "default")} for key, value in resolved.items()},
-    )
+    write_settings(workspace, resolved, origins)

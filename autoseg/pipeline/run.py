@@ -43,8 +43,9 @@ from autoseg.pipeline.rounds import steps
 from autoseg.pipeline.stages import STAGES, stages_named
 from autoseg.workspace.files import log_to, write_json
 from autoseg.workspace.stages import Outcome, Stage
+from autoseg.workspace.stamps import NOT_DONE
 from autoseg.workspace.usage import environment, measured
-from autoseg.workspace.workspace import NOT_DONE, Workspace
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -43,6 +43,7 @@ def analyze(run: RunContext, place: Workspace) -> Outcome:
     """
     from autoseg import analyzer
     from autoseg.data.datalists.datalist import write_datalist
+    from autoseg.data.datastats import summary_path
     from autoseg.pipeline.analysis import remember_data, settled_cases
     from autoseg.workspace.files import write_json
 
@@ -50,15 +51,16 @@ def analyze(run: RunContext, place: Workspace) -> Outcome:
     kept = settled_cases(run.listed.without(analysis.quarantined), analysis.annotated, run.settings)
     write_datalist(kept, place.datalist, run.settings.dataroot)
     remember_data(place, kept, run.settings)
-    write_json(place.root / "state" / "summary.json", analysis.summary())
+    write_json(summary_path(place), analysis.summary())
     return Outcome(text=analysis.text())
 
 
 def analysis_summary(place: Workspace) -> Any:
     """What `autoseg analyze --json` prints."""
-    from autoseg.workspace.files import read_json
+    from autoseg.data.datastats import AnalysisSummary, summary_path
+    from autoseg.workspace.stored import read_stored
 
-    return read_json(place.root / "state" / "summary.json")
+    return read_stored(summary_path(place), AnalysisSummary).model_dump(mode="json")
 
 
 # -- generate and train

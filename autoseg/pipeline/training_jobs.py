@@ -14,7 +14,8 @@ from autoseg.launch import Task, launch
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.files import last_lines
 from autoseg.workspace.jobs import Job
-from autoseg.workspace.workspace import Workspace, changed
+from autoseg.workspace.stamps import changed
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -8,35 +8,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autoseg.config.docs import setting_docs
 from autoseg.config.networks import AlgoName
 from autoseg.config.reader import read_value
+from autoseg.config.settings import Settings
 from autoseg.errors import WorkspaceError
 from autoseg.launch import stop_with_launcher
 from autoseg.pipeline.budget import work_began
+from autoseg.workspace.layout import check_writable
+from autoseg.workspace.settings import read_settings
+from autoseg.workspace.stored import check_stored
 from autoseg.workspace.workspace import Workspace
 
 WORKER_KEYS = frozenset(("work_dir", "device", "num_workers"))
 """Settings that a worker's command line may have: where the run is, and what it trains on."""
 
 
-def read_stored(workspace: Workspace) -> dict[str, Any]:
-    """The settings that a run was planned with, by key, `dataroot` as a path that exists.
+def planned_settings(workspace: Workspace) -> Settings:
+    """The settings that a run was planned with, `dataroot` as a path that exists.
 
     Raises:
         WorkspaceError: The folder is no run's, or the data has moved.
     """
     if not workspace.settings.exists():
         raise WorkspaceError(f"{workspace.root}: not a run's folder. Run `autoseg generate` first.")
-    stored = {key: item["value"] for key, item in yaml.safe_load(workspace.settings.read_text()).items()}
-    stored["dataroot"] = dataroot = Path(os.path.normpath(workspace.root / stored["dataroot"]))
+    stored = {key: item.value for key, item in read_settings(workspace).items()}
+    settings = check_stored(stored, Settings, str(workspace.settings))
+    dataroot = Path(os.path.normpath(workspace.root / settings.dataroot))
     if not dataroot.is_dir():
         raise WorkspaceError(
             f"{workspace.settings}: the data folder {dataroot} is not there. Mount it, or give --input input.yaml."
         )
-    return stored
+    return settings.model_copy(update={"dataroot": dataroot})
 
 
 def latest_planned(work_dir: Path) -> Workspace:
@@ -63,7 +66,8 @@ def work_on_job(
         Interrupted: A signal came; it is saved.
     """
     workspace = latest_planned(work_dir)
-    stored = read_stored(workspace)
+    check_writable(workspace.run)
+    settings = planned_settings(workspace)
     if not workspace.job_dir(algo, fold).plan.exists():
         raise WorkspaceError(f"{workspace.root}: {algo}_{fold} is not planned. Run `autoseg generate` first.")
     stop_with_launcher()
@@ -74,13 +78,13 @@ def work_on_job(
 
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger("autoseg").setLevel(logging.WARNING)
-    device, num_workers = device or stored["device"], num_workers or stored["num_workers"]
+    device, num_workers = device or settings.device, num_workers or settings.num_workers
     join_processes(device)
     begun = work_began()
     try:
         job = run_job(
             workspace,
-            stored["dataroot"],
+            settings.dataroot,
             algo,
             fold,
             device=device,

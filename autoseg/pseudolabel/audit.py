@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from statistics import median
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AliasChoices, Field, JsonValue
 
 from autoseg.pseudolabel.evidence import ClassEvidence
 from autoseg.pseudolabel.rounds import How
+from autoseg.workspace.stored import Score, Stored
+
+UnsureVoxels = Annotated[int, Field(validation_alias=AliasChoices("voxels_unsure", "voxels_ignored"))]
+"""Early files of version 0.1 call them ignored."""
 
 LEAST_SPREAD = 0.15
 """Spread of the logarithm of a volume that is taken at least: organs of adults differ by this much anyway."""
@@ -19,8 +25,7 @@ MOST_Z = 3.0
 """Standard deviations from the labelled cases at which a volume is as suspicious as too much disagreement."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRow:
+class AuditRow(Stored):
     """One class of one case."""
 
     case: str
@@ -29,7 +34,7 @@ class AuditRow:
     rejected: str
     """Why it was rejected; empty: accepted."""
     voxels_filled: int
-    voxels_unsure: int
+    voxels_unsure: UnsureVoxels
     volume_ml: float
     volume_z: float | None
     """Robust standard deviations of the logarithm of the volume from the labelled cases; None where they are few, or
@@ -41,7 +46,48 @@ class AuditRow:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in self}
+
+
+class ClassAudit(Stored):
+    """One class over all cases."""
+
+    name: str
+    dice: Score
+    """Out of fold, in the round before."""
+    accepted: int
+    rejected: int
+    """Cases."""
+    reasons: dict[str, int]
+    """Why -> cases that were rejected for it."""
+    voxels_filled: int
+    voxels_unsure: UnsureVoxels
+
+
+class BackgroundAudit(Stored):
+    """Unsure voxels that lean to no accepted class."""
+
+    voxels_unsure: UnsureVoxels = 0
+    by_case: dict[str, int] = Field(default_factory=dict)
+
+
+class Audit(Stored):
+    """What stands in pseudolabels/audit.json."""
+
+    advice: ClassVar[str] = "Undo the edit, or delete the file and run `autoseg pseudolabel` again."
+
+    round: int
+    """The one that learns from the labels."""
+    settings: dict[str, JsonValue]
+    joined: tuple[str, ...]
+    """Unlabeled cases that train in it."""
+    classes: tuple[ClassAudit, ...]
+    background: BackgroundAudit = BackgroundAudit()
+    rows: tuple[AuditRow, ...]
+    failures: tuple[str, ...] = ()
+    """Cases that could not be predicted, in words."""
+    not_predicted: tuple[str, ...] = ()
+    """Their names."""
 
 
 def volume_z(volume_ml: float, labelled_ml: Sequence[float]) -> float | None:

@@ -10,25 +10,29 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
+from pydantic import JsonValue
 
-from autoseg.config.nodes import load_plain
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist, case_digest
+from autoseg.data.datalists.completed import read_completed
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
+from autoseg.data.datastats import StatsByCase
 from autoseg.data.labels import UNSURE_VALUE, LabelMap
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.errors import DataError, ResourceError, WorkspaceError
+from autoseg.evaluation.score_files import Scores
+from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.predictor import Predictor, model_digest
-from autoseg.pseudolabel.audit import audit_json, make_row
+from autoseg.pseudolabel.audit import Audit, AuditRow, audit_json, make_row
 from autoseg.pseudolabel.complete import complete_label, voxel_weights
 from autoseg.pseudolabel.evidence import ClassEvidence, Prediction, predict_case
 from autoseg.pseudolabel.judge import judge
 from autoseg.pseudolabel.rounds import How, cases_to_fill, later_round
 from autoseg.version import __version__
-from autoseg.workspace.files import digest, read_json, write_json
+from autoseg.workspace.files import digest, write_json
+from autoseg.workspace.stored import Stored, read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -61,9 +65,7 @@ def class_dice(source: Workspace) -> dict[str, float | None]:
         raise WorkspaceError(
             f"{source.root}: no ensemble yet to label the other cases with. Run `autoseg ensemble` or `autoseg run`."
         )
-    scores = read_json(source.scores)
-    chosen = next(c for c in scores["candidates"] if c["name"] == scores["chosen"])
-    return {c["name"]: c["mean"] for c in chosen["classes"]}
+    return {c.name: c.mean for c in read_stored(source.scores, Scores).chosen_candidate.classes}
 
 
 def stage_inputs(source: Workspace, datalist: Datalist, settings: Settings, label_map: LabelMap) -> dict[str, str]:
@@ -93,17 +95,17 @@ def missing_files(target: Workspace) -> list[str]:
     """Completed labels that a round's list names and that are not there."""
     if not target.completed.exists():
         return [target.completed.name]
-    files = [item[k] for item in read_json(target.completed).values() for k in ("file", "weight") if k in item]
+    files = [file for item in read_completed(target).values() for file in item.files]
     return [file for file in files if not (target.pseudolabels / file).exists()]
 
 
 def not_predicted(target: Workspace) -> list[str]:
     """Cases that could not be predicted when the pseudo-labels of a round were made, and are to be tried again."""
-    return list(read_json(target.audit).get("not_predicted", ())) if target.audit.exists() else []
+    return list(read_stored(target.audit, Audit).not_predicted) if target.audit.exists() else []
 
 
 def _members(source: Workspace) -> list[tuple[str, int]]:
-    return [(str(a), int(f)) for a, f in read_json(source.ensemble_spec)["members"]]
+    return list(read_stored(source.ensemble_spec, EnsembleSpec).members)
 
 
 def make_pseudolabels(
@@ -133,16 +135,7 @@ def make_pseudolabels(
     models = {f"{a}_{f}": model_digest(source, a, f) for a, f in _members(source)}
     log.info("pseudolabel: %d cases, %d models of round %d", len(todo), len(models), source.round)
     maker = _Maker(source, target, settings, label_map, how, models)
-    failures: dict[str, tuple[str, ...]] = {}
-    evidence: dict[str, dict[str, ClassEvidence]] = {}
-    for done, (case, wanted) in enumerate(todo, 1):
-        try:
-            evidence[case.name] = maker.predict(case, wanted)
-        except (DataError, ResourceError) as error:
-            log.error("%s: no pseudo-labels: %s", case.name, error)
-            failures[case.name] = error.messages
-        if progress is not None:
-            progress(done, len(todo), case.name)
+    evidence, failures = _predict_cases(maker, todo, progress)
     verdicts = judge(evidence, dice, how)
     labelled_ml = _labelled_volumes(target, label_map)
     completed: dict[str, dict[str, Any]] = {}
@@ -156,25 +149,8 @@ def make_pseudolabels(
         if accepted:
             counts = maker.complete(case, accepted, evidence[case.name])
             background[case.name] = counts["unsure"].get("background", 0)
-            annotated = tuple(n for n in label_map.names if n in (*(case.annotated or ()), *accepted))
-            completed[case.name] = {
-                "file": f"labels/{case.name}.nii.gz",
-                "annotated": None if annotated == label_map.names else list(annotated),
-                **({"weight": f"weights/{case.name}.nii.gz"} if how.soft else {}),
-            }
-        rows += [
-            make_row(
-                case.name,
-                name,
-                found,
-                rejected=verdicts[case.name][name],
-                filled=counts["filled"].get(name, 0),
-                unsure=counts["unsure"].get(name, 0),
-                labelled_ml=labelled_ml.get(name, ()),
-                how=how,
-            )
-            for name, found in evidence[case.name].items()
-        ]
+            completed[case.name] = _completed_entry(case, accepted, label_map, how)
+        rows += _rows(case.name, evidence[case.name], verdicts[case.name], counts, labelled_ml, how)
     joined = tuple(c.name for c in datalist.unlabeled if c.name in completed)
     audit = audit_json(rows, dice, how, round_=target.round, joined=joined, background=background)
     told = [f"{case}: {message}" for case, messages in failures.items() for message in messages]
@@ -185,6 +161,96 @@ def make_pseudolabels(
     write_json(target.completed, completed)
     maker.tidy(completed)
     return PseudolabelResult(text=_text(audit, len(joined), told), joined=joined, failures=tuple(told))
+
+
+def _predict_cases(
+    maker: _Maker, todo: Sequence[tuple[Case, tuple[str, ...]]], progress: Progress | None
+) -> tuple[dict[str, dict[str, ClassEvidence]], dict[str, tuple[str, ...]]]:
+    """What the models say of each case, by its name; and why nothing of those that could not be predicted."""
+    evidence: dict[str, dict[str, ClassEvidence]] = {}
+    failures: dict[str, tuple[str, ...]] = {}
+    for done, (case, wanted) in enumerate(todo, 1):
+        try:
+            evidence[case.name] = maker.predict(case, wanted)
+        except (DataError, ResourceError) as error:
+            log.error("%s: no pseudo-labels: %s", case.name, error)
+            failures[case.name] = error.messages
+        if progress is not None:
+            progress(done, len(todo), case.name)
+    return evidence, failures
+
+
+def _rows(
+    case: str,
+    evidence: Mapping[str, ClassEvidence],
+    verdicts: Mapping[str, str],
+    counts: Mapping[str, Mapping[str, int]],
+    labelled_ml: Mapping[str, Sequence[float]],
+    how: How,
+) -> list[AuditRow]:
+    """The audit's rows of a case, one a class."""
+    return [
+        make_row(
+            case,
+            name,
+            class_evidence,
+            rejected=verdicts[name],
+            filled=counts["filled"].get(name, 0),
+            unsure=counts["unsure"].get(name, 0),
+            labelled_ml=labelled_ml.get(name, ()),
+            how=how,
+        )
+        for name, class_evidence in evidence.items()
+    ]
+
+
+def _completed_entry(case: Case, accepted: Sequence[str], label_map: LabelMap, how: How) -> dict[str, Any]:
+    """A case's entry in completed.json: its files, and the classes that its label is complete for."""
+    annotated = tuple(n for n in label_map.names if n in (*(case.annotated or ()), *accepted))
+    return {
+        "file": f"labels/{case.name}.nii.gz",
+        "annotated": None if annotated == label_map.names else list(annotated),
+        **({"weight": f"weights/{case.name}.nii.gz"} if how.soft else {}),
+    }
+
+
+AGAIN = "Undo the edit, or delete the file and run `autoseg pseudolabel` again."
+"""What to do about a damaged file of the pseudo-labels."""
+
+
+class CaseEvidence(Stored):
+    """What stands in pseudolabels/evidence/<case>.json."""
+
+    advice: ClassVar[str] = AGAIN
+
+    made_from: str
+    """A digest."""
+    classes: dict[str, ClassEvidence]
+
+
+class Completion(Stored):
+    """Where a completed label comes from: what stands in pseudolabels/labels/<case>.json."""
+
+    advice: ClassVar[str] = AGAIN
+
+    case: str
+    round: int
+    models: dict[str, str]
+    """Job -> digest of its model."""
+    round_of_models: int
+    settings: dict[str, JsonValue]
+    annotated: tuple[str, ...]
+    """Classes whose voxels annotators drew."""
+    filled: tuple[str, ...]
+    """Classes that models filled in."""
+    voxels_filled: dict[str, int]
+    voxels_unsure: dict[str, int]
+    """By class."""
+    unsure_value: int | None
+    version: str
+    """Of autoseg."""
+    made_from: str
+    """A digest."""
 
 
 class _Maker:
@@ -220,9 +286,9 @@ class _Maker:
         files = [self._file("predicted", case), self._file("confidence", case)]
         key = self._key(case, wanted)
         if path.exists() and all(f.exists() for f in files):
-            record = read_json(path)
-            if record["made_from"] == key:
-                return {name: ClassEvidence(**found) for name, found in record["classes"].items()}
+            record = read_stored(path, CaseEvidence)
+            if record.made_from == key:
+                return record.classes
         members = [(a, int(f)) for a, _, f in (name.rpartition("_") for name in self.models)]
         if self.predictor is None:
             self.predictor = Predictor([self.source.job_dir(a, f) for a, f in members], device=self.device)
@@ -239,9 +305,9 @@ class _Maker:
         path.unlink(missing_ok=True)  # killed from here on, an older record must not speak for the new files
         write_volume(files[0], found.predicted, found.grid)
         write_volume(files[1], found.percent, found.grid)
-        classes = {name: e.to_json() for name, e in found.classes.items()}
-        write_json(path, {"made_from": key, "classes": classes})
-        return {name: ClassEvidence(**e) for name, e in classes.items()}
+        record = CaseEvidence(made_from=key, classes={name: e.rounded() for name, e in found.classes.items()})
+        write_stored(path, record)
+        return record.classes
 
     def complete(
         self, case: Case, accepted: Sequence[str], evidence: Mapping[str, ClassEvidence]
@@ -256,9 +322,9 @@ class _Maker:
         made_from = digest([self._key(case, list(evidence)), list(accepted), limits, self.how.soft])
         weights = self._file("weights", case) if self.how.soft else None
         if sidecar.exists() and target.exists() and (weights is None or weights.exists()):
-            record = read_json(sidecar)
-            if record["made_from"] == made_from:
-                return {"filled": record["voxels_filled"], "unsure": record["voxels_unsure"]}
+            record = read_stored(sidecar, Completion)
+            if record.made_from == made_from:
+                return {"filled": record.voxels_filled, "unsure": record.voxels_unsure}
         original = None if case.label is None else read_label(case.label)
         predicted, percent = (read_label(self._file(kind, case)) for kind in ("predicted", "confidence"))
         label = None if original is None else original.array[0]
@@ -275,21 +341,21 @@ class _Maker:
         write_volume(target, done.label, predicted.grid)
         if weights is not None:
             write_volume(weights, voxel_weights(label, percent.array[0], done.label), predicted.grid)
-        origin = {
-            "case": case.name,
-            "round": self.round,
-            "models": self.models,
-            "round_of_models": self.source.round,
-            "settings": asdict(self.how),
-            "annotated": list(self._annotated(case)),
-            "filled": list(accepted),
-            "voxels_filled": done.filled,
-            "voxels_unsure": done.unsure,
-            "unsure_value": UNSURE_VALUE if any(limits) else None,
-            "version": __version__,
-            "made_from": made_from,
-        }
-        write_json(sidecar, origin)
+        origin = Completion(
+            case=case.name,
+            round=self.round,
+            models=self.models,
+            round_of_models=self.source.round,
+            settings=asdict(self.how),
+            annotated=self._annotated(case),
+            filled=tuple(accepted),
+            voxels_filled=done.filled,
+            voxels_unsure=done.unsure,
+            unsure_value=UNSURE_VALUE if any(limits) else None,
+            version=__version__,
+            made_from=made_from,
+        )
+        write_stored(sidecar, origin)
         return {"filled": done.filled, "unsure": done.unsure}
 
     def tidy(self, completed: Mapping[str, Mapping[str, Any]]) -> None:
@@ -306,14 +372,10 @@ class _Maker:
 
 def _labelled_volumes(target: Workspace, label_map: LabelMap) -> dict[str, list[float]]:
     """Ml of each class in the cases where annotators found it, from the analysis."""
-    cases = load_plain(target.datastats_by_case.read_text())["stats_by_cases"]
     found: dict[str, list[float]] = {}
-    for case in cases:
-        if "label_stats" not in case:
-            continue
-        table = dict(zip(case["label_stats"]["labels"], case["label_stats"]["label"], strict=True))
+    for case in read_stored(target.datastats_by_case, StatsByCase).stats_by_cases:
         for name, values in zip(label_map.names, label_map.values, strict=True):
-            volume = float(np.sum([table[v]["volume_ml"] for v in values if v in table]))
+            volume = case.volume_ml(values)
             if volume > 0:
                 found.setdefault(name, []).append(volume)
     return found

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +18,10 @@ from autoseg.evaluation.metrics import pair_counts
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.restore import labels_of_means
 from autoseg.inference.sides import BodyWatch, split_sides
+from autoseg.workspace.stored import Stored
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassEvidence:
+class ClassEvidence(Stored):
     """One class in one case, over the voxels that its annotators left as background."""
 
     voxels: int
@@ -34,9 +33,9 @@ class ClassEvidence:
     """Differing over foreground voxels, mean over pairs of folds, 0 to 2; None with one fold alone.
     Source: the FLARE22 winner's rule, there over rounds of training; here over folds, which one round has."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+    def rounded(self) -> ClassEvidence:
+        """As it is stored: floats of 6 digits."""
+        return self.model_copy(update={k: round(v, 6) if isinstance(v, float) else v for k, v in self})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -138,17 +137,24 @@ def predict_case(
         predicted[~np.isin(predicted, [painted[n] for n in wanted])] = 0  # the other side, which is annotated
     free = np.ones(predicted.shape, bool) if label is None else label == 0
     disagreement = disagreements([labels[free] for labels in found[1:]], label_map, indices)
-    classes = {}
-    for name in wanted:
-        mine = free & (predicted == painted[name])
-        voxels = int(mine.sum())
-        classes[name] = ClassEvidence(
-            voxels=voxels,
-            volume_ml=voxels * voxel_ml,
-            confidence=float(percent[mine].mean()) / 100 if voxels else None,
-            disagreement=disagreement[of[name]],
-        )
+    classes = {
+        name: _class_evidence(free & (predicted == painted[name]), percent, voxel_ml, disagreement[of[name]])
+        for name in wanted
+    }
     return Prediction(predicted=predicted, percent=percent, classes=classes, grid=grid)
+
+
+def _class_evidence(
+    mask: np.ndarray, percent: np.ndarray, voxel_ml: float, disagreement: float | None
+) -> ClassEvidence:
+    """What the models say of one class, where it would be filled in."""
+    voxels = int(mask.sum())
+    return ClassEvidence(
+        voxels=voxels,
+        volume_ml=voxels * voxel_ml,
+        confidence=float(percent[mask].mean()) / 100 if voxels else None,
+        disagreement=disagreement,
+    )
 
 
 def disagreements(labels: Sequence[np.ndarray], label_map: LabelMap, classes: Sequence[int]) -> dict[int, float | None]:

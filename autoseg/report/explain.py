@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import JsonValue
 
 from autoseg.config.docs import doc_lines, setting_docs
 from autoseg.config.load import load_settings
-from autoseg.config.nodes import load_plain
 from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.workspace.jobs import JobDir, StoredOrigin, read_origins
+from autoseg.workspace.layout import check_readable
+from autoseg.workspace.settings import read_settings
 from autoseg.workspace.stages import Stage
+from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
 
 
@@ -58,6 +61,7 @@ def explain(work_dir_or_input: Path, stages: Sequence[Stage[Any]], key: str | No
             raise WorkspaceError(
                 f"{work_dir_or_input}: no settings.yaml, so not a run's folder. Give a run's work_dir."
             )
+        check_readable(workspace.run)
         entries = stored_settings(workspace)
     else:
         settings, origins = load_settings(work_dir_or_input)
@@ -94,11 +98,12 @@ def _stage_text(stage: Stage[Any], place: Workspace) -> str:
 def stored_settings(workspace: Workspace) -> list[Entry]:
     """Every setting the run was started with; those left to the planner are not among them."""
     entries = []
-    for key, item in _read(workspace.settings).items():
-        known = item if isinstance(item, dict) else {}
-        value, origin = known.get("value"), str(known.get("origin", "unknown"))
-        values = dict(_flatten(value, f"{key}.")) if isinstance(value, dict) and value else {key: value}
-        entries += [Entry(place="settings", key=k, value=v, origin=origin) for k, v in values.items() if v is not None]
+    for key, item in read_settings(workspace).items():
+        values = dict(_flatten(item.value, f"{key}.")) if isinstance(item.value, dict) and item.value else {}
+        values = values or {key: item.value}
+        entries += [
+            Entry(place="settings", key=k, value=v, origin=item.origin) for k, v in values.items() if v is not None
+        ]
     return entries
 
 
@@ -111,7 +116,7 @@ def _current_settings(settings: Settings, origins: dict[str, str]) -> list[Entry
     ]
 
 
-def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in data.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
@@ -126,44 +131,25 @@ def job_folders(workspace: Workspace) -> list[Path]:
 
 def plan_entries(folder: Path) -> list[Entry]:
     """A job's hyperparameters, each with its origin; one that differs from what was derived was edited."""
-    plan = _read(folder / "configs" / "hyper_parameters.yaml")
-    origins_file = folder / "configs" / "origins.yaml"
-    origins = _read(origins_file) if origins_file.exists() else {}
+    paths = JobDir(folder)
+    remedy = "Undo the edit, or delete the job's folder and run `autoseg generate` again."
+    plan = read_stored(paths.plan, dict[str, JsonValue], remedy=remedy)
+    origins = read_origins(paths) if paths.origins.exists() else {}
     entries = []
     for key, value in _flatten(plan):
-        known = origins.get(key)
-        known = known if isinstance(known, dict) else {}
-        edited = "value" in known and known["value"] != value
+        known = origins.get(key, StoredOrigin(origin="unknown"))
+        edited = "value" in known.model_fields_set and known.value != value
         entries.append(
             Entry(
                 place=folder.name,
                 key=key,
                 value=value,
-                origin="edited by hand" if edited else str(known.get("origin", "unknown")),
-                rule=str(known.get("rule") or ""),
-                derived=known.get("value") if edited else None,
+                origin="edited by hand" if edited else known.origin,
+                rule=known.rule or "",
+                derived=known.value if edited else None,
             )
         )
     return entries
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping of the run.
-
-    Raises:
-        WorkspaceError: It is none.
-    """
-    try:
-        data = load_plain(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkspaceError(
-            f"{path}: not valid YAML: {' '.join(str(error).split())}. Repair it or run `autoseg generate`."
-        ) from None
-    if not isinstance(data, dict):
-        raise WorkspaceError(
-            f"{path}: expected a mapping of names to values. Repair it or run `autoseg generate` again."
-        )
-    return data
 
 
 def _table(entries: list[Entry]) -> str:

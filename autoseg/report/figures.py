@@ -18,6 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from autoseg.workspace.jobs import EpochLine
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4B0092", "#7F5F00")
 """Source: Okabe and Ito 2008, with two darker ones for the yellow and black that would not show."""
 STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -194,7 +196,7 @@ def volumes(by_class: Mapping[str, Sequence[float]]) -> Plot:
 
 
 @_remembered
-def learning_curves(algo: str, folds: Mapping[int, Sequence[Mapping[str, Any]]]) -> Plot:
+def learning_curves(algo: str, folds: Mapping[int, Sequence[EpochLine]]) -> Plot:
     """Loss and validation Dice over the epochs, a line for each fold."""
     plots: list[Plot] = []
     alt: list[str] = [f"Learning curves of {algo}."]
@@ -206,19 +208,19 @@ def learning_curves(algo: str, folds: Mapping[int, Sequence[Mapping[str, Any]]])
                 "marker": MARKERS[i % len(MARKERS)], "markersize": 4 if len(epochs) < 30 else 0,
                 "label": f"fold {fold}",
             }  # fmt: skip
-            loss.plot([e["epoch"] for e in epochs], [e["train_loss"] for e in epochs], **look)
-            seen = [e for e in epochs if e.get("val_dice") is not None]
+            loss.plot([e.epoch for e in epochs], [e.train_loss for e in epochs], **look)
+            seen = [(e.epoch, e.val_dice) for e in epochs if e.val_dice is not None]
             if len(seen) < 30:
                 look["markersize"] = 4
-            dice.plot([e["epoch"] for e in seen], [e["val_dice"] for e in seen], **look)
+            dice.plot([epoch for epoch, _ in seen], [value for _, value in seen], **look)
             if seen:
-                best = max(e["val_dice"] for e in seen)
-                alt.append(f"Fold {fold}: {epochs[-1]['epoch']} epochs, best validation Dice {best:.3f}.")
+                best = max(value for _, value in seen)
+                alt.append(f"Fold {fold}: {epochs[-1].epoch} epochs, best validation Dice {best:.3f}.")
         loss.set(title=f"{algo}: training loss", xlabel="Epoch")
         dice.set(title="Validation Dice", xlabel="Epoch")
         for axes in (loss, dice):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            last = max((e["epoch"] for epochs in folds.values() for e in epochs), default=1)
+            last = max((e.epoch for epochs in folds.values() for e in epochs), default=1)
             axes.set_xlim(0.5, last + 0.5) if last < 10 else axes.set_xlim(0, last * 1.02)
         figure.legend(*loss.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return plots[0]

@@ -17,21 +17,27 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from autoseg.config.units import format_duration
+from autoseg.data.datastats import AnalysisSummary
 from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, WorkspaceError
 from autoseg.evaluation.calibration import expected_error
+from autoseg.evaluation.score_files import PerClass, Scores
 from autoseg.report import figures
 from autoseg.report.compare import case_means, compare
-from autoseg.report.gather import Run, by_number, clock, inputs_digest, plain, stages_shown
+from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_finished, plain, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.version import __version__
 from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import digest, write_text
+from autoseg.workspace.jobs import EpochLine
+from autoseg.workspace.layout import check_readable
 from autoseg.workspace.stages import Stage
+from autoseg.workspace.stored import Unreadable
 from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoseg.evaluation.scores import Metric
+    from autoseg.pseudolabel.audit import AuditRow
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +56,14 @@ def check_run(workspace: Workspace) -> None:
     Raises:
         WorkspaceError: It is none.
     """
+    check_readable(workspace.run)
     if not workspace.settings.exists() and not workspace.datastats.exists():
         raise WorkspaceError(f"{workspace.root}: not a run's folder. Give a run's folder with --work_dir.")
 
 
 def is_current(workspace: Workspace, stages: Sequence[Stage[Any]]) -> bool:
     """Whether the report shows the run as it is; it carries a digest of what it was made from."""
-    workspace = workspace.finished()
+    workspace = last_finished(workspace)
     if not workspace.report.exists():
         return False
     with open(workspace.report, "rb") as file:
@@ -85,7 +92,7 @@ def make_report(
         WorkspaceError: The folder is no run's, or a file of it is damaged.
         ConfigError: The output cannot be written.
     """
-    workspace = Workspace(work_dir).finished()
+    workspace = last_finished(Workspace(work_dir))
     target = output or workspace.report
     write_text(target, render(workspace, stages, live=live))
     return target
@@ -179,23 +186,23 @@ def _glance(run: Run) -> list[tuple[str, str, str]]:
     """The few figures that matter: name, value, and what goes with it."""
     found = []
     if run.scores:
-        chosen = run.scores["dice"]  # the ensemble's, postprocessing included
-        if chosen["mean"] is not None:
-            interval = f"95 % interval {_score(chosen['low'])} to {_score(chosen['high'])}"
-            found.append(("Mean Dice", _score(chosen["mean"]), f"{interval}, {chosen['num_cases']} cases"))
-            worst = min((c for c in chosen["classes"] if c["mean"] is not None), key=lambda c: c["mean"])
-            if len(chosen["classes"]) > 1:
-                found.append(("Hardest class", worst["name"], f"Dice {_score(worst['mean'])}"))
-        found += _further_means(run)
-        found.append(("Chosen", run.scores["chosen"], "combination of networks"))
+        chosen = run.scores.dice  # the ensemble's, postprocessing included
+        if chosen.mean is not None:
+            interval = f"95 % interval {_score(chosen.low)} to {_score(chosen.high)}"
+            found.append(("Mean Dice", _score(chosen.mean), f"{interval}, {chosen.num_cases} cases"))
+            counted = [(c.mean, c.name) for c in chosen.classes if c.mean is not None]
+            if len(chosen.classes) > 1 and counted:
+                hardest = min(counted, key=lambda pair: pair[0])
+                found.append(("Hardest class", hardest[1], f"Dice {_score(hardest[0])}"))
+        found += _further_means(run.scores)
+        found.append(("Chosen", run.scores.chosen, "combination of networks"))
     if run.summary:
-        num = run.summary["cases"]
-        found.append(
-            ("Training cases", str(num["training"]), f"{num['testing']} testing, {num['unlabeled']} unlabeled")
-        )
-        faults, warnings = len(run.summary["faults"]), len(run.summary["warnings"])
+        num = run.summary.cases
+        beside = f"{num.get('testing', 0)} testing, {num.get('unlabeled', 0)} unlabeled"
+        found.append(("Training cases", str(num.get("training", 0)), beside))
+        faults, warnings = len(run.summary.faults), len(run.summary.warnings)
         found.append(("Data faults", str(faults), f"{warnings} warning{'s' * (warnings != 1)}"))
-    seconds = sum(u["seconds"] for u in run.usage)
+    seconds = sum(line.seconds for line in run.usage)
     if seconds:
         found.append(("Time", format_duration(seconds), "all stages together"))
     return found
@@ -204,50 +211,41 @@ def _glance(run: Run) -> list[tuple[str, str, str]]:
 def _data(run: Run) -> Content | None:
     if not run.datastats:
         return None
-    data_set = run.datastats["data_set"]
-    classes = data_set["classes"]
-    labelled = [c for c in run.cases if "label_stats" in c]
-    volumes = {c["name"]: _volumes(labelled, c["values"]) for c in classes}
+    data_set = run.datastats.data_set
+    labelled = [c for c in run.cases if c.label_stats is not None]
+    volumes = {c.name: [case.volume_ml(c.values) for case in labelled] for c in data_set.classes}
     plots = [
         (
-            figures.geometry(
-                [c["image_stats"]["shape"][0] for c in run.cases], [c["image_stats"]["spacing"] for c in run.cases]
-            ),
+            figures.geometry([c.image_stats.shape[0] for c in run.cases], [c.image_stats.spacing for c in run.cases]),
             f"Sizes and spacings of {len(run.cases)} training cases, along X (right), Y (front), Z (head).",
         )
     ]
     ranges = {
-        c["name"]: [(i["percentile_00_5"], i["median"], i["percentile_99_5"]) for i in found]
+        c.name: [(i.percentile_00_5, i.median, i.percentile_99_5) for i in c.image_foreground_stats.intensity]
         for c in labelled
-        if (found := c["image_foreground_stats"]["intensity"])
+        if c.image_foreground_stats is not None and c.image_foreground_stats.intensity
     }
     if ranges:
         plots.append((figures.intensities(ranges), "Intensities inside the classes, case by case."))
     if any(v > 0 for found in volumes.values() for v in found):
         plots.append((figures.volumes(volumes), "Volume of each class, in the cases where it occurs."))
-    groups = run.datastats["label_groups"]
     return {
-        "roles": run.summary.get("cases", {}),
         "plots": plots,
-        "classes": [{**c, "median": _median_of(volumes[c["name"]])} for c in classes],
-        "intensity": data_set["foreground_intensity"],
-        "orientations": data_set["orientations"],
-        "groups": groups,
-        "hint": run.summary.get("hint", ""),
-        "quarantined": run.summary.get("quarantined", []),
-        "faults": [("fault", f) for f in run.summary.get("faults", [])]
-        + [("warning", f) for f in run.summary.get("warnings", [])],
+        "classes": [{**c.model_dump(), "median": _median_of(volumes[c.name])} for c in data_set.classes],
+        "intensity": data_set.foreground_intensity,
+        "orientations": data_set.orientations,
+        "groups": run.datastats.label_groups,
         "few": FEW,
+        **_judged(run.summary),
     }
 
 
-def _volumes(cases: Sequence[Content], values: Sequence[int]) -> list[float]:
-    """Ml of one class in each case, 0 where it does not occur."""
-    found = []
-    for case in cases:
-        table = dict(zip(case["label_stats"]["labels"], case["label_stats"]["label"], strict=True))
-        found.append(sum(table[v]["volume_ml"] for v in values if v in table))
-    return found
+def _judged(summary: AnalysisSummary | None) -> Content:
+    """What the analysis found wrong, and how many cases of each role there are."""
+    if summary is None:
+        return {"roles": {}, "hint": "", "quarantined": (), "faults": []}
+    faults = [("fault", f) for f in summary.faults] + [("warning", f) for f in summary.warnings]
+    return {"roles": summary.cases, "hint": summary.hint, "quarantined": summary.quarantined, "faults": faults}
 
 
 def _median_of(values: Sequence[float]) -> tuple[float, float, float] | None:
@@ -281,18 +279,19 @@ def _plan(run: Run) -> Content | None:
 def _training(run: Run) -> Content | None:
     if not run.jobs:
         return None
-    curves: dict[str, dict[int, list[Content]]] = {}
+    curves: dict[str, dict[int, Sequence[EpochLine]]] = {}
     rows = []
     for job in run.jobs:
         epochs = run.curve(job)
         if epochs:
             curves.setdefault(job.algo, {})[job.fold] = epochs
-        last: Content = epochs[-1] if epochs else {}
-        left = last.get("time_left_s") if job.state == "running" else None
+        last = epochs[-1] if epochs else None
+        left = last.time_left_s if last is not None and job.state == "running" else None
         rows.append(
             {
                 "name": job.name, "state": job.state, "dice": job.dice, "seconds": job.seconds,
-                "epoch": last.get("epoch"), "step": last.get("step"), "loss": last.get("train_loss"), "left": left,
+                "epoch": last.epoch if last else None, "step": last.step if last else None,
+                "loss": last.train_loss if last else None, "left": left,
                 "error": job.error.strip().splitlines()[0] if job.error.strip() else "",
             }
         )  # fmt: skip
@@ -304,17 +303,14 @@ def _scores(run: Run) -> Content | None:
     """Tables of class by fold and boxes of all cases, for each network and the ensemble."""
     if not run.scores:
         return None
-    from autoseg.inference.postprocess import ClassRule
-
-    classes = run.scores["classes"]
-    fold_of = {c["name"]: c["fold"] for c in run.scores["cases"]}
-    by_algo = _by_segmenter(run)
-    chosen = run.scores["chosen"]
+    classes, chosen = run.scores.classes, run.scores.chosen
+    fold_of = {c.name: c.fold for c in run.scores.cases}
+    by_algo = _by_segmenter(run.scores)
     label = f"ensemble ({chosen})" if chosen not in by_algo else chosen
-    mine = {n: plain(s["dice"]) for n, s in run.scores.get("ensemble", {}).items()}
+    mine = {n: plain(scores["dice"]) for n, scores in run.scores.ensemble.items()}
     groups = {label: list(mine.values())} if mine else {}
     groups |= {name: [plain(v) for v in cases.values()] for name, cases in by_algo.items() if name != label}
-    seed = int(run.setting("seed", 0))
+    seed, spec = run.seed, run.ensemble
     tables = [(f"Dice of the {label}", _fold_table(classes, mine, fold_of, seed))] if mine else []
     others = [
         (f"Dice of {name}", _fold_table(classes, {n: plain(v) for n, v in cases.items()}, fold_of, seed))
@@ -322,8 +318,8 @@ def _scores(run: Run) -> Content | None:
         if name != label
     ]
     plots = [(figures.score_boxes("Dice", classes, groups), "Every case's Dice on data its models never saw.")]
-    for metric, by_case in _further_scores(run):
-        title, axis, caption = metric.texts(run.scores.get("tolerance_mm"))
+    for metric, by_case in _further_scores(run.scores):
+        title, axis, caption = metric.texts(run.scores.tolerance_mm)
         tables.append((f"{title} of the {label}", _fold_table(classes, by_case, fold_of, seed)))
         boxes = figures.score_boxes(axis, classes, {label: list(by_case.values())}, is_share=metric.is_share)
         plots.append((boxes, caption))
@@ -331,44 +327,43 @@ def _scores(run: Run) -> Content | None:
         "tables": tables,
         "others": others,
         "plots": plots,
-        "testing": _testing(run, classes, seed),
-        "rules": [
-            {**rule, "words": ClassRule.model_validate(rule).words} for rule in run.ensemble.get("postprocessing", ())
-        ],
-        "raw": run.ensemble.get("dice_raw"),
-        "mean": run.ensemble.get("dice"),
-        "gaps": run.scores["gaps"],
-        "failures": run.scores["failures"],
+        "testing": _testing(run, run.scores),
+        "rules": () if spec is None else spec.postprocessing,
+        "raw": None if spec is None else spec.dice_raw,
+        "mean": None if spec is None else spec.dice,
+        "gaps": run.scores.gaps,
+        "failures": run.scores.failures,
     }
 
 
-def _further_scores(run: Run) -> list[tuple[Metric, dict[str, list[float]]]]:
+def _further_scores(scores: Scores) -> list[tuple[Metric, dict[str, list[float]]]]:
     """Every metric besides Dice that was computed for the ensemble: case -> value per class."""
     from autoseg.evaluation.scores import METRICS  # it loads torch
 
-    by_case = run.scores.get("ensemble", {})
-    computed = [m for m in METRICS[1:] if by_case and all(m.name in scores for scores in by_case.values())]
-    return [(m, {n: plain(scores[m.name]) for n, scores in by_case.items()}) for m in computed]
+    by_case = scores.ensemble
+    computed = [m for m in METRICS[1:] if by_case and all(m.name in values for values in by_case.values())]
+    return [(m, {n: plain(values[m.name]) for n, values in by_case.items()}) for m in computed]
 
 
-def _further_means(run: Run) -> list[tuple[str, str, str]]:
+def _further_means(scores: Scores) -> list[tuple[str, str, str]]:
     """The mean of every metric besides Dice."""
     means = []
-    for metric, _ in _further_scores(run):
-        if (mean := run.scores.get(metric.name, {}).get("mean")) is not None:
-            measure = f"within {run.scores['tolerance_mm']:g} mm" if metric.needs_tolerance else metric.unit
-            means.append((f"Mean {metric.short_title}", _score(mean), measure))
+    for metric, _ in _further_scores(scores):
+        summary = scores.summary_of(metric.name)
+        if summary is not None and summary.mean is not None:
+            measure = f"within {scores.tolerance_mm:g} mm" if metric.needs_tolerance else metric.unit
+            means.append((f"Mean {metric.short_title}", _score(summary.mean), measure))
     return means
 
 
-def _by_segmenter(run: Run) -> dict[str, dict[str, list[float | None]]]:
+def _by_segmenter(scores: Scores) -> dict[str, dict[str, PerClass]]:
     """Network -> case -> Dice per class."""
-    found: dict[str, dict[str, list[float | None]]] = {}
-    algos = dict.fromkeys(algo for c in run.scores["candidates"] for algo, _ in c["members"])
-    for case in run.scores["cases"]:
+    found: dict[str, dict[str, PerClass]] = {}
+    algos = dict.fromkeys(algo for c in scores.candidates for algo, _ in c.members)
+    for case in scores.cases:
         for algo in algos:
-            if algo in case["dice"]:
-                found.setdefault(algo, {})[case["name"]] = case["dice"][algo]
+            if algo in case.dice:
+                found.setdefault(algo, {})[case.name] = case.dice[algo]
     return found
 
 
@@ -399,9 +394,13 @@ def _fold_table(
     return {"folds": folds, "rows": rows}
 
 
-def _testing(run: Run, classes: Sequence[str], seed: int) -> Content | None:
-    held = {n: plain(v) for n, v in run.scores["testing"].items()}
-    num = run.summary.get("cases", {}).get("testing", 0)
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _testing(run: Run, scores: Scores) -> Content | None:
+    held = {n: plain(v) for n, v in scores.testing.items()}
+    num = 0 if run.summary is None else run.summary.cases.get("testing", 0)
     if not num and not held:
         return None
     from autoseg.evaluation.metrics import summarise
@@ -409,63 +408,62 @@ def _testing(run: Run, classes: Sequence[str], seed: int) -> Content | None:
     return {
         "num": num,
         "scored": len(held),
-        "summary": summarise(list(held.values()), classes, seed=seed) if held else None,
+        "summary": summarise(list(held.values()), scores.classes, seed=run.seed) if held else None,
     }
 
 
 def _comparison(run: Run) -> Content | None:
     """All combinations by mean Dice, and paired tests of the chosen one and of the networks."""
-    if not run.scores or len(run.scores["candidates"]) < 2:
+    if not run.scores or len(run.scores.candidates) < 2:
         return None
-    chosen = run.scores["chosen"]
-    known = [c for c in run.scores["candidates"] if c["mean"] is not None]
-    known.sort(key=lambda c: -c["mean"])
-    means = {name: case_means(cases) for name, cases in _by_segmenter(run).items()}
+    chosen, spec = run.scores.chosen, run.ensemble
+    known = [(c.mean, c) for c in run.scores.candidates if c.mean is not None]
+    known.sort(key=lambda pair: -pair[0])
+    rows = [(c.name, mean, _or_nan(c.low), _or_nan(c.high)) for mean, c in known]
+    means = {name: case_means(cases) for name, cases in _by_segmenter(run.scores).items()}
     # Without postprocessing, which the others do not have; best_n and best_by_fold have no scores of that kind.
-    raw = {case["name"]: case["dice"][chosen] for case in run.scores["cases"] if chosen in case["dice"]}
-    mine = case_means(raw or {n: s["dice"] for n, s in run.scores.get("ensemble", {}).items()})
+    raw = {case.name: case.dice[chosen] for case in run.scores.cases if chosen in case.dice}
+    mine = case_means(raw or {n: s["dice"] for n, s in run.scores.ensemble.items()})
     algos = list(means)
     pairs = [(chosen, a) for a in algos if a != chosen] if mine else []
     means = {**means, chosen: mine} if mine else means
     pairs += [(a, b) for i, a in enumerate(algos) for b in algos[i + 1 :] if chosen not in (a, b)]
-    rows = [(c["name"], c["mean"], c["low"], c["high"]) for c in known]
     return {
-        "candidates": known,
-        "costs": {row["name"]: row for row in run.ensemble.get("pareto", ())},
-        "given_up": run.ensemble.get("given_up", ""),
+        "candidates": [c for _, c in known],
+        "costs": {} if spec is None else {row.name: row for row in spec.pareto},
+        "given_up": "" if spec is None else spec.given_up,
         "chosen": chosen,
         "raw": bool(raw),
         "plot": figures.intervals(rows, chosen),
-        "tests": compare(means, pairs, seed=int(run.setting("seed", 0))),
+        "tests": compare(means, pairs, seed=run.seed),
     }
 
 
 def _cases(run: Run) -> Content | None:
     """Pictures of the worst, median and best case; the table of all."""
-    if not run.scores.get("ensemble"):
+    if not run.scores or not run.scores.ensemble:
         return None
-    scores = run.scores["ensemble"]
-    classes = run.scores["classes"]
-    fold_of = {c["name"]: c["fold"] for c in run.scores["cases"]}
+    scores, classes = run.scores.ensemble, run.scores.classes
+    fold_of = {c.name: c.fold for c in run.scores.cases}
     means = case_means({n: s["dice"] for n, s in scores.items()})
     ranked = sorted(means, key=lambda n: (means[n], by_number(n)))
     if not ranked:
         return None
     warned: dict[str, list[str]] = {}
-    for fault in run.summary.get("warnings", []):
-        warned.setdefault(fault["case"], []).append(fault["finding"])
+    for fault in () if run.summary is None else run.summary.warnings:
+        warned.setdefault(fault.case, []).append(fault.finding)
     rows = [
         {"name": n, "fold": fold_of[n], "mean": means[n], "dice": scores[n]["dice"],
          "warned": "; ".join(warned.get(n, []))}
         for n in ranked
     ]  # fmt: skip
-    volumes = {c["name"]: c for c in run.cases if "label_stats" in c}
-    values = {c["name"]: c["values"] for c in run.datastats["data_set"]["classes"]}
+    volumes = {c.name: c for c in run.cases if c.label_stats is not None}
+    values = {} if run.datastats is None else {c.name: c.values for c in run.datastats.data_set.classes}
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in classes}
     for n in ranked:
         for name, dice in zip(classes, scores[n]["dice"], strict=True):
             if dice is not None and n in volumes and name in values:
-                points[name].append((_volumes([volumes[n]], values[name])[0], dice))
+                points[name].append((volumes[n].volume_ml(values[name]), dice))
     plot = figures.dice_by_volume(classes, points) if any(points.values()) else None
     wanted = {"Worst": ranked[0], "Median": ranked[len(ranked) // 2], "Best": ranked[-1]}
     if len(ranked) < 3:
@@ -518,9 +516,9 @@ def _pseudolabels(run: Run) -> Content | None:
     """What was accepted and rejected, and pictures of the most suspicious labels that were accepted."""
     if not run.audit:
         return None
-    rows = run.audit["rows"]
-    accepted = [row for row in rows if not row["rejected"]]
-    cases = list(dict.fromkeys(row["case"] for row in accepted))[:MOST_PICTURES]
+    rows = run.audit.rows
+    accepted = [row for row in rows if not row.rejected]
+    cases = list(dict.fromkeys(row.case for row in accepted))[:MOST_PICTURES]
     roles = run.audited.training if run.audited else ()
     by_name = {case.name: case for case in roles}
     pictures = []
@@ -528,47 +526,38 @@ def _pseudolabels(run: Run) -> Content | None:
         case = by_name.get(name)
         if case is None or case.completed is None or run.label_map is None:
             continue
-        why = [row for row in accepted if row["case"] == name][0]
+        why = [row for row in accepted if row.case == name][0]
         try:
             picture = _picture(case.images, case.label or case.completed.label, case.completed.label, run.label_map)
         except AutosegError as error:
             run.notes.append(f"No picture of {name}: {' '.join(error.messages)}")
             continue
-        what = f"{why['name']}: {_words_of(why)}"
+        what = f"{why.name}: {_words_of(why)}"
         title = name if case.label is not None else f"{name}, an unlabeled image: all lines are pseudo-labels"
         pictures.append({"title": title, "text": what, "alt": f"pseudo-labels of {name}", "picture": picture})
     return {
-        **run.audit,
-        "background": _counted(run.audit.get("background", {})),
-        "classes": [_counted(found) for found in run.audit["classes"]],
+        **dict(run.audit),
         "few": FEW,
-        "rows": [_counted(row) for row in rows[:MOST_ROWS]],
+        "rows": rows[:MOST_ROWS],
         "num_rows": len(rows),
         "pictures": pictures,
         "earlier": run.earlier_audits,
     }
 
 
-def _counted(found: Content) -> Content:
-    """Part of an audit; those of earlier versions called unsure voxels ignored, or did not count the background's."""
-    return {"voxels_unsure": found.get("voxels_ignored", 0), **found}
-
-
-def _words_of(row: Content) -> str:
+def _words_of(row: AuditRow) -> str:
     """What speaks against a pseudo-label, in words."""
-    words = [
-        f"{key.replace('_', ' ')} {row[key]:.2f}" for key in ("disagreement", "confidence") if row[key] is not None
-    ]
-    if row["volume_z"] is not None:
-        words.append(f"volume {row['volume_ml']:.3g} ml, {row['volume_z']:+.1f} deviations from the labelled cases")
+    figures_of = (("disagreement", row.disagreement), ("confidence", row.confidence))
+    words = [f"{name} {value:.2f}" for name, value in figures_of if value is not None]
+    if row.volume_z is not None:
+        words.append(f"volume {row.volume_ml:.3g} ml, {row.volume_z:+.1f} deviations from the labelled cases")
     return ", ".join(words) + "."
 
 
 def _calibration(run: Run) -> Content | None:
-    counts = run.scores.get("calibration")
-    if not counts:
+    if not run.scores or not run.scores.calibration:
         return None
-    classes = run.scores.get("calibrated", run.scores["classes"])
+    counts, classes = run.scores.calibration, run.scores.calibrated
     rows = [(name, expected_error(bins), sum(b[0] for b in bins)) for name, bins in zip(classes, counts, strict=True)]
     said = [sum(b[1] for b in bins) / max(1, sum(b[0] for b in bins)) for bins in counts]
     came = [sum(b[2] for b in bins) / max(1, sum(b[0] for b in bins)) for bins in counts]
@@ -590,15 +579,15 @@ def _usage(run: Run) -> Content | None:
     stages: dict[str, Content] = {}
     for line in run.usage:
         row = stages.setdefault(
-            line["stage"], {"times": 0, "seconds": 0.0, "cpu_s": 0.0, "peak_bytes": 0, "gpu_bytes": None, "last": 0.0}
+            line.stage, {"times": 0, "seconds": 0.0, "cpu_s": 0.0, "peak_bytes": 0, "gpu_bytes": None, "last": 0.0}
         )
         row["times"] += 1
-        row["seconds"] += line["seconds"]
-        row["cpu_s"] += line["cpu_s"]
-        row["peak_bytes"] = max(row["peak_bytes"], line["peak_bytes"])
-        if line["gpu_bytes"] is not None:
-            row["gpu_bytes"] = max(row["gpu_bytes"] or 0, line["gpu_bytes"])
-        row["last"], row["ended"], row["disk_bytes"] = clock(line["started"]), line["ended"], line["disk_bytes"]
+        row["seconds"] += line.seconds
+        row["cpu_s"] += line.cpu_s
+        row["peak_bytes"] = max(row["peak_bytes"], line.peak_bytes)
+        if line.gpu_bytes is not None:
+            row["gpu_bytes"] = max(row["gpu_bytes"] or 0, line.gpu_bytes)
+        row["last"], row["ended"], row["disk_bytes"] = clock(line.started), line.ended, line.disk_bytes
     jobs = sum(job.seconds for job in run.jobs)
     most = max(row["seconds"] for row in stages.values()) or 1.0
     return {"rows": list(stages.items()), "most": most, "jobs_s": jobs}
@@ -611,10 +600,10 @@ def _reproduce(run: Run) -> Content | None:
     return {
         "given": [e for e in entries if e[2] != "default"],
         "default": [e for e in entries if e[2] == "default"],
-        "seed": run.setting("seed", 0),
+        "seed": run.seed,
         "environment": run.environment,
-        "commands": [{**c, "when": clock(c["time"])} for c in run.commands],
-        "input": run.workspace.input.read_text() if run.workspace.input.exists() else "",
+        "commands": [{"command": line.command, "when": clock(line.time)} for line in run.commands],
+        "input": run.workspace.input.read_text(errors="replace") if run.workspace.input.exists() else "",
     }
 
 
@@ -635,4 +624,5 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
 
 def sections_of(workspace: Workspace) -> list[tuple[str, str, Callable[[Run], Content | None], str]]:
     """The sections that a run has: pseudo-labels only where it has rounds of training."""
-    return [section for section in SECTIONS if section[0] != "pseudolabels" or workspace.num_rounds > 1]
+    has_rounds = Unreadable().or_else(True, lambda: workspace.num_rounds > 1)
+    return [section for section in SECTIONS if section[0] != "pseudolabels" or has_rounds]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.errors import AutosegError, ConfigError
-from autoseg.report.gather import inputs_digest
+from autoseg.report.gather import inputs_digest, last_finished
 from autoseg.report.page import check_run, render
 from autoseg.workspace.digests import file_signature
 from autoseg.workspace.files import digest
@@ -32,7 +32,7 @@ class LiveReport:
 
     def version(self) -> str:
         """A digest of all files the page is made from."""
-        found = [inputs_digest(self.workspace.finished(), self.stages)]
+        found = [inputs_digest(last_finished(self.workspace), self.stages)]
         for path in (self.workspace.usage, self.workspace.commands):
             found.append(digest(file_signature(path)) if path.exists() else "")
         return digest(found)
@@ -46,7 +46,7 @@ class LiveReport:
         with self._lock:
             version = self.version()
             if self._page is None or self._page[0] != version:
-                self._page = (version, render(self.workspace.finished(), self.stages, live=True).encode())
+                self._page = (version, render(last_finished(self.workspace), self.stages, live=True).encode())
             return self._page[1]
 
 

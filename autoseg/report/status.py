@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -13,9 +12,11 @@ from autoseg.config.types import suggest
 from autoseg.config.units import format_duration
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.workspace.claims import ClaimState
-from autoseg.workspace.files import last_lines, read_json
-from autoseg.workspace.jobs import Job
+from autoseg.workspace.files import last_lines
+from autoseg.workspace.jobs import EpochLine, Job
+from autoseg.workspace.layout import check_readable
 from autoseg.workspace.stages import Stage
+from autoseg.workspace.stored import Unreadable
 from autoseg.workspace.usage import read_usage
 from autoseg.workspace.workspace import Workspace
 
@@ -33,34 +34,42 @@ def status(work_dir: Path, stages: Sequence[Stage[Any]]) -> str:
 
     Returns:
         Lines to print: when each stage ended; for each job its state, device, epoch, Dice, time, time left, last error.
-        The Dice of a job that is not done is the best of its validations so far.
+        The Dice of a job that is not done is the best of its validations so far. Files that cannot be read are named
+        at the end; the rest is shown as if they were not there.
 
     Raises:
         WorkspaceError: The folder is missing or is no run's.
     """
-    workspace = _open(work_dir)
+    workspace, unreadable = _open(work_dir), Unreadable()
+    text = "\n".join(_status_lines(workspace, stages, unreadable))
+    return "\n".join([text, *(["", "Not readable:", *unreadable.messages] if unreadable.messages else [])])
+
+
+def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable: Unreadable) -> list[str]:
     shown = [stage.name for stage in stages if stage.where != "between rounds"]
     between = [stage for stage in stages if stage.where == "between rounds"]
     width = max(9, *map(len, shown))
     lines = [f"{'Stage':<{width}} Done"]
-    lines += [f"{name:<{width}} {_stage_time(workspace, name)}" for name in shown]
+    lines += [f"{name:<{width}} {_stage_time(workspace, name, unreadable)}" for name in shown]
     jobs = []
-    for place in workspace.rounds() or [workspace]:
+    rounds = unreadable.or_else((), workspace.rounds)
+    for number, place in enumerate(rounds or [workspace], 1):
         if place.root != workspace.root:
-            times = [f", {s.product or s.name} made {_stage_time(place, s.name)}" for s in between if place.round > 1]
-            lines += ["", f"Round {place.round} of {workspace.num_rounds}{''.join(times)}"]
-        jobs_here = place.current_jobs()
+            made = [s for s in between if number > 1]
+            times = [f", {s.product or s.name} made {_stage_time(place, s.name, unreadable)}" for s in made]
+            lines += ["", f"Round {number} of {workspace.num_rounds}{''.join(times)}"]
+        jobs_here = place.readable_jobs(unreadable)
         jobs += jobs_here
         if jobs_here:
             lines += ["", *_table([_cells(place, job, claim) for job, claim in jobs_here])]
-    if not jobs:
-        return "\n".join([*lines, "", "No training jobs yet. `autoseg generate` plans them."])
+    if not jobs and not unreadable.messages:
+        return [*lines, "", "No training jobs yet. `autoseg generate` plans them."]
     states = [job.state for job, _ in jobs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines += ["", f"{len(jobs)} jobs: {counts}. `autoseg status JOB` shows a job's log."]
     if any(state in ("failed", "diverged") for state in states):
         lines.append("`autoseg retry` tries the failed ones again.")
-    return "\n".join(lines)
+    return lines
 
 
 def job_status(work_dir: Path, name: str) -> str:
@@ -72,10 +81,13 @@ def job_status(work_dir: Path, name: str) -> str:
     """
     workspace = _open(work_dir)
     places = workspace.rounds() or [workspace]
-    every = [(place, job, claim) for place in places for job, claim in place.current_jobs()]
+    unreadable = Unreadable()
+    every = [(place, job, claim) for place in places for job, claim in place.readable_jobs(unreadable)]
     by_name = {job.name: (place, job, claim) for place, job, claim in every}  # the last round's, where it has the job
     by_name |= {f"{place.root.name}/{job.name}": (place, job, claim) for place, job, claim in every if len(places) > 1}
     if name not in by_name:
+        if unreadable.messages:
+            raise WorkspaceError(unreadable.messages)
         raise ConfigError(f"{name}: no such job in {work_dir}. {suggest(name, by_name)}")
     workspace, job, claim = by_name[name]
     paths = workspace.job_dir(job.algo, job.fold)
@@ -115,22 +127,24 @@ def _open(work_dir: Path) -> Workspace:
     workspace = Workspace(work_dir)
     if not work_dir.is_dir():
         raise WorkspaceError(f"{work_dir}: no such folder. Give a run's folder with --work_dir.")
-    if not workspace.jobs() and not workspace.settings.exists() and not (work_dir / "state").is_dir():
+    check_readable(workspace.run)
+    if not workspace.job_names() and not workspace.settings.exists() and not (work_dir / "state").is_dir():
         raise WorkspaceError(f"{work_dir}: not a run's folder. Give a run's folder with --work_dir.")
     return workspace
 
 
-def _stage_time(workspace: Workspace, stage: str) -> str:
+def _stage_time(workspace: Workspace, stage: str, unreadable: Unreadable) -> str:
     """When a stage last ended, of a run in its last round; `-` where it has not."""
-    name = stage if workspace.root == workspace.run else f"round {workspace.round}: {stage}"
+    is_round = workspace.root != workspace.run
+    name = f"round {unreadable.or_else(0, lambda: workspace.round)}: {stage}" if is_round else stage
     ended = [
-        line["started"] + line["seconds"]
-        for line in read_usage(workspace)
-        if line["ended"] == "ok" and name in (line["stage"], line["stage"].rpartition(": ")[2])
+        line.started + line.seconds
+        for line in unreadable.or_else((), lambda: read_usage(workspace))
+        if line.ended == "ok" and name in (line.stage, line.stage.rpartition(": ")[2])
     ]
-    stamp = workspace.root / "state" / f"{stage}.json"  # where nothing is known of the run's usage
-    if not ended and stamp.exists():
-        ended = [read_json(stamp)["time"]]
+    if not ended:  # nothing is known of the run's usage
+        stamp = unreadable.or_else(None, lambda: workspace.read_stamp(stage))
+        ended = [] if stamp is None else [stamp.time]
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ended[-1])) if ended else "-"
 
 
@@ -148,15 +162,14 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 def _cells(workspace: Workspace, job: Job, claim: ClaimState) -> tuple[str, ...]:
     """A job's row."""
     running = job.state == "running"
-    epoch = (
-        {} if job.state == "pending" and not job.starts else _last_epoch(workspace.job_dir(job.algo, job.fold).metrics)
-    )
-    dice = job.dice if job.dice is not None else epoch.get("best_dice")
-    left = epoch.get("time_left_s") if running else None
-    reached = "" if "epoch" not in epoch else str(epoch["epoch"])
-    if reached and epoch.get("num_epochs"):
-        reached += f"/{epoch['num_epochs']}"
-    seconds = job.seconds if job.state == "done" else epoch.get("seconds", job.seconds)
+    is_begun = job.state != "pending" or job.starts > 0
+    epoch = _last_epoch(workspace.job_dir(job.algo, job.fold).metrics) if is_begun else None
+    dice, left, reached, seconds = job.dice, None, "", job.seconds
+    if epoch is not None:
+        dice = epoch.best_dice if dice is None else dice
+        left = epoch.time_left_s if running else None
+        reached = f"{epoch.epoch}/{epoch.num_epochs}" if epoch.num_epochs else str(epoch.epoch)
+        seconds = seconds if job.state == "done" else epoch.seconds
     device = ""
     if running and claim.holder is not None:
         device = f"{claim.holder.host}:{claim.holder.device}"
@@ -167,18 +180,16 @@ def _cells(workspace: Workspace, job: Job, claim: ClaimState) -> tuple[str, ...]
         reached or "-",
         "-" if dice is None else f"{dice:.4f}",
         format_duration(seconds) if seconds else "-",
-        format_duration(left) if isinstance(left, int | float) else "-",
+        "-" if left is None else format_duration(left),
         job.error.strip().splitlines()[0] if job.error.strip() else "",
     )
 
 
-def _last_epoch(path: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl; a line that is being written is passed over."""
+def _last_epoch(path: Path) -> EpochLine | None:
+    """The last whole line of metrics.jsonl; one that is being written, or is no epoch, is passed over."""
     for line in reversed(last_lines(path, 2)):
         try:
-            data = json.loads(line)
-        except json.JSONDecodeError:
+            return EpochLine.model_validate_json(line)
+        except ValueError:
             continue
-        if isinstance(data, dict):
-            return data
-    return {}
+    return None

@@ -9,13 +9,24 @@ from typing import Any
 
 import yaml
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import JsonValue
 
 from autoseg.sweep.study import Study
-from autoseg.workspace.files import read_json, write_json, write_text
+from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.stored import Stored, read_stored
 
 log = logging.getLogger(__name__)
 
 ROWS = 10
+
+
+class TrialFile(Stored):
+    """What stands in a trial's trial.json."""
+
+    number: int
+    algo: str
+    settings: dict[str, JsonValue]
+    """Its values, dotted inside a block."""
 
 
 def settings_text(algo: str, values: Mapping[str, Any], comment: str) -> str:
@@ -66,7 +77,7 @@ def trial_record(study: Study, trial: FrozenTrial) -> dict[str, Any]:
         "number": trial.number,
         "state": trial.state.name.lower(),
         "values": trial.values,
-        "settings": read_json(path)["settings"] if path.exists() else {},
+        "settings": read_stored(path, TrialFile).settings if path.exists() else {},
         "curve": {str(step): value for step, value in trial.intermediate_values.items()},
         "epochs": trial.user_attrs.get("epochs", 0),
         "error": trial.user_attrs.get("error", ""),

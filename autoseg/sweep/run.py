@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from autoseg.config.load import load_settings
 from autoseg.config.networks import AlgoName
@@ -28,7 +28,9 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.pipeline.training_jobs import in_this_process, job_resources
 from autoseg.sweep.trial import Sweep, run_trial
-from autoseg.workspace.files import digest, log_to, read_json, write_json
+from autoseg.workspace.files import digest, log_to
+from autoseg.workspace.layout import check_writable
+from autoseg.workspace.stored import Moment, Stored, read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,6 +40,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
+PLACES = ("datalist", "dataroot", "work_dir")
+"""Settings that are paths."""
+
+
+class SweepFile(Stored):
+    """What stands in a sweep's sweep.json."""
+
+    advice: ClassVar[str] = "Start the sweep again without --join, which writes it."
+
+    settings: Settings
+    """With paths from the work_dir."""
+    origins: dict[str, str]
+    until: Moment | None
+    """When the trials that run are stopped; None: no end."""
 
 
 def run_sweep(
@@ -83,7 +99,7 @@ def run_sweep(
         study = open_study(workspace, settings, origins, datalist)
         if settings.sweep.pruner != "none" and not study.is_pruned:
             log.warning("sweep.pruner: has no effect with two objectives: every trial trains to its end")
-        write_json(folder / "sweep.json", _portable(settings, origins, until))
+        write_stored(folder / "sweep.json", _portable(settings, origins, until))
         study.enqueue(space.of_plan(_first_plan(workspace, datalist, settings, origins)))
         log.info("sweep: %d trials of %s", settings.sweep.trials, ", ".join(p.key for p in space.parameters))
         if in_this_process(settings):
@@ -108,16 +124,14 @@ def join_sweep(work_dir: Path, study_name: str) -> int:
         raise WorkspaceError(
             f"{workspace.root}: no sweep {study_name} was begun here. Run `autoseg sweep` without --join."
         )
-    stored = read_json(path)
-    values = {**stored["settings"]}
-    for key in ("datalist", "dataroot", "work_dir"):
-        values[key] = os.path.normpath(workspace.root / values[key])
-    settings = Settings.model_validate(values)
+    check_writable(workspace.run)
+    stored = read_stored(path, SweepFile)
+    settings = _with_places_from(workspace.root, stored.settings)
     datalist = read_datalist(workspace.datalist, settings.dataroot)
     stop_with_launcher()
-    origins = stored["origins"]
+    origins = stored.origins
     study = open_study(workspace, settings, origins, datalist)
-    _work(Sweep(workspace, settings, origins, datalist, study, stored["until"]))
+    _work(Sweep(workspace, settings, origins, datalist, study, stored.until))
     return 0
 
 
@@ -135,11 +149,16 @@ def open_study(workspace: Workspace, settings: Settings, origins: Mapping[str, s
     return Study(workspace.root / settings.sweep.study, settings.sweep, space, made_of, seed=settings.seed)
 
 
-def _portable(settings: Settings, origins: Mapping[str, str], until: float | None) -> dict[str, Any]:
-    values = settings.model_dump(mode="json")
-    for key in ("datalist", "dataroot", "work_dir"):
-        values[key] = os.path.relpath(getattr(settings, key), settings.work_dir)
-    return {"settings": values, "origins": dict(origins), "until": until}
+def _portable(settings: Settings, origins: Mapping[str, str], until: float | None) -> SweepFile:
+    """What other processes and machines need to join, with paths from the work_dir."""
+    places = {key: Path(os.path.relpath(getattr(settings, key), settings.work_dir)) for key in PLACES}
+    return SweepFile(settings=settings.model_copy(update=places), origins=dict(origins), until=until)
+
+
+def _with_places_from(root: Path, settings: Settings) -> Settings:
+    """Settings as `_portable` stored them, with paths from here."""
+    places = {key: Path(os.path.normpath(root / getattr(settings, key))) for key in PLACES}
+    return settings.model_copy(update=places)
 
 
 def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, origins: Mapping[str, str]) -> Plan:

@@ -26,7 +26,7 @@ from autoseg.errors import ConfigError, ResourceError
 from autoseg.sweep.space import Space
 from autoseg.workspace.claims import Busy, Claim
 from autoseg.workspace.files import digest
-from autoseg.workspace.workspace import changed
+from autoseg.workspace.stamps import changed
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Datalist
 from autoseg.errors import AutosegError
 from autoseg.pipeline.training_jobs import MOST_STARTS
-from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.files import write_text
 from autoseg.workspace.jobs import Job
+from autoseg.workspace.stored import write_stored
 from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -84,10 +85,11 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
 
 def _begin(sweep: Sweep, trial: Trial, algo: AlgoName, values: Mapping[str, Any]) -> Workspace:
     """Make the trial's folder, with its settings as JSON and as `autoseg run --settings` takes them."""
-    from autoseg.sweep.results import settings_text
+    from autoseg.sweep.results import TrialFile, settings_text
 
     place = Workspace(sweep.study.trial_folder(trial.number), data_of=sweep.workspace)
-    write_json(place.root / "trial.json", {"number": trial.number, "algo": algo, "settings": {"algo": algo, **values}})
+    stored = TrialFile(number=trial.number, algo=algo, settings={"algo": algo, **values})
+    write_stored(place.root / "trial.json", stored)
     text = settings_text(algo, values, f"trial {trial.number} of the sweep {sweep.settings.sweep.study}")
     write_text(place.root / "settings.yaml", text)
     shown = ", ".join(

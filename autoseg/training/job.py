@@ -40,7 +40,8 @@ from autoseg.workspace.claims import Busy, Claim, LostClaim
 from autoseg.workspace.digests import DIGESTS
 from autoseg.workspace.files import digest, log_to
 from autoseg.workspace.jobs import Job, JobState
-from autoseg.workspace.workspace import Workspace, changed
+from autoseg.workspace.stamps import changed
+from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.workspace.files import write_text
+from autoseg.workspace.jobs import EpochLine
+from autoseg.workspace.stored import read_stored_lines
 
 
 @dataclass(kw_only=True)
@@ -75,8 +77,8 @@ class Curve:
 
     def go_on_after(self, epoch: int) -> None:
         """Begin it with those of its lines that a checkpoint of this epoch knows of."""
-        text = self.path.read_text() if self.path.exists() else ""
-        self.start([json.loads(line) for line in text.splitlines()[:epoch]])
+        lines = read_stored_lines(self.path, EpochLine)[:epoch]
+        self.start([line.model_dump(mode="json", exclude_unset=True) for line in lines])
 
     def add(self, line: dict[str, Any]) -> None:
         """Add an epoch's line."""

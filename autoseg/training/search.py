@@ -15,7 +15,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +40,9 @@ from autoseg.training.errors import Diverged
 from autoseg.training.patches import make_sampler
 from autoseg.training.schedule import learning_rate
 from autoseg.training.step import batch_loss, lacks_memory
-from autoseg.workspace.files import digest, read_json, write_atomic, write_json, write_text
-from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.files import digest, write_atomic, write_text
+from autoseg.workspace.jobs import JobDir, StoredOrigin, read_origins
+from autoseg.workspace.stored import Stored, read_stored, write_stored
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,7 @@ TOPOLOGY = "configs/topology.json"
 CHECKPOINT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Topology:
+class Topology(Stored):
     """An architecture: what stands in topology.json."""
 
     origin: str
@@ -94,8 +93,8 @@ def wants_search(plan: Plan, paths: JobDir) -> bool:
         return False
     if not (paths.root / TOPOLOGY).exists():
         return True
-    found = read_json(paths.root / TOPOLOGY)
-    return any(found[key] != plan.network[key] for key in ("paths", "operations"))
+    found = read_stored(paths.root / TOPOLOGY, Topology)
+    return any(getattr(found, key) != plan.network[key] for key in ("paths", "operations"))
 
 
 class Search:
@@ -405,7 +404,7 @@ def search_for_job(
     if first_weights is not None:
         earlier = first_weights.parents[1] / TOPOLOGY
         if earlier.exists():
-            keep_topology(plan, paths, Topology(**read_json(earlier)))
+            keep_topology(plan, paths, read_stored(earlier, Topology))
             return 0.0
     seconds = None if plan.budget_s is None else SEARCH_SHARE * plan.budget_s
     steps = max(1, math.ceil(SEARCH_SHARE * plan.num_epochs * plan.num_steps_per_epoch))
@@ -421,13 +420,16 @@ def search_for_job(
 
 def keep_topology(plan: Plan, paths: JobDir, topology: Topology) -> None:
     """Write a topology into a job's bundle: topology.json, plan, origins, inference.yaml."""
-    write_json(paths.root / TOPOLOGY, asdict(topology))
+    write_stored(paths.root / TOPOLOGY, topology)
     found = {"paths": topology.paths, "operations": topology.operations, "nodes": topology.nodes}
     new = plan.model_copy(update={"network": {**plan.network, **found}})
-    origins = yaml.safe_load(paths.origins.read_text())
+    origins = read_origins(paths)
     for key, value in found.items():
-        origins[f"network.{key}"] = {"value": value, "origin": "search", "rule": "configs/topology.json"}
-    write_text(paths.origins, yaml.safe_dump(origins, sort_keys=False, default_flow_style=None, width=120))
+        origins[f"network.{key}"] = StoredOrigin.model_validate(
+            {"value": value, "origin": "search", "rule": "configs/topology.json"}
+        )
+    plain = {key: origin.model_dump(mode="json") for key, origin in origins.items()}
+    write_text(paths.origins, yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120))
     write_text(paths.root / "configs" / "inference.yaml", inference_config(new))
-    rules = {key: o["rule"] or o["origin"] for key, o in origins.items()}
+    rules = {key: o.rule or o.origin for key, o in origins.items()}
     write_text(paths.plan, fill_template(new.algo, new.model_dump(mode="json"), rules))

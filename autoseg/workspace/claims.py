@@ -7,20 +7,21 @@ which succeeds for one process alone; the old holder, should it only have been f
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+from pydantic import Field
 
 from autoseg.errors import WorkspaceError
+from autoseg.workspace.stored import Moment, Stored
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +44,17 @@ class LostClaim(WorkspaceError):
     """This process was silent for so long that another one took over; it must write nothing more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class Holder(Stored):
     """Who holds, or last held, a claim."""
 
     host: str
     space: str
     """The process numbers' name space, so that containers of one host name are told apart."""
-    pid: int
+    pid: int = Field(ge=0, le=2**31 - 1)
     born: float
     """When the process began, so that a reused number is not taken for it."""
     device: str = ""
-    since: float = 0.0
+    since: Moment = 0.0
     """When it was claimed, in seconds since 1970."""
     released: bool = False
 
@@ -114,8 +114,8 @@ def read_claim(folder: Path, *, stale_s: float | None = None) -> ClaimState:
         except FileNotFoundError:  # a higher one has come
             continue
         try:
-            holder = Holder(**json.loads(text))
-        except (ValueError, TypeError):  # being written where files cannot be made whole at once
+            holder = Holder.model_validate_json(text)
+        except ValueError:  # being written where files cannot be made whole at once
             return ClaimState(number, None, silent_s, silent_s < (stale_s or STALE_S))
         live = not holder.released and silent_s < (stale_s or STALE_S) and not holder.is_gone()
         return ClaimState(number, holder, silent_s, live)
@@ -259,7 +259,7 @@ class Claim:
             released=released,
         )
         part = self.folder / f".part-{uuid.uuid4().hex}"
-        part.write_text(json.dumps(asdict(holder)))
+        part.write_text(holder.model_dump_json())
         os.replace(part, path)
 
     def _beat(self) -> None:

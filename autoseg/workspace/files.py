@@ -14,8 +14,6 @@ from typing import IO, Any
 
 import yaml
 
-from autoseg.errors import WorkspaceError
-
 
 def last_lines(path: Path, count: int) -> list[str]:
     """The last lines of a text file; none where it is missing."""
@@ -55,20 +53,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write plain data as JSON, atomically."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON this package wrote.
-
-    Raises:
-        WorkspaceError: The file is missing or was damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise WorkspaceError(f"{path}: missing. Run the stage that writes it (see `autoseg status`).") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WorkspaceError(f"{path}: not valid JSON ({error}). Delete it and run the stage again.") from None
 
 
 def write_yaml(path: Path, data: Any) -> None:

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, field_validator
+from typing_extensions import TypedDict
+
+from autoseg.workspace.stored import Moment, Score, Seconds, Stored, read_stored
 
 JobState = Literal["pending", "running", "done", "failed", "diverged", "pruned"]
 
 
-@dataclass(kw_only=True)
-class Job:
+class Restart(TypedDict, total=False):
+    """What differs from the plan in a second try."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    learning_rate: float
+    precision: str
+    budget_s: float
+
+
+class Job(Stored):
     """What is known of one training job; stored as job.json."""
+
+    model_config = ConfigDict(frozen=False)
+    advice: ClassVar[str] = "Undo the edit, or delete the file: the job is then trained again."
 
     algo: str
     fold: int
     state: JobState = "pending"
-    inputs: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
     """What it was made from: name -> digest; a difference makes it stale."""
     error: str = ""
     dice: float | None = None
     """Mean foreground Dice on the fold's validation cases, original grid."""
-    started: float | None = None
-    seconds: float = 0.0
+    started: Moment | None = None
+    seconds: Seconds = 0.0
     starts: int = 0
     """Starts since an epoch was last ended: more than a few mean that it kills its process."""
     can_retry: bool = True
@@ -31,13 +48,47 @@ class Job:
     """Most memory it took: of the GPU, or of the process on a CPU."""
     inference_s: float | None = None
     """Seconds to predict a validation case, mean."""
-    restart: dict[str, Any] = field(default_factory=dict)
+    restart: dict[str, Any] = Field(default_factory=dict)
     """What differs from the plan since the job diverged and was started once more."""
+
+    @field_validator("restart")
+    @classmethod
+    def _is_restart(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return dict(TypeAdapter(Restart).validate_python(value))
 
     @property
     def name(self) -> str:
         """Name of the job and of its folder."""
         return f"{self.algo}_{self.fold}"
+
+
+class StoredOrigin(Stored):
+    """Where a value of a plan came from: an entry of origins.yaml."""
+
+    value: JsonValue = None
+    """As it was derived, before any edit of the plan."""
+    origin: str
+    """planner, template, recipe NAME, search, or a place in the user's input."""
+    rule: str | None = ""
+    """How it was derived, with the numbers that went in."""
+
+
+class EpochLine(Stored):
+    """One line of metrics.jsonl: an epoch of a job."""
+
+    epoch: int = Field(ge=0, le=10**9)
+    num_epochs: int | None = Field(default=None, ge=0, le=10**9)
+    step: int | None = None
+    train_loss: float
+    val_dice: Score = None
+    """None: no validation in this epoch."""
+    best_dice: Score = None
+    lr: float | None = None
+    progress: float | None = None
+    """Share of the schedule that is done."""
+    seconds: Seconds = 0.0
+    samples_per_s: float | None = None
+    time_left_s: Seconds | None = None
 
 
 @dataclass(frozen=True)
@@ -100,3 +151,13 @@ class JobDir:
     def claims(self) -> Path:
         """Who works on it; see `autoseg.workspace.claims`."""
         return self.root / ".claims"
+
+
+def read_origins(paths: JobDir) -> dict[str, StoredOrigin]:
+    """Where each value of a job's plan came from, by key, dotted inside a block.
+
+    Raises:
+        WorkspaceError: The file is missing or damaged.
+    """
+    remedy = "Undo the edit, or delete the job's folder and run `autoseg generate` again."
+    return read_stored(paths.origins, dict[str, StoredOrigin], remedy=remedy)

@@ -13,12 +13,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from autoseg.hardware.limits import available_cores, memory_limit_bytes
 from autoseg.version import __version__
+from autoseg.workspace.stored import Moment, Seconds, Stored, read_stored_lines
 from autoseg.workspace.workspace import Workspace
 
 EVERY_S = 1.0
 """Between two looks at the memory: shorter peaks may be missed."""
+
+
+class UsageLine(Stored):
+    """One line of state/usage.jsonl: one start of a stage."""
+
+    stage: str
+    started: Moment
+    seconds: Seconds
+    cpu_s: Seconds
+    """Of this process and its children together, as is the memory."""
+    peak_bytes: int = Field(ge=0)
+    gpu_bytes: int | None = None
+    """Most allocated by torch; None without a GPU."""
+    disk_bytes: int = Field(ge=0)
+    """Of the whole work_dir afterwards."""
+    ended: str
+    """ok, or the kind of the error."""
+
+
+class CommandLine(Stored):
+    """One line of state/commands.jsonl: one command of the run."""
+
+    time: Moment
+    command: str
+    version: str
+
+
+def add_line(path: Path, line: Stored) -> None:
+    """Add a line to a file that only grows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(line.model_dump(mode="json")) + "\n")
 
 
 @contextmanager
@@ -30,10 +65,6 @@ def measured(workspace: Workspace, stage: str, *, forks: bool = False) -> Iterat
         stage: its name.
         forks: the stage forks, for which there must be no thread: its memory is taken at the end from the system's
             own high-water marks, this process and its largest child.
-
-    The line holds `stage`, `started` (seconds since 1970), `seconds`, `cpu_s` and `peak_bytes` of this process and
-    its children together, `gpu_bytes` (most allocated by torch; null without a GPU), `disk_bytes` of the whole
-    work_dir afterwards, and `ended`: ok, or the kind of the error.
     """
     import psutil
 
@@ -63,19 +94,17 @@ def measured(workspace: Workspace, stage: str, *, forks: bool = False) -> Iterat
             peak = max(peak, _high_water())
         else:
             watcher.join()
-        line = {
-            "stage": stage,
-            "started": round(started, 1),
-            "seconds": round(time.monotonic() - begin, 2),
-            "cpu_s": round(_cpu_s() - cpu, 2),
-            "peak_bytes": max(peak, _memory(process)),
-            "gpu_bytes": _gpu_bytes(),
-            "disk_bytes": disk_bytes(workspace.root),
-            "ended": ended,
-        }
-        workspace.usage.parent.mkdir(parents=True, exist_ok=True)
-        with open(workspace.usage, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        line = UsageLine(
+            stage=stage,
+            started=round(started, 1),
+            seconds=round(time.monotonic() - begin, 2),
+            cpu_s=round(_cpu_s() - cpu, 2),
+            peak_bytes=max(peak, _memory(process)),
+            gpu_bytes=_gpu_bytes(),
+            disk_bytes=disk_bytes(workspace.root),
+            ended=ended,
+        )
+        add_line(workspace.usage, line)
 
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "scikit-learn", "connected-components-3d", "pydantic")
@@ -107,22 +136,9 @@ def environment() -> dict[str, str]:
     return found
 
 
-def read_usage(workspace: Workspace) -> list[dict[str, Any]]:
-    """All lines, oldest first."""
-    return read_lines(workspace.usage) if workspace.usage.exists() else []
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON objects, one a line; one that is being written, or that a crash cut off, is left out."""
-    found = []
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(data, dict):
-            found.append(data)
-    return found
+def read_usage(workspace: Workspace) -> list[UsageLine]:
+    """All lines, oldest first. Raises: WorkspaceError: as `read_stored_lines`."""
+    return read_stored_lines(workspace.usage, UsageLine)
 
 
 def disk_bytes(folder: Path) -> int:

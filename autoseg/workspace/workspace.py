@@ -10,6 +10,7 @@ cache/                               preprocessed cases, keyed by content and se
 sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
 ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
 state/<stage>.json                   what each finished stage was made from
+state/layout.json                    the version of all this; see layout.py
 state/digests.jsonl                  what files hold, by inode, size and times, so that bytes are read once
 state/usage.jsonl                    time, memory and disk of each stage
 report.html                          all of it on one page
@@ -31,18 +32,33 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+
+from pydantic import Field
 
 from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
 from autoseg.workspace.claims import Busy, Claim, ClaimState, read_claim
 from autoseg.workspace.digests import DIGESTS
-from autoseg.workspace.files import read_json, write_json
 from autoseg.workspace.jobs import Job, JobDir
+from autoseg.workspace.layout import begin_layout, check_writable
+from autoseg.workspace.stamps import NOT_DONE, Stamp, changed
+from autoseg.workspace.stored import Stored, Unreadable, read_stored, write_stored
 
-NOT_DONE = "not done yet"
-"""The reason to run a stage that was never done."""
+
+class RoundCount(Stored):
+    """What stands in state/rounds.json."""
+
+    rounds: int = Field(ge=1, le=100)
+
+
+class RoundMarker(Stored):
+    """What stands in a round's round.json."""
+
+    round: int = Field(ge=1, le=100)
+    continues: bool
+    """Whether its models start from the weights of the round before."""
 
 
 class Workspace:
@@ -176,19 +192,24 @@ class Workspace:
     def num_rounds(self) -> int:
         """Rounds of training that the run is to have."""
         path = self.run / "state" / "rounds.json"
-        return int(read_json(path)["rounds"]) if path.exists() else 1
+        return read_stored(path, RoundCount).rounds if path.exists() else 1
 
     def plan_rounds(self, number: int) -> None:
         """Store how many rounds the run is to have."""
         path = self.run / "state" / "rounds.json"
         if number != self.num_rounds or not path.exists():
-            write_json(path, {"rounds": number})
+            write_stored(path, RoundCount(rounds=number))
 
     @property
     def round(self) -> int:
         """The number of this round, from 1."""
+        marker = self._marker
+        return marker.round if marker is not None else 1
+
+    @property
+    def _marker(self) -> RoundMarker | None:
         path = self.root / "round.json"
-        return int(read_json(path)["round"]) if path.exists() else 1
+        return read_stored(path, RoundMarker) if path.exists() else None
 
     def begin_round(self, number: int, *, continues: bool) -> Workspace:
         """Make the folder of a round.
@@ -197,11 +218,11 @@ class Workspace:
             number: from 1.
             continues: whether its models start from the previous round's weights.
         """
-        root = self.run / f"round_{number}"
-        marker = {"round": number, "continues": continues}
-        if not (root / "round.json").exists() or read_json(root / "round.json") != marker:
-            write_json(root / "round.json", marker)
-        return Workspace(root)
+        place = Workspace(self.run / f"round_{number}")
+        marker = RoundMarker(round=number, continues=continues)
+        if place._marker != marker:
+            write_stored(place.root / "round.json", marker)
+        return Workspace(place.root)
 
     def rounds(self) -> list[Workspace]:
         """The rounds that were begun, in order; none where a run has one round alone."""
@@ -224,10 +245,10 @@ class Workspace:
 
     def first_weights(self, algo: str, fold: int) -> Path | None:
         """Weights that a job starts from: the previous round's, where this round goes on from it."""
-        marker = self.root / "round.json"
-        if not marker.exists() or not read_json(marker)["continues"]:
+        marker = self._marker
+        if marker is None or not marker.continues:
             return None
-        path = Workspace(self.run / f"round_{self.round - 1}").job_dir(algo, fold).model
+        path = Workspace(self.run / f"round_{marker.round - 1}").job_dir(algo, fold).model
         return path if path.exists() else None
 
     def earlier_plan(self, algo: str, fold: int) -> Path | None:
@@ -238,47 +259,65 @@ class Workspace:
     # -- stages
     def stamp(self, stage: str, inputs: Mapping[str, str]) -> None:
         """Note that a stage is done and what it was made from."""
-        write_json(
-            self.root / "state" / f"{stage}.json", {"inputs": dict(inputs), "version": __version__, "time": time.time()}
-        )
+        write_stored(self._stamp_path(stage), Stamp(inputs=dict(inputs), version=__version__, time=time.time()))
+
+    def _stamp_path(self, stage: str) -> Path:
+        return self.root / "state" / f"{stage}.json"
 
     def is_stamped(self, stage: str) -> bool:
         """Whether a stage was done here before, with whatever inputs."""
-        return (self.root / "state" / f"{stage}.json").exists()
+        return self._stamp_path(stage).exists()
+
+    def read_stamp(self, stage: str) -> Stamp | None:
+        """When a stage was done and what it was made from; None where it was not."""
+        return read_stored(self._stamp_path(stage), Stamp) if self.is_stamped(stage) else None
 
     def stale(self, stage: str, inputs: Mapping[str, str]) -> list[str]:
         """Why a stage has to run: names of inputs that changed, [`NOT_DONE`], or [] where it is up to date."""
-        path = self.root / "state" / f"{stage}.json"
-        if not path.exists():
-            return [NOT_DONE]
-        return changed(read_json(path)["inputs"], inputs)
+        stamp = self.read_stamp(stage)
+        return [NOT_DONE] if stamp is None else changed(stamp.inputs, inputs)
 
     # -- jobs
     def read_job(self, algo: str, fold: int) -> Job:
         """The state of a job; pending where nothing is known."""
         path = self.job_dir(algo, fold).job
-        return Job(**read_json(path)) if path.exists() else Job(algo=algo, fold=fold)
+        if not path.exists():
+            return Job(algo=algo, fold=fold)
+        job = read_stored(path, Job)
+        if (job.algo, job.fold) != (algo, fold):
+            raise WorkspaceError(f"{path}: found job {job.name}, expected {algo}_{fold}. {Job.advice}")
+        return job
 
     def write_job(self, job: Job) -> None:
         """Store the state of a job."""
-        write_json(self.job_dir(job.algo, job.fold).job, asdict(job))
+        write_stored(self.job_dir(job.algo, job.fold).job, job)
 
-    def jobs(self) -> list[Job]:
-        """All jobs that are planned or were begun, by name."""
+    def job_names(self) -> list[tuple[str, int]]:
+        """Algorithm and fold of all jobs that are planned or were begun, by name."""
         found = {*self.root.glob("*_*/job.json"), *self.root.glob("*_*/configs/hyper_parameters.yaml")}
         names = sorted({path.relative_to(self.root).parts[0] for path in found})
         split = [name.rpartition("_") for name in names]
-        return [self.read_job(algo, int(fold)) for algo, _, fold in split if fold.isdigit()]
+        return [(algo, int(fold)) for algo, _, fold in split if fold.isdigit()]
+
+    def jobs(self) -> list[Job]:
+        """All jobs that are planned or were begun, by name."""
+        return [self.read_job(algo, fold) for algo, fold in self.job_names()]
+
+    def current_job(self, algo: str, fold: int) -> tuple[Job, ClaimState]:
+        """A job with who works on it; one whose worker is dead counts as pending."""
+        job, claim = self.read_job(algo, fold), read_claim(self.job_dir(algo, fold).claims)
+        if job.state == "running" and not claim.is_live:
+            job.state = "pending"
+        return job, claim
 
     def current_jobs(self) -> list[tuple[Job, ClaimState]]:
-        """All jobs with who works on them; a job whose worker is dead counts as pending."""
-        found = []
-        for job in self.jobs():
-            claim = read_claim(self.job_dir(job.algo, job.fold).claims)
-            if job.state == "running" and not claim.is_live:
-                job.state = "pending"
-            found.append((job, claim))
-        return found
+        """All jobs with who works on them, by name."""
+        return [self.current_job(algo, fold) for algo, fold in self.job_names()]
+
+    def readable_jobs(self, unreadable: Unreadable) -> list[tuple[Job, ClaimState]]:
+        """All jobs whose files can be read, with who works on them, for commands that only show."""
+        found = [unreadable.or_else(None, partial(self.current_job, *name)) for name in self.job_names()]
+        return [pair for pair in found if pair is not None]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -286,8 +325,9 @@ class Workspace:
 
         Raises:
             Busy: Another run holds it.
-            WorkspaceError: It cannot be made or written to.
+            WorkspaceError: It cannot be made or written to, or another version of autoseg made it.
         """
+        check_writable(self.run)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / ".claims").mkdir(exist_ok=True)
@@ -302,24 +342,5 @@ class Workspace:
                 stack.enter_context(Claim(self.root / ".claims", str(self.root)))
             except Busy as error:
                 raise Busy(f"{error} Wait for that autoseg run, or give another work_dir.") from None
+            begin_layout(self.run)
             yield
-
-
-MOST_NAMED = 4
-"""Changed inputs of one kind that are named; more are counted."""
-
-
-def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Names of the inputs that differ, as a person would say it; many of a kind are counted."""
-    found: dict[str, list[str]] = {"changed": [], "new": [], "gone": []}
-    found["changed"] = [name for name in new if name in old and old[name] != new[name]]
-    found["new"] = [name for name in new if name not in old]
-    found["gone"] = [name for name in old if name not in new]
-    words = []
-    for what, names in found.items():
-        if len(names) > MOST_NAMED:
-            names = [*names[: MOST_NAMED - 1], f"and {len(names) - MOST_NAMED + 1} more"]
-        if names:
-            verb = "" if what == "changed" else "is " if len(names) == 1 else "are "
-            words.append(f"{', '.join(names)} {verb}{what}")
-    return words

@@ -10,10 +10,11 @@ from typing import Any
 
 from autoseg.data.datalists import foreign
 from autoseg.data.datalists.cases import Case, Completed, Datalist, case_digest
+from autoseg.data.datalists.completed import read_completed
 from autoseg.data.datalists.listfile import load_json
 from autoseg.data.datalists.listreader import build_datalist
 from autoseg.errors import ConfigError
-from autoseg.workspace.files import read_json, write_json
+from autoseg.workspace.files import write_json
 from autoseg.workspace.workspace import Workspace
 
 __all__ = ["Case", "Completed", "Datalist", "case_digest", "read_cases", "read_datalist", "write_datalist"]
@@ -60,11 +61,11 @@ def read_cases(workspace: Workspace, dataroot: Path) -> Datalist:
         return datalist
     completed = {
         name: Completed(
-            label=workspace.completed.parent / item["file"],
-            annotated=None if item["annotated"] is None else tuple(item["annotated"]),
-            weight=workspace.completed.parent / item["weight"] if item.get("weight") else None,
+            label=workspace.completed.parent / item.file,
+            annotated=item.annotated,
+            weight=None if item.weight is None else workspace.completed.parent / item.weight,
         )
-        for name, item in read_json(workspace.completed).items()
+        for name, item in read_completed(workspace).items()
     }
     training = [replace(c, completed=completed.get(c.name)) for c in datalist.training]
     # A model must not learn from another scan of a patient that it is validated on.

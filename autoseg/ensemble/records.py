@@ -1,0 +1,73 @@
+"""What stands in ensemble/records/<case>.json: a case's scores, and a digest of all they were made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from autoseg.evaluation.score_files import PerClass
+from autoseg.workspace.stored import Stored, read_stored
+
+
+class StoredModelCost(Stored):
+    """`autoseg.ensemble.combine.ModelCost`."""
+
+    seconds: float
+    weights: int
+    window: int
+    rows: int
+
+
+class StoredCaseCost(Stored):
+    """`autoseg.ensemble.combine.CaseCost`."""
+
+    rest_s: float
+    base: int
+    models: dict[str, StoredModelCost]
+
+
+class StoredParts(Stored):
+    """Sizes of one class's parts, as `autoseg.inference.postprocess.measure_parts` counts them."""
+
+    truth: int
+    largest: tuple[int, int]
+    """Voxels, and those of them that are right, as in the others."""
+    sizes: tuple[tuple[int, int], ...]
+    holes: tuple[int, int]
+
+
+class CaseRecord(Stored):
+    """A case out of fold, or a held-back case, which has no fold and only the ensemble's Dice.
+
+    Scores by metrics other than Dice stand each under the metric's name.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, PerClass]]
+
+    advice: ClassVar[str] = "Undo the edit, or delete the file and run `autoseg ensemble` again."
+
+    made_from: str
+    """A digest."""
+    fold: int | None = None
+    dice: dict[str, PerClass] | PerClass | None
+    """Out of fold by combination, without postprocessing."""
+    calibration: dict[str, tuple[tuple[tuple[float, float, float], ...], ...]] = {}
+    """By combination that is a mean."""
+    cost: StoredCaseCost | None = None
+    parts: dict[str, tuple[StoredParts | None, ...]] = {}
+    """By digest of the combination and its rules, as are `finished` and the scores by metrics."""
+    finished: dict[str, PerClass] = {}
+    in_ensemble: str = ""
+    """Digest of the rules that the file in out_of_fold/ensemble was made with."""
+
+
+def read_case_record(path: Path) -> dict[str, Any]:
+    """A record as plain data, all of which is as `CaseRecord` says.
+
+    Raises:
+        WorkspaceError: It is missing or damaged.
+    """
+    return read_stored(path, CaseRecord).model_dump(mode="json", exclude_unset=True)

@@ -1,0 +1,164 @@
+"""What stands in ensemble/scores.json. It loads no torch, so that whoever only shows scores starts quickly."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import ConfigDict, model_validator
+
+from autoseg.workspace.stored import Score, Stored, read_stored
+from autoseg.workspace.workspace import Workspace
+
+PerClass = tuple[Score, ...]
+"""A score for each class; None: not counted."""
+AGAIN = "Undo the edit, or delete the file and run `autoseg ensemble` again."
+
+
+class ClassScores(Stored):
+    """A score of one class over cases; None where no case counts."""
+
+    name: str
+    num: int
+    """Cases that count."""
+    mean: Score
+    std: Score
+    median: Score
+    q25: Score
+    q75: Score
+    low: Score
+    """Ends of the 95 % interval of the mean."""
+    high: Score
+
+
+class ScoreSummary(Stored):
+    """A score over cases and classes."""
+
+    classes: tuple[ClassScores, ...]
+    mean: Score
+    low: Score
+    high: Score
+    num_cases: int
+
+
+class CandidateScores(ScoreSummary):
+    """The Dice of a combination, without postprocessing."""
+
+    name: str
+    combine: str
+    members: tuple[tuple[str, int], ...]
+    """Algorithm and fold of each model."""
+
+
+class CaseDice(Stored):
+    """One case by models that never saw it."""
+
+    name: str
+    fold: int
+    dice: dict[str, PerClass]
+    """By combination."""
+
+
+class MetricNote(Stored):
+    """How the values of a metric are to be read."""
+
+    unit: str
+    higher_is_better: bool
+
+
+SHARE = MetricNote(unit="", higher_is_better=True)
+
+
+class Scores(Stored):
+    """Out-of-fold scores of a run.
+
+    Besides `dice`, every metric has a summary under its own name, see `summary_of`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ScoreSummary]
+
+    advice: ClassVar[str] = AGAIN
+
+    version: str
+    """Of autoseg."""
+    metric: str
+    classes: tuple[str, ...]
+    chosen: str
+    """Name of the chosen combination."""
+    candidates: tuple[CandidateScores, ...]
+    cases: tuple[CaseDice, ...]
+    testing: dict[str, PerClass]
+    gaps: tuple[str, ...]
+    """Jobs without a model, in words."""
+    failures: tuple[str, ...]
+    """Cases that could not be predicted, in words."""
+    tolerance_mm: float
+    """Of surfaces, for metrics that need one."""
+    metrics: dict[str, MetricNote] = {"dice": SHARE, "nsd": SHARE}
+    """By name; runs of 0.1 do not list them."""
+    dice: ScoreSummary
+    """The ensemble's, postprocessing included, as are the other metrics' and `ensemble`."""
+    calibration: tuple[tuple[tuple[float, float, float], ...], ...] | None
+    """For each class in `calibrated` and each bin: voxels, sum of probabilities, of them right."""
+    calibrated: tuple[str, ...]
+    ensemble: dict[str, dict[str, PerClass]]
+    """Case -> metric -> score for each class."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        per_class = [values for case in self.cases for values in case.dice.values()]
+        per_class += [*self.testing.values(), *(v for by_metric in self.ensemble.values() for v in by_metric.values())]
+        if any(len(values) != len(self.classes) for values in per_class):
+            raise ValueError(f"a case has not as many scores as there are classes ({len(self.classes)})")
+        if unknown := sorted(set(self.__pydantic_extra__) - set(self.metrics)):
+            raise ValueError(f"{unknown[0]}: unknown key")
+        for summary in (self.dice, *self.__pydantic_extra__.values(), *self.candidates):
+            if tuple(c.name for c in summary.classes) != self.classes:
+                raise ValueError(f"a summary is of other classes than {', '.join(self.classes)}")
+        if self.chosen not in [c.name for c in self.candidates]:
+            raise ValueError(f"chosen: found {self.chosen!r}, expected one of the candidates")
+        if lost := sorted(set(self.ensemble) - {case.name for case in self.cases}):
+            raise ValueError(f"ensemble: found case {lost[0]!r}, which is not among the cases")
+        if self.calibration is not None and len(self.calibration) != len(self.calibrated):
+            raise ValueError("calibration: not as many classes as in calibrated")
+        return self
+
+    def summary_of(self, metric: str) -> ScoreSummary | None:
+        """A metric over cases and classes; None where it was not computed."""
+        return self.dice if metric == "dice" else self.__pydantic_extra__.get(metric)
+
+    @property
+    def chosen_candidate(self) -> CandidateScores:
+        """The chosen combination."""
+        return next(c for c in self.candidates if c.name == self.chosen)
+
+
+class PrecisionComparison(Stored):
+    """A case predicted in half precision and in fp32."""
+
+    precision: str
+    equal_labels: float
+    """Share of the foreground voxels of either prediction."""
+    is_equal: bool
+    """Whether that is enough to predict in half precision."""
+
+
+class ValidationFile(Stored):
+    """What stands in a job's validation.json: its best model on the fold's cases."""
+
+    advice: ClassVar[str] = "Undo the edit, or delete the job's job.json and run `autoseg train` again."
+
+    summary: ScoreSummary
+    dice: dict[str, dict[str, Score]]
+    """Case -> class."""
+    half_precision: PrecisionComparison | None = None
+    """None where there was nothing to compare."""
+
+
+def read_scores(workspace: Workspace) -> Scores | None:
+    """The scores of a run or a round; None before the ensemble stage.
+
+    Raises:
+        WorkspaceError: The file is damaged.
+    """
+    return read_stored(workspace.scores, Scores) if workspace.scores.exists() else None

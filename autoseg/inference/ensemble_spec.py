@@ -1,0 +1,56 @@
+"""What stands in ensemble/ensemble.json: which models predict together, and what is done to their labels."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from autoseg.inference.postprocess import ClassRule
+from autoseg.inference.predictor import Combine
+from autoseg.workspace.stored import Stored
+
+
+class ParetoRow(Stored):
+    """A candidate's score and cost."""
+
+    name: str
+    dice: float | None
+    """Out-of-fold mean Dice, without postprocessing."""
+    seconds: float
+    """To segment an image, predicted from the time of the out-of-fold cases; the mean over these."""
+    gb: float
+    """Memory (10^9 bytes), predicted: of the GPU, or of the process on a CPU; the most over the cases."""
+    models: int
+    """Models over all folds."""
+    on_front: bool
+    """No other has as much Dice for as little time and memory."""
+
+
+class EnsembleSpec(Stored):
+    """The chosen ensemble, as it stands in `ensemble.json`."""
+
+    advice: ClassVar[str] = "Undo the edit, or delete the file and run `autoseg ensemble` again."
+
+    name: str
+    """The candidate's name, such as segresnet+swinunetr."""
+    method: Literal["auto", "best_by_fold", "best_n"]
+    """How it was chosen."""
+    combine: Combine
+    """Mean of the probabilities, or vote."""
+    members: tuple[tuple[str, int], ...] = Field(min_length=1)
+    """Algorithm and fold of each model; the job's folder is <algorithm>_<fold>."""
+    classes: tuple[str, ...]
+    """Foreground classes."""
+    dice: float | None
+    """Out-of-fold mean Dice, postprocessing included; null where nothing could be scored."""
+    dice_raw: float | None = None
+    """The same without postprocessing."""
+    postprocessing: tuple[ClassRule, ...] = ()
+    """What is done to classes of a prediction: as it was set, and where it raised the class's out-of-fold Dice."""
+    pareto: tuple[ParetoRow, ...] = ()
+    """Every candidate with what it costs, the best Dice first."""
+    given_up: str = ""
+    """What a budget of time or memory cost, in words."""
+    version: str
+    """Version of autoseg that chose it."""

@@ -1,0 +1,42 @@
+"""What a finished stage was made from, and how that is compared with what there is now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from autoseg.workspace.stored import Moment, Stored
+
+NOT_DONE = "not done yet"
+"""The reason to run a stage that was never done."""
+MOST_NAMED = 4
+"""Changed inputs of one kind that are named; more are counted."""
+
+
+class Stamp(Stored):
+    """What stands in state/<stage>.json."""
+
+    advice: ClassVar[str] = "Undo the edit, or delete the file: the stage is then done again."
+
+    inputs: dict[str, str]
+    """What it was made from: name -> digest."""
+    version: str
+    """Of autoseg."""
+    time: Moment
+    """When it ended."""
+
+
+def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Names of the inputs that differ, as a person would say it; many of a kind are counted."""
+    found: dict[str, list[str]] = {"changed": [], "new": [], "gone": []}
+    found["changed"] = [name for name in new if name in old and old[name] != new[name]]
+    found["new"] = [name for name in new if name not in old]
+    found["gone"] = [name for name in old if name not in new]
+    words = []
+    for what, names in found.items():
+        if len(names) > MOST_NAMED:
+            names = [*names[: MOST_NAMED - 1], f"and {len(names) - MOST_NAMED + 1} more"]
+        if names:
+            verb = "" if what == "changed" else "is " if len(names) == 1 else "are "
+            words.append(f"{', '.join(names)} {verb}{what}")
+    return words
