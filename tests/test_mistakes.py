@@ -135,7 +135,7 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     "datalist is no JSON": (
         replaced("{", "[{", "datalist.json"),
         RUN,
-        "...datalist.json:...: not valid JSON ...Mend this place.",
+        "...datalist.json:...: not valid JSON ...Correct this place.",
     ),
     "image is missing": (
         lambda f: (f / IMAGE).unlink(),
