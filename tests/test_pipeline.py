@@ -141,7 +141,7 @@ def test_what_changes_prediction_alone_scores_again_and_trains_nothing(copied: P
     done = autoseg("run", "--input", path)
     assert done.returncode == 0, done.stderr
     for fold in range(2):
-        assert f"segresnet_{fold}: plan: overlap, plan: tta changed; scoring its model again" in done.stderr
+        assert f"segresnet_{fold}: plan: tta, plan: overlap changed; scoring its model again" in done.stderr
         job = json.loads((work / f"segresnet_{fold}" / "job.json").read_text())
         scored = json.loads((work / f"segresnet_{fold}" / "validation.json").read_text())
         assert job["state"] == "done"
@@ -205,7 +205,7 @@ def test_a_failed_job_does_not_stop_the_others_and_is_tried_again(copied: Path) 
         assert not (work / f"segresnet_{fold}" / "models" / "checkpoint.pt").exists()
     plan = work / "segresnet_0" / "configs" / "hyper_parameters.yaml"
     good = plan.read_text()
-    plan.write_text(good.replace("blocks_down: [1, 1]", "blocks_down: [1, 1, nothing]"))
+    plan.write_text(good.replace("norm: INSTANCE", "norm: NOTHING"))
     failed = autoseg("train", "--input", copied / "input.yaml")
     assert failed.returncode == 1
     assert "1 of 2 jobs done" in failed.stderr

@@ -96,7 +96,7 @@ def test_a_budget_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     trainer = run_on_a_clock(tmp_path, monkeypatch, 6.0, scoring_s=1.0)
     assert 4.9 < trainer.progress.elapsed_s < 5.1
     assert trainer.progress.best_dice > 0
-    assert trainer.curve[-1]["lr"] < 0.1 * trainer.plan.learning_rate
+    assert trainer.curve.lines[-1]["lr"] < 0.1 * trainer.plan.learning_rate
 
 
 def test_a_loss_that_is_no_number_is_divergence(tmp_path: Path) -> None:
