@@ -26,7 +26,7 @@ from autoseg.inference.restore import Rows
 
 LEVELS = 16383
 """Steps from 0 to 1. Labels of a mean of two then differ at 0.3 voxels in a million; with 1023 at 4, with 255 at 20, in
-files that are 0.8 and 0.6 times as large (docs/results.md)."""
+files that are 0.8 and 0.6 times as large (docs/results.md#held-out-cases)."""
 CERTAIN = 1 - 1 / 2048
 """Probability that is stored as 1."""
 UNCERTAIN_LABEL = 255

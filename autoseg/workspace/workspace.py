@@ -7,6 +7,7 @@ datastats.yaml, datastats_by_case.yaml, faults.json
 analysis/cases.jsonl                 what was measured of each case, by content, so that nothing is read twice
 cache/                               preprocessed cases, keyed by content and settings
 <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
+    validation/, held_out/               its labels of held-out cases; their probabilities, for the ensemble to merge
 sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
 ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
 state/<stage>.json                   what each finished stage was made from
