@@ -364,7 +364,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: lis
 
 def known(work: Path) -> dict[str, bytes]:
     """All that a run knows, but for its logs."""
-    logs = {"run.log", "report.html", "commands.jsonl", "usage.jsonl"}
+    logs = {"run.log", "report.html", "commands.jsonl", "usage.jsonl", "digests.jsonl"}
     files = [p for p in work.rglob("*") if p.is_file() and p.name not in logs and ".claims" not in p.parts]
     return {str(p.relative_to(work)): p.read_bytes() for p in sorted(files)}
 
