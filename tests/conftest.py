@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -19,6 +21,29 @@ from autoseg.data.volumes import write_volume
 if threading.current_thread() is threading.main_thread():
     # A shell starts what it runs in the background with Ctrl-C ignored, and the commands under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST = ("test_pipeline.py", "test_rounds.py", "test_jobs.py", "test_sweep.py", "test_clusters.py", "test_trainer.py")
+"""Files that begin first where several processes share them out by file: a long one at the end would run alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, each as it is."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine lacks, and say so; `make test-extras` fails instead, so that CI leaves nothing out."""
+    names = [name for marker in item.iter_markers("extra") for name in marker.args]
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        tell = pytest.fail if "AUTOSEG_TEST_EXTRAS" in os.environ else pytest.skip
+        tell(f"{', '.join(missing)} is not installed; `make test-extras` installs it and runs this")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no GPU")
 
 
 # How long an example takes, or is drawn for, tells of the machine, not of the code.

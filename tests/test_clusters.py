@@ -39,8 +39,8 @@ def ends(work: Path, fold: int, steps: int) -> int:
     return (work / f"segresnet_{fold}" / "train.log").read_text().count(f"after {steps} steps")
 
 
+@pytest.mark.extra("submitit")
 def test_submitit_runs_the_array(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("submitit")
     work = copied / "work_dir"
     settings = settings_of(work, launcher="slurm", slurm={"cluster": "local"})
     codes: list[tuple[str, int]] = []
@@ -57,9 +57,9 @@ def test_submitit_runs_the_array(copied: Path, caplog: pytest.LogCaptureFixture)
     assert list((copied / "work_dir_slurm").rglob("*.pkl"))
 
 
+@pytest.mark.extra("submitit")
 def test_a_preempted_task_saves_and_goes_on(copied: Path) -> None:
     """What submitit does on Slurm's signal: call `checkpoint`, and later what that returned."""
-    pytest.importorskip("submitit")
     work = copied / "work_dir"
     set_epochs(work, 60)
     task, first = job_task(work, 0), Work()
@@ -80,7 +80,6 @@ def test_a_preempted_task_saves_and_goes_on(copied: Path) -> None:
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """Two nodes of one CPU each, faked on this machine."""
-    pytest.importorskip("ray")
     import ray
     from ray.cluster_utils import Cluster
 
@@ -92,13 +91,13 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.extra("ray")
+@pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore")
 def test_a_ray_cluster_that_loses_a_node_ends_the_run(cluster: Any, copied: Path) -> None:
     work = copied / "work_dir"
     for fold in range(2):
-        set_epochs(work, 200, fold)
+        set_epochs(work, 80, fold)
     settings = settings_of(work, launcher="ray", address=cluster.address)
     killed = threading.Event()
 
@@ -113,16 +112,14 @@ def test_a_ray_cluster_that_loses_a_node_ends_the_run(cluster: Any, copied: Path
     launch(tasks, settings, lambda task, code: code != 0, output=work / "state" / "launch")
     assert killed.is_set()
     assert states(work) == ["done", "done"]
-    assert [ends(work, fold, 400) for fold in range(2)] == [1, 1], "none ran twice to its end"
+    assert [ends(work, fold, 160) for fold in range(2)] == [1, 1], "none ran twice to its end"
     logs = [(work / f"segresnet_{fold}" / "train.log").read_text() for fold in range(2)]
     assert sum("going on after epoch" in log for log in logs) == 1, "one was cut off, and lost nothing it had saved"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.extra("ray")
 @pytest.mark.filterwarnings("ignore")
 def test_no_ray_cluster_is_said(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     with pytest.raises(
         ResourceError, match=r"^address: no Ray cluster at auto \(.*\)\. Start one with `ray start --head`"
     ):

@@ -274,8 +274,8 @@ def test_a_missing_extra_is_named(
     )
 
 
+@pytest.mark.extra("submitit")
 def test_slurm_without_sbatch_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ResourceError) as error:
         launch([script("a_0", "pass")], settings(launcher="slurm"), lambda t, c: False, output=tmp_path)

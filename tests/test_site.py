@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
@@ -90,9 +89,7 @@ def test_texts_are_ascii_and_lines_fit() -> None:
         assert [line for line in lines if len(line) > 160 and "|" not in line] == [], path.name
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("zensical") is None, reason="Zensical is not installed: pip install -e '.[docs]'"
-)
+@pytest.mark.extra("zensical")
 def test_the_site_builds(tmp_path: Path) -> None:
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")

@@ -374,6 +374,42 @@ def test_saved_and_loaded_at_every_step_it_ends_the_same(tmp_path: Path, optimiz
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
 
 
+def test_fp16_skips_steps_that_overflow_and_remembers_its_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU without bf16; here on a CPU, from a scale that no gradient in 16 bits can bear."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *words, **how: scaler(*words, **how, init_scale=2.0**40))
+    trainer = make_trainer(tmp_path / "parts", precision="fp16")
+    before = [p.detach().clone() for p in trainer.network.parameters()]
+    update = trainer.scaler.update
+
+    def interrupted() -> None:
+        update()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer.scaler, "update", interrupted)
+    with pytest.raises(Interrupted):
+        trainer.run()
+    assert (trainer.progress.step, trainer.scaler.get_scale()) == (1, 2.0**39)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    again = make_trainer(tmp_path / "parts", precision="fp16")
+    again.run()
+    assert again.scaler.get_scale() == 2.0 ** (40 - again.progress.step), "it went on from the scale that was stored"
+    assert all(math.isfinite(line["train_loss"]) for line in curve(tmp_path / "parts"))
+
+
+def test_fp16_learns_as_fp32_does(tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "fp16"):
+        trainer = make_trainer(tmp_path / precision, precision=precision, num_epochs=4)
+        trainer.run()
+        assert trainer.scaler.is_enabled() == (precision == "fp16")
+        losses.append([line["train_loss"] for line in curve(tmp_path / precision)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1][-1] < losses[1][0]
+
+
 def test_out_of_memory_is_met_by_smaller_pieces_with_equal_gradients(tmp_path: Path) -> None:
     gradients = []
     for fails in (False, True):
