@@ -28,7 +28,7 @@ from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
 from autoseg.evaluation.folders import evaluate
 from autoseg.evaluation.metrics import dice_per_class, mean_score
-from autoseg.workspace.files import read_json, write_json, write_text
+from autoseg.workspace.files import write_json, write_text
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.usage import environment
 from autoseg.workspace.workspace import Workspace
@@ -124,7 +124,7 @@ def occurring_classes(cohort: Path) -> list[str]:
             raise SystemExit(f"{cohort / 'truth'}: no label files. The results of this cohort cannot be read without.")
         values = {int(value) for file in files for value in np.unique(read_label(file).array)}
         write_json(path, [name for value, name in enumerate(NAMES, start=1) if value in values])
-    return list(read_json(path))
+    return list(json.loads(path.read_text()))
 
 
 def run_arm(words: argparse.Namespace, cohort: Path, arm: str, seed: int) -> None:
@@ -196,7 +196,7 @@ def truth_of_pseudo_labels(place: Workspace, cohort: Path) -> dict[str, dict[str
     """
     found: dict[str, dict[str, list[float]]] = {n: {"accepted": [], "rejected": []} for n in NAMES}
     label_map = LabelMap(names=NAMES, values=tuple((i + 1,) for i in range(len(NAMES))))
-    rows = read_json(place.audit)["rows"]
+    rows = json.loads(place.audit.read_text())["rows"]
     for case in sorted({row["case"] for row in rows}):
         said, truth = (
             read_label(folder / f"{case}.nii.gz").array[0]

@@ -40,7 +40,7 @@ from autoseg.plan import read_plan
 from autoseg.training import scoring
 from autoseg.training.scoring import kept_for_ensemble, score_validation
 from autoseg.workspace.claims import Claim
-from autoseg.workspace.files import read_json, write_json, write_yaml
+from autoseg.workspace.files import write_json, write_yaml
 from autoseg.workspace.jobs import Job, JobDir
 from autoseg.workspace.workspace import Workspace
 
@@ -51,6 +51,10 @@ TOLERANCE = 1 - prob_files.CERTAIN + 2 / prob_files.LEVELS
 WHOLE = (slice(0, 20), slice(0, 9), slice(0, 7))
 
 # -- probabilities in a file
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def random_probs(*, independent: bool, num_outputs: int = 4, sharp: float = 9.0) -> torch.Tensor:
@@ -253,7 +257,7 @@ def test_no_network_runs_where_jobs_kept_all(
         assert one == pytest.approx(two, abs=1e-4), combination
 
     for name in kept:
-        records = [read_json(w.ensemble / "records" / f"{name}.json") for w in (run, other)]
+        records = [read(w.ensemble / "records" / f"{name}.json") for w in (run, other)]
         first, second = (record["calibration"] for record in records)
         assert first.keys() == second.keys()
         for combination in first:
@@ -270,7 +274,7 @@ def test_what_an_ensemble_takes_is_as_when_predicted_anew(run: Workspace, datali
     score_all(run, datalist)
     score_all(without_kept(other), datalist)
     for path in (run.ensemble / "records").iterdir():
-        kept, anew = (read_json(folder / path.name)["cost"] for folder in (path.parent, other.ensemble / "records"))
+        kept, anew = (read(folder / path.name)["cost"] for folder in (path.parent, other.ensemble / "records"))
         for algo in ALGOS:
             for key in ("weights", "rows"):
                 assert kept["models"][algo][key] == anew["models"][algo][key]
@@ -294,7 +298,7 @@ def test_votes_need_no_probabilities(run: Workspace, datalist: Datalist, passes:
         if path.suffix == ".probs":
             path.unlink()
         else:
-            write_json(path, {**read_json(path), "probs": None})
+            write_json(path, {**read(path), "probs": None})
     score_all(run, datalist, "vote")
     assert passes == []
 
@@ -308,7 +312,7 @@ def damage(run: Workspace, datalist: Datalist, what: str) -> None:
     elif what == "probabilities cut":
         probs.write_bytes(probs.read_bytes()[:100])
     elif what == "probabilities of another grid":
-        found = read_json(facts)
+        found = read(facts)
         x, y, z = found["probs"]["shape"]
         write_json(facts, {**found, "probs": {**found["probs"], "shape": [x, y + 1, z]}})
     elif what == "facts deleted":
@@ -316,7 +320,7 @@ def damage(run: Workspace, datalist: Datalist, what: str) -> None:
     elif what == "facts damaged":
         facts.write_text(facts.read_text()[:50])
     elif what == "facts of another version":
-        write_json(facts, {**read_json(facts), "news": 1})
+        write_json(facts, {**read(facts), "news": 1})
     elif what == "labels changed":
         shutil.copy(label_file(job, datalist.val_cases(1)[1].name), labels)
     elif what == "labels deleted":
@@ -413,7 +417,7 @@ def test_no_room_for_probabilities(
     monkeypatch.setattr(held_out, "DISK_SHARE", 0.0)
     with caplog.at_level(logging.WARNING):
         dice = score_job(run, "dints", 0, datalist)
-    assert dice == pytest.approx(read_json(run.job_dir("dints", 0).validation)["summary"]["mean"], abs=1e-6)
+    assert dice == pytest.approx(read(run.job_dir("dints", 0).validation)["summary"]["mean"], abs=1e-6)
     assert caplog.messages == [
         "dints_0: the probabilities of 2 of 2 held-out cases are not kept (larger than the 0.0 MB that are left for "
         "them); the ensemble predicts these cases again. Such files may take up to 25% of the free disk."
@@ -476,7 +480,7 @@ def finished(finished_run: Path, tmp_path: Path) -> Path:
 
 
 def scores_of(folder: Path) -> Any:
-    return json.loads((folder / "work_dir" / "ensemble" / "scores.json").read_text())
+    return read(folder / "work_dir" / "ensemble" / "scores.json")
 
 
 def test_tasks_on_two_places_give_the_scores_of_one_process(
@@ -530,7 +534,7 @@ def test_a_killed_worker_goes_on_where_it_was(finished: Path, finished_run: Path
     assert run_command(["ensemble", "--work_dir", str(work), "--fold", "0"]) == 0
     assert len([*(work / "ensemble" / "records").iterdir()]) == 4
     assert record.stat().st_mtime_ns == before
-    dice = {p.stem: read_json(p)["dice"] for p in (work / "ensemble" / "records").iterdir()}
+    dice = {p.stem: read(p)["dice"] for p in (work / "ensemble" / "records").iterdir()}
     assert dice == {c["name"]: c["dice"] for c in scores_of(finished_run)["cases"] if c["name"] in dice}
 
 

@@ -96,7 +96,7 @@ def test_an_unknown_key_of_a_job_says_where_and_what_to_do(
     finally:
         path.write_text(good)
     said = capsys.readouterr().err
-    assert f"{path}: stat: unknown key. Did you mean state?" in said
+    assert f"{path}: unknown key stat (Did you mean state?)" in said
     assert "Undo the edit" in said
 
 
@@ -108,9 +108,9 @@ class Two(Stored):
 def test_the_reader_says_what_was_found_and_expected(tmp_path: Path) -> None:
     path = tmp_path / "two.json"
     for text, words in (
-        ('{"a": "x"}', "a: expected a whole number"),
+        ('{"a": "x"}', "a: found 'x', expected a valid integer"),
         ("{}", "a: "),
-        ('{"a": 1, "bb": ""}', "bb: unknown key. Did you mean b?"),
+        ('{"a": 1, "bb": ""}', "unknown key bb (Did you mean b?)"),
         ('{"a": 1', "JSON"),
         ('{"a": 1, "version": "99.0.0"}', "newer"),
     ):
