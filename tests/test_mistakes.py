@@ -259,7 +259,7 @@ DONE: dict[str, tuple[Make, list[str], str]] = {
     "damaged scores": (
         lambda f: (f / "work_dir/ensemble/ensemble.json").write_text("{"),
         ["predict", "--image", "images", "--output", "out"],
-        "...ensemble.json: not valid JSON ...Delete it and run the stage again.",
+        "...ensemble.json: cut off or damaged: not valid JSON ... Undo the edit, or delete the file and run `autoseg ensemble` again.",
     ),
 }
 

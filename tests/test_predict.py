@@ -146,7 +146,7 @@ def test_what_cannot_be_done_is_said_before_any_work(work_dir: Path, tmp_path: P
     with pytest.raises(WorkspaceError, match=r"no trained job of algorithm dints and fold 1\. Trained: segresnet_0"):
         predict_files(work_dir, image, out, algo="dints", fold=1)
     Workspace(work_dir).ensemble_spec.write_text('{"name": 3}')
-    with pytest.raises(WorkspaceError, match=r"ensemble\.json: name: .* Delete the file and run `autoseg ensemble`"):
+    with pytest.raises(WorkspaceError, match=r"ensemble\.json: name: .* or delete the file and run `autoseg ensemble`"):
         predict_files(work_dir, image, out)
     Workspace(work_dir).ensemble_spec.unlink()
     with pytest.raises(WorkspaceError, match=r"no ensemble yet\. Run `autoseg ensemble`"):
@@ -384,7 +384,7 @@ def test_settings_of_the_run_and_flags_over_them(work_dir: Path, caplog: pytest.
         "segresnet_1",
     ]
     write_yaml(workspace.settings, {"inference": {"value": {"overlap": 3}, "origin": ""}})
-    with pytest.raises(WorkspaceError, match=r"inference\.overlap: .* Run `autoseg ensemble` again"):
+    with pytest.raises(WorkspaceError, match=r"inference: overlap: .* or run `autoseg ensemble` again"):
         load_predictor(workspace, device="cpu")
 
 

@@ -450,9 +450,29 @@ def make_source(work_dir: Path, data: Path) -> tuple[Workspace, Workspace, Datal
     write_datalist(listed, first.datalist, data)
     for fold in range(2):
         make_job(first.root, "segresnet", fold, seed=fold)
-    write_json(first.ensemble_spec, {"members": [["segresnet", 0], ["segresnet", 1]]})
+    spec = {"name": "segresnet", "method": "auto", "combine": "mean", "members": [["segresnet", 0], ["segresnet", 1]]}
+    write_json(first.ensemble_spec, {**spec, "classes": ["sphere", "box"], "dice": 0.8, "version": "0"})
     classes = [{"name": n, "mean": 0.8} for n in ("sphere", "box")]
-    write_json(first.scores, {"chosen": "segresnet", "candidates": [{"name": "segresnet", "classes": classes}]})
+    figures = {"num": 4, "std": 0.0, "median": None, "q25": None, "q75": None, "low": None, "high": None}
+    summary = {"classes": [{**figures, **c} for c in classes], "mean": None, "low": None, "high": None, "num_cases": 4}
+    scores = {
+        "version": "0",
+        "metric": "dice",
+        "classes": [c["name"] for c in classes],
+        "chosen": "segresnet",
+        "candidates": [{**summary, "name": "segresnet", "combine": "mean", "members": [["segresnet", 0]]}],
+        "cases": [],
+        "testing": {},
+        "gaps": [],
+        "failures": [],
+        "tolerance_mm": 2.0,
+        "dice": summary,
+        "nsd": summary,
+        "calibration": None,
+        "calibrated": [],
+        "ensemble": {},
+    }
+    write_json(first.scores, scores)
     return first, run.begin_round(2, continues=True), listed
 
 

@@ -6,6 +6,7 @@ written whole, and its digest of origins last, so that a stage that was killed g
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -346,7 +347,7 @@ class _Maker:
             round=self.round,
             models=self.models,
             round_of_models=self.source.round,
-            settings=asdict(self.how),
+            settings=json.loads(json.dumps(asdict(self.how))),  # lists for tuples, as the file has them
             annotated=self._annotated(case),
             filled=tuple(accepted),
             voxels_filled=done.filled,
