@@ -381,21 +381,23 @@ def test_fp16_skips_steps_that_overflow_and_remembers_its_scale(
     scaler = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *words, **how: scaler(*words, **how, init_scale=2.0**40))
     trainer = make_trainer(tmp_path / "parts", precision="fp16")
-    before = [p.detach().clone() for p in trainer.network.parameters()]
-    update = trainer.scaler.update
+    before = [p.detach().clone() for p in trainer.step.network.parameters()]
+    update = trainer.step.scaler.update
 
     def interrupted() -> None:
         update()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer.scaler, "update", interrupted)
+    monkeypatch.setattr(trainer.step.scaler, "update", interrupted)
     with pytest.raises(Interrupted):
         trainer.run()
-    assert (trainer.progress.step, trainer.scaler.get_scale()) == (1, 2.0**39)
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    assert (trainer.progress.step, trainer.step.scaler.get_scale()) == (1, 2.0**39)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.step.network.parameters(), strict=True))
     again = make_trainer(tmp_path / "parts", precision="fp16")
     again.run()
-    assert again.scaler.get_scale() == 2.0 ** (40 - again.progress.step), "it went on from the scale that was stored"
+    assert again.step.scaler.get_scale() == 2.0 ** (40 - again.progress.step), (
+        "it went on from the scale that was stored"
+    )
     assert all(math.isfinite(line["train_loss"]) for line in curve(tmp_path / "parts"))
 
 
@@ -404,7 +406,7 @@ def test_fp16_learns_as_fp32_does(tmp_path: Path) -> None:
     for precision in ("fp32", "fp16"):
         trainer = make_trainer(tmp_path / precision, precision=precision, num_epochs=4)
         trainer.run()
-        assert trainer.scaler.is_enabled() == (precision == "fp16")
+        assert trainer.step.scaler.is_enabled() == (precision == "fp16")
         losses.append([line["train_loss"] for line in curve(tmp_path / precision)])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1][-1] < losses[1][0]
