@@ -80,7 +80,7 @@ def test_status(run: Path) -> None:
     workspace.write_job(Job(algo="segresnet", fold=1, state="running", seconds=5))
     workspace.write_job(Job(algo="swinunetr", fold=0, state="failed", error="out of memory\nmore"))
     workspace.write_job(Job(algo="swinunetr", fold=1))
-    epoch = '{"epoch": 4, "num_epochs": 7, "time_left_s": 4000, "best_dice": 0.5, "seconds": 30}\n'
+    epoch = '{"epoch": 4, "num_epochs": 7, "train_loss": 0.3, "time_left_s": 4000, "best_dice": 0.5, "seconds": 30}\n'
     write_text(workspace.job_dir("segresnet", 1).metrics, epoch + '{"epoch": 5, "num_')
     with Claim(workspace.job_dir("segresnet", 1).claims, "segresnet_1", device="cpu:1"):
         lines = status(workspace.root, STAGES).splitlines()

@@ -166,9 +166,12 @@ def setting_types() -> dict[str, Any]:
 
 def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of a command's parameters; names of autoseg.config.settings are understood."""
-    from autoseg.config import settings as config
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # importing the settings takes half of a quick command's time, so only where one needs them
+        from autoseg.config import settings
 
-    hints = typing.get_type_hints(function, {**function.__globals__, **vars(config)})
+        hints = typing.get_type_hints(function, {**function.__globals__, **vars(settings)})
     return {p.name: hints[p.name] for p in _parameters(function)}
 
 

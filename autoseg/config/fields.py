@@ -13,7 +13,8 @@ from autoseg.errors import ConfigError
 class Strict(BaseModel):
     """Base of everything read from a user's YAML: no unknown keys, no changes afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Built when first used: commands that only look read few of the settings.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
 
 def _check_size(text: str) -> str:

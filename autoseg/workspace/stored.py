@@ -41,7 +41,8 @@ Score = float | None
 class Stored(BaseModel):
     """Base of what stands in a file under a work_dir: no unknown keys, no changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Built when first used: a command reads few of the files, and building each model costs it milliseconds.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     advice: ClassVar[str] = REMEDY
     """What to do about a damaged file."""
