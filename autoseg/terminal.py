@@ -164,8 +164,8 @@ def take_verbosity(words: list[str]) -> int:
     """
     from autoseg.errors import ConfigError
 
-    found = [word for word in words if word in ("--quiet", "--verbose")]
+    flags = [word for word in words if word in ("--quiet", "--verbose")]
     words[:] = [word for word in words if word not in ("--quiet", "--verbose")]
-    if len(set(found)) > 1:
+    if len(set(flags)) > 1:
         raise ConfigError("--quiet: contradicts --verbose. Give one of the two.")
-    return {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}[found[0]] if found else logging.INFO
+    return {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}[flags[0]] if flags else logging.INFO

@@ -111,39 +111,41 @@ def analyze_case(
     Returns:
         The statistics, or, where anything is wrong, every fault that could be found.
     """
-    found: list[Finding] = []
-    volumes = [_read(path, number, free_bytes, found) for number, path in enumerate(images)]
-    label_volume = _read(label, LABEL_FILE, free_bytes, found) if label is not None else None
+    findings: list[Finding] = []
+    volumes = [_read(path, number, free_bytes, findings) for number, path in enumerate(images)]
+    label_volume = _read(label, LABEL_FILE, free_bytes, findings) if label is not None else None
     first = volumes[0]
     label_array = None
     if label_volume is not None:
-        label_array = _label_array(label_volume, found)
+        label_array = _label_array(label_volume, findings)
         if first is not None and (differs := label_volume.grid.differs_from(first.grid)):
-            found.append(
+            findings.append(
                 Finding("grid", f"not on the image's grid: {differs}", "Export the label again.", file=LABEL_FILE)
             )
     for number, volume in enumerate(volumes):
         if volume is not None:
-            _check_voxels(volume, number, found)
+            _check_voxels(volume, number, findings)
             if first is not None and (differs := volume.grid.differs_from(first.grid)):
                 remedy = f"All channels must share one grid, that of {images[0].name}. Resample it."
-                found.append(Finding("grid", f"not on the grid of the first channel: {differs}", remedy, file=number))
+                findings.append(
+                    Finding("grid", f"not on the grid of the first channel: {differs}", remedy, file=number)
+                )
     read = [v for v in volumes if v is not None]
     digests = tuple(v.digest for v in [*volumes, *([label_volume] if label is not None else [])] if v is not None)
-    if any(f.is_fault for f in found) or not read:
-        return CaseStats(findings=tuple(found), digests=digests)
+    if any(f.is_fault for f in findings) or not read:
+        return CaseStats(findings=tuple(findings), digests=digests)
     del volumes, label_volume, first, volume
-    return _measure(read, label_array, ignore_label, tuple(found), digests)
+    return _measure(read, label_array, ignore_label, tuple(findings), digests)
 
 
-def _read(path: Path, number: int, free_bytes: int | None, found: list[Finding]) -> StoredVolume | None:
+def _read(path: Path, number: int, free_bytes: int | None, findings: list[Finding]) -> StoredVolume | None:
     try:
         volume = read_stored(path, free_bytes=free_bytes, with_digest=True)
         refuse_grid(volume.grid)
     except FileFaultError as error:
-        found.append(_in_file(error.fault, number))
+        findings.append(_in_file(error.fault, number))
         return None
-    found += [_in_file(w, number) for w in volume.warnings]
+    findings += [_in_file(w, number) for w in volume.warnings]
     return volume
 
 
@@ -166,7 +168,7 @@ def _in_file(finding: Finding, number: int) -> Finding:
     return Finding(finding.kind, finding.finding, finding.remedy, finding.is_fault, number)
 
 
-def _check_voxels(volume: StoredVolume, number: int, found: list[Finding]) -> None:
+def _check_voxels(volume: StoredVolume, number: int, findings: list[Finding]) -> None:
     """NaN, infinity, one value everywhere; channel by channel."""
     for channel in range(volume.array.shape[3]):
         array = volume.array[..., channel]
@@ -175,33 +177,33 @@ def _check_voxels(volume: StoredVolume, number: int, found: list[Finding]) -> No
         if not (np.isfinite(low) and np.isfinite(high) and max(abs(low), abs(high)) < FLOAT32_MAX):
             num_nan = sum(int(np.isnan(array[:, :, part]).sum()) for part in chunks(array.shape))
             what = f"{num_nan} voxels are NaN" if num_nan else "voxels are infinite, or beyond 32-bit floats"
-            found.append(Finding("not_finite", what + where, "Replace them, or leave the case out.", file=number))
+            findings.append(Finding("not_finite", what + where, "Replace them, or leave the case out.", file=number))
         elif low == high:
             remedy = "Export the image again, or leave it out."
-            found.append(Finding("constant", f"every voxel is {low:g}{where}", remedy, file=number))
+            findings.append(Finding("constant", f"every voxel is {low:g}{where}", remedy, file=number))
 
 
-def _label_array(volume: StoredVolume, found: list[Finding]) -> np.ndarray | None:
+def _label_array(volume: StoredVolume, findings: list[Finding]) -> np.ndarray | None:
     """The label's values as uint8 or uint16, (I, J, K); None where there are none to use."""
     if volume.array.shape[3] != 1:
         what = f"a label with {volume.array.shape[3]} channels"
         remedy = "Expected one label map. For overlapping masks see `autoseg merge_masks`."
-        found.append(Finding("not_3d", what, remedy, file=LABEL_FILE))
+        findings.append(Finding("not_3d", what, remedy, file=LABEL_FILE))
         return None
     array = volume.array[..., 0]
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         remedy = "Expected integers. Export it again."
-        found.append(Finding("not_finite", "NaN or infinite voxels", remedy, file=LABEL_FILE))
+        findings.append(Finding("not_finite", "NaN or infinite voxels", remedy, file=LABEL_FILE))
         return None
     ends = sorted((low * volume.slope + volume.inter, high * volume.slope + volume.inter))
     if ends[0] < -0.5 or ends[1] > 65535:
         what = f"label values from {ends[0]:g} to {ends[1]:g}"
-        found.append(Finding("label_values", what, "Expected integers from 0 to 65535.", file=LABEL_FILE))
+        findings.append(Finding("label_values", what, "Expected integers from 0 to 65535.", file=LABEL_FILE))
         return None
     if array.dtype.kind != "f" and volume.slope == 1 and volume.inter == 0:
         return array.astype(np.uint8 if ends[1] < 256 else np.uint16, copy=False)
-    made = np.empty(array.shape, np.uint8 if ends[1] < 255.5 else np.uint16, order="F")
+    integers = np.empty(array.shape, np.uint8 if ends[1] < 255.5 else np.uint16, order="F")
     for part in chunks(array.shape):
         values = array[:, :, part] * volume.slope + volume.inter
         rounded = np.rint(values)
@@ -209,10 +211,10 @@ def _label_array(volume: StoredVolume, found: list[Finding]) -> np.ndarray | Non
         if odd.any():
             what = f"label value {float(values[odd][0]):.6g} is not an integer"
             remedy = "Was it interpolated? Resample labels by nearest neighbour."
-            found.append(Finding("label_not_integer", what, remedy, file=LABEL_FILE))
+            findings.append(Finding("label_not_integer", what, remedy, file=LABEL_FILE))
             return None
-        made[:, :, part] = rounded
-    return made
+        integers[:, :, part] = rounded
+    return integers
 
 
 def _measure(
@@ -283,22 +285,22 @@ def _classes(
 ) -> tuple[ClassStats, ...]:
     parts = find_components(label)
     shapes = parts.shape[:, list(axes)]
-    made = []
+    classes = []
     for value, histogram in by_channel[0].items():
-        mine = np.flatnonzero(parts.label == value)
-        centre = parts.mass[mine].sum(0) / parts.voxels[mine].sum()
+        rows = np.flatnonzero(parts.label == value)
+        centre = parts.mass[rows].sum(0) / parts.voxels[rows].sum()
         x, y, z = (affine[:3, :3] @ centre + affine[:3, 3]).tolist()
-        made.append(
+        classes.append(
             ClassStats(
                 value=value,
                 voxels=histogram.total,
                 intensity=tuple(histograms[value].stats() for histograms in by_channel),
-                num_components=len(mine),
-                component_shapes=tuple((a, b, c) for a, b, c in shapes[mine[:MOST_COMPONENTS]].tolist()),
+                num_components=len(rows),
+                component_shapes=tuple((a, b, c) for a, b, c in shapes[rows[:MOST_COMPONENTS]].tolist()),
                 centre_mm=(x, y, z),
             )
         )
-    return tuple(made)
+    return tuple(classes)
 
 
 def _identify(identity: Any, array: np.ndarray, whole: Histogram) -> None:

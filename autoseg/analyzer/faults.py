@@ -64,24 +64,24 @@ class Measured:
 
     def present(self, label_map: LabelMap) -> tuple[str, ...]:
         """Names of the classes that occur."""
-        mine = set(self.values)
-        return tuple(n for n, vs in zip(label_map.names, label_map.values, strict=True) if mine & set(vs))
+        present = set(self.values)
+        return tuple(n for n, vs in zip(label_map.names, label_map.values, strict=True) if present & set(vs))
 
 
 def check_files(measured: Sequence[Measured]) -> list[Fault]:
     """What was found in each case's own files."""
     faults = []
     for m in measured:
-        for found in m.stats.findings:
-            file = m.label_file if found.file == LABEL_FILE else m.files[found.file] if found.file >= 0 else ""
+        for finding in m.stats.findings:
+            file = m.label_file if finding.file == LABEL_FILE else m.files[finding.file] if finding.file >= 0 else ""
             faults.append(
                 Fault(
-                    kind=found.kind,
-                    finding=found.finding,
-                    remedy=found.remedy,
+                    kind=finding.kind,
+                    finding=finding.finding,
+                    remedy=finding.remedy,
                     case=m.case.name,
                     file=file,
-                    severity="fault" if found.is_fault else "warning",
+                    severity="fault" if finding.is_fault else "warning",
                 )
             )
     return faults
@@ -189,11 +189,11 @@ def _check_present(m: Measured, label_map: LabelMap) -> list[Fault]:
 
 def _left_out(label_map: LabelMap, named: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
     """Classes that a run leaves out of those that the datalist names; none where its own are not among them."""
-    mine = dict(zip(label_map.names, label_map.values, strict=True))
-    if any(set(named.get(name, ())) != set(values) for name, values in mine.items()):
+    regions = dict(zip(label_map.names, label_map.values, strict=True))
+    if any(set(named.get(name, ())) != set(values) for name, values in regions.items()):
         return {}
     ignored = label_map.ignore_label
-    return {name: values for name, values in named.items() if name not in mine and ignored not in values}
+    return {name: values for name, values in named.items() if name not in regions and ignored not in values}
 
 
 def check_channels(measured: Sequence[Measured]) -> list[Fault]:

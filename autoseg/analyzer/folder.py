@@ -36,8 +36,8 @@ def analyze_folder(folder: Path, *, progress: bool = True) -> Analysis:
 def _datalist(root: Path) -> Datalist:
     """The cases: as a recognised layout has them, else every image as a case of its own."""
     try:
-        found = recognise(root, num_fold=None)
-        return replace(found, training=tuple(replace(c, fold=None) for c in found.training))
+        datalist = recognise(root, num_fold=None)
+        return replace(datalist, training=tuple(replace(c, fold=None) for c in datalist.training))
     except DataError:
         images = image_files(root, deep=True)
         if not images:

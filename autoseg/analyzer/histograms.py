@@ -136,13 +136,13 @@ def histograms_by_label(
             labels, values, counts, is_rounded = _count_floats(image, label)
     scaled = values * slope + inter
     bounds = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1], [True]]))
-    made: dict[int, Histogram] = {}
+    by_label: dict[int, Histogram] = {}
     for first, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         v, c = scaled[first:end], counts[first:end]
         if slope < 0:
             v, c = v[::-1], c[::-1]
-        made[int(labels[first])] = Histogram(values=v, counts=c, is_rounded=is_rounded)
-    return made
+        by_label[int(labels[first])] = Histogram(values=v, counts=c, is_rounded=is_rounded)
+    return by_label
 
 
 def chunks(shape: tuple[int, ...]) -> list[slice]:

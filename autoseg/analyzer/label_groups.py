@@ -23,8 +23,8 @@ def group_cases(classes_of: Mapping[str, Sequence[str]]) -> tuple[LabelGroup, ..
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for case, classes in classes_of.items():
         groups[tuple(classes)].append(case)
-    made = [LabelGroup(classes=classes, cases=tuple(cases)) for classes, cases in groups.items()]
-    return tuple(sorted(made, key=lambda g: (-len(g.cases), -len(g.classes))))
+    label_groups = [LabelGroup(classes=classes, cases=tuple(cases)) for classes, cases in groups.items()]
+    return tuple(sorted(label_groups, key=lambda g: (-len(g.cases), -len(g.classes))))
 
 
 def look_partial(groups: Sequence[LabelGroup], names: Sequence[str]) -> bool:

@@ -66,24 +66,24 @@ def merge_masks(folder: Path, output: Path, *, classes: Sequence[str] | None = N
     if output.resolve() == folder.resolve():
         raise DataError(f"{output}: is the folder of the masks. Give another folder for the label files.")
     masks = {d.name: _masks(d) for d in sorted(folder.iterdir()) if d.is_dir() and d.resolve() != output.resolve()}
-    masks = {case: found for case, found in masks.items() if found}
+    masks = {case: files for case, files in masks.items() if files}
     if not masks:
         raise DataError(
             f"{folder}: no mask in it. Expected a folder per case with a file per class, such as "
             f"{folder.name}/case_001/liver{LABEL_SUFFIX}."
         )
-    available = sorted({name for found in masks.values() for name in found})
+    available = sorted({name for files in masks.values() for name in files})
     names = tuple(available if classes is None else classes)
     _check_names(folder, names, available)
     faults: list[str] = []
     overlaps: list[tuple[str, str, str, int]] = []
     missing: list[tuple[str, str]] = []
-    for case, found in masks.items():
-        missing += [(case, name) for name in names if name not in found]
-        merged = _merge(case, found, names, faults, overlaps)
+    for case, files in masks.items():
+        missing += [(case, name) for name in names if name not in files]
+        merged = _merge(case, files, names, faults, overlaps)
         if merged is not None and not faults:
             write_volume(output / f"{case}{LABEL_SUFFIX}", *merged)
-            logger.info("%s: %d masks merged", case, sum(name in found for name in names))
+            logger.info("%s: %d masks merged", case, sum(name in files for name in names))
     if faults:
         raise DataError(faults)
     labels = dict(enumerate(names, start=1))
@@ -114,7 +114,7 @@ def _check_names(folder: Path, names: Sequence[str], available: Sequence[str]) -
 
 def _merge(
     case: str,
-    found: dict[str, Path],
+    files: dict[str, Path],
     names: Sequence[str],
     faults: list[str],
     overlaps: list[tuple[str, str, str, int]],
@@ -125,22 +125,22 @@ def _merge(
     first = ""
     sound = True
     for value, name in enumerate(names, start=1):
-        if name not in found:
+        if name not in files:
             continue
         try:
-            volume = read_stored(found[name])
+            volume = read_stored(files[name])
             refuse_grid(volume.grid)
             mask = _as_mask(volume)
         except FileFaultError as error:
-            faults.append(f"{case} ({found[name].name}): {error.fault.finding}. {error.fault.remedy}")
+            faults.append(f"{case} ({files[name].name}): {error.fault.finding}. {error.fault.remedy}")
             sound = False
             continue
         if label is None or grid is None:
-            grid, first = volume.grid, found[name].name
+            grid, first = volume.grid, files[name].name
             label = np.zeros(mask.shape, np.uint8 if len(names) < 256 else np.uint16, order="F")
         elif differs := volume.grid.differs_from(grid):
             remedy = "Export the masks again."
-            faults.append(f"{case} ({found[name].name}): not on the grid of {first}: {differs}. {remedy}")
+            faults.append(f"{case} ({files[name].name}): not on the grid of {first}: {differs}. {remedy}")
             sound = False
             continue
         counts = np.bincount(label[mask], minlength=value)

@@ -39,13 +39,13 @@ def check_outliers(measured: Sequence[Measured]) -> list[Fault]:
         for number in _far(
             np.arcsinh([[s.percentile_00_5, s.median, s.percentile_99_5] for s in stats]), INTENSITY_FLOOR
         ):
-            mine = stats[number]
+            own = stats[number]
             low = float(np.median([s.percentile_00_5 for s in stats]))
             high = float(np.median([s.percentile_99_5 for s in stats]))
             faults.append(
                 Fault(
                     kind="intensity",
-                    finding=f"intensities from {mine.percentile_00_5:.4g} to {mine.percentile_99_5:.4g}{where}, "
+                    finding=f"intensities from {own.percentile_00_5:.4g} to {own.percentile_99_5:.4g}{where}, "
                     f"while {low:.4g} to {high:.4g} is usual",
                     remedy="Is it of another modality or scale? Leave it out if so.",
                     case=sound[number].case.name,
@@ -81,10 +81,10 @@ def check_sides(measured: Sequence[Measured], label_map: LabelMap) -> list[Fault
     for row, m in enumerate(sound):
         by_value = {c.value: c for c in m.stats.classes}
         for column, values in enumerate(label_map.values):
-            mine = [by_value[v] for v in values if v in by_value]
-            if mine:
-                voxels = sum(c.voxels for c in mine)
-                centre[row, column] = sum(c.centre_mm[0] * c.voxels for c in mine) / voxels
+            classes = [by_value[v] for v in values if v in by_value]
+            if classes:
+                voxels = sum(c.voxels for c in classes)
+                centre[row, column] = sum(c.centre_mm[0] * c.voxels for c in classes) / voxels
     named = label_map.left_right_pairs
     votes = np.zeros((len(sound), 2), int)
     for a, b in named:

@@ -74,9 +74,9 @@ class Analysis:
             lines += ["", *groups_of.table(groups, self.num_cases.get("unlabeled", 0))]
         if self.hint:
             lines += ["", self.hint]
-        for title, found in (("Faults", self.faults), ("Warnings", self.warnings)):
-            if found:
-                lines += ["", f"{title} ({len(found)}):", *(f"- {f}" for f in found)]
+        for title, faults in (("Faults", self.faults), ("Warnings", self.warnings)):
+            if faults:
+                lines += ["", f"{title} ({len(faults)}):", *(f"- {f}" for f in faults)]
         if self.quarantined:
             lines += ["", f"Set aside: {', '.join(self.quarantined)}"]
         return "\n".join(lines)

@@ -139,12 +139,12 @@ def _class_entries(
     for name, values in zip(label_map.names, label_map.values, strict=True):
         voxels, volumes, components = 0, [], []
         for m in measured:
-            mine = [c for c in m.stats.classes if c.value in values]
-            if mine:
-                here = sum(c.voxels for c in mine)
+            classes = [c for c in m.stats.classes if c.value in values]
+            if classes:
+                here = sum(c.voxels for c in classes)
                 voxels += here
                 volumes.append(here * float(np.prod(m.stats.spacing_mm)) / 1000)
-                components.append(sum(c.num_components for c in mine))
+                components.append(sum(c.num_components for c in classes))
         entries.append(
             {
                 "name": name,
@@ -180,9 +180,9 @@ def mean_of(stats: Sequence[Stats]) -> Plain:
     if not stats:
         return {}
     array = np.array(stats)
-    made = dict(zip(Stats._fields, array.mean(axis=0).tolist(), strict=True))
-    made["max"], made["min"] = float(array[:, 0].max()), float(array[:, 3].min())
-    return made
+    means = dict(zip(Stats._fields, array.mean(axis=0).tolist(), strict=True))
+    means["max"], means["min"] = float(array[:, 0].max()), float(array[:, 3].min())
+    return means
 
 
 def _case_leaf(stats: Stats) -> Plain:

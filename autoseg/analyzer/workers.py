@@ -131,12 +131,12 @@ def _one_by_one(tasks: Sequence[Task], free_bytes: int) -> Iterator[Result]:
         try:
             yield from _in_processes([[task]], 1, free_bytes)
         except BrokenProcessPool:
-            found = Finding(
+            crash = Finding(
                 "unreadable",
                 "the process that read it was killed, as happens when memory runs out",
                 "Analyse it on a machine with more memory, or leave it out.",
             )
-            yield Result(number=task.number, digests=(), stats=CaseStats(findings=(found,)))
+            yield Result(number=task.number, digests=(), stats=CaseStats(findings=(crash,)))
 
 
 def _start_worker(parent: int) -> None:
@@ -162,6 +162,6 @@ def _measure_one(task: Task, free_bytes: int) -> Result:
         stats = analyze_case(task.images, task.label, task.ignore_label, free_bytes)
     except MemoryError:
         remedy = "Analyse it on a machine with more memory, or leave it out."
-        found = Finding("too_large", "memory ran out while it was read", remedy)
-        stats = CaseStats(findings=(found,))
+        finding = Finding("too_large", "memory ran out while it was read", remedy)
+        stats = CaseStats(findings=(finding,))
     return Result(number=task.number, digests=stats.digests, stats=stats)

@@ -80,12 +80,12 @@ def _nearest(folder: Path) -> Path:
 
 
 def _python() -> Iterator[Check]:
-    found = f"{platform.python_version()} at {sys.executable}, autoseg {__version__}"
+    version = f"{platform.python_version()} at {sys.executable}, autoseg {__version__}"
     if sys.version_info < LEAST_PYTHON:
         least = ".".join(map(str, LEAST_PYTHON))
-        yield Check(name="Python", state="bad", found=found, advice=f"Install Python {least} or newer.")
+        yield Check(name="Python", state="bad", found=version, advice=f"Install Python {least} or newer.")
     else:
-        yield Check(name="Python", state="ok", found=found)
+        yield Check(name="Python", state="ok", found=version)
     if not hasattr(os, "fork"):
         advice = "Use Linux, macOS, or WSL on Windows: a run locks its folder in a way Windows lacks."
         yield Check(name="System", state="bad", found=platform.system(), advice=advice)
@@ -154,7 +154,7 @@ def _gpu(torch: Any) -> Iterator[Check]:
         return
     from autoseg.hardware.limits import available_cores
 
-    found = f"none usable; networks run on {available_cores()} CPU cores"
+    without = f"none usable; networks run on {available_cores()} CPU cores"
     if not driver:
         advice = "Fine for small volumes. For large ones use a machine with an NVIDIA GPU."
     elif not torch.version.cuda:
@@ -165,7 +165,7 @@ def _gpu(torch: Any) -> Iterator[Check]:
         advice = (
             f"The driver is too old for CUDA {torch.version.cuda}, or broken: run nvidia-smi, and update the driver."
         )
-    yield Check(name="GPU", state="warn", found=found, advice=advice)
+    yield Check(name="GPU", state="warn", found=without, advice=advice)
 
 
 def _memory() -> Iterator[Check]:

@@ -80,8 +80,8 @@ def box_of_label(label: np.ndarray) -> tuple[slice, slice, slice]:
             lines[0] |= np.any(plane, axis=1)
             lines[1] |= np.any(plane, axis=0)
             lines[2][start : start + depth] = np.any(part, axis=(0, 1))
-    found = [np.flatnonzero(line) for line in lines]
-    x, y, z = (slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0) for at in found)
+    places = [np.flatnonzero(line) for line in lines]
+    x, y, z = (slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0) for at in places)
     return x, y, z
 
 
@@ -112,11 +112,11 @@ def number_components(
     face: tuple[np.ndarray, np.ndarray] | None = None
     for start in range(0, label.shape[2], depth):
         part = label[:, :, start : start + depth]
-        found = _label_slab(part, chosen, connectivity)
+        numbered = _label_slab(part, chosen, connectivity)
         if face is not None:
-            links += _touching(*face, part[:, :, 0], _numbers(found[:, :, 0], num), connectivity)
-        face = part[:, :, -1], _numbers(found[:, :, -1], num)
-        slabs.append(_measure(part, found, start))
+            links += _touching(*face, part[:, :, 0], _numbers(numbered[:, :, 0], num), connectivity)
+        face = part[:, :, -1], _numbers(numbered[:, :, -1], num)
+        slabs.append(_measure(part, numbered, start))
         counts.append((num, len(slabs[-1].label)))
         num += len(slabs[-1].label)
     whole = _concatenated(slabs)
@@ -153,14 +153,14 @@ def _label_slab(part: np.ndarray, chosen: np.ndarray | None, connectivity: Liter
     shifted = part + 1 if part.max(initial=0) < np.iinfo(part.dtype).max else part.astype(np.uint32) + 1
     if chosen is not None:
         shifted *= chosen[part]
-    found: np.ndarray = cc3d.connected_components(shifted, connectivity=connectivity)
-    return found
+    numbered: np.ndarray = cc3d.connected_components(shifted, connectivity=connectivity)
+    return numbered
 
 
-def _measure(label: np.ndarray, found: np.ndarray, start: int) -> Components:
+def _measure(label: np.ndarray, numbered: np.ndarray, start: int) -> Components:
     """Measure a slab that begins at plane `start`; `found` numbers its components from 1."""
     rows = label.shape[0]
-    numbers, values = found.ravel(order="F"), label.ravel(order="F")
+    numbers, values = numbered.ravel(order="F"), label.ravel(order="F")
     is_start = np.empty(len(numbers), bool)
     np.not_equal(numbers[1:], numbers[:-1], out=is_start[1:])
     is_start[::rows] = True

@@ -122,9 +122,9 @@ class LabelMap:
         (whole tumor 1, 2, 4; core 1, 4; enhancing 4) come back as the values they were made from.
         """
         painted = []
-        for i, mine in enumerate(self.values):
-            inner = {v for j, other in enumerate(self.values) if j != i and set(other) < set(mine) for v in other}
-            painted.append(next((v for v in mine if v not in inner), mine[0]))
+        for i, region in enumerate(self.values):
+            inner = {v for j, other in enumerate(self.values) if j != i and set(other) < set(region) for v in other}
+            painted.append(next((v for v in region if v not in inner), region[0]))
         return tuple(painted)
 
     @cached_property
@@ -208,8 +208,8 @@ class LabelMap:
         """The user's classes that a class here was made of; itself where it was not merged."""
         if self.origin is None:  # a region inside another is no part of it
             return (name,)
-        mine = set(self.values[self.names.index(name)])
-        return tuple(n for n, v in zip(self.named.names, self.named.values, strict=True) if set(v) <= mine)
+        region = set(self.values[self.names.index(name)])
+        return tuple(n for n, v in zip(self.named.names, self.named.values, strict=True) if set(v) <= region)
 
     def wholly(self, names: Collection[str] | None) -> tuple[str, ...] | None:
         """The classes here whose parts are all among some classes of the user; None, for all, stays None."""
@@ -218,14 +218,14 @@ class LabelMap:
     @cached_property
     def merged_sides(self) -> tuple[tuple[int, int, int], ...]:
         """Label values (here, of the left part, of the right part) of each class that was made of both sides."""
-        found = []
+        triples = []
         for name, value in zip(self.names, self.painted_values, strict=True):
             parts = self.parts(name) if self.origin else ()
             if len(parts) == 2 and _other_side(parts[0]) == parts[1]:
                 left, right = parts if _is_left(parts[0]) else parts[::-1]
                 painted = dict(zip(self.named.names, self.named.painted_values, strict=True))
-                found.append((value, painted[left], painted[right]))
-        return tuple(found)
+                triples.append((value, painted[left], painted[right]))
+        return tuple(triples)
 
 
 _SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "l": "r", "r": "l", "L": "R", "R": "L"}
@@ -263,8 +263,8 @@ def merge_classes(label_map: LabelMap, groups: Mapping[str, Collection[str]]) ->
     """
     of = {part: name for name, parts in groups.items() for part in parts}
     values: dict[str, tuple[int, ...]] = {}
-    for name, mine in zip(label_map.names, label_map.values, strict=True):
-        values[of.get(name, name)] = (*values.get(of.get(name, name), ()), *mine)
+    for name, members in zip(label_map.names, label_map.values, strict=True):
+        values[of.get(name, name)] = (*values.get(of.get(name, name), ()), *members)
     return LabelMap(
         names=tuple(values),
         values=tuple(values.values()),
@@ -277,8 +277,8 @@ def merge_classes(label_map: LabelMap, groups: Mapping[str, Collection[str]]) ->
 def region_map(label_map: LabelMap, without: Collection[str]) -> LabelMap:
     """One class, `region`, of all classes but some; of all where no other is left."""
     named = label_map.named
-    mine = [n for n in named.names if n not in without] or list(named.names)
-    values = {n: v for n, v in zip(named.names, named.values, strict=True) if n in mine}
+    kept = [n for n in named.names if n not in without] or list(named.names)
+    values = {n: v for n, v in zip(named.names, named.values, strict=True) if n in kept}
     origin = LabelMap(
         names=tuple(values), values=tuple(values.values()), sigmoid=named.sigmoid, ignore_label=named.ignore_label
     )
@@ -337,8 +337,8 @@ def make_label_map(
                 names.append(name)
                 values.append((value,))
     else:
-        found = sorted(set(values_found) - {0, ignored})
-        names, values = [f"class_{v}" for v in found], [(v,) for v in found]
+        foreground = sorted(set(values_found) - {0, ignored})
+        names, values = [f"class_{v}" for v in foreground], [(v,) for v in foreground]
     if not names:
         raise ConfigError(
             "class_names: the data set has no class: none is named, and the labels hold background alone. "
@@ -366,8 +366,8 @@ def check_classes(settings: InferenceSettings, names: Collection[str]) -> None:
         "slice_run": settings.slice_run,
         "min_voxels": tuple(settings.min_voxels),
     }
-    for key, given in lists.items():
-        faults += [f"inference.{key}: {n} is no class. {suggest(n, names)}" for n in given if n not in names]
+    for key, listed in lists.items():
+        faults += [f"inference.{key}: {n} is no class. {suggest(n, names)}" for n in listed if n not in names]
     if faults:
         raise ConfigError(faults)
 

@@ -164,15 +164,15 @@ class PreparedRows:
         The lower bound where intensities are clipped, 0 where zero voxels stay zero, else the image's smallest
         value; None where a channel is not normalised, so that it is not known.
         """
-        found = []
+        values = []
         for norm, stats in zip(self._norms, self._stats, strict=True):
             raw = norm.bounds[0] if norm.bounds is not None and norm.mode in ("ct", "range") else 0.0
             if needs_stats(norm) and not norm.nonzero:
                 raw = stats.low if stats is not None else 0.0
             if norm.mode == "none":
                 return None
-            found.append(float(normalize(np.full((1, 1, 1), raw, np.float32), norm, stats)[0, 0, 0]))
-        return tuple(found)
+            values.append(float(normalize(np.full((1, 1, 1), raw, np.float32), norm, stats)[0, 0, 0]))
+        return tuple(values)
 
     def _parts(self) -> Iterator[tuple[int, int]]:
         length = self._box_shape[self.axis]
@@ -203,11 +203,11 @@ def _shape_of(box: Region) -> tuple[int, int, int]:
 
 def _common(a: Region, b: Region) -> Region:
     """What two regions share; the first one along an axis where they share nothing."""
-    found = []
-    for mine, other in zip(a, b, strict=True):
-        low, high = max(mine.start, other.start), min(mine.stop, other.stop)
-        found.append(slice(low, high) if low < high else mine)
-    return found[0], found[1], found[2]
+    common = []
+    for own, other in zip(a, b, strict=True):
+        low, high = max(own.start, other.start), min(own.stop, other.stop)
+        common.append(slice(low, high) if low < high else own)
+    return common[0], common[1], common[2]
 
 
 def _nonzero_box(image: ImageRows) -> Region:
@@ -225,8 +225,8 @@ def _nonzero_box(image: ImageRows) -> Region:
                 lines[axis] |= line
     box = []
     for line in lines:
-        found = np.flatnonzero(line)
-        box.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, len(line)))
+        nonzero = np.flatnonzero(line)
+        box.append(slice(int(nonzero[0]), int(nonzero[-1]) + 1) if nonzero.size else slice(0, len(line)))
     return box[0], box[1], box[2]
 
 

@@ -171,7 +171,7 @@ def _finished(
         workspace,
         {c.name: (by_name[c.name], chosen.combination(c.fold).name) for c in scored if c.name in chosen.scores},
         label_map,
-        given=set_rules(names, settings.inference.slice_run, settings.inference.min_voxels),
+        base=set_rules(names, settings.inference.slice_run, settings.inference.min_voxels),
         choose_rules=how.postprocess == "auto",
     )
     for rule in finished.rules:

@@ -111,14 +111,14 @@ def combinations_of(algos: Sequence[str], combine: Literal["auto", "mean", "vote
 
     A vote of two says what the first one says, so it is scored only where votes were asked for.
     """
-    found = [Combination(algos=(algo,)) for algo in algos]
+    listed = [Combination(algos=(algo,)) for algo in algos]
     for num in range(2, len(algos) + 1):
         for chosen in combinations(algos, num):
             if combine != "vote":
-                found.append(Combination(algos=chosen))
+                listed.append(Combination(algos=chosen))
             if combine == "vote" or (combine == "auto" and num > 2):
-                found.append(Combination(algos=chosen, combine="vote"))
-    return tuple(found)
+                listed.append(Combination(algos=chosen, combine="vote"))
+    return tuple(listed)
 
 
 def candidates(
@@ -133,18 +133,18 @@ def candidates(
     Returns:
         Combinations first, each with the algorithms it has in a fold; then best_by_fold and best_n.
     """
-    algos = sorted({a for found in algos_by_fold.values() for a in found})
-    made = []
+    algos = sorted({a for available in algos_by_fold.values() for a in available})
+    entrants = []
     for wanted in combinations_of(algos, settings.combine):
-        by_fold = {f: tuple(a for a in wanted.algos if a in found) for f, found in algos_by_fold.items()}
-        made.append(_candidate(wanted.name, wanted.combine, by_fold, cases))
+        by_fold = {f: tuple(a for a in wanted.algos if a in available) for f, available in algos_by_fold.items()}
+        entrants.append(_candidate(wanted.name, wanted.combine, by_fold, cases))
     if len(algos) > 1:
         combine: Combine = "vote" if settings.combine == "vote" else "mean"
-        made.append(_candidate("best_by_fold", combine, _best(cases, algos_by_fold, 1), cases))
+        entrants.append(_candidate("best_by_fold", combine, _best(cases, algos_by_fold, 1), cases))
         if 1 < settings.num_best < len(algos) or settings.method == "best_n":
             by_fold = _best(cases, algos_by_fold, settings.num_best)
-            made.append(_candidate(f"best_{settings.num_best}", combine, by_fold, cases))
-    return made
+            entrants.append(_candidate(f"best_{settings.num_best}", combine, by_fold, cases))
+    return entrants
 
 
 def _candidate(
@@ -164,8 +164,8 @@ def _best(
     """The `num` algorithms with the highest mean Dice of each fold."""
     best = {}
     for fold, algos in algos_by_fold.items():
-        mine = [case for case in cases if case.fold == fold]
-        means = {a: mean_score([case.dice[a] for case in mine if a in case.dice]) for a in algos}
+        of_fold = [case for case in cases if case.fold == fold]
+        means = {a: mean_score([case.dice[a] for case in of_fold if a in case.dice]) for a in algos}
         ranked = sorted(algos, key=lambda a: (-1.0 if math.isnan(means[a]) else means[a], a), reverse=True)
         best[fold] = tuple(sorted(ranked[:num]))
     return best
@@ -189,24 +189,24 @@ def costs_of(cases: Sequence[CaseScore]) -> CaseCost | None:
         return None
     models = {}
     for algo in sorted({a for cost in known for a in cost.models}):
-        mine = [cost.models[algo] for cost in known if algo in cost.models]
+        measured = [cost.models[algo] for cost in known if algo in cost.models]
         models[algo] = ModelCost(
-            seconds=sum(m.seconds for m in mine) / len(mine),
-            weights=max(m.weights for m in mine),
-            window=max(m.window for m in mine),
-            rows=max(m.rows for m in mine),
+            seconds=sum(m.seconds for m in measured) / len(measured),
+            weights=max(m.weights for m in measured),
+            window=max(m.window for m in measured),
+            rows=max(m.rows for m in measured),
         )
     return CaseCost(rest_s=sum(c.rest_s for c in known) / len(known), base=max(c.base for c in known), models=models)
 
 
-def pareto_rows(made: Sequence[Candidate], costs: CaseCost | None) -> tuple[ParetoRow, ...]:
+def pareto_rows(entrants: Sequence[Candidate], costs: CaseCost | None) -> tuple[ParetoRow, ...]:
     """Every candidate with its cost, the best Dice first; none where nothing was measured."""
     if costs is None:
         return ()
-    found = [(c, c.mean, *costs.of(c.members)) for c in made]
+    entries = [(c, c.mean, *costs.of(c.members)) for c in entrants]
 
-    def beaten(mine: tuple[Candidate, float, float, float], other: tuple[Candidate, float, float, float]) -> bool:
-        pairs = [(-mine[1], -other[1]), (mine[2], other[2]), (mine[3], other[3])]
+    def beaten(one: tuple[Candidate, float, float, float], other: tuple[Candidate, float, float, float]) -> bool:
+        pairs = [(-one[1], -other[1]), (one[2], other[2]), (one[3], other[3])]
         return all(b <= a for a, b in pairs) and any(b < a for a, b in pairs)
 
     rows = [
@@ -216,15 +216,15 @@ def pareto_rows(made: Sequence[Candidate], costs: CaseCost | None) -> tuple[Pare
             seconds=round(entry[2], 3),
             gb=round(entry[3], 3),
             models=len(entry[0].members),
-            on_front=not math.isnan(entry[1]) and not any(beaten(entry, other) for other in found),
+            on_front=not math.isnan(entry[1]) and not any(beaten(entry, other) for other in entries),
         )
-        for entry in found
+        for entry in entries
     ]
     return tuple(sorted(rows, key=lambda row: -1.0 if row.dice is None else row.dice, reverse=True))
 
 
 def choose(
-    made: Sequence[Candidate],
+    entrants: Sequence[Candidate],
     settings: EnsembleSettings,
     costs: CaseCost | None = None,
     *,
@@ -243,13 +243,14 @@ def choose(
     Raises:
         WorkspaceError: There is no candidate.
     """
-    if not made:
+    if not entrants:
         raise WorkspaceError("no trained job to make an ensemble of. Run `autoseg train`, and see `autoseg status`.")
     name = {"best_by_fold": "best_by_fold", "best_n": f"best_{settings.num_best}"}.get(settings.method)
     if name is not None:
-        able = [next((c for c in made if c.name == name), made[0])]  # one algorithm alone is the best of each fold
+        # One algorithm alone is the best of each fold.
+        able = [next((c for c in entrants if c.name == name), entrants[0])]
     else:
-        fixed = [c for c in made if not c.name.startswith("best_")]
+        fixed = [c for c in entrants if not c.name.startswith("best_")]
         most = max(len(c.scores) for c in fixed)
         able = [c for c in fixed if len(c.scores) == most]
     able.sort(key=lambda c: (-1.0 if math.isnan(c.mean) else c.mean, -len(c.members)), reverse=True)

@@ -47,7 +47,7 @@ def finish_out_of_fold(
     cases: Mapping[str, tuple[Case, str]],
     label_map: LabelMap,
     *,
-    given: Sequence[ClassRule],
+    base: Sequence[ClassRule],
     choose_rules: bool,
 ) -> Finished:
     """Choose the postprocessing by evidence, apply it to the chosen combination's labels and score the result.
@@ -61,20 +61,20 @@ def finish_out_of_fold(
         given: rules that were set; they come first.
         choose_rules: look for more.
     """
-    plain = _score_rules(workspace, cases, label_map, given)
+    plain = _score_rules(workspace, cases, label_map, base)
     proposed: dict[str, ClassRule] = {}
     if choose_rules:
-        parts = [_parts_of(workspace, name, *found, label_map, given) for name, found in cases.items()]
+        parts = [_parts_of(workspace, name, *key, label_map, base) for name, key in cases.items()]
         proposed = propose(label_map.names, parts)
-    rules = tuple(given)
+    rules = tuple(base)
     while proposed:
-        rules = _joined(label_map.names, given, proposed)
+        rules = _joined(label_map.names, base, proposed)
         tried = _score_rules(workspace, cases, label_map, rules)
         before, after = (class_means([*scores.values()]) for scores in (plain, tried))
         gain = {n: (b, a) for n, b, a in zip(label_map.names, before, after, strict=True)}
         if lost := [n for n in proposed if not gain[n][1] > gain[n][0] + LEAST_GAIN]:
             proposed = {n: rule for n, rule in proposed.items() if n not in lost}
-            rules = tuple(given)
+            rules = tuple(base)
             continue
         rules = tuple(_with_gain(rule, *gain[rule.name]) if rule.name in proposed else rule for rule in rules)
         break
@@ -86,19 +86,19 @@ def _with_gain(rule: ClassRule, before: float, after: float) -> ClassRule:
 
 
 def _joined(
-    names: Sequence[str], given: Sequence[ClassRule], proposed: Mapping[str, ClassRule]
+    names: Sequence[str], base: Sequence[ClassRule], proposed: Mapping[str, ClassRule]
 ) -> tuple[ClassRule, ...]:
     """The rules that were set with those that were chosen, one for a class."""
-    by_name = {rule.name: rule for rule in given}
-    found = []
+    by_name = {rule.name: rule for rule in base}
+    rules = []
     for name in names:
         if name in proposed:
-            mine = by_name.get(name, ClassRule(name=name))
+            plain = by_name.get(name, ClassRule(name=name))
             chosen = proposed[name].model_dump(include={"largest", "min_mm3", "fill_holes"})
-            found.append(mine.model_copy(update=chosen))
+            rules.append(plain.model_copy(update=chosen))
         elif name in by_name:
-            found.append(by_name[name])
-    return tuple(found)
+            rules.append(by_name[name])
+    return tuple(rules)
 
 
 def _parts_of(
@@ -107,22 +107,22 @@ def _parts_of(
     case: Case,
     combination: str,
     label_map: LabelMap,
-    given: Sequence[ClassRule],
+    base: Sequence[ClassRule],
 ) -> list[dict[str, Any] | None]:
     """Sizes of a prediction's parts, None for classes that do not count; kept in the case's record."""
     path = workspace.ensemble / "records" / f"{name}.json"
     record = read_case_record(path)
-    key = _rules_key(combination, given)
+    key = _rules_key(combination, base)
     if key not in record.setdefault("parts", {}):
         assert case.label is not None
         label = read_label(case.label)
-        pred, _ = _cleaned(workspace, name, combination, label_map, given)
+        pred, _ = _cleaned(workspace, name, combination, label_map, base)
         counts = label_map.names if case.annotated is None else case.annotated
         parts = measure_parts(pred, label.array[0], label_map, label.spacing_mm)
         record["parts"][key] = [p if n in counts else None for n, p in zip(label_map.names, parts, strict=True)]
         write_json(path, record)
-    found: list[dict[str, Any] | None] = record["parts"][key]
-    return found
+    measured: list[dict[str, Any] | None] = record["parts"][key]
+    return measured
 
 
 def _rules_key(combination: str, rules: Sequence[ClassRule]) -> str:
@@ -146,13 +146,13 @@ def _score_rules(
     rules: Sequence[ClassRule],
 ) -> dict[str, list[float]]:
     """Case -> Dice per class of the labels with rules applied; kept in the cases' records."""
-    found = {}
+    scored = {}
     for name, (case, combination) in cases.items():
         path = workspace.ensemble / "records" / f"{name}.json"
         record = read_case_record(path)
         scores, key = record.setdefault("finished", {}), _rules_key(combination, rules)
         if not rules:
-            found[name] = floats(record["dice"][combination])
+            scored[name] = floats(record["dice"][combination])
             continue
         if key not in scores:
             assert case.label is not None
@@ -160,8 +160,8 @@ def _score_rules(
             dice = score_of(case, labels, read_label(case.label), label_map)
             scores[key] = to_plain(dice)
             write_json(path, record)
-        found[name] = floats(scores[key])
-    return found
+        scored[name] = floats(scores[key])
+    return scored
 
 
 def _write_finished(

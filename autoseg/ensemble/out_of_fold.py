@@ -159,14 +159,14 @@ class Fold:
     def kept(self, case: Case) -> dict[str, HeldOut]:
         """What each algorithm's job kept of a case, where that is enough to score it without the network."""
         counted = self.label_map.wholly(case.annotated)
-        found = {}
+        by_algo = {}
         for algo, model in self.models.items():
             held_out = read_held_out(
                 self.workspace.job_dir(algo, self.fold), case.name, held_out_key(case, model, counted)
             )
             if held_out is not None and (held_out.probs is not None or not self.merges_probs):
-                found[algo] = held_out
-        return found
+                by_algo[algo] = held_out
+        return by_algo
 
     def score(self, case: Case) -> dict[str, Any]:
         """Score a case with every combination; write its labels and its record.
@@ -183,7 +183,7 @@ class Fold:
                 break
             except DamagedProbs as error:
                 log.info("%s; %s is predicted again", error, case.name)
-                kept = {algo: found for algo, found in kept.items() if self._probs_file(algo, case) != error.path}
+                kept = {algo: held for algo, held in kept.items() if self._probs_file(algo, case) != error.path}
         made_from = case_digest(case, self.models, self.combine)
         record = {"made_from": made_from, "fold": self.fold, **scores}
         write_json(self.record_file(case), record)
@@ -251,16 +251,16 @@ class Fold:
         self, case: Case, label: Volume, kept: Mapping[str, HeldOut], live: Mapping[str, LivePrediction]
     ) -> tuple[dict[Combination, np.ndarray], dict[str, Any]]:
         """Labels of every mean, sides not split, but for those of one algorithm that are stored; calibration of all."""
-        calibration: dict[str, Any] = {algo: found.calibration for algo, found in kept.items()}
+        calibration: dict[str, Any] = {algo: held.calibration for algo, held in kept.items()}
         means = [c for c in self.wanted if c.combine == "mean" and (len(c.algos) > 1 or c.algos[0] in live)]
         if not means:
             return {}, calibration
         with ExitStack() as stack:
             members = {algo: prediction.member for algo, prediction in live.items()}
-            for algo, found in kept.items():
-                if self.merges_probs and found.probs is not None:
-                    rows = stack.enter_context(StoredRows(self._probs_file(algo, case), found.probs))
-                    members[algo] = Member(rows=rows, box=found.probs.region)
+            for algo, held in kept.items():
+                if self.merges_probs and held.probs is not None:
+                    rows = stack.enter_context(StoredRows(self._probs_file(algo, case), held.probs))
+                    members[algo] = Member(rows=rows, box=held.probs.region)
             places = {algo: place for place, algo in enumerate(members)}
             labels, counts = merge(
                 [*members.values()],

@@ -59,9 +59,9 @@ def _dice_of_counts(counts: np.ndarray, values: Sequence[Collection[int]], ignor
     counts = counts.copy()
     counts[[v for v in ignored if v < counts.shape[0]]] = 0
     scores = []
-    for mine in values:
-        rows = [v for v in mine if v < counts.shape[0]]
-        columns = [v for v in mine if v < counts.shape[1]]
+    for of_class in values:
+        rows = [v for v in of_class if v < counts.shape[0]]
+        columns = [v for v in of_class if v < counts.shape[1]]
         both = counts[np.ix_(rows, columns)].sum()
         total = counts[rows].sum() + counts[:, columns].sum()
         scores.append(float(2 * both / total) if total else math.nan)
@@ -156,7 +156,7 @@ def nsd(pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], tolera
     masks = [torch.from_numpy(np.pad(m[tuple(box)], 1))[None, None] for m in (pred, label)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)  # MONAI warns of its own call
-        found = compute_surface_dice(
+        surface_dice = compute_surface_dice(
             masks[0],
             masks[1],
             [tolerance_mm],
@@ -164,7 +164,7 @@ def nsd(pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], tolera
             spacing=[float(s) for s in spacing_mm],
             use_subvoxels=True,
         )
-    return float(found[0, 0])
+    return float(surface_dice[0, 0])
 
 
 def scores_of_masks(

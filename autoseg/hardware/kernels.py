@@ -97,11 +97,11 @@ class InstanceNormalise(torch.autograd.Function):
         factor = inverse if weight is None else inverse * weight
         slope = -factor * inverse * along / gradient.shape[1]
         offset = -factor * total / gradient.shape[1] - slope * mean
-        found = torch.addcmul(offset, gradient, factor).addcmul_(values, slope)
-        found = found.view(batch, *image.shape[2:], channels).movedim(-1, 1)
+        image_gradient = torch.addcmul(offset, gradient, factor).addcmul_(values, slope)
+        image_gradient = image_gradient.view(batch, *image.shape[2:], channels).movedim(-1, 1)
         if weight is None:
-            return found, None, None, None
-        return found, along.sum((0, 1)), total.sum((0, 1)), None
+            return image_gradient, None, None, None
+        return image_gradient, along.sum((0, 1)), total.sum((0, 1)), None
 
 
 def take_onednn(network: nn.Module) -> None:

@@ -332,17 +332,17 @@ def choose_options(cost: Cost, facts: Facts, options: Options, limits: Limits, b
         ResourceError: The memory is not enough for anything; a time that cannot be kept is said alone, and the
             quickest options are taken.
     """
-    made: list[tuple[float, int, Options, tuple[_Step, ...]]] = []
+    ways: list[tuple[float, int, Options, tuple[_Step, ...]]] = []
     for steps in product(*_ladders(cost.predictor, options)):
         changed = options
         for step in steps:
             changed = replace(changed, **step.change)
-        made.append((sum(s.penalty for s in steps), len(made), changed, steps))
-    made.sort(key=lambda entry: entry[:2])
+        ways.append((sum(s.penalty for s in steps), len(ways), changed, steps))
+    ways.sort(key=lambda entry: entry[:2])
     on_cpu = cost.predictor.device.type == "cpu"
     best: Choice | None = None
     least = math.inf
-    for _, _, changed, steps in made:
+    for _, _, changed, steps in ways:
         estimate = cost.estimate(facts, changed, base_bytes)
         words = tuple(s.words for s in steps if s.words)
         ram = [b for b in (limits.ram_bytes, limits.device_bytes if on_cpu else None) if b is not None]
@@ -363,8 +363,8 @@ def choose_options(cost: Cost, facts: Facts, options: Options, limits: Limits, b
             "Allow more, or take models of smaller patches."
         )
     assert limits.seconds is not None
-    told = format_duration(limits.seconds)
-    log.warning("%s will not be kept: the quickest way takes about %.1f s", told, best.estimate.seconds)
+    limit = format_duration(limits.seconds)
+    log.warning("%s will not be kept: the quickest way takes about %.1f s", limit, best.estimate.seconds)
     return best
 
 
@@ -385,8 +385,8 @@ def _ladders(predictor: Predictor, options: Options) -> list[Sequence[_Step]]:
     if options.mirror is None and any(plan.tta and plan.mirror_axes for plan in plans):
         ladders.append((stay, _Step(penalty=1, words="no mirroring", change={"mirror": False})))
     overlap = max(plan.overlap for plan in plans) if options.overlap is None else options.overlap
-    found = [(penalty, value) for penalty, value in ((1.5, 0.25), (4.6, 0.0)) if value < overlap]
-    ladders.append((stay, *(_Step(penalty=p, words=f"overlap {v:g}", change={"overlap": v}) for p, v in found)))
+    overlaps = [(penalty, value) for penalty, value in ((1.5, 0.25), (4.6, 0.0)) if value < overlap]
+    ladders.append((stay, *(_Step(penalty=p, words=f"overlap {v:g}", change={"overlap": v}) for p, v in overlaps)))
     most = min(options.num_models or len(plans), len(plans))
     counts = range(most - 1, 0, -1)
     ladders.append(

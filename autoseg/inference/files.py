@@ -77,11 +77,12 @@ def segment(predictor: Predictor, images: Sequence[Path], target: Path) -> None:
         DataError: The image cannot be read, or does not have the model's channels.
         ResourceError: The label file cannot be written.
     """
-    found = sum(read_grid(path)[1] for path in images)
-    if found != predictor.num_channels:
+    channels = sum(read_grid(path)[1] for path in images)
+    if channels != predictor.num_channels:
         names = " and ".join(path.name for path in images) if len(images) < 3 else f"the {len(images)} files"
         raise DataError(
-            f"{images[0]}: {names} with {found} channel{'s' * (found != 1)}. Expected {predictor.num_channels}, as the "
+            f"{images[0]}: {names} with {channels} channel{'s' * (channels != 1)}. "
+            f"Expected {predictor.num_channels}, as the "
             "models were trained; several files of one case end in _0000, _0001, ... in the order of training."
         )
     with writing(target):
@@ -313,18 +314,18 @@ def facts_of(images: Sequence[Path]) -> Facts:
     Raises:
         DataError: A file cannot be read.
     """
-    found = [read_grid(path) for path in images]
-    grid = found[0][0]
-    ras, channels = grid.to_ras(), sum(count for _, count in found)
+    grids = [read_grid(path) for path in images]
+    grid = grids[0][0]
+    ras, channels = grid.to_ras(), sum(count for _, count in grids)
     longest = ras.shape.index(max(ras.shape))
     axis = int(ras_orientation(grid.affine)[2, 0]) if is_streamed(images) else longest
     return Facts(shape=ras.shape, spacing_mm=ras.spacing_mm, num_channels=channels, axis=axis)
 
 
-def format_timing(found: Mapping[str, Any]) -> str:
+def format_timing(timing: Mapping[str, Any]) -> str:
     """A table of the seconds of each phase, a row per image and one in total."""
     columns = (*PHASES, "total")
-    rows = [[row["case"], *(f"{row[c]:.3f}" for c in columns), f"{row['ram_gb']:.2f}"] for row in found["cases"]]
-    rows.append(["all", *(f"{found['sum'][c]:.3f}" for c in columns), ""])
+    rows = [[row["case"], *(f"{row[c]:.3f}" for c in columns), f"{row['ram_gb']:.2f}"] for row in timing["cases"]]
+    rows.append(["all", *(f"{timing['sum'][c]:.3f}" for c in columns), ""])
     table = format_rows(["seconds", *columns, "GB"], rows)
-    return f"{table}\nmodels loaded in {found['load_models']:.3f} s; {found['total']:.3f} s in all"
+    return f"{table}\nmodels loaded in {timing['load_models']:.3f} s; {timing['total']:.3f} s in all"

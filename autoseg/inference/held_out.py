@@ -263,7 +263,7 @@ def predict_held_out(
     predictor.finish(pred, image.spacing_mm, midline)
     write_volume(target, pred, image.grid)
     why_not = recorded.why_not if recorded is not None else ""
-    found = HeldOut(
+    held_out = HeldOut(
         made_from=held_out_key(case, model, counted),
         label_crc=zlib.crc32(target.read_bytes()),
         midline=midline,
@@ -271,5 +271,5 @@ def predict_held_out(
         cost=live.took(),
         probs=grid if recorded is not None and not why_not else None,
     )
-    write_text(_facts_file(job, case.name), found.model_dump_json())  # last: the others are whole once it is there
+    write_text(_facts_file(job, case.name), held_out.model_dump_json())  # last: the others are whole once it is there
     return pred, label, why_not

@@ -111,13 +111,13 @@ def _drop_components(labels: np.ndarray, rules: Mapping[int, ClassRule], voxel_m
     if not values:
         return
     numbered = number_components(labels, values)
-    found = numbered.components
-    dropped = np.zeros(len(found.label) + 1, bool)  # the last stands for -1: no component
+    components = numbered.components
+    dropped = np.zeros(len(components.label) + 1, bool)  # the last stands for -1: no component
     for value in values:
-        mine = np.flatnonzero(found.label == value)
+        of_class = np.flatnonzero(components.label == value)
         if rules[value].largest:
-            dropped[mine[1:]] = True
-        dropped[mine[found.voxels[mine] * voxel_mm3 < rules[value].min_mm3]] = True
+            dropped[of_class[1:]] = True
+        dropped[of_class[components.voxels[of_class] * voxel_mm3 < rules[value].min_mm3]] = True
     if dropped.any():
         for start, index in numbered.slabs():
             part = labels[:, :, start : start + index.shape[2]]
@@ -141,8 +141,8 @@ def _drop_slices(labels: np.ndarray, rules: Mapping[int, ClassRule]) -> None:
     length = labels.shape[BODY_AXIS]
     counts = np.zeros((length, max(values) + 1), np.int64)
     for z in range(length):
-        found = np.bincount(labels[:, :, z].ravel(), minlength=max(values) + 1)
-        counts[z] = found[: max(values) + 1]
+        counted = np.bincount(labels[:, :, z].ravel(), minlength=max(values) + 1)
+        counts[z] = counted[: max(values) + 1]
     for value in values:
         keep = longest_run(counts[:, value] > 0) if rules[value].slice_run else slice(0, length)
         if int(counts[keep, value].sum()) < rules[value].min_voxels:
@@ -183,11 +183,11 @@ def _holes(labels: np.ndarray, values: Collection[int]) -> dict[int, list[np.nda
         most = np.maximum(most, beside)
     firsts = np.flatnonzero(np.diff(owner, prepend=-1))
     least, most = np.minimum.reduceat(least, firsts), np.maximum.reduceat(most, firsts)
-    found: dict[int, list[np.ndarray]] = {}
+    by_value: dict[int, list[np.ndarray]] = {}
     for hole, low_value, high_value in zip(np.split(voxels, firsts[1:]), least, most, strict=True):
         if low_value == high_value and int(low_value) in values:
-            found.setdefault(int(low_value), []).append(hole)
-    return found
+            by_value.setdefault(int(low_value), []).append(hole)
+    return by_value
 
 
 def _fill_holes(labels: np.ndarray, values: Collection[int]) -> None:
@@ -213,11 +213,11 @@ def measure_parts(
         (components below each of `SIZES_MM3`, and the rest) and `holes`. Ignored voxels do not count.
     """
     counted = np.ones(truth.shape, bool) if label_map.ignore_label is None else truth != label_map.ignore_label
-    found = []
+    by_class = []
     if label_map.sigmoid:
         for mask, true in zip(label_map.encode(labels), label_map.encode(truth), strict=True):
-            found += _parts(mask, np.where(true == 1, 1, 0).astype(np.uint8), (1,), counted, spacing_mm)
-        return found
+            by_class += _parts(mask, np.where(true == 1, 1, 0).astype(np.uint8), (1,), counted, spacing_mm)
+        return by_class
     target = label_map.encode(truth)[0]
     as_target = label_map.encode(labels)[0]
     classes = tuple(range(1, len(label_map.names) + 1))
@@ -246,21 +246,22 @@ def _parts(
         right += np.bincount(index[agree] + 1, minlength=num + 1)
     size, right = size[1:], right[1:]
     holes = _holes(labels, set(values))
-    found = []
+    by_class = []
     for value in values:
-        mine = np.flatnonzero(components.label == value)
-        bins = np.searchsorted(SIZES_MM3, components.voxels[mine] * voxel_mm3, side="right")
+        of_class = np.flatnonzero(components.label == value)
+        bins = np.searchsorted(SIZES_MM3, components.voxels[of_class] * voxel_mm3, side="right")
         sizes = [
-            [int(size[mine[bins == b]].sum()), int(right[mine[bins == b]].sum())] for b in range(len(SIZES_MM3) + 1)
+            [int(size[of_class[bins == b]].sum()), int(right[of_class[bins == b]].sum())]
+            for b in range(len(SIZES_MM3) + 1)
         ]
         filled = [0, 0]
         for hole in holes.get(value, []):
             at = (hole[:, 0], hole[:, 1], hole[:, 2])
             filled[0] += int(counted[at].sum())
             filled[1] += int((counted[at] & (truth[at] == value)).sum())
-        first = [int(size[mine[0]]), int(right[mine[0]])] if len(mine) else [0, 0]
-        found.append({"truth": int(whole[value]), "largest": first, "sizes": sizes, "holes": filled})
-    return found
+        first = [int(size[of_class[0]]), int(right[of_class[0]])] if len(of_class) else [0, 0]
+        by_class.append({"truth": int(whole[value]), "largest": first, "sizes": sizes, "holes": filled})
+    return by_class
 
 
 def _dice(parts: Mapping[str, Any], rule: ClassRule) -> float:
@@ -289,23 +290,23 @@ def propose(names: Sequence[str], cases: Sequence[Sequence[Mapping[str, Any] | N
     Source: nnU-Net decides so for the largest component, by the cross-validation's predictions
     (`remove_connected_components.py`); holes and small objects are decided by the same rule here.
     """
-    found = {}
+    rules = {}
     for i, name in enumerate(names):
-        mine = [case[i] for case in cases if case[i] is not None]
+        measured = [case[i] for case in cases if case[i] is not None]
         options = [
             ClassRule(name=name, largest=largest, min_mm3=size, fill_holes=fill)
             for largest, size in [(False, 0.0), *((False, s) for s in SIZES_MM3), (True, 0.0)]
             for fill in (False, True)
         ]
-        scores = [_mean([_dice(parts, option) for parts in mine if parts is not None]) for option in options]
+        scores = [_mean([_dice(parts, option) for parts in measured if parts is not None]) for option in options]
         if math.isnan(scores[0]):
             continue
         best = max(
             range(len(options)), key=lambda k: (round(scores[k], 9), -k) if not math.isnan(scores[k]) else (-1.0, 0)
         )
         if scores[best] > scores[0] + LEAST_GAIN:
-            found[name] = options[best].model_copy(update={"dice_before": scores[0], "dice_after": scores[best]})
-    return found
+            rules[name] = options[best].model_copy(update={"dice_before": scores[0], "dice_after": scores[best]})
+    return rules
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -188,10 +188,10 @@ class Predictor:
         Args:
             num: of models that take part; None: as the options say.
         """
-        found: dict[tuple[Any, ...], list[int]] = {}
+        by_key: dict[tuple[Any, ...], list[int]] = {}
         for i, model in enumerate(self.models[start : num or self.num_models], start):
-            found.setdefault(group_key(model.plan), []).append(i)
-        return [tuple(indices) for indices in found.values()]
+            by_key.setdefault(group_key(model.plan), []).append(i)
+        return [tuple(indices) for indices in by_key.values()]
 
     def _member(self, image: ImageRows, indices: Sequence[int], region: Region | None = None) -> Member:
         """What some models with the same preprocessing and windows say about an image; computed as it is asked for."""
@@ -284,7 +284,7 @@ class Predictor:
         first = KeptRows(rows)
         others = [a for a in range(3) if a != BODY_AXIS]
         smaller = region_of(
-            first.found, box, image.shape, image.spacing_mm, self._window_of(image), keep=(others[0], others[1])
+            first.foreground, box, image.shape, image.spacing_mm, self._window_of(image), keep=(others[0], others[1])
         )
         if smaller is None:
             smaller = region
@@ -309,10 +309,10 @@ class Predictor:
         slabs = labelled_slabs(members, subsets, self.label_map, slab_values=self.options.slab_values)
         while True:
             with self.clock.at("invert"):
-                found = next(slabs, None)
-                if found is None:
+                pending = next(slabs, None)
+                if pending is None:
                     return
-                region, labels = found
+                region, labels = pending
                 slab = vote(labels, self.label_map) if voting else labels[0]
             yield region, slab
 

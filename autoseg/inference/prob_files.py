@@ -127,21 +127,21 @@ def unpack(packed: bytes, shape: Sequence[int], *, independent: bool) -> torch.T
         first, second = -(-voxels // 8), -(-voxels * outputs // 8)
         uncertain = np.unpackbits(data[:first], count=voxels).reshape(rows, *plane).astype(bool)
         on = np.unpackbits(data[first : first + second], count=voxels * outputs).reshape(rows, outputs, *plane)
-        found = torch.from_numpy(on.astype(np.float32))
+        probs = torch.from_numpy(on.astype(np.float32))
         rest = data[first + second :]
     else:
         labels = data[:voxels].reshape(rows, *plane)
         uncertain = labels == UNCERTAIN_LABEL
         index = torch.from_numpy(np.where(uncertain, 0, labels).astype(np.int64))
-        found = torch.zeros((rows, outputs, *plane)).scatter_(1, index[:, None], 1.0)
+        probs = torch.zeros((rows, outputs, *plane)).scatter_(1, index[:, None], 1.0)
         rest = data[voxels:]
     num_stored = outputs if independent else outputs - 1
     upper, lower = rest.reshape(2, num_stored, int(uncertain.sum()))
     stored = torch.from_numpy((upper.astype(np.float32) * 256 + lower) / LEVELS)
     if not independent:
         stored = torch.cat([(1 - stored.sum(0, keepdim=True)).clamp_(min=0), stored])
-    found.movedim(1, 0)[:, torch.from_numpy(uncertain)] = stored
-    return found
+    probs.movedim(1, 0)[:, torch.from_numpy(uncertain)] = stored
+    return probs
 
 
 class RecordedRows:

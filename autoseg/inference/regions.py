@@ -35,13 +35,13 @@ class KeptRows:
         if keep and rows.num_outputs * math.prod(rows.shape) <= KEPT_VALUES:
             plane = [s for a, s in enumerate(rows.shape) if a != rows.axis]
             self._held = torch.empty((length, *plane, rows.num_outputs), dtype=torch.float16)
-        found = []
+        foreground = []
         for row in range(length):
             probs = rows.rows(row, row + 1)[0]
-            found.append((probs > 0.5).any(0) if rows.independent else probs.argmax(0) > 0)
+            foreground.append((probs > 0.5).any(0) if rows.independent else probs.argmax(0) > 0)
             if self._held is not None:
                 self._held[row] = probs.movedim(0, -1)
-        self.found = torch.stack(found, rows.axis).numpy()
+        self.foreground = torch.stack(foreground, rows.axis).numpy()
         """(X, Y, Z) bool on the network's grid: where any class is."""
 
     @property
@@ -56,7 +56,7 @@ class KeptRows:
 
 
 def region_of(
-    found: np.ndarray,
+    foreground: np.ndarray,
     box: Region,
     shape: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
@@ -80,13 +80,13 @@ def region_of(
     """
     region = []
     for axis, (here, size, mm) in enumerate(zip(box, shape, spacing_mm, strict=True)):
-        line = np.flatnonzero(found.any(axis=tuple(a for a in range(3) if a != axis)))
+        line = np.flatnonzero(foreground.any(axis=tuple(a for a in range(3) if a != axis)))
         if not len(line):
             return None
         if axis in keep:
             region.append(here)
             continue
-        scale = (here.stop - here.start) / found.shape[axis]
+        scale = (here.stop - here.start) / foreground.shape[axis]
         low = here.start + math.floor(line[0] * scale - MARGIN_MM / mm)
         high = here.start + math.ceil((line[-1] + 1) * scale + MARGIN_MM / mm)
         lacking = max(0, least[axis] - (high - low))
@@ -96,9 +96,9 @@ def region_of(
     return region[0], region[1], region[2]
 
 
-def without_specks(found: np.ndarray) -> np.ndarray:
+def without_specks(foreground: np.ndarray) -> np.ndarray:
     """Findings without components that are small against the largest."""
-    mask = found.astype(np.uint8)
+    mask = foreground.astype(np.uint8)
     numbered = number_components(mask, (1,))
     sizes = numbered.components.voxels
     if len(sizes) < 2:
@@ -123,5 +123,5 @@ def located(
         rows: the locator's, over `box`.
         keep_length: leave the body's length as it is.
     """
-    found = without_specks(KeptRows(rows, keep=False).found)
-    return region_of(found, box, shape, spacing_mm, least, keep=(BODY_AXIS,) if keep_length else ())
+    foreground = without_specks(KeptRows(rows, keep=False).foreground)
+    return region_of(foreground, box, shape, spacing_mm, least, keep=(BODY_AXIS,) if keep_length else ())

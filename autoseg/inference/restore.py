@@ -66,11 +66,11 @@ class Slab:
     @property
     def inner(self) -> Region:
         """The part of the slab that the member's box covers, from the slab's corner."""
-        found = []
+        inner = []
         for box, here in zip(self.member.box, self.region, strict=True):
             low, high = max(box.start, here.start), min(box.stop, here.stop)
-            found.append(slice(low - here.start, max(low, high) - here.start))
-        return found[0], found[1], found[2]
+            inner.append(slice(low - here.start, max(low, high) - here.start))
+        return inner[0], inner[1], inner[2]
 
 
 def labels_of_means(
@@ -93,8 +93,8 @@ def labels_of_means(
         One (X, Y, Z) array of label values in RAS per subset.
     """
     results = [np.zeros(ras_shape, label_map.dtype) for _ in subsets]
-    for place, found in labelled_slabs(members, subsets, label_map, watch, slab_values):
-        for result, labels in zip(results, found, strict=True):
+    for place, slab in labelled_slabs(members, subsets, label_map, watch, slab_values):
+        for result, labels in zip(results, slab, strict=True):
             result[place] = labels
     return results
 
@@ -119,14 +119,14 @@ def labelled_slabs(
             yield region, _exclusive(slabs, subsets, label_map)
             continue
         each = [_restored(slab, label_map.sigmoid) for slab in slabs]
-        found = []
+        decoded = []
         for k, subset in enumerate(subsets):
             probs = _mean(each, [members[i].num_models for i in subset], subset)
             if watch is not None:
                 watch(k, region, probs)
             chosen = probs > 0.5 if label_map.sigmoid else probs.argmax(0, keepdim=True)
-            found.append(label_map.decode(chosen.to(torch.uint8).numpy()))
-        yield region, found
+            decoded.append(label_map.decode(chosen.to(torch.uint8).numpy()))
+        yield region, decoded
 
 
 def _mean(each: Sequence[torch.Tensor], weights: Sequence[int], subset: Sequence[int]) -> torch.Tensor:
@@ -231,11 +231,11 @@ def _exclusive(slabs: Sequence[Slab], subsets: Sequence[tuple[int, ...]], label_
     for row in range(num_rows):
         agreed = [p.agreed(row) for p in prepared]
         for k, subset in enumerate(subsets):
-            found = agreed[subset[0]]
+            unanimous = agreed[subset[0]]
             for i in subset[1:]:
-                found = torch.where(found == agreed[i], found, -1)
-            open_h, open_w = torch.nonzero(found < 0, as_tuple=True)
-            results[k, row] = found.clamp(min=0).to(torch.uint8)
+                unanimous = torch.where(unanimous == agreed[i], unanimous, -1)
+            open_h, open_w = torch.nonzero(unanimous < 0, as_tuple=True)
+            results[k, row] = unanimous.clamp(min=0).to(torch.uint8)
             if len(open_h):
                 total = None
                 for i in subset:
@@ -296,9 +296,9 @@ class _Interpolated:
             labels = torch.where(low == high, low, -1)
         if self.whole:
             return labels
-        found = torch.zeros(self.size, dtype=torch.int16)
-        found[self.axes[0].inside, self.axes[1].inside] = labels
-        return found
+        plane = torch.zeros(self.size, dtype=torch.int16)
+        plane[self.axes[0].inside, self.axes[1].inside] = labels
+        return plane
 
     def at(self, row: int, h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """(K, points): the probabilities at some voxels of a row of the image."""

@@ -91,16 +91,16 @@ def split_sides(labels: np.ndarray, label_map: LabelMap, midline: float) -> None
     labels, midline = labels[box], midline - box[0].start
     for value, left, right in label_map.merged_sides:
         numbered = number_components(labels, (value,))
-        found = numbered.components
-        if not len(found.label):
+        components = numbered.components
+        if not len(components.label):
             continue
-        low, high = found.low[:, 0], found.high[:, 0]
+        low, high = components.low[:, 0], components.high[:, 0]
         middle = midline
-        if len(low) > 1 and found.voxels[1] >= PAIR * found.voxels[0]:
+        if len(low) > 1 and components.voxels[1] >= PAIR * components.voxels[0]:
             first, second = (0, 1) if low[0] < low[1] else (1, 0)
             if high[first] < low[second]:
                 middle = (high[first] + low[second]) / 2
-        centre = found.mass[:, 0] / found.voxels
+        centre = components.mass[:, 0] / components.voxels
         smaller = np.minimum(middle - low, high - middle) / np.maximum(high - low, 1)
         cut = np.append(smaller > ACROSS, False)
         is_right = np.append(centre > middle, False)
@@ -108,8 +108,8 @@ def split_sides(labels: np.ndarray, label_map: LabelMap, midline: float) -> None
         for start, index in numbered.slabs():
             part = labels[:, :, start : start + index.shape[2]]
             there = np.where(cut[index], beyond, is_right[index])
-            mine = index >= 0
-            part[mine] = np.where(there, right, left)[mine].astype(labels.dtype)
+            numbered_voxels = index >= 0
+            part[numbered_voxels] = np.where(there, right, left)[numbered_voxels].astype(labels.dtype)
 
 
 def join_sides(labels: np.ndarray, label_map: LabelMap) -> np.ndarray:

@@ -114,31 +114,31 @@ class WindowModel:
         features = sum(layer.in_channels for layer in last)
         swaps = 0 in mirror_axes and bool(mirrored_pairs)
         if len(last) == len(self.networks) and features < num_outputs and not swaps:
-            self._heads, self._last = tuple(layer for mine in heads for layer in mine), tuple(last)
+            self._heads, self._last = tuple(layer for own in heads for layer in own), tuple(last)
             self.num_held = features
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Pass windows (B, C, X, Y, Z) through the networks: (B, X, Y, Z, A) float32, on the CPU."""
         with torch.inference_mode(), _evaluating(self.networks), _headless(self._heads):
             moved = batch.to(self.device, memory_format=torch.channels_last_3d)
-            found: list[torch.Tensor] = []
+            outputs: list[torch.Tensor] = []
             for network in self.networks:
                 with autocast(self.device, self.precision):
-                    made = _mirrored_mean(network, moved, self._mirror, self._pairs).float()
-                if self._heads or not found:
-                    found.append(made)
+                    logits = _mirrored_mean(network, moved, self._mirror, self._pairs).float()
+                if self._heads or not outputs:
+                    outputs.append(logits)
                 else:
-                    found[0] += made
-            held = torch.cat(found, 1) if self._heads and len(found) > 1 else found[0]
+                    outputs[0] += logits
+            held = torch.cat(outputs, 1) if self._heads and len(outputs) > 1 else outputs[0]
             if len(self.networks) > 1 and not self._heads:
                 held.div_(len(self.networks))
             return held.cpu().movedim(1, -1)
 
     def probabilities(self, held: torch.Tensor) -> torch.Tensor:
         """Of averages (R, H, W, A): (R, H, W, K) float32, row by row, since with many classes a row's are large."""
-        found = torch.empty((*held.shape[:-1], self.num_outputs))
+        probs = torch.empty((*held.shape[:-1], self.num_outputs))
         with torch.inference_mode():
-            for row, result in zip(held, found, strict=True):
+            for row, result in zip(held, probs, strict=True):
                 logits = row.reshape(-1, self.num_held)
                 if self._last:
                     weight, bias = self._layer
@@ -148,7 +148,7 @@ class WindowModel:
                     torch.sigmoid(logits, out=target)
                 else:
                     torch.softmax(logits, -1, out=target)
-        return found
+        return probs
 
     @cached_property
     def _layer(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -289,7 +289,7 @@ class ProbRows:
 
     def _add(
         self,
-        found: torch.Tensor,
+        logits: torch.Tensor,
         place: tuple[int, ...],
         inside: range,
         first: int,
@@ -315,7 +315,7 @@ class ProbRows:
         weight = (h[:, None] * w[None])[tuple(source)][..., None]
         size = (*(self.shape[a] for a in self._plane), self._model.num_held)
         for row in inside:
-            part = found[row - first][tuple(source)]
+            part = logits[row - first][tuple(source)]
             held = self._rows.get(row)
             if held is None and alone and deep[row - first] == 1.0:
                 self._rows[row] = part
@@ -351,9 +351,9 @@ class ProbRows:
         """What is averaged of windows, (B, X, Y, Z, A)."""
         begin = time.perf_counter()
         with self._clock.at("infer"):
-            found = self._model(batch)
+            logits = self._model(batch)
         self.network_s += time.perf_counter() - begin
-        return found
+        return logits
 
 
 def default_batch(window: Shape, device: torch.device) -> int:
@@ -367,11 +367,11 @@ def predict_targets(rows: ProbRows) -> torch.Tensor:
     Returns:
         (1, X, Y, Z) uint8 class indices, or (K, X, Y, Z) of 0 and 1 for independent outputs.
     """
-    made = []
+    targets = []
     for row in range(rows.shape[rows.axis]):
         probs = rows.rows(row, row + 1)[0]
-        made.append((probs > 0.5 if rows.independent else probs.argmax(0, keepdim=True)).to(torch.uint8))
-    return torch.stack(made, rows.axis + 1)
+        targets.append((probs > 0.5 if rows.independent else probs.argmax(0, keepdim=True)).to(torch.uint8))
+    return torch.stack(targets, rows.axis + 1)
 
 
 def _mirrored_mean(

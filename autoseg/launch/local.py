@@ -54,11 +54,11 @@ def list_gpus() -> list[Gpu]:
     """The GPUs of this machine that the driver can talk to, those of CUDA_VISIBLE_DEVICES alone where it is set."""
     query = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
     gpus = []
-    for line in told.splitlines():
+    for line in listed.splitlines():
         parts = [part.strip() for part in line.split(",")]
         if len(parts) == 3 and parts[0].isdigit() and parts[2].isdigit():
             gpus.append(Gpu(parts[0], parts[1], int(parts[2]) / 1024))
@@ -78,10 +78,10 @@ def find_places(settings: Settings, gpus: Sequence[Gpu] | None = None) -> list[P
     Raises:
         ResourceError: More GPUs are wanted for a job than there are.
     """
-    found = list_gpus() if gpus is None and settings.device != "cpu" else gpus or []
+    usable = list_gpus() if gpus is None and settings.device != "cpu" else gpus or []
     cores = available_cores()
     many = settings.jobs_per_device
-    if not found:
+    if not usable:
         if settings.gpus_per_job > 1:
             raise ResourceError(f"gpus_per_job: {settings.gpus_per_job} was set, but this machine has no GPU.")
         threads = settings.cpus_per_job or max(1, cores // many)
@@ -94,9 +94,9 @@ def find_places(settings: Settings, gpus: Sequence[Gpu] | None = None) -> list[P
             for i in range(many)
         ]
     size = settings.gpus_per_job
-    groups = [found[i : i + size] for i in range(0, len(found) - size + 1, size)]
+    groups = [usable[i : i + size] for i in range(0, len(usable) - size + 1, size)]
     if not groups:
-        raise ResourceError(f"gpus_per_job: {size} was set, but this machine has {len(found)}.")
+        raise ResourceError(f"gpus_per_job: {size} was set, but this machine has {len(usable)}.")
     threads = settings.cpus_per_job or max(1, cores // (len(groups) * many))
     places = []
     for _ in range(many):  # a first job for every device before the second for any

@@ -72,8 +72,8 @@ def cluster_resources(settings: Settings) -> dict[str, float]:
     ray = _import()
     if not ray.is_initialized():
         _join(settings.address)
-    found: dict[str, float] = ray.cluster_resources()
-    return found
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
 
 
 def _import() -> Any:

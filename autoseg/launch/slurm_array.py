@@ -73,11 +73,11 @@ def run_on_slurm(tasks: Sequence[Task], settings: Settings, ended: Ended, output
     if slurm.memory_gib:
         executor.update_parameters(mem_gb=slurm.memory_gib)
     if slurm.cluster == "slurm":
-        given = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos}
+        queue = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos}
         executor.update_parameters(
             slurm_array_parallelism=slurm.num_parallel,
             slurm_signal_delay_s=WARNING_S,
-            **{f"slurm_{key}": value for key, value in given.items() if value},
+            **{f"slurm_{key}": value for key, value in queue.items() if value},
         )
     waiting, running = list(tasks), dict[Any, Task]()
     try:

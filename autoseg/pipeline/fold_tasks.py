@@ -129,14 +129,14 @@ def _ensemble_settings(value: object) -> EnsembleSettings:
 
 def _open_cases(fold: Fold, datalist: Datalist) -> list[Case]:
     """Cases of a fold that are not scored yet; those whose files are missing are for the stage to report."""
-    found = []
+    open_cases = []
     for case in datalist.val_cases(fold.fold):
         try:
             if fold.read(case) is None:
-                found.append(case)
+                open_cases.append(case)
         except DataError:
             continue
-    return found
+    return open_cases
 
 
 def _num_places(settings: Settings) -> int:

@@ -105,20 +105,20 @@ def volume_z(volume_ml: float, labelled_ml: Sequence[float]) -> float | None:
     return (math.log(max(volume_ml, 1e-3)) - middle) / spread
 
 
-def suspicion(found: ClassEvidence, z: float | None, how: How) -> float:
+def suspicion(evidence: ClassEvidence, z: float | None, how: How) -> float:
     """How much is to be said against a pseudo-label; 1 where one figure is at its limit."""
     reasons = [0.0 if z is None else abs(z) / MOST_Z]
-    if found.disagreement is not None:
-        reasons.append(found.disagreement / how.max_disagreement)
-    if found.confidence is not None:
-        reasons.append((1 - found.confidence) / (1 - LEAST_CONFIDENCE))
+    if evidence.disagreement is not None:
+        reasons.append(evidence.disagreement / how.max_disagreement)
+    if evidence.confidence is not None:
+        reasons.append((1 - evidence.confidence) / (1 - LEAST_CONFIDENCE))
     return max(reasons)
 
 
 def make_row(
     case: str,
     name: str,
-    found: ClassEvidence,
+    evidence: ClassEvidence,
     *,
     rejected: str,
     filled: int,
@@ -127,18 +127,18 @@ def make_row(
     how: How,
 ) -> AuditRow:
     """All that is known of one class in one case."""
-    z = volume_z(found.volume_ml, labelled_ml) if found.voxels else None
+    z = volume_z(evidence.volume_ml, labelled_ml) if evidence.voxels else None
     return AuditRow(
         case=case,
         name=name,
         rejected=rejected,
         voxels_filled=filled,
         voxels_unsure=unsure,
-        volume_ml=found.volume_ml,
+        volume_ml=evidence.volume_ml,
         volume_z=z,
-        confidence=found.confidence,
-        disagreement=found.disagreement,
-        suspicion=suspicion(found, z, how),
+        confidence=evidence.confidence,
+        disagreement=evidence.disagreement,
+        suspicion=suspicion(evidence, z, how),
     )
 
 
@@ -163,9 +163,9 @@ def audit_json(
     names = list(dict.fromkeys(row.name for row in rows))
     classes = []
     for name in names:
-        mine = [row for row in rows if row.name == name]
+        of_class = [row for row in rows if row.name == name]
         reasons: dict[str, int] = {}
-        for row in mine:
+        for row in of_class:
             if row.rejected:
                 kind = row.rejected.partition(":")[0]
                 reasons[kind] = reasons.get(kind, 0) + 1
@@ -173,11 +173,11 @@ def audit_json(
             {
                 "name": name,
                 "dice": dice.get(name),
-                "accepted": sum(not row.rejected for row in mine),
-                "rejected": sum(bool(row.rejected) for row in mine),
+                "accepted": sum(not row.rejected for row in of_class),
+                "rejected": sum(bool(row.rejected) for row in of_class),
                 "reasons": reasons,
-                "voxels_filled": sum(row.voxels_filled for row in mine),
-                "voxels_unsure": sum(row.voxels_unsure for row in mine),
+                "voxels_filled": sum(row.voxels_filled for row in of_class),
+                "voxels_unsure": sum(row.voxels_unsure for row in of_class),
             }
         )
     # What was rejected harms nothing, so it comes last.

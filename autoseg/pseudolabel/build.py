@@ -154,14 +154,14 @@ def make_pseudolabels(
         rows += _rows(case.name, evidence[case.name], verdicts[case.name], counts, labelled_ml, how)
     joined = tuple(c.name for c in datalist.unlabeled if c.name in completed)
     audit = audit_json(rows, dice, how, round_=target.round, joined=joined, background=background)
-    told = [f"{case}: {message}" for case, messages in failures.items() for message in messages]
-    write_json(target.audit, {**audit, "failures": told, "not_predicted": list(failures)})
+    reasons = [f"{case}: {message}" for case, messages in failures.items() for message in messages]
+    write_json(target.audit, {**audit, "failures": reasons, "not_predicted": list(failures)})
     previous = read_datalist(source.datalist, settings.dataroot)
     listed = later_round(datalist, previous, how, number=target.round, seed=settings.seed)
     write_datalist(listed, target.datalist, settings.dataroot)
     write_json(target.completed, completed)
     maker.tidy(completed)
-    return PseudolabelResult(text=_text(audit, len(joined), told), joined=joined, failures=tuple(told))
+    return PseudolabelResult(text=_text(audit, len(joined), reasons), joined=joined, failures=tuple(reasons))
 
 
 def _predict_cases(
@@ -294,7 +294,7 @@ class _Maker:
         if self.predictor is None:
             self.predictor = Predictor([self.source.job_dir(a, f) for a, f in members], device=self.device)
         label = None if case.label is None else read_label(case.label).array[0]
-        found: Prediction = predict_case(
+        prediction: Prediction = predict_case(
             self.predictor,
             [f for _, f in members],
             case.images,
@@ -304,9 +304,9 @@ class _Maker:
             conditioned=self.how.filters,
         )
         path.unlink(missing_ok=True)  # killed from here on, an older record must not speak for the new files
-        write_volume(files[0], found.predicted, found.grid)
-        write_volume(files[1], found.percent, found.grid)
-        record = CaseEvidence(made_from=key, classes={name: e.rounded() for name, e in found.classes.items()})
+        write_volume(files[0], prediction.predicted, prediction.grid)
+        write_volume(files[1], prediction.percent, prediction.grid)
+        record = CaseEvidence(made_from=key, classes={name: e.rounded() for name, e in prediction.classes.items()})
         write_stored(path, record)
         return record.classes
 
@@ -373,13 +373,13 @@ class _Maker:
 
 def _labelled_volumes(target: Workspace, label_map: LabelMap) -> dict[str, list[float]]:
     """Ml of each class in the cases where annotators found it, from the analysis."""
-    found: dict[str, list[float]] = {}
+    volumes: dict[str, list[float]] = {}
     for case in read_stored(target.datastats_by_case, StatsByCase).stats_by_cases:
         for name, values in zip(label_map.names, label_map.values, strict=True):
             volume = case.volume_ml(values)
             if volume > 0:
-                found.setdefault(name, []).append(volume)
-    return found
+                volumes.setdefault(name, []).append(volume)
+    return volumes
 
 
 def _text(audit: Mapping[str, Any], num_joined: int, failures: Sequence[str]) -> str:

@@ -52,10 +52,10 @@ def complete_label(
     filled, left = {}, {}
     painted = {name: label_map.painted_values[label_map.names.index(name)] for name in accepted}
     for name, value in painted.items():
-        mine = free & (predicted == value)
-        sure = mine & ~unsure
+        of_class = free & (predicted == value)
+        sure = of_class & ~unsure
         result[sure] = value
-        filled[name], left[name] = int(sure.sum()), int((mine & unsure).sum())
+        filled[name], left[name] = int(sure.sum()), int((of_class & unsure).sum())
     # What leans to a rejected class may as well be an accepted one, which the case will count as annotated for.
     result[unsure] = UNSURE_VALUE
     if max(confidence, background_confidence) > 0:

@@ -70,15 +70,15 @@ def choose(
         table[k + 1] = label_map.painted_values[k]
     if label_map.sigmoid:
         most, which = probs[list(wanted)].max(0)
-        found = np.where(most.numpy() > 0.5, np.asarray(wanted)[which.numpy()] + 1, 0)
-        return table[found], torch.maximum(most, 1 - most).numpy()
+        chosen = np.where(most.numpy() > 0.5, np.asarray(wanted)[which.numpy()] + 1, 0)
+        return table[chosen], torch.maximum(most, 1 - most).numpy()
     if conditioned:
         others = [k + 1 for k in hidden if k not in wanted]
         background = probs[[0, *others]].sum(0, keepdim=True)
         allowed = torch.cat([background, probs[[k + 1 for k in wanted]]])
         most, which = allowed.max(0)
-        found = np.array([0, *(k + 1 for k in wanted)])[which.numpy()]
-        return table[found], (most / allowed.sum(0).clamp(min=1e-6)).numpy()
+        chosen = np.array([0, *(k + 1 for k in wanted)])[which.numpy()]
+        return table[chosen], (most / allowed.sum(0).clamp(min=1e-6)).numpy()
     most, which = probs.max(0)
     return table[which.numpy()], most.numpy()
 
@@ -129,14 +129,14 @@ def predict_case(
         subsets = [tuple(range(len(folds))), *(by_fold if len(by_fold) > 1 else [])]
         watched = BodyWatch(image) if label_map.merged_sides else None
         members = predictor.each(watched or image)
-        found = labels_of_means(members, subsets, image.shape, label_map, watch=watch)
+        labels_by_subset = labels_of_means(members, subsets, image.shape, label_map, watch=watch)
         grid, voxel_ml = image.grid, float(np.prod(image.spacing_mm)) / 1000
     painted = dict(zip(label_map.named.names, label_map.named.painted_values, strict=True))
     if watched is not None:
         split_sides(predicted, label_map, watched.midline())
         predicted[~np.isin(predicted, [painted[n] for n in wanted])] = 0  # the other side, which is annotated
     free = np.ones(predicted.shape, bool) if label is None else label == 0
-    disagreement = disagreements([labels[free] for labels in found[1:]], label_map, indices)
+    disagreement = disagreements([labels[free] for labels in labels_by_subset[1:]], label_map, indices)
     classes = {
         name: _class_evidence(free & (predicted == painted[name]), percent, voxel_ml, disagreement[of[name]])
         for name in wanted
@@ -165,7 +165,7 @@ def disagreements(labels: Sequence[np.ndarray], label_map: LabelMap, classes: Se
     """
     if len(labels) < 2:
         return dict.fromkeys(classes, None)
-    found: dict[int, list[float]] = {k: [] for k in classes}
+    by_class: dict[int, list[float]] = {k: [] for k in classes}
     for first, second in combinations(labels, 2):
         counts = pair_counts(first, second)
         for k in classes:
@@ -173,5 +173,5 @@ def disagreements(labels: Sequence[np.ndarray], label_map: LabelMap, classes: Se
             columns = [v for v in label_map.values[k] if v < counts.shape[1]]
             a, b = int(counts[:, columns].sum()), int(counts[rows].sum())
             shared = int(counts[np.ix_(rows, columns)].sum())
-            found[k].append((a + b - 2 * shared) / ((a + b) / 2) if a + b else 0.0)
-    return {k: sum(values) / len(values) for k, values in found.items()}
+            by_class[k].append((a + b - 2 * shared) / ((a + b) / 2) if a + b else 0.0)
+    return {k: sum(values) / len(values) for k, values in by_class.items()}

@@ -24,10 +24,12 @@ def judge(evidence: Evidence, dice: Mapping[str, float | None], how: How) -> dic
     that it is not there.
     """
     if not how.filters:
-        return {case: dict.fromkeys(found, "") for case, found in evidence.items()}
-    verdicts = {case: {c: _reason(e, dice.get(c), how) for c, e in found.items()} for case, found in evidence.items()}
-    for name in {c for found in evidence.values() for c in found}:
-        kept = [case for case, found in verdicts.items() if found.get(name) == ""]
+        return {case: dict.fromkeys(classes, "") for case, classes in evidence.items()}
+    verdicts = {
+        case: {c: _reason(e, dice.get(c), how) for c, e in classes.items()} for case, classes in evidence.items()
+    }
+    for name in {c for classes in evidence.values() for c in classes}:
+        kept = [case for case, classes in verdicts.items() if classes.get(name) == ""]
         known = {case: u for case in kept if (u := evidence[case][name].disagreement) is not None}
         worst = sorted(known, key=lambda case: (-known[case], case))[: int(how.reject * len(kept))]
         for case in worst:
@@ -35,13 +37,13 @@ def judge(evidence: Evidence, dice: Mapping[str, float | None], how: How) -> dic
     return verdicts
 
 
-def _reason(found: ClassEvidence, dice: float | None, how: How) -> str:
+def _reason(evidence: ClassEvidence, dice: float | None, how: How) -> str:
     if dice is None:
         return "no score: the class has no out-of-fold Dice"
     if dice < how.min_dice:
         return f"low score: out-of-fold Dice {dice:.2f} of the class, below {how.min_dice:g}"
-    if found.voxels == 0:
+    if evidence.voxels == 0:
         return "not found: the models see none of it"
-    if found.disagreement is not None and found.disagreement > how.max_disagreement:
-        return f"disagreement: {found.disagreement:.2f} between the models, above {how.max_disagreement:g}"
+    if evidence.disagreement is not None and evidence.disagreement > how.max_disagreement:
+        return f"disagreement: {evidence.disagreement:.2f} between the models, above {how.max_disagreement:g}"
     return ""

@@ -39,21 +39,21 @@ class How:
     @classmethod
     def of(cls, settings: Settings) -> How:
         """Settle the defaults: two_stage as the FLARE23 paper has it, both as seems best."""
-        given = settings.pseudolabel
+        options = settings.pseudolabel
         both = settings.strategy == "both"
         return cls(
             strategy=settings.strategy,
-            exclude=given.exclude,
-            rounds=given.rounds,
-            continues=both if given.start is None else given.start == "previous",
-            unlabeled=both if given.unlabeled is None else given.unlabeled,
-            filters=both if given.filter is None else given.filter,
-            confidence=given.confidence,
-            background_confidence=given.background_confidence,
-            soft=given.soft,
-            max_disagreement=given.max_disagreement,
-            reject=given.reject,
-            min_dice=given.min_dice,
+            exclude=options.exclude,
+            rounds=options.rounds,
+            continues=both if options.start is None else options.start == "previous",
+            unlabeled=both if options.unlabeled is None else options.unlabeled,
+            filters=both if options.filter is None else options.filter,
+            confidence=options.confidence,
+            background_confidence=options.background_confidence,
+            soft=options.soft,
+            max_disagreement=options.max_disagreement,
+            reject=options.reject,
+            min_dice=options.min_dice,
         )
 
 
@@ -74,8 +74,8 @@ def cases_to_fill(datalist: Datalist, names: Sequence[str], how: How) -> list[tu
     """Every case that something is to be filled in for, with these classes."""
     known = known_classes(datalist.training, names)
     cases = (*datalist.training, *(datalist.unlabeled if how.unlabeled else ()))
-    found = [(c, missing_classes(c, known, how.exclude)) for c in cases]
-    return [(c, classes) for c, classes in found if classes]
+    missing = [(c, missing_classes(c, known, how.exclude)) for c in cases]
+    return [(c, classes) for c, classes in missing if classes]
 
 
 def why_one_round(datalist: Datalist, label_map: LabelMap, settings: Settings) -> str:
@@ -166,13 +166,13 @@ def _too_few(datalist: Datalist, known: Sequence[str], full: Sequence[Case]) -> 
     most = max(datalist.training, key=lambda c: len(set(known) & set(known if c.annotated is None else c.annotated)))
     lacking = [n for n in known if most.annotated is not None and n not in most.annotated]
     if not full:
-        found = f"none is; the most complete one, {most.name}, lacks {', '.join(lacking)}"
+        complete = f"none is; the most complete one, {most.name}, lacks {', '.join(lacking)}"
     elif datalist.num_fold == 1:
-        found = f"none of the {'validation' if full[0].fold is None else 'training'} cases is"
+        complete = f"none of the {'validation' if full[0].fold is None else 'training'} cases is"
     else:
-        found = "one patient alone is, which leaves none to validate on"
+        complete = "one patient alone is, which leaves none to validate on"
     return (
-        f"strategy: two_stage begins with the cases that are annotated for all {len(known)} classes, but {found}. "
+        f"strategy: two_stage begins with the cases that are annotated for all {len(known)} classes, but {complete}. "
         "Set `strategy: both` or `strategy: marginal`, which train on every labelled case at once."
     )
 

@@ -51,12 +51,12 @@ class Comparison:
 
 def case_means(dice: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
     """Mean over the classes that count of each case's scores; cases where none counts are left out."""
-    found = {}
+    means = {}
     for name, values in dice.items():
         known = [v for v in values if v is not None and not math.isnan(v)]
         if known:
-            found[name] = sum(known) / len(known)
-    return found
+            means[name] = sum(known) / len(known)
+    return means
 
 
 def compare(
@@ -71,7 +71,7 @@ def compare(
 
     Source: Wilcoxon 1945, as Demsar 2006 advises for two methods on the same data; Holm 1979.
     """
-    found, raw = [], []
+    changes, raw = [], []
     for first, second in pairs:
         names = sorted(set(scores[first]) & set(scores[second]))
         if not names:
@@ -81,14 +81,14 @@ def compare(
         means = change[rng.integers(len(change), size=(NUM_BOOTSTRAP, len(change)))].mean(axis=1)
         low, high = np.percentile(means, [2.5, 97.5])
         raw.append(_signed_rank(change))
-        found.append((first, second, change, float(low), float(high)))
+        changes.append((first, second, change, float(low), float(high)))
     adjusted = holm(raw)
     return [
         Comparison(
             first=first, second=second, num=len(change), difference=float(change.mean()), low=low, high=high,
             wins=int((change > 0).sum()), losses=int((change < 0).sum()), p=p,
         )
-        for (first, second, change, low, high), p in zip(found, adjusted, strict=True)
+        for (first, second, change, low, high), p in zip(changes, adjusted, strict=True)
     ]  # fmt: skip
 
 

@@ -276,10 +276,10 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], chosen: str) -> P
     with _figure(0.8 + 0.24 * len(rows), alt, plots) as figure:
         axes = figure.subplots()
         for i, (name, mean, low, high) in enumerate(rows):
-            mine = name == chosen
-            axes.hlines(i, low, high, color=COLOURS[1] if mine else COLOURS[0], linewidth=3 if mine else 2)
-            axes.plot(mean, i, "D" if mine else "o", color="black", markersize=6 if mine else 4)
-            alt.append(f"{name} {mean:.3f}, {low:.3f} to {high:.3f}{', chosen' if mine else ''}.")
+            is_chosen = name == chosen
+            axes.hlines(i, low, high, color=COLOURS[1] if is_chosen else COLOURS[0], linewidth=3 if is_chosen else 2)
+            axes.plot(mean, i, "D" if is_chosen else "o", color="black", markersize=6 if is_chosen else 4)
+            alt.append(f"{name} {mean:.3f}, {low:.3f} to {high:.3f}{', chosen' if is_chosen else ''}.")
         _label_rows(axes, [("* " if r[0] == chosen else "") + r[0] for r in rows])
         axes.set_yticks(range(len(rows)), [("* " if r[0] == chosen else "") + r[0] for r in rows])
         axes.set_xlabel("Dice, mean and 95 % interval; * and diamond: chosen")
@@ -294,11 +294,11 @@ def dice_by_volume(classes: Sequence[str], points: Mapping[str, Sequence[tuple[f
     with _figure(2.6, alt, plots) as figure:
         axes = figure.subplots()
         for i, name in enumerate(classes):
-            found = [p for p in points[name] if p[0] > 0]
-            if found:
+            pairs = [p for p in points[name] if p[0] > 0]
+            if pairs:
                 look: Any = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.6, "markersize": 4, "markeredgewidth": 0}
-                axes.plot(*zip(*found, strict=True), MARKERS[i % len(MARKERS)], label=_short(name), **look)
-        known = [v for found in points.values() for v, _ in found if v > 0]
+                axes.plot(*zip(*pairs, strict=True), MARKERS[i % len(MARKERS)], label=_short(name), **look)
+        known = [v for pairs in points.values() for v, _ in pairs if v > 0]
         if known and max(known) > 20 * min(known):
             axes.set_xscale("log")
         axes.set(xlabel="True volume (ml)", ylabel="Dice")

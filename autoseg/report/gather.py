@@ -215,14 +215,14 @@ def inputs_digest(workspace: Workspace, table: Sequence[Stage[Any]]) -> str:
     w = workspace
     patterns = ("job.json", "metrics.jsonl", "configs/hyper_parameters.yaml")
     jobs = [path for pattern in patterns for path in sorted(w.root.glob(f"*_*/{pattern}"))]
-    found = []
+    digests = []
     audit = Unreadable().or_else(w, w.latest).audit
     for path in (w.settings, w.datastats, w.faults, w.scores, w.ensemble_spec, audit, *jobs):
         try:  # by content: some are written by every command, mostly as they were
-            found.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
+            digests.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
         except OSError:
             continue
-    return digest([found, stages_shown(workspace, table)])
+    return digest([digests, stages_shown(workspace, table)])
 
 
 def plain(values: Sequence[float | None]) -> list[float]:

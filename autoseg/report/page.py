@@ -184,28 +184,28 @@ def _value(value: Any, most: int = 120) -> str:
 
 def _glance(run: Run) -> list[tuple[str, str, str]]:
     """The few figures that matter: name, value, and what goes with it."""
-    found = []
+    facts = []
     if run.scores:
         chosen = run.scores.dice  # the ensemble's, postprocessing included
         if chosen.mean is not None:
             interval = f"95 % interval {_score(chosen.low)} to {_score(chosen.high)}"
-            found.append(("Mean Dice", _score(chosen.mean), f"{interval}, {chosen.num_cases} cases"))
+            facts.append(("Mean Dice", _score(chosen.mean), f"{interval}, {chosen.num_cases} cases"))
             counted = [(c.mean, c.name) for c in chosen.classes if c.mean is not None]
             if len(chosen.classes) > 1 and counted:
                 hardest = min(counted, key=lambda pair: pair[0])
-                found.append(("Hardest class", hardest[1], f"Dice {_score(hardest[0])}"))
-        found += _further_means(run.scores)
-        found.append(("Chosen", run.scores.chosen, "combination of networks"))
+                facts.append(("Hardest class", hardest[1], f"Dice {_score(hardest[0])}"))
+        facts += _further_means(run.scores)
+        facts.append(("Chosen", run.scores.chosen, "combination of networks"))
     if run.summary:
         num = run.summary.cases
         beside = f"{num.get('testing', 0)} testing, {num.get('unlabeled', 0)} unlabeled"
-        found.append(("Training cases", str(num.get("training", 0)), beside))
+        facts.append(("Training cases", str(num.get("training", 0)), beside))
         faults, warnings = len(run.summary.faults), len(run.summary.warnings)
-        found.append(("Data faults", str(faults), f"{warnings} warning{'s' * (warnings != 1)}"))
+        facts.append(("Data faults", str(faults), f"{warnings} warning{'s' * (warnings != 1)}"))
     seconds = sum(line.seconds for line in run.usage)
     if seconds:
-        found.append(("Time", format_duration(seconds), "all stages together"))
-    return found
+        facts.append(("Time", format_duration(seconds), "all stages together"))
+    return facts
 
 
 def _data(run: Run) -> Content | None:
@@ -227,7 +227,7 @@ def _data(run: Run) -> Content | None:
     }
     if ranges:
         plots.append((figures.intensities(ranges), "Intensities inside the classes, case by case."))
-    if any(v > 0 for found in volumes.values() for v in found):
+    if any(v > 0 for sizes in volumes.values() for v in sizes):
         plots.append((figures.volumes(volumes), "Volume of each class, in the cases where it occurs."))
     return {
         "plots": plots,
@@ -258,12 +258,12 @@ def _plan(run: Run) -> Content | None:
         return None
     algos: dict[str, list[Content]] = {}
     for algo in dict.fromkeys(job.algo for job in run.jobs):
-        mine = [e for e in run.plans if e.place.rpartition("_")[0] == algo]
-        places = list(dict.fromkeys(e.place for e in mine))
+        entries = [e for e in run.plans if e.place.rpartition("_")[0] == algo]
+        places = list(dict.fromkeys(e.place for e in entries))
         rows: dict[tuple[str, ...], list[str]] = {}
-        for e in mine:
+        for e in entries:
             rows.setdefault((e.key, _value(e.value), e.origin, e.rule), []).append(e.place)
-        keys = list(dict.fromkeys(e.key for e in mine if e.key not in ("algo", "fold", "seed")))
+        keys = list(dict.fromkeys(e.key for e in entries if e.key not in ("algo", "fold", "seed")))
         algos[algo] = [
             {
                 "key": key, "value": value, "origin": origin, "rule": rule,
@@ -307,11 +307,11 @@ def _scores(run: Run) -> Content | None:
     fold_of = {c.name: c.fold for c in run.scores.cases}
     by_algo = _by_segmenter(run.scores)
     label = f"ensemble ({chosen})" if chosen not in by_algo else chosen
-    mine = {n: plain(scores["dice"]) for n, scores in run.scores.ensemble.items()}
-    groups = {label: list(mine.values())} if mine else {}
+    ensemble = {n: plain(scores["dice"]) for n, scores in run.scores.ensemble.items()}
+    groups = {label: list(ensemble.values())} if ensemble else {}
     groups |= {name: [plain(v) for v in cases.values()] for name, cases in by_algo.items() if name != label}
     seed, spec = run.seed, run.ensemble
-    tables = [(f"Dice of the {label}", _fold_table(classes, mine, fold_of, seed))] if mine else []
+    tables = [(f"Dice of the {label}", _fold_table(classes, ensemble, fold_of, seed))] if ensemble else []
     others = [
         (f"Dice of {name}", _fold_table(classes, {n: plain(v) for n, v in cases.items()}, fold_of, seed))
         for name, cases in by_algo.items()
@@ -358,13 +358,13 @@ def _further_means(scores: Scores) -> list[tuple[str, str, str]]:
 
 def _by_segmenter(scores: Scores) -> dict[str, dict[str, PerClass]]:
     """Network -> case -> Dice per class."""
-    found: dict[str, dict[str, PerClass]] = {}
+    by_segmenter: dict[str, dict[str, PerClass]] = {}
     algos = dict.fromkeys(algo for c in scores.candidates for algo, _ in c.members)
     for case in scores.cases:
         for algo in algos:
             if algo in case.dice:
-                found.setdefault(algo, {})[case.name] = case.dice[algo]
-    return found
+                by_segmenter.setdefault(algo, {})[case.name] = case.dice[algo]
+    return by_segmenter
 
 
 def _fold_table(
@@ -423,10 +423,10 @@ def _comparison(run: Run) -> Content | None:
     means = {name: case_means(cases) for name, cases in _by_segmenter(run.scores).items()}
     # Without postprocessing, which the others do not have; best_n and best_by_fold have no scores of that kind.
     raw = {case.name: case.dice[chosen] for case in run.scores.cases if chosen in case.dice}
-    mine = case_means(raw or {n: s["dice"] for n, s in run.scores.ensemble.items()})
+    ensemble = case_means(raw or {n: s["dice"] for n, s in run.scores.ensemble.items()})
     algos = list(means)
-    pairs = [(chosen, a) for a in algos if a != chosen] if mine else []
-    means = {**means, chosen: mine} if mine else means
+    pairs = [(chosen, a) for a in algos if a != chosen] if ensemble else []
+    means = {**means, chosen: ensemble} if ensemble else means
     pairs += [(a, b) for i, a in enumerate(algos) for b in algos[i + 1 :] if chosen not in (a, b)]
     return {
         "candidates": [c for _, c in known],
@@ -490,7 +490,7 @@ def _picture(images: tuple[Path, ...], label: Path, prediction: Path, label_map:
 def _pictures(run: Run, wanted: dict[str, str], means: dict[str, float]) -> list[Content]:
     by_name = {c.name: c for c in run.datalist.training} if run.datalist else {}
     label_map = run.label_map
-    found = []
+    contents = []
     for rank, name in wanted.items():
         case = by_name.get(name)
         prediction = run.workspace.out_of_fold / "ensemble" / f"{name}.nii.gz"
@@ -501,7 +501,7 @@ def _pictures(run: Run, wanted: dict[str, str], means: dict[str, float]) -> list
         except AutosegError as error:
             run.notes.append(f"No picture of {name}: {' '.join(error.messages)}")
             continue
-        found.append(
+        contents.append(
             {
                 "title": f"{rank} case: {name}",
                 "text": f"Mean Dice {_score(means[name])}, fold {case.fold}.",
@@ -509,7 +509,7 @@ def _pictures(run: Run, wanted: dict[str, str], means: dict[str, float]) -> list
                 "picture": picture,
             }
         )
-    return found
+    return contents
 
 
 def _pseudolabels(run: Run) -> Content | None:

@@ -97,13 +97,13 @@ def shown_box(targets: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> tup
     Args:
         targets: (1 or K, X, Y, Z) each, as `LabelMap.encode` returns them.
     """
-    found = np.logical_or.reduce([_is_class(target) for target in targets])
+    foreground = np.logical_or.reduce([_is_class(target) for target in targets])
     box = []
     for axis in range(3):
-        places = np.flatnonzero(found.any(axis=tuple(a for a in range(3) if a != axis)))
+        places = np.flatnonzero(foreground.any(axis=tuple(a for a in range(3) if a != axis)))
         margin = int(np.ceil(MARGIN_MM / spacing_mm[axis]))
-        first, last = (places[0], places[-1]) if len(places) else (0, found.shape[axis])
-        box.append(slice(max(0, int(first) - margin), min(found.shape[axis], int(last) + margin + 1)))
+        first, last = (places[0], places[-1]) if len(places) else (0, foreground.shape[axis])
+        box.append(slice(max(0, int(first) - margin), min(foreground.shape[axis], int(last) + margin + 1)))
     return box[0], box[1], box[2]
 
 
@@ -161,14 +161,14 @@ def _masks(flat: np.ndarray, label_map: LabelMap) -> list[tuple[int, np.ndarray]
     """Index and (A, B) bool of each class in a slice (1 or K, A, B) of an encoded target."""
     if label_map.sigmoid:
         return [(i, channel == 1) for i, channel in enumerate(flat)]
-    found = [int(v) for v in np.unique(flat[0]) if 0 < v < UNSURE]
-    return [(v - 1, flat[0] == v) for v in found]
+    values = [int(v) for v in np.unique(flat[0]) if 0 < v < UNSURE]
+    return [(v - 1, flat[0] == v) for v in values]
 
 
 def _places(amount: np.ndarray) -> tuple[int, ...]:
     """The slices to show: those with a class and one beside, evenly thinned, the fullest one among them."""
-    found = np.flatnonzero(amount)
-    first, last = (int(found[0]) - 1, int(found[-1]) + 1) if len(found) else (0, len(amount) - 1)
+    nonzero = np.flatnonzero(amount)
+    first, last = (int(nonzero[0]) - 1, int(nonzero[-1]) + 1) if len(nonzero) else (0, len(amount) - 1)
     first, last = max(0, first), min(len(amount) - 1, last)
     even = np.linspace(first, last, min(MOST_SLICES, last - first + 1)).round().astype(int)
     fullest = int(np.argmax(amount))

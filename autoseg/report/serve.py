@@ -32,10 +32,10 @@ class LiveReport:
 
     def version(self) -> str:
         """A digest of all files the page is made from."""
-        found = [inputs_digest(last_finished(self.workspace), self.stages)]
+        digests = [inputs_digest(last_finished(self.workspace), self.stages)]
         for path in (self.workspace.usage, self.workspace.commands):
-            found.append(digest(file_signature(path)) if path.exists() else "")
-        return digest(found)
+            digests.append(digest(file_signature(path)) if path.exists() else "")
+        return digest(digests)
 
     def page(self) -> bytes:
         """The page as it is now.

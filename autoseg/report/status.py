@@ -55,8 +55,8 @@ def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable
     rounds = unreadable.or_else((), workspace.rounds)
     for number, place in enumerate(rounds or [workspace], 1):
         if place.root != workspace.root:
-            made = [s for s in between if number > 1]
-            times = [f", {s.product or s.name} made {_stage_time(place, s.name, unreadable)}" for s in made]
+            products = [s for s in between if number > 1]
+            times = [f", {s.product or s.name} made {_stage_time(place, s.name, unreadable)}" for s in products]
             lines += ["", f"Round {number} of {workspace.num_rounds}{''.join(times)}"]
         jobs_here = place.readable_jobs(unreadable)
         jobs += jobs_here

@@ -113,15 +113,15 @@ def remove_unused(root: Path, plans: Iterable[Plan], cases: Iterable[Case]) -> i
 
 def _points(target: np.ndarray, num_classes: int, *, sigmoid: bool) -> np.ndarray:
     """Up to `POINTS_PER_CLASS` voxels of each class, spread evenly over it."""
-    found = []
+    points = []
     for c in range(num_classes):
         mask = target[c] == 1 if sigmoid else target[0] == c + 1
         flat = np.flatnonzero(mask)
         if flat.size > POINTS_PER_CLASS:
             flat = flat[np.linspace(0, flat.size - 1, POINTS_PER_CLASS).astype(np.int64)]
         xyz = np.stack(np.unravel_index(flat, mask.shape), axis=1)
-        found.append(np.hstack([np.full((len(xyz), 1), c), xyz]).astype(np.int32))
-    return np.concatenate(found)
+        points.append(np.hstack([np.full((len(xyz), 1), c), xyz]).astype(np.int32))
+    return np.concatenate(points)
 
 
 def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
@@ -129,16 +129,16 @@ def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
     assert case.label is not None
     label_map = plan.label_map
     image, label = read_image(case.images), read_label(case.label)
-    if found := label.grid.differs_from(image.grid):
-        raise DataError(f"{case.name}: label and image lie on different grids ({found}). Export the label again.")
+    if differs := label.grid.differs_from(image.grid):
+        raise DataError(f"{case.name}: label and image lie on different grids ({differs}). Export the label again.")
     prepared = prepare_image(image, plan.preprocessing)
     target = prepare_label(label_map.encode(label.array[0]), prepared).numpy()
     # A value that float16 cannot hold would become infinite; no normalisation gets near.
     half = prepared.image.numpy().clip(-60000, 60000).astype(np.float16)
-    made = {"image": half, "target": target}
+    arrays = {"image": half, "target": target}
     if case.weight is not None:
-        made["weight"] = prepare_label(read_label(case.weight).array.astype(np.uint8), prepared).numpy()
-    return {**made, "points": _points(target, len(label_map.names), sigmoid=label_map.sigmoid)}
+        arrays["weight"] = prepare_label(read_label(case.weight).array.astype(np.uint8), prepared).numpy()
+    return {**arrays, "points": _points(target, len(label_map.names), sigmoid=label_map.sigmoid)}
 
 
 def _make(folder: Path, plan: Plan, case: Case) -> None:
@@ -227,7 +227,7 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         missing = _affordable(root, plan, missing, faults)
         _fill(missing, plan, num_workers, faults)
     fresh = [(f, c) for f, c in zip(folders, cases, strict=True) if plan.cache == "off" or not _is_whole(f)]
-    made = dict(zip((f for f, _ in fresh), _prepare_fresh(fresh, plan, num_workers, faults), strict=True))
+    by_folder = dict(zip((f for f, _ in fresh), _prepare_fresh(fresh, plan, num_workers, faults), strict=True))
     if faults:
         raise DataError(sorted(set(faults)))
     limit = 0.0
@@ -236,8 +236,8 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         limit = share * available_memory_bytes() if plan.cache_gib is None else plan.cache_gib * 2**30
     opened, num_in_memory, taken, total = [], 0, 0, 0
     for folder, case in zip(folders, cases, strict=True):
-        if folder in made:
-            opened.append(made[folder])
+        if folder in by_folder:
+            opened.append(by_folder[folder])
             continue
         size = _stored_bytes(folder)
         in_memory = taken + size <= limit
@@ -249,8 +249,8 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         total += size
         if in_memory:
             taken, num_in_memory = taken + size, num_in_memory + 1
-    where = [f"{num_in_memory} in memory", f"{len(cases) - len(made) - num_in_memory} memory-mapped"]
-    where += [f"{len(made)} prepared anew at each use"] if made else []
+    where = [f"{num_in_memory} in memory", f"{len(cases) - len(by_folder) - num_in_memory} memory-mapped"]
+    where += [f"{len(by_folder)} prepared anew at each use"] if by_folder else []
     log.info("%d cases, %.1f MiB in the cache: %s", len(cases), total / 2**20, ", ".join(where))
     return opened
 
@@ -311,8 +311,8 @@ def _fill(missing: list[tuple[Path, Case]], plan: Plan, num_workers: int | None,
     missing = list(missing)
     random.shuffle(missing)
     with ThreadPoolExecutor(_workers(plan, [case for _, case in missing], num_workers)) as pool:
-        made = list(pool.map(partial(make, wait=False), missing))
-        busy = [item for item, is_made in zip(missing, made, strict=True) if not is_made]
+        filled = list(pool.map(partial(make, wait=False), missing))
+        busy = [item for item, is_made in zip(missing, filled, strict=True) if not is_made]
         list(pool.map(partial(make, wait=True), busy))
 
 
@@ -328,12 +328,12 @@ def _prepare_fresh(
             return _prepare(plan, case)
 
         try:
-            found = make()
+            prepared = make()
         except DataError as error:
             faults.extend(error.messages)
-            found = dict.fromkeys(("image", "target", "points"), np.zeros((1, 1, 1, 1)))
-        points = found.pop("points")
-        arrays = {n: cast(np.ndarray, FreshArray(make, n, array.shape)) for n, array in found.items()}
+            prepared = dict.fromkeys(("image", "target", "points"), np.zeros((1, 1, 1, 1)))
+        points = prepared.pop("points")
+        arrays = {n: cast(np.ndarray, FreshArray(make, n, array.shape)) for n, array in prepared.items()}
         return CachedCase(
             name=case.name, annotated=case.annotated, by_annotators=case.by_annotators, points=points, **arrays
         )

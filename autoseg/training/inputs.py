@@ -42,14 +42,14 @@ def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
     label_map = plan.label_map
     if label_map.origin is None:
         return cases
-    mine = tuple(
+    of_fold = tuple(
         replace(c, annotated=label_map.wholly(c.annotated), by_annotators=label_map.wholly(c.by_annotators))
         for c in cases
     )
     if plan.algo != LOCATOR:
-        return mine
-    whole = tuple(c for c in mine if c.annotated is None or c.annotated)
-    return tuple(replace(c, annotated=None) for c in whole or mine)
+        return of_fold
+    whole = tuple(c for c in of_fold if c.annotated is None or c.annotated)
+    return tuple(replace(c, annotated=None) for c in whole or of_fold)
 
 
 def _training_digest(case: Case) -> str:

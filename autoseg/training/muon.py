@@ -70,11 +70,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Change the parameters that have gradients."""
         for group in self.param_groups:
-            given = [p for p in group["params"] if p.grad is not None]
+            params = [p for p in group["params"] if p.grad is not None]
             if group["by"] == "muon":
-                self._turn(given, group)
+                self._turn(params, group)
             else:
-                self._adapt(given, group)
+                self._adapt(params, group)
 
     def _turn(self, weights: Iterable[nn.Parameter], group: dict[str, Any]) -> None:
         for weight in weights:

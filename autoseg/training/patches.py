@@ -34,9 +34,9 @@ def unannotated_classes(cases: Sequence[CachedCase], label_map: LabelMap) -> np.
     A class that no case is annotated for counts as annotated and absent everywhere: it could else take any share of
     the background's probability.
     """
-    found = _lacking([c.annotated for c in cases], label_map)
-    found[:, found.all(axis=0)] = False
-    return found
+    lacking = _lacking([c.annotated for c in cases], label_map)
+    lacking[:, lacking.all(axis=0)] = False
+    return lacking
 
 
 def filled_classes(cases: Sequence[CachedCase], label_map: LabelMap) -> np.ndarray:
@@ -123,10 +123,10 @@ class Sampler:
                     among = self.by_annotators[k]
                 case = int(rng.choice(among))
                 return case, self._point(case, k, rng)
-        found = [cases for cases in self.annotated if len(cases)]
-        if not found:  # no case is annotated for anything
+        classes = [cases for cases in self.annotated if len(cases)]
+        if not classes:  # no case is annotated for anything
             return case_of(seed, position, len(self.cases)), None
-        return int(rng.choice(found[int(rng.integers(len(found)))])), None
+        return int(rng.choice(classes[int(rng.integers(len(classes)))])), None
 
     def _class(self, rng: np.random.Generator, known: Sequence[int] | np.ndarray) -> int | None:
         """A class out of some, by weight; None where there is none."""

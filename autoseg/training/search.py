@@ -93,8 +93,8 @@ def wants_search(plan: Plan, paths: JobDir) -> bool:
         return False
     if not (paths.root / TOPOLOGY).exists():
         return True
-    found = read_stored(paths.root / TOPOLOGY, Topology)
-    return any(getattr(found, key) != plan.network[key] for key in ("paths", "operations"))
+    topology = read_stored(paths.root / TOPOLOGY, Topology)
+    return any(getattr(topology, key) != plan.network[key] for key in ("paths", "operations"))
 
 
 class Search:
@@ -365,15 +365,15 @@ def likeliest_paths(odds: np.ndarray, features: np.ndarray, least: float, most: 
     best = dict.fromkeys(come, nothing)  # greatest sum of log-odds, by the features that it takes
     taken: list[dict[frozenset[int], np.ndarray]] = []
     for gains, prices in zip((choices @ odds.T).T, costs.T, strict=True):
-        found = {end: np.full(size, -np.inf) for end in go}
+        totals = {end: np.full(size, -np.inf) for end in go}
         taken.append({end: np.zeros(size, int) for end in go})
         for index, (start, end) in enumerate(zip(come, go, strict=True)):
             total = np.full(size, -np.inf)
             total[prices[index] :] = best[start][: size - prices[index]] + gains[index]
-            better = total > found[end]
-            found[end][better] = total[better]
+            better = total > totals[end]
+            totals[end][better] = total[better]
             taken[-1][end][better] = index
-        best = found
+        best = totals
     sums = GRID * np.arange(size)
     reached = np.max(list(best.values()), axis=0)
     within = (sums >= least - 1e-6) & (sums <= most + 1e-6) & np.isfinite(reached)
@@ -421,10 +421,10 @@ def search_for_job(
 def keep_topology(plan: Plan, paths: JobDir, topology: Topology) -> None:
     """Write a topology into a job's bundle: topology.json, plan, origins, inference.yaml."""
     write_stored(paths.root / TOPOLOGY, topology)
-    found = {"paths": topology.paths, "operations": topology.operations, "nodes": topology.nodes}
-    new = plan.model_copy(update={"network": {**plan.network, **found}})
+    searched = {"paths": topology.paths, "operations": topology.operations, "nodes": topology.nodes}
+    new = plan.model_copy(update={"network": {**plan.network, **searched}})
     origins = read_origins(paths)
-    for key, value in found.items():
+    for key, value in searched.items():
         origins[f"network.{key}"] = StoredOrigin.model_validate(
             {"value": value, "origin": "search", "rule": "configs/topology.json"}
         )

@@ -103,11 +103,11 @@ class DigestStore:
             count, self._num_recognised = self._num_recognised, 0
             return count
 
-    def add(self, found: Iterable[tuple[FileSignature, str]]) -> None:
+    def add(self, digests: Iterable[tuple[FileSignature, str]]) -> None:
         """Remember digests of files whose signatures were taken before they were read."""
         now = time.time()
         with self._lock:
-            new = [(s, d) for s, d in found if s not in self.known]
+            new = [(s, d) for s, d in digests if s not in self.known]
             self._num_recognised += sum(d in self._contents for _, d in new)
             self._contents.update(d for _, d in new)
             new = [(s, d) for s, d in new if is_settled(s, now)]

@@ -28,12 +28,12 @@ class Stamp(Stored):
 
 def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Names of the inputs that differ, as a person would say it; many of a kind are counted."""
-    found: dict[str, list[str]] = {"changed": [], "new": [], "gone": []}
-    found["changed"] = [name for name in new if name in old and old[name] != new[name]]
-    found["new"] = [name for name in new if name not in old]
-    found["gone"] = [name for name in old if name not in new]
+    differences: dict[str, list[str]] = {"changed": [], "new": [], "gone": []}
+    differences["changed"] = [name for name in new if name in old and old[name] != new[name]]
+    differences["new"] = [name for name in new if name not in old]
+    differences["gone"] = [name for name in old if name not in new]
     words = []
-    for what, names in found.items():
+    for what, names in differences.items():
         if len(names) > MOST_NAMED:
             names = [*names[: MOST_NAMED - 1], f"and {len(names) - MOST_NAMED + 1} more"]
         if names:

@@ -82,14 +82,14 @@ def read_stored_lines(path: Path, kind: type[T], *, remedy: str = "") -> list[T]
     remedy = remedy or f"Delete the line, or the file: {getattr(kind, 'doc', 'the next command begins a new one')}."
     if not path.exists():
         return []
-    found = []
+    values = []
     for number, text in enumerate(_read_text(path, remedy, errors="replace").splitlines(), 1):
         try:
             data = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        found.append(check_stored(data, kind, f"{path}:{number}", remedy))
-    return found
+        values.append(check_stored(data, kind, f"{path}:{number}", remedy))
+    return values
 
 
 def check_stored(data: Any, kind: type[T], place: str, remedy: str = REMEDY) -> T:

@@ -118,7 +118,7 @@ def environment() -> dict[str, str]:
 
     import psutil
 
-    found = {
+    facts = {
         "autoseg": __version__,
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
@@ -127,13 +127,13 @@ def environment() -> dict[str, str]:
         "memory": f"{memory_limit_bytes() / 2**30:.1f} GiB",
     }
     if cuda := _cuda():
-        found["GPU"] = ", ".join(cuda.get_device_name(i) for i in range(cuda.device_count()))
+        facts["GPU"] = ", ".join(cuda.get_device_name(i) for i in range(cuda.device_count()))
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            facts[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return facts
 
 
 def read_usage(workspace: Workspace) -> list[UsageLine]:

@@ -295,8 +295,8 @@ class Workspace:
 
     def job_names(self) -> list[tuple[str, int]]:
         """Algorithm and fold of all jobs that are planned or were begun, by name."""
-        found = {*self.root.glob("*_*/job.json"), *self.root.glob("*_*/configs/hyper_parameters.yaml")}
-        names = sorted({path.relative_to(self.root).parts[0] for path in found})
+        files = {*self.root.glob("*_*/job.json"), *self.root.glob("*_*/configs/hyper_parameters.yaml")}
+        names = sorted({path.relative_to(self.root).parts[0] for path in files})
         split = [name.rpartition("_") for name in names]
         return [(algo, int(fold)) for algo, _, fold in split if fold.isdigit()]
 
@@ -317,8 +317,8 @@ class Workspace:
 
     def readable_jobs(self, unreadable: Unreadable) -> list[tuple[Job, ClaimState]]:
         """All jobs whose files can be read, with who works on them, for commands that only show."""
-        found = [unreadable.or_else(None, partial(self.current_job, *name)) for name in self.job_names()]
-        return [pair for pair in found if pair is not None]
+        jobs = [unreadable.or_else(None, partial(self.current_job, *name)) for name in self.job_names()]
+        return [pair for pair in jobs if pair is not None]
 
     @contextmanager
     def lock(self) -> Iterator[None]:

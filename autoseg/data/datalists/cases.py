@@ -48,12 +48,12 @@ class Case:
         """The case with the label that is to be learned from."""
         if self.completed is None:
             return self
-        made = self.completed
+        completed = self.completed
         return replace(
             self,
-            label=made.label,
-            annotated=made.annotated,
-            weight=made.weight,
+            label=completed.label,
+            annotated=completed.annotated,
+            weight=completed.weight,
             by_annotators=self.annotated or (),  # None: an unlabeled case
             completed=None,
         )

@@ -97,9 +97,9 @@ def make_folds(
     if num_fold < 2:
         raise ConfigError(f"num_fold: {num_fold}. Expected at least 2.")
     if len(set(patients)) < num_fold:
-        found = f"{len(names)} training cases" + (f" of {len(set(patients))} patients" if grouped else "")
+        counted = f"{len(names)} training cases" + (f" of {len(set(patients))} patients" if grouped else "")
         remedy = f"Set num_fold: {len(set(patients))}, or add cases." if len(set(patients)) > 1 else "Add cases."
-        raise ConfigError(f"num_fold: {num_fold} folds cannot be made of {found}. {remedy}")
+        raise ConfigError(f"num_fold: {num_fold} folds cannot be made of {counted}. {remedy}")
 
     order = sorted(range(len(names)), key=lambda i: names[i])
     y = np.array(_merge_rare([strata[i] for i in order], num_fold))

@@ -69,11 +69,11 @@ def msd_to_plain(raw: dict[str, Any], root: Path) -> Plain:
         return _with_channels(root, value) if isinstance(value, str) else value
 
     def items(key: str) -> list[Any]:
-        found = raw.get(key, [])
-        if not isinstance(found, list):
-            return found
-        made = [{**i, "image": image(i.get("image"))} if isinstance(i, dict) else {"image": image(i)} for i in found]
-        return [i for i in made if not (isinstance(i["image"], str) and Path(i["image"]).name.startswith("._"))]
+        listed = raw.get(key, [])
+        if not isinstance(listed, list):
+            return listed
+        cases = [{**i, "image": image(i.get("image"))} if isinstance(i, dict) else {"image": image(i)} for i in listed]
+        return [i for i in cases if not (isinstance(i["image"], str) and Path(i["image"]).name.startswith("._"))]
 
     plain: Plain = {"training": items("training"), "testing": items("testing" if "testing" in raw else "test")}
     plain |= {k: items(k) for k in ("validation", "unlabeled") if k in raw}
@@ -145,12 +145,12 @@ def nnunet_to_plain(raw: dict[str, Any], root: Path) -> Plain:
 
 def _by_case(folder: Path, suffix: str) -> dict[str, list[Path]]:
     """Name -> its channels, from files NAME_0000.nii.gz, NAME_0001.nii.gz, ..."""
-    found: dict[str, list[Path]] = {}
+    by_case: dict[str, list[Path]] = {}
     for path in image_files(folder):
         stem = path.name[: -len(suffix)]
         if path.name.endswith(suffix) and CHANNEL.search(stem):
-            found.setdefault(stem[:-5], []).append(path)
-    return found
+            by_case.setdefault(stem[:-5], []).append(path)
+    return by_case
 
 
 def _test_item(name: str, images: Sequence[Path], labels: Path, suffix: str, root: Path) -> Plain:
@@ -282,10 +282,10 @@ def _grouped(folder: Path) -> list[list[Path]]:
 
 
 def _keyed(paths: Sequence[Path], key: Callable[[str], str]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    by_key: dict[str, list[Path]] = {}
     for path in paths:
-        found.setdefault(key(stem_of(path)), []).append(path)
-    return found
+        by_key.setdefault(key(stem_of(path)), []).append(path)
+    return by_key
 
 
 def _shared_start(stems: Sequence[str]) -> str:
@@ -308,5 +308,5 @@ def _one(path: Path, root: Path) -> str:
 
 
 def _relative(paths: Sequence[Path], root: Path) -> str | list[str]:
-    made = [_one(p, root) for p in paths]
-    return made[0] if len(made) == 1 else made
+    relative = [_one(p, root) for p in paths]
+    return relative[0] if len(relative) == 1 else relative

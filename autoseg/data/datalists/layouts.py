@@ -86,5 +86,5 @@ def _contents(root: Path) -> str:
         return f"it has no dataset.json, but {below.name}/ has a list: give that folder"
     num_images = len(image_files(root))
     names = ", ".join(f"{p.name}/" for p in folders[:5]) + (f" and {len(folders) - 5} more" if len(folders) > 5 else "")
-    found = f"folders {names}" if folders else "no folders"
-    return f"it has no dataset.json, and {found} and {num_images} image files in it"
+    listed = f"folders {names}" if folders else "no folders"
+    return f"it has no dataset.json, and {listed} and {num_images} image files in it"

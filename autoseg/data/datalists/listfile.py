@@ -33,13 +33,13 @@ def load_json(path: Path) -> Any:
     """
     twice: list[str] = []
 
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice.extend(sorted(k for k, n in Counter(k for k, _ in found).items() if n > 1))
-        return dict(found)
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(sorted(k for k, n in Counter(k for k, _ in items).items() if n > 1))
+        return dict(items)
 
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "is missing"
-        raise ConfigError(f"datalist: {path} {found}. Expected a datalist.json; `autoseg init DATA_FOLDER` writes one.")
+        state = "is a folder" if path.is_dir() else "is missing"
+        raise ConfigError(f"datalist: {path} {state}. Expected a datalist.json; `autoseg init DATA_FOLDER` writes one.")
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
     except json.JSONDecodeError as error:

@@ -118,10 +118,10 @@ class _Reader:
         channels: tuple[str, ...] = ()
         for key in ("modality", "channel_names"):
             if key in self.raw:
-                found = parse_channels(self.raw[key])
-                if found is None:
+                named = parse_channels(self.raw[key])
+                if named is None:
                     self.fault(key, f'{self.raw[key]!r}. Expected a name, a list of names or {{"0": name}}.')
-                channels = found or channels
+                channels = named or channels
         return table, channels
 
     def role(self, role: str) -> list[Case]:
@@ -129,8 +129,8 @@ class _Reader:
         if not isinstance(items, list):
             self.fault(role, f"{type(items).__name__}. Expected a list of cases.")
             return []
-        made = [self.item(role, f"{role}[{i}]", item) for i, item in enumerate(items)]
-        return [case for case in made if case is not None]
+        cases = [self.item(role, f"{role}[{i}]", item) for i, item in enumerate(items)]
+        return [case for case in cases if case is not None]
 
     def item(self, role: str, where: str, raw: Any) -> Case | None:
         """One case, named by its place for now; None where it is no object."""
@@ -200,7 +200,7 @@ class _Reader:
 
     def images(self, where: str, raw: dict[str, Any]) -> tuple[Path, ...]:
         """Image files of a case: those of `image`, then one of each extra modality."""
-        found: list[Path | None] = []
+        files: list[Path | None] = []
         for key in ("image", *self.extra):
             value = raw.get(key)
             if value in (None, "", []):
@@ -209,10 +209,10 @@ class _Reader:
                     f"no {key}. Expected the path of a file" + (" or a list of paths." if key == "image" else "."),
                 )
             elif isinstance(value, list) and key == "image":
-                found += [self.file(f"{where}.image[{c}]", v) for c, v in enumerate(value)]
+                files += [self.file(f"{where}.image[{c}]", v) for c, v in enumerate(value)]
             else:
-                found.append(self.file(f"{where}.{key}", value))
-        return tuple(f for f in found if f is not None)
+                files.append(self.file(f"{where}.{key}", value))
+        return tuple(f for f in files if f is not None)
 
     def file(self, where: str, value: Any) -> Path | None:
         """A path below the data root; links in it may lead anywhere."""

@@ -74,11 +74,11 @@ def format_of(path: Path) -> Format:
     start = _start_of(path)
     by_content = (row for row in FORMATS if row.recognise(path, start))
     by_suffix = (row for row in FORMATS if suffix_of(path) in row.suffixes)
-    if (found := next(by_content, None) or next(by_suffix, None)) is None:
+    if (kind := next(by_content, None) or next(by_suffix, None)) is None:
         raise FileFaultError(
             "unreadable", f"unknown image format {path.suffix!r}", f"Convert it to one of {SUFFIXES_TEXT}."
         )
-    return found
+    return kind
 
 
 def _start_of(path: Path) -> bytes:
