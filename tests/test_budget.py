@@ -122,7 +122,7 @@ def test_what_predictions_take_is_kept_for_the_ensemble(tmp_path: Path, clock: C
     budget = open_budget(tmp_path)
     finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
     # 6 models: 2 held-out cases each out of fold, and both testing cases by each.
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(5 * (1.3 * 6 * 2 + 6 * 2))
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(5 * (0.2 * 6 * 2 + 6 * 2))
     finish(tmp_path, {"segresnet": 0.9}, inference_s=500.0)
     assert budget.reserved_s(datalist, JOBS) == pytest.approx(300)
     assert open_budget(tmp_path, ensemble=False).reserved_s(datalist, JOBS) == pytest.approx(10.0)
@@ -132,7 +132,7 @@ def test_one_slow_prediction_does_not_take_the_time_of_all(tmp_path: Path, clock
     budget = open_budget(tmp_path)
     for algo, inference_s in zip(ALGOS, (1.0, 2.0, 100.0), strict=True):
         finish(tmp_path, {algo: 0.9}, inference_s=inference_s)
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(2 * (1.3 * 6 * 2 + 6 * 2))
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(2 * (0.2 * 6 * 2 + 6 * 2))
 
 
 def test_a_job_of_a_dropped_algorithm_that_is_done_stays_done(tmp_path: Path, clock: Clock) -> None:
@@ -259,7 +259,7 @@ def rounds_budget(folder: Path, number: int, since: float, num_to_fill: int = 0)
     run = Workspace(folder)
     run.plan_rounds(2)
     settings = Settings(modality="MRI", budget="1000s", datalist=Path("d"), dataroot=Path("r"), work_dir=folder)
-    rounds = Rounds(number=2, jobs=tuple(PAIR), predictions=num_to_fill + 4 / 2)
+    rounds = Rounds(number=2, jobs=tuple(PAIR), to_fill=num_to_fill, held_out=4 / 2)
     return RunBudget(run.begin_round(number, continues=True), settings, 1, rounds=rounds, since=since)
 
 
@@ -272,14 +272,14 @@ def test_jobs_of_every_round_get_the_same(tmp_path: Path, clock: Clock, datalist
     clock.now += 190
     finish(place, {"segresnet": 0.9}, inference_s=4.0)
     # Two models out of fold, 2 cases each, in two rounds; 10 cases to complete by both; two testing cases by both.
-    kept = 4 * (1.3 * (2 * 2 + 2 * (10 + 2)) + 2 * 2)
+    kept = 4 * (0.2 * 2 * 2 + 2 * (1.3 * 10 + 0.2 * 2) + 2 * 2)
     assert first.reserved_s(datalist, PAIR[1:]) == pytest.approx(kept)
     first.give(datalist, PAIR[1:], PAIR[1:])
     share_s = first.job_s("segresnet_1")
     assert share_s == pytest.approx((770 - kept) / 3, abs=0.1)
     clock.now += share_s
     finish(place, {"segresnet": 0.9}, fold=1, inference_s=4.0)
-    clock.now += 4 * 1.3 * 2 * (2 + 10)  # both rounds' predictions take what was kept for them
+    clock.now += 4 * 2 * (0.2 * 2 + 1.3 * 10)  # both rounds' predictions take what was kept for them
     first.save()
     second = rounds_budget(tmp_path, 2, clock.now, num_to_fill=10)
     second.give(datalist, PAIR, PAIR)
@@ -301,7 +301,7 @@ def test_later_rounds_jobs_with_budgets_of_their_own_keep_them(
     run.plan_rounds(2)
     paths = {"datalist": Path("d"), "dataroot": Path("r"), "work_dir": tmp_path}
     settings = Settings(modality="MRI", budget="1000s", segresnet={"budget": "100s"}, **paths)  # type: ignore[arg-type]
-    rounds = Rounds(number=2, jobs=four, predictions=0.0)
+    rounds = Rounds(number=2, jobs=four, to_fill=0.0)
     first = RunBudget(run.begin_round(1, continues=True), settings, 1, rounds=rounds, since=clock.now)
     first.give(datalist, four, four)
     # Two of 100 s in each round; a tenth is kept for each round's predictions; four jobs share the rest.
@@ -342,10 +342,12 @@ def test_a_run_ends_on_time_without_the_weakest(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 95 <= wall_s <= 105
     jobs = Workspace(tmp_path / "work_dir").jobs()
-    assert sorted(job.state for job in jobs) == ["done"] * 7 + ["pruned"] * 2
     dropped = {job.algo for job in jobs if job.state == "pruned"}
     first = {job.algo: job.dice or 0.0 for job in jobs if job.fold == 0}
-    assert dropped == {min(first, key=lambda algo: first[algo])}
+    # One is always dropped of three; a second one where it is hopeless, which is a matter of the machine's speed.
+    assert [job.state for job in jobs if job.fold == 0] == ["done"] * 3
+    assert all(job.state == ("pruned" if job.algo in dropped else "done") for job in jobs if job.fold)
+    assert dropped in ({a for a in first if first[a] <= limit} for limit in sorted(first.values())[:2])
     assert "its time goes to the others" in done.stderr
     assert "its time goes to the others" in (tmp_path / "work_dir" / "report.html").read_text()
     again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

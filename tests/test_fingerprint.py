@@ -66,8 +66,8 @@ def test_axes_are_ras_however_a_file_is_stored(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "missing. Run `autoseg analyze` first."),
-        ("a: [", "cut off or damaged: not valid YAML .*Undo the edit, or delete the file and run `autoseg analyze` again."),
-        ("stats_summary: {n_cases: 3}", "data_set is missing; label_groups is missing; occurring_groups is missing; and 2 more."),
+        ("a: [", "cut off or damaged: not valid YAML .*Undo the edit, or delete the file and run `autoseg analyze`"),
+        ("stats_summary: {n_cases: 3}", "data_set is missing; label_groups is missing; .*; and 2 more."),
         ("[]", "found .., expected an object of names and values. Undo the edit, or delete"),
     ],
 )

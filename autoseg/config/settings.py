@@ -295,6 +295,11 @@ class RunSettings(HyperSettings):
             )
         return self
 
+    @property
+    def combining(self) -> EnsembleSettings:
+        """How models are combined; the defaults where `ensemble` is true or false."""
+        return self.ensemble if isinstance(self.ensemble, EnsembleSettings) else EnsembleSettings()
+
     def network(self, algo: AlgoName) -> HyperSettings:
         """A network's own block."""
         block: HyperSettings = getattr(self, algo)

@@ -88,7 +88,7 @@ def build_ensemble(
             f"{workspace.root}: no trained job to make an ensemble of. Run `autoseg train`; "
             "`autoseg status` says why jobs failed."
         )
-    how = settings.ensemble if isinstance(settings.ensemble, EnsembleSettings) else EnsembleSettings()
+    how = settings.combining
     algos_by_fold = {f: sorted(a for a, g in set(jobs_done) if g == f) for f in sorted({f for _, f in jobs_done})}
     gaps = _gaps(workspace, algos_by_fold, settings, datalist)
     for gap in gaps:

@@ -36,10 +36,13 @@ RESERVED_SHARE = 0.1
 """Share of a run's budget kept for each round's predictions before a job has shown what one takes. A guess."""
 LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE = 0.01, 0.3
 """Bounds of what is kept for each round: a busy moment while a job was scored must not take the time of all others."""
-ENSEMBLE_FACTOR = 1.3
-"""Seconds of the out-of-fold pass, or of pseudo-labels, over those of the same predictions alone: probabilities are
-kept, combined, scored; for pseudo-labels 1.17 was measured.
-For held-back cases that is not so: five models took 0.87 of five predictions, each of them scored (docs/results.md)."""
+MERGE_SHARE = 0.2
+"""Seconds in which the ensemble merges and scores what a job predicted of a case, over those of the prediction; 0.14
+was measured (docs/results.md, "Held-out cases")."""
+FILL_FACTOR = 1.3
+"""Seconds of pseudo-labels over those of the same predictions alone: probabilities are merged, judged and written; 1.17
+was measured. Held-back cases need no such factor: five models took 0.87 of five predictions, each of them scored
+(docs/results.md)."""
 LEAST_KEPT = 2
 """Algorithms that are always kept, so that there is something to make an ensemble of."""
 HOPELESS = 0.9
@@ -57,8 +60,10 @@ class Rounds:
     number: int = 1
     jobs: tuple[tuple[AlgoName, int], ...] = ()
     """Of each round after the first, where no algorithm is dropped."""
-    predictions: float = 0.0
-    """Cases that each of these jobs' models predict: to be completed before the round, and out of fold after it."""
+    to_fill: float = 0.0
+    """Cases that each of these jobs' models predict before the round, so that they are completed."""
+    held_out: float = 0.0
+    """Cases out of fold that the round's ensemble merges of each of these jobs."""
 
 
 class BudgetState(Stored):
@@ -197,8 +202,8 @@ class RunBudget:
     def reserved_s(self, datalist: Datalist, among: Sequence[tuple[AlgoName, int]]) -> float:
         """Seconds to keep for what is predicted in this and later rounds, from what finished jobs' predictions took.
 
-        A round's ensemble predicts its cases out of fold; the last round's the held-back ones, too; in between, cases
-        are predicted to be completed.
+        A round's ensemble merges what the jobs predicted out of fold; the last round's predicts the held-back cases,
+        too; in between, cases are predicted to be completed.
         """
         budget_s, later = self.state.budget_s, self.later
         if self.settings.ensemble is False and not later:
@@ -209,8 +214,9 @@ class RunBudget:
             return RESERVED_SHARE * (1 + later) * budget_s
         case_s = statistics.median(job.inference_s or 0.0 for job in predicted)
         models = {(job.algo, job.fold) for job in done} | set(among)
-        predictions = ENSEMBLE_FACTOR * sum(len(datalist.val_cases(fold)) for _, fold in models)
-        predictions += ENSEMBLE_FACTOR * later * len(self._again()) * self.rounds.predictions
+        predictions = MERGE_SHARE * sum(len(datalist.val_cases(fold)) for _, fold in models)
+        of_later_model = FILL_FACTOR * self.rounds.to_fill + MERGE_SHARE * self.rounds.held_out
+        predictions += later * len(self._again()) * of_later_model
         if self.settings.ensemble is not False:
             predictions += len(models) * (len(datalist.testing) + len(datalist.validation))
         least, most = (share * (1 + later) * budget_s for share in (LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE))

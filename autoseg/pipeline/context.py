@@ -122,7 +122,8 @@ class RunContext:
         return Rounds(
             number=self.workspace.num_rounds,
             jobs=tuple(select_jobs(self.settings, datalist, self.request.algo, self.request.fold)),
-            predictions=num_to_fill + len(datalist.training) / datalist.num_fold,
+            to_fill=num_to_fill,
+            held_out=len(datalist.training) / datalist.num_fold,
         )
 
 

@@ -87,7 +87,7 @@ def score_folds(workspace: Workspace, datalist: Datalist, settings: Settings, jo
     """
     if in_this_process(settings):
         return
-    how = _ensemble_settings(settings.ensemble)
+    how = settings.combining
     to_do: dict[int, int] = {}  # fold -> cases
     predicting = set[int]()
     for number in _folds(jobs):
@@ -118,13 +118,6 @@ def _folds(jobs: Sequence[tuple[str, int]]) -> list[int]:
 def _fold(workspace: Workspace, fold: int, jobs: Sequence[tuple[str, int]], how: EnsembleSettings, device: str) -> Fold:
     algos = tuple(sorted({algo for algo, other in jobs if other == fold}))
     return Fold(workspace=workspace, fold=fold, algos=algos, combine=how.combine, device=device)
-
-
-def _ensemble_settings(value: object) -> EnsembleSettings:
-    """The ensemble's settings, from the settings or as they are stored; false and null leave them to the defaults."""
-    if isinstance(value, EnsembleSettings):
-        return value
-    return EnsembleSettings.model_validate(value) if isinstance(value, Mapping) else EnsembleSettings()
 
 
 def _open_cases(fold: Fold, datalist: Datalist) -> list[Case]:
@@ -239,7 +232,7 @@ def work_on_fold(work_dir: Path, part: Part, *, device: str | None, wait: bool) 
     cases = part.of(read_cases(workspace, settings.dataroot).val_cases(part.fold))
     where = os.environ.get(DEVICE_NAME, device)
     with Claim(workspace.ensemble / ".claims" / part.name, part.name, device=where, wait=wait):
-        models = _fold(workspace, part.fold, jobs, _ensemble_settings(settings.ensemble), device)
+        models = _fold(workspace, part.fold, jobs, settings.combining, device)
         scores, failures = score_cases(models, cases)
     log.info("%s: %d of %d cases scored", part.name, len(scores), len(scores) + len(failures))
     return 0

@@ -3,6 +3,10 @@
 A claim is a numbered file in the thing's `.claims` folder; the highest number counts. Its holder renews the file's time
 (the heartbeat). Who wants the thing and finds it released, or its holder dead, makes the file of the next number,
 which succeeds for one process alone; the old holder, should it only have been frozen, sees the higher number and stops.
+
+Why not `filelock.SoftFileLease` (4.2), which takes over from the dead as surely: it tells whether a holder on another
+machine is alive only to who waits a whole lease for it, while `status` and each launcher ask that of all jobs at a
+look. Nor does it say who held a thing before, or on which device.
 """
 
 from __future__ import annotations

@@ -1,31 +1,31 @@
 """The folder of a run: where everything lies, what is done, what is stale. All writes are whole or not at all.
 
 work_dir/
-input.yaml, settings.yaml            as given; resolved, with each value's origin
-datalist.json                        the cases, relative to dataroot, each with its fold
-datastats.yaml, datastats_by_case.yaml, faults.json
-analysis/cases.jsonl                 what was measured of each case, by content, so that nothing is read twice
-cache/                               preprocessed cases, keyed by content and settings
-<algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
-    validation/, held_out/               its labels of held-out cases; their probabilities, for the ensemble to merge
-sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
-ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
-state/<stage>.json                   what each finished stage was made from
-state/layout.json                    the version of all this; see layout.py
-state/digests.jsonl                  what files hold, by inode, size and times, so that bytes are read once
-state/usage.jsonl                    time, memory and disk of each stage
-report.html                          all of it on one page
-run.log
-round_1/, round_2/, ...              rounds of training, where missing classes are filled in between (strategy)
-    round.json                           its number, and whether it goes on from the previous one's weights
-    settings.yaml, datalist.json         as above; analysis and cache are the run's
-    pseudolabels/                        round 2 on: what the previous round's models say, and what became of it
-        completed.json                       the labels to learn from, and the classes each is complete for
-        labels/<case>.nii.gz, .json          a completed label, and where it comes from
-        weights/<case>.nii.gz                what each voxel counts, in percent, where labels are soft
-        predicted/, confidence/, evidence/   label, probability in percent, and figures of each case
-        audit.json                           what was accepted and rejected, the most suspicious first
-    <algo>_<fold>/, ensemble/, state/    as above
+    input.yaml, settings.yaml            as given; resolved, with each value's origin
+    datalist.json                        the cases, relative to dataroot, each with its fold
+    datastats.yaml, datastats_by_case.yaml, faults.json
+    analysis/cases.jsonl                 what was measured of each case, by content, so that nothing is read twice
+    cache/                               preprocessed cases, keyed by content and settings
+    <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
+        validation/, held_out/               its labels of held-out cases; their probabilities, for the ensemble
+    sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
+    ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
+    state/<stage>.json                   what each finished stage was made from
+    state/layout.json                    the version of all this; see layout.py
+    state/digests.jsonl                  what files hold, by inode, size and times, so that bytes are read once
+    state/usage.jsonl                    time, memory and disk of each stage
+    report.html                          all of it on one page
+    run.log
+    round_1/, round_2/, ...              rounds of training, where missing classes are filled in between (strategy)
+        round.json                           its number, and whether it goes on from the previous one's weights
+        settings.yaml, datalist.json         as above; analysis and cache are the run's
+        pseudolabels/                        round 2 on: what the previous round's models say, and what became of it
+            completed.json                       the labels to learn from, and the classes each is complete for
+            labels/<case>.nii.gz, .json          a completed label, and where it comes from
+            weights/<case>.nii.gz                what each voxel counts, in percent, where labels are soft
+            predicted/, confidence/, evidence/   label, probability in percent, and figures of each case
+            audit.json                           what was accepted and rejected, the most suspicious first
+        <algo>_<fold>/, ensemble/, state/    as above
 """
 
 from __future__ import annotations
