@@ -15,7 +15,7 @@ import pytest
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
 from autoseg.data.datalists.folds import make_folds
-from autoseg.data.datalists.listfile import unique_names
+from autoseg.data.datalists.names import unique_names
 from autoseg.errors import ConfigError
 
 Put = Callable[..., Path]
@@ -162,7 +162,7 @@ def test_names_are_unique_and_fit_file_names(root: Path, put: Put) -> None:
         (root / name).touch()
     training = [{"image": p, "label": "labels/c0.nii.gz"} for p in paths]
     names = [c.name for c in read_datalist(put(training), root).training]
-    assert names == ["a_scan", "b_scan", "other_one", "y_SCAN", "case_0003"]
+    assert names == ["a_scan", "b_scan", "other one", "y_SCAN", "case_0003"]
 
 
 def test_links_may_lead_out_of_the_root(tmp_path: Path, root: Path, put: Put) -> None:

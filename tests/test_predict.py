@@ -273,7 +273,7 @@ def test_all_faults_of_the_folders_at_once(folders: tuple[Path, Path]) -> None:
     text = str(caught.value)
     assert f"{preds / 'a.nii.gz'}: not on the grid of {labels / 'a.nii.gz'}" in text
     assert "b.nii.gz: " in text
-    assert "may both be its prediction" in text
+    assert "may both belong to it" in text
     assert f"{labels / 'd.nii.gz'}: 7 bytes are too few for a NIfTI header" in text
     assert len(caught.value.messages) == 3
 

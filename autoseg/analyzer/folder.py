@@ -12,7 +12,7 @@ from autoseg.analyzer.result import Analysis
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.layouts import recognise
-from autoseg.data.datalists.listfile import unique_names
+from autoseg.data.datalists.names import unique_names
 from autoseg.data.formats.table import SUFFIXES, image_files
 from autoseg.errors import DataError
 from autoseg.workspace.workspace import Workspace

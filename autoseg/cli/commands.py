@@ -166,10 +166,14 @@ class Commands:
     ) -> int:
         """Score predictions against labels: Dice and surface Dice per case and class.
 
+        Files of the same name are paired. Of the rest, those whose names differ in upper and lower case, signs between
+        letters and digits, _0000, or an ending such as _seg, _label or _pred; these pairs are told.
+
         Args:
             predictions: Folder of predicted label files.
             labels: Folder of true label files of the same names.
-            classes: Names of label values 1, 2, ..., separated by commas.
+            classes: Names of label values 1, 2, ..., or label values, separated by commas; else each that occurs is
+                scored but 0 and 255.
             output: JSON file for all scores.
             scoring: Rules: ours, or exactly those of the FLARE23 challenge, for its 14 classes.
 

@@ -3,69 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
+from autoseg.data.datalists.names import RULE, Pairing, pair_files
 from autoseg.data.formats.table import SUFFIXES_TEXT, image_files, stem_of
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
 from autoseg.errors import ConfigError, DataError
 from autoseg.evaluation.flare23 import TOLERANCES_MM, flare23_scores
-from autoseg.evaluation.metrics import TOLERANCE_MM, ClassSummary, Summary, to_plain
-from autoseg.evaluation.scores import METRICS, Comparison, Metric
-from autoseg.evaluation.tables import format_rows, format_score
+from autoseg.evaluation.folder_scores import Evaluation, Scoring, format_evaluation, to_json
+from autoseg.evaluation.label_values import LabelValues, shown
+from autoseg.evaluation.metrics import TOLERANCE_MM
+from autoseg.evaluation.scores import METRICS, Comparison
 from autoseg.workspace.files import write_json
 
 log = logging.getLogger(__name__)
 
-Scoring = Literal["autoseg", "flare23"]
-INTERVAL = ("95% low", "high")
-"""Columns of the first metric."""
 NO_CLASS = frozenset({0, 255})
 """Values that are no class unless asked for: background, and the usual mark of ignored voxels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Scores of a folder."""
-
-    classes: tuple[str, ...]
-    scores: dict[str, dict[str, list[float]]]
-    """Metric -> case -> value per class, NaN where not counted."""
-    missing: tuple[str, ...]
-    """Labels without a prediction, scored as if an empty one were there."""
-    tolerance_mm: float | None
-    """Of the surface Dice; None: each class has its own."""
-    scoring: Scoring
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """Those that were computed."""
-        return tuple(metric for metric in METRICS if metric.name in self.scores)
-
-    @property
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """Classes that have a mean of their own: FLARE23 ranks by organs and tumor, each for itself."""
-        if self.scoring == "autoseg":
-            return {}
-        return {"organs": tuple(n for n in self.classes if n != "tumor"), "tumor": ("tumor",)}
-
-    def summaries(self, classes: Sequence[str] | None = None) -> dict[str, Summary]:
-        """Each metric over cases and some classes; None: all."""
-        names = self.classes if classes is None else classes
-        places = [self.classes.index(n) for n in names]
-        return {
-            metric.name: metric.summarise(
-                [[row[i] for i in places] for row in self.scores[metric.name].values()], names
-            )
-            for metric in self.metrics
-        }
 
 
 def evaluate(
@@ -79,8 +38,8 @@ def evaluate(
     """Score every label file's prediction.
 
     Args:
-        predictions: folder, searched with its subfolders; a prediction has the label's file name, or that and
-            an ending after an underscore.
+        predictions: folder, searched with its subfolders; a prediction has the label's file name, or one that
+            `pair_files` takes for the same.
         labels: folder of label files.
         classes: names of the label values 1, 2, ...; or label values; None: every value that occurs in `labels`
             but 0 and 255.
@@ -88,33 +47,40 @@ def evaluate(
         scoring: flare23: by that challenge's rules, classes and tolerances.
 
     Raises:
-        ConfigError: A folder is missing or holds no label files; classes were given that the scoring fixes.
-        DataError: A file cannot be read, is one of several for a case, or lies on another grid; all at once.
+        ConfigError: A folder is missing or holds no label files; no prediction goes with a label; classes were given
+            that the scoring fixes, or that are no classes.
+        DataError: A file cannot be read, is an image, is one of several for a case, or lies on another grid; all at
+            once.
     """
     truths, preds = _label_files(predictions, labels)
-    faults: list[str] = []
+    pairing = _paired(truths, preds, predictions, labels)
+    faults = list(pairing.faults)
+    label_values, pred_values = LabelValues(), LabelValues()
     label_map = _label_map(classes, scoring, truths, faults)
     by_case: dict[str, dict[str, list[float]]] = {}
     missing = []
     for path in truths:
+        pred_path = pairing.pairs.get(path)
         try:
-            truth = read_label(path)
-            pred_path = _match(path, preds)
-            pred = np.zeros_like(truth.array[0]) if pred_path is None else _read_on_grid(pred_path, truth, path)
+            truth, pred = _read_pair(path, pred_path, label_values, pred_values)
         except DataError as error:
             faults.extend(m for m in error.messages if m not in faults)
             continue
         if pred_path is None:
             missing.append(path.name)
-        by_case[stem_of(path)] = _score(pred, truth, label_map, tolerance_mm, scoring)
+        if not faults:
+            by_case[stem_of(path)] = _score(pred, truth, label_map, tolerance_mm, scoring)
     if faults:
         raise DataError(faults)
+    notes = (*_pairing_notes(pairing), *_value_notes(label_map, label_values, pred_values, classes, scoring))
     return Evaluation(
         classes=label_map.names,
         scores={
             metric: {n: scores[metric] for n, scores in by_case.items()} for metric in next(iter(by_case.values()))
         },
         missing=tuple(missing),
+        predictions={stem_of(label): pred for label, pred in pairing.pairs.items()},
+        notes=notes,
         tolerance_mm=tolerance_mm if scoring == "autoseg" else None,
         scoring=scoring,
     )
@@ -156,7 +122,20 @@ def _score(
 
 
 def _named(classes: Sequence[str]) -> LabelMap:
-    if all(name.isdigit() for name in classes):
+    """Classes by their values, or by their names in the order of the values 1, 2, ...
+
+    Raises:
+        ConfigError: Neither.
+    """
+    if not all(name.strip() for name in classes):
+        raise ConfigError(f"--classes: {','.join(classes)}: a name is empty. Expected names separated by commas.")
+    numbers = [name for name in classes if name.isdecimal()]
+    if 0 < len(numbers) < len(classes):
+        raise ConfigError(
+            f"--classes: {','.join(classes)}: both names and label values. Expected the names of values 1, 2, ... "
+            "in their order, or label values alone."
+        )
+    if all(name.isdecimal() for name in classes):
         return LabelMap(names=tuple(classes), values=tuple((int(name),) for name in classes))
     return LabelMap(names=tuple(classes), values=tuple((i + 1,) for i in range(len(classes))))
 
@@ -171,25 +150,88 @@ def _occurring(truths: Sequence[Path], faults: list[str]) -> LabelMap:
             faults.extend(error.messages)
     classes = sorted(values - NO_CLASS)
     if not classes:
-        raise DataError(
-            faults or [f"{truths[0].parent}: every label is empty, so there is no class to score. Check --labels."]
-        )
+        raise DataError(faults or [_no_class(truths[0].parent, values)])
     return LabelMap(names=tuple(str(v) for v in classes), values=tuple((v,) for v in classes))
 
 
-def _match(label: Path, preds: Sequence[Path]) -> Path | None:
-    """The prediction of a label: of the same stem, else one that goes on after an underscore.
+def _no_class(labels: Path, values: set[int]) -> str:
+    """Say that labels hold no class."""
+    if marks := sorted(values - {0}):
+        return (
+            f"{labels}: the labels hold {shown(values)} alone, and {shown(marks)} is the usual mark of voxels to "
+            f"ignore, so there is no class to score. If it is a class, give --classes {shown(marks)}."
+        )
+    return f"{labels}: every voxel of every label is 0, so there is no class to score. Check --labels."
+
+
+def _paired(truths: Sequence[Path], preds: Sequence[Path], predictions: Path, labels: Path) -> Pairing:
+    """Which prediction goes with which label.
 
     Raises:
-        DataError: There are several.
+        ConfigError: None with any.
+        DataError: Two label files are of one name.
     """
-    stem = stem_of(label)
-    own = [p for p in preds if stem_of(p) == stem] or [p for p in preds if stem_of(p).startswith(f"{stem}_")]
-    if len(own) > 1:
-        raise DataError(
-            f"{label.name}: {own[0]} and {own[1]} may both be its prediction. Give the folder of one of them."
+    by_name: dict[str, list[Path]] = {}
+    for path in truths:
+        by_name.setdefault(stem_of(path), []).append(path)
+    if twice := [paths for paths in by_name.values() if len(paths) > 1]:
+        raise DataError([f"{labels}: {p[0].name} and {p[1].name} are labels of one case. Keep one." for p in twice])
+    pairing = pair_files(truths, preds)
+    if not pairing.pairs and not pairing.faults:
+        raise ConfigError(
+            f"--predictions: none of the {len(preds)} files in {predictions} belongs to a label in {labels}: found "
+            f"{preds[0].name} and labels such as {truths[0].name}. Expected files of the same names, or {RULE}."
         )
-    return own[0] if own else None
+    return pairing
+
+
+def _read_pair(
+    label: Path, prediction: Path | None, label_values: LabelValues, pred_values: LabelValues
+) -> tuple[Volume, np.ndarray]:
+    """A label, and its prediction on the label's grid; of nothing but background where there is none."""
+    truth = read_label(label)
+    label_values.add(label, truth.array[0])
+    if prediction is None:
+        return truth, np.zeros_like(truth.array[0])
+    pred = _read_on_grid(prediction, truth, label)
+    pred_values.add(prediction, pred)
+    return truth, pred
+
+
+def _pairing_notes(pairing: Pairing) -> list[str]:
+    """Which files were paired by more than their names, and which were not scored."""
+    notes = []
+    if pairing.by_rule:
+        pairs = ", ".join(f"{label.name} with {pairing.pairs[label].name}" for label in pairing.by_rule)
+        notes.append(f"Paired with a file {RULE}: {pairs}")
+    if pairing.rest:
+        notes.append(f"No label, not scored: {', '.join(p.name for p in pairing.rest)}")
+    return notes
+
+
+def _value_notes(
+    label_map: LabelMap,
+    label_values: LabelValues,
+    pred_values: LabelValues,
+    classes: Sequence[str] | None,
+    scoring: Scoring,
+) -> list[str]:
+    """Which values are of no class, and which classes nobody has."""
+    known = {0, *(v for values in label_map.values for v in values)}
+    notes = []
+    if rest := label_values.besides(known):
+        remedy = " --classes names what to score." if scoring == "autoseg" else ""
+        notes.append(f"Labels hold values of no class, not scored: {rest}.{remedy}")
+    if rest := pred_values.besides({*known, *label_values.first}):
+        notes.append(f"Predictions hold values that no label and no class has, not scored: {rest}.")
+    empty = [
+        f"{name} ({shown(values)})"
+        for name, values in zip(label_map.names, label_map.values, strict=True)
+        if not {*label_values.first, *pred_values.first}.intersection(values)
+    ]
+    if empty and classes is not None:
+        notes.append(f"In no label and no prediction: {', '.join(empty)}. Are the classes in the labels' order?")
+    return notes
 
 
 def _read_on_grid(path: Path, truth: Volume, label: Path) -> np.ndarray:
@@ -200,44 +242,6 @@ def _read_on_grid(path: Path, truth: Volume, label: Path) -> np.ndarray:
         )
     array: np.ndarray = pred.array[0]
     return array
-
-
-def format_evaluation(evaluation: Evaluation) -> str:
-    """The scores as a table: mean and deviation over cases, per class; then of groups of classes and of all.
-
-    The first metric has its 95 % interval, too. A group of one class is that class' row.
-    """
-    summaries = evaluation.summaries()
-    by_class = {}
-    for i, name in enumerate(evaluation.classes):
-        columns = {metric: (summary.classes[i], summary.classes[i].std) for metric, summary in summaries.items()}
-        by_class[name] = _row(name, columns, next(iter(summaries.values())).classes[i].num)
-    means = {name: _means(name, evaluation.summaries(classes)) for name, classes in evaluation.groups.items()}
-    rows = [row for name, row in by_class.items() if name not in means]
-    rows += [by_class.get(name, row) for name, row in means.items()]
-    rows.append(_means("mean", summaries))
-    header = ["class"]
-    for metric in evaluation.metrics:
-        header += [metric.heading(evaluation.tolerance_mm), "std", *(INTERVAL if len(header) == 1 else ())]
-    lines = [format_rows([*header, "n"], rows)]
-    if evaluation.missing:
-        lines.append(f"No prediction, scored as an empty one: {', '.join(evaluation.missing)}")
-    return "\n".join(lines)
-
-
-def _means(name: str, summaries: Mapping[str, Summary]) -> list[str]:
-    """A row of means over classes."""
-    columns = {metric: (summary, math.nan) for metric, summary in summaries.items()}
-    return _row(name, columns, next(iter(summaries.values())).num_cases)
-
-
-def _row(name: str, columns: Mapping[str, tuple[Summary | ClassSummary, float]], num: int) -> list[str]:
-    """A row of the table, from each metric's means and its deviation."""
-    cells = [name]
-    for summary, std in columns.values():
-        interval = (summary.low, summary.high) if len(cells) == 1 else ()
-        cells += map(format_score, (summary.mean, std, *interval))
-    return [*cells, str(num)]
 
 
 def evaluate_folders(
@@ -269,22 +273,3 @@ def evaluate_folders(
         except OSError as error:
             raise ConfigError(f"--output: {output} cannot be written ({error.strerror or error}).") from error
     return 0
-
-
-def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Every score as plain data."""
-
-    def plain(summaries: Mapping[str, Summary]) -> dict[str, Any]:
-        return {metric: summary.to_json() for metric, summary in summaries.items()}
-
-    cases = sorted(next(iter(evaluation.scores.values())))
-    return {
-        "scoring": evaluation.scoring,
-        "classes": list(evaluation.classes),
-        "metrics": {m.name: m.to_json() for m in evaluation.metrics},
-        "tolerance_mm": evaluation.tolerance_mm,
-        **plain(evaluation.summaries()),
-        "groups": {name: plain(evaluation.summaries(classes)) for name, classes in evaluation.groups.items()},
-        "missing": list(evaluation.missing),
-        "cases": {n: {m: to_plain(scores[n]) for m, scores in evaluation.scores.items()} for n in cases},
-    }

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from autoseg.data.datalists.listfile import unique_names
+from autoseg.data.datalists.names import loose_key, unique_names
 from autoseg.data.formats.table import (
     LABEL_SUFFIX,
     LABEL_SUFFIXES,
@@ -104,12 +104,25 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
     """
     groups = _images_of(image, output, num_channels)
     names = unique_names([Path(group[0].name) for group in groups])
+    if not names_a_file(output):
+        _tell_changed(groups, names)
     targets = [output] if names_a_file(output) else [output / f"{name}{LABEL_SUFFIX}" for name in names]
     items = [Item(name=n, images=g, target=t) for n, g, t in zip(names, groups, targets, strict=True)]
     inputs = {path.resolve() for group in groups for path in group}
     if own := [item.target for item in items if item.target.resolve() in inputs]:
         raise ConfigError(f"--output: {own[0]} is an image to segment and would be overwritten. Give another folder.")
     return items
+
+
+def _tell_changed(groups: Sequence[tuple[Path, ...]], names: Sequence[str]) -> None:
+    """Warn of label files that are not called as their images, since another image has the name already."""
+    for group, name in zip(groups, names, strict=True):
+        if loose_key(name) != loose_key(stem_of(group[0])):
+            log.warning(
+                "%s: another image has this name but for its folder, suffix or case, so its label is called %s%s; "
+                "`autoseg evaluate` will not find it by the image's name. Give images names of their own.",
+                *(group[0], name, LABEL_SUFFIX),
+            )
 
 
 def _images_of(image: Path, output: Path, num_channels: int) -> list[tuple[Path, ...]]:

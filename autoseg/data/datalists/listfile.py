@@ -1,18 +1,14 @@
-"""The pieces of a datalist.json that need no cases: strict JSON, the table of labels, names from paths."""
+"""The pieces of a datalist.json that need no cases: strict JSON, the table of labels."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.datalists.foreign import CHANNEL
-from autoseg.data.formats.table import stem_of
 from autoseg.errors import ConfigError
 
 
@@ -114,37 +110,3 @@ def parse_channels(raw: Any) -> tuple[str, ...] | None:
     if not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
         return None
     return tuple(entries)
-
-
-def unique_names(paths: Sequence[Path]) -> list[str]:
-    """Names for cases from their first images (relative paths), unique and fit for file names.
-
-    The stem without nnU-Net's _0000; where that is not unique, with the folders above it, and at last a number.
-    A letter that does not fit a file name becomes an underscore. Case is ignored when names are compared, since
-    some file systems do.
-    """
-    stems = [stem_of(p) for p in paths]
-    # Only the first channel is stripped: case_0003 alone is the fourth case, not the fourth channel.
-    bare = [s[:-5] if s.endswith("_0000") and CHANNEL.search(s) and len(s) > 5 else s for s in stems]
-    parts = [(*p.parent.parts, s) for p, s in zip(paths, bare, strict=True)]
-    depth = [1] * len(paths)
-
-    def name(i: int) -> str:
-        return re.sub(r"[^A-Za-z0-9._+-]+", "_", "_".join(parts[i][-depth[i] :])).lstrip("._-") or "case"
-
-    names = [name(i) for i in range(len(paths))]
-    while clash := [i for i in _clashing(names) if depth[i] < len(parts[i])]:
-        for i in clash:
-            depth[i] += 1
-            names[i] = name(i)
-    taken = {name.lower() for name in names}
-    for n, i in enumerate(_clashing(names), start=1):
-        number = next(k for k in itertools.count(n) if f"{names[i]}_{k}".lower() not in taken)
-        names[i] = f"{names[i]}_{number}"
-        taken.add(names[i].lower())
-    return names
-
-
-def _clashing(names: Sequence[str]) -> list[int]:
-    counts = Counter(n.lower() for n in names)
-    return [i for i, n in enumerate(names) if counts[n.lower()] > 1]

@@ -12,7 +12,8 @@ from typing import Any
 from autoseg.config.types import nearest, suggest
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.folds import deal_folds, fold_faults
-from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels, unique_names
+from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels
+from autoseg.data.datalists.names import unique_names
 from autoseg.errors import ConfigError
 
 logger = logging.getLogger(__name__)
