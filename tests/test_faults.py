@@ -413,6 +413,19 @@ def test_the_same_image_in_one_fold(data: DataSet) -> None:
     ]
 
 
+def test_one_label_file_for_several_images(data: DataSet) -> None:
+    data.cases[1] = replace(data.cases[1], label=data.cases[0].label)
+    assert faults(data) == []
+    assert warnings(data) == [
+        "case_0 (labels/case_0.nii.gz): the label is also that of case_1. That is right for images of one patient on "
+        "one grid alone; else give each its own."
+    ]
+    data.cases[:] = [replace(case, label=data.cases[0].label) for case in data.cases]
+    assert faults(data) == [
+        "data set: labels/case_0.nii.gz is the label of all 6 cases. Give each image the label that was drawn on it."
+    ]
+
+
 def test_the_same_image_in_training_and_testing(data: DataSet) -> None:
     data.add(image=make_image(1), role="testing")
     assert faults(data) == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import nibabel as nib
@@ -69,6 +70,11 @@ def test_a_pair_of_folders(tmp_path: Path) -> None:
     listed = read_datalist(output / "datalist.json", output / found.dataroot)
     assert sorted(c.fold for c in listed.training if c.fold is not None) == [0, 1, 2, 3, 4]
     assert listed.labels == {1: "class_1", 5: "class_5"}
+
+
+def test_the_next_line_can_be_pasted(tmp_path: Path) -> None:
+    result = init_data_folder(pairs(tmp_path / "data"), tmp_path / "my out; $x")
+    assert shlex.split(result.next_command) == ["autoseg", "run", "--input", str(tmp_path / "my out; $x/input.yaml")]
 
 
 def test_a_low_value_means_ct(tmp_path: Path) -> None:

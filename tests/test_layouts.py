@@ -137,6 +137,29 @@ def test_nnunet_with_plain_labels_test_labels_and_unlabeled(tmp_path: Path) -> N
     assert [c.name for c in data.unlabeled] == ["BR_777"]
 
 
+@pytest.mark.parametrize(
+    ("ending", "text"),
+    [
+        (
+            ".mhdx",
+            r"imagesTr: no case: looked for NAME_0000\.mhdx .*, found BR_000_0000\.nii\.gz, .* 7 more\. autoseg does ",
+        ),
+        (".nii", r"imagesTr: no case: looked for NAME_0000\.nii .*Correct file_ending in dataset\.json"),
+    ],
+)
+def test_nnunet_with_another_ending_than_its_files(tmp_path: Path, ending: str, text: str) -> None:
+    listed = nnunet(tmp_path) / "dataset.json"
+    listed.write_text(listed.read_text().replace('".nii.gz"', f'"{ending}"'))
+    with pytest.raises(DataError, match=text):
+        recognise(tmp_path)
+    if ending == ".nii":  # of the test images alone
+        listed.write_text(listed.read_text().replace(f'"{ending}"', '".nii.gz"'))
+        for path in (tmp_path / "imagesTs").iterdir():
+            path.rename(path.with_suffix(""))
+        with pytest.raises(DataError, match=r"imagesTs: no case: looked for NAME_0000\.nii\.gz"):
+            recognise(tmp_path)
+
+
 def test_nnunet_splits_become_folds(tmp_path: Path) -> None:
     nnunet(tmp_path)
     names = [f"BR_{i:03d}" for i in range(5)]

@@ -107,6 +107,16 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
         RUN,
         "input.yaml:...: batch_size: expected a whole number >= 1, found ...Remove the quotes.",
     ),
+    "folds besides those of the list": (
+        setting("num_fold: 5"),
+        RUN,
+        "input.yaml:...: num_fold: 5, but datalist.json has 2 folds of its own. Leave num_fold out to use these, or remove each `fold` from the list to have folds made.",
+    ),
+    "a path as on Windows": (
+        replaced(IMAGE, IMAGE.replace("/", "\\\\"), "datalist.json"),
+        RUN,
+        "...no file images\\phantom_001.nii.gz in ... Its folders are parted by backslashes; write slashes (/)...",
+    ),
     "no YAML": (setting("algos: [segresnet"), RUN, "input.yaml:..."),
     "tab in YAML": (
         setting("segresnet:\n\tbatch_size: 2"),

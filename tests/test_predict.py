@@ -301,6 +301,9 @@ def test_a_list_of_images(work_dir: Path, tmp_path: Path, caplog: pytest.LogCapt
     assert predict_files(work_dir, listed, tmp_path / "out", device="cpu") == 2
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.nii.gz"]
     assert f"skipped: {tmp_path / 'gone.nii.gz'}: no such file" in caplog.text
+    listed.write_text("images\\a.nii.gz\n")
+    with pytest.raises(ConfigError, match=r"names images\\a\.nii\.gz, which is not there\. .*write slashes"):
+        predict_files(work_dir, listed, tmp_path / "out", device="cpu")
     listed.write_text("# nothing\n")
     with pytest.raises(ConfigError, match=r"list\.txt names no image"):
         predict_files(work_dir, listed, tmp_path / "out", device="cpu")

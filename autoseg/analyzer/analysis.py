@@ -25,6 +25,7 @@ from autoseg.analyzer.faults import (
     check_files,
     check_labels,
     check_patients,
+    check_shared_labels,
     counted,
 )
 from autoseg.analyzer.outliers import check_outliers, check_sides
@@ -186,7 +187,8 @@ def _judge(
 ) -> tuple[Analysis, list[dict[str, Any]]]:
     """Everything that is known once all cases are: faults, groups, statistics; and the cases' entries."""
     label_map, judged = _judge_labels(measured, datalist, settings)
-    judged += check_channels(measured) + check_duplicates(measured) + check_patients(measured)
+    judged += check_channels(measured) + check_duplicates(measured)
+    judged += check_patients(measured) + check_shared_labels(measured)
     bad = {f.case for f in judged if f.severity == "fault" and f.case}
     sound = [m for m in measured if m.case.name not in bad]
     judged += check_outliers(sound)

@@ -247,6 +247,39 @@ def check_duplicates(measured: Sequence[Measured]) -> list[Fault]:
     return faults
 
 
+def check_shared_labels(measured: Sequence[Measured]) -> list[Fault]:
+    """One label file for several images: a fault where all of them have it, since then nothing was drawn for each."""
+    faults = []
+    groups: dict[str, list[Measured]] = defaultdict(list)
+    for m in measured:
+        if m.label_file:
+            groups[m.label_file].append(m)
+    for file, (first, *others) in groups.items():
+        if not others:
+            continue
+        names = listed(m.case.name for m in others)
+        if len(groups) == 1:
+            faults.append(
+                Fault(
+                    kind="shared_label",
+                    finding=f"{file} is the label of all {len(others) + 1} cases",
+                    remedy="Give each image the label that was drawn on it.",
+                )
+            )
+        else:
+            faults.append(
+                Fault(
+                    kind="shared_label",
+                    finding=f"the label is also that of {names}",
+                    remedy="That is right for images of one patient on one grid alone; else give each its own.",
+                    case=first.case.name,
+                    file=file,
+                    severity="warning",
+                )
+            )
+    return faults
+
+
 def check_patients(measured: Sequence[Measured]) -> list[Fault]:
     """A patient in two folds, or in training and testing."""
     faults = []

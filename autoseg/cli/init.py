@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,7 +144,7 @@ def init_data_folder(
         modality=modality.name,
         modality_reason=modality.reason,
         notes=(*modality.notes, *class_notes),
-        next_command=f"autoseg run --input {shown if not shown.startswith('..') else input_yaml}",
+        next_command=shlex.join(["autoseg", "run", "--input", str(input_yaml) if shown.startswith("..") else shown]),
     )
 
 

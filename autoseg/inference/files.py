@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from autoseg.data.datalists.names import loose_key, unique_names
+from autoseg.data.datalists.names import loose_key, slashes, unique_names
 from autoseg.data.formats.table import (
     LABEL_SUFFIX,
     LABEL_SUFFIXES,
@@ -145,7 +145,10 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _in_list(path: Path) -> list[Path]:
     lines = [line.strip() for line in path.read_text().splitlines()]
-    paths = [path.parent / line for line in lines if line and not line.startswith("#")]
+    named = [line for line in lines if line and not line.startswith("#")]
+    if lost := next((line for line in named if slashes(line) and not (path.parent / line).exists()), ""):
+        raise ConfigError(f"--image: {path} names {lost}, which is not there.{slashes(lost)}")
+    paths = [path.parent / line for line in named]
     if not paths:
         raise ConfigError(f"--image: {path} names no image. Expected the path of one on each line.")
     return paths

@@ -14,7 +14,7 @@ from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.datalists.folds import deal_folds
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
-from autoseg.errors import WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.version import __version__
 from autoseg.workspace.files import digest
 from autoseg.workspace.stored import Stored, read_stored, write_stored
@@ -104,6 +104,25 @@ def check_same_data(workspace: Workspace, listed: Datalist, settings: Settings) 
             f"{workspace.root}: this work_dir belongs to another data set ({len(known)} training cases, none "
             f"of them in {settings.datalist.name}). Set another work_dir, or delete this one."
         )
+
+
+def check_num_fold(listed: Datalist, settings: Settings, origins: Mapping[str, str]) -> None:
+    """Refuse a number of folds that was set for a list that has its own.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    place = origins.get("num_fold", "default")
+    if place == "default" or listed.folds_made or settings.num_fold == listed.num_fold:
+        return
+    if listed.num_fold == 1:
+        has, key = "validation cases in place of folds", "`validation`"
+    else:
+        has, key = f"{listed.num_fold} folds of its own", "each `fold`"
+    raise ConfigError(
+        f"{place}: num_fold: {settings.num_fold}, but {settings.datalist.name} has {has}. Leave num_fold out to use "
+        f"these, or remove {key} from the list to have folds made."
+    )
 
 
 def _first_images(datalist: Datalist, settings: Settings) -> set[str]:

@@ -33,7 +33,7 @@ from autoseg.config.load import read_settings_file
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
-from autoseg.pipeline.analysis import check_same_data
+from autoseg.pipeline.analysis import check_num_fold, check_same_data
 from autoseg.pipeline.budget import work_began
 from autoseg.pipeline.context import Request, RunContext
 from autoseg.pipeline.freshness import reasons_to_run, require
@@ -108,6 +108,7 @@ def run_stages(
         seed=settings.seed,
         extra_modalities=tuple(settings.extra_modalities),
     )
+    check_num_fold(listed, settings, origins)
     check_same_data(workspace, listed, settings)
     select_jobs(settings, listed, request.algo, request.fold)  # a fold that is not there is said now, not in an hour
     with workspace.lock(), log_to(workspace.log):

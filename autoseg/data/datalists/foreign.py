@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.formats.table import PATTERNS_TEXT, image_files, stem_of, suffix_of
+from autoseg.data.formats.table import PATTERNS_TEXT, SUFFIXES, image_files, stem_of, suffix_of
 from autoseg.errors import DataError
 
 Plain = dict[str, Any]
@@ -98,7 +98,8 @@ def nnunet_to_plain(raw: dict[str, Any], root: Path) -> Plain:
     Folds are taken from splits_final.json where it lies beside dataset.json.
 
     Raises:
-        DataError: imagesTr or labelsTr is missing, a label has no image, or splits_final.json does not fit.
+        DataError: imagesTr or labelsTr is missing or has no file of the ending, a label has no image, or
+            splits_final.json does not fit.
     """
     faults = [
         f"{root / 'dataset.json'}: {key}: {raw[key]!r}. Expected an object such as {example}."
@@ -122,6 +123,8 @@ def nnunet_to_plain(raw: dict[str, Any], root: Path) -> Plain:
         ]
         if faults:
             raise DataError(faults)
+        if fault := _no_case(root / "imagesTr", "NAME_0000", suffix) or _no_case(root / "labelsTr", "NAME", suffix):
+            raise DataError(fault)
         images = _by_case(root / "imagesTr", suffix)
         labels = {p.name[: -len(suffix)]: p for p in image_files(root / "labelsTr") if p.name.endswith(suffix)}
         if lost := sorted(set(labels) - set(images)):
@@ -137,10 +140,26 @@ def nnunet_to_plain(raw: dict[str, Any], root: Path) -> Plain:
         plain["training"] = [{"image": _relative(images[n], root), "label": _one(labels[n], root)} for n in names]
         plain["unlabeled"] = [{"image": _relative(images[n], root)} for n in sorted(set(images) - set(labels))]
     if (root / "imagesTs").is_dir():
+        if image_files(root / "imagesTs") and (fault := _no_case(root / "imagesTs", "NAME_0000", suffix)):
+            raise DataError(fault)
         tests = _by_case(root / "imagesTs", suffix)
         plain["testing"] = [_test_item(n, files, root / "labelsTs", suffix, root) for n, files in tests.items()]
     _take_splits(plain, names, root / "splits_final.json")
     return plain
+
+
+def _no_case(folder: Path, pattern: str, suffix: str) -> str:
+    """Why a folder of a raw data set has no file with the ending of its dataset.json; empty where it has some."""
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    if suffix in SUFFIXES and any(name.endswith(suffix) for name in names):
+        return ""
+    found = f"found {_some(names, 3)}" if names else "the folder is empty"
+    remedy = (
+        "Correct file_ending in dataset.json, or the files' names."
+        if suffix in SUFFIXES
+        else f"autoseg does not read {suffix}: convert images and labels to {SUFFIXES[0]}, and file_ending with them."
+    )
+    return f"{folder}: no case: looked for {pattern}{suffix} (file_ending in dataset.json), {found}. {remedy}"
 
 
 def _by_case(folder: Path, suffix: str) -> dict[str, list[Path]]:

@@ -13,7 +13,7 @@ from autoseg.config.types import nearest, suggest
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.folds import deal_folds, fold_faults
 from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels
-from autoseg.data.datalists.names import unique_names
+from autoseg.data.datalists.names import slashes, unique_names
 from autoseg.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class _Reader:
         self.raw, self.root, self.path, self.extra = raw, root, path, extra
         self.faults: list[str] = []
         self.missing: list[str] = []
+        self.first_missing = ""
         self.num_files = 0
 
     def fault(self, where: str, text: str) -> None:
@@ -228,7 +229,8 @@ class _Reader:
         if path.is_dir():
             self.fault(where, f"{value} is a folder. Expected a file.")
         elif not path.exists():
-            self.missing.append(f"{self.path}: {where}: no file {value} in {self.root}.")
+            self.first_missing = self.first_missing or value
+            self.missing.append(f"{self.path}: {where}: no file {value} in {self.root}.{slashes(value)}")
         return path
 
     def check_files(self) -> None:
@@ -236,8 +238,8 @@ class _Reader:
         if self.missing and len(self.missing) == self.num_files and self.num_files > 1:
             self.faults.append(
                 f"{self.path}: none of its {self.num_files} files is in dataroot {self.root}, "
-                f"not even the first: {self.missing[0].split('no file ', 1)[1].split(' in ', 1)[0]}. "
-                "Set dataroot to the folder the paths start from."
+                f"not even the first: {self.first_missing}. "
+                f"{slashes(self.first_missing).strip() or 'Set dataroot to the folder the paths start from.'}"
             )
             return
         self.faults += [f"{m} Copy it there, or correct the path." for m in self.missing[:MOST_LINES]]

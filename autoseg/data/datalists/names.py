@@ -61,6 +61,11 @@ def file_name(text: str) -> str:
     return fit.strip(" ").lstrip(".") or "case"
 
 
+def slashes(path: str) -> str:
+    """What to say of a path that is not there and is written as on Windows; empty for another."""
+    return " Its folders are parted by backslashes; write slashes (/)." if "\\" in path else ""
+
+
 def _folded(name: str) -> str:
     """Equal for names that are one file on some file system: macOS and Windows ignore case, macOS composes letters."""
     return unicodedata.normalize("NFC", name).casefold()
