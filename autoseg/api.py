@@ -5,7 +5,6 @@ Imported only when one of these is used, so that `import autoseg` stays quick.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +105,9 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path) else json.dumps(value, default=_plain)
+    from autoseg.config.nodes import json_for_yaml
+
+    return str(value) if isinstance(value, str | Path) else json_for_yaml(value, default=_plain)
 
 
 def _plain(value: Any) -> Any:

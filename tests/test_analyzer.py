@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from autoseg.analyzer import analyze_folder, workers
 from autoseg.analyzer.yaml_text import yaml_text
+from autoseg.config.nodes import load_plain
 from autoseg.config.settings import ClassSpec, Settings
 from autoseg.data.labels import annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
@@ -449,6 +450,9 @@ def test_yaml_reads_back() -> None:
         "deep": [[[1, 2], [3]], [{"k": {"m": 1}}]],
     }
     assert yaml.safe_load(yaml_text(data)) == data
+    words = {"names": ["\U0001f600", "\\ud83d\\ude00", "\\\U0001f600", "患者", "a\u2028b\x85", 'q"\\']}
+    assert load_plain(yaml_text(words)) == words  # letters outside the BMP among them
+    assert load_plain(yaml_text({"file": "a\udcff"})) == {"file": "a\ufffd"}
     with pytest.raises(TypeError, match="cannot write ndarray as YAML"):
         yaml_text({"array": np.zeros(2)})
 

@@ -6,9 +6,10 @@ lists, numbers and text. It reads back with any YAML reader.
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
+
+from autoseg.config.nodes import json_for_yaml
 
 SCALARS = (int, float, str, bool, type(None))
 
@@ -67,7 +68,7 @@ def _flow(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
-        return json.dumps(value)
+        return json_for_yaml(value)
     if isinstance(value, dict):
         return "{" + ", ".join([f"{k}: {_flow(v)}" for k, v in value.items()]) + "}"
     if isinstance(value, list | tuple):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from autoseg.config.docs import setting_docs
+from autoseg.config.nodes import json_for_yaml
 from autoseg.config.reader import Origins, read_plain, read_value, read_with_origins
 from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
@@ -104,7 +104,7 @@ def read_settings_file(path: Path) -> dict[str, str]:
         inner = value if isinstance(value, dict) and key in {doc.block for doc in docs.values()} else None
         for name, item in (inner or {"": value}).items():
             whole = f"{key}.{name}" if inner else key
-            texts[whole] = item if isinstance(item, str) else json.dumps(item)
+            texts[whole] = item if isinstance(item, str) else json_for_yaml(item)
             if whole not in docs:
                 faults.append(f"{path}: {whole}: unknown setting. {suggest(whole, docs)}")
                 continue

@@ -6,6 +6,9 @@ No object is ever built from it.
 from __future__ import annotations
 
 import io
+import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -28,6 +31,28 @@ def load_plain(text: str) -> Any:
         yaml.YAMLError: It is none, or asks for anything but plain data.
     """
     return yaml.load(text, Loader=_LOADER)
+
+
+HALVES = re.compile(r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
+LONE_HALF = re.compile(r"(?<!\\)((?:\\\\)*)\\ud[89a-f][0-9a-f]{2}")
+"""JSON's two escapes of a letter outside the Basic Multilingual Plane, and one without the other."""
+
+
+def json_for_yaml(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Plain data as JSON that a YAML reader takes for the same.
+
+    JSON writes an emoji as two halves of an escape, which YAML refuses. A half alone, of a file name that is no UTF-8,
+    is no text at all and becomes the sign for that.
+    """
+    text = json.dumps(value, default=default)
+    if "\\ud" not in text:
+        return text
+
+    def whole(match: re.Match[str]) -> str:
+        high, low = int(match[2], 16), int(match[3], 16)
+        return f"{match[1]}\\U{0x10000 + (high - 0xD800) * 0x400 + low - 0xDC00:08x}"
+
+    return LONE_HALF.sub(r"\1\\ufffd", HALVES.sub(whole, text))
 
 
 class _Source(io.StringIO):

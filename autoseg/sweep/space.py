@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from autoseg.config.docs import SettingDoc, setting_docs
 from autoseg.config.hyperparameters import HyperSettings
 from autoseg.config.networks import ALGOS, AlgoName
+from autoseg.config.nodes import json_for_yaml
 from autoseg.config.reader import read_value
 from autoseg.config.settings import Range, Settings
 from autoseg.config.types import members, strip_annotated, suggest
@@ -167,7 +168,7 @@ def _distribution(key: str, values: Range, docs: Mapping[str, SettingDoc]) -> Ba
 
 def _check_value(key: str, value: Any, annotation: Any) -> None:
     try:
-        read_value(key, json.dumps(value) if not isinstance(value, str) else value, annotation)
+        read_value(key, json_for_yaml(value) if not isinstance(value, str) else value, annotation)
     except ConfigError as error:
         raise ConfigError([message.removeprefix(f"--{key}: ") for message in error.messages]) from None
 
