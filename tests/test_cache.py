@@ -55,6 +55,22 @@ def test_each_way_gives_the_same_patches(tmp_path: Path, cases: tuple[Case, ...]
     assert not (tmp_path / "off").exists()
 
 
+@pytest.mark.parametrize("name", ["image", "target", "points"])
+@pytest.mark.parametrize("share", [0.0, 0.5], ids=["empty", "cut off"])
+def test_a_damaged_array_is_made_anew(
+    tmp_path: Path, cases: tuple[Case, ...], name: str, share: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = patches(load_cases(tmp_path, plan(cache="disk"), cases, num_workers=1))
+    path = sorted(tmp_path.glob(f"*/*/{name}.npy"))[1]
+    whole = path.read_bytes()
+    path.unlink()  # the arrays above are still mapped
+    path.write_bytes(whole[: int(share * len(whole))])
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(good, patches(load_cases(tmp_path, plan(cache="disk"), cases, num_workers=1)))
+    assert "cache: damaged files of 1 cases, made anew: " in caplog.text
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize("mode", ["ram", "off"])
 def test_what_annotators_drew_is_known_to_the_sampler(tmp_path: Path, cases: tuple[Case, ...], mode: str) -> None:
     given = [

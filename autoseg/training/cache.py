@@ -221,12 +221,14 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         DataError: Files that cannot be used, all of them in one error.
     """
     folders = [_folder(root, plan, case) for case in cases]
-    missing = [(f, c) for f, c in zip(folders, cases, strict=True) if not (f / "points.npy").exists()]
+    missing = [(f, c) for f, c in zip(folders, cases, strict=True) if not _is_whole(f, c)]
+    if damaged := [c.name for f, c in missing if (f / "points.npy").exists()]:
+        log.warning("cache: damaged files of %d cases, made anew: %s", len(damaged), ", ".join(damaged[:5]))
     faults: list[str] = []
     if plan.cache != "off" and missing:
         missing = _affordable(root, plan, missing, faults)
         _fill(missing, plan, num_workers, faults)
-    fresh = [(f, c) for f, c in zip(folders, cases, strict=True) if plan.cache == "off" or not _is_whole(f)]
+    fresh = [(f, c) for f, c in zip(folders, cases, strict=True) if plan.cache == "off" or not _is_whole(f, c)]
     by_folder = dict(zip((f for f, _ in fresh), _prepare_fresh(fresh, plan, num_workers, faults), strict=True))
     if faults:
         raise DataError(sorted(set(faults)))
@@ -243,7 +245,7 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
         in_memory = taken + size <= limit
         arrays = {
             n: np.load(folder / f"{n}.npy", mmap_mode=None if in_memory else "r", allow_pickle=False)
-            for n in ("image", "target", "points", *(["weight"] if case.weight is not None else []))
+            for n in _array_names(case)
         }
         opened.append(CachedCase(name=case.name, annotated=case.annotated, by_annotators=case.by_annotators, **arrays))
         total += size
@@ -255,8 +257,19 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
     return opened
 
 
-def _is_whole(folder: Path) -> bool:
-    return (folder / "points.npy").exists()
+def _array_names(case: Case) -> tuple[str, ...]:
+    """What is stored of a case, in the order in which it is written."""
+    return ("image", "target", *(("weight",) if case.weight is not None else ()), "points")
+
+
+def _is_whole(folder: Path, case: Case) -> bool:
+    """Whether every array of a case is there in its full length, by the headers alone."""
+    try:
+        for name in reversed(_array_names(case)):
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # missing; cut off; empty
+        return False
+    return True
 
 
 def _affordable(root: Path, plan: Plan, missing: list[tuple[Path, Case]], faults: list[str]) -> list[tuple[Path, Case]]:
@@ -299,7 +312,7 @@ def _fill(missing: list[tuple[Path, Case]], plan: Plan, num_workers: int | None,
         folder, case = item
         try:
             with Claim(folder / ".claims", case.name, wait=wait, poll_s=0.2):
-                if not _is_whole(folder):
+                if not _is_whole(folder, case):
                     _make(folder, plan, case)
         except Busy:
             return False
