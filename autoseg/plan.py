@@ -38,6 +38,15 @@ PREDICTION = frozenset(("overlap", "tta"))
 """Keys of a plan that change how a model predicts, and nothing about its weights."""
 
 
+MODEL = frozenset(
+    (
+        *("algo", "classes", "user_classes", "sigmoid", "ignore_label", "channels", "resample_resolution"),
+        *("crop_foreground", "network", "roi_size", "mirror_axes"),
+    )
+)
+"""Keys of a plan that trained weights belong to: with others they predict something else."""
+
+
 class ChannelPlan(Strict):
     """Normalisation of one image channel."""
 

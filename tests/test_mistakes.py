@@ -264,7 +264,22 @@ DONE: dict[str, tuple[Make, list[str], str]] = {
     "damaged weights": (
         lambda f: (f / "work_dir/segresnet_0/models/model.pt").write_bytes(b"no weights"),
         ["predict", "--image", "images", "--output", "out", "--algo", "segresnet"],
-        "...model.pt: not readable as weights ...train segresnet_0 again.",
+        "...model.pt: not the weights that training left: damaged, or replaced. ...again: `autoseg train --algo segresnet --fold 0 --again`. Where it was changed on purpose, give ... --accept once.",
+    ),
+    "damaged weights in an ensemble": (
+        lambda f: (f / "work_dir/segresnet_1/models/model.pt").write_bytes(b"no weights"),
+        ["ensemble", "--input", "input.yaml"],
+        "...segresnet_1/models/model.pt: not the weights that training left...",
+    ),
+    "a plan edited after training": (
+        replaced("roi_size: [", "roi_size: [1", "work_dir/segresnet_0/configs/hyper_parameters.yaml"),
+        ["predict", "--image", "images", "--output", "out", "--algo", "segresnet"],
+        "...hyper_parameters.yaml: edited since segresnet_0 was trained, in what its weights belong to. Undo the edit, or run `autoseg train` to train by it. ...",
+    ),
+    "an ensemble edited by hand": (
+        replaced('"combine": "mean"', '"combine": "vote"', "work_dir/ensemble/ensemble.json"),
+        ["predict", "--image", "images", "--output", "out"],
+        "...ensemble.json: edited since the ensemble was chosen. Undo the edit, or delete the file and run `autoseg ensemble` again. ...",
     ),
     "damaged scores": (
         lambda f: (f / "work_dir/ensemble/ensemble.json").write_text("{"),

@@ -107,6 +107,7 @@ class Commands:
         skip_empty: bool | None = None,
         overlap: float | None = None,
         mirror: bool | None = None,
+        accept: bool = False,
     ) -> int:
         """Segment new images with the ensemble, or with the models named by --algo and --fold.
 
@@ -134,12 +135,13 @@ class Commands:
             skip_empty: Let one window of nothing but background stand for all such; on unless set otherwise.
             overlap: Overlap of windows, as a share of the patch, from 0.
             mirror: Average over mirrored images; as the models were planned unless set, and not with --fast.
+            accept: Take weights, plans and ensemble as they are now, where they were changed on purpose after the run.
 
         Example:
             autoseg predict --work_dir work_dir --image new_scans --output predictions
             autoseg predict --image scan.nii.gz --output labels.nii.gz --fast --max_memory 4GB --timing
         """
-        from autoseg.ensemble.predict import predict_files
+        from autoseg.ensemble.predict import accept_changes, predict_files
 
         options: dict[str, Any] = {
             "fast": fast,
@@ -153,6 +155,8 @@ class Commands:
             raise ConfigError(f"--overlap: expected a number from 0 to below 1, found {overlap:g}.")
         more: dict[str, Any] = {"algo": algo, "fold": fold, "device": device, "share": share, "timing": timing}
         limits = _limits(max_memory, max_ram, max_time)
+        if accept:
+            accept_changes(work_dir)
         return predict_files(work_dir, image, output, **more, limits=limits, inference=inference)
 
     def evaluate(

@@ -133,6 +133,7 @@ def ensemble(
     fold: int | None = None,
     part: str | None = None,
     wait: bool = False,
+    accept: bool = False,
 ) -> int:
     """Run the stage, or score the held-out cases of one fold as a worker.
 
@@ -141,11 +142,14 @@ def ensemble(
         fold: With --work_dir alone: merge and score the held-out cases of this fold, from 0, and no more.
         part: Of these cases a part, such as 2/3.
         wait: Where another process is working on them, wait for it instead of ending.
+        accept: Take weights and plans as they are now, where they were changed on purpose after training.
     """
     if fold is None:
         if part is not None or wait:
             raise ConfigError(f"--{'wait' if part is None else 'part'}: no effect without --fold. Leave it out.")
-        return run_stages(("ensemble",), input or INPUT, self.overrides)
+        return run_stages(("ensemble",), input or INPUT, self.overrides, accept=accept)
+    if accept:
+        raise ConfigError("--accept: no effect together with --fold. Leave out the one or the other.")
     if fold < 0:
         raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
     from autoseg.pipeline.worker import is_planned

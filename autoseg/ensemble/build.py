@@ -36,7 +36,7 @@ from autoseg.ensemble.out_of_fold import (
 from autoseg.ensemble.results import Results
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.evaluation.metrics import mean_score, to_plain
-from autoseg.inference.ensemble_spec import EnsembleSpec, ParetoRow
+from autoseg.inference.ensemble_spec import EnsembleSpec, ParetoRow, seal_ensemble
 from autoseg.inference.files import segment
 from autoseg.inference.postprocess import ClassRule, set_rules
 from autoseg.inference.predictor import Predictor, model_digest
@@ -102,7 +102,9 @@ def build_ensemble(
     trained = _classes_of(workspace, choice.candidate)
     finished = _finished(workspace, datalist, settings, how, scored, choice.candidate, trained.named)
     spec = _spec(how, choice, finished, trained.named, pareto_rows(able, costs))
+    workspace.ensemble_seal.unlink(missing_ok=True)  # at no moment is there one that does not belong to the other
     write_json(workspace.ensemble_spec, spec.model_dump(mode="json"))
+    seal_ensemble(workspace, spec)
     held_back = [*datalist.testing, *datalist.validation]
     test_scores, not_predicted = _predict_testing(workspace, held_back, spec, settings, progress)
     results = Results(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from autoseg.config.settings import InferenceSettings
 from autoseg.data.formats.table import stem_of
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.inference.cost import Cost, Limits
-from autoseg.inference.ensemble_spec import EnsembleSpec
+from autoseg.inference.ensemble_spec import EnsembleSpec, accept_ensemble, check_ensemble
 from autoseg.inference.files import Server, check_output, find_items, format_timing, names_a_file, writing
 from autoseg.inference.options import options_of
 from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
+from autoseg.inference.seals import accept_jobs
 from autoseg.plan import Plan
 from autoseg.workspace.files import write_json
+from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.layout import check_readable
 from autoseg.workspace.settings import read_settings
 from autoseg.workspace.stored import check_stored, read_stored
@@ -71,6 +73,14 @@ def _changed(settings: InferenceSettings, changes: Mapping[str, Any]) -> Inferen
         raise ConfigError(faults) from error
 
 
+def _run_at(workspace: Workspace) -> Workspace:
+    """The same, sure to be there and of a layout that can be read."""
+    if not workspace.root.is_dir():
+        raise WorkspaceError(f"{workspace.root}: no such work_dir. Give the folder of a finished run with --work_dir.")
+    check_readable(workspace.run)
+    return workspace
+
+
 def load_predictor(
     workspace: Workspace,
     *,
@@ -86,11 +96,9 @@ def load_predictor(
 
     Raises:
         ConfigError: There is no such field, it cannot have its value, or the locator is asked for and there is none.
-        WorkspaceError: There is no ensemble, or no such trained job.
+        WorkspaceError: There is no ensemble, or no such trained job; or they were changed since they were made.
     """
-    if not workspace.root.is_dir():
-        raise WorkspaceError(f"{workspace.root}: no such work_dir. Give the folder of a finished run with --work_dir.")
-    check_readable(workspace.run)
+    workspace = _run_at(workspace)
     settings = _changed(read_inference(workspace), inference or {})
     workspace = workspace.finished()
     trained = [job for job in workspace.jobs() if job.state == "done"]
@@ -101,7 +109,9 @@ def load_predictor(
     more: dict[str, Any] = {"device": device, "options": options, "locator": locators[0] if options.locate else None}
     if algo is None and fold is None:
         spec = read_ensemble(workspace)
+        check_ensemble(workspace, spec)
         jobs = [workspace.job_dir(a, f) for a, f in spec.members]
+        _check_classes(workspace, spec, jobs)
         return Predictor(jobs, combine=spec.combine, rules=spec.postprocessing, **more)
     trained = [job for job in trained if job.algo != LOCATOR]
     chosen = [job for job in trained if algo in (None, job.algo) and fold in (None, job.fold)]
@@ -115,6 +125,30 @@ def load_predictor(
     jobs = [workspace.job_dir(job.algo, job.fold) for job in chosen]
     names = read_model(jobs[0].plan, Plan).label_map.named.names
     return Predictor(jobs, rules=set_rules(names, settings.slice_run, settings.min_voxels), **more)
+
+
+def accept_changes(work_dir: Path) -> None:
+    """Take the weights and plans of a run's trained jobs, and its ensemble, as they are now.
+
+    Raises:
+        WorkspaceError: There is no run, its ensemble is damaged, or the folder cannot be written to.
+    """
+    workspace = _run_at(Workspace(Path(work_dir))).finished()
+    accept_jobs([workspace.job_dir(job.algo, job.fold) for job in workspace.jobs() if job.state == "done"])
+    if workspace.ensemble_seal.exists():
+        accept_ensemble(workspace, read_ensemble(workspace))
+
+
+def _check_classes(workspace: Workspace, spec: EnsembleSpec, jobs: Sequence[JobDir]) -> None:
+    """Refuse an ensemble of other classes than its first member's; that the members agree is checked elsewhere."""
+    if not jobs[0].plan.exists():
+        return  # said when it is loaded
+    names = read_model(jobs[0].plan, Plan).label_map.named.names
+    if spec.classes != names:
+        raise WorkspaceError(
+            f"{workspace.ensemble_spec}: classes: found {', '.join(spec.classes)}, but {jobs[0].root.name} was trained "
+            f"for {', '.join(names)}. {EnsembleSpec.advice}"
+        )
 
 
 def predict_files(
@@ -149,7 +183,7 @@ def predict_files(
 
     Raises:
         ConfigError: The image is missing, or the output cannot be written.
-        WorkspaceError: There is no ensemble or no such job.
+        WorkspaceError: There is no ensemble or no such job, or they were changed since they were made.
     """
     begin = time.perf_counter()
     image, output = Path(image), Path(output)

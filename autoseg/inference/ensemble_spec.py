@@ -6,9 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from autoseg.errors import WorkspaceError
 from autoseg.inference.postprocess import ClassRule
 from autoseg.inference.predictor import Combine
+from autoseg.workspace.files import digest
+from autoseg.workspace.seals import ON_PURPOSE, accept, broken_parts, write_seal
 from autoseg.workspace.stored import Stored
+from autoseg.workspace.workspace import Workspace
 
 
 class ParetoRow(Stored):
@@ -54,3 +58,31 @@ class EnsembleSpec(Stored):
     """What a budget of time or memory cost, in words."""
     version: str
     """Version of autoseg that chose it."""
+
+
+def seal_ensemble(workspace: Workspace, spec: EnsembleSpec) -> None:
+    """Note which ensemble was chosen."""
+    write_seal(workspace.ensemble_seal, _ensemble_digest(spec))
+
+
+def accept_ensemble(workspace: Workspace, spec: EnsembleSpec) -> None:
+    """Seal an ensemble as it is now. Raises: WorkspaceError: its folder cannot be written to."""
+    accept(workspace.ensemble_seal, _ensemble_digest(spec))
+
+
+def check_ensemble(workspace: Workspace, spec: EnsembleSpec) -> None:
+    """Refuse an ensemble that was edited since it was chosen.
+
+    Raises:
+        WorkspaceError: It was.
+    """
+    if broken_parts(workspace.ensemble_seal, _ensemble_digest(spec)):
+        raise WorkspaceError(
+            f"{workspace.ensemble_spec}: edited since the ensemble was chosen. {EnsembleSpec.advice} {ON_PURPOSE}"
+        )
+
+
+def _ensemble_digest(spec: EnsembleSpec) -> dict[str, str]:
+    """Of what decides the labels, the classes included."""
+    keys = {"combine", "members", "classes", "postprocessing"}
+    return {"ensemble": digest(spec.model_dump(mode="json", include=keys))}

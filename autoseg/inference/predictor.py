@@ -29,6 +29,7 @@ from autoseg.inference.options import Options
 from autoseg.inference.postprocess import BODY_AXIS, ClassRule, clean
 from autoseg.inference.regions import KeptRows, located, region_of
 from autoseg.inference.restore import Member, labelled_slabs
+from autoseg.inference.seals import check_jobs
 from autoseg.inference.sides import BodyWatch, split_sides
 from autoseg.inference.windows import ProbRows, WindowModel
 from autoseg.networks import build_network, divisor, heads
@@ -76,7 +77,8 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
         compared = read_stored(job.validation, ValidationFile).half_precision
         if compared is not None and not compared.is_equal:
             plan = plan.model_copy(update={"precision": "fp32"})
-    again = f"Delete {job.model} and train {name} again."
+    algo, _, fold = name.rpartition("_")
+    again = f"Copy it anew, or train {name} again: `autoseg train --algo {algo} --fold {fold} --again`."
     try:
         weights = torch.load(job.model, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -89,6 +91,8 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
             f"{job.model}: not the weights of the network in {job.plan.name} ({_first_line(error)}). "
             f"Undo the change of the plan, or train {name} again."
         ) from error
+    if broken := [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]:
+        raise WorkspaceError(f"{job.model}: {len(broken)} weights are NaN or infinite ({broken[0]} first). {again}")
     network = to_device(network.eval().requires_grad_(False), device, plan.precision, trained=False)
     return Model(name=name, plan=plan, network=network, heads=heads(plan.algo, network))
 
@@ -156,7 +160,8 @@ class Predictor:
             options: how an image is gone through.
 
         Raises:
-            WorkspaceError: A model cannot be loaded, or the models do not belong together.
+            WorkspaceError: A model was changed since it was trained, cannot be loaded, or the models do not belong
+                together.
         """
         if not jobs:
             raise WorkspaceError("no trained model to predict with. Run `autoseg train`.")
@@ -164,6 +169,7 @@ class Predictor:
         self.combine, self.rules, self.options = combine, tuple(rules), options
         self.clock = Clock()
         """Of the image at hand; whoever wants an image's own time gives a new one before it."""
+        check_jobs([*jobs, *([locator] if locator else [])])
         self.models = tuple(load_model(job, self.device, options.precision) for job in jobs)
         self.locator = load_model(locator, self.device, options.precision) if locator else None
         first = self.models[0]

@@ -34,6 +34,8 @@ class Request:
     """Plan and train jobs of these names alone."""
     again: bool = False
     """Train jobs from the start that are done or begun."""
+    accept: bool = False
+    """Take trained weights and plans as they are, from now on."""
     as_json: bool = False
     """Print JSON in place of tables."""
     words: Mapping[str, str] = field(default_factory=dict)

@@ -119,6 +119,7 @@ def ensemble(run: RunContext, place: Workspace) -> Outcome:
     """Score the models out of fold, choose the combination, predict the held-back cases in the last round."""
     from autoseg.data.datalists.datalist import read_cases
     from autoseg.ensemble.build import build_ensemble
+    from autoseg.inference.seals import accept_jobs, check_jobs
     from autoseg.pipeline.fold_tasks import score_folds
     from autoseg.terminal import paint_table
 
@@ -126,6 +127,10 @@ def ensemble(run: RunContext, place: Workspace) -> Outcome:
     if not place.is_last_round:  # the last round predicts them
         datalist = replace(datalist, testing=(), validation=())
     models = trained_models(place)
+    trained = [place.job_dir(algo, fold) for algo, fold in models]
+    if run.request.accept:
+        accept_jobs(trained)
+    check_jobs(trained)
     score_folds(place, datalist, run.settings, models)
     with case_progress("ensemble") as progress:
         result = build_ensemble(place, datalist, run.settings, models, progress=progress)

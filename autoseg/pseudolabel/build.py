@@ -24,7 +24,7 @@ from autoseg.data.labels import UNSURE_VALUE, LabelMap
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.errors import DataError, ResourceError, WorkspaceError
 from autoseg.evaluation.score_files import Scores
-from autoseg.inference.ensemble_spec import EnsembleSpec
+from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble
 from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.pseudolabel.audit import Audit, AuditRow, audit_json, make_row
 from autoseg.pseudolabel.complete import complete_label, voxel_weights
@@ -106,7 +106,9 @@ def not_predicted(target: Workspace) -> list[str]:
 
 
 def _members(source: Workspace) -> list[tuple[str, int]]:
-    return list(read_stored(source.ensemble_spec, EnsembleSpec).members)
+    spec = read_stored(source.ensemble_spec, EnsembleSpec)
+    check_ensemble(source, spec)
+    return list(spec.members)
 
 
 def make_pseudolabels(

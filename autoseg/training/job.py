@@ -26,6 +26,7 @@ from autoseg.data.datalists.datalist import read_cases
 from autoseg.errors import AutosegError, ResourceError
 from autoseg.hardware.device import pick_device, resolve_precision
 from autoseg.hardware.memory import MemoryWatch
+from autoseg.inference.seals import check_jobs, seal_job
 from autoseg.plan import Plan, read_plan
 from autoseg.training.cache import load_cases, remove_unused
 from autoseg.training.errors import Diverged, Interrupted, Pruned
@@ -216,6 +217,7 @@ class JobRun:
 
     def _score_again(self, plan: Plan, val_cases: tuple[Case, ...], inputs: dict[str, str]) -> None:
         """The weights are as wanted, but the model predicts in another way now."""
+        check_jobs([self.paths])
         self._note("running")
         if self.processes.is_first:
             log.info("%s: Dice %.4f", self.job.name, self._score(plan, val_cases))
@@ -241,6 +243,7 @@ class JobRun:
         job.inputs, job.started, job.dice, job.memory_gib = inputs, time.time(), None, None
         job.starts += 1
         self._note("running")
+        self._remove(self.paths.seal)  # what it covers is about to change
 
     def _train(self, plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> TrainResult:
         """Train; after a divergence once more, with a lower learning rate."""
@@ -315,6 +318,7 @@ class JobRun:
                     f"{job.name}: Dice {dice:.4f} at the end of the schedule: nothing was learned. "
                     f"Lower learning_rate ({plan.learning_rate:g}) in {self.paths.plan.name} and train again."
                 )
+            seal_job(self.paths)
             log.info("%s: Dice %.4f after %d steps, %s", job.name, dice, result.steps, format_duration(job.seconds))
         self._note("done")
         # The other processes are through sooner, and until the scores are there it may be needed again; with average

@@ -138,6 +138,11 @@ class JobDir:
         return self.root / "held_out"
 
     @property
+    def seal(self) -> Path:
+        """What weights and plan were when training ended; see `autoseg.workspace.seals`."""
+        return self.root / "seal.json"
+
+    @property
     def log(self) -> Path:
         """The job's log."""
         return self.root / "train.log"

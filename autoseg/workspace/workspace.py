@@ -6,10 +6,10 @@ work_dir/
     datastats.yaml, datastats_by_case.yaml, faults.json
     analysis/cases.jsonl                 what was measured of each case, by content, so that nothing is read twice
     cache/                               preprocessed cases, keyed by content and settings
-    <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json
+    <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json, seal.json
         validation/, held_out/               its labels of held-out cases; their probabilities, for the ensemble
     sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
-    ensemble/                            ensemble.json, scores.json, out_of_fold/, predictions/
+    ensemble/                            ensemble.json, seal.json, scores.json, out_of_fold/, predictions/
     state/<stage>.json                   what each finished stage was made from
     state/layout.json                    the version of all this; see layout.py
     state/digests.jsonl                  what files hold, by inode, size and times, so that bytes are read once
@@ -143,6 +143,11 @@ class Workspace:
     def ensemble_spec(self) -> Path:
         """The chosen combination."""
         return self.ensemble / "ensemble.json"
+
+    @property
+    def ensemble_seal(self) -> Path:
+        """What the chosen combination was; see `autoseg.workspace.seals`."""
+        return self.ensemble / "seal.json"
 
     @property
     def scores(self) -> Path:
