@@ -14,11 +14,12 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from autoseg.config.fields import Positive, Strict
 from autoseg.config.hyperparameters import PLANNED_AS, Hyperparameters, NormalizeMode, required_twin
-from autoseg.config.networks import NETWORKS, AlgoName
+from autoseg.config.networks import NETWORKS, AlgoName, NetworkRow
 from autoseg.config.reader import read_model
 from autoseg.config.types import describe_type, suggest
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import ChannelNorm, Preprocessing
+from autoseg.errors import ConfigError
 from autoseg.workspace.jobs import JobDir
 
 
@@ -95,6 +96,32 @@ else:
     )
 
 
+OLDER_NETWORKS = frozenset(("search",))
+"""Keys of a network that plans of the first versions lack."""
+
+
+def _network_faults(row: NetworkRow, network: dict[str, Any]) -> list[str]:
+    """What is wrong with a plan's `network`: keys that are none, that are missing, and values of another type."""
+    fields = {**row.own.model_fields, **row.planned.model_fields}
+    faults = [f"{key}: unknown key. {suggest(key, fields)}" for key in network if key not in fields]
+    faults += [
+        f"{key}: missing. Expected {describe_type(field.annotation, field.metadata)}."
+        for key, field in fields.items()
+        if field.is_required() and key not in network and key not in OLDER_NETWORKS
+    ]
+    for model in (row.own, row.planned):
+        values = {key: network[key] for key in model.model_fields if key in network}
+        try:
+            model.model_validate_json(json.dumps(values), strict=True)  # as JSON, where a list may be a tuple
+        except ValidationError as error:
+            keys = dict.fromkeys(str(fault["loc"][0]) for fault in error.errors() if fault["type"] != "missing")
+            for key in keys:
+                expected = describe_type(fields[key].annotation, fields[key].metadata)
+                found = str(values[key]) if len(str(values[key])) <= 60 else f"{str(values[key])[:57]}..."
+                faults.append(f"{key}: expected {expected}, found {found}.")
+    return faults
+
+
 class Plan(PlannedHyperparameters):
     """Every hyperparameter of one training job: those of the settings, and what the planner alone decides."""
 
@@ -126,19 +153,11 @@ class Plan(PlannedHyperparameters):
     @field_validator("network")
     @classmethod
     def _check_network(cls, network: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        """Refuse an edit that gives one of the network's own hyperparameters a value that it cannot have."""
+        """Refuse an edit that takes a value from the network, or gives it one that it cannot have or does not know."""
         if (row := NETWORKS.get(info.data.get("algo", ""))) is None:
             return network  # that is a fault of its own
-        values = {key: network[key] for key in row.own.model_fields if key in network}
-        try:
-            row.own.model_validate_json(json.dumps(values), strict=True)  # as JSON, where a list may be a tuple
-        except ValidationError as error:
-            for fault in error.errors():
-                if fault["type"] != "missing":  # plans of older versions lack some
-                    key = str(fault["loc"][0])
-                    field = row.own.model_fields[key]
-                    expected = describe_type(field.annotation, field.metadata)
-                    raise ValueError(f"{key}: expected {expected}, found {values[key]}.") from None
+        if faults := _network_faults(row, network):
+            raise ValueError(" ".join(faults))
         return network
 
     @model_validator(mode="after")
@@ -150,6 +169,10 @@ class Plan(PlannedHyperparameters):
         for key in ("class_weights", "class_sampling"):
             if unknown := [name for name in getattr(self, key) if name not in names]:
                 raise ValueError(f"{key}: no class {unknown[0]}. {suggest(unknown[0], names)}")
+        try:
+            _ = self.label_map
+        except ConfigError as error:
+            raise ValueError(" ".join(error.messages)) from None
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_text_from_the_command_line_is_not_yaml(write: Write, text: str) -> None
         ("extra_modalities: ct", "extra_modalities: expected a mapping of names to texts, found ct."),
         (
             "swinunetr: {feature_size: 13}",
-            "swinunetr.feature_size: expected a whole number >= 12 and divisible by 12, found 13.",
+            "swinunetr.feature_size: expected a whole number >= 12 and <= 2048 and divisible by 12, found 13.",
         ),
         ("name:", "name: expected text, found nothing."),
         ("? [a]\n: 3", "expected a name before the colon, found [a]."),
@@ -167,7 +167,7 @@ def test_all_faults_at_once_in_order(write: Write) -> None:
         "input.yaml:6: segresnet.batch_size: expected a whole number >= 1, found x.",
         "--roi_size: not valid YAML: did not find expected ',' or ']'. Check colons, quotes, brackets and indentation.",
         "--num_epohs: unknown key. Did you mean --num_epochs?",
-        "--dints.channel_mul: expected a number > 0, found 0.",
+        "--dints.channel_mul: expected a number > 0 and <= 64, found 0.",
     ]
 
 

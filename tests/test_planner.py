@@ -210,7 +210,8 @@ def test_an_edit_of_the_networks_own_values_is_checked_like_the_settings(tmp_pat
     assert "init_filters: 16" in text
     paths.plan.write_text(text.replace("init_filters: 16", "init_filters: 2"))
     line = 1 + next(i for i, line in enumerate(text.splitlines()) if "init_filters: 16" in line)
-    with pytest.raises(ConfigError, match=f":{line}: network: init_filters: expected a whole number >= 4, found 2"):
+    fault = f":{line}: network: init_filters: expected a whole number >= 4 and <= 2048, found 2"
+    with pytest.raises(ConfigError, match=fault):
         read_plan(paths)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from autoseg.algos.fit import fitted_plan
 from autoseg.algos.inputs import PlanInputs
@@ -14,6 +15,7 @@ from autoseg.algos.planner import make_plan
 from autoseg.algos.rules.patches import ROUNDED_UP
 from autoseg.config.reader import read_model
 from autoseg.config.templates import fill_template, template_text
+from autoseg.errors import ConfigError
 from autoseg.export.bundle import write_bundle
 from autoseg.plan import Origin, Plan, read_plan
 from autoseg.version import __version__
@@ -103,10 +105,26 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
         log.warning("%s_%d: roi_size %s", algo, fold, origins["roi_size"].rule)
     if edits:
         log.info("%s_%d: keeping what was edited by hand: %s", algo, fold, ", ".join(edits))
-        plan = Plan.model_validate({**generated, **edits})
+        plan = _with_edits(generated, edits, paths)
     write_bundle(plan, origins, generated, paths)
     workspace.stamp(stage, sources)
     return True
+
+
+def _with_edits(generated: dict[str, Any], edits: dict[str, Any], paths: JobDir) -> Plan:
+    """A new plan with what was edited by hand in the one before it.
+
+    Raises:
+        ConfigError: The two do not fit together.
+    """
+    try:
+        return Plan.model_validate({**generated, **edits})
+    except ValidationError as error:
+        faults = [str(fault.get("ctx", {}).get("error", fault["msg"])) for fault in error.errors()]
+        raise ConfigError(
+            f"{paths.plan}: what was edited by hand ({', '.join(edits)}) does not fit the new plan: {' '.join(faults)} "
+            "Undo the edit, or delete the file."
+        ) from None
 
 
 def _sources(inputs: PlanInputs) -> dict[str, str]:

@@ -11,36 +11,63 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from autoseg.config.fields import Count, Positive, Strict
+from autoseg.config.fields import Count, Positive3, Strict
 from autoseg.config.hyperparameters import HyperSettings, optional_twin
+
+Few = Annotated[int, Field(ge=1, le=32)]
+"""Layers or blocks of a stage: with more than any published network has, building it alone takes minutes."""
+MOST_STAGES = 10
+"""Stages of an encoder: each halves the patch, and 2^9 voxels are more than any patch has along an axis."""
+MOST_FILTERS = 2048
+"""Filters of a stage that a plan gives. A choice: some ten times what published networks have."""
 
 
 class SegResNet(Strict):
     """The hyperparameters that SegResNet alone has."""
 
-    init_filters: Annotated[int, Field(ge=4)]
+    init_filters: Annotated[int, Field(ge=4, le=MOST_FILTERS)]
     """Filters of the first stage; doubled at each stage."""
-    blocks_down: tuple[Count, ...]
+    blocks_down: Annotated[tuple[Few, ...], Field(min_length=1, max_length=MOST_STAGES)]
     """Residual blocks of each stage of the encoder; their number is the depth."""
     dsdepth: Count
     """Resolutions that get a loss (deep supervision)."""
 
 
+class SegResNetPlanned(Strict):
+    """What a plan says of SegResNet besides: the planner alone decides it."""
+
+    norm: Literal["INSTANCE", "BATCH"]
+    """Normalisation."""
+    resolution: Positive3 | None = None
+    """Spacing that the strides of the stages follow; null: all halve every axis."""
+
+
 class SwinUNETR(Strict):
     """The hyperparameters that SwinUNETR alone has."""
 
-    feature_size: Annotated[int, Field(ge=12, multiple_of=12)]
+    feature_size: Annotated[int, Field(ge=12, le=MOST_FILTERS, multiple_of=12)]
     """Features of the first stage."""
-    depths: tuple[Count, Count, Count, Count]
+    depths: tuple[Few, Few, Few, Few]
     """Transformer layers of each stage."""
-    window_size: Annotated[int, Field(ge=2)]
+    window_size: Annotated[int, Field(ge=2, le=64)]
     """Edge of an attention window."""
+
+
+class SwinUNETRPlanned(Strict):
+    """What a plan says of SwinUNETR besides."""
+
+    num_heads: tuple[Count, Count, Count, Count]
+    """Attention heads of each stage."""
+    use_v2: bool
+    """A residual convolution before each stage."""
+    norm: Literal["instance", "group"]
+    """Normalisation."""
 
 
 class DiNTS(Strict):
     """The hyperparameters that DiNTS alone has."""
 
-    channel_mul: Positive
+    channel_mul: Annotated[float, Field(gt=0, le=64)]
     """Multiplies the filters 32, 64, 128, ... of the resolutions."""
     use_downsample: bool
     """Work from half resolution on: cheaper, a little coarser."""
@@ -49,13 +76,33 @@ class DiNTS(Strict):
     the template on, whose file says where it is from; false: take that one."""
 
 
+class DiNTSPlanned(Strict):
+    """What a plan says of DiNTS besides: its topology."""
+
+    paths: Annotated[tuple[tuple[Literal[0, 1], ...], ...], Field(min_length=1)]
+    """Which paths of each block are open."""
+    operations: Annotated[tuple[tuple[Annotated[int, Field(ge=0, le=4)], ...], ...], Field(min_length=1)]
+    """The operation of each path."""
+    nodes: Annotated[tuple[tuple[Literal[0, 1], ...], ...], Field(min_length=1)]
+    """Which resolutions are reached before each block and after the last."""
+
+
 class UNet(Strict):
     """The hyperparameters that UNet alone has."""
 
-    features: Annotated[tuple[Count, ...], Field(min_length=2)]
+    features: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MOST_FILTERS)], ...], Field(min_length=2, max_length=MOST_STAGES)
+    ]
     """Filters of each stage; each stage halves the edges."""
-    num_res_units: Annotated[int, Field(ge=0)]
+    num_res_units: Annotated[int, Field(ge=0, le=32)]
     """Residual units of each stage."""
+
+
+class UNetPlanned(Strict):
+    """What a plan says of UNet besides."""
+
+    norm: Literal["INSTANCE", "BATCH"]
+    """Normalisation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +111,8 @@ class NetworkRow:
 
     own: type[Strict]
     """The hyperparameters that it alone has; the class' name is the network's name in texts."""
+    planned: type[Strict] = Strict
+    """What its plan holds besides, which the planner alone decides."""
     in_ensemble: bool = True
     """Whether `algos` may name it."""
     by_default: bool = False
@@ -77,13 +126,14 @@ class NetworkRow:
 
 
 NETWORKS: dict[str, NetworkRow] = {
-    "segresnet": NetworkRow(own=SegResNet, by_default=True, recipes=("flare23",)),
-    "swinunetr": NetworkRow(own=SwinUNETR, by_default=True, recipes=("btcv",)),
-    "dints": NetworkRow(own=DiNTS, by_default=True),
-    "unet": NetworkRow(own=UNet, recipes=("spleen",)),
+    "segresnet": NetworkRow(own=SegResNet, planned=SegResNetPlanned, by_default=True, recipes=("flare23",)),
+    "swinunetr": NetworkRow(own=SwinUNETR, planned=SwinUNETRPlanned, by_default=True, recipes=("btcv",)),
+    "dints": NetworkRow(own=DiNTS, planned=DiNTSPlanned, by_default=True),
+    "unet": NetworkRow(own=UNet, planned=UNetPlanned, recipes=("spleen",)),
     # It finds the region to look at, and looks coarsely: the top level's voxels and windows are the others'.
     "locator": NetworkRow(
         own=SegResNet,
+        planned=SegResNetPlanned,
         in_ensemble=False,
         not_from_top=frozenset(
             ("resample_resolution", "roi_size", "crop_foreground", "overlap", "tta", "class_weights", "class_sampling")

@@ -112,6 +112,8 @@ class Reader:
             return self.expected(node, path, annotation)
         if len(nodes) < limits.get("min_length", 0):
             return self.fault(node, path, "the list is empty. Give at least one value, or leave the key out.")
+        if len(nodes) > limits.get("max_length", math.inf):
+            return self.fault(node, path, f"a list of {len(nodes)}. Give at most {limits['max_length']} values.")
         kinds = [args[0]] * len(nodes) if many else args
         single = isinstance(node, yaml.ScalarNode)
         values = [

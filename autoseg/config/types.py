@@ -25,13 +25,13 @@ def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def strip_annotated(annotation: Any, metadata: Iterable[Any] = ()) -> tuple[Any, dict[str, Any]]:
-    """Split an annotation into the bare type and its limits (gt, ge, lt, le, multiple_of, min_length)."""
+    """Split an annotation into the bare type and its limits (gt, ge, lt, le, multiple_of, min_length, max_length)."""
     limits = list(metadata)
     while get_origin(annotation) is Annotated:
         annotation, *extra = get_args(annotation)
         limits += extra
     limits += [inner for item in limits for inner in getattr(item, "metadata", ())]
-    names = ("gt", "ge", "lt", "le", "multiple_of", "min_length")
+    names = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length")
     return annotation, {n: v for n in names for item in limits if (v := getattr(item, n, None)) is not None}
 
 
@@ -68,7 +68,8 @@ def describe_type(annotation: Any, metadata: Iterable[Any] = (), *, plural: bool
         return ("" if plural else "one of ") + ", ".join(str(a) for a in args)
     if origin in (tuple, list):
         if origin is list or args[-1] is Ellipsis:
-            items = describe_type(args[0], plural=True)
+            most = f"at most {limits['max_length']} " if "max_length" in limits else ""
+            items = f"{most}{describe_type(args[0], plural=True)}"
             return (
                 f"a list out of {items}" if get_origin(strip_annotated(args[0])[0]) is Literal else f"a list of {items}"
             )

@@ -20,7 +20,7 @@ from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import PreparedRows, Region
 from autoseg.data.streams import ImageRows, LabelRows, MemoryImage, open_image
 from autoseg.data.volumes import write_volume
-from autoseg.errors import WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.hardware.device import Precision, pick_device, resolve_precision, to_device
 from autoseg.inference.checks import check_image
@@ -32,7 +32,7 @@ from autoseg.inference.restore import Member, labelled_slabs
 from autoseg.inference.seals import check_jobs
 from autoseg.inference.sides import BodyWatch, split_sides
 from autoseg.inference.windows import ProbRows, WindowModel
-from autoseg.networks import build_network, divisor, heads
+from autoseg.networks import build_network, divisor, heads, plan_faults
 from autoseg.plan import Plan
 from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import digest
@@ -63,13 +63,15 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
         precision: to compute in; None: the plan's, and fp32 where the job found that half precision changes labels.
 
     Raises:
-        ConfigError: The plan cannot be read.
+        ConfigError: The plan cannot be read, or no network can be built by it.
         WorkspaceError: The weights are missing, damaged, or of another network than the plan describes.
     """
     name = job.root.name
     if not job.model.exists():
         raise WorkspaceError(f"{job.model}: missing; {name} has not been trained. Run `autoseg train`.")
     plan = read_model(job.plan, Plan)
+    if faults := plan_faults(plan):
+        raise ConfigError([f"{job.plan}: {fault}" for fault in faults])
     if precision is not None:
         plan = plan.model_copy(update={"precision": precision})
     elif plan.precision == "auto" and resolve_precision(device, "auto") != "fp32" and job.validation.exists():

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from torch import nn
 
 from autoseg.config.networks import AlgoName
+from autoseg.errors import ConfigError
 from autoseg.networks.sizing import LearningRates, NetworkChoice, Sizing
+from autoseg.plan import Plan, read_plan
 
 if TYPE_CHECKING:
-    from autoseg.plan import Plan
+    from autoseg.workspace.jobs import JobDir
 
 
 class NetworkFile(Protocol):
@@ -50,13 +52,50 @@ def network_file(algo: AlgoName) -> NetworkFile:
 
 
 def build_network(plan: Plan) -> nn.Module:
-    """A fresh network as the plan describes it; in training mode it may return a list, finest output first."""
-    return network_file(plan.algo).build(len(plan.channels), plan.num_outputs, plan.network)
+    """A fresh network as the plan describes it; in training mode it may return a list, finest output first.
+
+    Raises:
+        ConfigError: Its values do not fit together.
+    """
+    try:
+        return network_file(plan.algo).build(len(plan.channels), plan.num_outputs, plan.network)
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"{plan.algo}_{plan.fold}: network: its values do not fit together ({reason}). Undo the edit of the plan."
+        ) from error
 
 
 def divisor(plan: Plan) -> tuple[int, int, int]:
     """What the edges of a window must be multiples of."""
     return network_file(plan.algo).divisor(plan.network)
+
+
+def plan_faults(plan: Plan) -> list[str]:
+    """What is wrong with a plan that its types do not say, without building anything: an edit may ask for a giant."""
+    steps = divisor(plan)
+    if all(size % step == 0 for size, step in zip(plan.roi_size, steps, strict=True)):
+        return []
+    fit = [-(-size // step) * step for size, step in zip(plan.roi_size, steps, strict=True)]
+    return [
+        f"roi_size: found {list(plan.roi_size)}, but the stages in `network` need multiples of {list(steps)}, such as "
+        f"{fit}. Change roi_size, or have fewer stages."
+    ]
+
+
+def checked_plan(paths: JobDir) -> Plan:
+    """A job's plan, made sure to be one that its network can be built and trained by.
+
+    Raises:
+        ConfigError: An edit is not valid; all faults of it.
+    """
+    plan = read_plan(paths)
+    faults = plan_faults(plan)
+    if (name := f"{plan.algo}_{plan.fold}") != paths.root.name:
+        faults.append(f"algo and fold: found those of {name} in the folder of {paths.root.name}. Undo the edit.")
+    if faults:
+        raise ConfigError([f"{paths.plan}: {fault}" for fault in faults])
+    return plan
 
 
 def heads(algo: AlgoName, network: nn.Module) -> tuple[nn.Module, ...]:

@@ -16,7 +16,14 @@ SECONDS_PER_MEGAVOXEL = 3.1
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
-    """Build it; one output."""
+    """Build it; one output.
+
+    Raises:
+        ValueError: The features of a stage cannot be shared out over its heads, which MONAI meets in its first step.
+    """
+    for stage, num_heads in enumerate(network["num_heads"]):
+        if (features := network["feature_size"] * 2**stage) % num_heads:
+            raise ValueError(f"num_heads: {features} features of stage {stage + 1} do not divide by {num_heads}")
     return SwinUNETR(
         in_channels=in_channels,
         out_channels=out_channels,

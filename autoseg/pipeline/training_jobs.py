@@ -10,6 +10,7 @@ from autoseg.config.networks import AlgoName
 from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Datalist
+from autoseg.errors import ConfigError
 from autoseg.launch import Task, launch
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.files import last_lines
@@ -46,8 +47,10 @@ def train_jobs(
         Whether all but dropped ones are done at the end.
 
     Raises:
+        ConfigError: Plans were edited so that they cannot be trained by; all of them.
         Interrupted: A signal came; everything is saved.
     """
+    _check_plans(workspace, jobs)
     _say_length(workspace, settings, jobs)
     todo: list[tuple[AlgoName, int]] = []
     begin = time.monotonic()
@@ -83,6 +86,22 @@ def train_jobs(
         for job in bad:
             log.warning("train: %s %s: %s", job.name, job.state, job.error.splitlines()[0] if job.error else "")
     return not bad
+
+
+def _check_plans(workspace: Workspace, jobs: Sequence[tuple[AlgoName, int]]) -> None:
+    """Say all that is wrong with the plans before the first job starts. Raises: ConfigError."""
+    from autoseg.networks import checked_plan
+
+    faults: list[str] = []
+    for algo, fold in jobs:
+        paths = workspace.job_dir(algo, fold)
+        try:
+            if paths.plan.exists():
+                checked_plan(paths)
+        except ConfigError as error:
+            faults.extend(error.messages)
+    if faults:
+        raise ConfigError(faults)
 
 
 def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold: int) -> tuple[Job, list[str]]:

@@ -131,6 +131,11 @@ def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
     image, label = read_image(case.images), read_label(case.label)
     if differs := label.grid.differs_from(image.grid):
         raise DataError(f"{case.name}: label and image lie on different grids ({differs}). Export the label again.")
+    if (num_channels := len(image.array)) != len(plan.channels):
+        raise DataError(
+            f"{case.name}: {num_channels} channels, but the plan's `channels` has {len(plan.channels)}. "
+            "Undo the edit of the plan."
+        )
     prepared = prepare_image(image, plan.preprocessing)
     target = prepare_label(label_map.encode(label.array[0]), prepared).numpy()
     # A value that float16 cannot hold would become infinite; no normalisation gets near.

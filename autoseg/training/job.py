@@ -27,6 +27,7 @@ from autoseg.errors import AutosegError, ResourceError
 from autoseg.hardware.device import pick_device, resolve_precision
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.inference.seals import check_jobs, seal_job
+from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
 from autoseg.training.cache import load_cases, remove_unused
 from autoseg.training.errors import Diverged, Interrupted, Pruned
@@ -189,7 +190,7 @@ class JobRun:
     def _work(self) -> None:
         """Find out what is to be done, and do it."""
         job, paths = self.job, self.paths
-        plan = read_plan(paths)
+        plan = checked_plan(paths)
         datalist = read_cases(self.workspace, self.dataroot)
         train_cases = cases_for(plan, datalist.train_cases(job.fold))
         val_cases = cases_for(plan, datalist.val_cases(job.fold))
