@@ -456,6 +456,19 @@ def test_a_ct_among_mris(data: DataSet) -> None:
     ]
 
 
+def test_a_testing_case_outside_of_the_training_images(tmp_path: Path) -> None:
+    data = DataSet(root=tmp_path, num=2)
+    data.add(image=make_image(2), role="testing")
+    data.add(image=(make_image(3) + 1500).astype(np.int16), role="testing")
+    assert not any("case_" in w for w in warnings(data, modality="MRI"))
+    found = [w for w in warnings(data, modality="CT") if "case_" in w]
+    assert found == [
+        "case_3 (images/case_3.nii.gz): intensities from 1502 to 2399, half of them and more outside of 6 to 896.9, "
+        "where the training images lie. Is it of another modality, or not in Hounsfield units? Do not trust its "
+        "labels if so."
+    ]
+
+
 def test_another_size(data: DataSet) -> None:
     affine = np.diag([8.0, 12.0, 16.0, 1.0])
     save(data.cases[2].images[0], make_image(2), affine)

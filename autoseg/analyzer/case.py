@@ -71,6 +71,8 @@ class CaseStats:
     """Within the box around voxels above 0, one per channel."""
     foreground: tuple[Stats, ...] = ()
     """Of the labelled voxels, one per channel; empty where none is."""
+    background: tuple[Stats, ...] = ()
+    """Of all other voxels of the image, one per channel; empty where every voxel is labelled."""
     classes: tuple[ClassStats, ...] = ()
     """By label value, background first; empty without a label."""
     pooled: tuple[Histogram, ...] = ()
@@ -250,6 +252,7 @@ def _measure(
         for histograms in by_channel
     ]
     has_foreground = bool(len(pooled[0].values))
+    around = [pool([h for value, h in histograms.items() if value in (0, ignore_label)]) for histograms in by_channel]
     return CaseStats(
         findings=findings,
         digests=digests,
@@ -261,6 +264,7 @@ def _measure(
         nonzero_ratio=hull_volume(nonzero) / float(np.prod(grid.shape)),
         intensity=tuple(h.stats() for h in cropped),
         foreground=tuple(h.stats() for h in pooled) if has_foreground else (),
+        background=tuple(h.stats() for h in around) if len(around[0].values) else (),
         classes=() if label is None else _classes(label, by_channel, grid.affine, axes),
         pooled=tuple(pooled) if has_foreground else (),
     )
