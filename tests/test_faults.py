@@ -232,7 +232,6 @@ def test_other_shape(data: DataSet) -> None:
 
 def test_other_orientation(data: DataSet) -> None:
     flipped = np.diag([-1.0, 1.5, 2.0, 1.0])
-    flipped[0, 3] = SHAPE[0] - 1
     save(data.root / "labels" / "case_2.nii.gz", make_label(), flipped)
     assert faults(data) == [LABEL + "not on the image's grid: orientation LAS against RAS. Export the label again."]
 
@@ -241,7 +240,7 @@ def test_other_affine(data: DataSet) -> None:
     moved = AFFINE.copy()
     moved[:3, 3] = 5
     save(data.root / "labels" / "case_2.nii.gz", make_label(), moved)
-    assert faults(data) == [LABEL + "not on the image's grid: corners up to 5 mm apart. Export the label again."]
+    assert faults(data) == [LABEL + "not on the image's grid: corners up to 8.66 mm apart. Export the label again."]
 
 
 def test_an_affine_within_tolerance(data: DataSet) -> None:
@@ -453,6 +452,27 @@ def test_a_ct_among_mris(data: DataSet) -> None:
     assert warnings(data) == [
         IMAGE + "intensities from -994 to -106, while 4 to 894.8 is usual. "
         "Is it of another modality or scale? Leave it out if so."
+    ]
+
+
+def test_a_label_a_share_of_a_voxel_off_or_stored_flipped_is_sound(data: DataSet) -> None:
+    before = data.analyze(strict=True)
+    moved = AFFINE.copy()
+    moved[:3, 3] += 0.05
+    labels = [case.label for case in data.cases if case.label is not None]
+    save(labels[0], make_label(), moved)
+    flipped = np.diag([-1.0, -1.5, 2.0, 1.0])
+    flipped[:2, 3] = (SHAPE[0] - 1) * 1.0, (SHAPE[1] - 1) * 1.5
+    save(labels[1], make_label()[::-1, ::-1], flipped)
+    swapped = AFFINE[:, [2, 0, 1, 3]]
+    save(labels[2], make_label().transpose(2, 0, 1), swapped)
+    after = data.analyze(strict=True)
+    assert after.warnings == ()
+    assert after.datastats["data_set"] == before.datastats["data_set"]
+    moved[0, 3] += 0.1
+    save(labels[0], make_label(), moved)
+    assert faults(data) == [
+        "case_0 (labels/case_0.nii.gz): not on the image's grid: corners up to 0.166 mm apart. Export the label again."
     ]
 
 

@@ -262,6 +262,20 @@ def test_perfect_predictions(folders: tuple[Path, Path]) -> None:
     assert all(row == [1.0, 1.0] for row in [*found.scores["dice"].values(), *found.scores["nsd"].values()])
 
 
+def test_a_prediction_a_share_of_a_voxel_off_and_stored_flipped_is_scored_in_place(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for path in sorted(folders[1].iterdir()):
+        label = nib.load(path)
+        turned = label.as_reoriented([[2, -1], [0, 1], [1, -1]])
+        affine = turned.affine.copy()
+        affine[:3, 3] += 0.02
+        (tmp_path / "turned").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), affine), tmp_path / "turned" / path.name)
+    found = evaluate(tmp_path / "turned", folders[1])
+    assert all(row == [1.0, 1.0] for row in [*found.scores["dice"].values(), *found.scores["nsd"].values()])
+
+
 def test_all_faults_of_the_folders_at_once(folders: tuple[Path, Path]) -> None:
     preds, labels = folders
     write_volume(preds / "a.nii.gz", np.zeros((14, 12, 11), np.uint8), Grid(shape=(14, 12, 11), affine=np.eye(4)))

@@ -16,6 +16,7 @@ from monai.transforms import Spacing
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from scipy.spatial.transform import Rotation
 
+from autoseg.data import streams
 from autoseg.data.formats.table import read_grid, stem_of
 from autoseg.data.grid import Grid
 from autoseg.data.resampling import resample, resampled_shape
@@ -161,6 +162,41 @@ def test_grids_that_differ_say_how() -> None:
     assert grid.differs_from(Grid(shape=(10, 10, 10), affine=finer)) == "spacing 1x1x1 against 1x1x0.5 mm"
     assert grid.differs_from(Grid(shape=(10, 10, 10), affine=np.diag([-1, 1, 1, 1.0]))) == "orientation RAS against LAS"
     assert grid.differs_from(Grid(shape=(10, 10, 10), affine=np.eye(4) + 1e-5)) is None
+
+
+def turned_file(path: Path, array: np.ndarray, affine: np.ndarray, codes: tuple[str, ...]) -> Path:
+    """A file with the same voxels in the same places, its axes stored along other directions."""
+    other = nib.orientations.ornt_transform(nib.io_orientation(affine), axcodes2ornt(codes))
+    turned = nib.orientations.apply_orientation(array, other)
+    return save(path, turned, affine @ inv_ornt_aff(other, array.shape[:3]))
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "SLA", "PIR"])
+def test_files_of_one_grid_may_be_stored_in_other_directions(tmp_path: Path, codes: str) -> None:
+    affine = stored_affine(("R", "A", "S"), (6, 5, 4), (0.7, 0.8, 2.0), 12.0)
+    array = np.random.default_rng(0).integers(0, 900, (6, 5, 4)).astype(np.int16)
+    first = save(tmp_path / "first.nii", array, affine)
+    moved = affine.copy()
+    moved[:3, 3] += 0.02  # of a voxel of 0.7 mm
+    other = turned_file(tmp_path / "other.nii", array, moved, tuple(codes))
+    assert read_grid(other)[0].differs_from(read_grid(first)[0]) is None
+    both = read_image((first, other)).array
+    np.testing.assert_array_equal(both[0], both[1])
+    moved[:3, 3] += 0.06
+    apart = read_grid(turned_file(other, array, moved, tuple(codes)))[0].differs_from(read_grid(first)[0])
+    assert apart == ("corners up to 0.139 mm apart" if codes == "RAS" else f"orientation {codes} against RAS")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_channels_stored_in_other_directions_are_read_alike_when_large(tmp_path, monkeypatch, streamed: bool) -> None:
+    affine = np.diag([0.7, 0.8, 2.0, 1.0])
+    array = np.random.default_rng(0).integers(0, 900, (6, 5, 4)).astype(np.int16)
+    paths = [save(tmp_path / "a.nii", array, affine), turned_file(tmp_path / "b.nii", array, affine, tuple("SPL"))]
+    if streamed:
+        monkeypatch.setattr(streams, "STREAM_VOXELS", 10)
+    image = streams.open_image(paths)
+    rows = image.rows(0, image.shape[image.axis])
+    np.testing.assert_array_equal(rows[0], rows[1])
 
 
 def message(path: Path, read: str = "image") -> str:

@@ -7,7 +7,7 @@ Axes: X, Y, Z in RAS+; a result says nothing of orientation on disk beyond its n
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_
 from autoseg.data.components import find_components
 from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
 from autoseg.data.formats.table import read_stored
-from autoseg.data.grid import Grid, in_mm
+from autoseg.data.grid import Grid, in_mm, stored_as
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""
@@ -124,6 +124,8 @@ def analyze_case(
             findings.append(
                 Finding("grid", f"not on the image's grid: {differs}", "Export the label again.", file=LABEL_FILE)
             )
+        elif first is not None and label_array is not None:
+            label_array = stored_as(label_array, label_volume.grid, first.grid)
     for number, volume in enumerate(volumes):
         if volume is not None:
             _check_voxels(volume, number, findings)
@@ -134,8 +136,9 @@ def analyze_case(
                 )
     read = [v for v in volumes if v is not None]
     digests = tuple(v.digest for v in [*volumes, *([label_volume] if label is not None else [])] if v is not None)
-    if any(f.is_fault for f in findings) or not read:
+    if any(f.is_fault for f in findings) or first is None:
         return CaseStats(findings=tuple(findings), digests=digests)
+    read = [replace(v, array=stored_as(v.array, v.grid, first.grid), grid=first.grid) for v in read]
     del volumes, label_volume, first, volume
     return _measure(read, label_array, ignore_label, tuple(findings), digests)
 
