@@ -200,6 +200,29 @@ def test_warning_of_a_header_that_contradicts_itself(data: DataSet) -> None:
     ]
 
 
+def test_warning_of_a_qform_elsewhere_than_the_sform(data: DataSet) -> None:
+    turned = AFFINE.copy()
+    turned[:2, :2] = [[np.cos(0.3), -1.5 * np.sin(0.3)], [np.sin(0.3), 1.5 * np.cos(0.3)]]
+    turned[:3, 3] = 30, 0, 0
+    image = nib.load(data.cases[2].images[0])
+    image = nib.Nifti1Image(np.asarray(image.dataobj), AFFINE)
+    image.set_sform(AFFINE, 1)
+    image.set_qform(turned, 1)
+    nib.save(image, data.cases[2].images[0])
+    assert warnings(data) == [
+        IMAGE + "sform (its affine) and qform put corners 30 mm (30 voxels) apart. "
+        "The affine is used. Export it again if that is wrong."
+    ]
+    turned[:2, :2], turned[:3, 3] = AFFINE[:2, :2], (0.05, 0, 0)  # a twentieth of a voxel
+    image.set_qform(turned, 1)
+    nib.save(image, data.cases[2].images[0])
+    assert warnings(data) == []
+    respoil(data.cases[2].images[0], header(quatern_b=3.0))
+    assert warnings(data) == [
+        IMAGE + "a damaged qform beside the sform (its affine). The affine is used. Export it again if that is wrong."
+    ]
+
+
 def test_warning_of_bytes_after_the_voxels(data: DataSet) -> None:
     respoil(data.cases[2].images[0], lambda raw: raw + b"\0" * 40)
     assert warnings(data) == [

@@ -164,6 +164,44 @@ def test_grids_that_differ_say_how() -> None:
     assert grid.differs_from(Grid(shape=(10, 10, 10), affine=np.eye(4) + 1e-5)) is None
 
 
+def two_forms(
+    path: Path, array: np.ndarray, *, codes: tuple[int, int], apart: bool, kind: type = nib.Nifti1Image
+) -> Path:
+    """A file whose qform is its sform, or turned by 20 degrees and moved by 30 mm."""
+    sform = stored_affine(("L", "A", "S"), array.shape, (0.7, 0.8, 2.0), 12.0)
+    qform = stored_affine(("L", "A", "S"), array.shape, (0.7, 0.8, 2.0), 32.0 if apart else 12.0)
+    qform[:3, 3] += 30.0 * apart
+    image = kind(array, sform)
+    image.set_sform(sform, codes[0])
+    image.set_qform(qform, codes[1])
+    image.header.set_xyzt_units("micron" if apart else "mm", "sec")
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("codes", [(1, 1), (4, 2), (2, 0), (0, 1), (0, 0)])
+def test_a_label_has_both_forms_and_codes_of_its_image(tmp_path: Path, codes, apart: bool, kind: type) -> None:
+    array = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
+    path = two_forms(tmp_path / "image.nii.gz", array, codes=codes, apart=apart, kind=kind)
+    volume = read_image((path,))
+    write_volume(tmp_path / "whole.nii.gz", volume.array[0].astype(np.int16), volume.grid)
+    with streams.FileImage([path]) as image, streams.LabelRows(tmp_path / "rows.nii", image.grid, np.int16) as out:
+        for row in range(image.shape[image.axis]):
+            out.write(row, image.rows(row, row + 1)[0])
+    image, places = nib.load(path), ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z")
+    places = (*places, "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+    for name in ("whole.nii.gz", "rows.nii"):
+        label = nib.load(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(label.dataobj), array)
+        for place in places:
+            np.testing.assert_array_equal(label.header[place], image.header[place].astype(np.float32), err_msg=place)
+        np.testing.assert_array_equal(label.header["pixdim"][:4], image.header["pixdim"][:4].astype(np.float32))
+        assert label.header.get_xyzt_units()[0] == image.header.get_xyzt_units()[0]
+        assert read_grid(tmp_path / name)[0].differs_from(volume.grid) is None
+
+
 def turned_file(path: Path, array: np.ndarray, affine: np.ndarray, codes: tuple[str, ...]) -> Path:
     """A file with the same voxels in the same places, its axes stored along other directions."""
     other = nib.orientations.ornt_transform(nib.io_orientation(affine), axcodes2ornt(codes))
