@@ -187,6 +187,28 @@ def test_infinity(data: DataSet, value: float) -> None:
     assert faults(data) == [IMAGE + expected]
 
 
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e7])
+def test_one_voxel_that_shifts_the_statistics(data: DataSet, value: float) -> None:
+    image = make_image(2).astype(np.float32)
+    image[3, 4, 5] = value
+    save(data.cases[2].images[0], image)
+    kept = np.sort(image.ravel())
+    low, high = np.percentile(kept, [0.5, 99.5])
+    expected = (
+        IMAGE + f"a few voxels as far as {value:.4g}, while 99 % lie from {low:.4g} to {high:.4g}. Mean and deviation, "
+        "by which images are normalised, are theirs. Clip or replace them."
+    )
+    assert warnings(data) == [expected]
+    assert data.analyze(strict=True).quarantined == ()
+    image[image < 895] = 0  # most voxels are nothing
+    image[3, 4, 5] = value
+    save(data.cases[2].images[0], image)
+    assert any("a few voxels as far as" in w for w in warnings(data))
+    image[3, 4, 5] = 30_000  # metal
+    save(data.cases[2].images[0], image)
+    assert not any("a few voxels as far as" in w for w in warnings(data))
+
+
 def test_constant_image(data: DataSet) -> None:
     save(data.cases[2].images[0], np.full(SHAPE, 7, np.int16))
     assert faults(data) == [IMAGE + "every voxel is 7. Export the image again, or leave it out."]
