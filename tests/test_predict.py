@@ -425,12 +425,18 @@ def test_odd_but_good_volumes(work_dir: Path, tmp_path: Path) -> None:
         "three": (3, 30, 28),
         "small": (5, 40, 40),
         "tiny": (4, 4, 4),
+        "uneven": (6, 5, 4),
+        "thick": (30, 28, 3),
+        "long": (8, 8, 200),
     }
     for name, shape in shapes.items():
-        write_image(tmp_path / "images" / f"{name}.nii.gz", shape=shape)
+        affine = np.diag([0.7, 0.7, 10.0, 1.0]) if name == "thick" else None
+        write_image(tmp_path / "images" / f"{name}.nii.gz", affine, shape=shape)
     assert predict_files(work_dir, tmp_path / "images", tmp_path / "out", device="cpu") == 0
     for name, shape in shapes.items():
-        assert nib.load(tmp_path / "out" / f"{name}.nii.gz").shape == shape
+        label, image = nib.load(tmp_path / "out" / f"{name}.nii.gz"), nib.load(tmp_path / "images" / f"{name}.nii.gz")
+        assert label.shape == shape
+        np.testing.assert_array_equal(label.affine, image.affine)
 
 
 SPACINGS = {

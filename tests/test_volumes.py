@@ -202,6 +202,46 @@ def test_a_label_has_both_forms_and_codes_of_its_image(tmp_path: Path, codes, ap
         assert read_grid(tmp_path / name)[0].differs_from(volume.grid) is None
 
 
+SHEARED = np.array([[0.7, 0.1, 0.2, 5], [0, 0.8, -0.3, -60.5], [0, 0, 2.5, 1000.25], [0, 0, 0, 1]])
+FRAMES = {"plain": np.diag([1.0, 1.5, 2.0, 1.0]), "sheared": SHEARED, "left-handed": SHEARED @ np.diag([1, -1, 1, 1])}
+TYPES = [order + kind for kind in ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8") for order in "<>"]
+
+
+def any_file(
+    path: Path, array: np.ndarray, affine: np.ndarray, kind: str, *, slope: float = 1.0, ahead: int = 0
+) -> Path:
+    """A file of a type and byte order; scaled; NIfTI-2 where the type has 8 bytes; with axes of one volume behind."""
+    header = (nib.Nifti2Header if kind[1] == "f" and kind[2] == "8" else nib.Nifti1Header)(endianness=kind[0])
+    header.set_data_dtype(np.dtype(kind))
+    header.set_data_shape((*array.shape, *[1] * ahead))
+    header.set_sform(affine, 1)
+    header.set_qform(np.diag([*np.linalg.norm(affine[:3, :3], axis=0), 1.0]), 0)
+    header["magic"] = b"n+1" if header.sizeof_hdr == 348 else b"n+2"
+    header["vox_offset"] = header.single_vox_offset
+    header["scl_slope"], header["scl_inter"] = slope, 0
+    raw = header.binaryblock + bytes(4) + np.rint(array / slope).astype(kind).tobytes(order="F")
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("kind", TYPES)
+def test_labels_of_any_type_and_frame_are_equal_and_come_back_in_place(tmp_path: Path, kind: str, frame: str) -> None:
+    array = np.random.default_rng(0).integers(0, 4, (6, 5, 4))
+    expected = read_label(any_file(tmp_path / "plain.nii", array, FRAMES[frame], "<u1"))
+    forms = {"x.nii.gz": {}, "four.nii": {"ahead": 1}, "five.nii": {"ahead": 2}, "half.nii.gz": {"slope": 0.5}}
+    for name, form in forms.items():
+        path = any_file(tmp_path / name, array, FRAMES[frame], kind, **form)  # type: ignore[arg-type]
+        label = read_label(path)
+        np.testing.assert_array_equal(label.array, expected.array)
+        assert label.array.dtype == np.uint8
+        np.testing.assert_array_equal(read_image((path,)).array, expected.array)
+        write_volume(tmp_path / "out.nii.gz", label.array[0], label.grid)
+        back = nib.load(tmp_path / "out.nii.gz")
+        np.testing.assert_array_equal(np.asarray(back.dataobj), array)
+        np.testing.assert_array_equal(back.affine, nib.load(path).affine.astype(np.float32))
+
+
 def turned_file(path: Path, array: np.ndarray, affine: np.ndarray, codes: tuple[str, ...]) -> Path:
     """A file with the same voxels in the same places, its axes stored along other directions."""
     other = nib.orientations.ornt_transform(nib.io_orientation(affine), axcodes2ornt(codes))
