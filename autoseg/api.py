@@ -18,6 +18,7 @@ from autoseg.workspace.workspace import Workspace
 if TYPE_CHECKING:
     import numpy as np
 
+    from autoseg.data.grid import Grid
     from autoseg.evaluation.score_files import Scores
 
 Record = dict[str, Any]
@@ -169,10 +170,15 @@ class Prediction:
 
     labels: np.ndarray
     """(X, Y, Z) label values on the image's own grid, axes as they were given."""
-    affine: np.ndarray
-    """(4, 4), voxel -> mm."""
+    grid: Grid
+    """The image's grid."""
     classes: dict[str, tuple[int, ...]]
     """Class -> label values."""
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4), voxel -> mm."""
+        return self.grid.affine
 
     def mask(self, name: str) -> np.ndarray:
         """(X, Y, Z) bool: where a class lies.
@@ -200,13 +206,9 @@ class Prediction:
 
     def save(self, path: str | Path) -> None:
         """Write a label file (.nii or .nii.gz)."""
-        from autoseg.data.grid import Grid
         from autoseg.data.volumes import volume_of, write_volume
 
-        x, y, z = self.labels.shape
-        write_volume(
-            Path(path), volume_of(self.labels, self.affine).array[0], Grid(shape=(x, y, z), affine=self.affine)
-        )
+        write_volume(Path(path), volume_of(self.labels, self.affine).array[0], self.grid)
 
 
 class Segmenter:
@@ -277,9 +279,7 @@ class Segmenter:
             volume = read_image(tuple(Path(p) for p in paths))
         self._predictor.check(volume, "the array" if isinstance(image, np.ndarray) else str(paths[0]))
         labels = self._predictor.predict_labels(volume)
-        return Prediction(
-            labels=stored_array(labels, volume.grid), affine=np.array(volume.grid.affine), classes=self.classes
-        )
+        return Prediction(labels=stored_array(labels, volume.grid), grid=volume.grid, classes=self.classes)
 
 
 def predict(

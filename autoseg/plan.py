@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from autoseg.config.fields import Positive, Strict
+from autoseg.config.fields import Positive, Rising, Strict
 from autoseg.config.hyperparameters import PLANNED_AS, Hyperparameters, NormalizeMode, required_twin
 from autoseg.config.networks import NETWORKS, AlgoName, NetworkRow
 from autoseg.config.reader import read_model
@@ -32,7 +32,7 @@ def read_plan(paths: JobDir) -> Plan:
     return read_model(paths.plan, Plan)
 
 
-WITHOUT_EFFECT = frozenset(("cache", "cache_gib", "step_s", "memory_gib"))
+WITHOUT_EFFECT = frozenset(("cache", "cache_gib", "step_s", "memory_gib", "image_ranges"))
 """Keys of a plan that change nothing about the model."""
 
 PREDICTION = frozenset(("overlap", "tta"))
@@ -53,7 +53,7 @@ class ChannelPlan(Strict):
 
     mode: NormalizeMode
     """ct, mri, pet, meanstd, meanstdtanh, range or none."""
-    bounds: tuple[float, float] | None = None
+    bounds: Rising | None = None
     """Clipped to these intensities (ct, range)."""
     mean: float = 0.0
     """Subtracted after clipping (ct)."""
@@ -139,6 +139,9 @@ class Plan(PlannedHyperparameters):
     """Label value left out of loss and metrics."""
     channels: tuple[ChannelPlan, ...]
     """Normalisation of each image channel; from normalize_mode and intensity_bounds where the user set them."""
+    image_ranges: tuple[tuple[float, float], ...] | None = None
+    """Intensities of each channel between which the training images lie (the lowest 0.5 and the highest 99.5
+    percentile of any of them); prediction warns of an image that lies outside. null: not known."""
     network: dict[str, Any]
     """The network's own settings."""
     budget_s: Positive | None
@@ -165,6 +168,8 @@ class Plan(PlannedHyperparameters):
         for channel in self.channels:
             if channel.mode in ("ct", "range") and channel.bounds is None:
                 raise ValueError(f"channels: mode {channel.mode} needs bounds: [low, high]")
+        if self.image_ranges is not None and len(self.image_ranges) != len(self.channels):
+            raise ValueError(f"image_ranges: {len(self.image_ranges)} for {len(self.channels)} channels")
         names = [c.name for c in self.classes]
         for key in ("class_weights", "class_sampling"):
             if unknown := [name for name in getattr(self, key) if name not in names]:

@@ -10,7 +10,7 @@ from autoseg.algos.inputs import PlanInputs
 from autoseg.algos.planner import make_plan
 from autoseg.config.networks import AlgoName
 from autoseg.config.settings import Settings
-from autoseg.data.fingerprint import Fingerprint, ForegroundIntensity
+from autoseg.data.fingerprint import BackgroundIntensity, Fingerprint, ForegroundIntensity
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
 from autoseg.plan import Origin, Plan
@@ -22,11 +22,13 @@ GPU = Hardware(on_gpu=True, num_gpus=1, memory_gib=80.0, num_cores=16, name="GPU
 def make_fingerprint(**changes: Any) -> Fingerprint:
     """A fingerprint of 10 isotropic MRI cases of 32x32x32 voxels, or as changed."""
     one = ForegroundIntensity(mean=50.0, std=20.0, min=0.0, p00_5=5.0, median=50.0, p99_5=95.0, max=100.0)
+    rest = BackgroundIntensity(min=0.0, p00_5_least=0.0, p00_5=0.0, p99_5=90.0, p99_5_largest=95.0, max=110.0)
     triple, shape = (1.0, 1.0, 1.0), (32, 32, 32)
     values: dict[str, Any] = {
         "num_cases": 10,
         "num_channels": 1,
         "foreground": (one,) * changes.get("num_channels", 1),
+        "background": (rest,) * changes.get("num_channels", 1),
         "nonzero_crop_ratio": 1.0,
         "class_names": ("sphere", "box"),
         "class_values": ((1,), (2,)),

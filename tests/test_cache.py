@@ -17,7 +17,7 @@ from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.hardware import limits
 from autoseg.training import cache
-from autoseg.training.cache import CachedCase, FreshArray, expected_bytes, load_cases
+from autoseg.training.cache import CachedCase, FreshArray, expected_bytes, load_cases, resampling_warnings
 from autoseg.training.patches import cut_batch, filled_classes, make_sampler
 
 
@@ -103,11 +103,36 @@ def test_weights_of_voxels_are_kept_beside_the_target(tmp_path: Path, cases: tup
     assert case_digest(soft) != case_digest(cases[0])
 
 
+@pytest.mark.parametrize("mode", ["ram", "disk", "off"])
+def test_a_class_that_is_lost_in_resampling_is_told(tmp_path: Path, cases: tuple[Case, ...], mode: str) -> None:
+    given = []
+    for number, case in enumerate(cases[:3]):
+        assert case.label is not None
+        label = read_label(case.label)
+        array = label.array[0].copy()
+        if number < 2:
+            array[array == 2] = 0
+            array[4, 4, 4] = 2  # between the voxels that a coarse grid looks at
+        path = tmp_path / f"label_{number}.nii.gz"
+        write_volume(path, array, label.grid)
+        given.append(replace(case, label=path))
+    coarse = plan(cache=mode, resample_resolution=(4.0, 4.0, 4.0))
+    for _ in range(2):  # made, and found in the cache
+        opened = load_cases(tmp_path / "cache", coarse, given, num_workers=1)
+        assert [case.lost.tolist() for case in opened] == [[1], [1], []]
+        assert resampling_warnings(opened, coarse) == [
+            f"at 4x4x4 mm no voxel of box is left in 2 of the 3 cases that have it ({given[0].name}, {given[1].name}), "
+            "so they cannot teach it. Set a finer resample_resolution."
+        ]
+    fine = plan(cache=mode, resample_resolution=(1.0, 1.0, 1.0))
+    assert resampling_warnings(load_cases(tmp_path / "cache", fine, given, num_workers=1), fine) == []
+
+
 def test_memory_takes_what_the_limit_allows_and_the_first_cases_first(
     tmp_path: Path, cases: tuple[Case, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_cases(tmp_path, plan(), cases, num_workers=1)
-    size = [sum(a.nbytes for a in (c.image, c.target, c.points)) + 3 * 128 for c in first]
+    size = [sum(a.nbytes for a in (c.image, c.target, c.points, c.lost)) + 4 * 128 for c in first]
     limit = (size[0] + size[1] + 10) / 2**30
     opened = load_cases(tmp_path, plan(cache_gib=limit), cases, num_workers=1)
     assert [kind(case) for case in opened] == ["ram", "ram", "disk", "disk"]

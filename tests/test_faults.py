@@ -187,6 +187,28 @@ def test_infinity(data: DataSet, value: float) -> None:
     assert faults(data) == [IMAGE + expected]
 
 
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e7])
+def test_one_voxel_that_shifts_the_statistics(data: DataSet, value: float) -> None:
+    image = make_image(2).astype(np.float32)
+    image[3, 4, 5] = value
+    save(data.cases[2].images[0], image)
+    kept = np.sort(image.ravel())
+    low, high = np.percentile(kept, [0.5, 99.5])
+    expected = (
+        IMAGE + f"a few voxels as far as {value:.4g}, while 99 % lie from {low:.4g} to {high:.4g}. Mean and deviation, "
+        "by which images are normalised, are theirs. Clip or replace them."
+    )
+    assert warnings(data) == [expected]
+    assert data.analyze(strict=True).quarantined == ()
+    image[image < 895] = 0  # most voxels are nothing
+    image[3, 4, 5] = value
+    save(data.cases[2].images[0], image)
+    assert any("a few voxels as far as" in w for w in warnings(data))
+    image[3, 4, 5] = 30_000  # metal
+    save(data.cases[2].images[0], image)
+    assert not any("a few voxels as far as" in w for w in warnings(data))
+
+
 def test_constant_image(data: DataSet) -> None:
     save(data.cases[2].images[0], np.full(SHAPE, 7, np.int16))
     assert faults(data) == [IMAGE + "every voxel is 7. Export the image again, or leave it out."]
@@ -197,6 +219,29 @@ def test_warning_of_a_header_that_contradicts_itself(data: DataSet) -> None:
     assert warnings(data) == [
         IMAGE + "voxel sizes 3x3x3 mm against 1x1.5x2 mm in its affine. "
         "The affine is used. Export it again if that is wrong."
+    ]
+
+
+def test_warning_of_a_qform_elsewhere_than_the_sform(data: DataSet) -> None:
+    turned = AFFINE.copy()
+    turned[:2, :2] = [[np.cos(0.3), -1.5 * np.sin(0.3)], [np.sin(0.3), 1.5 * np.cos(0.3)]]
+    turned[:3, 3] = 30, 0, 0
+    image = nib.load(data.cases[2].images[0])
+    image = nib.Nifti1Image(np.asarray(image.dataobj), AFFINE)
+    image.set_sform(AFFINE, 1)
+    image.set_qform(turned, 1)
+    nib.save(image, data.cases[2].images[0])
+    assert warnings(data) == [
+        IMAGE + "sform (its affine) and qform put corners 30 mm (30 voxels) apart. "
+        "The affine is used. Export it again if that is wrong."
+    ]
+    turned[:2, :2], turned[:3, 3] = AFFINE[:2, :2], (0.05, 0, 0)  # a twentieth of a voxel
+    image.set_qform(turned, 1)
+    nib.save(image, data.cases[2].images[0])
+    assert warnings(data) == []
+    respoil(data.cases[2].images[0], header(quatern_b=3.0))
+    assert warnings(data) == [
+        IMAGE + "a damaged qform beside the sform (its affine). The affine is used. Export it again if that is wrong."
     ]
 
 
@@ -232,7 +277,6 @@ def test_other_shape(data: DataSet) -> None:
 
 def test_other_orientation(data: DataSet) -> None:
     flipped = np.diag([-1.0, 1.5, 2.0, 1.0])
-    flipped[0, 3] = SHAPE[0] - 1
     save(data.root / "labels" / "case_2.nii.gz", make_label(), flipped)
     assert faults(data) == [LABEL + "not on the image's grid: orientation LAS against RAS. Export the label again."]
 
@@ -241,7 +285,7 @@ def test_other_affine(data: DataSet) -> None:
     moved = AFFINE.copy()
     moved[:3, 3] = 5
     save(data.root / "labels" / "case_2.nii.gz", make_label(), moved)
-    assert faults(data) == [LABEL + "not on the image's grid: corners up to 5 mm apart. Export the label again."]
+    assert faults(data) == [LABEL + "not on the image's grid: corners up to 8.66 mm apart. Export the label again."]
 
 
 def test_an_affine_within_tolerance(data: DataSet) -> None:
@@ -466,6 +510,40 @@ def test_a_ct_among_mris(data: DataSet) -> None:
     assert warnings(data) == [
         IMAGE + "intensities from -994 to -106, while 4 to 894.8 is usual. "
         "Is it of another modality or scale? Leave it out if so."
+    ]
+
+
+def test_a_label_a_share_of_a_voxel_off_or_stored_flipped_is_sound(data: DataSet) -> None:
+    before = data.analyze(strict=True)
+    moved = AFFINE.copy()
+    moved[:3, 3] += 0.05
+    labels = [case.label for case in data.cases if case.label is not None]
+    save(labels[0], make_label(), moved)
+    flipped = np.diag([-1.0, -1.5, 2.0, 1.0])
+    flipped[:2, 3] = (SHAPE[0] - 1) * 1.0, (SHAPE[1] - 1) * 1.5
+    save(labels[1], make_label()[::-1, ::-1], flipped)
+    swapped = AFFINE[:, [2, 0, 1, 3]]
+    save(labels[2], make_label().transpose(2, 0, 1), swapped)
+    after = data.analyze(strict=True)
+    assert after.warnings == ()
+    assert after.datastats["data_set"] == before.datastats["data_set"]
+    moved[0, 3] += 0.1
+    save(labels[0], make_label(), moved)
+    assert faults(data) == [
+        "case_0 (labels/case_0.nii.gz): not on the image's grid: corners up to 0.166 mm apart. Export the label again."
+    ]
+
+
+def test_a_testing_case_outside_of_the_training_images(tmp_path: Path) -> None:
+    data = DataSet(root=tmp_path, num=2)
+    data.add(image=make_image(2), role="testing")
+    data.add(image=(make_image(3) + 1500).astype(np.int16), role="testing")
+    assert not any("case_" in w for w in warnings(data, modality="MRI"))
+    found = [w for w in warnings(data, modality="CT") if "case_" in w]
+    assert found == [
+        "case_3 (images/case_3.nii.gz): intensities from 1502 to 2399, half of them and more outside of 6 to 896.9, "
+        "where the training images lie. Is it of another modality, or not in Hounsfield units? Do not trust its "
+        "labels if so."
     ]
 
 

@@ -19,9 +19,12 @@ from test_pipeline import make_data
 
 from autoseg.config.load import load_settings
 from autoseg.config.settings import Settings
-from autoseg.data.datalists.datalist import read_datalist
+from autoseg.data.datalists.datalist import read_cases, read_datalist
 from autoseg.launch import Ended, Task
 from autoseg.pipeline.training_jobs import train_jobs
+from autoseg.plan import Plan
+from autoseg.report.status import job_status
+from autoseg.training.cache import CachedCase
 from autoseg.workspace.claims import Claim
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.workspace import Workspace
@@ -320,3 +323,31 @@ def test_a_job_that_learned_nothing_by_its_end_is_not_trained(copied: Path, monk
     assert "Dice 0.0020 at the end of the schedule: nothing was learned" in job.error
     assert not paths.model.exists()
     assert not paths.checkpoint.exists()
+
+
+def test_classes_lost_in_resampling_stand_in_log_status_and_report(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from autoseg.training import job as module
+
+    torch.set_num_threads(1)
+    workspace = Workspace(copied / "work_dir")
+    warning = "at 9x9x9 mm no voxel of box is left in 2 of the 4 cases that have it"
+    given: list[tuple[str, ...]] = []
+
+    def warn(cases: Sequence[CachedCase], plan: Plan) -> list[str]:
+        given.append(tuple(case.name for case in cases))
+        return [warning]
+
+    monkeypatch.setattr(module, "resampling_warnings", warn)
+    monkeypatch.setattr(module, "score_validation", lambda *words: 0.5)
+    job = module.run_job(workspace, copied, "segresnet", 0, device="cpu", num_workers=1)
+    train_cases = read_cases(workspace, copied).train_cases(0)
+    assert given == [tuple(case.name for case in train_cases)]
+    assert (job.state, job.warnings) == ("done", (warning,))
+    assert f"segresnet_0: {warning}" in workspace.job_dir("segresnet", 0).log.read_text()
+    assert warning in job_status(workspace.root, "segresnet_0")
+    assert autoseg("report", "--work_dir", workspace.root).returncode == 0
+    assert warning in (workspace.root / "report.html").read_text()

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from analysis_data import DataSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import CPU, GPU, make_fingerprint, plan_and_origins
 
 from autoseg.algos.draft import Fit
-from autoseg.algos.rules.images import target_spacing
+from autoseg.algos.rules.images import WIDENED, target_spacing
 from autoseg.config.hyperparameters import Hyperparameters
 from autoseg.config.networks import ALGOS, NETWORKS, AlgoName
 from autoseg.config.reader import read_model
 from autoseg.config.templates import read_template_text, recipe_values, template_values
+from autoseg.data.fingerprint import ForegroundIntensity
+from autoseg.data.preprocess import ChannelNorm, normalize
 from autoseg.errors import ConfigError
 from autoseg.export.bundle import write_bundle
 from autoseg.networks import build_network, divisor, network_file
-from autoseg.plan import OLDER_PLANS, ClassPlan, Plan, read_plan
+from autoseg.plan import OLDER_PLANS, ClassPlan, Origin, Plan, read_plan
+from autoseg.workspace.files import write_yaml
 from autoseg.workspace.jobs import JobDir
 
 HIPPOCAMPUS = make_fingerprint(
@@ -70,6 +76,86 @@ def test_extra_modalities_have_their_own_normalisation() -> None:
     )
     assert [c.mode for c in plan.channels] == ["ct", "pet"]
     assert plan.channels[0].bounds == (5.0, 95.0)
+
+
+def ct_with(place: tuple[slice, slice, slice], targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A body of fat and muscle in air, and in it, at one place, the targets; image and label."""
+    rng = np.random.default_rng(seed)
+    image = np.full((24, 22, 20), -1000, np.int16)
+    image[4:20, 4:18, 4:16] = rng.normal(-100, 10, (16, 14, 12))
+    image[8:16, 8:14, 8:12] = rng.normal(60, 10, (8, 6, 4))
+    label = np.zeros(image.shape, np.uint8)
+    image[place], label[place] = targets, 1
+    return image, label
+
+
+SMALL = (slice(9, 11), slice(9, 11), slice(9, 10))
+BRIGHT = np.array([1900, 2300, 2400, 2590]).reshape(2, 2, 1)
+
+
+def plan_of(root: Path, *cases: tuple[np.ndarray, np.ndarray], **settings: Any) -> tuple[Plan, dict[str, Origin]]:
+    """The plan for CTs, from their files."""
+    data = DataSet(root=root, num=0, labels={1: "target"})
+    for number, (image, label) in enumerate(cases):
+        data.add(image=image, label=label, fold=number)
+    fingerprint = data.analyze(strict=True, modality="CT").fingerprint
+    return plan_and_origins("segresnet", fingerprint=fingerprint, modality="CT", **settings)
+
+
+@pytest.mark.parametrize("values", [BRIGHT, np.full((2, 2, 1), 3071)])
+def test_a_ct_of_small_bright_targets_keeps_the_contrast_of_the_body(tmp_path: Path, values: np.ndarray) -> None:
+    plan, origins = plan_of(tmp_path, *(ct_with(SMALL, values, seed) for seed in range(3)))
+    channel = plan.channels[0]
+    assert channel.bounds is not None
+    low, high = channel.bounds
+    assert (low, high) == (-1000, pytest.approx(np.percentile(np.tile(values.ravel(), 3), 99.5)))
+    assert plan.image_ranges == ((low, high),)
+    hidden = f"the foreground alone, {np.percentile(np.tile(values.ravel(), 3), 0.5):g} to {high:g}, would hide"
+    assert origins["channels"].origin == "planner"
+    assert origins["channels"].rule.startswith(hidden)
+    norm = ChannelNorm(**channel.model_dump())
+    air, fat, muscle, metal = normalize(np.array([-1000, -100, 60, 3071], np.float32), norm, None)
+    assert (air, metal) == (-2, 2)
+    assert 0.1 < muscle - fat < 0.5
+
+
+def test_bounds_of_an_organ_are_its_own(tmp_path: Path) -> None:
+    place = (slice(8, 12), slice(8, 14), slice(8, 12))
+    cases = [ct_with(place, np.random.default_rng(9).normal(80, 20, (4, 6, 4)), seed) for seed in range(3)]
+    plan, origins = plan_of(tmp_path, *cases)
+    inside = np.concatenate([image[label == 1] for image, label in cases])
+    assert plan.channels[0].bounds == pytest.approx(tuple(np.percentile(inside, [0.5, 99.5])))
+    assert (plan.channels[0].mean, plan.channels[0].std) == pytest.approx((inside.mean(), inside.std()))
+    assert WIDENED not in origins["channels"].rule
+
+
+@pytest.mark.parametrize(("num", "user"), [(40, None), (2, None), (40, (-50.0, 150.0))])
+def test_a_binarised_ct_has_bounds_that_differ(tmp_path: Path, num: int, user: tuple[float, float] | None) -> None:
+    """Also where fewer voxels than its percentiles count are of the other value; a user's bounds stay."""
+    image, label = np.full((20, 20, 20), 100, np.int16), np.ones((20, 20, 20), np.uint8)
+    image.flat[:num] = 0
+    label.flat[:2000] = 0
+    bounds = {} if user is None else {"intensity_bounds": user, "origins": {"intensity_bounds": "input.yaml:3"}}
+    plan, origins = plan_of(tmp_path, (image, label), (np.roll(image, 1), label), **bounds)
+    low, high = plan.channels[0].bounds or (0, 0)
+    assert (low, high) == (user or (0, 100))
+    assert (plan.channels[0].mean, plan.channels[0].std) == ((low + high) / 2, (high - low) / 4)
+    assert origins["channels"].origin == ("planner" if user is None else "input.yaml:3")
+
+
+def test_images_of_one_value_alone_are_refused() -> None:
+    one = ForegroundIntensity(mean=7.0, std=0.0, min=7.0, p00_5=7.0, median=7.0, p99_5=7.0, max=7.0)
+    fingerprint = make_fingerprint(foreground=(one,), background=())
+    with pytest.raises(ConfigError, match="every voxel of the training images has the value 7"):
+        plan_and_origins("segresnet", fingerprint=fingerprint, modality="CT")
+
+
+def test_an_edited_plan_with_equal_bounds_is_refused(tmp_path: Path) -> None:
+    plan = plan_and_origins("segresnet", modality="CT")[0].model_dump(mode="json")
+    plan["channels"][0]["bounds"] = [100.0, 100.0]
+    write_yaml(JobDir(tmp_path).plan, plan)
+    with pytest.raises(ConfigError, match="expected the lower bound first, then a higher one"):
+        read_plan(JobDir(tmp_path))
 
 
 def test_a_user_wins_over_the_planner_and_is_named() -> None:

@@ -262,6 +262,20 @@ def test_perfect_predictions(folders: tuple[Path, Path]) -> None:
     assert all(row == [1.0, 1.0] for row in [*found.scores["dice"].values(), *found.scores["nsd"].values()])
 
 
+def test_a_prediction_a_share_of_a_voxel_off_and_stored_flipped_is_scored_in_place(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for path in sorted(folders[1].iterdir()):
+        label = nib.load(path)
+        turned = label.as_reoriented([[2, -1], [0, 1], [1, -1]])
+        affine = turned.affine.copy()
+        affine[:3, 3] += 0.02
+        (tmp_path / "turned").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), affine), tmp_path / "turned" / path.name)
+    found = evaluate(tmp_path / "turned", folders[1])
+    assert all(row == [1.0, 1.0] for row in [*found.scores["dice"].values(), *found.scores["nsd"].values()])
+
+
 def test_all_faults_of_the_folders_at_once(folders: tuple[Path, Path]) -> None:
     preds, labels = folders
     write_volume(preds / "a.nii.gz", np.zeros((14, 12, 11), np.uint8), Grid(shape=(14, 12, 11), affine=np.eye(4)))
@@ -414,12 +428,18 @@ def test_odd_but_good_volumes(work_dir: Path, tmp_path: Path) -> None:
         "three": (3, 30, 28),
         "small": (5, 40, 40),
         "tiny": (4, 4, 4),
+        "uneven": (6, 5, 4),
+        "thick": (30, 28, 3),
+        "long": (8, 8, 200),
     }
     for name, shape in shapes.items():
-        write_image(tmp_path / "images" / f"{name}.nii.gz", shape=shape)
+        affine = np.diag([0.7, 0.7, 10.0, 1.0]) if name == "thick" else None
+        write_image(tmp_path / "images" / f"{name}.nii.gz", affine, shape=shape)
     assert predict_files(work_dir, tmp_path / "images", tmp_path / "out", device="cpu") == 0
     for name, shape in shapes.items():
-        assert nib.load(tmp_path / "out" / f"{name}.nii.gz").shape == shape
+        label, image = nib.load(tmp_path / "out" / f"{name}.nii.gz"), nib.load(tmp_path / "images" / f"{name}.nii.gz")
+        assert label.shape == shape
+        np.testing.assert_array_equal(label.affine, image.affine)
 
 
 SPACINGS = {
@@ -466,19 +486,37 @@ def test_an_image_without_voxels(work_dir: Path, tmp_path: Path, caplog: pytest.
     assert not any((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("ranges", [None, [(-1000, 300)]])
 @pytest.mark.parametrize("offset", [-3000.0, 5000.0])
-def test_no_ct_for_ct_models(tmp_path: Path, caplog: pytest.LogCaptureFixture, offset: float) -> None:
-    root = tmp_path / "work"
-    make_job(root, "segresnet", 0, channels=[{"mode": "ct", "bounds": (-100, 300), "mean": 60, "std": 50}])
-    good = write_image(tmp_path / "good.nii.gz")
-    assert predict_files(root, good, tmp_path / "out", algo="segresnet", device="cpu") == 0
+def test_no_ct_for_ct_models(tmp_path: Path, caplog, offset: float, ranges) -> None:
+    """It is segmented all the same, with a warning; a plan of an older version judges by its bounds."""
+    root = tmp_path / "ct"
+    ct = {"mode": "ct", "bounds": (-100, 300), "mean": 60, "std": 50}
+    make_job(root, "segresnet", 0, channels=[ct], image_ranges=ranges)
+    how = {"algo": "segresnet", "device": "cpu"}
+    assert predict_files(root, write_image(tmp_path / "good.nii.gz"), tmp_path / "out", **how) == 0
+    assert "do not trust the labels" not in caplog.text
     image = tmp_path / "mri.nii.gz"
     values = np.random.default_rng(0).normal(offset, 100, (20, 18, 16)).astype(np.float32)
     nib.save(nib.Nifti1Image(values, np.eye(4)), image)
-    assert predict_files(root, image, tmp_path / "out", algo="segresnet", device="cpu") == 2
-    assert "hardly any of them between -100 and 300, where the organs of the training images lie" in caplog.text
-    assert "Expected a CT in Hounsfield units" in caplog.text
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+    assert predict_files(root, image, tmp_path / "out", **how) == 0
+    span = "-1000 to 300" if ranges else "-100 to 300"
+    assert f"100% of the voxels outside of {span}, where the training images lie" in caplog.text
+    assert "Expected intensities like theirs (of a CT: Hounsfield units)" in caplog.text
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.nii.gz", "mri.nii.gz"]
+
+
+def test_a_training_image_with_small_bright_targets_is_predicted(tmp_path, caplog) -> None:
+    """None of its body lies within the foreground's bounds; values at the very ends of the range are in it."""
+    bounds = {"mode": "ct", "bounds": (1889, 2593), "mean": 2300, "std": 100}
+    make_job(tmp_path / "ct", "segresnet", 0, channels=[bounds], image_ranges=[(-1000, 2593)])
+    values = np.full((20, 18, 16), -1000, np.int16)
+    values[4:16, 4:14, 4:12] = np.random.default_rng(0).normal(40, 30, (12, 10, 8))
+    values[9, 9, 9] = 2300
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "markers.nii.gz")
+    how = {"algo": "segresnet", "device": "cpu"}
+    assert predict_files(tmp_path / "ct", tmp_path / "markers.nii.gz", tmp_path / "out", **how) == 0
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("mode", ["mri", "pet"])

@@ -149,6 +149,16 @@ def test_an_image_prepared_row_by_row_is_the_one_prepared_at_once(
     np.testing.assert_allclose(found, whole.image.numpy(), atol=1e-4 if mode == "none" else 1e-5)
 
 
+def test_a_crop_keeps_every_voxel_other_than_zero(tmp_path: Path) -> None:
+    """Also those below it: a z-scored MR has half of its voxels there, a phase image may have all."""
+    array = np.zeros((12, 9, 20), np.float32)
+    array[3:8, 2:7, 5:12] = -np.random.default_rng(0).uniform(0.1, 3, (5, 5, 7))
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "image.nii.gz")
+    how = Preprocessing(norms=(ChannelNorm(mode="none"),), spacing_mm=(1, 1, 1), crop_foreground=True)
+    with FileImage([tmp_path / "image.nii.gz"]) as image:
+        assert PreparedRows(image, how).box == (slice(3, 8), slice(2, 7), slice(5, 12))
+
+
 def test_statistics_in_pieces_are_those_of_the_whole() -> None:
     array = (1e4 + np.random.default_rng(1).normal(size=(40, 30, 20))).astype(np.float32)
     array[5:9] = 0

@@ -16,6 +16,7 @@ from monai.transforms import Spacing
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from scipy.spatial.transform import Rotation
 
+from autoseg.data import streams
 from autoseg.data.formats.table import read_grid, stem_of
 from autoseg.data.grid import Grid
 from autoseg.data.resampling import resample, resampled_shape
@@ -161,6 +162,119 @@ def test_grids_that_differ_say_how() -> None:
     assert grid.differs_from(Grid(shape=(10, 10, 10), affine=finer)) == "spacing 1x1x1 against 1x1x0.5 mm"
     assert grid.differs_from(Grid(shape=(10, 10, 10), affine=np.diag([-1, 1, 1, 1.0]))) == "orientation RAS against LAS"
     assert grid.differs_from(Grid(shape=(10, 10, 10), affine=np.eye(4) + 1e-5)) is None
+
+
+def two_forms(
+    path: Path, array: np.ndarray, *, codes: tuple[int, int], apart: bool, kind: type = nib.Nifti1Image
+) -> Path:
+    """A file whose qform is its sform, or turned by 20 degrees and moved by 30 mm."""
+    sform = stored_affine(("L", "A", "S"), array.shape, (0.7, 0.8, 2.0), 12.0)
+    qform = stored_affine(("L", "A", "S"), array.shape, (0.7, 0.8, 2.0), 32.0 if apart else 12.0)
+    qform[:3, 3] += 30.0 * apart
+    image = kind(array, sform)
+    image.set_sform(sform, codes[0])
+    image.set_qform(qform, codes[1])
+    image.header.set_xyzt_units("micron" if apart else "mm", "sec")
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("codes", [(1, 1), (4, 2), (2, 0), (0, 1), (0, 0)])
+def test_a_label_has_both_forms_and_codes_of_its_image(tmp_path: Path, codes, apart: bool, kind: type) -> None:
+    array = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
+    path = two_forms(tmp_path / "image.nii.gz", array, codes=codes, apart=apart, kind=kind)
+    volume = read_image((path,))
+    write_volume(tmp_path / "whole.nii.gz", volume.array[0].astype(np.int16), volume.grid)
+    with streams.FileImage([path]) as image, streams.LabelRows(tmp_path / "rows.nii", image.grid, np.int16) as out:
+        for row in range(image.shape[image.axis]):
+            out.write(row, image.rows(row, row + 1)[0])
+    image, places = nib.load(path), ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z")
+    places = (*places, "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+    for name in ("whole.nii.gz", "rows.nii"):
+        label = nib.load(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(label.dataobj), array)
+        for place in places:
+            np.testing.assert_array_equal(label.header[place], image.header[place].astype(np.float32), err_msg=place)
+        np.testing.assert_array_equal(label.header["pixdim"][:4], image.header["pixdim"][:4].astype(np.float32))
+        assert label.header.get_xyzt_units()[0] == image.header.get_xyzt_units()[0]
+        assert read_grid(tmp_path / name)[0].differs_from(volume.grid) is None
+
+
+SHEARED = np.array([[0.7, 0.1, 0.2, 5], [0, 0.8, -0.3, -60.5], [0, 0, 2.5, 1000.25], [0, 0, 0, 1]])
+FRAMES = {"plain": np.diag([1.0, 1.5, 2.0, 1.0]), "sheared": SHEARED, "left-handed": SHEARED @ np.diag([1, -1, 1, 1])}
+TYPES = [order + kind for kind in ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8") for order in "<>"]
+
+
+def any_file(
+    path: Path, array: np.ndarray, affine: np.ndarray, kind: str, *, slope: float = 1.0, ahead: int = 0
+) -> Path:
+    """A file of a type and byte order; scaled; NIfTI-2 where the type has 8 bytes; with axes of one volume behind."""
+    header = (nib.Nifti2Header if kind[1] == "f" and kind[2] == "8" else nib.Nifti1Header)(endianness=kind[0])
+    header.set_data_dtype(np.dtype(kind))
+    header.set_data_shape((*array.shape, *[1] * ahead))
+    header.set_sform(affine, 1)
+    header.set_qform(np.diag([*np.linalg.norm(affine[:3, :3], axis=0), 1.0]), 0)
+    header["magic"] = b"n+1" if header.sizeof_hdr == 348 else b"n+2"
+    header["vox_offset"] = header.single_vox_offset
+    header["scl_slope"], header["scl_inter"] = slope, 0
+    raw = header.binaryblock + bytes(4) + np.rint(array / slope).astype(kind).tobytes(order="F")
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("kind", TYPES)
+def test_labels_of_any_type_and_frame_are_equal_and_come_back_in_place(tmp_path: Path, kind: str, frame: str) -> None:
+    array = np.random.default_rng(0).integers(0, 4, (6, 5, 4))
+    expected = read_label(any_file(tmp_path / "plain.nii", array, FRAMES[frame], "<u1"))
+    forms = {"x.nii.gz": {}, "four.nii": {"ahead": 1}, "five.nii": {"ahead": 2}, "half.nii.gz": {"slope": 0.5}}
+    for name, form in forms.items():
+        path = any_file(tmp_path / name, array, FRAMES[frame], kind, **form)  # type: ignore[arg-type]
+        label = read_label(path)
+        np.testing.assert_array_equal(label.array, expected.array)
+        assert label.array.dtype == np.uint8
+        np.testing.assert_array_equal(read_image((path,)).array, expected.array)
+        write_volume(tmp_path / "out.nii.gz", label.array[0], label.grid)
+        back = nib.load(tmp_path / "out.nii.gz")
+        np.testing.assert_array_equal(np.asarray(back.dataobj), array)
+        np.testing.assert_array_equal(back.affine, nib.load(path).affine.astype(np.float32))
+
+
+def turned_file(path: Path, array: np.ndarray, affine: np.ndarray, codes: tuple[str, ...]) -> Path:
+    """A file with the same voxels in the same places, its axes stored along other directions."""
+    other = nib.orientations.ornt_transform(nib.io_orientation(affine), axcodes2ornt(codes))
+    turned = nib.orientations.apply_orientation(array, other)
+    return save(path, turned, affine @ inv_ornt_aff(other, array.shape[:3]))
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "SLA", "PIR"])
+def test_files_of_one_grid_may_be_stored_in_other_directions(tmp_path: Path, codes: str) -> None:
+    affine = stored_affine(("R", "A", "S"), (6, 5, 4), (0.7, 0.8, 2.0), 12.0)
+    array = np.random.default_rng(0).integers(0, 900, (6, 5, 4)).astype(np.int16)
+    first = save(tmp_path / "first.nii", array, affine)
+    moved = affine.copy()
+    moved[:3, 3] += 0.02  # of a voxel of 0.7 mm
+    other = turned_file(tmp_path / "other.nii", array, moved, tuple(codes))
+    assert read_grid(other)[0].differs_from(read_grid(first)[0]) is None
+    both = read_image((first, other)).array
+    np.testing.assert_array_equal(both[0], both[1])
+    moved[:3, 3] += 0.06
+    apart = read_grid(turned_file(other, array, moved, tuple(codes)))[0].differs_from(read_grid(first)[0])
+    assert apart == ("corners up to 0.139 mm apart" if codes == "RAS" else f"orientation {codes} against RAS")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_channels_stored_in_other_directions_are_read_alike_when_large(tmp_path, monkeypatch, streamed: bool) -> None:
+    affine = np.diag([0.7, 0.8, 2.0, 1.0])
+    array = np.random.default_rng(0).integers(0, 900, (6, 5, 4)).astype(np.int16)
+    paths = [save(tmp_path / "a.nii", array, affine), turned_file(tmp_path / "b.nii", array, affine, tuple("SPL"))]
+    if streamed:
+        monkeypatch.setattr(streams, "STREAM_VOXELS", 10)
+    image = streams.open_image(paths)
+    rows = image.rows(0, image.shape[image.axis])
+    np.testing.assert_array_equal(rows[0], rows[1])
 
 
 def message(path: Path, read: str = "image") -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from autoseg.algos.fit import fitted_plan
 from autoseg.algos.inputs import PlanInputs
 from autoseg.algos.planner import make_plan
+from autoseg.algos.rules.images import WIDENED
 from autoseg.algos.rules.patches import ROUNDED_UP
 from autoseg.config.reader import read_model
 from autoseg.config.templates import fill_template, template_text
@@ -103,6 +104,8 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
     generated = plan.model_dump(mode="json")
     if ROUNDED_UP in origins["roi_size"].rule:
         log.warning("%s_%d: roi_size %s", algo, fold, origins["roi_size"].rule)
+    if WIDENED in origins["channels"].rule:
+        log.warning("%s_%d: intensities of a CT: %s", algo, fold, origins["channels"].rule)
     if edits:
         log.info("%s_%d: keeping what was edited by hand: %s", algo, fold, ", ".join(edits))
         plan = _with_edits(generated, edits, paths)

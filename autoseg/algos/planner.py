@@ -18,6 +18,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     images.fold,
     images.classes,
     images.channels,
+    images.image_ranges,
     images.resample_resolution,
     images.crop_foreground,
     patches.network,

@@ -28,7 +28,7 @@ from autoseg.analyzer.faults import (
     check_shared_labels,
     counted,
 )
-from autoseg.analyzer.outliers import check_outliers, check_sides
+from autoseg.analyzer.outliers import check_outliers, check_ranges, check_sides
 from autoseg.analyzer.result import HINT, Analysis, plain_groups
 from autoseg.analyzer.store import Store
 from autoseg.analyzer.summary import case_entry, data_set_entry, stats_summary
@@ -191,7 +191,7 @@ def _judge(
     judged += check_patients(measured) + check_shared_labels(measured)
     bad = {f.case for f in judged if f.severity == "fault" and f.case}
     sound = [m for m in measured if m.case.name not in bad]
-    judged += check_outliers(sound)
+    judged += check_outliers(sound) + check_ranges(sound, settings.modality)
     training = [m for m in sound if m.role == "training"] or [m for m in sound if not datalist.training]
     settled: dict[str, tuple[str, ...]] = {}
     partly: dict[str, tuple[str, ...]] = {}  # cases that are not annotated for all classes

@@ -7,7 +7,7 @@ Axes: X, Y, Z in RAS+; a result says nothing of orientation on disk beyond its n
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_
 from autoseg.data.components import find_components
 from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
 from autoseg.data.formats.table import read_stored
-from autoseg.data.grid import Grid, in_mm
+from autoseg.data.grid import Grid, in_mm, stored_as
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""
@@ -31,6 +31,10 @@ MOST_COMPONENTS = 100
 MOST_POOLED_VALUES = 1 << 16
 """Different foreground intensities of a case that are kept for pooling; more are rounded to 12 bits."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+STRAY = 10.0
+"""Deviation of an image, as a share of the range of 99 % of its voxels, from which on stray voxels decide it. A choice:
+in an image that has none it is under 1; ten needs a voxel in 200 at 140 times that range, or one of 10 million at
+30,000 times."""
 FEW_VALUES = 256
 """An image with at least as many intensities is known by how often each occurs."""
 
@@ -71,6 +75,8 @@ class CaseStats:
     """Within the box around voxels above 0, one per channel."""
     foreground: tuple[Stats, ...] = ()
     """Of the labelled voxels, one per channel; empty where none is."""
+    background: tuple[Stats, ...] = ()
+    """Of all other voxels of the image, one per channel; empty where every voxel is labelled."""
     classes: tuple[ClassStats, ...] = ()
     """By label value, background first; empty without a label."""
     pooled: tuple[Histogram, ...] = ()
@@ -122,6 +128,8 @@ def analyze_case(
             findings.append(
                 Finding("grid", f"not on the image's grid: {differs}", "Export the label again.", file=LABEL_FILE)
             )
+        elif first is not None and label_array is not None:
+            label_array = stored_as(label_array, label_volume.grid, first.grid)
     for number, volume in enumerate(volumes):
         if volume is not None:
             _check_voxels(volume, number, findings)
@@ -132,8 +140,9 @@ def analyze_case(
                 )
     read = [v for v in volumes if v is not None]
     digests = tuple(v.digest for v in [*volumes, *([label_volume] if label is not None else [])] if v is not None)
-    if any(f.is_fault for f in findings) or not read:
+    if any(f.is_fault for f in findings) or first is None:
         return CaseStats(findings=tuple(findings), digests=digests)
+    read = [replace(v, array=stored_as(v.array, v.grid, first.grid), grid=first.grid) for v in read]
     del volumes, label_volume, first, volume
     return _measure(read, label_array, ignore_label, tuple(findings), digests)
 
@@ -231,12 +240,16 @@ def _measure(
     by_channel: list[dict[int, Histogram]] = []
     cropped, cropped_shapes, nonzero = [], [], []
     identity = hashlib.sha256()
-    while volumes:
+    warnings: list[Finding] = []
+    for number in range(len(volumes)):
         volume = volumes.pop(0)
         for channel in range(volume.array.shape[3]):
             array = volume.array[..., channel]
             histograms = histograms_by_label(array, label, volume.slope, volume.inter)
             whole = pool(list(histograms.values()))
+            if finding := _stray_voxels(whole):
+                remedy = "Mean and deviation, by which images are normalised, are theirs. Clip or replace them."
+                warnings.append(Finding("intensity", finding, remedy, is_fault=False, file=number))
             box = box_above_zero(array, volume.slope, volume.inter, whole)
             by_channel.append(histograms)
             cropped.append(within(box, array, volume.slope, volume.inter, whole))
@@ -250,8 +263,9 @@ def _measure(
         for histograms in by_channel
     ]
     has_foreground = bool(len(pooled[0].values))
+    around = [pool([h for value, h in histograms.items() if value in (0, ignore_label)]) for histograms in by_channel]
     return CaseStats(
-        findings=findings,
+        findings=(*findings, *warnings),
         digests=digests,
         identity=identity.hexdigest()[:32],
         orientation=orientation,
@@ -261,9 +275,24 @@ def _measure(
         nonzero_ratio=hull_volume(nonzero) / float(np.prod(grid.shape)),
         intensity=tuple(h.stats() for h in cropped),
         foreground=tuple(h.stats() for h in pooled) if has_foreground else (),
+        background=tuple(h.stats() for h in around) if len(around[0].values) else (),
         classes=() if label is None else _classes(label, by_channel, grid.affine, axes),
         pooled=tuple(pooled) if has_foreground else (),
     )
+
+
+def _stray_voxels(whole: Histogram) -> str:
+    """Say which few voxels decide a channel's mean and deviation; empty where none do."""
+    stats = whole.stats()
+    low, high = stats.percentile_00_5, stats.percentile_99_5
+    usual = high - low
+    others = whole.values != 0
+    if not usual and others.any():  # nothing but 0 in nearly all of the image: what is usual of the rest
+        usual = abs(Histogram(values=whole.values[others], counts=whole.counts[others]).stats().median)
+    if stats.stdev <= STRAY * usual:
+        return ""
+    extreme = stats.max if stats.max - high > low - stats.min else stats.min
+    return f"a few voxels as far as {extreme:.4g}, while 99 % lie from {low:.4g} to {high:.4g}"
 
 
 @lru_cache(maxsize=1024)

@@ -16,7 +16,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from autoseg.analyzer.case import refuse_grid
 from autoseg.data.formats.stored import FileFaultError, StoredVolume
 from autoseg.data.formats.table import LABEL_SUFFIX, image_files, read_stored, stem_of
-from autoseg.data.grid import Grid
+from autoseg.data.grid import Grid, stored_as
 from autoseg.data.volumes import write_volume
 from autoseg.errors import DataError
 from autoseg.workspace.files import write_json
@@ -143,6 +143,8 @@ def _merge(
             faults.append(f"{case} ({files[name].name}): not on the grid of {first}: {differs}. {remedy}")
             sound = False
             continue
+        else:
+            mask = stored_as(mask, volume.grid, grid)
         counts = np.bincount(label[mask], minlength=value)
         overlaps += [(case, names[v - 1], name, int(counts[v])) for v in np.flatnonzero(counts).tolist() if v > 0]
         label[mask] = value

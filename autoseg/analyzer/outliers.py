@@ -72,6 +72,39 @@ def check_outliers(measured: Sequence[Measured]) -> list[Fault]:
     return faults
 
 
+def check_ranges(measured: Sequence[Measured], modality: str) -> list[Fault]:
+    """Cases of CT that are predicted, most of whose voxels lie outside of where the training images' lie.
+
+    `predict` warns of such an image, too (`inference.checks`). Other modalities have no scale in common.
+    """
+    if modality.lower() != "ct":
+        return []
+    sound = [m for m in measured if not m.stats.is_faulty]
+    training = [m for m in sound if m.role == "training"]
+    faults = []
+    for channel in range(min((m.stats.num_channels for m in sound), default=0)):
+        where = f" in channel {channel}" if sound[0].stats.num_channels > 1 else ""
+        known = [s[channel] for m in training for s in (m.stats.background, m.stats.foreground) if s]
+        low = min((s.percentile_00_5 for s in known), default=-np.inf)
+        high = max((s.percentile_99_5 for s in known), default=np.inf)
+        for m in sound:
+            if m.role == "training" or not m.stats.background or low <= m.stats.background[channel].median <= high:
+                continue
+            stats = m.stats.background[channel]
+            faults.append(
+                Fault(
+                    kind="intensity",
+                    finding=f"intensities from {stats.min:.4g} to {stats.max:.4g}{where}, half of them and more "
+                    f"outside of {low:.4g} to {high:.4g}, where the training images lie",
+                    remedy="Is it of another modality, or not in Hounsfield units? Do not trust its labels if so.",
+                    case=m.case.name,
+                    file=m.files[0],
+                    severity="warning",
+                )
+            )
+    return faults
+
+
 def check_sides(measured: Sequence[Measured], label_map: LabelMap) -> list[Fault]:
     """Cases whose left and right are the other way round than in the rest, or than the names say."""
     sound = [m for m in measured if m.stats.classes and not m.stats.is_faulty]

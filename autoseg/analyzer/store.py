@@ -22,7 +22,7 @@ from autoseg.analyzer.histograms import Histogram, Stats
 from autoseg.data.formats.stored import Finding
 from autoseg.workspace.files import write_text
 
-VERSION = 2
+VERSION = 3
 """Of the statistics; results of another version are not used."""
 
 
@@ -155,7 +155,7 @@ def from_plain(plain: dict[str, Any]) -> CaseStats:
         for value, voxels, intensity, num, shapes, centre in data["classes"]
     )
     data["pooled"] = tuple(unpack(h) for h in data["pooled"])
-    for key in ("intensity", "foreground"):
+    for key in ("intensity", "foreground", "background"):
         data[key] = tuple(Stats(*s) for s in data[key])
     for key in ("digests", "shape", "spacing_mm"):
         data[key] = tuple(data[key])

@@ -119,6 +119,7 @@ def data_set_entry(
         "orientations": {o: orientations.count(o) for o in sorted(set(orientations))},
         "nonzero_crop_ratio": spread([s.nonzero_ratio for s in all_stats]),
         "foreground_intensity": [_pooled(measured, channel) for channel in range(num_channels)],
+        "background_intensity": _background(all_stats, num_channels),
         "classes": [] if label_map is None else _class_entries(measured, label_map, annotated),
     }
 
@@ -129,6 +130,20 @@ def _pooled(measured: Sequence[Measured], channel: int) -> Plain:
     voxels = histogram.total
     stats = histogram.stats() if voxels else Stats(*[0.0] * len(Stats._fields))
     return {"num_voxels": voxels, "is_exact": not histogram.is_rounded, **stats._asdict()}
+
+
+BACKGROUND_FIGURES = ("min", "percentile_00_5", "percentile_99_5", "max")
+"""Figures of a case's background that the data set's summary has: it judges bounds and new images by them."""
+
+
+def _background(all_stats: Sequence[CaseStats], num_channels: int) -> list[Plain]:
+    """Figures over cases of each channel's voxels that no class has; none where every voxel has one."""
+    if not any(s.background for s in all_stats):
+        return []
+    by_channel = [
+        [s.background[channel] for s in all_stats if channel < len(s.background)] for channel in range(num_channels)
+    ]
+    return [{key: spread([getattr(s, key) for s in stats]) for key in BACKGROUND_FIGURES} for stats in by_channel]
 
 
 def _class_entries(

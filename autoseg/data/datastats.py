@@ -127,6 +127,15 @@ class PooledIntensity(Stored):
     percentile_99_5: float
 
 
+class BackgroundIntensity(Stored):
+    """Intensities of one channel in the voxels that no class has: each case's figure, over the cases."""
+
+    min: Spread[float]
+    percentile_00_5: Spread[float]
+    percentile_99_5: Spread[float]
+    max: Spread[float]
+
+
 class ClassEntry(Stored):
     """One class over all cases."""
 
@@ -155,6 +164,8 @@ class DataSet(Stored):
     nonzero_crop_ratio: Spread[float]
     foreground_intensity: tuple[PooledIntensity, ...]
     """Of each channel."""
+    background_intensity: tuple[BackgroundIntensity, ...] = ()
+    """Of each channel; empty where every voxel has a class, and in analyses of the first versions."""
     classes: tuple[ClassEntry, ...]
 
 

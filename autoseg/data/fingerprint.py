@@ -29,6 +29,21 @@ class ForegroundIntensity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundIntensity:
+    """Intensities of one channel in the voxels of the training cases that no class has."""
+
+    min: float
+    """Over all cases, as `max`."""
+    p00_5_least: float
+    """The least of the cases' 0.5 percentiles."""
+    p00_5: float
+    """Median over the cases, as `p99_5`."""
+    p99_5: float
+    p99_5_largest: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LabelGroup:
     """The cases that were annotated for the same classes."""
 
@@ -56,6 +71,8 @@ class Fingerprint:
     size_mm_p90: Triple
     foreground: tuple[ForegroundIntensity, ...]
     """One per channel; all zero where no voxel is labelled."""
+    background: tuple[BackgroundIntensity, ...]
+    """One per channel; empty where every voxel is labelled."""
     nonzero_crop_ratio: float
     """Median over cases of the volume of the box around non-zero voxels, as a share of the image, in (0, 1]."""
     class_names: tuple[str, ...]
@@ -109,6 +126,17 @@ class Fingerprint:
                     max=_figure(channel.max),
                 )
                 for channel in data_set.foreground_intensity
+            ),
+            background=tuple(
+                BackgroundIntensity(
+                    min=_figure(channel.min.min),
+                    p00_5_least=_figure(channel.percentile_00_5.min),
+                    p00_5=_figure(channel.percentile_00_5.median),
+                    p99_5=_figure(channel.percentile_99_5.median),
+                    p99_5_largest=_figure(channel.percentile_99_5.max),
+                    max=_figure(channel.max.max),
+                )
+                for channel in data_set.background_intensity
             ),
             nonzero_crop_ratio=_figure(data_set.nonzero_crop_ratio.median),
             class_names=tuple(c.name for c in classes),

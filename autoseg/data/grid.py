@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+TOLERANCE_VOXELS = 0.1
+"""Distance of corners, as a share of the shortest edge of a voxel, up to which two grids count as one. A choice: it
+moves no voxel onto another, where a label is drawn to half a voxel at best, and rounding in headers is far below."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,6 +24,9 @@ class Grid:
     shape: tuple[int, int, int]
     affine: np.ndarray
     """(4, 4) float64, stored voxel -> mm, RAS+ world."""
+    header: Mapping[str, npt.ArrayLike] = field(default_factory=dict)
+    """What else a file says of its place: the fields of a NIfTI header with sform, qform, their codes and the unit, so
+    that a file that is written on the grid says the same. Empty: it comes from no such file."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -38,17 +46,19 @@ class Grid:
             shape[int(ras)] = self.shape[stored]
         return Grid(shape=tuple(shape), affine=self.affine @ inv_ornt_aff(ornt, self.shape))  # type: ignore[arg-type]
 
-    def differs_from(self, other: Grid, tolerance_mm: float = 1e-2) -> str | None:
-        """Say how another grid differs, or None where every corner of both lies within `tolerance_mm`.
+    def differs_from(self, other: Grid) -> str | None:
+        """Say how another grid differs, or None where both are one in RAS, to a tenth of a voxel.
 
-        Corners are compared, not matrix entries, so that a rounding error counts by the distance it causes.
+        However the axes are stored, voxels of one place count as one, as readers turn all to RAS.
         """
-        if self.shape != other.shape:
-            return f"shape {self.shape} against {other.shape}"
-        corners = np.array(np.meshgrid(*[(0, s - 1) for s in self.shape])).reshape(3, -1)
-        corners = np.vstack([corners, np.ones(corners.shape[1])])
-        away_mm = float(np.abs((self.affine - other.affine) @ corners).max())
-        if away_mm <= tolerance_mm:
+        mine, their = self.to_ras(), other.to_ras()
+        if mine.shape != their.shape:
+            turned = (
+                "" if self.orientation == other.orientation else f", {self.orientation} against {other.orientation}"
+            )
+            return f"shape {self.shape} against {other.shape}{turned}"
+        away_mm = corners_apart_mm(mine.affine, their.affine, mine.shape)
+        if away_mm <= TOLERANCE_VOXELS * min(*self.spacing_mm, *other.spacing_mm):
             return None
         if self.orientation != other.orientation:
             return f"orientation {self.orientation} against {other.orientation}"
@@ -70,6 +80,24 @@ class Volume:
     def spacing_mm(self) -> tuple[float, float, float]:
         """Edge lengths of a voxel along X, Y, Z."""
         return self.grid.to_ras().spacing_mm
+
+
+def corners_apart_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int]) -> float:
+    """The largest distance between a corner voxel's place by one affine and by another.
+
+    Corners are compared, not matrix entries, so that a rounding error counts by the distance it causes.
+    """
+    corners = np.array(np.meshgrid(*[(0, s - 1) for s in shape])).reshape(3, -1)
+    away = ((a - b) @ np.vstack([corners, np.ones(corners.shape[1])]))[:3]
+    return float(np.linalg.norm(away, axis=0).max())
+
+
+def stored_as(array: np.ndarray, own: Grid, other: Grid) -> np.ndarray:
+    """An array (I, J, K, ...) stored on one grid, with the axes of another that is the same one in RAS."""
+    ornt = ornt_transform(io_orientation(own.affine), io_orientation(other.affine))
+    if (ornt == [(0, 1), (1, 1), (2, 1)]).all():
+        return array
+    return np.asfortranarray(apply_orientation(array, ornt))
 
 
 def in_mm(values: Iterable[float]) -> str:

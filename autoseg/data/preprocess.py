@@ -211,14 +211,14 @@ def _common(a: Region, b: Region) -> Region:
 
 
 def _nonzero_box(image: ImageRows) -> Region:
-    """The smallest box that holds every voxel with a value above 0 in any channel; the whole where none has."""
+    """The smallest box that holds every voxel with a value other than 0 in any channel; the whole where none has."""
     lines = [np.zeros(size, bool) for size in image.shape]
     step = max(1, PART_VOXELS * image.shape[image.axis] // math.prod(image.shape))
     for start in range(0, image.shape[image.axis], step):
         stop = min(start + step, image.shape[image.axis])
-        above: np.ndarray = np.any(image.rows(start, stop) > 0, axis=0)
+        nonzero: np.ndarray = np.any(image.rows(start, stop) != 0, axis=0)
         for axis in range(3):
-            line = np.moveaxis(above, axis, 0).reshape(above.shape[axis], -1).any(axis=1)
+            line = np.moveaxis(nonzero, axis, 0).reshape(nonzero.shape[axis], -1).any(axis=1)
             if axis == image.axis:
                 lines[axis][start:stop] = line
             else:

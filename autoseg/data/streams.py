@@ -118,14 +118,15 @@ class FileImage:
 
 
 def is_streamed(paths: Sequence[Path]) -> bool:
-    """Whether an image is read piece by piece: it is large, and its files' formats can be.
+    """Whether an image is read piece by piece: it is large, its files' formats can be, and all are stored alike.
 
     Raises:
         DataError: A file cannot be read.
     """
     headers = [read_header(path) for path in paths]
     num_voxels = sum(math.prod(header.grid.shape) * header.num_channels for header in headers)
-    return num_voxels > STREAM_VOXELS and all(can_stream(path) for path in paths)
+    stored_alike = len({header.grid.orientation for header in headers}) == 1
+    return num_voxels > STREAM_VOXELS and stored_alike and all(can_stream(path) for path in paths)
 
 
 def open_image(paths: Sequence[Path]) -> MemoryImage | FileImage:

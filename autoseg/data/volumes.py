@@ -46,7 +46,7 @@ def read_image(paths: tuple[Path, ...]) -> Volume:
     while volumes:
         volume = volumes.pop(0)  # each file's voxels are let go when they were taken over
         for stored in np.moveaxis(volume.array, 3, 0):
-            array[channel] = _in_ras(scaled(stored, volume.slope, volume.inter), grid)
+            array[channel] = _in_ras(scaled(stored, volume.slope, volume.inter), volume.grid)
             channel += 1
     if not np.isfinite(array).all():
         raise DataError(not_finite(paths[0], int(array.size - np.isfinite(array).sum())))

@@ -8,7 +8,7 @@ import numpy as np
 
 from autoseg.data.streams import ImageRows
 from autoseg.errors import DataError
-from autoseg.plan import ChannelPlan, Plan
+from autoseg.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +18,11 @@ LARGEST_MM = 4000.0
 """Length of an image above which its spacing must be wrong: nobody is that tall."""
 SMALLEST_VOXELS = 2.0
 """Of the network, along the two longer axes, below which there is nothing to see in an image."""
-WITHIN = 1e-3
-"""Share of voxels between a CT's bounds below which it is none in Hounsfield units."""
+OUTSIDE = 0.5
+"""Share of voxels above which an image lies outside the range of the training images, of which each has a hundredth
+outside at most. A choice, high enough for an image of another field of view, with more air or less."""
+OUT_OF_BOUNDS = 0.999
+"""The same share where a plan of the first versions tells no range, but the bounds of its normalisation alone."""
 AIR_HU = (-1100.0, -900.0)
 """Intensities that air has in a CT, and that a magnetic resonance or emission image has nowhere."""
 AIR = 0.05
@@ -35,8 +38,8 @@ def check_image(name: str, image: ImageRows, plan: Plan) -> None:
         plan: of the models.
 
     Raises:
-        DataError: The spacing is absurd, every voxel has one value, or intensities are no CT's where the models were
-            trained on CT. A CT for models of MRI or PET is warned of.
+        DataError: The spacing is absurd, or every voxel has one value. Intensities unlike those of the training images
+            are warned of: what is unusual may be right.
     """
     faults = [*_spacing_faults(name, image, plan)]
     if image.num_channels == len(plan.channels):
@@ -75,13 +78,13 @@ def _intensity_faults(name: str, image: ImageRows, plan: Plan) -> list[str]:
             faults.append(
                 f"{name}: {which}every voxel has the value {low:g}. Expected an image of something. Export it again."
             )
-        elif low < high and _is_no_ct(values, channel):
-            assert channel.bounds is not None
-            faults.append(
-                f"{name}: {which}intensities from {low:g} to {high:g}, hardly any of them between "
-                f"{channel.bounds[0]:g} and {channel.bounds[1]:g}, where the organs of the training images lie. "
-                "Expected a CT in Hounsfield units; is it of another modality, or not rescaled?"
-            )
+        elif low < high and (away := _outside(values, plan, c)):
+            log.warning(
+                "%s: %sintensities from %g to %g, %.0f%% of the voxels outside of %g to %g, where the training images "
+                "lie. Expected intensities like theirs (of a CT: Hounsfield units); is it of another modality, or not "
+                "rescaled? If so, do not trust the labels.",
+                name, which, low, high, 100 * away[0], *away[1],
+            )  # fmt: skip
         elif low < high and channel.mode in ("mri", "pet") and (air := _share_of_air(values)) > AIR:
             # Not refused: some MRI is padded so, and the plan does not tell what the training images had.
             log.warning(
@@ -96,11 +99,18 @@ def _share_of_air(values: np.ndarray) -> float:
     return float(((values >= AIR_HU[0]) & (values <= AIR_HU[1])).mean())
 
 
-def _is_no_ct(values: np.ndarray, channel: ChannelPlan) -> bool:
-    if channel.mode != "ct" or channel.bounds is None:
-        return False
-    low, high = channel.bounds
-    return float(((values > low) & (values < high)).mean()) < WITHIN
+def _outside(values: np.ndarray, plan: Plan, channel: int) -> tuple[float, tuple[float, float]] | None:
+    """Share of the voxels outside the training images' range, and that range; None where it is no matter.
+
+    Modalities without a common scale are not judged.
+    """
+    norm = plan.channels[channel]
+    if norm.mode not in ("ct", "range") or norm.bounds is None:
+        return None
+    known = plan.image_ranges is not None
+    low, high = span = plan.image_ranges[channel] if plan.image_ranges is not None else norm.bounds
+    share = float(((values < low) | (values > high)).mean())
+    return (share, span) if share > (OUTSIDE if known else OUT_OF_BOUNDS) else None
 
 
 def _is_constant(image: ImageRows, channel: int, level: float, seen: np.ndarray) -> bool:

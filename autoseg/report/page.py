@@ -292,7 +292,7 @@ def _training(run: Run) -> Content | None:
                 "name": job.name, "state": job.state, "dice": job.dice, "seconds": job.seconds,
                 "epoch": last.epoch if last else None, "step": last.step if last else None,
                 "loss": last.train_loss if last else None, "left": left,
-                "error": job.error.strip().splitlines()[0] if job.error.strip() else "",
+                "error": job.error.strip().splitlines()[0] if job.error.strip() else "", "warnings": job.warnings,
             }
         )  # fmt: skip
     plots = [(figures.learning_curves(a, f), f"{a}: loss and Dice on the held-out fold.") for a, f in curves.items()]

@@ -94,6 +94,7 @@ def job_status(work_dir: Path, name: str) -> str:
     lines = _table([_cells(workspace, job, claim)])
     if job.error:
         lines += ["", job.error.rstrip()]
+    lines += ["", *job.warnings] if job.warnings else []
     printed = workspace.root / "state" / "launch" / f"{job.name}.out"
     for path in (paths.log, printed):
         if lines_shown := last_lines(path, LOG_LINES):

@@ -3,6 +3,7 @@
     cache/<preparation>/<content of the case>/image.npy     (C, X, Y, Z) float16
                                               target.npy    (1 or K, X, Y, Z) uint8
                                               points.npy    (N, 4) int32: class, x, y, z
+                                              lost.npy      (L,) int32: classes of the label that the target lacks
                                               weight.npy    (1, X, Y, Z) uint8, where pseudo-labels are soft
 
 Arrays are plain .npy, so patches are cut from memory-mapped files. With `cache: ram` as many cases as fit into half of
@@ -18,10 +19,10 @@ import math
 import random
 import shutil
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,8 @@ import numpy as np
 
 from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.data.formats.table import read_grid
+from autoseg.data.grid import in_mm
+from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.volumes import read_image, read_label
@@ -43,7 +46,7 @@ log = logging.getLogger(__name__)
 
 POINTS_PER_CLASS = 10_000
 """Voxel positions kept of each class. Source: nnU-Net."""
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Raised whenever what is stored changes."""
 MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
 """Share of the free memory, and of the free disk, that cases may take."""
@@ -65,6 +68,8 @@ class CachedCase:
     """(1 or K, X, Y, Z) uint8, 255 where ignored."""
     points: np.ndarray
     """(N, 4) int32: class from 0, x, y, z; sorted by class."""
+    lost: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """(L,) int32: classes from 0 that its label has, and of which no voxel is left in the target."""
     annotated: tuple[str, ...] | None = None
     """Classes the case was annotated for; None: all."""
     weight: np.ndarray | None = None
@@ -125,7 +130,7 @@ def _points(target: np.ndarray, num_classes: int, *, sigmoid: bool) -> np.ndarra
 
 
 def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
-    """Read and preprocess a case: image, target, points and, where it has one, weight as `CachedCase` has them."""
+    """Read and preprocess a case: image, target, lost, points and any weight, as `CachedCase` has them."""
     assert case.label is not None
     label_map = plan.label_map
     image, label = read_image(case.images), read_label(case.label)
@@ -143,7 +148,34 @@ def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
     arrays = {"image": half, "target": target}
     if case.weight is not None:
         arrays["weight"] = prepare_label(read_label(case.weight).array.astype(np.uint8), prepared).numpy()
-    return {**arrays, "points": _points(target, len(label_map.names), sigmoid=label_map.sigmoid)}
+    points = _points(target, len(label_map.names), sigmoid=label_map.sigmoid)
+    return {**arrays, "lost": _lost(label.array[0], points, label_map), "points": points}
+
+
+def _lost(label: np.ndarray, points: np.ndarray, label_map: LabelMap) -> np.ndarray:
+    """Classes that a label file has, and of which resampling or cropping left no voxel."""
+    gone = sorted(set(range(len(label_map.names))) - set(points[:, 0].tolist()))
+    # Most cases have all classes, or lack few: the label is looked through for these alone.
+    values = [value for c in gone for value in label_map.values[c]]
+    there = set(np.unique(label[np.isin(label, values)]).tolist()) if values else set()
+    return np.array([c for c in gone if there & set(label_map.values[c])], np.int32)
+
+
+def resampling_warnings(cases: Sequence[CachedCase], plan: Plan) -> list[str]:
+    """Say which classes are too small for the plan's voxels, so that cases cannot teach them; empty where none is."""
+    names = plan.label_map.names
+    having = Counter(c for case in cases for c in np.unique(case.points[:, 0]).tolist())
+    without: dict[int, list[str]] = {}
+    for case in cases:
+        for c in case.lost.tolist():
+            without.setdefault(c, []).append(case.name)
+    spacing = in_mm(plan.resample_resolution)
+    return [
+        f"at {spacing} mm no voxel of {names[c]} is left in {len(lost)} of the {len(lost) + having[c]} cases that "
+        f"have it ({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}), so they cannot teach it. Set a finer "
+        "resample_resolution."
+        for c, lost in sorted(without.items())
+    ]
 
 
 def _make(folder: Path, plan: Plan, case: Case) -> None:
@@ -264,7 +296,7 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
 
 def _array_names(case: Case) -> tuple[str, ...]:
     """What is stored of a case, in the order in which it is written."""
-    return ("image", "target", *(("weight",) if case.weight is not None else ()), "points")
+    return ("image", "target", *(("weight",) if case.weight is not None else ()), "lost", "points")
 
 
 def _is_whole(folder: Path, case: Case) -> bool:
@@ -349,12 +381,11 @@ def _prepare_fresh(
             prepared = make()
         except DataError as error:
             faults.extend(error.messages)
-            prepared = dict.fromkeys(("image", "target", "points"), np.zeros((1, 1, 1, 1)))
-        points = prepared.pop("points")
+            prepared = dict.fromkeys(("image", "target", "points", "lost"), np.zeros((1, 1, 1, 1)))
+        points, lost = prepared.pop("points"), prepared.pop("lost")
         arrays = {n: cast(np.ndarray, FreshArray(make, n, array.shape)) for n, array in prepared.items()}
-        return CachedCase(
-            name=case.name, annotated=case.annotated, by_annotators=case.by_annotators, points=points, **arrays
-        )
+        known = {"annotated": case.annotated, "by_annotators": case.by_annotators}
+        return CachedCase(name=case.name, points=points, lost=lost, **known, **arrays)  # type: ignore[arg-type]
 
     if items:
         log.info("looking through %d cases that are not kept", len(items))

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from autoseg.hardware.memory import MemoryWatch
 from autoseg.inference.seals import check_jobs, seal_job
 from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
-from autoseg.training.cache import load_cases, remove_unused
+from autoseg.training.cache import load_cases, remove_unused, resampling_warnings
 from autoseg.training.errors import Diverged, Interrupted, Pruned
 from autoseg.training.inputs import cases_for, job_inputs, only_prediction_changed
 from autoseg.training.processes import Processes, of_first
@@ -256,6 +256,7 @@ class JobRun:
         if self.processes.is_first:
             tidy_cache(self.workspace, self.dataroot)
         cached = load_cases(self.workspace.cache, plan, (*train_cases, *val_cases), num_workers=self.num_workers)
+        self._warn(resampling_warnings(cached[: len(train_cases)], plan))
 
         def train(changes: Mapping[str, Any], started: float) -> TrainResult:
             self.trainer = trainer = Trainer(
@@ -292,6 +293,14 @@ class JobRun:
             result = train(job.restart, time.monotonic())
         job.seconds, job.memory_gib = lost_s + result.seconds, self.memory.peak_gib
         return result
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Log warnings and keep them for the report."""
+        self.job.warnings = tuple(warnings)
+        if warnings and self.processes.is_first:
+            for warning in warnings:
+                log.warning("%s: %s", self.job.name, warning)
+            self._note("running")
 
     def _epoch_ended(self, progress: Progress, dice: float) -> None:
         job = self.job

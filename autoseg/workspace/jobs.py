@@ -36,6 +36,8 @@ class Job(Stored):
     inputs: dict[str, str] = Field(default_factory=dict)
     """What it was made from: name -> digest; a difference makes it stale."""
     error: str = ""
+    warnings: tuple[str, ...] = ()
+    """What a person should look at, though the job runs."""
     dice: float | None = None
     """Mean foreground Dice on the fold's validation cases, original grid."""
     started: Moment | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from autoseg.algos.draft import Draft
 from autoseg.config.hyperparameters import PLANNED_AS
 from autoseg.config.types import suggest
-from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.fingerprint import BackgroundIntensity, Fingerprint, ForegroundIntensity
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError
 
@@ -49,10 +50,72 @@ def _class_plans(label_map: LabelMap) -> list[dict[str, Any]]:
     return [{"name": n, "values": list(v)} for n, v in zip(label_map.names, label_map.values, strict=True)]
 
 
+SLIVER = 0.01
+"""Share of the background's range, from its 0.5 to its 99.5 percentile, that must lie within a CT's bounds. A choice:
+the bounds of organs and of bones hold a tenth and more; those of metal, or of a foreground of one value, hold none."""
+WIDENED = "would hide what lies around it"
+"""In the rule of bounds that hold more than the foreground."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Intensities that a CT is clipped to, and what is subtracted and divided by then."""
+
+    bounds: tuple[float, float]
+    mean: float
+    std: float
+    rule: str = ""
+    """Why they are not the foreground's."""
+
+
+def window(
+    foreground: ForegroundIntensity,
+    background: BackgroundIntensity | None,
+    fixed: tuple[float, float] | None = None,
+) -> Window:
+    """The normalisation of a CT.
+
+    The foreground's 0.5 and 99.5 percentiles, its mean and its deviation, as nnU-Net. Clipped so, a CT whose targets
+    are brighter than all else (electrodes, clips, implants) or of one value shows nothing around them, or nothing at
+    all. There the bounds take in the background's percentiles, too, and the least and the largest value where all of
+    these are equal; the middle of the bounds and a quarter of their width then scale what lies between to -2..2,
+    whatever the foreground's deviation is.
+
+    Args:
+        background: None: every voxel has a class.
+        fixed: bounds that a user or a recipe wants.
+
+    Raises:
+        ConfigError: Every voxel has one value.
+    """
+    low, high = fixed or (foreground.p00_5, foreground.p99_5)
+    beside = background or BackgroundIntensity(
+        min=foreground.min, p00_5_least=low, p00_5=low, p99_5=high, p99_5_largest=high, max=foreground.max
+    )
+    shown = min(foreground.p99_5, beside.p99_5) - max(foreground.p00_5, beside.p00_5)
+    if shown > SLIVER * (beside.p99_5 - beside.p00_5):
+        return Window(bounds=(low, high), mean=foreground.mean, std=foreground.std or 1.0)
+    rule = ""
+    if fixed is None:
+        low, high = min(low, beside.p00_5), max(high, beside.p99_5)
+        if low == high:
+            low, high = min(foreground.min, beside.min), max(foreground.max, beside.max)
+        rule = (
+            f"the foreground alone, {foreground.p00_5:g} to {foreground.p99_5:g}, {WIDENED}: bounds take in the "
+            "background's percentiles (0.5 and 99.5, median of the images); its middle and a quarter of its width scale"
+        )
+    if low >= high:
+        raise ConfigError(
+            f"every voxel of the training images has the value {low:g}, so there is nothing to learn from. Expected "
+            "images of something. Export them again."
+        )
+    return Window(bounds=(low, high), mean=(low + high) / 2, std=(high - low) / 4, rule=rule)
+
+
 def channels(draft: Draft) -> None:
     """Normalisation of each channel, primary modality first, then the extra ones.
 
-    Source: nnU-Net; the share of 75 % of the box, too.
+    Source: nnU-Net; the share of 75 % of the box, too. `window` has the exception.
     """
     fingerprint, settings = draft.inputs.fingerprint, draft.inputs.settings
     modality = settings.modality.lower()
@@ -60,27 +123,43 @@ def channels(draft: Draft) -> None:
     extra = [mode.lower() for mode in settings.extra_modalities.values()]
     primary = draft.fixed("normalize_mode") or by_modality
     modes = [primary] * (fingerprint.num_channels - len(extra)) + extra
-    plans = []
-    for mode, foreground in zip(modes, fingerprint.foreground, strict=True):
+    plans, exceptions = [], list[str]()
+    for mode, foreground, background in zip(modes, fingerprint.foreground, _backgrounds(fingerprint), strict=True):
         plan: dict[str, Any] = {"mode": mode}
         if mode in ("ct", "range"):
-            plan["bounds"] = list(draft.fixed("intensity_bounds") or (foreground.p00_5, foreground.p99_5))
-            plan["mean"], plan["std"] = foreground.mean, foreground.std or 1.0
+            clipped = window(foreground, background, draft.fixed("intensity_bounds"))
+            plan |= {"bounds": list(clipped.bounds), "mean": clipped.mean, "std": clipped.std}
+            exceptions += [clipped.rule] if clipped.rule else []
         else:
             plan["nonzero"] = fingerprint.nonzero_crop_ratio < 0.75
         plans.append(plan)
-    draft.put(
-        "channels",
-        plans,
+    rule = (
         "CT: clip to the foreground's 0.5 and 99.5 percentiles, then the foreground's z-score; others: each image's "
-        "z-score, of non-zero voxels where images are under 75 % of their box (nnU-Net)",
+        "z-score, of non-zero voxels where images are under 75 % of their box (nnU-Net)"
     )
+    exception = "; ".join(dict.fromkeys(exceptions))
+    draft.put("channels", plans, exception or rule)
     # Both settings become part of the channels, whose origin is that of the first that is set.
     sources = [setting for setting, key in PLANNED_AS.items() if key == "channels"]
     if users := [setting for setting in sources if draft.user.get(setting)]:
-        draft.set("channels", plans, draft.place(users[0]))
+        draft.set("channels", plans, draft.place(users[0]), exception)
     elif published := [draft.recipe[setting][1] for setting in sources if setting in draft.recipe]:
-        draft.set("channels", plans, draft.recipe_name, published[0])
+        draft.set("channels", plans, draft.recipe_name, "; ".join([published[0], *filter(None, [exception])]))
+
+
+def _backgrounds(fingerprint: Fingerprint) -> tuple[BackgroundIntensity | None, ...]:
+    """Of each channel; None where every voxel has a class."""
+    return fingerprint.background or (None,) * fingerprint.num_channels
+
+
+def image_ranges(draft: Draft) -> None:
+    """Where the training images' intensities lie, which new images are judged by."""
+    fingerprint = draft.inputs.fingerprint
+    ranges = [
+        [min(f.p00_5, b.p00_5_least), max(f.p99_5, b.p99_5_largest)] if b else [f.p00_5, f.p99_5]
+        for f, b in zip(fingerprint.foreground, _backgrounds(fingerprint), strict=True)
+    ]
+    draft.put("image_ranges", ranges, "lowest 0.5 and highest 99.5 percentile of a training image; judges new ones")
 
 
 def resample_resolution(draft: Draft) -> None:

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from autoseg.data.formats.format import Format
-from autoseg.data.formats.nifti_header import NiftiHeader
+from autoseg.data.formats.nifti_header import NiftiHeader, write_place
 from autoseg.data.formats.nifti_voxels import check_length, open_content, read_nifti, read_nifti_header
 from autoseg.data.formats.stored import StoredVolume, scaled
 from autoseg.data.grid import Grid
@@ -100,6 +100,7 @@ def write_nifti(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes 
     shell = nib.Nifti1Image(np.broadcast_to(np.zeros((), dtype), grid.shape), grid.affine)
     header = shell.header
     header.set_xyzt_units("mm")
+    write_place(header, grid)
     header.set_slope_inter(1, 0)
     header["magic"], header["vox_offset"] = b"n+1", header.single_vox_offset
     path.parent.mkdir(parents=True, exist_ok=True)

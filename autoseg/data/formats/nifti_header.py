@@ -14,10 +14,17 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from autoseg.data.formats.stored import FileFaultError, Finding, Header, brief, split_shape
-from autoseg.data.grid import Grid, has_axes, in_mm
+from autoseg.data.grid import TOLERANCE_VOXELS, Grid, corners_apart_mm, has_axes, in_mm
 
 SIZE_1, SIZE_2 = 348, 540
 """Bytes of a NIfTI-1 and of a NIfTI-2 header."""
+SFORM_FIELDS = ("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units")
+QFORM_FIELDS = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "pixdim")
+"""Of a header: what says where its voxels lie."""
+SPATIAL_UNIT = 7
+"""Bits of xyzt_units that say the unit of lengths; the others are of time."""
+LENGTHS = {1: "metres", 2: "mm", 3: "micrometres"}
+"""What they stand for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,26 +123,56 @@ def _grid(header: nib.Nifti1Header, pixdim: np.ndarray, shape: tuple[int, int, i
         raise FileFaultError("unreadable", f"a damaged orientation ({brief(error)})", "Export it again.") from None
     if not has_axes(affine):
         raise FileFaultError("spacing", "an affine that is not invertible", "Expected a valid sform. Export it again.")
-    grid = Grid(shape=shape, affine=affine)
+    grid = Grid(shape=shape, affine=affine, header=_place(header))
     if not has_sform and not has_qform:
         remedy = "Left and right are guessed. Export it with an affine."
         warnings.append(Finding("orientation", "no orientation in the header", remedy, is_fault=False))
-    elif any(abs(p - s) > 1e-2 * s or p != p for p, s in zip(pixdim.tolist(), grid.spacing_mm, strict=True)):
-        warnings.append(
-            Finding(
-                "header",
-                f"voxel sizes {in_mm(pixdim)} mm against {in_mm(grid.spacing_mm)} mm in its affine",
-                "The affine is used. Export it again if that is wrong.",
-                is_fault=False,
-            )
-        )
-    if (unit := int(header["xyzt_units"]) & 7) in (1, 3):
-        warnings.append(
-            Finding(
-                "spacing",
-                f"sizes in {'metres' if unit == 1 else 'micrometres'}",
-                "They are read as mm, as everywhere. Export it again in mm.",
-                is_fault=False,
-            )
-        )
+    elif finding := _contradiction(header, pixdim, grid):
+        remedy = "The affine is used. Export it again if that is wrong."
+        warnings.append(Finding("header", finding, remedy, is_fault=False))
+    if (unit := LENGTHS.get(int(header["xyzt_units"]) & SPATIAL_UNIT, "mm")) != "mm":
+        remedy = "They are read as mm, as everywhere. Export it again in mm."
+        warnings.append(Finding("spacing", f"sizes in {unit}", remedy, is_fault=False))
     return grid
+
+
+def _qform(header: nib.Nifti1Header) -> np.ndarray | None:
+    """The affine of the qform, whatever its code; None where it is damaged."""
+    try:
+        affine = np.asarray(header.get_qform(), np.float64)
+    except (HeaderDataError, ValueError):
+        return None
+    return affine if has_axes(affine) else None
+
+
+def _contradiction(header: nib.Nifti1Header, pixdim: np.ndarray, grid: Grid) -> str:
+    """How the affine that is used, the sform where there is one, differs from the rest of the header; empty: not."""
+    if int(header["sform_code"]) > 0 and int(header["qform_code"]) > 0:
+        if (qform := _qform(header)) is None:
+            return "a damaged qform beside the sform (its affine)"
+        away_mm = corners_apart_mm(qform, grid.affine, grid.shape)
+        if away_mm > TOLERANCE_VOXELS * min(grid.spacing_mm):
+            voxels = away_mm / min(grid.spacing_mm)
+            return f"sform (its affine) and qform put corners {away_mm:.3g} mm ({voxels:.3g} voxels) apart"
+    if any(abs(p - s) > 1e-2 * s or p != p for p, s in zip(pixdim.tolist(), grid.spacing_mm, strict=True)):
+        return f"voxel sizes {in_mm(pixdim)} mm against {in_mm(grid.spacing_mm)} mm in its affine"
+    return ""
+
+
+def _place(header: nib.Nifti1Header) -> dict[str, np.ndarray]:
+    """The fields that say where the voxels lie, for files written on this grid; a damaged qform is left out."""
+    names = [*SFORM_FIELDS, *(QFORM_FIELDS if _qform(header) is not None else ())]
+    fields = {name: np.array(header[name]) for name in names}
+    return {name: value for name, value in fields.items() if np.isfinite(value).all()}
+
+
+def write_place(header: nib.Nifti1Header, grid: Grid) -> None:
+    """Give a new header, which has a grid's affine, what else the grid's own file said of its place, codes and unit."""
+    for name, value in grid.header.items():
+        if name == "xyzt_units":
+            if (unit := int(np.asarray(value)) & SPATIAL_UNIT) in LENGTHS:
+                header[name] = unit
+        elif name == "pixdim":
+            header[name][:4] = np.asarray(value)[:4]  # what follows belongs to axes that a label does not have
+        else:
+            header[name] = value
