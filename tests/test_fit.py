@@ -123,22 +123,36 @@ def test_what_the_user_fixed_is_kept_and_said(
     assert "batch_size and roi_size are fixed" in caplog.text
 
 
-def test_a_gpu_is_filled_up_to_the_share(device: Callable[..., list[Plan]]) -> None:
+def test_memory_of_a_gpu_buys_no_batch_beyond_a_handful(device: Callable[..., list[Plan]]) -> None:
+    """What 80 GB would hold leaves fewer steps; a step that does not fit is made smaller all the same."""
     device(seconds=0.01, gib=5.0)
-    body = {f"size_mm_{k}": (160.0, 160.0, 160.0) for k in ("median", "p90")}
-    half, _ = planned("unet", hardware=GPU, num_train=1000, data=body, memory_share=0.4)
-    full, found = planned("unet", hardware=GPU, num_train=1000, data=body)
-    assert full.batch_size > half.batch_size > 4
-    for plan, share in ((half, 0.4), (full, 0.8)):
-        assert plan.memory_gib is not None
-        one_more = 5.0 * math.prod(plan.roi_size) / 1e6
-        assert share * GPU.memory_gib - one_more - 0.1 <= plan.memory_gib <= share * GPU.memory_gib + 0.01
-    assert "fills memory to 80%" in found["batch_size"].rule
-    few, _ = planned("unet", hardware=GPU, num_train=20, data=body)
-    assert few.batch_size <= max(4, 0.05 * 20 * 160**3 / math.prod(few.roi_size))
-    soon, _ = planned("unet", hardware=GPU, num_train=1000, data=body, budget_s=60.0)
-    assert soon.batch_size < full.batch_size
-    assert planned("unet", hardware=GPU, num_train=1000, data=body, batch_size=3)[0].batch_size == 3
+    plan, origins = planned(hardware=GPU, num_train=1000, data=LARGE)
+    assert plan.batch_size == 4
+    assert plan.num_epochs * plan.num_steps_per_epoch == 300 * 1000 / 4
+    assert "steps count for more than samples" in origins["batch_size"].rule
+    tight, origins = planned(hardware=GPU, num_train=1000, data=LARGE, memory_share=0.1)
+    assert tight.batch_size < 4
+    assert "over 10% of 80.0 GiB (measured)" in origins["batch_size"].rule
+    assert planned(hardware=GPU, num_train=6, data=LARGE)[0].batch_size == 2
+    assert planned(hardware=GPU, num_train=1000, data=LARGE, batch_size=3)[0].batch_size == 3
+
+
+def test_a_budget_on_a_gpu_shrinks_patch_and_network(device: Callable[..., list[Plan]]) -> None:
+    device(seconds=0.1, gib=1.0)
+    body = {f"size_mm_{k}": (400.0, 400.0, 400.0) for k in ("median", "p90")}
+    voxels = []
+    for budget_s in (100_000.0, 5000.0, 2000.0, 300.0):
+        plan, _ = planned(hardware=GPU, num_train=1000, data=body, budget_s=budget_s)
+        assert plan.step_s is not None
+        assert 0.8 * budget_s / plan.step_s >= 2000
+        voxels.append(math.prod(plan.roi_size))
+    assert voxels == sorted(voxels, reverse=True)
+    assert len(set(voxels)) == 4
+
+
+def test_the_rate_follows_the_batch() -> None:
+    rates = [planned(hardware=GPU, batch_size=n)[0].learning_rate for n in (1, 2, 8)]
+    assert rates == pytest.approx([2e-4 / 2**0.5, 2e-4, 4e-4], rel=1e-2)
 
 
 @pytest.mark.parametrize("algo", ALGOS)

@@ -153,12 +153,16 @@ def test_gpu_plan_follows_the_published_sizes(algo: AlgoName) -> None:
     elif algo == "segresnet":
         assert plan.network["init_filters"] == 32
         assert plan.network["blocks_down"] == [1, 2, 2, 4, 4]
-        assert 20e6 < voxels <= 7.225e6 * 5
+        assert 3.5e6 < voxels <= 4.2e6
+    elif algo == "resenc":
+        assert plan.network["init_features"] == 32
+        assert plan.network["blocks"] == [1, 3, 4, 6, 6, 6]
+        assert 3.5e6 < voxels <= 4.2e6
     else:
         assert voxels <= 96**3
         assert min(plan.roi_size) >= 64
         assert plan.batch_size > 2
     assert plan.channels[0].mode == "ct"
     assert plan.channels[0].bounds == (5.0, 95.0)
-    assert plan.num_epochs == 500
+    assert plan.num_epochs == 80_000 / 160
     assert plan.num_steps_per_epoch == int(np.ceil(160 / plan.batch_size))

@@ -32,14 +32,11 @@ LEAST_STEPS = 2000
 """Steps that a budget must leave for a larger network, patch or batch to be taken.
 Source: plain loops on the hippocampus, where 24 filters overtook 16 after about so many steps."""
 
-TOO_FEW_STEPS = 300
-"""Steps that a budget must leave, or a smaller network is taken. Source: SegResNet, 13 organs at 4 mm, runs of eight
-minutes: 86 steps of the usual size 0.629 Dice, 273 of a smaller one 0.803, 616 of the smallest 0.828; hippocampus, 3
-minutes: 226 steps with 16 filters 0.8736, 549 with 8 0.8762."""
-
-DATA_SHARE = 0.05
-"""Share of all voxels that a batch may hold at most. Source: nnU-Net."""
-
+TOO_FEW_STEPS = {True: 2000, False: 300}
+"""On a GPU and on a CPU: steps that a budget must leave, or a smaller network is taken. On a GPU a choice: its networks
+have four times the weights, and a smaller patch is what there is to give. Source on a CPU: SegResNet, 13 organs at 4
+mm, runs of eight minutes: 86 steps of the usual size 0.629 Dice, 273 of a smaller one 0.803, 616 of the smallest 0.828;
+hippocampus, 3 minutes: 226 steps with 16 filters 0.8736, 549 with 8 0.8762."""
 
 _measured: dict[str, StepCost | None] = {}
 
@@ -105,9 +102,8 @@ def fitted_plan(device: torch.device, inputs: PlanInputs) -> tuple[Plan, dict[st
     """Plan a job, measure a step of it, and change what does not fit.
 
     1. Memory: where a step takes more than `memory_share` of it, half the batch, then shorter patches.
-    2. Time: with a budget on a CPU, the largest network and patch of the ladder that leaves `LEAST_STEPS` steps; where
-       the usual one leaves fewer than `TOO_FEW_STEPS`, a smaller one.
-    3. On a GPU, patches are added until memory is filled to `memory_share`, up to nnU-Net's 5 % of all voxels a batch.
+    2. Time: with a budget, the largest network and patch of the ladder that leaves `LEAST_STEPS` steps; where the usual
+       one leaves too few (`TOO_FEW_STEPS`), a smaller one.
 
     What the user or a recipe fixed is not changed; where it does not fit, that is said. A job that starts from earlier
     weights keeps the patch and batch they were trained with.
@@ -127,12 +123,8 @@ def fitted_plan(device: torch.device, inputs: PlanInputs) -> tuple[Plan, dict[st
     fit, candidate = _in_memory(fitting, begun)
     if candidate is None:
         return make_plan(inputs, fit)
-    if candidate.fit == Fit():
-        on_gpu = inputs.hardware.on_gpu
-        if not on_gpu and inputs.budget_s is not None:
-            candidate = _in_time(fitting, candidate, inputs.budget_s)
-        elif on_gpu and "batch_size" not in fitting.fixed:
-            candidate = _filled(fitting, candidate)
+    if candidate.fit == Fit() and inputs.budget_s is not None:
+        candidate = _in_time(fitting, candidate, inputs.budget_s)
     cost, memory_gib = candidate.cost, candidate.cost.memory_gib + _kept_gib(inputs, candidate.plan)
     return make_plan(inputs, replace(candidate.fit, step_s=cost.step_s, memory_gib=memory_gib))
 
@@ -189,7 +181,8 @@ def _smaller(fitting: Fitting, plan: Plan, fit: Fit, rule: str) -> Fit | None:
 def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
     """The rung of the network's ladder that leaves enough steps of the budget."""
     training_s = TRAINING_SHARE * budget_s
-    rungs = network_file(usual.plan.algo).RUNGS
+    on_gpu = fitting.inputs.hardware.on_gpu
+    rungs = network_file(usual.plan.algo).GPU_RUNGS if on_gpu else network_file(usual.plan.algo).RUNGS
     taken = usual
 
     def differs(size: int) -> bool:
@@ -198,7 +191,7 @@ def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
         return (other.network, other.roi_size) != (taken.plan.network, taken.plan.roi_size)
 
     for size in range(-1, rungs.start - 1, -1):
-        if training_s >= TOO_FEW_STEPS * taken.cost.step_s:
+        if training_s >= TOO_FEW_STEPS[on_gpu] * taken.cost.step_s:
             break
         smaller = fitting.measure(Fit(size=size)) if differs(size) else None
         taken = smaller or taken
@@ -215,33 +208,3 @@ def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
             break
         taken = larger
     return taken
-
-
-def _filled(fitting: Fitting, formula: Candidate) -> Candidate:
-    """As many patches as memory, the size of the data set and a budget allow; never fewer than the formula's."""
-    inputs, processes, limit_gib = fitting.inputs, fitting.processes, fitting.limit_gib
-    plan, cost = formula.plan, formula.cost
-    num = plan.batch_size // processes  # patches of one process
-    other = 1 if num > 1 else 2
-    compared = fitting.measure(Fit(batch_size=other * processes, rule="to measure"))
-    if compared is None:
-        return formula
-    each_gib = (cost.memory_gib - compared.cost.memory_gib) / (num - other)
-    each_s = (cost.step_s - compared.cost.step_s) / (num - other)
-    in_memory = num + int((limit_gib - cost.memory_gib) / max(each_gib, 1e-3))
-    shape = resampled_shape((1, 1, 1), inputs.fingerprint.size_mm_median, plan.resample_resolution)
-    voxels = DATA_SHARE * math.prod(shape) * inputs.num_train
-    wanted = min(in_memory, int(voxels / math.prod(plan.roi_size)) // processes)
-    if inputs.budget_s is not None and each_s > 0:
-        spare_s = TRAINING_SHARE * inputs.budget_s / LEAST_STEPS - cost.step_s
-        wanted = min(wanted, num + int(spare_s / each_s))
-    rule = (
-        f"fills memory to {inputs.settings.memory_share:.0%} by measurement, with at most 5 % of all voxels "
-        "a batch (nnU-Net) and enough steps in the budget"
-    )
-    while wanted > num:
-        larger = fitting.measure(Fit(batch_size=wanted * processes, rule=rule))
-        if larger is not None and larger.cost.memory_gib <= limit_gib:
-            return larger
-        wanted = (wanted + num) // 2
-    return formula

@@ -105,6 +105,34 @@ class UNetPlanned(Strict):
     """Normalisation."""
 
 
+class ResEnc(Strict):
+    """The hyperparameters that the residual-encoder U-Net alone has."""
+
+    init_features: Annotated[int, Field(ge=4, le=320)]
+    """Features of the first stage; doubled at each stage, up to 320."""
+    dsdepth: Annotated[int, Field(ge=1, le=MOST_STAGES)]
+    """Resolutions that get a loss (deep supervision)."""
+
+
+Strides = Annotated[
+    tuple[tuple[Literal[1, 2], Literal[1, 2], Literal[1, 2]], ...], Field(min_length=2, max_length=MOST_STAGES)
+]
+Kernels = Annotated[
+    tuple[tuple[Literal[1, 3], Literal[1, 3], Literal[1, 3]], ...], Field(min_length=2, max_length=MOST_STAGES)
+]
+
+
+class ResEncPlanned(Strict):
+    """What a plan says of the residual-encoder U-Net besides: its topology, a row a stage."""
+
+    blocks: Annotated[tuple[Annotated[int, Field(ge=1, le=32)], ...], Field(min_length=2, max_length=MOST_STAGES)]
+    """Residual blocks of each stage."""
+    strides: Strides
+    """Of each stage against the one before, along X, Y, Z; ones for the first."""
+    kernels: Kernels
+    """Edges of the convolutions."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkRow:
     """What settings, manual and help need to know of a network."""
@@ -130,6 +158,7 @@ NETWORKS: dict[str, NetworkRow] = {
     "swinunetr": NetworkRow(own=SwinUNETR, planned=SwinUNETRPlanned, by_default=True, recipes=("btcv",)),
     "dints": NetworkRow(own=DiNTS, planned=DiNTSPlanned, by_default=True),
     "unet": NetworkRow(own=UNet, planned=UNetPlanned, recipes=("spleen",)),
+    "resenc": NetworkRow(own=ResEnc, planned=ResEncPlanned),
     # It finds the region to look at, and looks coarsely: the top level's voxels and windows are the others'.
     "locator": NetworkRow(
         own=SegResNet,

@@ -28,6 +28,8 @@ class NetworkFile(Protocol):
     measured."""
     RUNGS: range
     """The sizes that `choose` knows on a CPU, smallest first; 0 is the usual one."""
+    GPU_RUNGS: range
+    """Those on a GPU."""
 
     def build(self, in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
         """A fresh module for images of (B, C, X, Y, Z); in training it may return a list, finest output first.

@@ -11,7 +11,16 @@ from monai.networks.nets.dints import DiNTS, TopologyInstance
 from torch import nn
 
 from autoseg.config.templates import read_template_json
-from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
+from autoseg.networks.sizing import (
+    CPU_BATCH,
+    CPU_BATCH_RULE,
+    GPU_BATCH_RULE,
+    LearningRates,
+    NetworkChoice,
+    Sizing,
+    fit_roi,
+    gpu_batch,
+)
 
 LEARNING_RATES = LearningRates(
     gpu=2e-4, cpu=5e-3, muon=1e-2, source="as SegResNet's, since it is trained by AdamW here (Auto3DSeg's: SGD, 0.2)"
@@ -81,6 +90,9 @@ CPU_CHANNEL_MUL = (0.25, 0.5)
 """Width where a budget pays for more steps. Source: 0.25 takes 2.4 times the steps of 0.5 in the same time (measured);
 when the wider one pays is a choice, as SegResNet's 24 filters."""
 RUNGS = range(len(CPU_CHANNEL_MUL))
+GPU_SIZES = ((0.5, 64**3), (1.0, 96**3))
+"""Width and voxels of a patch on a GPU. Source: the larger is Auto3DSeg's; the smaller, for short budgets, a choice."""
+GPU_RUNGS = range(-1, 1)
 
 
 def choose(sizing: Sizing) -> NetworkChoice:
@@ -88,12 +100,10 @@ def choose(sizing: Sizing) -> NetworkChoice:
     topology = read_template_json("dints", "topology.json")
     depths = (len(topology["paths"][0]) + 2) // 3
     if sizing.on_gpu:
-        channel_mul, downsample, max_voxels = 1.0, True, 96**3
-        # Auto3DSeg: 2 + 7 (m - 6) / 18 patches of 96^3 for 2 classes, m the memory in GiB less one.
-        batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 6) / 18)))
+        (channel_mul, max_voxels), downsample = GPU_SIZES[sizing.size - GPU_RUNGS.start], True
     else:
-        channel_mul, downsample, max_voxels, batch = CPU_CHANNEL_MUL[sizing.size], False, 64**3, CPU_BATCH
-    steps = (2 ** (depths - 1 + int(downsample)),) * 3
+        channel_mul, downsample, max_voxels = CPU_CHANNEL_MUL[sizing.size], False, 64**3
+    roi = fit_roi(sizing, max_voxels, (2 ** (depths - 1 + int(downsample)),) * 3)
     return NetworkChoice(
         network={
             "channel_mul": channel_mul,
@@ -103,8 +113,8 @@ def choose(sizing: Sizing) -> NetworkChoice:
             "operations": topology["operations"],
             "nodes": reached_nodes(topology["paths"]),
         },
-        roi_size=fit_roi(sizing, max_voxels, steps),
-        batch_size=batch,
+        roi_size=roi,
+        batch_size=gpu_batch(roi, sizing.memory_gib) if sizing.on_gpu else CPU_BATCH,
         rules={
             "channel_mul": "1 on a GPU (MONAI's default); 0.25, "
             "8 filters at the finest scale, on a CPU: 2.4 times the steps of 0.5; that where a budget pays for 2,000",
@@ -114,8 +124,8 @@ def choose(sizing: Sizing) -> NetworkChoice:
             "paths": "templates/dints/topology.json",
             "operations": "templates/dints/topology.json",
             "nodes": "depths that the paths reach",
-            "roi_size": f"the 90th percentile image, at most {round(max_voxels ** (1 / 3))}^3"
+            "roi_size": f"the median image rounded up, at most {round(max_voxels ** (1 / 3))}^3"
             + (" (Auto3DSeg)" if sizing.on_gpu else " on a CPU"),
-            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else CPU_BATCH_RULE,
+            "batch_size": GPU_BATCH_RULE if sizing.on_gpu else CPU_BATCH_RULE,
         },
     )

@@ -11,7 +11,7 @@ LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResN
 """Source: SegResNet's, which it is."""
 SECONDS_PER_MEGAVOXEL = 3.2
 """Source: SegResNet's, which it is."""
-RUNGS = range(1)
+RUNGS = GPU_RUNGS = range(1)
 FLARE = "FLARE23 paper: SegResNet of 1, 2, 2, 4 blocks and 16 filters at 4 mm, patches of 128^3"
 
 
@@ -28,7 +28,7 @@ def choose(sizing: Sizing) -> NetworkChoice:
             "dsdepth": "a loss at every resolution but the coarsest (Auto3DSeg)",
             "norm": "instance normalisation, since batches are small (Auto3DSeg, nnU-Net)",
             "resolution": "the voxels are cubes",
-            "roi_size": f"the 90th percentile image, at most {largest}^3"
+            "roi_size": f"the median image rounded up, at most {largest}^3"
             + (f" ({FLARE})" if sizing.on_gpu else " on a CPU"),
             "batch_size": CPU_BATCH_RULE,
         },

@@ -7,15 +7,112 @@ at every resolution. Names of the layers are those of that library, so that weig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from autoseg.networks.topology import Topology, topology_for
+from autoseg.networks.sizing import (
+    CPU_BATCH,
+    CPU_BATCH_RULE,
+    GPU_BATCH_RULE,
+    GPU_VOXELS,
+    LearningRates,
+    NetworkChoice,
+    Sizing,
+    fit_roi,
+    gpu_batch,
+    most_gpu_voxels,
+)
+from autoseg.networks.topology import Topology, divisor_of, halved_once, patch_and_topology
+
+LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
+"""Source: SegResNet's, whose building blocks it shares; nnU-Net trains it by SGD with 1e-2."""
+SECONDS_PER_MEGAVOXEL = 3.2
+"""A guess: SegResNet's."""
+MOST_FEATURES = 320
+"""Source: nnU-Net (`UNet_max_features_3d`)."""
+BLOCKS, CPU_BLOCKS = (1, 3, 4, 6, 6, 6), (1, 2, 2, 2, 2, 2)
+"""Residual blocks of each stage. Source: nnU-Net's ResEnc presets; on a CPU fewer, as SegResNet's. A choice."""
+CPU_SIZES = ((8, 3, 48**3), (8, 3, 64**3), (16, 4, 64**3), (24, 4, 64**3), (32, 4, 64**3))
+"""Features of the first stage, most stages, most voxels of a patch. Source: SegResNet's."""
+RUNGS = range(-2, 3)
+GPU_SIZES = ((16, 64**3), (32, 96**3), (32, 128**3), (32, None))
+"""Features and most voxels of a patch; None: `most_gpu_voxels`. Source: SegResNet's."""
+GPU_RUNGS = range(-3, 1)
+LEAST_VOXELS = {True: 4, False: 8}
+"""On a GPU and on a CPU: that each axis keeps at the coarsest stage. Source: nnU-Net; on a CPU SegResNet's."""
+
+
+def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
+    """Build it; training mode returns `dsdepth` outputs, finest first."""
+    blocks, first = network["blocks"], network["init_features"]
+    topology = Topology(
+        strides=tuple((a, b, c) for a, b, c in network["strides"]),
+        kernels=tuple((a, b, c) for a, b, c in network["kernels"]),
+    )
+    features = [min(MOST_FEATURES, first * 2**i) for i in range(len(blocks))]
+    num_heads = min(network["dsdepth"], len(blocks) - 1)
+    return ResidualEncoderUNet(in_channels, out_channels, features, blocks, topology, num_heads)
+
+
+def heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """One a resolution, finest first."""
+    layers: Any = module.get_submodule("decoder.seg_layers")
+    return tuple(reversed(layers))
+
+
+def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
+    """What each edge of a window must be a multiple of."""
+    return divisor_of(network["strides"])
+
+
+def choose(sizing: Sizing) -> NetworkChoice:
+    """Choose features, stages, patch and batch."""
+    on_gpu = sizing.on_gpu
+    if on_gpu:
+        features, most = GPU_SIZES[sizing.size - GPU_RUNGS.start]
+        stages, max_voxels = len(BLOCKS), min(most or GPU_VOXELS, most_gpu_voxels(sizing.memory_gib))
+    else:
+        features, stages, most = CPU_SIZES[sizing.size - RUNGS.start]
+        max_voxels = min(max(math.prod(sizing.median_shape) // 2, 32**3), most)
+    roi, topology = patch_and_topology(sizing, max_voxels, most_stages=stages, least_voxels=LEAST_VOXELS[on_gpu])
+    levels = len(topology.strides)
+    if levels == 1:  # a U-Net has two stages at least; the longest axis is halved
+        topology = halved_once(sizing.median_shape)
+        roi, levels = fit_roi(sizing, max_voxels, topology.divisor), 2
+    return NetworkChoice(
+        network={
+            "init_features": features,
+            "blocks": list((BLOCKS if on_gpu else CPU_BLOCKS)[:levels]),
+            "strides": [list(stride) for stride in topology.strides],
+            "kernels": [list(kernel) for kernel in topology.kernels],
+            "dsdepth": levels - 1,
+        },
+        roi_size=roi,
+        batch_size=gpu_batch(roi, sizing.memory_gib) if on_gpu else CPU_BATCH,
+        rules={
+            "init_features": "32 on a GPU (nnU-Net), 16 where a budget pays for too few steps; on a CPU as SegResNet's",
+            "blocks": "nnU-Net's ResEnc presets on a GPU; fewer on a CPU, where steps count",
+            "strides": f"{levels} stages: halve an axis while it keeps {LEAST_VOXELS[on_gpu]} voxels and its spacing "
+            "is under twice the finest (nnU-Net's rule)",
+            "kernels": "1 along an axis until its spacing is under twice the finest, then 3 (nnU-Net's rule)",
+            "dsdepth": "a loss at every resolution but the coarsest (nnU-Net)",
+            "roi_size": f"the median image rounded up, cut to {max_voxels / 1e6:.3g} M voxels "
+            + ("(between nnU-Net's ResEnc presets and Auto3DSeg)" if on_gpu else "(as SegResNet's on a CPU)"),
+            "batch_size": GPU_BATCH_RULE if on_gpu else CPU_BATCH_RULE,
+        },
+    )
+
 
 Triple = tuple[int, int, int]
+
+
+def _triple(values: Sequence[int]) -> Triple:
+    x, y, z = values
+    return x, y, z
 
 
 class ConvNorm(nn.Module):
@@ -26,8 +123,9 @@ class ConvNorm(nn.Module):
     ) -> None:
         """Pad so that a stride of 1 keeps the size."""
         super().__init__()
-        padding = [k // 2 for k in kernel]
-        self.conv = nn.Conv3d(in_channels, out_channels, tuple(kernel), tuple(stride), tuple(padding), bias=bias)
+        x, y, z = kernel
+        padding = x // 2, y // 2, z // 2
+        self.conv = nn.Conv3d(in_channels, out_channels, (x, y, z), _triple(stride), padding, bias=bias)
         self.norm = nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -54,7 +152,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = ConvNorm(out_channels, out_channels, kernel, (1, 1, 1))
         shortcut: list[nn.Module] = []
         if any(s > 1 for s in stride):
-            shortcut.append(nn.AvgPool3d(tuple(stride), tuple(stride)))
+            shortcut.append(nn.AvgPool3d(_triple(stride), _triple(stride)))
         if in_channels != out_channels:
             shortcut.append(ConvNorm(in_channels, out_channels, (1, 1, 1), (1, 1, 1), bias=False))
         self.skip = nn.Sequential(*shortcut)
@@ -122,7 +220,7 @@ class Convolutions(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the coarsest stage up: a transposed convolution, the skip, one convolution; and a head at each resolution."""
+    """From the coarsest stage up: a transposed convolution, the skip, one convolution; heads at the finest stages."""
 
     def __init__(self, out_channels: int, features: Sequence[int], shape: Topology, num_heads: int) -> None:
         """`num_heads` heads at the finest resolutions."""
@@ -133,7 +231,9 @@ class Decoder(nn.Module):
             nn.ConvTranspose3d(features[i], features[i - 1], stride, stride)
             for i, stride in zip(up, strides, strict=True)
         )
-        self.stages = nn.ModuleList(Convolutions(2 * features[i - 1], features[i - 1], shape.kernels[i - 1]) for i in up)
+        self.stages = nn.ModuleList(
+            Convolutions(2 * features[i - 1], features[i - 1], shape.kernels[i - 1]) for i in up
+        )
         self.first_head = len(up) - num_heads
         self.seg_layers = nn.ModuleList(nn.Conv3d(features[i - 1], out_channels, 1) for i in [*up][self.first_head :])
 

@@ -8,7 +8,18 @@ from typing import Any
 from monai.networks.nets.segresnet_ds import SegResNetDS, scales_for_resolution
 from torch import nn
 
-from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
+from autoseg.networks.sizing import (
+    CPU_BATCH,
+    CPU_BATCH_RULE,
+    GPU_BATCH_RULE,
+    GPU_VOXELS,
+    LearningRates,
+    NetworkChoice,
+    Sizing,
+    gpu_batch,
+    most_gpu_voxels,
+)
+from autoseg.networks.topology import Topology, patch_and_topology
 
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="Auto3DSeg's")
 """Source: Auto3DSeg's on a GPU; on a CPU ten times as much for small networks and short schedules, and Muon's on the
@@ -61,66 +72,75 @@ Source: 13 organs at 4 mm, oracle labels, runs of eight minutes on one core (doc
 came to 0.629 Dice, 273 of the second to 0.803, 616 of the first to 0.828. Plain loops on the hippocampus came to 0.8715
 in 5 minutes with 16 filters and 0.8774 in 15 with 24 (on a CPU with bf16); 32 is Auto3DSeg's."""
 RUNGS = range(-2, 3)
+GPU_SIZES = ((16, 64**3), (32, 96**3), (32, 128**3), (32, None))
+"""Filters of the first stage and most voxels of a patch; None: `most_gpu_voxels`. Smaller ones for short budgets. A
+choice; the patches are those of nnU-Net's and Auto3DSeg's smaller presets."""
+GPU_RUNGS = range(-3, 1)
 LEAST_CPU_VOXELS, SMALL_CPU_BATCH = 32**3, 4
 """Patches on a CPU: half the median image, but at least so many voxels, and how many of these a step takes.
 Source: hippocampus, 5 minutes: 0.8773 Dice with four patches of 32^3, 0.8750 with two of the whole image."""
+MOST_STAGES, LEAST_VOXELS = {True: 5, False: 4}, {True: 4, False: 8}
+"""On a GPU and on a CPU: stages, and voxels that each axis keeps at the coarsest. Source: Auto3DSeg has 5 stages, and
+nnU-Net stops halving at 4 voxels; on a CPU measured (docs/results.md)."""
 
 
 def choose(sizing: Sizing) -> NetworkChoice:
     """Choose filters, depth, patch and batch."""
-    x, y, z = sizing.spacing_mm
-    anisotropic = not 0.75 <= (x + y) / 2 / z <= 1.25
-    resolution = [float(s) for s in sizing.spacing_mm] if anisotropic else None
-    if sizing.on_gpu:
-        filters, max_voxels, max_levels = 32, int(7.225e6 * max(1.0, sizing.memory_gib / 16)), 5
+    on_gpu, stages = sizing.on_gpu, MOST_STAGES[sizing.on_gpu]
+    if on_gpu:
+        filters, most = GPU_SIZES[sizing.size - GPU_RUNGS.start]
+        max_voxels = min(most or GPU_VOXELS, most_gpu_voxels(sizing.memory_gib))
     else:
         # Two cores: 16 filters and 3 stages reached 0.87 Dice on the hippocampus in minutes (docs/results.md).
-        filters, max_levels, most = CPU_SIZES[sizing.size - RUNGS.start]
+        filters, stages, most = CPU_SIZES[sizing.size - RUNGS.start]
         max_voxels = min(max(math.prod(sizing.median_shape) // 2, LEAST_CPU_VOXELS), most)
-    levels = 1
-    for candidate in range(2, max_levels + 1):
-        steps = _divisor(candidate, resolution)
-        # On a CPU the coarsest stage keeps 8 voxels an axis; on a GPU 4, as nnU-Net stops pooling there.
-        coarsest = 4 if sizing.on_gpu else 8
-        if all(s == 1 or p // s >= coarsest for s, p in zip(steps, sizing.p90_shape, strict=True)):
-            levels = candidate
-    steps = _divisor(levels, resolution)
-    roi = fit_roi(sizing, max_voxels, steps)
-    blocks = BLOCKS[levels] if sizing.on_gpu or levels != 3 else [1, 2, 2]
-    voxels = roi[0] * roi[1] * roi[2]
+    roi, topology = patch_and_topology(sizing, max_voxels, most_stages=stages, least_voxels=LEAST_VOXELS[on_gpu])
+    levels = len(topology.strides)
+    voxels = math.prod(roi)
     batch = CPU_BATCH if voxels > LEAST_CPU_VOXELS else SMALL_CPU_BATCH
-    if sizing.on_gpu:
-        least = 1 if voxels > 4e6 else 2
-        batch = max(least, min(8, int(1.1 * sizing.memory_gib / 16 * 7.2e6 / voxels)))
     return NetworkChoice(
         network={
             "init_filters": filters,
-            "blocks_down": blocks,
+            "blocks_down": BLOCKS[levels] if on_gpu or levels != 3 else [1, 2, 2],
             "dsdepth": min(4, max(1, levels - 1)),
             "norm": "INSTANCE",
-            "resolution": resolution,
+            "resolution": resolution_for(topology),
         },
         roi_size=roi,
-        batch_size=batch,
+        batch_size=gpu_batch(roi, sizing.memory_gib) if on_gpu else batch,
         rules={
-            "init_filters": "32 on a GPU (Auto3DSeg); 16 on a CPU, measured to learn more in the same time; "
-            "8 where a budget pays for too few steps of them, 24, 32 where it pays for 2,000 (measured)",
-            "blocks_down": f"{levels} stages: halve while the 90th percentile image keeps "
-            f"{4 if sizing.on_gpu else 8} voxels at the coarsest stage (nnU-Net's rule); blocks as Auto3DSeg's",
+            "init_filters": "32 on a GPU (Auto3DSeg), 16 where a budget pays for too few steps; 16 on a CPU, measured "
+            "to learn more in the same time; 8 where a budget pays for too few steps of them, 24, 32 where it pays for "
+            "2,000 (measured)",
+            "blocks_down": f"{levels} stages: halve an axis while it keeps {LEAST_VOXELS[on_gpu]} voxels and its "
+            "spacing is under twice the finest (nnU-Net's rule); blocks as Auto3DSeg's",
             "dsdepth": "a loss at every resolution but the coarsest, at most 4 (Auto3DSeg)",
             "norm": "instance normalisation, since batches are small (Auto3DSeg, nnU-Net)",
-            "resolution": "anisotropic strides where mean in-plane over through-plane spacing is "
-            "outside 0.75..1.25 (Auto3DSeg)",
-            "roi_size": f"the 90th percentile image, cut to {max_voxels / 1e6:.3g} M voxels "
+            "resolution": "each axis is halved as often as nnU-Net's rule says; MONAI's network takes that as the "
+            "spacing which leads to it",
+            "roi_size": f"the median image rounded up, cut to {max_voxels / 1e6:.3g} M voxels "
             + (
-                "(Auto3DSeg: 224x224x144 for 16 GB, scaled with memory)"
-                if sizing.on_gpu
+                "(between nnU-Net's ResEnc presets and Auto3DSeg; less for a short budget)"
+                if on_gpu
                 else "(half the median image on a CPU, 32^3 to 64^3, or 48^3 for a short budget: more steps, measured)"
             ),
-            "batch_size": "Auto3DSeg: 1.1 x memory/16 GB at 7.2 M voxels, at least 2 below 4 M voxels (nnU-Net)"
-            if sizing.on_gpu
+            "batch_size": GPU_BATCH_RULE
+            if on_gpu
             else CPU_BATCH_RULE
             if batch == CPU_BATCH
             else "4 of the smallest patches on a CPU (measured)",
         },
     )
+
+
+def resolution_for(topology: Topology) -> list[float] | None:
+    """The spacing from which MONAI's network derives how often each axis is halved; None: all alike.
+
+    MONAI halves the axes of finer spacing first, one halving more for each factor of two, and then all of them
+    (`scales_for_resolution`). So the axis that is halved least gets 1, and each other one half of that for each
+    halving it has more.
+    """
+    halvings = topology.halvings
+    if len(set(halvings)) == 1:
+        return None
+    return [2.0 ** (min(halvings) - n) for n in halvings]

@@ -10,6 +10,23 @@ CPU_BATCH_RULE = "2 on a CPU (nnU-Net's least): a step with 1 patch takes 0.9 ti
 """Source: SegResNet, 40x56x40, two AVX2 cores: 0.51 s for 1 patch, 0.57 s for 2; oneDNN shares out samples."""
 
 
+GPU_VOXELS = 4_200_000
+"""Most voxels of a patch on a GPU of 19 GiB and more. Source: about 160^3; nnU-Net's ResEnc M and L presets plan 2 to 7
+million for large images, Auto3DSeg 7.2 million, and neither grows patches with memory by default. A larger patch buys
+context that few structures need with steps that all need."""
+GPU_VOXELS_PER_GIB = 7.225e6 / 2 / 16
+"""Of a patch of which a step takes two. Source: Auto3DSeg fits one of 224x224x144 into 16 GB."""
+GPU_BATCH_RULE = (
+    "2 to 4 on a GPU, as memory holds them, or a quarter of the cases: steps count for more than samples (nnU-Net: 2)"
+)
+THIN, THIN_RATIO = 32, 3
+"""An axis of at most so many voxels, a third of the longest one's or fewer, is not cut. Source: nnU-Net's patches hold
+all slices of thick-slice data sets (ACDC, prostate); 3 is its ratio for them, 32 a choice."""
+LEAST_GPU_BATCH, MOST_GPU_BATCH = 2, 4
+"""Patches of a step on a GPU. Source: nnU-Net takes at least 2. More than a handful buy steadier gradients with fewer
+steps: a batch that fills 80 GB left 1,250 steps of a run that Auto3DSeg trains for 48,000. The 4 is a choice."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:
     """Facts for `choose`."""
@@ -17,14 +34,13 @@ class Sizing:
     spacing_mm: tuple[float, float, float]
     median_shape: tuple[int, int, int]
     """Median image in voxels at that spacing."""
-    p90_shape: tuple[int, int, int]
-    """90th percentile of the image in voxels at that spacing, per axis."""
     num_outputs: int
     memory_gib: float
     """Memory of the device."""
     on_gpu: bool
     size: int = 0
-    """Rung of the network's ladder on a CPU; 0 where nothing is known of the time. `RUNGS` in its file has them all."""
+    """Rung of the network's ladder; 0 where nothing is known of the time. `RUNGS` and `GPU_RUNGS` in its file have
+    them all."""
     roi_size: tuple[int, int, int] | None = None
     """Patch that is settled already: by the user, a recipe or what memory allows; None: it is to be chosen."""
 
@@ -59,23 +75,37 @@ def round_up(value: int, step: int) -> int:
     return max(step, math.ceil(value / step) * step)
 
 
+def most_gpu_voxels(memory_gib: float) -> int:
+    """Voxels of a patch on a GPU: as many as fit twice, up to `GPU_VOXELS`."""
+    return int(min(GPU_VOXELS, GPU_VOXELS_PER_GIB * memory_gib))
+
+
+def gpu_batch(roi: tuple[int, int, int], memory_gib: float) -> int:
+    """Patches of a step on a GPU: two, up to four where memory holds so many."""
+    return max(LEAST_GPU_BATCH, min(MOST_GPU_BATCH, int(2 * GPU_VOXELS_PER_GIB * memory_gib / math.prod(roi))))
+
+
 def fit_roi(sizing: Sizing, max_voxels: int, steps: tuple[int, int, int]) -> tuple[int, int, int]:
     """The largest patch of at most `max_voxels` with the image's proportions.
 
-    Starts from the 90th percentile of the images to the nearest step, so that most fit into one window, then
-    shrinks the axis that is largest against the median image, as nnU-Net does, in whole steps of the network.
+    Starts from the median image rounded up, so that no patch is mostly padding, then shrinks the axis that is largest
+    against the median image, as nnU-Net does, in whole steps of the network.
     """
-    roi = [
-        max(round_up(median, step), round(p90 / step) * step)
-        for median, p90, step in zip(sizing.median_shape, sizing.p90_shape, steps, strict=True)
-    ]
+    roi = [round_up(median, step) for median, step in zip(sizing.median_shape, steps, strict=True)]
+    thin = _thin_axes(sizing.median_shape)
     while math.prod(roi) > max_voxels:
         shrinkable = [a for a in range(3) if roi[a] > steps[a]]
         if not shrinkable:
             break
+        shrinkable = [a for a in shrinkable if a not in thin] or shrinkable
         worst = max(shrinkable, key=lambda a: roi[a] / max(1, sizing.median_shape[a]) + 1e-6 * roi[a])
         roi[worst] -= steps[worst]
     return roi[0], roi[1], roi[2]
+
+
+def _thin_axes(shape: tuple[int, int, int]) -> list[int]:
+    """Axes whose few voxels all go into a patch: what lies above and below counts most where slices are thick."""
+    return [a for a in range(3) if shape[a] <= THIN and THIN_RATIO * shape[a] <= max(shape)]
 
 
 def shorter_roi(roi: tuple[int, int, int], steps: tuple[int, int, int]) -> tuple[int, int, int] | None:

@@ -7,7 +7,16 @@ from typing import Any
 from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import nn
 
-from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
+from autoseg.networks.sizing import (
+    CPU_BATCH,
+    CPU_BATCH_RULE,
+    GPU_BATCH_RULE,
+    LearningRates,
+    NetworkChoice,
+    Sizing,
+    fit_roi,
+    gpu_batch,
+)
 
 LEARNING_RATES = LearningRates(gpu=4e-4, cpu=4e-3, muon=1e-2, source="Auto3DSeg's")
 """Source: Auto3DSeg's on a GPU; those on a CPU and Muon's: the hippocampus (docs/results.md)."""
@@ -50,16 +59,17 @@ CPU_SIZES = ((12, 32**3), (12, 2 * 32**3), (24, 2 * 32**3))
 """Features and voxels of a patch where a budget pays for more and more steps. Source: the smallest for the hippocampus
 in 75 seconds (docs/results.md), 12 and 24 as SegResNet's 16 and 24; the larger ones are a choice."""
 RUNGS = range(len(CPU_SIZES))
+GPU_SIZES = ((24, 64**3), (48, 96**3))
+"""On a GPU. Source: the larger is Auto3DSeg's; the smaller, for short budgets, a choice."""
+GPU_RUNGS = range(-1, 1)
 
 
 def choose(sizing: Sizing) -> NetworkChoice:
     """Choose features, patch and batch."""
     if sizing.on_gpu:
-        feature_size, window, max_voxels = 48, 7, 96**3
-        # Auto3DSeg: 2 + 7 (m - 12) / 36 patches of 96^3 for 2 classes, m the memory in GiB less one.
-        batch = int(max(1, min(16, 2 + 7 * (sizing.memory_gib - 1 - 12) / 36)))
+        (feature_size, max_voxels), window = GPU_SIZES[sizing.size - GPU_RUNGS.start], 7
     else:
-        (feature_size, max_voxels), window, batch = CPU_SIZES[sizing.size], 4, CPU_BATCH
+        (feature_size, max_voxels), window = CPU_SIZES[sizing.size], 4
     roi = fit_roi(sizing, max_voxels, (32, 32, 32))
     # At 32^3 the coarsest stage is one voxel, which has no variance of its own to normalise by.
     norm = "group" if max(sizing.roi_size or roi) <= 32 else "instance"
@@ -73,7 +83,7 @@ def choose(sizing: Sizing) -> NetworkChoice:
             "norm": norm,
         },
         roi_size=roi,
-        batch_size=batch,
+        batch_size=gpu_batch(roi, sizing.memory_gib) if sizing.on_gpu else CPU_BATCH,
         rules={
             "feature_size": "48 on a GPU (Auto3DSeg); 12 on a CPU, where 48 makes no progress in minutes "
             "(measured); 24 where a budget pays for 2,000 steps",
@@ -83,10 +93,10 @@ def choose(sizing: Sizing) -> NetworkChoice:
             "use_v2": "a residual convolution before each stage (SwinUNETR-V2): learns faster from little data",
             "norm": "instance (SwinUNETR's paper); group, as many groups as features, for patches of 32^3, whose "
             "coarsest stage is one voxel",
-            "roi_size": "the 90th percentile image in steps of 32, at most 96^3 (Auto3DSeg)"
+            "roi_size": "the median image in steps of 32, at most 96^3 (Auto3DSeg)"
             if sizing.on_gpu
             else "32x32x32 on a CPU: 0.77 Dice where 32x64x32 gave 0.35 in the same 75 s (measured); "
             "twice that where a budget pays for 2,000 steps",
-            "batch_size": "Auto3DSeg's fit of memory to 96^3 patches" if sizing.on_gpu else CPU_BATCH_RULE,
+            "batch_size": GPU_BATCH_RULE if sizing.on_gpu else CPU_BATCH_RULE,
         },
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autoseg.networks.sizing import Sizing, fit_roi
+
 Triple = tuple[int, int, int]
 
 LEAST_VOXELS = 4
@@ -26,10 +28,21 @@ class Topology:
     @property
     def divisor(self) -> Triple:
         """What each edge of a patch must be a multiple of."""
-        total = [1, 1, 1]
-        for stride in self.strides:
-            total = [a * b for a, b in zip(total, stride, strict=True)]
-        return total[0], total[1], total[2]
+        return divisor_of(self.strides)
+
+    @property
+    def halvings(self) -> Triple:
+        """How often each axis is halved in all."""
+        x, y, z = self.divisor
+        return x.bit_length() - 1, y.bit_length() - 1, z.bit_length() - 1
+
+
+def divisor_of(strides: Sequence[Sequence[int]]) -> Triple:
+    """The product of strides along each axis."""
+    total = [1, 1, 1]
+    for stride in strides:
+        total = [a * b for a, b in zip(total, stride, strict=True)]
+    return total[0], total[1], total[2]
 
 
 def topology_for(
@@ -68,3 +81,30 @@ def topology_for(
         spacing = [s * f for s, f in zip(spacing, stride, strict=True)]
         size = [-(-n // f) for n, f in zip(size, stride, strict=True)]
     return Topology(strides=tuple(strides), kernels=(*kernels, (3, 3, 3)))
+
+
+def patch_and_topology(
+    sizing: Sizing, max_voxels: int, *, most_stages: int, least_voxels: int = LEAST_VOXELS
+) -> tuple[Triple, Topology]:
+    """The patch of at most `max_voxels` and how it is halved, each fitting the other.
+
+    Args:
+        sizing: facts of the data set.
+        max_voxels: of the patch; exceeded only where the topology's divisor is larger.
+        most_stages, least_voxels: as `topology_for` takes them, for the median image; of the patch, which may be a part
+            of it, each axis keeps `LEAST_VOXELS`.
+    """
+    topology = topology_for(sizing.spacing_mm, sizing.median_shape, most_stages=most_stages, least_voxels=least_voxels)
+    for _ in range(3 * most_stages):  # each turn takes halvings away, so it ends long before
+        roi = fit_roi(sizing, max_voxels, topology.divisor)
+        fitting = topology_for(sizing.spacing_mm, roi, most_stages=most_stages)
+        if all(own <= fits for own, fits in zip(topology.halvings, fitting.halvings, strict=True)):
+            break
+        topology = fitting  # the patch became too small for some halvings, so it has fewer, and need not be as round
+    return roi, topology
+
+
+def halved_once(shape: Triple) -> Topology:
+    """Two stages for an image that is too small for any halving by rule: the longest axes are halved."""
+    stride = [2 if n == max(shape) else 1 for n in shape]
+    return Topology(strides=((1, 1, 1), (stride[0], stride[1], stride[2])), kernels=((3, 3, 3), (3, 3, 3)))

@@ -38,7 +38,7 @@ def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
     return (2 ** (len(network["features"]) - 1),) * 3
 
 
-RUNGS = range(1)
+RUNGS = GPU_RUNGS = range(1)
 
 
 def choose(sizing: Sizing) -> NetworkChoice:
@@ -46,7 +46,7 @@ def choose(sizing: Sizing) -> NetworkChoice:
     levels = 2
     for candidate in range(3, 6):
         # On a CPU the coarsest stage keeps 8 voxels an axis; on a GPU 4, as nnU-Net stops pooling there.
-        if all(s // 2 ** (candidate - 1) >= (4 if sizing.on_gpu else 8) for s in sizing.p90_shape):
+        if all(s // 2 ** (candidate - 1) >= (4 if sizing.on_gpu else 8) for s in sizing.median_shape):
             levels = candidate
     steps = (2 ** (levels - 1),) * 3
     return NetworkChoice(
@@ -62,7 +62,7 @@ def choose(sizing: Sizing) -> NetworkChoice:
             f"{4 if sizing.on_gpu else 8} voxels (nnU-Net's rule)",
             "num_res_units": "2 (MONAI's spleen bundle)",
             "norm": "batch (MONAI's spleen bundle)" if sizing.on_gpu else "instance, since batches are small on a CPU",
-            "roi_size": "the 90th percentile image, at most 96^3 (MONAI's spleen bundle), 64^3 on a CPU",
+            "roi_size": "the median image rounded up, at most 96^3 (MONAI's spleen bundle), 64^3 on a CPU",
             "batch_size": "4 (MONAI's spleen bundle)" if sizing.on_gpu else CPU_BATCH_RULE,
         },
     )

@@ -10,7 +10,7 @@ from autoseg.data.resampling import resampled_shape
 from autoseg.errors import ConfigError
 from autoseg.inference.windows import fit_window, window_starts
 from autoseg.networks import network_file
-from autoseg.networks.sizing import NetworkChoice, Sizing, round_up
+from autoseg.networks.sizing import LEAST_GPU_BATCH, NetworkChoice, Sizing, round_up
 
 ROUNDED_UP = "rounded up"
 """In the rule of a patch that is not the one the user gave."""
@@ -29,7 +29,6 @@ def network(draft: Draft) -> None:
     draft.sizing = Sizing(
         spacing_mm=spacing_mm,
         median_shape=resampled_shape((1, 1, 1), fingerprint.size_mm_median, spacing_mm),
-        p90_shape=resampled_shape((1, 1, 1), fingerprint.size_mm_p90, spacing_mm),
         num_outputs=inputs.label_map.num_outputs,
         memory_gib=hardware.memory_gib,
         on_gpu=hardware.on_gpu,
@@ -83,8 +82,13 @@ def batch_size(draft: Draft) -> None:
     fit, processes = draft.fit, draft.inputs.settings.gpus_per_job
     _, choice = _sized(draft)
     shared = f", in multiples of {processes}: gpus_per_job" if processes > 1 else ""
-    rule = fit.rule if fit.batch_size else choice.rules["batch_size"]
-    draft.put("batch_size", round_up(fit.batch_size or choice.batch_size, processes), rule + shared)
+    batch, rule = choice.batch_size, choice.rules["batch_size"]
+    if draft.inputs.hardware.on_gpu:
+        # A batch of most cases at once is the same step again and again; two are nnU-Net's least.
+        batch = min(batch, max(LEAST_GPU_BATCH, draft.inputs.num_train // 4))
+    if fit.batch_size:
+        batch, rule = fit.batch_size, fit.rule
+    draft.put("batch_size", round_up(batch, processes), rule + shared)
     if draft["batch_size"] % processes:
         raise ConfigError(
             [

@@ -29,6 +29,16 @@ lies between the 60 steps below and the 400 of the hippocampus, where 5e-3 was b
 Source: SegResNet on phantoms, 60 steps: 0.42 Dice with 3e-3, 0.72 to 0.86 with 5e-3, 0.90 to 0.92 with 1e-2."""
 
 
+SAMPLES, SAMPLES_PER_CASE = 80_000, 300
+"""Patches to train on. Source: Auto3DSeg's SegResNet: 80,000 samples, and each case at least 300 times."""
+LEAST_STEPS, MOST_STEPS = 10_000, 250_000
+"""Optimizer steps of a job without a budget. Source: nnU-Net makes 250,000, Auto3DSeg about 48,000 for BTCV; a choice
+for the least: under 10,000 no published recipe of a large network goes."""
+RATED_BATCH = 2
+"""Patches of a step that the learning rates for GPUs are for. AdamW's grows with the square root of the batch.
+Source: Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms" (arXiv 2205.10287)."""
+
+
 def step_seconds(algo: AlgoName, batch_size: int, roi_size: tuple[int, int, int], num_cores: int) -> float:
     """Expected seconds of a training step on a CPU where none was measured."""
     return network_file(algo).SECONDS_PER_MEGAVOXEL * batch_size * math.prod(roi_size) / 1e6 * 2 / num_cores
@@ -56,13 +66,18 @@ def num_steps_per_epoch(draft: Draft) -> None:
 
 
 def num_epochs(draft: Draft) -> None:
-    """Epochs: Auto3DSeg's, no more than a CPU makes in an hour; with a budget more than fit it.
+    """Epochs that make the steps to train for, no more than a CPU makes in an hour; with a budget more than fit it.
 
-    Source: Auto3DSeg's SegResNet for the number of samples.
+    Source: Auto3DSeg's SegResNet for the number of samples, nnU-Net for the most steps.
     """
-    num_train, steps, step_s = draft.inputs.num_train, draft["num_steps_per_epoch"], _step_s(draft)
-    epochs = min(1250, max(300, math.ceil(80000 / max(1, num_train))))
-    rule = "80,000 samples, 300 to 1,250 epochs (Auto3DSeg's SegResNet)"
+    steps, step_s = draft["num_steps_per_epoch"], _step_s(draft)
+    samples = max(SAMPLES, SAMPLES_PER_CASE * draft.inputs.num_train)
+    wanted = min(MOST_STEPS, max(LEAST_STEPS, samples / draft["batch_size"]))
+    epochs = max(2, min(math.ceil(wanted / steps), MOST_STEPS // steps))
+    rule = (
+        f"{wanted:,.0f} steps: {SAMPLES:,} samples, or {SAMPLES_PER_CASE} a case (Auto3DSeg's SegResNet), in "
+        f"{LEAST_STEPS:,} to {MOST_STEPS:,} steps (nnU-Net's {MOST_STEPS:,})"
+    )
     most_s = MINUTES_PER_CPU_JOB * 60
     if step_s is not None and not draft.inputs.hardware.on_gpu and epochs * steps * step_s > most_s:
         epochs = max(2, int(most_s / (step_s * steps)))
@@ -117,8 +132,12 @@ def learning_rate(draft: Draft) -> None:
     rates = network_file(draft.inputs.algo).LEARNING_RATES
     if draft["optimizer"] != "muon":
         on_cpu = "ten to twenty-five times a GPU's, for small networks and short schedules (measured)"
-        on_gpu = draft.inputs.hardware.on_gpu
-        draft.put("learning_rate", rates.gpu if on_gpu else rates.cpu, rates.source if on_gpu else on_cpu)
+        if draft.inputs.hardware.on_gpu:
+            rate = float(f"{rates.gpu * math.sqrt(draft['batch_size'] / RATED_BATCH):.3g}")
+            rule = f"{rates.source} {rates.gpu:g} for {RATED_BATCH} patches, with the square root of the batch"
+            draft.put("learning_rate", rate, rule)
+        else:
+            draft.put("learning_rate", rates.cpu, on_cpu)
     elif _num_steps(draft) < SHORT_STEPS:
         draft.put("learning_rate", max(rates.muon, SHORT_RATE), f"Muon's for fewer than {SHORT_STEPS} steps (measured)")
     else:

@@ -1,0 +1,193 @@
+"""Plans for data sets of many kinds on a CPU and on GPUs of 16, 24 and 80 GB: what must hold of each of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from plans import CPU, make_fingerprint, plan_and_origins
+
+from autoseg.algos import fit
+from autoseg.algos.inputs import PlanInputs
+from autoseg.config.networks import AlgoName
+from autoseg.config.settings import Settings
+from autoseg.data.fingerprint import Fingerprint
+from autoseg.data.labels import LabelMap
+from autoseg.hardware.facts import Hardware
+from autoseg.networks import build_network, divisor
+from autoseg.networks.segresnet import resolution_for
+from autoseg.networks.sizing import round_up
+from autoseg.networks.topology import topology_for
+from autoseg.plan import Plan
+from autoseg.training.step import StepCost
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A data set as its publication or a look at its files has it; the training cases of one of five folds."""
+
+    cases: int
+    channels: int = 1
+    classes: int
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    ct: bool = False
+    resenc: tuple[int, int, int] | None = None
+    """The patch of nnU-Net's ResEnc L preset for such files, by its planner (2.8.1)."""
+
+
+SETS = {
+    "spleen": DataSet(
+        cases=33, classes=1, shape=(512, 512, 90), spacing_mm=(0.79, 0.79, 5.0), ct=True, resenc=(256, 320, 56)
+    ),
+    "btcv": DataSet(
+        cases=24, classes=13, shape=(512, 512, 128), spacing_mm=(0.76, 0.76, 3.0), ct=True, resenc=(256, 256, 80)
+    ),
+    "flare23": DataSet(cases=1760, classes=14, shape=(512, 512, 115), spacing_mm=(0.79, 0.79, 2.5), ct=True),
+    "kits": DataSet(cases=240, classes=3, shape=(512, 512, 109), spacing_mm=(0.78, 0.78, 3.0), ct=True),
+    "lits": DataSet(cases=105, classes=2, shape=(512, 512, 432), spacing_mm=(0.77, 0.77, 1.0), ct=True),
+    "brats": DataSet(cases=1000, channels=4, classes=3, shape=(240, 240, 155), spacing_mm=(1.0, 1.0, 1.0)),
+    "prostate": DataSet(cases=26, channels=2, classes=2, shape=(320, 320, 20), spacing_mm=(0.625, 0.625, 3.6)),
+    "acdc": DataSet(cases=160, classes=3, shape=(216, 256, 9), spacing_mm=(1.56, 1.56, 10.0)),
+    "hippocampus": DataSet(cases=208, classes=2, shape=(35, 50, 36), spacing_mm=(1.0, 1.0, 1.0)),
+    "ms_lesions": DataSet(cases=48, classes=1, shape=(182, 218, 60), spacing_mm=(1.0, 1.0, 3.0)),
+    "two_slices": DataSet(cases=48, classes=1, shape=(256, 256, 2), spacing_mm=(1.0, 1.0, 8.0)),
+    "em": DataSet(cases=6, classes=4, shape=(256, 256, 20), spacing_mm=(0.0046, 0.0046, 0.05)),
+}
+GPUS = {
+    gib: Hardware(on_gpu=True, num_gpus=1, memory_gib=gib, num_cores=16, name=f"GPU, {gib} GiB")
+    for gib in (16.0, 24.0, 80.0)
+}
+FOLLOWING: tuple[AlgoName, ...] = ("segresnet", "resenc")
+"""Networks that halve each axis by the rule."""
+
+
+def fingerprint_of(data: DataSet) -> Fingerprint:
+    size_mm = tuple(n * mm for n, mm in zip(data.shape, data.spacing_mm, strict=True))
+    return make_fingerprint(
+        num_cases=data.cases,
+        num_channels=data.channels,
+        **{f"spacing_mm_{k}": data.spacing_mm for k in ("min", "p10", "median", "max")},
+        **{f"shape_{k}": data.shape for k in ("min", "median", "p90", "max")},
+        **{f"size_mm_{k}": size_mm for k in ("median", "p90")},
+    )
+
+
+@cache
+def planned(name: str, algo: AlgoName, memory_gib: float | None) -> Plan:
+    data = SETS[name]
+    plan, _ = plan_and_origins(
+        algo,
+        hardware=GPUS[memory_gib] if memory_gib else CPU,
+        fingerprint=fingerprint_of(data),
+        num_train=data.cases,
+        modality="CT" if data.ct else "MRI",
+        classes={f"class_{k}": (k,) for k in range(1, data.classes + 1)},
+    )
+    return plan
+
+
+on_each = pytest.mark.parametrize(
+    ("name", "memory_gib"), [(name, gib) for name in SETS for gib in (None, *GPUS)], ids=str
+)
+
+
+@on_each
+def test_a_patch_has_what_the_image_has(name: str, memory_gib: float | None) -> None:
+    """No axis is longer than the median image rounded up; thin volumes keep all their slices."""
+    for algo in (*FOLLOWING, "swinunetr", "dints"):
+        plan = planned(name, algo, memory_gib)
+        steps = divisor(plan)
+        assert all(r % s == 0 for r, s in zip(plan.roi_size, steps, strict=True))
+        assert all(r <= round_up(n, s) for r, n, s in zip(plan.roi_size, SETS[name].shape, steps, strict=True))
+        if algo in FOLLOWING and min(SETS[name].shape) <= 20:
+            assert plan.roi_size[2] >= SETS[name].shape[2]
+
+
+@on_each
+def test_axes_are_halved_as_far_as_they_go(name: str, memory_gib: float | None) -> None:
+    """No axis is left with fewer than 4 voxels, or halved while its voxels are over twice as long as the finest."""
+    for algo in FOLLOWING:
+        plan = planned(name, algo, memory_gib)
+        steps = divisor(plan)
+        assert all(s == 1 or r // s >= 4 for r, s in zip(plan.roi_size, steps, strict=True)), (algo, plan.roi_size)
+        coarsest = max(range(3), key=lambda a: plan.resample_resolution[a])
+        finest = min(plan.resample_resolution)
+        before = plan.resample_resolution[coarsest] / finest
+        assert steps[coarsest] * before <= 2 * max(steps), "its first halving came too early"
+
+
+def test_a_thin_volume_is_halved_in_plane_as_nnunet_does() -> None:
+    assert divisor(planned("acdc", "resenc", 24.0)) == (32, 32, 2)
+    assert divisor(planned("acdc", "segresnet", 24.0)) == (16, 16, 2)
+    assert divisor(planned("two_slices", "segresnet", 24.0)) == (16, 16, 1)
+    assert divisor(planned("hippocampus", "segresnet", None)) == (4, 4, 4)
+
+
+@on_each
+def test_steps_are_planned_and_the_batch_is_a_handful(name: str, memory_gib: float | None) -> None:
+    for algo in (*FOLLOWING, "swinunetr", "dints"):
+        plan = planned(name, algo, memory_gib)
+        steps = plan.num_epochs * plan.num_steps_per_epoch
+        assert plan.batch_size <= (max(2, min(4, SETS[name].cases // 4)) if memory_gib else 4)
+        if memory_gib:
+            assert 10_000 <= steps <= 250_000, (algo, steps)
+    large, small = planned(name, "segresnet", 80.0), planned(name, "segresnet", 16.0)
+    assert large.num_epochs * large.num_steps_per_epoch >= 0.4 * small.num_epochs * small.num_steps_per_epoch
+
+
+@pytest.mark.parametrize("name", [name for name, data in SETS.items() if data.resenc])
+@pytest.mark.parametrize("algo", FOLLOWING)
+def test_patches_are_about_as_large_as_nnunets(name: str, algo: AlgoName) -> None:
+    ours, theirs = math.prod(planned(name, algo, 24.0).roi_size), math.prod(SETS[name].resenc or ())
+    assert theirs / 3 <= ours <= 3 * theirs
+
+
+@pytest.mark.parametrize("memory_gib", GPUS)
+@pytest.mark.parametrize("name", SETS)
+def test_ten_minutes_on_a_gpu_make_two_thousand_steps(
+    monkeypatch: pytest.MonkeyPatch, name: str, memory_gib: float
+) -> None:
+    """On a made-up GPU that takes a second for 10 million voxels of a network of 32 features."""
+
+    def measure(plan: Plan, device: torch.device) -> StepCost:
+        width = plan.network.get("init_filters") or plan.network.get("init_features") or 32
+        million = plan.batch_size * math.prod(plan.roi_size) / 1e6
+        return StepCost(step_s=0.1 * million * width / 32, memory_gib=1.0 + 1.1 * million)
+
+    monkeypatch.setattr(fit, "_measured", {})
+    monkeypatch.setattr(fit, "measure_step", measure)
+    data = SETS[name]
+    for algo in FOLLOWING:
+        inputs = PlanInputs(
+            algo=algo,
+            fold=0,
+            num_train=data.cases,
+            fingerprint=fingerprint_of(data),
+            label_map=LabelMap(names=("a",), values=((1,),), sigmoid=False),
+            settings=Settings(modality="MRI", datalist="d", dataroot="r"),  # type: ignore[arg-type]
+            hardware=GPUS[memory_gib],
+            budget_s=600.0,
+        )
+        plan, _ = fit.fitted_plan(torch.device("cpu"), inputs)
+        assert plan.step_s is not None
+        assert 0.8 * 600 / plan.step_s >= 2000, (algo, plan.roi_size, plan.batch_size)
+
+
+@pytest.mark.parametrize("name", ["acdc", "two_slices", "hippocampus", "em"])
+def test_the_network_is_built_as_its_topology_says(name: str) -> None:
+    """MONAI's SegResNet halves as often as the rule, from the spacing it is given; both give the patch's shape back."""
+    for algo in FOLLOWING:
+        plan = planned(name, algo, None)
+        roi = tuple(2 * s for s in divisor(plan))
+        network = build_network(plan).eval()
+        with torch.no_grad():
+            assert network(torch.zeros(1, len(plan.channels), *roi)).shape == (1, plan.num_outputs, *roi)
+
+
+def test_the_resolution_for_monai_is_none_where_all_axes_are_halved_alike() -> None:
+    assert resolution_for(topology_for((1, 1, 1), (64, 64, 64))) is None
+    assert resolution_for(topology_for((1, 1, 8), (64, 64, 16), most_stages=4)) == [0.125, 0.125, 1.0]
