@@ -341,6 +341,7 @@ def test_a_networks_template_has_a_line_for_each_key_of_a_plan_and_no_other(algo
 def test_a_networks_file_has_what_the_planner_needs(algo: AlgoName) -> None:
     file, row = network_file(algo), NETWORKS[algo]
     assert 0 in file.RUNGS
+    assert 0 in file.GPU_RUNGS
     assert file.LEARNING_RATES.source
     assert file.SECONDS_PER_MEGAVOXEL > 0
     plan, origins = plan_and_origins(algo)

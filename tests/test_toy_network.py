@@ -30,7 +30,7 @@ from autoseg.networks.sizing import LearningRates, NetworkChoice, Sizing, fit_ro
 
 LEARNING_RATES = LearningRates(gpu=1e-3, cpu=2e-3, muon=3e-3, source="a toy's")
 SECONDS_PER_MEGAVOXEL = 0.1
-RUNGS = range(1)
+RUNGS = GPU_RUNGS = range(1)
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
