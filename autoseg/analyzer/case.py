@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import io_orientation, ornt2axcodes
+from nibabel.orientations import ornt2axcodes
 
 from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_volume, within
 from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_label, pool
 from autoseg.data.components import find_components
 from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
 from autoseg.data.formats.table import read_stored
-from autoseg.data.grid import Grid, in_mm, stored_as
+from autoseg.data.grid import Grid, axes_of, in_mm, stored_as
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""
@@ -304,7 +304,7 @@ def _orientation(linear: bytes) -> tuple[str, tuple[int, int, int]]:
     """
     affine = np.eye(4)
     affine[:3, :3] = np.frombuffer(linear).reshape(3, 3)
-    ornt = io_orientation(affine)
+    ornt = axes_of(affine)
     x, y, z = np.argsort(ornt[:, 0]).tolist()
     return "".join(ornt2axcodes(ornt)), (x, y, z)
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation
 
 from autoseg.analyzer.case import refuse_grid
 from autoseg.data.formats.stored import FileFaultError, StoredVolume
 from autoseg.data.formats.table import LABEL_SUFFIX, image_files, read_stored, stem_of
-from autoseg.data.grid import Grid, stored_as
+from autoseg.data.grid import Grid, ras_orientation, stored_as
 from autoseg.data.volumes import write_volume
 from autoseg.errors import DataError
 from autoseg.workspace.files import write_json
@@ -172,5 +172,5 @@ def _as_mask(volume: StoredVolume) -> np.ndarray:
 
 
 def _to_ras(label: np.ndarray, grid: Grid) -> np.ndarray:
-    ornt = ornt_transform(io_orientation(grid.affine), axcodes2ornt(("R", "A", "S")))
+    ornt = ras_orientation(grid.affine)
     return np.ascontiguousarray(apply_orientation(label, ornt))

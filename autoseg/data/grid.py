@@ -36,7 +36,7 @@ class Grid:
     @property
     def orientation(self) -> str:
         """Nearest anatomical directions of the stored axes, such as LPS."""
-        return "".join(nib.aff2axcodes(self.affine))
+        return "".join(nib.orientations.ornt2axcodes(axes_of(self.affine)))
 
     def to_ras(self) -> Grid:
         """The same voxels with the axes flipped and swapped to the nearest RAS+ order."""
@@ -94,7 +94,7 @@ def corners_apart_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int]) 
 
 def stored_as(array: np.ndarray, own: Grid, other: Grid) -> np.ndarray:
     """An array (I, J, K, ...) stored on one grid, with the axes of another that is the same one in RAS."""
-    ornt = ornt_transform(io_orientation(own.affine), io_orientation(other.affine))
+    ornt = ornt_transform(axes_of(own.affine), axes_of(other.affine))
     if (ornt == [(0, 1), (1, 1), (2, 1)]).all():
         return array
     return np.asfortranarray(apply_orientation(array, ornt))
@@ -110,19 +110,27 @@ def has_axes(affine: np.ndarray) -> bool:
     return (
         affine.shape == (4, 4)
         and bool(np.isfinite(affine).all())
-        and _is_oriented(affine[:3, :3].astype(np.float64).tobytes())
+        and abs(np.linalg.det(affine[:3, :3])) >= 1e-12
+        and not np.isnan(axes_of(affine)).any()
     )
 
 
+def axes_of(affine: np.ndarray) -> np.ndarray:
+    """Which world axis each stored axis is nearest to, and its direction (nibabel's ornt), (3, 2); NaN: none."""
+    return np.frombuffer(_axes_of(affine[:3, :3].astype(np.float64).tobytes())).reshape(3, 2)
+
+
 @lru_cache(maxsize=1024)
-def _is_oriented(linear: bytes) -> bool:
-    """Whether the (3, 3) part of an affine, float64, has three axes; most cases of a data set share one."""
+def _axes_of(linear: bytes) -> bytes:
+    """The same of the (3, 3) part of an affine, float64: kept, since a singular value decomposition takes as long as
+    reading a small file, and most cases of a data set share one.
+    """
     affine = np.eye(4)
     affine[:3, :3] = np.frombuffer(linear).reshape(3, 3)
-    return abs(np.linalg.det(affine)) >= 1e-12 and not np.isnan(io_orientation(affine)).any()
+    return io_orientation(affine).astype(np.float64).tobytes()
 
 
 def ras_orientation(affine: np.ndarray, *, inverse: bool = False) -> np.ndarray:
     """Which stored axis becomes which of X, Y, Z and is flipped (nibabel's ornt); or the way back."""
-    stored, ras = io_orientation(affine), axcodes2ornt(("R", "A", "S"))
+    stored, ras = axes_of(affine), axcodes2ornt(("R", "A", "S"))
     return ornt_transform(ras, stored) if inverse else ornt_transform(stored, ras)
