@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.data.formats.content import GZIP
 from autoseg.data.formats.format import Format
 from autoseg.data.formats.nifti import NIFTI
-from autoseg.data.formats.nifti_voxels import GZIP
 from autoseg.data.formats.stored import FileFaultError, Header, StoredSlices, StoredVolume, brief, check_room
 from autoseg.data.grid import Grid
 from autoseg.errors import DataError
