@@ -104,7 +104,7 @@ class Content:
     def read_into(self, buffer: np.ndarray) -> int:
         """Fill a uint8 buffer; the number of bytes filled."""
         done = 0
-        piece = self.rest
+        piece = self.rest or (next(self._pieces, b"") if len(buffer) else b"")
         while piece and done < len(buffer):
             take = min(len(piece), len(buffer) - done)
             buffer[done : done + take] = np.frombuffer(piece, np.uint8, take)

@@ -38,6 +38,9 @@ class Format:
     open_slices: Callable[[Path, ExitStack], StoredSlices] | None = None
     """Open a large file to read it slice by slice; what is open closes with the stack. None: such files are read
     whole."""
+    files: Callable[[Path], tuple[Path, ...]] | None = None
+    """All files that an image consists of, for those that are named by the suffixes or are folders; together they are
+    its content. None: always the one."""
     write: Callable[[Path, Grid, np.dtype, Iterable[bytes | memoryview]], None] | None = None
     """Write a label file from its voxels in pieces, first stored axis running fastest; all of the file or nothing.
     None: no label is written in this format."""

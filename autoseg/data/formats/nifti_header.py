@@ -13,7 +13,16 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from autoseg.data.formats.raw import RawHeader
-from autoseg.data.formats.stored import FileFaultError, Finding, brief, split_shape
+from autoseg.data.formats.stored import (
+    FileFaultError,
+    Finding,
+    brief,
+    check_axes,
+    check_numbers,
+    odd_units,
+    orientation_guessed,
+    split_shape,
+)
 from autoseg.data.grid import TOLERANCE_VOXELS, Grid, corners_apart_mm, has_axes, in_mm
 
 SIZE_1, SIZE_2 = 348, 540
@@ -60,8 +69,7 @@ def judge_header(raw: bytes, magics: tuple[bytes, ...] = MAGICS) -> RawHeader:
         slope, inter = header.get_slope_inter()
     except (HeaderDataError, ImageFileError, ValueError, OverflowError) as error:
         raise FileFaultError("unreadable", f"a damaged NIfTI header ({brief(error)})", "Export it again.") from None
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise FileFaultError("unreadable", f"voxels of type {dtype}", "Expected numbers. Export as int16 or float32.")
+    check_numbers(dtype)
     shape, num_channels = split_shape(full_shape)
     grid = _grid(header, pixdim, shape, warnings)
     return RawHeader(
@@ -110,18 +118,15 @@ def _grid(header: nib.Nifti1Header, pixdim: np.ndarray, shape: tuple[int, int, i
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:
         raise FileFaultError("unreadable", f"a damaged orientation ({brief(error)})", "Export it again.") from None
-    if not has_axes(affine):
-        raise FileFaultError("spacing", "an affine that is not invertible", "Expected a valid sform. Export it again.")
+    check_axes(affine)
     grid = Grid(shape=shape, affine=affine, header=_place(header))
     if not has_sform and not has_qform:
-        remedy = "Left and right are guessed. Export it with an affine."
-        warnings.append(Finding("orientation", "no orientation in the header", remedy, is_fault=False))
+        warnings.append(orientation_guessed())
     elif finding := _contradiction(header, pixdim, grid):
         remedy = "The affine is used. Export it again if that is wrong."
         warnings.append(Finding("header", finding, remedy, is_fault=False))
     if (unit := LENGTHS.get(int(header["xyzt_units"]) & SPATIAL_UNIT, "mm")) != "mm":
-        remedy = "They are read as mm, as everywhere. Export it again in mm."
-        warnings.append(Finding("spacing", f"sizes in {unit}", remedy, is_fault=False))
+        warnings.append(odd_units(unit))
     return grid
 
 

@@ -57,6 +57,17 @@ def check_promise(header: RawHeader, content: Content) -> None:
         )
 
 
+def checked(path: Path, header: RawHeader) -> RawHeader:
+    """A header whose voxels the file can hold.
+
+    Raises:
+        FileFaultError: It cannot.
+    """
+    with open_content(header.voxel_file or path, start=header.start, is_packed=header.is_packed) as content:
+        check_promise(header, content)
+    return header
+
+
 def take_voxels(content: Content, header: RawHeader, free_bytes: int | None = None) -> StoredVolume:
     """Read the voxels of a content whose header was judged, to the content's end.
 
@@ -105,7 +116,6 @@ def read_voxels(path: Path, header: RawHeader) -> StoredVolume:
         OSError, EOFError, zlib.error: The file cannot be read, or its checksum is wrong.
     """
     with open_content(header.voxel_file or path, start=header.start, is_packed=header.is_packed) as content:
-        check_promise(header, content)
         return take_voxels(content, header)
 
 

@@ -14,22 +14,27 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.data.formats.analyze import ANALYZE
 from autoseg.data.formats.content import GZIP
 from autoseg.data.formats.format import Format
+from autoseg.data.formats.metaimage import METAIMAGE
+from autoseg.data.formats.mgh import MGH
 from autoseg.data.formats.nifti import NIFTI
+from autoseg.data.formats.nrrd import NRRD
 from autoseg.data.formats.stored import FileFaultError, Header, StoredSlices, StoredVolume, brief, check_room
 from autoseg.data.grid import Grid
 from autoseg.errors import DataError
-from autoseg.workspace.digests import content_digest
+from autoseg.workspace.digests import FileSignature, content_digest, file_signature
 
-FORMATS: tuple[Format, ...] = (NIFTI,)
+FORMATS: tuple[Format, ...] = (NIFTI, NRRD, METAIMAGE, MGH, ANALYZE)
 """Asked in this order whether they recognise a file."""
 SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
 """Of the files that are taken for images in a folder."""
 LABEL_SUFFIXES = tuple(suffix for row in FORMATS if row.write is not None for suffix in row.suffixes)
 """Of the label files that can be written."""
-SUFFIXES_TEXT = ", ".join(SUFFIXES)
-PATTERNS_TEXT = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+_SHORTEST = tuple(s for s in SUFFIXES if not any(s != other and s.endswith(other) for other in SUFFIXES))
+SUFFIXES_TEXT = ", ".join(_SHORTEST)
+PATTERNS_TEXT = ", ".join(f"*{suffix}" for suffix in _SHORTEST)
 LABEL_SUFFIX = LABEL_SUFFIXES[0]
 """Of the label files that autoseg names itself."""
 
@@ -59,6 +64,30 @@ def has_image_suffix(path: Path) -> bool:
 def image_files(folder: Path, *, deep: bool = False) -> list[Path]:
     """The images of a folder in the order of their names, hidden ones left out; `deep`: of its subfolders, too."""
     return sorted(p for p in (folder.rglob("*") if deep else folder.iterdir()) if has_image_suffix(p))
+
+
+# -- identity
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All files that an image consists of, by its suffix; the path alone where they cannot be told."""
+    row = next((row for row in FORMATS if row.files is not None and suffix_of(path) in row.suffixes), None)
+    if row is None or row.files is None:
+        return (path,)
+    try:
+        return row.files(path)
+    except (DataError, OSError, ValueError):
+        return (path,)  # it is damaged, as reading it will say
+
+
+def image_digest(path: Path) -> str:
+    """The digest of what an image's files hold, 32 hexadecimal digits. Raises: OSError: one cannot be read."""
+    return content_digest(*files_of(path))
+
+
+def image_signature(path: Path) -> FileSignature:
+    """What tells without reading that an image's files are untouched. Raises: OSError."""
+    return file_signature(*files_of(path))
 
 
 # -- reading
@@ -153,7 +182,7 @@ def read_stored(path: Path, *, free_bytes: int | None = None, with_digest: bool 
         if free_bytes is not None:
             check_room(row.read_header(path), free_bytes)
         volume = row.read(path)
-        return replace(volume, digest=content_digest(path)) if with_digest else volume
+        return replace(volume, digest=image_digest(path)) if with_digest else volume
 
 
 def can_stream(path: Path) -> bool:
