@@ -44,7 +44,7 @@ def header_of(path: Path) -> Path:
 def is_pair(path: Path, start: bytes) -> bool:
     """Whether a file is a header of 348 bytes, or the voxels beside one."""
     if path.suffix.lower() == ".img":
-        return header_of(path).is_file()
+        return path.is_file() and header_of(path).is_file()
     return start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and start[344:347] != b"n+1"
 
 

@@ -41,6 +41,9 @@ class Format:
     files: Callable[[Path], tuple[Path, ...]] | None = None
     """All files that an image consists of, for those that are named by the suffixes or are folders; together they are
     its content. None: always the one."""
+    find: Callable[[Path], list[Path]] | None = None
+    """The images of a folder that are not known by a suffix, in the order of their names: subfolders, or files of any
+    name. None: there are none."""
     write: Callable[[Path, Grid, np.dtype, Iterable[bytes | memoryview]], None] | None = None
     """Write a label file from its voxels in pieces, first stored axis running fastest; all of the file or nothing.
     None: no label is written in this format."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from autoseg.data.formats.analyze import ANALYZE
 from autoseg.data.formats.content import GZIP
+from autoseg.data.formats.dicom import DICOM
 from autoseg.data.formats.format import Format
 from autoseg.data.formats.metaimage import METAIMAGE
 from autoseg.data.formats.mgh import MGH
@@ -26,7 +27,7 @@ from autoseg.data.grid import Grid
 from autoseg.errors import DataError
 from autoseg.workspace.digests import FileSignature, content_digest, file_signature
 
-FORMATS: tuple[Format, ...] = (NIFTI, NRRD, METAIMAGE, MGH, ANALYZE)
+FORMATS: tuple[Format, ...] = (NIFTI, NRRD, METAIMAGE, MGH, ANALYZE, DICOM)
 """Asked in this order whether they recognise a file."""
 SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
 """Of the files that are taken for images in a folder."""
@@ -34,7 +35,7 @@ LABEL_SUFFIXES = tuple(suffix for row in FORMATS if row.write is not None for su
 """Of the label files that can be written."""
 _SHORTEST = tuple(s for s in SUFFIXES if not any(s != other and s.endswith(other) for other in SUFFIXES))
 SUFFIXES_TEXT = ", ".join(_SHORTEST)
-PATTERNS_TEXT = ", ".join(f"*{suffix}" for suffix in _SHORTEST)
+PATTERNS_TEXT = ", ".join(f"*{suffix}" for suffix in _SHORTEST) + ", or folders of DICOM files"
 LABEL_SUFFIX = LABEL_SUFFIXES[0]
 """Of the label files that autoseg names itself."""
 
@@ -62,8 +63,15 @@ def has_image_suffix(path: Path) -> bool:
 
 
 def image_files(folder: Path, *, deep: bool = False) -> list[Path]:
-    """The images of a folder in the order of their names, hidden ones left out; `deep`: of its subfolders, too."""
-    return sorted(p for p in (folder.rglob("*") if deep else folder.iterdir()) if has_image_suffix(p))
+    """The images of a folder in the order of their names, hidden ones left out.
+
+    A subfolder that is an image, as a DICOM series is, is among them; the folder itself, where it is one.
+
+    Args:
+        deep: search subfolders, too.
+    """
+    named = [p for p in (folder.rglob("*") if deep else folder.iterdir()) if has_image_suffix(p)]
+    return sorted({*named, *(path for row in FORMATS if row.find is not None for path in row.find(folder))})
 
 
 # -- identity
@@ -71,11 +79,10 @@ def image_files(folder: Path, *, deep: bool = False) -> list[Path]:
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """All files that an image consists of, by its suffix; the path alone where they cannot be told."""
-    row = next((row for row in FORMATS if row.files is not None and suffix_of(path) in row.suffixes), None)
-    if row is None or row.files is None:
-        return (path,)
+    row = next((row for row in FORMATS if suffix_of(path) in row.suffixes), None)
     try:
-        return row.files(path)
+        row = row or format_of(path)
+        return (path,) if row.files is None else row.files(path)
     except (DataError, OSError, ValueError):
         return (path,)  # it is damaged, as reading it will say
 
@@ -105,7 +112,9 @@ def format_of(path: Path) -> Format:
     by_suffix = (row for row in FORMATS if suffix_of(path) in row.suffixes)
     if (kind := next(by_content, None) or next(by_suffix, None)) is None:
         raise FileFaultError(
-            "unreadable", f"unknown image format {path.suffix!r}", f"Convert it to one of {SUFFIXES_TEXT}."
+            "unreadable",
+            "a folder without DICOM files" if path.is_dir() else f"unknown image format {path.suffix!r}",
+            f"Expected one of {SUFFIXES_TEXT}, or DICOM. Convert it.",
         )
     return kind
 
