@@ -6,6 +6,7 @@ accept, too.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,8 @@ from autoseg.data.grid import Grid
 from autoseg.errors import DataError
 from autoseg.workspace.digests import FileSignature, content_digest, file_signature
 
+logger = logging.getLogger(__name__)
+
 FORMATS: tuple[Format, ...] = (NIFTI, NRRD, METAIMAGE, MGH, ANALYZE, DICOM)
 """Asked in this order whether they recognise a file."""
 SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
@@ -39,6 +42,10 @@ PATTERNS_TEXT = ", ".join(f"*{suffix}" for suffix in _SHORTEST) + ", or folders 
 LABEL_SUFFIX = LABEL_SUFFIXES[0]
 """Of the label files that autoseg names itself."""
 
+SIDE_SUFFIXES = (".json", ".txt", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".html", ".log", ".bval", ".bvec")
+"""Of files that often lie beside images."""
+MOST_NAMES = 5
+"""Files that a warning names."""
 START_BYTES = 1024
 """Of the content that a format is recognised by."""
 
@@ -47,9 +54,13 @@ START_BYTES = 1024
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix of an image file in lower case, `.nii.gz` as one piece; of another file what follows the last dot."""
+    """The suffix of an image file in lower case, `.nii.gz` as one piece; of another file what follows the last dot.
+
+    A number is no suffix: files and folders of DICOM are often called by UIDs such as 1.2.840.10008.
+    """
     name = path.name.lower()
-    return max((s for s in SUFFIXES if name.endswith(s)), key=len, default=path.suffix.lower())
+    other = path.suffix.lower()
+    return max((s for s in SUFFIXES if name.endswith(s)), key=len, default="" if other[1:].isdecimal() else other)
 
 
 def stem_of(path: Path) -> str:
@@ -60,6 +71,26 @@ def stem_of(path: Path) -> str:
 def has_image_suffix(path: Path) -> bool:
     """Whether a path is named like an image; hidden files (macOS's `._` files) are not."""
     return suffix_of(path) in SUFFIXES and not path.name.startswith(".")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a format knows the content or the suffix of a path, which may be a folder. Raises: OSError."""
+    try:
+        format_of(path)
+    except FileFaultError:
+        return False
+    return True
+
+
+def tell_left_out(folder: Path, images: Iterable[Path]) -> None:
+    """Warn of files of a folder that are neither images nor parts of one, nor notes beside them."""
+    parts = {part for image in images for part in (image, *files_of(image))}
+    found = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in parts)
+    names = sorted(p.name for p in found if p.suffix.lower() not in SIDE_SUFFIXES)
+    if names:
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        words = ", ".join(names[:MOST_NAMES]) + more
+        logger.warning("%s: left out, of no format that is read: %s. Read are %s.", folder, words, PATTERNS_TEXT)
 
 
 def image_files(folder: Path, *, deep: bool = False) -> list[Path]:
