@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import yaml
 from other_formats import PATIENT, WRITERS, write_image, write_series
 from plans import tiny_plan
@@ -26,7 +28,7 @@ from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.grid import Grid
 from autoseg.data.phantoms import make_phantom
 from autoseg.ensemble.predict import predict_files
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, DataError
 from autoseg.evaluation.folders import evaluate
 from autoseg.training.cache import load_cases
 from autoseg.workspace.workspace import Workspace
@@ -195,3 +197,53 @@ def test_a_damaged_series_stops_the_analysis_with_its_reason_and_no_name(
     shown = capsys.readouterr()
     assert "1 of 24 slices are missing, the first gap between IM" in shown.out + shown.err
     assert not any(word in shown.out + shown.err for word in PATIENT)
+
+
+def write_segmentation(path: Path, array: np.ndarray, names: dict[int, str]) -> None:
+    """A label file as 3D Slicer writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header: dict[str, Any] = {
+        "space": "RAS",
+        "space directions": AFFINE[:3, :3].T,
+        "space origin": AFFINE[:3, 3],
+        "encoding": "gzip",
+    }
+    for number, (value, name) in enumerate(names.items()):
+        header |= {f"Segment{number}_Name": name, f"Segment{number}_LabelValue": str(value)}
+        header[f"Segment{number}_Layer"] = "0"
+    nrrd.write(str(path), array, header)
+
+
+def segmentations(folder: Path, names: list[dict[int, str]]) -> Path:
+    for number, named in enumerate(names):
+        (channel,), truth = make_phantom(Grid(shape=SHAPE, affine=AFFINE), np.random.default_rng(number))
+        write(folder / "images" / f"p{number}.nrrd", channel)
+        write_segmentation(folder / "labels" / f"p{number}.seg.nrrd", truth, named)
+    return folder
+
+
+def test_names_of_segments_become_names_of_classes(tmp_path: Path) -> None:
+    root = segmentations(tmp_path, [{1: "left lung", 2: "ribs"}] * 4)
+    result = init_data_folder(root, tmp_path / "out", num_fold=2)
+    assert result.classes == {"left lung": (1,), "ribs": (2,)}
+    assert "class names are those of the segments in the label files." in result.notes
+    assert analyze_folder(root, progress=False).faults == ()
+
+
+def test_segments_that_other_files_number_otherwise_are_a_fault(tmp_path: Path) -> None:
+    root = segmentations(tmp_path, [{1: "left lung", 2: "ribs"}] * 3 + [{1: "ribs", 2: "left lung"}])
+    with pytest.raises(DataError, match=r"p3\.seg\.nrrd: segment 'ribs' has the value of 'left lung' in .*p0\.seg"):
+        init_data_folder(root, tmp_path / "out", num_fold=2)
+    (fault,) = analyze_folder(root, progress=False).faults
+    assert str(fault) == (
+        "p3 (labels/p3.seg.nrrd): its segment 'ribs' has the value 1, where in other labels 'ribs' is 2. "
+        "Give segments the same names and values in all labels, and export it again."
+    )
+
+
+def test_segments_in_layers_are_refused(tmp_path: Path) -> None:
+    root = segmentations(tmp_path, [{1: "lung", 2: "ribs"}] * 2)
+    image = sitk.ReadImage(str(root / "labels" / "p1.seg.nrrd"))
+    sitk.WriteImage(sitk.Compose([image, image]), str(root / "labels" / "p1.seg.nrrd"), useCompression=True)
+    (fault,) = analyze_folder(root, progress=False).faults
+    assert (fault.case, fault.finding) == ("p1", "a label with 2 channels")

@@ -26,6 +26,7 @@ from autoseg.analyzer.faults import (
     check_labels,
     check_patients,
     check_shared_labels,
+    check_value_names,
     counted,
 )
 from autoseg.analyzer.outliers import check_outliers, check_ranges, check_sides
@@ -254,7 +255,7 @@ def _judge_labels(
     Raises:
         ConfigError: The classes contradict each other.
     """
-    faults = check_files(measured)
+    faults = check_files(measured) + check_value_names(measured)
     if all(m.case.label is None for m in measured):
         return None, faults
     values = sorted({v for m in measured for v in m.values})

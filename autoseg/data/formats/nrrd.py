@@ -275,6 +275,22 @@ def files(path: Path) -> tuple[Path, ...]:
     return (path,) if name is None else (path, path.parent / name)
 
 
+def value_names(path: Path) -> dict[int, str]:
+    """The names of the segments in a file of 3D Slicer, by their values; none where segments lie in several layers.
+
+    Source: https://apidocs.slicer.org/main/classvtkMRMLSegmentationStorageNode.html
+    """
+    keys = read_text(path).keys
+    names: dict[int, str] = {}
+    for key, name in keys.items():
+        if (match := re.fullmatch(r"(Segment\d+)_Name", key)) is None:
+            continue
+        value = int(keys.get(f"{match[1]}_LabelValue", 1))
+        if names.setdefault(value, name) != name or keys.get(f"{match[1]}_Layer", "0") != "0":
+            return {}
+    return names
+
+
 NRRD = Format(
     name="NRRD",
     suffixes=(".seg.nrrd", ".nrrd", ".nhdr"),
@@ -282,5 +298,6 @@ NRRD = Format(
     read_header=read_header,
     read=read,
     open_slices=open_slices,
+    value_names=value_names,
     files=files,
 )

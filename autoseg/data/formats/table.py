@@ -225,6 +225,20 @@ def read_stored(path: Path, *, free_bytes: int | None = None, with_digest: bool 
         return replace(volume, digest=image_digest(path)) if with_digest else volume
 
 
+def value_names(path: Path) -> dict[int, str]:
+    """What a label file calls its values; empty where it names none, or cannot be read.
+
+    The format is that of the suffix, so that files of formats without names are not opened.
+    """
+    row = next((row for row in FORMATS if suffix_of(path) in row.suffixes), None)
+    if row is None or row.value_names is None:
+        return {}
+    try:
+        return row.value_names(path)
+    except (DataError, OSError, ValueError):
+        return {}  # as reading it will say
+
+
 def can_stream(path: Path) -> bool:
     """Whether the slices of a file can be read one after the other.
 
