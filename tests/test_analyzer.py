@@ -242,7 +242,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
 def test_a_second_run_reads_nothing(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     first = data.analyze()
     monkeypatch.setattr(workers, "analyze_case", None)
-    monkeypatch.setattr(workers, "content_digest", None)
+    monkeypatch.setattr(workers, "image_digest", None)
     second = data.analyze()
     assert (first.num_read, second.num_read) == (6, 0)
     assert first.datastats == second.datastats
@@ -437,7 +437,7 @@ def test_a_folder_of_images_and_labels(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         analyze_folder(tmp_path / "none")
-    with pytest.raises(DataError, match=r"no image in it. Expected files named \*.nii.gz or \*.nii"):
+    with pytest.raises(DataError, match=r"no image in it. Expected \*.nii.gz, \*.nii"):
         analyze_folder(tmp_path)
 
 

@@ -230,7 +230,7 @@ def test_all_faults_of_a_file_come_at_once(root: Path, put: Put) -> None:
         "training[2].image: ../c2.nii.gz lies outside dataroot ROOT. Move it there, or give a dataroot above it.",
         "training[2].label: /etc/hosts lies outside dataroot ROOT. Move it there, or give a dataroot above it.",
         "training[2]: fold: True. Expected an integer from 0.",
-        "training[3].label: labels is a folder. Expected a file.",
+        "training[3].label: labels is a folder without DICOM files. Expected a file, or the folder of a series.",
         "training[4]: no image. Expected the path of a file or a list of paths.",
         "training[4]: fold: '1'. Expected an integer from 0.",
         "training[4]: annotated: 'liver'. Expected a list of class names.",

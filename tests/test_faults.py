@@ -16,7 +16,7 @@ from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 
 from autoseg.analyzer import workers
 from autoseg.config.settings import ClassSpec
-from autoseg.data.formats.table import read_stored
+from autoseg.data.formats.table import SUFFIXES_TEXT, read_stored
 from autoseg.errors import DataError
 
 IMAGE, LABEL = "case_2 (images/case_2.nii.gz): ", "case_2 (labels/case_2.nii.gz): "
@@ -70,12 +70,11 @@ def test_missing(data: DataSet) -> None:
 
 
 def test_unknown_format(data: DataSet) -> None:
-    other = data.root / "images" / "case_2.mha"
-    other.write_bytes(b"ObjectType = Image")
+    other = data.root / "images" / "case_2.mnc"
+    other.write_bytes(b"MINC")
     data.cases[2] = replace(data.cases[2], images=(other,))
-    assert faults(data) == [
-        "case_2 (images/case_2.mha): unknown image format '.mha'. Convert it to one of .nii.gz, .nii."
-    ]
+    expected = f"Expected one of {SUFFIXES_TEXT}, or DICOM. Convert it."
+    assert faults(data) == [f"case_2 (images/case_2.mnc): unknown image format '.mnc'. {expected}"]
 
 
 def test_truncated(data: DataSet) -> None:
@@ -168,7 +167,7 @@ def test_absurd_spacing(data: DataSet) -> None:
 
 def test_an_affine_that_is_not_invertible(data: DataSet) -> None:
     respoil(data.cases[2].images[0], header(srow_x=[0, 0, 0, 0]))
-    assert faults(data) == [IMAGE + "an affine that is not invertible. Expected a valid sform. Export it again."]
+    assert faults(data) == [IMAGE + "an affine that is not invertible. Expected three axes. Export it again."]
 
 
 def test_nan(data: DataSet) -> None:

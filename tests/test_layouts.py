@@ -10,6 +10,7 @@ import pytest
 
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.datalists.layouts import EXPECTED, find_layout, recognise
+from autoseg.data.formats.table import PATTERNS_TEXT
 from autoseg.errors import ConfigError, DataError
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[2] / "shared" / "data" / "hippocampus"
@@ -273,7 +274,7 @@ def test_empty_folders_of_a_pair_are_named(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     touch(tmp_path, "labels/notes.txt")
     assert message(tmp_path) == (
-        "ROOT/images: no image files (*.nii.gz, *.nii).\nROOT/labels: no image files (*.nii.gz, *.nii)."
+        f"ROOT/images: no image files ({PATTERNS_TEXT}).\nROOT/labels: no image files ({PATTERNS_TEXT})."
     )
 
 

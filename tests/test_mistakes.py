@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from autoseg.cli.main import run_command
+from autoseg.data.formats.table import SUFFIXES_TEXT
 from autoseg.data.phantoms import make_phantoms
 from autoseg.workspace.claims import Claim
 
@@ -227,7 +228,7 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     "nothing to evaluate": (
         lambda f: (f / "none").mkdir(),
         ["evaluate", "--predictions", "none", "--labels", "labels"],
-        "--predictions: none holds no label files (.nii.gz, .nii).",
+        f"--predictions: none holds no label files ({SUFFIXES_TEXT}).",
     ),
 }
 DONE: dict[str, tuple[Make, list[str], str]] = {

@@ -93,7 +93,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     formats = folder / "autoseg" / "data" / "formats"
     (formats / "text.py").write_text(FORMAT)
     insert(formats / "table.py", "\n\nFORMATS", "\nfrom autoseg.data.formats.text import TEXT\n\nFORMATS")
-    insert(formats / "table.py", "= (NIFTI,)", "= (NIFTI, TEXT)")
+    insert(formats / "table.py", "= (NIFTI, ", "= (TEXT, NIFTI, ")
     scores = folder / "autoseg" / "evaluation" / "scores.py"
     insert(scores, "\n\nDICE =", METRIC)
     insert(scores, "METRICS: tuple[Metric, ...] = (\n    DICE,\n", ROW)

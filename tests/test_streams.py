@@ -12,7 +12,7 @@ import pytest
 from tiny_jobs import make_job
 
 from autoseg.data import streams
-from autoseg.data.formats import nifti
+from autoseg.data.formats import raw
 from autoseg.data.grid import Grid, Volume
 from autoseg.data.preprocess import ChannelNorm, PreparedRows, Preprocessing, channel_stats, normalize, prepare_image
 from autoseg.data.streams import FileImage, LabelRows, MemoryImage, open_image
@@ -71,12 +71,12 @@ def test_what_is_unpacked_has_no_name_so_that_a_kill_leaves_nothing(
     path = write_image(tmp_path / "image.nii.gz", (9, 11, 13), AFFINES["ras"])
     folder = tmp_path / "tmp"
     folder.mkdir()
-    monkeypatch.setattr(nifti.tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(raw.tempfile, "tempdir", str(folder))
     with FileImage([path]) as image:
         image.rows(0, 3)
         assert not list(folder.iterdir())
     assert not list(folder.iterdir())
-    monkeypatch.setattr(nifti.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    monkeypatch.setattr(raw.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(ResourceError, match=r"image\.nii\.gz: unpacked it takes 0\.0 GB, .* set TMPDIR"):
         FileImage([path])
     assert not list(folder.iterdir())

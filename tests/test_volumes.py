@@ -318,7 +318,7 @@ def test_singular_affine_is_named(tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[280:328] = bytes(48)  # srow_x, srow_y, srow_z
     path.write_bytes(raw)
-    assert message(path) == (f"{path}: an affine that is not invertible. Expected a valid sform. Export it again.")
+    assert message(path) == (f"{path}: an affine that is not invertible. Expected three axes. Export it again.")
 
 
 def test_channels_on_two_grids_are_named(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from autoseg.analyzer.faults import (
     check_labels,
     check_patients,
     check_shared_labels,
+    check_value_names,
     counted,
 )
 from autoseg.analyzer.outliers import check_outliers, check_ranges, check_sides
@@ -38,10 +39,11 @@ from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datastats import DataStats
 from autoseg.data.fingerprint import Fingerprint, LabelGroup
+from autoseg.data.formats.table import image_signature
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
 from autoseg.terminal import Progress
-from autoseg.workspace.digests import DIGESTS, FileSignature, file_signature
+from autoseg.workspace.digests import DIGESTS, FileSignature
 from autoseg.workspace.files import write_json, write_text
 from autoseg.workspace.workspace import Workspace
 
@@ -114,7 +116,7 @@ def _listed(datalist: Datalist, ignore_label: int | None) -> list[_Listed]:
     for case, role in cases:
         kind = f"{len(case.images)} {'label' if case.label is not None else 'bare'} ignore {ignore_label}"
         try:
-            signatures = tuple(map(file_signature, _files(case)))
+            signatures = tuple(map(image_signature, _files(case)))
         except OSError:
             signatures = None
         listed.append(_Listed(case=case, role=role, kind=kind, signatures=signatures))
@@ -253,7 +255,7 @@ def _judge_labels(
     Raises:
         ConfigError: The classes contradict each other.
     """
-    faults = check_files(measured)
+    faults = check_files(measured) + check_value_names(measured)
     if all(m.case.label is None for m in measured):
         return None, faults
     values = sorted({v for m in measured for v in m.values})

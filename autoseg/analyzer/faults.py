@@ -13,6 +13,7 @@ from typing import Literal
 
 from autoseg.analyzer.case import LABEL_FILE, CaseStats
 from autoseg.data.datalists.cases import Case
+from autoseg.data.formats.table import value_names
 from autoseg.data.labels import LabelMap
 
 Role = Literal["training", "validation", "testing", "unlabeled"]
@@ -214,6 +215,35 @@ def check_channels(measured: Sequence[Measured]) -> list[Fault]:
         for m in sound
         if m.stats.num_channels != usual
     ]
+
+
+def check_value_names(measured: Sequence[Measured]) -> list[Fault]:
+    """Label files that give a value another name than most, or a name another value: Slicer numbers segments anew.
+
+    Only files that name their values are opened.
+    """
+    named = [(m, names) for m in measured if m.case.label is not None and (names := value_names(m.case.label))]
+    counts = Counter(pair for _, names in named for pair in names.items())
+    value_of, name_of = {}, {}
+    for (value, name), _ in counts.most_common():  # the most common first
+        if value not in name_of and name not in value_of:
+            name_of[value], value_of[name] = name, value
+    faults = []
+    for m, names in named:
+        odd = [(value, name) for value, name in sorted(names.items()) if name_of.get(value) != name]
+        if odd:
+            value, name = odd[0]
+            usual = f"{name!r} is {value_of[name]}" if name in value_of else f"{value} is {name_of[value]!r}"
+            faults.append(
+                Fault(
+                    kind="label_names",
+                    finding=f"its segment {name!r} has the value {value}, where in other labels {usual}",
+                    remedy="Give segments the same names and values in all labels, and export it again.",
+                    case=m.case.name,
+                    file=m.label_file,
+                )
+            )
+    return faults
 
 
 def check_duplicates(measured: Sequence[Measured]) -> list[Fault]:

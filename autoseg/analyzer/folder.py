@@ -13,7 +13,7 @@ from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.layouts import recognise
 from autoseg.data.datalists.names import unique_names
-from autoseg.data.formats.table import SUFFIXES, image_files
+from autoseg.data.formats.table import PATTERNS_TEXT, image_files
 from autoseg.errors import DataError
 from autoseg.workspace.workspace import Workspace
 
@@ -41,6 +41,6 @@ def _datalist(root: Path) -> Datalist:
     except DataError:
         images = image_files(root, deep=True)
         if not images:
-            raise DataError(f"{root}: no image in it. Expected files named *{' or *'.join(SUFFIXES)}.") from None
+            raise DataError(f"{root}: no image in it. Expected {PATTERNS_TEXT}.") from None
     names = unique_names([p.relative_to(root) for p in images])
     return Datalist(training=(), unlabeled=tuple(Case(name=n, images=(p,)) for n, p in zip(names, images, strict=True)))

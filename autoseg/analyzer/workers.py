@@ -17,10 +17,9 @@ from pathlib import Path
 
 from autoseg.analyzer.case import CaseStats, analyze_case
 from autoseg.data.formats.stored import FileFaultError, Finding
-from autoseg.data.formats.table import read_header
+from autoseg.data.formats.table import image_digest, read_header
 from autoseg.hardware.limits import available_cores, available_memory_bytes, workers_for
 from autoseg.workspace.claims import HEARTBEAT
-from autoseg.workspace.digests import content_digest
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +154,7 @@ def _measure_part(tasks: Sequence[Task], free_bytes: int) -> list[Result]:
 def _measure_one(task: Task, free_bytes: int) -> Result:
     if task.known_digests:
         files = [*task.images, *([task.label] if task.label is not None else [])]
-        digests = tuple(content_digest(p) for p in files)
+        digests = tuple(image_digest(p) for p in files)
         if digests in task.known_digests:
             return Result(number=task.number, digests=digests, stats=None)
     try:

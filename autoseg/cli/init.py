@@ -18,8 +18,9 @@ from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import write_datalist
 from autoseg.data.datalists.layouts import find_layout
 from autoseg.data.datalists.listreader import build_datalist
+from autoseg.data.formats.table import value_names
 from autoseg.data.volumes import read_image, read_label
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, DataError
 from autoseg.workspace.files import write_text
 
 NUM_SAMPLED_IMAGES = 5
@@ -116,7 +117,7 @@ def init_data_folder(
 
     Raises:
         ConfigError: A file to write exists (without `force`), or a list in the folder is faulty.
-        DataError: No layout fits, or a sampled image or label cannot be read.
+        DataError: No layout fits, a sampled image or label cannot be read, or label files contradict each other.
     """
     root, target = Path(os.path.abspath(folder)), Path(os.path.abspath(output))
     input_yaml, list_path = target / "input.yaml", target / "datalist.json"
@@ -153,6 +154,10 @@ def _with_class_names(datalist: Datalist) -> tuple[Datalist, list[str]]:
     if _classes(datalist):
         return datalist, []
     values = _label_values(datalist.training)
+    if named := _value_names(datalist.training):
+        return replace(datalist, labels={v: named.get(v, f"class_{v}") for v in sorted({*values, *named})}), [
+            "class names are those of the segments in the label files."
+        ]
     num = min(len(datalist.training), NUM_SAMPLED_LABELS)
     notes = [
         f"class names are made up from the values {', '.join(map(str, values)) or '(none)'} of {num} label files: "
@@ -223,6 +228,31 @@ def _guess_modality(cases: Sequence[Case]) -> tuple[str, str]:
 
 def _classes(datalist: Datalist) -> dict[str, tuple[int, ...]]:
     return dict(datalist.regions) or {n: (v,) for v, n in datalist.labels.items()}
+
+
+def _value_names(cases: Sequence[Case]) -> dict[int, str]:
+    """What the label files call their values, background left out; empty where none does.
+
+    Raises:
+        DataError: They contradict each other.
+    """
+    by_value: dict[int, dict[str, Path]] = {}
+    by_name: dict[str, dict[int, Path]] = {}
+    for path in (case.label for case in cases if case.label is not None):
+        for value, name in value_names(path).items():
+            by_value.setdefault(value, {}).setdefault(name, path)
+            by_name.setdefault(name, {}).setdefault(value, path)
+    faults = []
+    for names in (names for _, names in sorted(by_value.items()) if len(names) > 1):
+        (name, path), (other, other_path) = list(names.items())[:2]
+        faults.append(f"{other_path}: segment {other!r} has the value of {name!r} in {path}.")
+    for name, places in by_name.items():
+        if len(places) > 1:
+            (value, path), (other_value, other_path) = list(places.items())[:2]
+            faults.append(f"{other_path}: segment {name!r} has the value {other_value}, in {path} {value}.")
+    if faults:
+        raise DataError([f"{fault} Give segments the same names and values in all labels." for fault in faults])
+    return {value: next(iter(names)) for value, names in sorted(by_value.items()) if value != 0}
 
 
 def _label_values(cases: Sequence[Case]) -> list[int]:

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from autoseg.data.datalists.cases import Case, Datalist
-from autoseg.data.formats.table import read_grid
+from autoseg.data.formats.table import image_digest, read_grid
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_image, read_label, write_volume
@@ -45,7 +45,6 @@ from autoseg.inference.prob_files import DamagedProbs, StoredRows
 from autoseg.inference.restore import Member
 from autoseg.inference.sides import join_sides, split_sides
 from autoseg.plan import read_plan
-from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import digest, write_atomic, write_json
 from autoseg.workspace.workspace import Workspace
 
@@ -68,7 +67,7 @@ def case_digest(case: Case, models: Mapping[str, str], combine: str) -> str:
     files = [*case.images, *([case.label] if case.label else [])]
     if lost := [path for path in files if not path.exists()]:
         raise DataError([f"{path}: no such file. Check the path in the datalist and dataroot." for path in lost])
-    contents = [content_digest(path) for path in files]
+    contents = [image_digest(path) for path in files]
     return digest([RECORD_VERSION, contents, dict(models), combine, case.annotated])
 
 

@@ -20,10 +20,12 @@ from autoseg.data.formats.table import (
     LABEL_SUFFIX,
     LABEL_SUFFIXES,
     PATTERNS_TEXT,
+    SUFFIXES,
     image_files,
     read_grid,
     stem_of,
     suffix_of,
+    tell_left_out,
 )
 from autoseg.data.grid import ras_orientation
 from autoseg.data.streams import is_streamed
@@ -93,7 +95,7 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
     """Say which images to segment and where their labels go.
 
     Args:
-        image: a file, a folder whose image files are taken, or a .txt file that names an image a line, relative to
+        image: an image, a folder whose images are taken, or a .txt file that names an image a line, relative to
             its own folder; with several channels, files that end in _0000, _0001, ... are one image, and others hold
             all channels. A named image that is not there is noticed when its turn comes.
         output: a folder, or a label file where `image` is one image.
@@ -102,6 +104,9 @@ def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
     Raises:
         ConfigError: The output does not fit the image.
     """
+    if suffix_of(output) in SUFFIXES and not names_a_file(output) and not output.is_dir():
+        expected = " or ".join(LABEL_SUFFIXES)
+        raise ConfigError(f"--output: {output}: labels are not written as {suffix_of(output)}. Expected {expected}.")
     groups = _images_of(image, output, num_channels)
     names = unique_names([Path(group[0].name) for group in groups])
     if not names_a_file(output):
@@ -127,6 +132,8 @@ def _tell_changed(groups: Sequence[tuple[Path, ...]], names: Sequence[str]) -> N
 
 def _images_of(image: Path, output: Path, num_channels: int) -> list[tuple[Path, ...]]:
     """The files of each image that a path stands for: a folder, a list, or one image."""
+    if image.is_dir() and image_files(image) == [image]:  # a DICOM series
+        return [(image,)]
     if not image.is_dir() and image.suffix != LIST_SUFFIX:
         return [_files_of_image(image, num_channels)]
     if names_a_file(output):
@@ -140,6 +147,7 @@ def _in_folder(folder: Path) -> list[Path]:
     paths = image_files(folder)
     if not paths:
         raise ConfigError(f"--image: {folder} holds no image files ({PATTERNS_TEXT}).")
+    tell_left_out(folder, paths)
     return paths
 
 

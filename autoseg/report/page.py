@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from autoseg.config.units import format_duration
 from autoseg.data.datastats import AnalysisSummary
+from autoseg.data.formats.table import image_digest
 from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, WorkspaceError
 from autoseg.evaluation.calibration import expected_error
@@ -27,7 +28,6 @@ from autoseg.report.compare import case_means, compare
 from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_finished, plain, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.version import __version__
-from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import digest, write_text
 from autoseg.workspace.jobs import EpochLine
 from autoseg.workspace.layout import check_readable
@@ -480,7 +480,7 @@ _shown_pictures: set[str] = set()
 def _picture(images: tuple[Path, ...], label: Path, prediction: Path, label_map: LabelMap) -> CasePicture:
     """As `picture_case`, made once as long as the files stay as they are."""
     files = [*images, label, prediction]
-    key = digest([str(prediction), *(content_digest(p) for p in files if p.exists())])
+    key = digest([str(prediction), *(image_digest(p) for p in files if p.exists())])
     if key not in _known_pictures:
         _known_pictures[key] = picture_case(images, label, prediction, label_map)
     _shown_pictures.add(key)

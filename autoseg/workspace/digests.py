@@ -43,15 +43,28 @@ class Hasher:
         return self._hash.hexdigest()[:32]
 
 
-def file_signature(path: Path) -> FileSignature:
-    """What tells without reading that a file is untouched. Raises: OSError."""
-    stat = os.stat(path)
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+def file_signature(*paths: Path) -> FileSignature:
+    """What tells without reading that a file is untouched; of several files as if they were one. Raises: OSError."""
+    stats = [os.stat(path) for path in paths]
+    found = [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
+    if len(found) == 1:
+        return found[0]
+    _, sizes, changed, entries_changed = zip(*found, strict=True)
+    inodes = hashlib.sha256(json.dumps(sorted(found)).encode()).digest()
+    return int.from_bytes(inodes[:7], "little"), sum(sizes), max(changed), max(entries_changed)
 
 
 def is_settled(signature: FileSignature, now: float) -> bool:
     """Whether a signature that was taken at `now` can be trusted later on."""
     return now - max(signature[2], signature[3]) / 1e9 > SETTLED_S
+
+
+def _digest_of_bytes(path: Path) -> str:
+    hasher = Hasher()
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE):
+            hasher.update(piece)
+    return hasher.hexdigest()
 
 
 class DigestStore:
@@ -83,17 +96,14 @@ class DigestStore:
                     continue
             self._contents = set(self.known.values())
 
-    def digest(self, path: Path) -> str:
-        """The digest of a file's bytes. Raises: OSError: it cannot be read."""
-        signature = file_signature(path)
+    def digest(self, *paths: Path) -> str:
+        """The digest of a file's bytes, or of several files in any order. Raises: OSError: one cannot be read."""
+        signature = file_signature(*paths)
         with self._lock:
             if signature in self.known:
                 return self.known[signature]
-        hasher = Hasher()
-        with open(path, "rb") as file:
-            while piece := file.read(PIECE):
-                hasher.update(piece)
-        digest = hasher.hexdigest()
+        digests = sorted(_digest_of_bytes(path) for path in paths)
+        digest = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
         self.add([(signature, digest)])
         return digest
 
@@ -129,6 +139,10 @@ DIGESTS = DigestStore()
 """This process' store. It holds facts about files alone, so it makes no difference which run asked for them first."""
 
 
-def content_digest(path: Path) -> str:
-    """The digest of a file's bytes, 32 hexadecimal digits. Raises: OSError: it cannot be read."""
-    return DIGESTS.digest(path)
+def content_digest(*paths: Path) -> str:
+    """The digest of a file's bytes, or of several files in any order, 32 hexadecimal digits.
+
+    Raises:
+        OSError: One cannot be read.
+    """
+    return DIGESTS.digest(*paths)

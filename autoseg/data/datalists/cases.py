@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autoseg.workspace.digests import content_digest
+from autoseg.data.formats.table import image_digest
 from autoseg.workspace.files import digest
 
 
@@ -68,7 +68,7 @@ def case_digest(case: Case) -> str:
         OSError: A file cannot be read.
     """
     files = [*case.images, *([case.label] if case.label is not None else [])]
-    return digest([[content_digest(path) for path in files], case.weight and content_digest(case.weight)])
+    return digest([[image_digest(path) for path in files], case.weight and image_digest(case.weight)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

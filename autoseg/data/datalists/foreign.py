@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.formats.table import PATTERNS_TEXT, SUFFIXES, image_files, stem_of, suffix_of
+from autoseg.data.formats.table import PATTERNS_TEXT, SUFFIXES, image_files, stem_of, suffix_of, tell_left_out
 from autoseg.errors import DataError
 
 Plain = dict[str, Any]
@@ -258,6 +258,8 @@ def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path
         f"{f}: no image files ({PATTERNS_TEXT})." for f, p in ((images, image_paths), (labels, label_paths)) if not p
     ]:
         raise DataError(faults)
+    tell_left_out(images, image_paths)
+    tell_left_out(labels, label_paths)
     image_start = _shared_start([stem_of(p) for p in image_paths])
     label_start = _shared_start([stem_of(p) for p in label_paths])
     ways: list[tuple[Callable[[str], str], Callable[[str], str]]] = [

@@ -14,6 +14,7 @@ from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.folds import deal_folds, fold_faults
 from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels
 from autoseg.data.datalists.names import slashes, unique_names
+from autoseg.data.formats.table import is_image
 from autoseg.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -226,8 +227,8 @@ class _Reader:
             self.fault(where, f"{value} lies outside dataroot {self.root}. Move it there, or give a dataroot above it.")
             return None
         self.num_files += 1
-        if path.is_dir():
-            self.fault(where, f"{value} is a folder. Expected a file.")
+        if path.is_dir() and not is_image(path):
+            self.fault(where, f"{value} is a folder without DICOM files. Expected a file, or the folder of a series.")
         elif not path.exists():
             self.first_missing = self.first_missing or value
             self.missing.append(f"{self.path}: {where}: no file {value} in {self.root}.{slashes(value)}")

@@ -38,6 +38,14 @@ class Format:
     open_slices: Callable[[Path, ExitStack], StoredSlices] | None = None
     """Open a large file to read it slice by slice; what is open closes with the stack. None: such files are read
     whole."""
+    value_names: Callable[[Path], dict[int, str]] | None = None
+    """What a file calls the values of a label, as far as it names them. None: files of the format name none."""
+    files: Callable[[Path], tuple[Path, ...]] | None = None
+    """All files that an image consists of, for those that are named by the suffixes or are folders; together they are
+    its content. None: always the one."""
+    find: Callable[[Path], list[Path]] | None = None
+    """The images of a folder that are not known by a suffix, in the order of their names: subfolders, or files of any
+    name. None: there are none."""
     write: Callable[[Path, Grid, np.dtype, Iterable[bytes | memoryview]], None] | None = None
     """Write a label file from its voxels in pieces, first stored axis running fastest; all of the file or nothing.
     None: no label is written in this format."""

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 
+from autoseg.data.formats.content import Content, open_content
 from autoseg.data.formats.format import Format
-from autoseg.data.formats.nifti_header import NiftiHeader, write_place
-from autoseg.data.formats.nifti_voxels import check_length, open_content, read_nifti, read_nifti_header
-from autoseg.data.formats.stored import StoredVolume, scaled
+from autoseg.data.formats.nifti_header import judge_header, size_of_header, write_place
+from autoseg.data.formats.raw import RawHeader, RawSlices, check_promise, open_raw_slices, take_voxels
+from autoseg.data.formats.stored import StoredVolume
 from autoseg.data.grid import Grid
-from autoseg.errors import ResourceError
 
 HEADER_PIECE_BYTES = 4096
 """Read at a time where the header is enough."""
@@ -30,64 +28,46 @@ def is_nifti(path: Path, start: bytes) -> bool:
     return start[344:347] == b"n+1" or start[4:7] == b"n+2"
 
 
-def read_header(path: Path) -> NiftiHeader:
+def read_header(path: Path) -> RawHeader:
     """Read a file's header alone."""
     with open_content(path, piece_bytes=HEADER_PIECE_BYTES) as content:
         return read_nifti_header(content)
 
 
+def read_nifti_header(content: Content) -> RawHeader:
+    """Read and judge the header at the beginning of a file's content.
+
+    Raises:
+        FileFaultError: As `judge_header`; or the file is too short for the voxels.
+    """
+    start = content.read(4)
+    raw = start + content.read(size_of_header(start) - len(start))
+    header = judge_header(raw)
+    header = replace(header, offset=max(header.offset, len(raw)))
+    check_promise(header, content)
+    return header
+
+
+def read(path: Path) -> StoredVolume:
+    """Read a file once."""
+    with open_content(path) as content:
+        return take_voxels(content, read_nifti_header(content))
+
+
 def read_with_digest(path: Path, free_bytes: int | None) -> StoredVolume:
-    """Read a file and digest its bytes in one pass."""
-    return read_nifti(path, free_bytes=free_bytes, with_digest=True)
+    """Read a file and digest its bytes in one pass, which takes a little longer."""
+    with open_content(path, with_digest=True) as content:
+        volume = take_voxels(content, read_nifti_header(content), free_bytes)
+        return replace(volume, digest=content.digest)
 
 
-class NiftiSlices:
-    """An open, uncompressed NIfTI file."""
-
-    def __init__(self, file: BinaryIO, header: NiftiHeader) -> None:
-        """Take a file and its header."""
-        self._file, self.header = file, header
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """See `StoredSlices`."""
-        header = self.header
-        i, j, k = header.grid.shape
-        shape = (i, j, stop - start)
-        array = np.empty((*shape, header.num_channels), header.dtype, order="F")
-        slice_bytes = i * j * header.dtype.itemsize
-        for channel in range(header.num_channels):
-            self._file.seek(header.offset + (channel * k + start) * slice_bytes)
-            piece = self._file.read(slice_bytes * shape[2])
-            check_length(len(piece), slice_bytes * shape[2])
-            array[..., channel] = np.ndarray(shape, header.dtype, piece, order="F")
-        return scaled(array.astype(header.dtype.newbyteorder("="), copy=False), header.slope, header.inter)
-
-
-def open_slices(path: Path, stack: ExitStack) -> NiftiSlices:
-    """Open a file so that its slices can be reached, unpacked into a temporary file where it is compressed.
+def open_slices(path: Path, stack: ExitStack) -> RawSlices:
+    """Open a file so that its slices can be reached.
 
     Raises:
         ResourceError: There is no room to unpack it.
     """
-    with open_content(path) as content:
-        header = read_nifti_header(content)
-        if not content.is_gzip:
-            return NiftiSlices(stack.enter_context(open(path, "rb")), header)
-    folder = tempfile.gettempdir()
-    needed = header.offset + header.num_bytes
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(
-            f"{path}: unpacked it takes {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB. Free space, or "
-            "set TMPDIR to a folder on a larger disk."
-        )
-    # It has no name, so that a killed process leaves nothing.
-    flat: BinaryIO = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-    with open_content(path) as content:
-        for piece in content:
-            flat.write(piece)
-    check_length(max(0, min(header.num_bytes, flat.tell() - header.offset)), header.num_bytes)
-    return NiftiSlices(flat, header)
+    return open_raw_slices(path, read_header(path), stack)
 
 
 def write_nifti(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes | memoryview]) -> None:
@@ -126,7 +106,7 @@ NIFTI = Format(
     suffixes=(".nii.gz", ".nii"),
     recognise=is_nifti,
     read_header=read_header,
-    read=read_nifti,
+    read=read,
     read_with_digest=read_with_digest,
     open_slices=open_slices,
     write=write_nifti,

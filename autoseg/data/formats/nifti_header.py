@@ -6,18 +6,29 @@ Headers are nibabel's; here they are judged, since nibabel repairs some silently
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from autoseg.data.formats.stored import FileFaultError, Finding, Header, brief, split_shape
+from autoseg.data.formats.raw import RawHeader
+from autoseg.data.formats.stored import (
+    FileFaultError,
+    Finding,
+    brief,
+    check_axes,
+    check_numbers,
+    odd_units,
+    orientation_guessed,
+    split_shape,
+)
 from autoseg.data.grid import TOLERANCE_VOXELS, Grid, corners_apart_mm, has_axes, in_mm
 
 SIZE_1, SIZE_2 = 348, 540
 """Bytes of a NIfTI-1 and of a NIfTI-2 header."""
+MAGICS = (b"n+1", b"n+2")
+"""Of headers whose voxels follow in the same file."""
 SFORM_FIELDS = ("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units")
 QFORM_FIELDS = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "pixdim")
 """Of a header: what says where its voxels lie."""
@@ -27,29 +38,17 @@ LENGTHS = {1: "metres", 2: "mm", 3: "micrometres"}
 """What they stand for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NiftiHeader(Header):
-    """What a NIfTI header says, judged."""
-
-    num_header_bytes: int
-    skip: int
-    """Bytes between the header and the voxels."""
-    slope: float
-    inter: float
-
-    @property
-    def offset(self) -> int:
-        """Bytes of the content before the voxels."""
-        return self.num_header_bytes + self.skip
-
-
 def size_of_header(start: bytes) -> int:
     """Bytes of the header that begins with four bytes: NIfTI-2 or, as everything else is taken for, NIfTI-1."""
     return SIZE_2 if start in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else SIZE_1
 
 
-def judge_header(raw: bytes) -> NiftiHeader:
+def judge_header(raw: bytes, magics: tuple[bytes, ...] = MAGICS) -> RawHeader:
     """Read a header and judge it.
+
+    Args:
+        raw: its bytes, NIfTI-2 where they are as many.
+        magics: what it may call itself.
 
     Raises:
         FileFaultError: Not NIfTI, damaged, not 3D, no numbers, or without a usable grid.
@@ -60,25 +59,23 @@ def judge_header(raw: bytes) -> NiftiHeader:
     warnings: list[Finding] = []
     try:
         header = kind(raw, check=False)
-        if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
+        if bytes(header["magic"])[:3] not in magics:
             raise FileFaultError("unreadable", "not a NIfTI file (no magic string)", "Export it again.")
         pixdim = np.array(header["pixdim"][1:4], np.float64)
         _repair(header, warnings)
         dtype = header.get_data_dtype()
         full_shape = tuple(int(s) for s in header.get_data_shape())
-        skip = int(header.get_data_offset()) - len(raw)
+        offset = int(header.get_data_offset())
         slope, inter = header.get_slope_inter()
     except (HeaderDataError, ImageFileError, ValueError, OverflowError) as error:
         raise FileFaultError("unreadable", f"a damaged NIfTI header ({brief(error)})", "Export it again.") from None
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise FileFaultError("unreadable", f"voxels of type {dtype}", "Expected numbers. Export as int16 or float32.")
+    check_numbers(dtype)
     shape, num_channels = split_shape(full_shape)
     grid = _grid(header, pixdim, shape, warnings)
-    return NiftiHeader(
+    return RawHeader(
         dtype=dtype,
         num_channels=num_channels,
-        num_header_bytes=len(raw),
-        skip=max(0, skip),
+        offset=offset,
         slope=1.0 if slope is None else float(slope),
         inter=0.0 if inter is None else float(inter),
         grid=grid,
@@ -121,18 +118,15 @@ def _grid(header: nib.Nifti1Header, pixdim: np.ndarray, shape: tuple[int, int, i
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as error:
         raise FileFaultError("unreadable", f"a damaged orientation ({brief(error)})", "Export it again.") from None
-    if not has_axes(affine):
-        raise FileFaultError("spacing", "an affine that is not invertible", "Expected a valid sform. Export it again.")
+    check_axes(affine)
     grid = Grid(shape=shape, affine=affine, header=_place(header))
     if not has_sform and not has_qform:
-        remedy = "Left and right are guessed. Export it with an affine."
-        warnings.append(Finding("orientation", "no orientation in the header", remedy, is_fault=False))
+        warnings.append(orientation_guessed())
     elif finding := _contradiction(header, pixdim, grid):
         remedy = "The affine is used. Export it again if that is wrong."
         warnings.append(Finding("header", finding, remedy, is_fault=False))
     if (unit := LENGTHS.get(int(header["xyzt_units"]) & SPATIAL_UNIT, "mm")) != "mm":
-        remedy = "They are read as mm, as everywhere. Export it again in mm."
-        warnings.append(Finding("spacing", f"sizes in {unit}", remedy, is_fault=False))
+        warnings.append(odd_units(unit))
     return grid
 
 

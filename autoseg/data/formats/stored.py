@@ -12,8 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from autoseg.data.grid import Grid
+from autoseg.data.grid import Grid, has_axes
 from autoseg.errors import DataError
+
+FARTHEST_MM = 1e9
+"""No voxel lies as far from the origin; larger numbers are damage, and overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,65 @@ def split_shape(full_shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]
         )
     i, j, k = (int(s) for s in full_shape[:3])
     return (i, j, k), int(channels[0]) if channels else 1
+
+
+def check_numbers(dtype: np.dtype[Any]) -> None:
+    """Refuse voxels that are no plain numbers, such as colours and complex numbers.
+
+    Raises:
+        FileFaultError: They are not.
+    """
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise no_numbers(str(dtype))
+
+
+def no_numbers(kind: str) -> FileFaultError:
+    """Say that a voxel is no number, or not one by itself; `kind`: what it is instead."""
+    return FileFaultError("unreadable", f"voxels of type {kind}", "Expected numbers. Export as int16 or float32.")
+
+
+def check_axes(affine: np.ndarray) -> None:
+    """Refuse an affine whose axes do not span a volume.
+
+    Raises:
+        FileFaultError: They do not.
+    """
+    if not (np.abs(affine) < FARTHEST_MM).all() or not has_axes(affine):
+        raise FileFaultError("spacing", "an affine that is not invertible", "Expected three axes. Export it again.")
+
+
+def orientation_guessed() -> Finding:
+    """Warn that a file does not say where its axes point."""
+    remedy = "Left and right are guessed. Export it with an affine."
+    return Finding("orientation", "no orientation in the header", remedy, is_fault=False)
+
+
+def odd_units(unit: str) -> Finding:
+    """Warn of sizes that are given in another unit than mm."""
+    remedy = "They are read as mm, as everywhere. Export it again in mm."
+    return Finding("spacing", f"sizes in {unit}", remedy, is_fault=False)
+
+
+def lps_to_ras(affine: np.ndarray) -> np.ndarray:
+    """Turn an affine into the world of DICOM and ITK (left, posterior, superior) into one into RAS+, and back."""
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def voxels_beside(path: Path, name: str) -> Path:
+    """The file of voxels that a header names.
+
+    Only files beside the header or below are taken, so that a header cannot have any file of the machine read.
+
+    Raises:
+        FileFaultError: It lies elsewhere, or is not there.
+    """
+    beside = path.parent / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        remedy = "Expected a file beside the header. Move it there and correct the header."
+        raise FileFaultError("unreadable", f"its voxels are said to be in {name}", remedy)
+    if not beside.is_file():
+        raise FileFaultError("missing", f"its voxels, {name}, are not there", "Copy them beside the header.")
+    return beside
 
 
 def brief(error: BaseException) -> str:

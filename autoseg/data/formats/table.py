@@ -6,6 +6,7 @@ accept, too.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,25 +15,37 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.data.formats.analyze import ANALYZE
+from autoseg.data.formats.content import GZIP
+from autoseg.data.formats.dicom import DICOM
 from autoseg.data.formats.format import Format
+from autoseg.data.formats.metaimage import METAIMAGE
+from autoseg.data.formats.mgh import MGH
 from autoseg.data.formats.nifti import NIFTI
-from autoseg.data.formats.nifti_voxels import GZIP
+from autoseg.data.formats.nrrd import NRRD
 from autoseg.data.formats.stored import FileFaultError, Header, StoredSlices, StoredVolume, brief, check_room
 from autoseg.data.grid import Grid
 from autoseg.errors import DataError
-from autoseg.workspace.digests import content_digest
+from autoseg.workspace.digests import FileSignature, content_digest, file_signature
 
-FORMATS: tuple[Format, ...] = (NIFTI,)
+logger = logging.getLogger(__name__)
+
+FORMATS: tuple[Format, ...] = (NIFTI, NRRD, METAIMAGE, MGH, ANALYZE, DICOM)
 """Asked in this order whether they recognise a file."""
 SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
 """Of the files that are taken for images in a folder."""
 LABEL_SUFFIXES = tuple(suffix for row in FORMATS if row.write is not None for suffix in row.suffixes)
 """Of the label files that can be written."""
-SUFFIXES_TEXT = ", ".join(SUFFIXES)
-PATTERNS_TEXT = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+_SHORTEST = tuple(s for s in SUFFIXES if not any(s != other and s.endswith(other) for other in SUFFIXES))
+SUFFIXES_TEXT = ", ".join(_SHORTEST)
+PATTERNS_TEXT = ", ".join(f"*{suffix}" for suffix in _SHORTEST) + ", or folders of DICOM files"
 LABEL_SUFFIX = LABEL_SUFFIXES[0]
 """Of the label files that autoseg names itself."""
 
+SIDE_SUFFIXES = (".json", ".txt", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".html", ".log", ".bval", ".bvec")
+"""Of files that often lie beside images."""
+MOST_NAMES = 5
+"""Files that a warning names."""
 START_BYTES = 1024
 """Of the content that a format is recognised by."""
 
@@ -41,9 +54,13 @@ START_BYTES = 1024
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix of an image file in lower case, `.nii.gz` as one piece; of another file what follows the last dot."""
+    """The suffix of an image file in lower case, `.nii.gz` as one piece; of another file what follows the last dot.
+
+    A number is no suffix: files and folders of DICOM are often called by UIDs such as 1.2.840.10008.
+    """
     name = path.name.lower()
-    return max((s for s in SUFFIXES if name.endswith(s)), key=len, default=path.suffix.lower())
+    other = path.suffix.lower()
+    return max((s for s in SUFFIXES if name.endswith(s)), key=len, default="" if other[1:].isdecimal() else other)
 
 
 def stem_of(path: Path) -> str:
@@ -56,9 +73,59 @@ def has_image_suffix(path: Path) -> bool:
     return suffix_of(path) in SUFFIXES and not path.name.startswith(".")
 
 
+def is_image(path: Path) -> bool:
+    """Whether a format knows the content or the suffix of a path, which may be a folder. Raises: OSError."""
+    try:
+        format_of(path)
+    except FileFaultError:
+        return False
+    return True
+
+
+def tell_left_out(folder: Path, images: Iterable[Path]) -> None:
+    """Warn of files of a folder that are neither images nor parts of one, nor notes beside them."""
+    parts = {part for image in images for part in (image, *files_of(image))}
+    found = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in parts)
+    names = sorted(p.name for p in found if p.suffix.lower() not in SIDE_SUFFIXES)
+    if names:
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        words = ", ".join(names[:MOST_NAMES]) + more
+        logger.warning("%s: left out, of no format that is read: %s. Read are %s.", folder, words, PATTERNS_TEXT)
+
+
 def image_files(folder: Path, *, deep: bool = False) -> list[Path]:
-    """The images of a folder in the order of their names, hidden ones left out; `deep`: of its subfolders, too."""
-    return sorted(p for p in (folder.rglob("*") if deep else folder.iterdir()) if has_image_suffix(p))
+    """The images of a folder in the order of their names, hidden ones left out.
+
+    A subfolder that is an image, as a DICOM series is, is among them; the folder itself, where it is one.
+
+    Args:
+        deep: search subfolders, too.
+    """
+    named = [p for p in (folder.rglob("*") if deep else folder.iterdir()) if has_image_suffix(p)]
+    return sorted({*named, *(path for row in FORMATS if row.find is not None for path in row.find(folder))})
+
+
+# -- identity
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All files that an image consists of, by its suffix; the path alone where they cannot be told."""
+    row = next((row for row in FORMATS if suffix_of(path) in row.suffixes), None)
+    try:
+        row = row or format_of(path)
+        return (path,) if row.files is None else row.files(path)
+    except (DataError, OSError, ValueError):
+        return (path,)  # it is damaged, as reading it will say
+
+
+def image_digest(path: Path) -> str:
+    """The digest of what an image's files hold, 32 hexadecimal digits. Raises: OSError: one cannot be read."""
+    return content_digest(*files_of(path))
+
+
+def image_signature(path: Path) -> FileSignature:
+    """What tells without reading that an image's files are untouched. Raises: OSError."""
+    return file_signature(*files_of(path))
 
 
 # -- reading
@@ -76,7 +143,9 @@ def format_of(path: Path) -> Format:
     by_suffix = (row for row in FORMATS if suffix_of(path) in row.suffixes)
     if (kind := next(by_content, None) or next(by_suffix, None)) is None:
         raise FileFaultError(
-            "unreadable", f"unknown image format {path.suffix!r}", f"Convert it to one of {SUFFIXES_TEXT}."
+            "unreadable",
+            "a folder without DICOM files" if path.is_dir() else f"unknown image format {path.suffix!r}",
+            f"Expected one of {SUFFIXES_TEXT}, or DICOM. Convert it.",
         )
     return kind
 
@@ -153,7 +222,21 @@ def read_stored(path: Path, *, free_bytes: int | None = None, with_digest: bool 
         if free_bytes is not None:
             check_room(row.read_header(path), free_bytes)
         volume = row.read(path)
-        return replace(volume, digest=content_digest(path)) if with_digest else volume
+        return replace(volume, digest=image_digest(path)) if with_digest else volume
+
+
+def value_names(path: Path) -> dict[int, str]:
+    """What a label file calls its values; empty where it names none, or cannot be read.
+
+    The format is that of the suffix, so that files of formats without names are not opened.
+    """
+    row = next((row for row in FORMATS if suffix_of(path) in row.suffixes), None)
+    if row is None or row.value_names is None:
+        return {}
+    try:
+        return row.value_names(path)
+    except (DataError, OSError, ValueError):
+        return {}  # as reading it will say
 
 
 def can_stream(path: Path) -> bool:

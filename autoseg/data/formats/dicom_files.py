@@ -1,0 +1,357 @@
+"""DICOM files: what their headers say of their images, and their pixels. pydicom's, which is an extra.
+
+Only the fields that are needed are read, so that no name and no number of a patient is ever in memory; and messages
+hold no text of pydicom, which may quote a field.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from autoseg.data.formats.stored import FileFaultError
+from autoseg.workspace.digests import FileSignature, file_signature
+
+INSTALL = "In the folder of autoseg: pip install -c constraints.txt -e '.[formats]'."
+PREAMBLE_BYTES, MAGIC = 128, b"DICM"
+NO_PREAMBLE = (b"\x08\0\x00\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x08\0\x16\0", b"\x02\0\0\0")
+"""What a file begins with that was written without a preamble: a first field of group 8, or of group 2."""
+START_BYTES = PREAMBLE_BYTES + len(MAGIC)
+IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+"""Transfer syntaxes whose pixels are plain and little-endian."""
+PIXELS = b"\xe0\x7f\x10\0"
+"""The tag of the pixels."""
+LOCALIZER, MOSAIC = "LOCALIZER", "MOSAIC"
+"""Words of a field ImageType: a scout, and Siemens' slices side by side in one image."""
+NO_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG")
+"""Modalities that are no scan."""
+FIELDS = (
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "ImageType", "Rows", "Columns"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "PixelRepresentation", "NumberOfFrames"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+MARKS = {
+    "TemporalPositionIdentifier": "time point",
+    "TemporalPositionIndex": "time point",
+    "TriggerTime": "time point",
+    "EchoTime": "echo time",
+    "EffectiveEchoTime": "echo time",
+    "DiffusionBValue": "b-value",
+    "InversionTime": "inversion time",
+    "FlipAngle": "flip angle",
+    "AcquisitionNumber": "acquisition",
+    "ImageType": "kind of image",
+}
+"""Fields that may differ between images of one place -> what that makes them."""
+DAMAGES = (
+    *(LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError, EOFError),
+    *(struct.error, zlib.error),
+)
+"""Python's own errors that damaged files raise in pydicom and in decoders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One slice: an image of a file, where it lies in LPS, and how its values become intensities."""
+
+    path: Path
+    index: int | None
+    """Of the image in a file of several."""
+    position: tuple[float, ...]
+    """Of the first pixel's centre in mm; empty where the file does not say."""
+    orientation: tuple[float, ...]
+    """Direction of a row, then of a column."""
+    spacing_mm: tuple[float, ...]
+    """Between rows, then between columns."""
+    thickness_mm: float
+    slope: float
+    inter: float
+    marks: tuple[tuple[str, str], ...]
+    """Values of MARKS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DicomFile:
+    """A file's header."""
+
+    path: Path
+    instance: str
+    series: str
+    """The instance's and the series' UIDs."""
+    modality: str
+    image_type: tuple[str, ...]
+    rows: int
+    columns: int
+    photometric: str
+    dtype: str
+    """NumPy's name; empty where the pixels are no numbers of 8, 16 or 32 bits."""
+    syntax: str
+    """UID of the transfer syntax."""
+    has_lut: bool
+    pixels_at: int
+    """Where the pixels begin, if they are as in memory: of one image, not compressed, little-endian; else 0."""
+    frames: tuple[Frame, ...]
+    """None for a file that is no scan, such as a report or a segmentation."""
+
+    @property
+    def is_multi(self) -> bool:
+        """Whether the file holds several images."""
+        return len(self.frames) > 1
+
+
+def looks_like_dicom(start: bytes) -> bool:
+    """Whether a file's first bytes are those of DICOM."""
+    return start[PREAMBLE_BYTES:START_BYTES] == MAGIC or start[:4] in NO_PREAMBLE
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does."""
+    try:
+        with open(path, "rb") as file:
+            return looks_like_dicom(file.read(START_BYTES))
+    except OSError:
+        return False
+
+
+def need_pydicom() -> None:
+    """Make sure that DICOM can be read.
+
+    Raises:
+        FileFaultError: pydicom is not installed; the message says how.
+    """
+    try:
+        import pydicom  # noqa: F401
+    except ImportError:
+        finding = "DICOM, and pydicom is not installed"
+        raise FileFaultError("unreadable", finding, INSTALL) from None
+
+
+_is_quiet: ContextVar[bool] = ContextVar("_is_quiet", default=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what pydicom says of odd fields to itself: it may quote them. Entered once for many files, it costs less."""
+    from pydicom import config
+
+    if _is_quiet.get():
+        yield
+        return
+    token = _is_quiet.set(True)
+    logger = logging.getLogger("pydicom")
+    before, mode = logger.level, config.settings.reading_validation_mode
+    logger.setLevel(logging.CRITICAL)
+    config.settings.reading_validation_mode = config.IGNORE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        _is_quiet.reset(token)
+        logger.setLevel(before)
+        config.settings.reading_validation_mode = mode
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """What pydicom and the decoders below it raise on damaged files."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (*DAMAGES, BytesLengthException, InvalidDicomError)
+
+
+def _damaged(what: str, error: BaseException) -> FileFaultError:
+    return FileFaultError("unreadable", f"{what} ({type(error).__name__})", "Copy or export it again.")
+
+
+def read_dicom(path: Path) -> DicomFile:
+    """Read a file's header.
+
+    Raises:
+        FileFaultError: It is damaged, or pydicom is not installed.
+        OSError: It cannot be read.
+    """
+    need_pydicom()
+    return _read_dicom(path, file_signature(path))
+
+
+@lru_cache(maxsize=1 << 15)
+def _read_dicom(path: Path, signature: FileSignature) -> DicomFile:
+    """Read a header once, as long as the file stays as it is."""
+    from pydicom import dcmread
+
+    wanted = [*FIELDS, *MARKS]
+    try:
+        with quiet(), open(path, "rb") as file:
+            data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
+            return _header_of(path, data, file)
+    except _damages() as error:
+        raise _damaged(f"a damaged DICOM header in {path.name}", error) from None
+
+
+def _header_of(path: Path, data: Any, file: BinaryIO) -> DicomFile:
+    """What a header says, in plain values."""
+    bits, is_signed = int(_value(data, "BitsAllocated") or 0), int(_value(data, "PixelRepresentation") or 0) == 1
+    rows, columns = int(_value(data, "Rows") or 0), int(_value(data, "Columns") or 0)
+    modality = str(_value(data, "Modality") or "?")[:16]
+    meta = getattr(data, "file_meta", None)
+    syntax = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
+    frames = tuple(_frames(path, data)) if _value(data, "Rows") and modality not in NO_IMAGES else ()
+    return DicomFile(
+        path=path,
+        instance=str(_value(data, "SOPInstanceUID") or ""),
+        series=str(_value(data, "SeriesInstanceUID") or ""),
+        modality=modality,
+        image_type=tuple(str(word) for word in _several(_value(data, "ImageType"))),
+        rows=rows,
+        columns=columns,
+        photometric=str(_value(data, "PhotometricInterpretation") or ""),
+        dtype=f"{'i' if is_signed else 'u'}{bits // 8}" if bits in (8, 16, 32) else "",
+        syntax=syntax,
+        pixels_at=_pixels_at(file, syntax, rows * columns * (bits // 8)) if len(frames) == 1 else 0,
+        has_lut=_value(data, "ModalityLUTSequence") is not None,
+        frames=frames,
+    )
+
+
+def _pixels_at(file: BinaryIO, syntax: str, num_bytes: int) -> int:
+    """Where plain pixels begin; 0 where they are not plain, or not as many as they must be.
+
+    Args:
+        file: stands at the pixels' element, where pydicom stopped.
+    """
+    element = file.read(12)
+    if syntax == EXPLICIT and element[:6] in (PIXELS + b"OW", PIXELS + b"OB"):
+        size, begin = element[8:12], file.tell()
+    elif syntax == IMPLICIT and element[:4] == PIXELS:
+        size, begin = element[4:8], file.tell() - 4
+    else:
+        return 0
+    return begin if int.from_bytes(size, "little") in (num_bytes, num_bytes + 1) else 0
+
+
+def _several(value: Any) -> list[Any]:
+    """A field's values; none where it is empty, one where it holds one."""
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(float(v) for v in _several(value))
+
+
+def _frames(path: Path, data: Any) -> Iterator[Frame]:
+    """The images of a file. An enhanced file's are described by groups, of all and of each; the first that has it."""
+    per_frame = _several(_value(data, "PerFrameFunctionalGroupsSequence"))
+    shared = (_several(_value(data, "SharedFunctionalGroupsSequence")) or [None])[0]
+    count = int(_value(data, "NumberOfFrames") or 1)
+    if per_frame and len(per_frame) != count:
+        raise ValueError("as many groups as frames")
+    for number in range(count):
+        groups = [per_frame[number]] if per_frame else []
+        groups += [shared] if shared is not None else []
+        parts = [data, *(item for group in groups for element in group for item in _items(element))]
+
+        def field(name: str, parts: list[Any] = parts) -> Any:
+            """Groups come before the file's own fields, which enhanced files leave empty."""
+            tag = _tag(name)
+            return next((part[tag].value for part in [*parts[1:], parts[0]] if tag in part), None)
+
+        slope, inter = field("RescaleSlope"), field("RescaleIntercept")
+        thickness = field("SpacingBetweenSlices") or field("SliceThickness")
+        yield Frame(
+            path=path,
+            index=number if count > 1 else None,
+            position=_numbers(field("ImagePositionPatient")),
+            orientation=_numbers(field("ImageOrientationPatient")),
+            spacing_mm=_numbers(field("PixelSpacing")),
+            thickness_mm=float(thickness) if thickness is not None else 0.0,
+            slope=float(slope) if slope is not None else 1.0,
+            inter=float(inter) if inter is not None else 0.0,
+            marks=tuple((name, str(value)) for name in MARKS if (value := field(name)) is not None),
+        )
+
+
+def _value(data: Any, name: str) -> Any:
+    """A field's value; None where it is not there. pydicom's `get` looks the name up each time."""
+    tag = _tag(name)
+    return data[tag].value if tag in data else None
+
+
+@lru_cache(maxsize=64)
+def _tag(name: str) -> Any:
+    """The tag of a field."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.tag import Tag
+
+    number = tag_for_keyword(name)
+    assert number is not None, f"{name} is no field of DICOM"
+    return Tag(number)
+
+
+def _items(element: Any) -> list[Any]:
+    return list(element.value or ()) if element.VR == "SQ" else []
+
+
+def check_decoder(file: DicomFile) -> None:
+    """Make sure that a file's pixels can be decoded.
+
+    Raises:
+        FileFaultError: No decoder of their compression is installed, or there is none at all.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    try:
+        with quiet():
+            syntax = UID(file.syntax)
+            if not syntax.is_compressed or syntax.is_deflated or get_decoder(syntax).is_available:
+                return
+    except (NotImplementedError, ValueError):
+        remedy = "Convert it, e.g. with gdcmconv --raw."
+        raise FileFaultError("unreadable", "pixels compressed in a way that is not read", remedy) from None
+    finding = f"pixels compressed as {syntax.name}, for which no decoder is installed"
+    raise FileFaultError("unreadable", finding, INSTALL)
+
+
+def read_pixels(path: Path, indices: list[int] | None) -> list[np.ndarray]:
+    """The pixels of a file's images.
+
+    Args:
+        indices: of the images in a file of several; None: the file has one.
+
+    Returns:
+        (rows, columns) of each, as stored: the rescaling is not applied.
+
+    Raises:
+        FileFaultError: The pixels are damaged.
+    """
+    from pydicom.pixels.utils import iter_pixels
+
+    file = read_dicom(path)
+    if file.pixels_at and file.dtype:
+        # Plain pixels are taken as they are: pydicom would read the header a second time, which takes longer.
+        dtype = np.dtype(f"<{file.dtype}")
+        array = np.fromfile(path, dtype, file.rows * file.columns, offset=file.pixels_at)
+        if array.size < file.rows * file.columns:
+            finding = f"{path.name} ends after {array.size} of {file.rows * file.columns} pixels"
+            raise FileFaultError("unreadable", finding, "Copy or export it again.")
+        return [array.reshape(file.rows, file.columns)]
+    try:
+        with quiet():
+            return [np.asarray(array) for array in iter_pixels(path, raw=True, indices=indices)]
+    except _damages() as error:
+        raise _damaged(f"damaged pixels in {path.name}", error) from None
