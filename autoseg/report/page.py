@@ -28,7 +28,7 @@ from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_fin
 from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.version import __version__
 from autoseg.workspace.digests import content_digest
-from autoseg.workspace.files import digest, write_text
+from autoseg.workspace.files import digest, open_regular, write_text
 from autoseg.workspace.jobs import EpochLine
 from autoseg.workspace.layout import check_readable
 from autoseg.workspace.stages import Stage
@@ -66,7 +66,7 @@ def is_current(workspace: Workspace, stages: Sequence[Stage[Any]]) -> bool:
     workspace = last_finished(workspace)
     if not workspace.report.exists():
         return False
-    with open(workspace.report, "rb") as file:
+    with open_regular(workspace.report) as file:
         return _mark(inputs_digest(workspace, stages)).encode() in file.read(4096)
 
 
@@ -593,6 +593,18 @@ def _usage(run: Run) -> Content | None:
     return {"rows": list(stages.items()), "most": most, "jobs_s": jobs}
 
 
+def _input_text(run: Run) -> str:
+    """The run's copy of input.yaml; a link, which might show any file of this machine on the page, is not followed."""
+    try:
+        with open_regular(run.workspace.input, follow=False) as file:
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        run.notes.append(f"{run.workspace.input}: cannot be read ({error.strerror}).")
+        return ""
+
+
 def _reproduce(run: Run) -> Content | None:
     if not run.settings:
         return None
@@ -603,7 +615,7 @@ def _reproduce(run: Run) -> Content | None:
         "seed": run.seed,
         "environment": run.environment,
         "commands": [{"command": line.command, "when": clock(line.time)} for line in run.commands],
-        "input": run.workspace.input.read_text(errors="replace") if run.workspace.input.exists() else "",
+        "input": _input_text(run),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import yaml
@@ -12,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import JsonValue
 
 from autoseg.sweep.study import Study
-from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.files import write_atomic, write_json, write_text
 from autoseg.workspace.stored import Stored, read_stored
 
 log = logging.getLogger(__name__)
@@ -128,12 +129,11 @@ def _plot(study: Study, finished: list[FrozenTrial]) -> None:
         warnings.simplefilter("ignore")
         for name, plot in kinds.items():
             path = study.folder / "plots" / f"{name}.png"
-            path.parent.mkdir(exist_ok=True)
             try:
                 axes = plot()
             except (RuntimeError, ValueError) as error:  # all trials alike: nothing has any importance
                 log.info("sweep: no plot of %s: %s", name, error)
                 continue
             figure: Any = axes.figure
-            figure.savefig(path, dpi=120, bbox_inches="tight")
+            write_atomic(path, partial(figure.savefig, format="png", dpi=120, bbox_inches="tight"))
             plt.close("all")

@@ -25,6 +25,7 @@ import psutil
 from pydantic import Field
 
 from autoseg.errors import WorkspaceError
+from autoseg.workspace.files import open_new
 from autoseg.workspace.stored import Moment, Stored
 
 log = logging.getLogger(__name__)
@@ -236,8 +237,8 @@ class Claim:
             return False
         except OSError:  # a file system without links
             try:
-                with open(_path(self.folder, number), "x") as file:
-                    file.write(part.read_text())
+                with open_new(_path(self.folder, number)) as file:
+                    file.write(part.read_bytes())
             except FileExistsError:
                 return False
         finally:
@@ -263,7 +264,8 @@ class Claim:
             released=released,
         )
         part = self.folder / f".part-{uuid.uuid4().hex}"
-        part.write_text(holder.model_dump_json())
+        with open_new(part) as file:
+            file.write(holder.model_dump_json().encode())
         os.replace(part, path)
 
     def _beat(self) -> None:

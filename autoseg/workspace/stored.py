@@ -20,7 +20,7 @@ from autoseg.config.nodes import load_plain
 from autoseg.config.types import suggest
 from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
-from autoseg.workspace.files import write_json
+from autoseg.workspace.files import open_regular, write_json
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -139,7 +139,8 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _read_text(path: Path, remedy: str, *, errors: str = "strict") -> str:
     try:
-        return path.read_bytes().decode(errors=errors)
+        with open_regular(path) as file:
+            return file.read().decode(errors=errors)
     except FileNotFoundError:
         raise WorkspaceError(f"{path}: missing. Run the stage that writes it (see `autoseg status`).") from None
     except UnicodeDecodeError as error:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from autoseg.hardware.limits import available_cores, memory_limit_bytes
 from autoseg.version import __version__
+from autoseg.workspace.files import append_text
 from autoseg.workspace.stored import Moment, Seconds, Stored, read_stored_lines
 from autoseg.workspace.workspace import Workspace
 
@@ -51,9 +52,7 @@ class CommandLine(Stored):
 
 def add_line(path: Path, line: Stored) -> None:
     """Add a line to a file that only grows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps(line.model_dump(mode="json")) + "\n")
+    append_text(path, json.dumps(line.model_dump(mode="json")) + "\n")
 
 
 @contextmanager

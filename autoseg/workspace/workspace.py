@@ -42,6 +42,7 @@ from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
 from autoseg.workspace.claims import Busy, Claim, ClaimState, read_claim
 from autoseg.workspace.digests import DIGESTS
+from autoseg.workspace.files import is_beneath
 from autoseg.workspace.jobs import Job, JobDir
 from autoseg.workspace.layout import begin_layout, check_writable
 from autoseg.workspace.stamps import NOT_DONE, Stamp, changed
@@ -190,8 +191,18 @@ class Workspace:
         return self.run / "report.html"
 
     def job_dir(self, algo: str, fold: int) -> JobDir:
-        """The folder of one job."""
-        return JobDir(self.root / f"{algo}_{fold}")
+        """The folder of one job.
+
+        Raises:
+            WorkspaceError: The name, which an edited file may have given, would lead out of the run's folder.
+        """
+        folder = self.root / f"{algo}_{fold}"
+        if folder.parent != self.root or not is_beneath(folder, self.run):
+            raise WorkspaceError(
+                f"{self.root}: the job {algo}_{fold} would lie outside it. Expected a folder of a job in it, such as "
+                "segresnet_0. Undo the edit of the file that names it."
+            )
+        return JobDir(folder)
 
     # -- rounds
     @property

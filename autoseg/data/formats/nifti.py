@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +19,7 @@ from autoseg.data.formats.nifti_voxels import check_length, open_content, read_n
 from autoseg.data.formats.stored import StoredVolume, scaled
 from autoseg.data.grid import Grid
 from autoseg.errors import ResourceError
+from autoseg.workspace.files import open_regular, write_atomic
 
 HEADER_PIECE_BYTES = 4096
 """Read at a time where the header is enough."""
@@ -44,7 +44,7 @@ def read_with_digest(path: Path, free_bytes: int | None) -> StoredVolume:
 class NiftiSlices:
     """An open, uncompressed NIfTI file."""
 
-    def __init__(self, file: BinaryIO, header: NiftiHeader) -> None:
+    def __init__(self, file: IO[bytes], header: NiftiHeader) -> None:
         """Take a file and its header."""
         self._file, self.header = file, header
 
@@ -72,7 +72,7 @@ def open_slices(path: Path, stack: ExitStack) -> NiftiSlices:
     with open_content(path) as content:
         header = read_nifti_header(content)
         if not content.is_gzip:
-            return NiftiSlices(stack.enter_context(open(path, "rb")), header)
+            return NiftiSlices(stack.enter_context(open_regular(path)), header)
     folder = tempfile.gettempdir()
     needed = header.offset + header.num_bytes
     free = shutil.disk_usage(folder).free
@@ -82,7 +82,7 @@ def open_slices(path: Path, stack: ExitStack) -> NiftiSlices:
             "set TMPDIR to a folder on a larger disk."
         )
     # It has no name, so that a killed process leaves nothing.
-    flat: BinaryIO = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    flat: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     with open_content(path) as content:
         for piece in content:
             flat.write(piece)
@@ -103,22 +103,17 @@ def write_nifti(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes 
     write_place(header, grid)
     header.set_slope_inter(1, 0)
     header["magic"], header["vox_offset"] = b"n+1", header.single_vox_offset
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        with open(part, "wb") as file:
-            packed = path.name.lower().endswith(".gz")
-            out = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
-            out.write(header.binaryblock + bytes(4))
-            for piece in pieces:
-                out.write(piece)
-            if packed:
-                out.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+
+    def write(file: IO[bytes]) -> None:
+        packed = path.name.lower().endswith(".gz")
+        out = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
+        out.write(header.binaryblock + bytes(4))
+        for piece in pieces:
+            out.write(piece)
+        if packed:
+            out.close()
+
+    write_atomic(path, write)
 
 
 NIFTI = Format(

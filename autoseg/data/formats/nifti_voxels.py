@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
 from autoseg.data.formats.nifti_header import NiftiHeader, judge_header, size_of_header
 from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume, check_room
 from autoseg.workspace.digests import Hasher
+from autoseg.workspace.files import open_regular
 
 PIECE = 1 << 20
 """Bytes read and inflated at a time: fits a core's cache."""
@@ -31,7 +32,7 @@ class Content:
     """A file's content, inflated where it is gzip, piece by piece; digests the bytes that it reads."""
 
     def __init__(
-        self, file: BinaryIO, file_bytes: int, *, is_gzip: bool, piece_bytes: int = PIECE, with_digest: bool = False
+        self, file: IO[bytes], file_bytes: int, *, is_gzip: bool, piece_bytes: int = PIECE, with_digest: bool = False
     ) -> None:
         """Take an open file at its beginning.
 
@@ -116,7 +117,7 @@ class Content:
 @contextmanager
 def open_content(path: Path, *, piece_bytes: int = PIECE, with_digest: bool = False) -> Iterator[Content]:
     """Open a file's content, inflated where the file is gzip, whatever its name says."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         is_gzip = file.read(2) == GZIP
         file_bytes = file.seek(0, io.SEEK_END)
         file.seek(0)
