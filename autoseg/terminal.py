@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from typing import IO, Any
@@ -12,7 +13,22 @@ LOG_EVERY_S = 10.0
 """Between two lines of progress where there is no bar."""
 STYLES = {"bold": "1", "green": "32", "yellow": "33", "red": "31", "dim": "2"}
 
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal, an editor or a reader of YAML acts on, or shows in another order: control characters but tab and
+newline, separators of lines, marks of direction, and halves of characters, which stand for bytes that are no text."""
+
 log = logging.getLogger(__name__)
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    """A text with what cannot be seen in it written out as its number: a name from a file is a name, and no command.
+
+    Args:
+        text: any.
+        one_line: newlines and tabs, too.
+    """
+    text = UNSEEN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    return text.replace("\n", "\\n").replace("\t", "\\t") if one_line else text
 
 
 def has_colours(stream: IO[str]) -> bool:

@@ -213,3 +213,27 @@ def test_a_pipe_is_no_state(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match=f"{path}: cannot be read \\(is a pipe, not a file\\)"):
         read_state(path, dict)
     assert last_lines(path, 3) == ["cannot be read: is a pipe, not a file"]
+
+
+# -- text that becomes a part of a file
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\x85", "\x1b[2J"])
+def test_text_ends_no_comment_and_no_line_of_a_bundle(tmp_path: Path, end: str) -> None:
+    from tiny_jobs import tiny_plan
+
+    from autoseg.export.bundle import write_bundle
+    from autoseg.plan import Origin, read_plan
+
+    name = f"liver{end}learning_rate: 7{end}<script>"
+    plan = tiny_plan(classes=[{"name": name, "values": [1]}])
+    job = Workspace(tmp_path).job_dir("segresnet", 0)
+    data = plan.model_dump(mode="json")
+    origin = Origin(value=None, origin=f"input{end}learning_rate: 8", rule=f"for {name}")
+    write_bundle(plan, dict.fromkeys(data, origin), data, job)
+    assert read_plan(job) == plan
+    text = job.plan.read_bytes().decode()
+    assert text.isprintable() or set(filter(lambda c: not c.isprintable(), text)) == {"\n"}
+    readme = (job.root / "docs" / "README.md").read_bytes().decode()
+    assert [c for c in readme if not c.isprintable() and c != "\n"] == []
+    assert len(readme.splitlines()) == 10

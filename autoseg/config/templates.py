@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from autoseg.terminal import printable
+
 
 def template_root() -> Traversable:
     """The folder of the templates: inside the installed package, or beside it in a checkout."""
@@ -87,7 +89,7 @@ def fill_template(algo: str, values: dict[str, Any], rules: dict[str, str]) -> s
             lines.append(line)
             continue
         key = match[1]
-        comment = f"  # {rules[key]}" if rules.get(key) else ""
+        comment = f"  # {printable(rules[key], one_line=True)}" if rules.get(key) else ""
         block = isinstance(values[key], dict) or (
             isinstance(values[key], list) and any(isinstance(v, dict) for v in values[key])
         )

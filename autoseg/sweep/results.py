@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import JsonValue
 
 from autoseg.sweep.study import Study
+from autoseg.terminal import printable
 from autoseg.workspace.files import write_atomic, write_json, write_text
 from autoseg.workspace.stored import Stored, read_stored
 
@@ -36,7 +37,7 @@ def settings_text(algo: str, values: Mapping[str, Any], comment: str) -> str:
     for key, value in values.items():
         block, _, name = key.rpartition(".")
         (nested.setdefault(block, {}) if block else nested)[name] = value
-    return f"# {comment}\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None)
+    return f"# {printable(comment, one_line=True)}\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None)
 
 
 def best_trials(study: Study) -> list[FrozenTrial]:
