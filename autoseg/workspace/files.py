@@ -207,15 +207,15 @@ def append_text(path: Path, text: str, *, mode: int = PUBLIC) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, *, mode: int = PUBLIC) -> None:
     """Write plain data as JSON, atomically."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n", mode=mode)
 
 
-def write_yaml(path: Path, data: Any) -> None:
+def write_yaml(path: Path, data: Any, *, mode: int = PUBLIC) -> None:
     """Write plain data as YAML, keys in their order, short lists on one line; atomically."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    write_text(path, yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=None, width=120))
+    write_text(path, yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=None, width=120), mode=mode)
 
 
 @contextmanager
