@@ -13,6 +13,7 @@ LOG_EVERY_S = 10.0
 """Between two lines of progress where there is no bar."""
 STYLES = {"bold": "1", "green": "32", "yellow": "33", "red": "31", "dim": "2"}
 
+_PAINTED = re.compile(rf"(\x1b\[(?:0|{'|'.join(STYLES.values())})m)")
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal, an editor or a reader of YAML acts on, or shows in another order: control characters but tab and
 newline, separators of lines, marks of direction, and halves of characters, which stand for bytes that are no text."""
@@ -29,6 +30,13 @@ def printable(text: str, *, one_line: bool = False) -> str:
     """
     text = UNSEEN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
     return text.replace("\n", "\\n").replace("\t", "\\t") if one_line else text
+
+
+def show(text: object, *, end: str = "\n") -> None:
+    """Print a command's result; control characters that are not our own colours are written out."""
+    pieces = _PAINTED.split(str(text)) if has_colours(sys.stdout) else [str(text)]
+    safe = (piece if number % 2 else printable(piece) for number, piece in enumerate(pieces))  # odd ones are colours
+    print("".join(safe), end=end)  # noqa: T201 - the way out of all results
 
 
 def has_colours(stream: IO[str]) -> bool:
@@ -142,7 +150,7 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        text = super().format(record)
+        text = printable(super().format(record))
         if record.levelno < logging.WARNING:
             return text
         style = "red" if record.levelno >= logging.ERROR else "yellow"

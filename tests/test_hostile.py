@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import io
 import json
 import logging
 import os
 import shutil
+import socket
 import stat
+import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_jobs import make_job
+from processes import wait_for
+from pydantic import JsonValue
+from tiny_jobs import make_job, tiny_plan
 
 from autoseg.analyzer.store import Store
 from autoseg.cli.main import run_command
+from autoseg.config.load import read_settings_file
+from autoseg.config.reader import read_model, read_plain
+from autoseg.config.settings import Settings
+from autoseg.data.formats.nifti_voxels import Content
 from autoseg.data.formats.table import read_header, read_stored
 from autoseg.data.grid import Grid
+from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import write_volume
 from autoseg.ensemble.predict import load_predictor
-from autoseg.errors import DataError, WorkspaceError
+from autoseg.errors import ConfigError, DataError, WorkspaceError
+from autoseg.export.bundle import write_bundle
 from autoseg.launch import start
 from autoseg.pipeline.stages import STAGES
+from autoseg.plan import Origin, read_plan
 from autoseg.report.page import make_report
+from autoseg.report.serve import make_server
+from autoseg.terminal import paint, show
 from autoseg.training.progress import Curve
 from autoseg.workspace.digests import DigestStore
 from autoseg.workspace.files import (
@@ -220,11 +239,6 @@ def test_a_pipe_is_no_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\x85", "\x1b[2J"])
 def test_text_ends_no_comment_and_no_line_of_a_bundle(tmp_path: Path, end: str) -> None:
-    from tiny_jobs import tiny_plan
-
-    from autoseg.export.bundle import write_bundle
-    from autoseg.plan import Origin, read_plan
-
     name = f"liver{end}learning_rate: 7{end}<script>"
     plan = tiny_plan(classes=[{"name": name, "values": [1]}])
     job = Workspace(tmp_path).job_dir("segresnet", 0)
@@ -237,3 +251,166 @@ def test_text_ends_no_comment_and_no_line_of_a_bundle(tmp_path: Path, end: str) 
     readme = (job.root / "docs" / "README.md").read_bytes().decode()
     assert [c for c in readme if not c.isprintable() and c != "\n"] == []
     assert len(readme.splitlines()) == 10
+
+
+# -- files that ask for too much
+
+
+def bomb(levels: int = 9) -> str:
+    """A few lines that stand for 9**levels values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    return "\n".join([*lines, *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels))]) + "\n"
+
+
+def read_with_settings(path: Path) -> object:
+    return read_model(path, Settings)
+
+
+@pytest.mark.parametrize("read", [read_plain, read_settings_file, read_with_settings])
+def test_aliases_of_aliases_are_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "input.yaml"
+    path.write_text(bomb())
+    with pytest.raises(ConfigError, match=f"{path}:6: \\*a4 and the aliases before it repeat more than 100000 values"):
+        read(path)
+    path.write_text("a: &a [*a, *a]\n")
+    with pytest.raises(ConfigError, match=f"{path}:1: \\*a refers to itself"):
+        read(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="nested deeper than 30 levels"):
+        read(path)
+
+
+def test_aliases_of_aliases_are_no_state(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    for text, words in (
+        (bomb(), r"line 6: \*a4 and the aliases before it repeat more"),
+        ("a: &a [*a, *a]\n", r"line 1: \*a refers to itself"),
+        ("a: " + "[" * 100_000, "nested deeper than 30 levels"),
+    ):
+        path.write_text(text)
+        with pytest.raises(WorkspaceError, match=words):
+            read_state(path, dict[str, JsonValue])
+
+
+def test_plain_aliases_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "plain.yaml"
+    path.write_text("a: &a {b: [1, 2]}\nc: *a\nd: [*a, *a]\n")
+    inner = {"b": [1, 2]}
+    assert read_plain(path) == {"a": inner, "c": inner, "d": [inner, inner]}
+    assert read_state(path, dict[str, JsonValue]) == {"a": inner, "c": inner, "d": [inner, inner]}
+
+
+@pytest.mark.parametrize("text", ["[" * 5000 + "]" * 5000, '{"a": ' + "9" * 5000 + "}", '{"training": "\\ud800"}'])
+@pytest.mark.parametrize("name", ["datalist.json", "splits_final.json"])
+def test_json_that_python_cannot_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    make_phantoms(tmp_path / "data", num_cases=4, num_testing=0, shape=(24, 24, 24), num_fold=2)
+    listed = json.loads((tmp_path / "data" / "datalist.json").read_text())
+    if name == "splits_final.json":
+        for folder, key, suffix in (("imagesTr", "image", "_0000"), ("labelsTr", "label", "")):
+            (tmp_path / "data" / folder).mkdir()
+            for i, case in enumerate(listed["training"]):
+                target = tmp_path / "data" / folder / f"n{i}{suffix}.nii.gz"
+                (tmp_path / "data" / case[key]).rename(target)
+        table = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+        (tmp_path / "data" / "dataset.json").write_text(json.dumps(table))
+        (tmp_path / "data" / "datalist.json").unlink()
+    path = tmp_path / "data" / name
+    path.write_text(text)
+    assert run_command(["init", str(tmp_path / "data"), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said
+    assert "Traceback" not in said
+
+
+def test_state_nested_too_deep_is_left_out(tmp_path: Path) -> None:
+    deep = "[" * 5000 + "]" * 5000 + "\n"
+    path = tmp_path / "lines.jsonl"
+    path.write_text(deep)
+    assert Store(path).entries == []
+    store = DigestStore()
+    store.open(path)
+    assert store.known == {}
+    with pytest.raises(WorkspaceError, match=f"{path}: damaged"):
+        read_state(path, dict)
+
+
+def content(data: bytes) -> Content:
+    return Content(io.BytesIO(data), len(data), is_gzip=True, piece_bytes=1000)
+
+
+def test_gzip_members_without_content_end() -> None:
+    with pytest.raises(ValueError, match="more than 10000 gzip members without content follow each other"):
+        list(content(gzip.compress(b"") * 10_001))
+    assert list(content(gzip.compress(b"") * 10_000 + gzip.compress(b"ab"))) == [b"ab"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_members_of_any_size_and_zeros_between_them_are_read(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    pieces = [random.integers(0, 5, int(n), np.uint8).tobytes() for n in random.integers(0, 20_000, 12)]
+    packed = b"".join(gzip.compress(piece) + bytes(int(random.integers(0, 9000))) for piece in pieces)
+    assert b"".join(content(packed)) == b"".join(pieces)
+    with pytest.raises(EOFError):
+        list(content(packed.rstrip(b"\0")[:-1]))
+
+
+# -- names that a terminal would obey
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\x08\r\u202e"
+SAFE = r"\x1b]0;owned\x07\x1b[2J\x9b31m\x08\r\u202e"
+
+
+def test_results_errors_and_logs_show_names_and_obey_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / EVIL).mkdir()
+    assert run_command(["status", "--work_dir", str(tmp_path / EVIL)]) == 2
+    assert f"{SAFE}: not a run's folder" in capsys.readouterr().err
+    with log_to(tmp_path / "run.log"):
+        logging.getLogger("autoseg").warning("case %s", EVIL)
+    assert f"case {SAFE}\n" in (tmp_path / "run.log").read_text()
+    assert f"case {SAFE}\n" in capsys.readouterr().err
+    root = make_phantoms(tmp_path / "data", num_cases=2, num_testing=0, shape=(24, 24, 24), num_fold=2).parent
+    listed = (root / "datalist.json").read_text()
+    (root / "datalist.json").write_text(listed.replace("sphere", json.dumps(EVIL)[1:-1]))
+    assert run_command(["init", str(root), "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert SAFE in shown.out
+    assert EVIL[:5] not in shown.out + shown.err
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    show(paint(f"a {EVIL}", "green", sys.stdout))
+    assert capsys.readouterr().out == f"\x1b[32ma {SAFE}\x1b[0m\n"
+
+
+def test_the_live_report_hangs_up_on_clients_that_say_nothing(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoseg.report.serve.MOST_CONNECTIONS", 4)
+    server = make_server(finished_run / "work_dir", STAGES, 0)
+    assert server.RequestHandlerClass.timeout == 10.0
+    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.2)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = server.server_address[1]
+    try:
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        for client in clients:
+            client.settimeout(60)
+            client.send(b"GET / HT")
+        for client in clients:
+            with client, contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""  # hung up on; else this waits, and fails
+        wait_for(lambda: server.free_places == 4)
+        for host in ("LOCALHOST", f"LocalHost:{port}", f"127.0.0.1:{port}"):
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/version", headers={"Host": host})
+            assert urllib.request.urlopen(request).status == 200
+        for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:1", ""):
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/version", headers={"Host": host})
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(request)
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -58,7 +58,7 @@ class Store:
             if data["version"] != VERSION:
                 return
             entry = Entry(data["kind"], tuple(data["sizes"]), tuple(data["digests"]), data["stats"])
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return
         self._index(entry)
 

@@ -23,6 +23,7 @@ from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.seals import accept_jobs
 from autoseg.plan import Plan
+from autoseg.terminal import show
 from autoseg.workspace.files import check_inside, write_json
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.layout import check_readable
@@ -227,7 +228,7 @@ def predict_files(
 
 def _write_timing(table: Mapping[str, Any], output: Path) -> None:
     """Print where the time went, and write it beside the label files."""
-    print(format_timing(table))  # noqa: T201 - the command's result
+    show(format_timing(table))
     path = output.with_name(f"{stem_of(output)}.timing.json") if names_a_file(output) else output / "timing.json"
     with writing(path):
         write_json(path, table)

@@ -82,7 +82,7 @@ class DigestStore:
                 try:
                     inode, size, changed, entry_changed, digest = json.loads(line)
                     self.known[int(inode), int(size), int(changed), int(entry_changed)] = str(digest)
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, RecursionError):
                     continue
             self._contents = set(self.known.values())
 
