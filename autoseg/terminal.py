@@ -36,7 +36,15 @@ def show(text: object, *, end: str = "\n") -> None:
     """Print a command's result; control characters that are not our own colours are written out."""
     pieces = _PAINTED.split(str(text)) if has_colours(sys.stdout) else [str(text)]
     safe = (piece if number % 2 else printable(piece) for number, piece in enumerate(pieces))  # odd ones are colours
-    print("".join(safe), end=end)  # noqa: T201 - the way out of all results
+    try:
+        print("".join(safe), end=end, flush=True)  # noqa: T201 - the way out of all results
+    except BrokenPipeError:  # whoever read them went away, as `head` does; the work goes on, and the log has all
+        _give_up(sys.stdout)
+
+
+def _give_up(stream: IO[str]) -> None:
+    """Let what is printed from now on go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def has_colours(stream: IO[str]) -> bool:
@@ -137,7 +145,7 @@ class _Handler(logging.Handler):
             else:
                 print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log's own way out
         except BrokenPipeError:
-            raise
+            _give_up(sys.stderr)
         except ValueError:  # stderr was closed
             self.handleError(record)
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import json
 import logging
 import os
+import shlex
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +33,7 @@ from autoseg.cli.main import run_command
 from autoseg.config.load import read_settings_file
 from autoseg.config.reader import read_model, read_plain
 from autoseg.config.settings import Settings
+from autoseg.data.datalists.listreader import build_datalist
 from autoseg.data.formats.nifti_voxels import Content
 from autoseg.data.formats.table import read_header, read_stored
 from autoseg.data.grid import Grid
@@ -141,7 +146,7 @@ def test_a_label_file_does_not_go_through_a_link_of_its_part(tmp_path: Path, mon
 
     monkeypatch.setattr("autoseg.workspace.files.uuid.uuid4", Known)
     outside, path = tmp_path / "outside", tmp_path / "labels.nii.gz"
-    (tmp_path / f".part-{'0' * 12}-labels.nii.gz").symlink_to(outside)
+    (tmp_path / f".part-{'0' * 12}").symlink_to(outside)
     grid = Grid(shape=(2, 2, 2), affine=np.eye(4))
     with pytest.raises(FileExistsError):
         write_volume(path, np.zeros((2, 2, 2), np.uint8), grid)
@@ -414,3 +419,212 @@ def test_the_live_report_hangs_up_on_clients_that_say_nothing(
     finally:
         server.shutdown()
         server.server_close()
+
+
+# -- bad days
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """A function that makes a folder read-only, for root, too, whom permissions do not stop."""
+
+    def refuse(folder: Path) -> None:
+        def guarded(name: str, is_writing: Callable[..., bool]) -> None:
+            real = getattr(os, name)
+
+            def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+                if Path(os.fsdecode(path)).is_relative_to(folder) and is_writing(*args, **kwargs):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+                return real(path, *args, **kwargs)
+
+            monkeypatch.setattr(os, name, call)
+
+        guarded("open", lambda flags=0, *_, **__: bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)))
+        for name in ("unlink", "mkdir", "link", "utime", "replace", "rename"):
+            guarded(name, lambda *_, **__: True)
+
+    return refuse
+
+
+def test_a_read_only_run_is_shown(
+    copied: Path, capsys: pytest.CaptureFixture[str], read_only: Callable[[Path], None], tmp_path: Path
+) -> None:
+    work_dir = copied / "work_dir"
+    before = {path: path.stat().st_mtime_ns for path in work_dir.rglob("*")}
+    read_only(work_dir)
+    assert run_command(["status", "--work_dir", str(work_dir)]) == 0
+    assert "segresnet_0" in capsys.readouterr().out
+    assert run_command(["report", "--work_dir", str(work_dir)]) == 2
+    said = capsys.readouterr().err
+    assert f"{work_dir / 'report.html'}: cannot be written (Read-only file system)." in said
+    assert "--output" in said
+    assert run_command(["report", "--work_dir", str(work_dir), "--output", str(tmp_path / "page.html")]) == 0
+    assert "segresnet" in (tmp_path / "page.html").read_text()
+    assert {path: path.stat().st_mtime_ns for path in work_dir.rglob("*")} == before
+
+
+def sync_conflicts(work_dir: Path) -> None:
+    for path in [*work_dir.rglob(".claims/*.json")]:
+        for name in (f"{path.stem} (conflicted copy 2026-01-01).json", f"{path.stem}.sync-conflict.json", "9~.json"):
+            shutil.copy(path, path.with_name(name))
+
+
+def copy_of_a_job(work_dir: Path) -> None:
+    shutil.copytree(work_dir / "segresnet_0", work_dir / "backup_1")
+
+
+def folder_of_others(work_dir: Path) -> None:
+    (work_dir / "backup_1").mkdir()
+    (work_dir / "backup_1" / "job.json").write_text('{"foo": 1}')
+    (work_dir / "other_٣").mkdir()  # a digit to Python
+    (work_dir / "other_٣" / "job.json").write_text("{}")
+
+
+@pytest.mark.parametrize("litter", [sync_conflicts, copy_of_a_job, folder_of_others])
+def test_files_of_others_in_a_work_dir_are_none_of_ours(
+    copied: Path, capsys: pytest.CaptureFixture[str], litter: Callable[[Path], None]
+) -> None:
+    work_dir = copied / "work_dir"
+    assert len(list(work_dir.rglob(".claims/*.json"))) > 2
+    litter(work_dir)
+    for words in (["status"], ["report"], ["explain"]):
+        assert run_command([*words, "--work_dir", str(work_dir)]) == 0
+    assert run_command(["run", "--input", str(copied / "input.yaml")]) == 0
+    load_predictor(Workspace(work_dir))
+    shown = capsys.readouterr()
+    assert "backup" not in shown.out + shown.err
+    assert "Not readable" not in shown.out
+
+
+def test_state_that_is_no_text_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work_dir = copied / "work_dir"
+    names = [
+        "segresnet_0/job.json",
+        "settings.yaml",
+        "datastats_by_case.yaml",
+        "ensemble/scores.json",
+    ]
+    names += ["segresnet_0/metrics.jsonl", "segresnet_0/train.log", "input.yaml", "state/usage.jsonl", "faults.json"]
+    names += ["segresnet_0/configs/hyper_parameters.yaml", "segresnet_0/configs/origins.yaml"]
+    for name in names:
+        path = work_dir / name
+        path.write_bytes(b"\xff\xfe" + path.read_bytes())
+    for path in work_dir.rglob(".claims/*.json"):
+        path.write_bytes(b"\xff")
+    assert run_command(["status", "--work_dir", str(work_dir)]) == 0
+    assert f"{work_dir}/segresnet_0/job.json: damaged: byte 0 is not UTF-8 text" in capsys.readouterr().out
+    assert run_command(["report", "--work_dir", str(work_dir)]) == 0
+    page = (work_dir / "report.html").read_text()
+    assert "could not be made" not in page
+    for name in ("settings.yaml", "datastats_by_case.yaml", "ensemble/scores.json"):
+        assert f"{name}: damaged: byte 0 is not UTF-8 text" in page
+    for words in (["explain"], ["status", "segresnet_0"]):
+        assert run_command([*words, "--work_dir", str(work_dir)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def in_a_process(*words: str, more: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user does, in a shell; `more` follows it there."""
+    command = shlex.join([sys.executable, "-m", "autoseg", *words])
+    return subprocess.run(
+        ["bash", "-c", f"{command} {more}"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("more", [">&-", "2>&-", ">&- 2>&-", "| true", "2> >(true)"])
+def test_work_goes_on_without_anyone_to_read_it(phantom_dataset: Path, tmp_path: Path, more: str) -> None:
+    text = (phantom_dataset / "input.yaml").read_text().replace("dataroot: .", f"dataroot: {phantom_dataset}")
+    path = tmp_path / "input.yaml"
+    path.write_text(text.replace("datalist: ", f"datalist: {phantom_dataset}/"))
+    ended = in_a_process("analyze", "--input", str(path), more=f"{more}; exit ${{PIPESTATUS[0]}}")
+    assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert (tmp_path / "work_dir" / "state" / "analyze.json").exists()
+    assert "analyze" in (tmp_path / "work_dir" / "run.log").read_text()
+
+
+def test_names_that_a_locale_cannot_show(phantom_dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Größe 大"
+    shutil.copytree(phantom_dataset, folder)
+    for variables in ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "1"}):
+        ended = in_a_process("init", str(folder), "--output", str(tmp_path / "out"), "--force", **variables)
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert (tmp_path / "out" / "input.yaml").read_text(encoding="utf-8").count("Größe 大") == 1
+    ended = in_a_process("analyze", "--input", str(tmp_path / "out" / "input.yaml"), PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"scan_\xfc.nii.gz\n", "byte 5 is not UTF-8"),
+        (b"a\0b.nii.gz\n", "holds a NUL character"),
+        (b"\xef\xbb\xbfscan.nii.gz\r\n", ""),
+        (b"x" * 300 + b".nii.gz\n", ""),
+    ],
+)
+def test_a_list_of_images(copied: Path, capsys: pytest.CaptureFixture[str], content: bytes, words: str) -> None:
+    path = copied / "list.txt"
+    path.write_bytes(content)
+    shutil.copy(next((copied / "images").glob("*.nii.gz")), copied / "scan.nii.gz")
+    words_of = ["--work_dir", str(copied / "work_dir"), "--image", str(path), "--output", str(copied / "out")]
+    code = run_command(["predict", *words_of])
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    if content.startswith(b"\xef"):
+        assert (code, [p.name for p in (copied / "out").glob("*.nii.gz")]) == (0, ["scan.nii.gz"])
+    else:
+        assert code == 2
+        assert words in said
+
+
+def test_names_as_long_as_names_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / ("n" * 248 + ".nii.gz")
+    grid = Grid(shape=(2, 2, 2), affine=np.eye(4))
+    write_volume(path, np.zeros((2, 2, 2), np.uint8), grid)
+    assert read_stored(path).array.shape == (2, 2, 2, 1)
+    for words in (
+        ["status", "--work_dir", str(tmp_path / ("n" * 300))],
+        ["report", "--work_dir", str(tmp_path / ("n" * 300))],
+        ["run", "--input", str(tmp_path / ("n" * 300))],
+        ["analyze", "--data", str(tmp_path / ("n" * 300))],
+        ["predict", "--image", str(tmp_path / ("n" * 300)), "--output", "x"],
+        ["evaluate", "--predictions", str(tmp_path / ("n" * 300)), "--labels", "x"],
+        ["init", str(tmp_path / ("n" * 300)), "--output", str(tmp_path)],
+    ):
+        assert run_command(words) == 2
+        said = capsys.readouterr().err
+        assert "nnnn" in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("image", ["n" * 300 + ".nii.gz", "a\0b.nii.gz", "x/" * 3000 + "y.nii.gz"])
+def test_paths_in_a_datalist_that_cannot_be(tmp_path: Path, image: str) -> None:
+    raw = {"training": [{"image": image, "label": "l.nii.gz"}, {"image": "b.nii.gz", "label": "c.nii.gz"}]}
+    with pytest.raises(ConfigError) as error:
+        build_datalist(raw, tmp_path, path=tmp_path / "datalist.json")
+    assert image[:90] in str(error.value)
+
+
+def test_file_names_that_are_no_text(phantom_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "data"
+    for kind in ("images", "labels"):
+        shutil.copytree(phantom_dataset / kind, folder / kind)
+        first = min((folder / kind).iterdir())
+        os.rename(first, os.fsencode(folder / kind) + b"/scan_\xff.nii.gz")
+    assert run_command(["init", str(folder), "--output", str(tmp_path / "out")]) == 2
+    assert r"images/scan_\udcff.nii.gz: the name is not UTF-8. Rename the file." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["work_dir", "dataroot", "name", "modality"])
+def test_nul_in_a_setting(phantom_dataset: Path, tmp_path: Path, key: str) -> None:
+    lines = (phantom_dataset / "input.yaml").read_text().splitlines()
+    path = tmp_path / "input.yaml"
+    path.write_text("\n".join([*(ln for ln in lines if not ln.startswith(key)), f'{key}: "a\\0b"']))
+    with pytest.raises(ConfigError, match=rf"{path}:\d+: {key}: expected .*Remove the NUL character"):
+        read_model(path, Settings)

@@ -37,6 +37,8 @@ _MACHINES_FAULTS = {
     errno.EPERM: _WRITABLE,
     errno.EROFS: _WRITABLE,
     errno.ENOTDIR: _WRITABLE,
+    errno.ENAMETOOLONG: "Give a shorter name, or a folder nearer to the root.",
+    errno.ELOOP: "Links lead in a circle. Correct them.",
     errno.EMFILE: "Allow more open files: ulimit -n 4096. The same command then goes on from here.",
 }
 """What the machine may refuse anywhere -> what to do about it."""

@@ -24,12 +24,12 @@ def template_root() -> Traversable:
 
 def read_template_json(algo: str, name: str) -> Any:
     """Read a JSON file of an algorithm's template."""
-    return json.loads(template_root().joinpath(algo, name).read_text())
+    return json.loads(template_root().joinpath(algo, name).read_text(encoding="utf-8"))
 
 
 def read_template_text(algo: str, name: str) -> str:
     """Read a text file of an algorithm's template; `name` may have folders."""
-    return template_root().joinpath(algo, *name.split("/")).read_text()
+    return template_root().joinpath(algo, *name.split("/")).read_text(encoding="utf-8")
 
 
 HYPER_PARAMETERS = "hyper_parameters.yaml"

@@ -93,7 +93,11 @@ def note_settings(workspace: Workspace) -> Callable[[], None]:
     """
     kept, number = _kept_path(workspace), workspace.num_rounds
     files = [kept, *(place.settings for place in (workspace, *workspace.rounds()))]
-    before = {path: (path.read_text(errors="replace"), path.stat().st_mode & 0o777) for path in files if path.exists()}
+    before = {
+        path: (path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mode & 0o777)
+        for path in files
+        if path.exists()
+    }
 
     def put_back() -> None:
         for path, (content, mode) in before.items():

@@ -62,7 +62,9 @@ def write_results(study: Study) -> str:
     write_json(study.folder / "trials.json", {"objectives": list(study.settings.objectives), "trials": rows})
     for trial in best:
         name = "best.yaml" if trial is best[0] else f"pareto_{trial.number:04d}.yaml"
-        write_text(study.folder / name, (study.trial_folder(trial.number) / "settings.yaml").read_text())
+        write_text(
+            study.folder / name, (study.trial_folder(trial.number) / "settings.yaml").read_text(encoding="utf-8")
+        )
     _plot(study, [t for t in trials if t.state == TrialState.COMPLETE])
     lines = [f"Sweep {study.settings.study}: {len(rows)} trials: {summary}; {epochs} epochs", ""]
     lines += _table(study, best, trials)

@@ -182,7 +182,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], *, mode: int 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two machines may have processes of one number.
-    part = path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name}")
+    part = path.with_name(f".part-{uuid.uuid4().hex[:12]}")  # short: the file's own name may be as long as names can be
     try:
         with open_new(part, mode=mode) as file:
             write(file)
