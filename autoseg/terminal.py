@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from typing import IO, Any
@@ -12,7 +13,38 @@ LOG_EVERY_S = 10.0
 """Between two lines of progress where there is no bar."""
 STYLES = {"bold": "1", "green": "32", "yellow": "33", "red": "31", "dim": "2"}
 
+_PAINTED = re.compile(rf"(\x1b\[(?:0|{'|'.join(STYLES.values())})m)")
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal, an editor or a reader of YAML acts on, or shows in another order: control characters but tab and
+newline, separators of lines, marks of direction, and halves of characters, which stand for bytes that are no text."""
+
 log = logging.getLogger(__name__)
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    """A text with what cannot be seen in it written out as its number: a name from a file is a name, and no command.
+
+    Args:
+        text: any.
+        one_line: newlines and tabs, too.
+    """
+    text = UNSEEN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    return text.replace("\n", "\\n").replace("\t", "\\t") if one_line else text
+
+
+def show(text: object, *, end: str = "\n") -> None:
+    """Print a command's result; control characters that are not our own colours are written out."""
+    pieces = _PAINTED.split(str(text)) if has_colours(sys.stdout) else [str(text)]
+    safe = (piece if number % 2 else printable(piece) for number, piece in enumerate(pieces))  # odd ones are colours
+    try:
+        print("".join(safe), end=end, flush=True)  # noqa: T201 - the way out of all results
+    except BrokenPipeError:  # whoever read them went away, as `head` does; the work goes on, and the log has all
+        _give_up(sys.stdout)
+
+
+def _give_up(stream: IO[str]) -> None:
+    """Let what is printed from now on go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def has_colours(stream: IO[str]) -> bool:
@@ -113,7 +145,7 @@ class _Handler(logging.Handler):
             else:
                 print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log's own way out
         except BrokenPipeError:
-            raise
+            _give_up(sys.stderr)
         except ValueError:  # stderr was closed
             self.handleError(record)
 
@@ -126,7 +158,7 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        text = super().format(record)
+        text = printable(super().format(record))
         if record.levelno < logging.WARNING:
             return text
         style = "red" if record.levelno >= logging.ERROR else "yellow"

@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from autoseg.cli.init import init_data_folder
+from autoseg.config.reader import read_with_origins
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError, DataError
+from autoseg.terminal import printable
 
 
 def save(path: Path, values: np.ndarray) -> None:
@@ -125,6 +127,45 @@ def test_channels_of_two_kinds_become_extra_modalities(tmp_path: Path) -> None:
         tmp_path / "out" / "datalist.json", tmp_path / "data", extra_modalities=tuple(found.extra_modalities)
     )
     assert [p.name for p in listed.training[0].images] == ["n0_0000.nii.gz", "n0_0001.nii.gz"]
+
+
+HOSTILE = (
+    "\n",
+    "\r",
+    "\r\n",
+    "\u2028",
+    "\u2029",
+    "\x85",
+    "\x0b",
+    "\x0c",
+    "\x1b[2J",
+    "\u202e",
+    "\t",
+    ": ",
+    " #",
+    "'",
+    '"',
+    "]",
+    "{",
+    "\\n",
+)
+"""What ends a line, a value or a comment in YAML, or hides text from who reads it."""
+
+
+@pytest.mark.parametrize("end", HOSTILE)
+def test_text_of_a_data_set_is_text_in_input_yaml(tmp_path: Path, end: str) -> None:
+    modality, name = f"XR{end}num_fold: 7{end}seed: 9", f"liver{end}sigmoid: true"
+    root = nnunet(tmp_path / "data", {"0": modality}, {"background": 0, name: 1, "yes": 2})
+    result = init_data_folder(root, tmp_path / "out")
+    text = (tmp_path / "out" / "input.yaml").read_bytes().decode()
+    read, origins, _ = read_with_origins(tmp_path / "out" / "input.yaml", Settings)
+    given = {key for key, origin in origins.items() if origin != "default" and "." not in key}
+    assert given == {"modality", "datalist", "dataroot", "class_names"}
+    assert (read.modality, read.class_names) == (modality, (name, "yes"))
+    assert yaml.safe_load(text)["modality"] == modality
+    assert text == printable(text).replace("\r", "")
+    assert len(text.splitlines()) == text.count("\n")
+    assert modality in result.modality_reason
 
 
 def test_existing_files_are_kept_without_force(tmp_path: Path) -> None:

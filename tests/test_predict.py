@@ -545,7 +545,7 @@ def test_a_disk_that_fills_up_while_a_large_label_is_written(
     if call == "write":
         monkeypatch.setattr(streams.LabelRows, "write", full)
     else:
-        monkeypatch.setattr("autoseg.data.formats.nifti.os.fsync", full)
+        monkeypatch.setattr("autoseg.workspace.files.os.fsync", full)
     image, out = write_image(tmp_path / "a.nii.gz"), tmp_path / "out"
     assert predict_files(work_dir, image, out, device="cpu") == 2
     assert f"skipped: {out / 'a.nii.gz'}: cannot be written (No space left on device)" in caplog.text

@@ -20,7 +20,7 @@ from autoseg.config.settings import SweepSettings
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError, ResourceError
 from autoseg.sweep.space import Space, read_space
-from autoseg.sweep.study import Study, hide_password
+from autoseg.sweep.study import Study
 from autoseg.sweep.trial import with_values
 from autoseg.workspace.files import write_text
 
@@ -185,7 +185,6 @@ def test_a_storage_that_cannot_be_reached(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as wrong:
         make_study(tmp_path, data, storage="study.db")
     assert str(wrong.value) == "sweep.storage: expected a URL such as sqlite:///study.db, found study.db."
-    assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
 
 
 WORKER = """

@@ -20,7 +20,7 @@ import numpy as np
 from autoseg.analyzer.case import CaseStats, ClassStats
 from autoseg.analyzer.histograms import Histogram, Stats
 from autoseg.data.formats.stored import Finding
-from autoseg.workspace.files import write_text
+from autoseg.workspace.files import append_text, open_regular, write_text
 
 VERSION = 3
 """Of the statistics; results of another version are not used."""
@@ -48,8 +48,9 @@ class Store:
         self.by_sizes: dict[tuple[str, tuple[int, ...]], set[tuple[str, ...]]] = {}
         self.used: set[int] = set()
         if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
-                self._take(line)
+            with open_regular(path) as file:
+                for line in file:
+                    self._take(line.decode(errors="replace"))
 
     def _take(self, line: str) -> None:
         try:
@@ -57,7 +58,7 @@ class Store:
             if data["version"] != VERSION:
                 return
             entry = Entry(data["kind"], tuple(data["sizes"]), tuple(data["digests"]), data["stats"])
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return
         self._index(entry)
 
@@ -89,16 +90,19 @@ class Store:
         entry = Entry(kind, sizes, digests, to_plain(stats))
         self._index(entry)
         self.used.add(id(entry))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            # A line that a killed run left unfinished must not swallow this one.
-            start = b"" if file.tell() == 0 or self._ends_whole() else b"\n"
-            file.write(start + _line(entry).encode())
+        # A line that a killed run left unfinished must not swallow this one.
+        append_text(self.path, ("" if self._ends_whole() else "\n") + _line(entry))
 
     def _ends_whole(self) -> bool:
-        with open(self.path, "rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
+        """Whether the file is missing, empty, or ends with a whole line."""
+        try:
+            with open_regular(self.path) as file:
+                if file.seek(0, os.SEEK_END) == 0:
+                    return True
+                file.seek(-1, os.SEEK_END)
+                return file.read(1) == b"\n"
+        except FileNotFoundError:
+            return True
 
     def tidy(self) -> None:
         """Drop results that no case of the data set needs, once they are the larger part."""

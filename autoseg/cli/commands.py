@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.cli.stage_commands import INPUT, run_stages, stage_commands
 from autoseg.errors import ConfigError
+from autoseg.terminal import show
 
 if TYPE_CHECKING:
     from autoseg.config.networks import AlgoName
@@ -67,7 +68,7 @@ class Commands:
             words = self.overrides
             return join_sweep(Path(words.get("work_dir", _WORK_DIR)), words.get("sweep.study", "sweep"))
         code, text = run_sweep(input, self.overrides, trials=trials, budget=budget)
-        print(text)
+        show(text)
         return code
 
     def plan(self, *, input: Path = INPUT) -> int:
@@ -83,7 +84,7 @@ class Commands:
         """
         from autoseg.pipeline.forecast import plan_run
 
-        print(plan_run(input, self.overrides))
+        show(plan_run(input, self.overrides))
         return 0
 
     # Long: each of its flags has its line here and its line in the help that is made from the docstring.
@@ -202,7 +203,7 @@ class Commands:
         from autoseg.pipeline.stages import STAGES
         from autoseg.report.explain import explain
 
-        print(explain(work_dir or input, STAGES, key))
+        show(explain(work_dir or input, STAGES, key))
         return 0
 
     def init(
@@ -224,7 +225,7 @@ class Commands:
         """
         from autoseg.cli.init import init_data_folder
 
-        print(init_data_folder(data_folder, output, num_fold=num_fold, seed=seed, force=force))
+        show(init_data_folder(data_folder, output, num_fold=num_fold, seed=seed, force=force))
         return 0
 
     def demo(self, folder: Path = Path("autoseg_demo"), *, seed: int = 0) -> int:
@@ -268,7 +269,7 @@ class Commands:
             return serve_report(work_dir, STAGES, port)
         from autoseg.report.page import make_report
 
-        print(make_report(work_dir, STAGES, output=output))
+        show(make_report(work_dir, STAGES, output=output))
         return 0
 
     def status(self, job: str | None = None, *, work_dir: Path = _WORK_DIR, watch: bool = False) -> int:
@@ -284,12 +285,12 @@ class Commands:
             autoseg status segresnet_0
         """
         from autoseg.pipeline.stages import STAGES
-        from autoseg.report import status as show
+        from autoseg.report import status
 
         if job is None and watch:
-            show.watch(work_dir, STAGES)
+            status.watch(work_dir, STAGES)
         else:
-            print(show.job_status(work_dir, job) if job else show.status(work_dir, STAGES))
+            show(status.job_status(work_dir, job) if job else status.status(work_dir, STAGES))
         return 0
 
     def doctor(self, *, folder: Path = Path("."), json: bool = False) -> int:
@@ -307,7 +308,7 @@ class Commands:
         from autoseg.cli.doctor import doctor
 
         text, code = doctor(folder, as_json=json)
-        print(text)
+        show(text)
         return code
 
     def schema(self, *, output: Path | None = None) -> int:
@@ -323,7 +324,7 @@ class Commands:
         from autoseg.workspace.files import write_text
 
         if output is None:
-            print(schema_text(), end="")
+            show(schema_text(), end="")
         else:
             write_text(output, schema_text())
         return 0
@@ -342,7 +343,7 @@ class Commands:
         """
         from autoseg.cli.completion import completion
 
-        print(completion(Commands, TAKES_SETTINGS, shell), end="")
+        show(completion(Commands, TAKES_SETTINGS, shell), end="")
         return 0
 
     def retry(self, job: str | None = None, *, input: Path = INPUT) -> int:
@@ -372,7 +373,7 @@ class Commands:
         """
         from autoseg.analyzer.merge_masks import merge_masks
 
-        print(merge_masks(folder, output, classes=_names(classes)).text())
+        show(merge_masks(folder, output, classes=_names(classes)).text())
         return 0
 
 

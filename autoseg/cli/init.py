@@ -5,7 +5,7 @@ Whatever is guessed is said, in the result and in the files.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import write_datalist
@@ -21,6 +22,7 @@ from autoseg.data.datalists.listreader import build_datalist
 from autoseg.data.formats.table import value_names
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import ConfigError, DataError
+from autoseg.terminal import printable
 from autoseg.workspace.files import write_text
 
 NUM_SAMPLED_IMAGES = 5
@@ -173,7 +175,7 @@ def _input_text(input_yaml: Path, dataroot: str, datalist: Datalist, modality: M
     return TEMPLATE.format(
         name=input_yaml.name,
         modality=_quoted(modality.name),
-        modality_reason=modality.reason,
+        modality_reason=printable(modality.reason, one_line=True),
         dataroot=_quoted(dataroot),
         classes=_class_lines(_classes(datalist), datalist.ignore_label),
         extra=_extra_lines(modality.extra),
@@ -300,12 +302,9 @@ def _dataroot(root: Path, target: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar; quoted where a plain one could mean something else."""
-    plain = text.replace("_", "a").replace("-", "a").replace("/", "a").replace(".", "a").replace(" ", "a")
-    words = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
-    is_plain = plain.isalnum() and text.isascii() and not text[0].isdigit() and text[0] not in "- "
-    return (
-        text
-        if is_plain and text.lower() not in words and text == text.strip()
-        else json.dumps(text, ensure_ascii=False)
+    """A YAML scalar on one line, that may stand anywhere; what cannot be seen in it is escaped."""
+    style = None if text == printable(text, one_line=True) else '"'
+    dumped = yaml.safe_dump(
+        [text], default_style=style, default_flow_style=True, allow_unicode=style is None, width=math.inf
     )
+    return str(dumped).strip()[1:-1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import sys
 import traceback
@@ -16,7 +17,7 @@ from types import TracebackType
 from autoseg.cli.arguments import Call, command_help, command_names, parse, parsers, program_help
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
 from autoseg.errors import AutosegError
-from autoseg.terminal import paint, set_up_logging, take_verbosity
+from autoseg.terminal import paint, printable, set_up_logging, take_verbosity
 from autoseg.version import __version__
 
 SPIN_COUNT = "20000"
@@ -36,6 +37,8 @@ _MACHINES_FAULTS = {
     errno.EPERM: _WRITABLE,
     errno.EROFS: _WRITABLE,
     errno.ENOTDIR: _WRITABLE,
+    errno.ENAMETOOLONG: "Give a shorter name, or a folder nearer to the root.",
+    errno.ELOOP: "Links lead in a circle. Correct them.",
     errno.EMFILE: "Allow more open files: ulimit -n 4096. The same command then goes on from here.",
 }
 """What the machine may refuse anywhere -> what to do about it."""
@@ -43,7 +46,7 @@ _MACHINES_FAULTS = {
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Show a bug's traceback and ask for a report; Python then exits with 1."""
-    traceback.print_exception(kind, error, trace)
+    print(printable("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
     print(
         f"This is a bug in autoseg {__version__}, not in your data. Please report it with the lines above.",
         file=sys.stderr,
@@ -81,18 +84,28 @@ def run_command(argv: Sequence[str]) -> int:
         return _execute(parse(Commands, TAKES_SETTINGS, words))
     except AutosegError as error:
         for message in error.messages:
-            print(f"{paint('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
+            print(f"{paint('error:', 'red', sys.stderr)} {printable(message)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in _MACHINES_FAULTS:
             raise
-        place = f"{error.filename}: " if error.filename else ""
+        place = printable(f"{error.filename}: ") if error.filename else ""
         reason, advice = error.strerror, _MACHINES_FAULTS[error.errno]
         print(f"{paint('error:', 'red', sys.stderr)} {place}{reason}. {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted. The same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def _make_streams_usable() -> None:
+    """Let any text be printed in any locale, and nothing at all where stdout or stderr are closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as by >&-; the next file that is opened must not take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
@@ -104,6 +117,7 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is loaded, here and in every process that this one starts
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    _make_streams_usable()
     try:
         code = run_command(sys.argv[1:])
         sys.stdout.flush()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from autoseg.errors import ConfigError
 from autoseg.pipeline.stages import STAGES
+from autoseg.terminal import show
 from autoseg.workspace.stages import Stage
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def analyze(self: HasOverrides, *, input: Path = INPUT, data: Path | None = None
     from autoseg.analyzer import analyze_folder
 
     analysis = analyze_folder(data)
-    print(dumps(analysis.summary(), indent=1) if json else analysis.text())
+    show(dumps(analysis.summary(), indent=1) if json else analysis.text())
     return 2 if analysis.faults else 0
 
 

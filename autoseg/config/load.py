@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autoseg.config.docs import setting_docs
 from autoseg.config.nodes import json_for_yaml
+from autoseg.config.passwords import take_password
 from autoseg.config.reader import Origins, read_plain, read_value, read_with_origins
 from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
@@ -57,6 +58,7 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
     Returns:
         Settings with absolute paths, and the origin of each: `default`, `input.yaml:LINE` or `command line`.
         A path in the file is relative to the file's folder, one from the command line to the current folder.
+        A password in `sweep.storage` is moved into the environment, see `autoseg.config.passwords`.
 
     Raises:
         ConfigError: All that is wrong, one line each: unknown and repeated keys, types, ranges, missing files.
@@ -85,6 +87,9 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
         raise ConfigError(faults)
     for warning in warnings:
         logger.warning(warning)
+    if settings.sweep.storage is not None:
+        sweep = settings.sweep.model_copy(update={"storage": take_password(settings.sweep.storage)})
+        settings = settings.model_copy(update={"sweep": sweep})
     return settings.model_copy(update=places), origins
 
 

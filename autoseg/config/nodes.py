@@ -18,6 +18,8 @@ from autoseg.errors import ConfigError
 
 MAX_DEPTH = 30
 """Deepest nesting that is read: far above any real file, far below where libyaml overflows the C stack."""
+MAX_REPEATED = 100_000
+"""Values that the aliases (*name) of a file may stand for in all: a few lines of aliases of aliases are billions."""
 NULL_WORDS = frozenset({"", "~", "null"})
 """Plain texts that mean no value."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -28,8 +30,12 @@ def load_plain(text: str) -> Any:
     """Plain data out of YAML that this package wrote, by libyaml where there is one: datastats may be megabytes.
 
     Raises:
-        yaml.YAMLError: It is none, or asks for anything but plain data.
+        yaml.YAMLError: It is none, asks for anything but plain data, or is nested or repeated absurdly.
     """
+    try:
+        _check_size(text, "line")
+    except ConfigError as error:
+        raise yaml.YAMLError(error.messages[0].replace("line:", "line ", 1)) from None
     return yaml.load(text, Loader=_LOADER)
 
 
@@ -63,19 +69,51 @@ class _Source(io.StringIO):
         self.name = name
 
 
+def _check_size(text: str, name: str) -> None:
+    """Look through YAML, before anything is built from it, for nesting and aliases that nobody could read to the end.
+
+    Raises:
+        ConfigError: It is nested deeper than `MAX_DEPTH`, an alias stands within what it refers to, or aliases stand
+            for more than `MAX_REPEATED` values.
+        yaml.YAMLError: It is no YAML.
+    """
+    open_blocks: list[tuple[str | None, int]] = []  # each anchor, and how many values came before it
+    sizes: dict[str, int] = {}
+    count = repeated = 0
+    for event in yaml.parse(_Source(text, name), Loader=_LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, _ in open_blocks):
+                raise ConfigError(f"{where(event, name)}: *{event.anchor} refers to itself. Write it out.")
+            size = sizes.get(str(event.anchor), 0)
+            count, repeated = count + size, repeated + size
+            if repeated > MAX_REPEATED:
+                raise ConfigError(
+                    f"{where(event, name)}: *{event.anchor} and the aliases before it repeat more than {MAX_REPEATED} "
+                    "values. Write them out, or leave them out."
+                )
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_blocks.append((event.anchor, count))
+            if len(open_blocks) > MAX_DEPTH:
+                raise ConfigError(f"{where(event, name)}: nested deeper than {MAX_DEPTH} levels. Flatten it.")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_blocks.pop()
+            count += 1
+            if anchor is not None:
+                sizes[anchor] = count - before
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+
+
 def compose(text: str, name: str) -> yaml.Node | None:
     """Parse YAML into nodes that know their place. No object is built.
 
     Raises:
-        ConfigError: The text is not YAML, is nested absurdly deep, or carries a tag such as !!python/object.
+        ConfigError: The text is not YAML, is nested or repeated absurdly, or carries a tag such as !!python/object.
     """
     try:
-        depth = 0
-        for event in yaml.parse(_Source(text, name), Loader=_LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise ConfigError(f"{where(event, name)}: nested deeper than {MAX_DEPTH} levels. Flatten it.")
+        _check_size(text, name)
         return yaml.compose(_Source(text, name), Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

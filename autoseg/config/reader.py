@@ -262,7 +262,7 @@ def _scalar(kind: Any, node: yaml.ScalarNode) -> tuple[Any, str]:
     """Read one plain value as text, path, truth, number or choice: (value or _BROKEN, a hint)."""
     text = node.value
     if kind in (str, Path):
-        return kind(text), ""
+        return (_BROKEN, "Remove the NUL character.") if "\0" in text else (kind(text), "")
     if get_origin(kind) is Literal:
         choices = {str(c).lower() if isinstance(c, bool) else str(c): c for c in get_args(kind)}
         if text in choices:
@@ -376,6 +376,8 @@ def read_value(key: str, text: str, annotation: Any) -> Any:
 
 def _read_root(path: Path) -> yaml.MappingNode:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ConfigError(f"{path}: a pipe or a device; expected a YAML file.")
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file.") from None

@@ -196,7 +196,8 @@ class SweepSettings(Strict):
     pruner: Literal["halving", "hyperband", "none"] = "halving"
     """Which rule stops trials early, by the Dice of their validations: successive halving, Hyperband, or none."""
     storage: str | None = None
-    """Optuna storage URL such as postgresql://user@host/db; null: a journal file in work_dir."""
+    """Optuna storage URL such as postgresql://user:$PASSWORD@host/db, where $NAME stands for an environment variable;
+    null: a journal file in work_dir."""
     study: Annotated[str, AfterValidator(_check_study)] = "sweep"
     """Name of the study and of its folder in work_dir."""
     workers: Count | None = None

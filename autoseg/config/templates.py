@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from autoseg.terminal import printable
+
 
 def template_root() -> Traversable:
     """The folder of the templates: inside the installed package, or beside it in a checkout."""
@@ -22,12 +24,12 @@ def template_root() -> Traversable:
 
 def read_template_json(algo: str, name: str) -> Any:
     """Read a JSON file of an algorithm's template."""
-    return json.loads(template_root().joinpath(algo, name).read_text())
+    return json.loads(template_root().joinpath(algo, name).read_text(encoding="utf-8"))
 
 
 def read_template_text(algo: str, name: str) -> str:
     """Read a text file of an algorithm's template; `name` may have folders."""
-    return template_root().joinpath(algo, *name.split("/")).read_text()
+    return template_root().joinpath(algo, *name.split("/")).read_text(encoding="utf-8")
 
 
 HYPER_PARAMETERS = "hyper_parameters.yaml"
@@ -87,7 +89,7 @@ def fill_template(algo: str, values: dict[str, Any], rules: dict[str, str]) -> s
             lines.append(line)
             continue
         key = match[1]
-        comment = f"  # {rules[key]}" if rules.get(key) else ""
+        comment = f"  # {printable(rules[key], one_line=True)}" if rules.get(key) else ""
         block = isinstance(values[key], dict) or (
             isinstance(values[key], list) and any(isinstance(v, dict) for v in values[key])
         )

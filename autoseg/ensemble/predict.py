@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.seals import accept_jobs
 from autoseg.plan import Plan
-from autoseg.workspace.files import write_json
+from autoseg.terminal import show
+from autoseg.workspace.files import check_inside, write_json
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.layout import check_readable
 from autoseg.workspace.settings import read_settings
@@ -81,6 +82,18 @@ def _run_at(workspace: Workspace) -> Workspace:
     return workspace
 
 
+def _own_jobs(workspace: Workspace, names: Iterable[tuple[str, int]]) -> list[JobDir]:
+    """The folders of jobs, of which nothing lies elsewhere.
+
+    Raises:
+        WorkspaceError: A name or a link in a folder leads out of the work_dir.
+    """
+    jobs = [workspace.job_dir(algo, fold) for algo, fold in names]
+    for job in jobs:
+        check_inside(workspace.run, job.root)
+    return jobs
+
+
 def load_predictor(
     workspace: Workspace,
     *,
@@ -102,15 +115,15 @@ def load_predictor(
     settings = _changed(read_inference(workspace), inference or {})
     workspace = workspace.finished()
     trained = [job for job in workspace.jobs() if job.state == "done"]
-    locators = [workspace.job_dir(job.algo, job.fold) for job in trained if job.algo == LOCATOR]
+    locators = _own_jobs(workspace, [(job.algo, job.fold) for job in trained if job.algo == LOCATOR])
     options = options_of(settings, has_locator=bool(locators))
     if settings.fast and not locators:
         log.info("no locator is trained (`autoseg train --algo locator`), so the whole image is looked at")
     more: dict[str, Any] = {"device": device, "options": options, "locator": locators[0] if options.locate else None}
     if algo is None and fold is None:
         spec = read_ensemble(workspace)
+        jobs = _own_jobs(workspace, spec.members)
         check_ensemble(workspace, spec)
-        jobs = [workspace.job_dir(a, f) for a, f in spec.members]
         _check_classes(workspace, spec, jobs)
         return Predictor(jobs, combine=spec.combine, rules=spec.postprocessing, **more)
     trained = [job for job in trained if job.algo != LOCATOR]
@@ -122,7 +135,7 @@ def load_predictor(
             f"{workspace.root}: no trained job of {' and '.join(w for w in words if w)}. Trained: {known}. "
             "Run `autoseg train`, or name one of these."
         )
-    jobs = [workspace.job_dir(job.algo, job.fold) for job in chosen]
+    jobs = _own_jobs(workspace, [(job.algo, job.fold) for job in chosen])
     names = read_model(jobs[0].plan, Plan).label_map.named.names
     return Predictor(jobs, rules=set_rules(names, settings.slice_run, settings.min_voxels), **more)
 
@@ -131,9 +144,10 @@ def accept_changes(work_dir: Path) -> None:
     """Take the weights and plans of a run's trained jobs, and its ensemble, as they are now.
 
     Raises:
-        WorkspaceError: There is no run, its ensemble is damaged, or the folder cannot be written to.
+        WorkspaceError: There is no run, its ensemble is damaged, links lead out of it, or it cannot be written to.
     """
     workspace = _run_at(Workspace(Path(work_dir))).finished()
+    check_inside(workspace.run)
     accept_jobs([workspace.job_dir(job.algo, job.fold) for job in workspace.jobs() if job.state == "done"])
     if workspace.ensemble_seal.exists():
         accept_ensemble(workspace, read_ensemble(workspace))
@@ -214,7 +228,7 @@ def predict_files(
 
 def _write_timing(table: Mapping[str, Any], output: Path) -> None:
     """Print where the time went, and write it beside the label files."""
-    print(format_timing(table))  # noqa: T201 - the command's result
+    show(format_timing(table))
     path = output.with_name(f"{stem_of(output)}.timing.json") if names_a_file(output) else output / "timing.json"
     with writing(path):
         write_json(path, table)

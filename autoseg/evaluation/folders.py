@@ -19,6 +19,7 @@ from autoseg.evaluation.folder_scores import Evaluation, Scoring, format_evaluat
 from autoseg.evaluation.label_values import LabelValues, shown
 from autoseg.evaluation.metrics import TOLERANCE_MM
 from autoseg.evaluation.scores import METRICS, Comparison
+from autoseg.terminal import show
 from autoseg.workspace.files import write_json
 
 log = logging.getLogger(__name__)
@@ -266,7 +267,7 @@ def evaluate_folders(
         ConfigError, DataError: as `evaluate`; the output cannot be written.
     """
     evaluation = evaluate(Path(predictions), Path(labels), classes=classes, tolerance_mm=tolerance_mm, scoring=scoring)
-    print(format_evaluation(evaluation))  # noqa: T201 - the command's result
+    show(format_evaluation(evaluation))
     if output is not None:
         try:
             write_json(Path(output), to_json(evaluation))

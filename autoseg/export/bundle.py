@@ -12,6 +12,7 @@ import yaml
 
 from autoseg.config.templates import fill_template, read_template_text
 from autoseg.plan import Origin, Plan
+from autoseg.terminal import printable
 from autoseg.version import __version__
 from autoseg.workspace.files import write_json, write_text, write_yaml
 from autoseg.workspace.jobs import JobDir
@@ -25,7 +26,7 @@ def write_bundle(plan: Plan, origins: dict[str, Origin], generated: dict[str, An
     """
     write_json(paths.root / "configs" / "metadata.json", metadata(plan))
     write_text(paths.root / "configs" / "inference.yaml", inference_config(plan))
-    context = {"plan": plan, "version": __version__, "names": [c.name for c in plan.classes]}
+    context = {"plan": plan, "version": __version__, "names": [printable(c.name, one_line=True) for c in plan.classes]}
     write_text(paths.root / "docs" / "README.md", _render("common", "README.md.j2", **context))
     write_text(paths.root / "LICENSE", "The licence of the data this model was trained on applies to the model.\n")
     derived = {**generated, **{f"network.{k}": v for k, v in generated["network"].items()}}

@@ -37,6 +37,7 @@ from autoseg.inference.cost import Choice, Cost, Estimate, Facts, Limits, choose
 from autoseg.inference.predictor import Predictor
 from autoseg.version import __version__
 from autoseg.workspace.claims import Busy, Claim
+from autoseg.workspace.files import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,19 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _in_list(path: Path) -> list[Path]:
-    lines = [line.strip() for line in path.read_text().splitlines()]
+    try:
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--image: {path}: byte {error.start} is not UTF-8. Expected the path of an image on each line; save it as "
+            "plain text in UTF-8."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"--image: {path}: cannot be read ({error.strerror}). Give a file.") from None
+    if "\0" in text:
+        raise ConfigError(f"--image: {path}: holds a NUL character, so it is no text. Expected a path on each line.")
+    lines = [line.strip() for line in text.splitlines()]
     named = [line for line in lines if line and not line.startswith("#")]
     if lost := next((line for line in named if slashes(line) and not (path.parent / line).exists()), ""):
         raise ConfigError(f"--image: {path} names {lost}, which is not there.{slashes(lost)}")

@@ -161,7 +161,7 @@ class RecordedRows:
         """
         self.shape, self.axis, self.num_outputs = rows.shape, rows.axis, rows.num_outputs
         self._rows, self._grid, self._path, self._most_bytes = rows, grid, path, most_bytes
-        self._part = path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name}")
+        self._part = path.with_name(f".part-{uuid.uuid4().hex[:12]}")
         self._pending = list[torch.Tensor]()  # rows (K, H, W) of the next member
         self._num_seen = 0
         self._archive: zipfile.ZipFile | None = None

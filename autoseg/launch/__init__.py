@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from autoseg.config.settings import Settings
+from autoseg.workspace.files import open_append
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +90,7 @@ def launch(
 
 def start(command: Sequence[str], output: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, so that Ctrl-C reaches it through us alone; append what it prints."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "ab") as file:
+    with open_append(output) as file:
         return subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from autoseg.config.load import load_settings
 from autoseg.config.networks import AlgoName
+from autoseg.config.passwords import without_passwords
 from autoseg.config.settings import Settings
 from autoseg.pipeline.context import Request
 from autoseg.version import __version__
-from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.files import PUBLIC, SECRET, write_json, write_text
 from autoseg.workspace.settings import write_settings
 from autoseg.workspace.stored import read_stored
 from autoseg.workspace.usage import CommandLine, add_line
@@ -27,8 +28,14 @@ SELECTS_WORK = frozenset(
     + ("jobs_per_device", "gpus_per_job", "cpus_per_job")
 )
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
+STORAGE = "sweep.storage"
 ROUND_KEYS = frozenset(("partial_labels", "strategy", "pseudolabel"))
 """Settings, and a block of them, that decide which rounds of training there are and what they learn from."""
+
+
+def _mode_of(has_storage: bool) -> int:
+    """Permissions of a file: the user's alone where an address stands in it that a password might be hidden in."""
+    return SECRET if has_storage else PUBLIC
 
 
 # -- settings of command lines
@@ -74,7 +81,8 @@ def load_with_kept(input_path: Path, request: Request) -> tuple[Settings, dict[s
 
 def keep_settings(workspace: Workspace, words: Mapping[str, str]) -> None:
     """Keep settings of a command line for later commands, but for those that say what to run now."""
-    write_json(_kept_path(workspace), {key: text for key, text in words.items() if key not in SELECTS_WORK})
+    kept = {key: without_passwords(text) for key, text in words.items() if key not in SELECTS_WORK}
+    write_json(_kept_path(workspace), kept, mode=_mode_of(STORAGE in words))
 
 
 def note_settings(workspace: Workspace) -> Callable[[], None]:
@@ -85,11 +93,15 @@ def note_settings(workspace: Workspace) -> Callable[[], None]:
     """
     kept, number = _kept_path(workspace), workspace.num_rounds
     files = [kept, *(place.settings for place in (workspace, *workspace.rounds()))]
-    before = {path: path.read_text(errors="replace") for path in files if path.exists()}
+    before = {
+        path: (path.read_text(encoding="utf-8", errors="replace"), path.stat().st_mode & 0o777)
+        for path in files
+        if path.exists()
+    }
 
     def put_back() -> None:
-        for path, content in before.items():
-            write_text(path, content)
+        for path, (content, mode) in before.items():
+            write_text(path, content, mode=mode)
         if kept not in before:
             kept.unlink(missing_ok=True)
         if workspace.num_rounds != number:
@@ -108,8 +120,9 @@ def remember_command(workspace: Workspace, request: Request, input_path: Path) -
     options = {"input": str(input_path.absolute()), **request.words, **_job_words(request.algo, request.fold)}
     for key, value in options.items():
         command += [f"--{key}", os.path.relpath(value, home) if os.path.isabs(value) else value]
-    line = CommandLine(time=round(time.time(), 1), command=shlex.join(command), version=__version__)
-    add_line(workspace.commands, line)
+    text = shlex.join(map(without_passwords, command))
+    line = CommandLine(time=round(time.time(), 1), command=text, version=__version__)
+    add_line(workspace.commands, line, mode=_mode_of(STORAGE in request.words))
 
 
 def _job_words(algo: AlgoName | None, fold: int | None) -> dict[str, str]:
@@ -118,7 +131,8 @@ def _job_words(algo: AlgoName | None, fold: int | None) -> dict[str, str]:
 
 def remember_input(workspace: Workspace, settings: Settings, origins: Mapping[str, str], input_path: Path) -> None:
     """Copy input.yaml into the run, and store its settings."""
-    write_text(workspace.input, input_path.read_text())
+    text = without_passwords(input_path.read_text(encoding="utf-8-sig"))
+    write_text(workspace.input, text, mode=_mode_of(settings.sweep.storage is not None))
     remember_settings(workspace, settings, origins)
 
 
@@ -127,4 +141,4 @@ def remember_settings(workspace: Workspace, settings: Settings, origins: Mapping
     resolved = settings.model_dump(mode="json")
     for key in ("datalist", "dataroot", "work_dir"):
         resolved[key] = os.path.relpath(getattr(settings, key), workspace.root)
-    write_settings(workspace, resolved, origins)
+    write_settings(workspace, resolved, origins, mode=_mode_of(settings.sweep.storage is not None))

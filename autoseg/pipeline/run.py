@@ -41,6 +41,7 @@ from autoseg.pipeline.history import keep_settings, load_with_kept, note_setting
 from autoseg.pipeline.job_plans import select_jobs
 from autoseg.pipeline.rounds import steps
 from autoseg.pipeline.stages import STAGES, stages_named
+from autoseg.terminal import show
 from autoseg.workspace.files import log_to, write_json
 from autoseg.workspace.stages import Outcome, Stage
 from autoseg.workspace.stamps import NOT_DONE
@@ -174,9 +175,9 @@ def run_stage(run: RunContext, place: Workspace, stage: Stage[RunContext]) -> No
             log.info("%s: up to date", stage.name)
     run.complete = run.complete and outcome.complete
     if run.request.as_json and stage.as_json is not None:
-        print(json.dumps(stage.as_json(place), indent=1))
+        show(json.dumps(stage.as_json(place), indent=1))
     elif outcome.text:
-        print(outcome.text)
+        show(outcome.text)
 
 
 def draw_report(run: RunContext) -> None:

@@ -126,7 +126,8 @@ def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def job_folders(workspace: Workspace) -> list[Path]:
     """The folders of all planned jobs, by name."""
-    return sorted(path.parent.parent for path in workspace.root.glob("*/configs/hyper_parameters.yaml"))
+    jobs = [workspace.job_dir(algo, fold) for algo, fold in workspace.job_names()]
+    return [job.root for job in jobs if job.plan.exists()]
 
 
 def plan_entries(folder: Path) -> list[Entry]:

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from autoseg.terminal import printable
 from autoseg.workspace.jobs import EpochLine
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4B0092", "#7F5F00")
@@ -105,14 +106,17 @@ def _boxes(axes: Any, groups: Sequence[Sequence[float]], colour: str, *, at: Seq
             axes.plot(values, jitter, ".", color="black", alpha=0.35, markersize=3, markeredgewidth=0)
 
 
-def _label_rows(axes: Any, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [_short(n) for n in names])
+def _label_rows(axes: Any, names: Sequence[str], *, most: int = 26) -> None:
+    axes.set_yticks(range(len(names)), [_short(n, most) for n in names])
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.grid(axis="y", visible=False)
 
 
 def _short(name: str, most: int = 26) -> str:
-    return name if len(name) <= most else name[: most - 3] + "..."
+    """A name as matplotlib draws it: no formula between dollars, and no label that it leaves out for its underscore."""
+    name = printable(name, one_line=True)
+    name = name if len(name) <= most else name[: most - 3] + "..."
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _median(values: Sequence[float]) -> float:
@@ -216,7 +220,7 @@ def learning_curves(algo: str, folds: Mapping[int, Sequence[EpochLine]]) -> Plot
             if seen:
                 best = max(value for _, value in seen)
                 alt.append(f"Fold {fold}: {epochs[-1].epoch} epochs, best validation Dice {best:.3f}.")
-        loss.set(title=f"{algo}: training loss", xlabel="Epoch")
+        loss.set(title=f"{_short(algo, 60)}: training loss", xlabel="Epoch")
         dice.set(title="Validation Dice", xlabel="Epoch")
         for axes in (loss, dice):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -257,7 +261,7 @@ def score_boxes(
         lowest = min((v for rows in groups.values() for row in rows for v in row if not math.isnan(v)), default=0.0)
         if is_share:
             axes.set_xlim(max(0.0, math.floor(lowest * 10 - 0.5) / 10), 1.005)
-        axes.set_xlabel(title)
+        axes.set_xlabel(_short(title, 80))
         if num > 1:
             figure.legend(loc="outside upper center", ncols=min(num, 4), fontsize=8)
     return plots[0]
@@ -280,8 +284,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], chosen: str) -> P
             axes.hlines(i, low, high, color=COLOURS[1] if is_chosen else COLOURS[0], linewidth=3 if is_chosen else 2)
             axes.plot(mean, i, "D" if is_chosen else "o", color="black", markersize=6 if is_chosen else 4)
             alt.append(f"{name} {mean:.3f}, {low:.3f} to {high:.3f}{', chosen' if is_chosen else ''}.")
-        _label_rows(axes, [("* " if r[0] == chosen else "") + r[0] for r in rows])
-        axes.set_yticks(range(len(rows)), [("* " if r[0] == chosen else "") + r[0] for r in rows])
+        _label_rows(axes, [("* " if r[0] == chosen else "") + r[0] for r in rows], most=60)
         axes.set_xlabel("Dice, mean and 95 % interval; * and diamond: chosen")
     return plots[0]
 

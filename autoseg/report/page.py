@@ -20,15 +20,16 @@ from autoseg.config.units import format_duration
 from autoseg.data.datastats import AnalysisSummary
 from autoseg.data.formats.table import image_digest
 from autoseg.data.labels import LabelMap
-from autoseg.errors import AutosegError, WorkspaceError
+from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.evaluation.calibration import expected_error
 from autoseg.evaluation.score_files import PerClass, Scores
 from autoseg.report import figures
 from autoseg.report.compare import case_means, compare
 from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_finished, plain, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
+from autoseg.terminal import printable
 from autoseg.version import __version__
-from autoseg.workspace.files import digest, write_text
+from autoseg.workspace.files import digest, open_regular, write_text
 from autoseg.workspace.jobs import EpochLine
 from autoseg.workspace.layout import check_readable
 from autoseg.workspace.stages import Stage
@@ -66,7 +67,7 @@ def is_current(workspace: Workspace, stages: Sequence[Stage[Any]]) -> bool:
     workspace = last_finished(workspace)
     if not workspace.report.exists():
         return False
-    with open(workspace.report, "rb") as file:
+    with open_regular(workspace.report) as file:
         return _mark(inputs_digest(workspace, stages)).encode() in file.read(4096)
 
 
@@ -94,7 +95,12 @@ def make_report(
     """
     workspace = last_finished(Workspace(work_dir))
     target = output or workspace.report
-    write_text(target, render(workspace, stages, live=live))
+    text = render(workspace, stages, live=live)
+    try:
+        write_text(target, text)
+    except OSError as error:
+        advice = "Give a file in a folder that you may write to with --output."
+        raise ConfigError(f"{target}: cannot be written ({error.strerror}). {advice}") from None
     return target
 
 
@@ -124,7 +130,7 @@ def render(workspace: Workspace, stages: Sequence[Stage[Any]], *, live: bool = F
         score=_score, number=_number, size=_size, duration=format_duration, figure=_figure, breakable=_breakable
     )
     folder = Path(__file__).parent
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         name=run.name,
         version=__version__,
         made=clock(time.time()),
@@ -132,11 +138,12 @@ def render(workspace: Workspace, stages: Sequence[Stage[Any]], *, live: bool = F
         glance=_glance(run),
         sections=sections,
         notes=run.notes,
-        style=Markup((folder / "report.css").read_text()),
-        script=Markup((folder / "report.js").read_text()),
+        style=Markup((folder / "report.css").read_text(encoding="utf-8")),
+        script=Markup((folder / "report.js").read_text(encoding="utf-8")),
         mark=_mark(inputs_digest(workspace, stages)),
         live=live,
     )
+    return printable(page)  # marks of direction and control characters of names, too, are only shown
 
 
 # -- how values are shown
@@ -214,12 +221,14 @@ def _data(run: Run) -> Content | None:
     data_set = run.datastats.data_set
     labelled = [c for c in run.cases if c.label_stats is not None]
     volumes = {c.name: [case.volume_ml(c.values) for case in labelled] for c in data_set.classes}
-    plots = [
-        (
-            figures.geometry([c.image_stats.shape[0] for c in run.cases], [c.image_stats.spacing for c in run.cases]),
-            f"Sizes and spacings of {len(run.cases)} training cases, along X (right), Y (front), Z (head).",
+    plots = []
+    if run.cases:  # none where their file cannot be read
+        sizes = figures.geometry(
+            [c.image_stats.shape[0] for c in run.cases], [c.image_stats.spacing for c in run.cases]
         )
-    ]
+        plots.append(
+            (sizes, f"Sizes and spacings of {len(run.cases)} training cases, along X (right), Y (front), Z (head).")
+        )
     ranges = {
         c.name: [(i.percentile_00_5, i.median, i.percentile_99_5) for i in c.image_foreground_stats.intensity]
         for c in labelled
@@ -593,6 +602,18 @@ def _usage(run: Run) -> Content | None:
     return {"rows": list(stages.items()), "most": most, "jobs_s": jobs}
 
 
+def _input_text(run: Run) -> str:
+    """The run's copy of input.yaml; a link, which might show any file of this machine on the page, is not followed."""
+    try:
+        with open_regular(run.workspace.input, follow=False) as file:
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        run.notes.append(f"{run.workspace.input}: cannot be read ({error.strerror}).")
+        return ""
+
+
 def _reproduce(run: Run) -> Content | None:
     if not run.settings:
         return None
@@ -603,7 +624,7 @@ def _reproduce(run: Run) -> Content | None:
         "seed": run.seed,
         "environment": run.environment,
         "commands": [{"command": line.command, "when": clock(line.time)} for line in run.commands],
-        "input": run.workspace.input.read_text(errors="replace") if run.workspace.input.exists() else "",
+        "input": _input_text(run),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,10 @@ from autoseg.workspace.workspace import Workspace
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
+PATIENCE_S = 10.0
+"""Seconds that a client may be silent for in the middle of a request."""
+MOST_CONNECTIONS = 16
+"""At once: some tabs of a browser, of which each holds a few."""
 
 
 class LiveReport:
@@ -50,7 +55,40 @@ class LiveReport:
             return self._page[1]
 
 
-def make_server(work_dir: Path, stages: Sequence[Stage[Any]], port: int) -> ThreadingHTTPServer:
+class ReportServer(ThreadingHTTPServer):
+    """A thread a connection, and no more than some at once."""
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        """Listen."""
+        self.free_places = MOST_CONNECTIONS
+        self._counting = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, or hang up where all are taken."""
+        with self._counting:
+            is_taken = self.free_places > 0
+            self.free_places -= is_taken
+        if is_taken:
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer; the place is free afterwards."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._counting:
+                self.free_places += 1
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over clients that went away; say all else."""
+        if not isinstance(sys.exception(), OSError):
+            log.exception("report: a request failed")
+
+
+def make_server(work_dir: Path, stages: Sequence[Stage[Any]], port: int) -> ReportServer:
     """A server for the live report, bound to the loopback address; `serve_forever` starts it.
 
     Args:
@@ -68,10 +106,11 @@ def make_server(work_dir: Path, stages: Sequence[Stage[Any]], port: int) -> Thre
     class Handler(BaseHTTPRequestHandler):
         """Answers / with the page and /version with its digest."""
 
+        timeout = PATIENCE_S
+
         def do_GET(self) -> None:
             # A page of another site that resolves to this address must not read the report.
-            host = (self.headers.get("Host") or "").rpartition(":")[0]
-            if host not in (HOST, "localhost"):
+            if self.headers.get("Host", "").partition(":")[0].lower() not in (HOST, "localhost"):
                 self.send_error(403)
                 return
             try:
@@ -98,7 +137,7 @@ def make_server(work_dir: Path, stages: Sequence[Stage[Any]], port: int) -> Thre
             """Keep the terminal quiet."""
 
     try:
-        return ThreadingHTTPServer((HOST, port), Handler)
+        return ReportServer((HOST, port), Handler)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--port: {port} cannot be used ({reason}). Give another, or 0 for a free one.") from error

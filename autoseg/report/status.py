@@ -11,6 +11,7 @@ from typing import Any
 from autoseg.config.types import suggest
 from autoseg.config.units import format_duration
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.terminal import printable
 from autoseg.workspace.claims import ClaimState
 from autoseg.workspace.files import last_lines
 from autoseg.workspace.jobs import EpochLine, Job
@@ -111,9 +112,9 @@ def watch(work_dir: Path, stages: Sequence[Stage[Any]]) -> None:
     while True:
         text = status(work_dir, stages)
         if sys.stdout.isatty():
-            sys.stdout.write(f"\x1b[H\x1b[2J{text}\n")
+            sys.stdout.write(f"\x1b[H\x1b[2J{printable(text)}\n")
         elif text != shown:
-            sys.stdout.write(f"{text}\n\n")
+            sys.stdout.write(f"{printable(text)}\n\n")
         sys.stdout.flush()
         shown = text
         workspace = Workspace(work_dir)

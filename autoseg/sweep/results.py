@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import yaml
@@ -12,7 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import JsonValue
 
 from autoseg.sweep.study import Study
-from autoseg.workspace.files import write_json, write_text
+from autoseg.terminal import printable
+from autoseg.workspace.files import write_atomic, write_json, write_text
 from autoseg.workspace.stored import Stored, read_stored
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ def settings_text(algo: str, values: Mapping[str, Any], comment: str) -> str:
     for key, value in values.items():
         block, _, name = key.rpartition(".")
         (nested.setdefault(block, {}) if block else nested)[name] = value
-    return f"# {comment}\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None)
+    return f"# {printable(comment, one_line=True)}\n" + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None)
 
 
 def best_trials(study: Study) -> list[FrozenTrial]:
@@ -60,7 +62,9 @@ def write_results(study: Study) -> str:
     write_json(study.folder / "trials.json", {"objectives": list(study.settings.objectives), "trials": rows})
     for trial in best:
         name = "best.yaml" if trial is best[0] else f"pareto_{trial.number:04d}.yaml"
-        write_text(study.folder / name, (study.trial_folder(trial.number) / "settings.yaml").read_text())
+        write_text(
+            study.folder / name, (study.trial_folder(trial.number) / "settings.yaml").read_text(encoding="utf-8")
+        )
     _plot(study, [t for t in trials if t.state == TrialState.COMPLETE])
     lines = [f"Sweep {study.settings.study}: {len(rows)} trials: {summary}; {epochs} epochs", ""]
     lines += _table(study, best, trials)
@@ -128,12 +132,11 @@ def _plot(study: Study, finished: list[FrozenTrial]) -> None:
         warnings.simplefilter("ignore")
         for name, plot in kinds.items():
             path = study.folder / "plots" / f"{name}.png"
-            path.parent.mkdir(exist_ok=True)
             try:
                 axes = plot()
             except (RuntimeError, ValueError) as error:  # all trials alike: nothing has any importance
                 log.info("sweep: no plot of %s: %s", name, error)
                 continue
             figure: Any = axes.figure
-            figure.savefig(path, dpi=120, bbox_inches="tight")
+            write_atomic(path, partial(figure.savefig, format="png", dpi=120, bbox_inches="tight"))
             plt.close("all")

@@ -28,7 +28,7 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.pipeline.training_jobs import in_this_process, job_resources
 from autoseg.sweep.trial import Sweep, run_trial
-from autoseg.workspace.files import digest, log_to
+from autoseg.workspace.files import PUBLIC, SECRET, digest, log_to
 from autoseg.workspace.layout import check_writable
 from autoseg.workspace.stored import Moment, Stored, read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
@@ -99,7 +99,8 @@ def run_sweep(
         study = open_study(workspace, settings, origins, datalist)
         if settings.sweep.pruner != "none" and not study.is_pruned:
             log.warning("sweep.pruner: has no effect with two objectives: every trial trains to its end")
-        write_stored(folder / "sweep.json", _portable(settings, origins, until))
+        mode = PUBLIC if settings.sweep.storage is None else SECRET
+        write_stored(folder / "sweep.json", _portable(settings, origins, until), mode=mode)
         study.enqueue(space.of_plan(_first_plan(workspace, datalist, settings, origins)))
         log.info("sweep: %d trials of %s", settings.sweep.trials, ", ".join(p.key for p in space.parameters))
         if in_this_process(settings):

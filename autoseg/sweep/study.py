@@ -21,6 +21,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from autoseg.config.passwords import with_environment, without_passwords
 from autoseg.config.settings import SweepSettings
 from autoseg.errors import ConfigError, ResourceError
 from autoseg.sweep.space import Space
@@ -57,7 +58,7 @@ class Study:
         self, folder: Path, settings: SweepSettings, space: Space, made_of: Mapping[str, str], *, seed: int
     ) -> None:
         self.folder, self.settings, self.space, self.seed = folder, settings, space, seed
-        self.place = hide_password(settings.storage) if settings.storage else str(folder / "study.journal")
+        self.place = without_passwords(settings.storage) if settings.storage else str(folder / "study.journal")
         up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
         folder.mkdir(parents=True, exist_ok=True)
         identity = {
@@ -162,21 +163,11 @@ class Study:
             yield
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
             reason = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
+            reason = without_passwords(reason)
             raise ResourceError(
                 f"sweep.storage: {self.place} cannot be reached ({reason}). Check the address, that the server runs "
                 "and that its driver is installed; or leave sweep.storage out to use a file in the work_dir."
             ) from None
-
-
-def hide_password(url: str) -> str:
-    """A storage URL without its password."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
 
 
 def _open_storage(url: str | None, folder: Path) -> BaseStorage:
@@ -185,9 +176,11 @@ def _open_storage(url: str | None, folder: Path) -> BaseStorage:
         # A file that exists once is a lock on every file system, NFS among them.
         lock = JournalFileSymlinkLock(path, grace_period=JOURNAL_GRACE_S)
         return JournalStorage(JournalFileBackend(path, lock_obj=lock))
-    if "://" not in url:
-        raise ConfigError(f"sweep.storage: expected a URL such as sqlite:///study.db, found {url}.")
+    shown, address = without_passwords(url), with_environment(url)
+    if "://" not in address:
+        raise ConfigError(f"sweep.storage: expected a URL such as sqlite:///study.db, found {shown}.")
     try:
-        return optuna.storages.get_storage(url)
+        return optuna.storages.get_storage(address)
     except ValueError as error:  # a kind of URL that Optuna does not take
-        raise ConfigError(f"sweep.storage: {hide_password(url)}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].replace(address, shown)
+        raise ConfigError(f"sweep.storage: {shown}: {reason}") from None

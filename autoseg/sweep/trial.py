@@ -182,7 +182,7 @@ def _fail(sweep: Sweep, trial: Trial, error: str) -> None:
 
 def _num_epochs(place: Workspace, job: Job) -> int:
     path = place.job_dir(job.algo, job.fold).metrics
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def _mean(values: list[float | None]) -> float:

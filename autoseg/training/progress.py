@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoseg.workspace.files import write_text
+from autoseg.workspace.files import append_text, write_text
 from autoseg.workspace.jobs import EpochLine
 from autoseg.workspace.stored import read_stored_lines
 
@@ -84,8 +84,7 @@ class Curve:
         """Add an epoch's line."""
         self.lines.append(line)
         if self.is_written:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_text(self.path, json.dumps(line) + "\n")
 
     def change_last(self, scores: Mapping[str, Any]) -> None:
         """Give the last line other scores, where it was validated once more."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ import psutil
 from pydantic import Field
 
 from autoseg.errors import WorkspaceError
+from autoseg.workspace.files import open_new, open_regular
 from autoseg.workspace.stored import Moment, Stored
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ STALE_S = 120.0
 old file times (`acregmax`, nfs(5))."""
 HEARTBEAT = "heartbeat of"
 """How the names of the threads begin that keep claims alive."""
+_CLAIM = re.compile(r"([0-9]{6,18})\.json")
 POLL_S = 1.0
 """Seconds between two looks at a claim that is waited for."""
 
@@ -113,10 +116,13 @@ def read_claim(folder: Path, *, stale_s: float | None = None) -> ClaimState:
             return ClaimState(0, None)
         path = _path(folder, number)
         try:
-            silent_s = max(0.0, _now(folder) - path.stat().st_mtime)
-            text = path.read_text()
+            silent_s = max(0.0, _now(folder) - os.lstat(path).st_mtime)
+            with open_regular(path, follow=False) as file:
+                text = file.read()
         except FileNotFoundError:  # a higher one has come
             continue
+        except OSError:  # not to be read, or no file
+            text = b""
         try:
             holder = Holder.model_validate_json(text)
         except ValueError:  # being written where files cannot be made whole at once
@@ -127,8 +133,9 @@ def read_claim(folder: Path, *, stale_s: float | None = None) -> ClaimState:
 
 def _numbers(folder: Path) -> list[int]:
     try:
-        return [int(entry.name.split(".")[0]) for entry in os.scandir(folder) if entry.name[0].isdigit()]
-    except FileNotFoundError:
+        # Tools that synchronise folders leave copies of other names, such as "000001 (conflicted copy).json".
+        return [int(match[1]) for entry in os.scandir(folder) if (match := _CLAIM.fullmatch(entry.name))]
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -141,11 +148,12 @@ def _now(folder: Path) -> float:
     probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
         probe.touch()
-        return probe.stat().st_mtime
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError:  # read only: our own clock has to do
         return time.time()
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 class Claim:
@@ -236,8 +244,8 @@ class Claim:
             return False
         except OSError:  # a file system without links
             try:
-                with open(_path(self.folder, number), "x") as file:
-                    file.write(part.read_text())
+                with open_new(_path(self.folder, number)) as file:
+                    file.write(part.read_bytes())
             except FileExistsError:
                 return False
         finally:
@@ -263,7 +271,8 @@ class Claim:
             released=released,
         )
         part = self.folder / f".part-{uuid.uuid4().hex}"
-        part.write_text(holder.model_dump_json())
+        with open_new(part) as file:
+            file.write(holder.model_dump_json().encode())
         os.replace(part, path)
 
     def _beat(self) -> None:

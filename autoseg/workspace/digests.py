@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from autoseg.workspace.files import append_text, open_regular
+
 PIECE = 1 << 20
 """Bytes read at a time: fits a core's cache."""
 SETTLED_S = 2.0
@@ -61,7 +63,7 @@ def is_settled(signature: FileSignature, now: float) -> bool:
 
 def _digest_of_bytes(path: Path) -> str:
     hasher = Hasher()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(PIECE):
             hasher.update(piece)
     return hasher.hexdigest()
@@ -85,14 +87,15 @@ class DigestStore:
                 return
             self.path, self._num_recognised = path, 0
             try:
-                lines = path.read_text(errors="replace").splitlines()[-MOST_LINES:]
+                with open_regular(path) as file:
+                    lines = file.read().decode(errors="replace").splitlines()[-MOST_LINES:]
             except OSError:
                 lines = []
             for line in lines:
                 try:
                     inode, size, changed, entry_changed, digest = json.loads(line)
                     self.known[int(inode), int(size), int(changed), int(entry_changed)] = str(digest)
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, RecursionError):
                     continue
             self._contents = set(self.known.values())
 
@@ -126,11 +129,9 @@ class DigestStore:
                 return
             text = "".join(json.dumps([*signature, digest]) + "\n" for signature, digest in new)
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
                 # One write at the end of the file: lines of several processes do not mix on a local disk, and where
                 # they do, they are left out when read.
-                with open(self.path, "ab", buffering=0) as file:
-                    file.write(text.encode())
+                append_text(self.path, text)
             except OSError:
                 self.path = None  # a folder that cannot be written to: bytes are read again next time
 

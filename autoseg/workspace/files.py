@@ -1,11 +1,18 @@
-"""Files of a work_dir: atomic writes, digests, logs."""
+"""Files of a work_dir: how they are opened, atomic writes, digests, logs.
+
+A work_dir may come from a stranger, or lie where others can write. What stands at a path is therefore never trusted:
+nothing is written through a link, and nothing is read from a pipe or a device, which could block for ever.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +21,152 @@ from typing import IO, Any
 
 import yaml
 
+from autoseg.errors import WorkspaceError
+from autoseg.terminal import printable
+
+PUBLIC, SECRET = 0o666, 0o600
+"""Permissions of new files: as the user's umask has it; the user's alone, where passwords may stand in them."""
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+MOST_NAMED = 3
+"""Links that a message names."""
+
+
+class SpecialFileError(OSError):
+    """A pipe, a device or a socket where a file was expected; `strerror` says which."""
+
+
+# -- opening
+
+
+def open_regular(path: Path, *, follow: bool = True) -> IO[bytes]:
+    """Open a file for reading; never a pipe, a device or a socket.
+
+    Args:
+        path: the file.
+        follow: whether it may be a link, as images often are.
+
+    Raises:
+        SpecialFileError: It is none of a file's kind.
+        OSError: As `open`; a link that is not followed has `errno.ELOOP`.
+    """
+    # Looked at before it is opened, since opening a device may act on it, and after it, since it may have changed.
+    _check_regular(path, os.stat(path, follow_symlinks=follow).st_mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, "is a link", str(path))
+    if not stat.S_ISREG(mode):
+        raise SpecialFileError(errno.EINVAL, f"is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file", str(path))
+
+
+def open_append(path: Path, *, mode: int = PUBLIC) -> IO[bytes]:
+    """Open a file that only grows, made where it is missing, unbuffered: each write is one piece at its end.
+
+    Args:
+        path: the file.
+        mode: its permissions where it is made; `SECRET` also takes rights away from one that is there.
+
+    Raises:
+        WorkspaceError: A link, a pipe or a device stands there.
+        OSError: It cannot be made or written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, mode)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe that nobody reads
+            raise WorkspaceError(_not_ours(path)) from None
+        raise
+    try:
+        found = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(found):
+            raise WorkspaceError(_not_ours(path))
+        if mode == SECRET and stat.S_IMODE(found) & ~SECRET:
+            os.fchmod(descriptor, SECRET)
+        return os.fdopen(descriptor, "ab", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def open_new(path: Path, *, mode: int = PUBLIC) -> IO[bytes]:
+    """Make a file and open it for writing; nothing may stand there, not even a link that leads nowhere.
+
+    Raises:
+        OSError: As `open`; FileExistsError: something stands there.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    return os.fdopen(descriptor, "w+b")
+
+
+def _not_ours(path: Path) -> str:
+    return f"{path}: a link, a pipe or a device, to which nothing is written. Expected a file. Remove it."
+
+
+def is_beneath(path: Path, root: Path) -> bool:
+    """Whether a path lies in a folder, once all links are followed."""
+    real = os.path.realpath(root)
+    return os.path.commonpath([real, os.path.realpath(path)]) == real
+
+
+def check_inside(root: Path, folder: Path | None = None) -> None:
+    """Refuse a work_dir with links that lead out of it, through which its files would be read or written elsewhere.
+
+    Args:
+        root: the work_dir.
+        folder: the only folder of it to look through; None: all.
+
+    Raises:
+        WorkspaceError: There are some, or pipes, devices or sockets.
+    """
+    faults: list[str] = []
+    folders = [os.path.realpath(folder or root)]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except OSError:  # it cannot be read: whatever is to be written there says so
+            continue
+        for entry in entries:
+            if entry.is_symlink():
+                # Optuna's lock is a link that is made and removed, and that nobody opens.
+                if not is_beneath(Path(entry.path), root) and not entry.name.endswith(".journal.lock"):
+                    leads_to = os.path.realpath(entry.path)
+                    faults.append(f"{entry.path}: a link that leads out of the work_dir, to {leads_to}.")
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif not entry.is_file(follow_symlinks=False):
+                faults.append(f"{entry.path}: a pipe, a device or a socket.")
+    if faults:
+        more = [f"{root}: {len(faults) - MOST_NAMED} more of these."] if len(faults) > MOST_NAMED else []
+        advice = (
+            "Nothing is read or written outside the work_dir: put a folder or file there, or give another work_dir."
+        )
+        raise WorkspaceError([*(f"{fault} {advice}" for fault in sorted(faults)[:MOST_NAMED]), *more])
+
+
+# -- reading and writing
+
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a text file; none where it is missing."""
+    """The last lines of a text file; none where it is missing, or is a link, a pipe or a device."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, follow=False) as file:
             return _tail(file).decode(errors="replace").splitlines()[-count:]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        return [f"cannot be read: {error.strerror}"]
 
 
 def _tail(file: IO[bytes], size: int = 65536) -> bytes:
@@ -30,13 +175,16 @@ def _tail(file: IO[bytes], size: int = 65536) -> bytes:
     return file.read()
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that after a crash either the old or the new one is there, never half of one."""
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object], *, mode: int = PUBLIC) -> None:
+    """Write a file so that after a crash either the old or the new one is there, never half of one.
+
+    A link that stands there is replaced, not followed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two machines may have processes of one number.
-    part = path.with_name(f".part-{uuid.uuid4().hex[:12]}-{path.name}")
+    part = path.with_name(f".part-{uuid.uuid4().hex[:12]}")  # short: the file's own name may be as long as names can be
     try:
-        with open(part, "wb") as file:
+        with open_new(part, mode=mode) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -45,28 +193,47 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         part.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, mode: int = PUBLIC) -> None:
     """Write a text file atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write(text.encode()), mode=mode)
 
 
-def write_json(path: Path, data: Any) -> None:
+def append_text(path: Path, text: str, *, mode: int = PUBLIC) -> None:
+    """Add text at the end of a file that only grows, in one write: lines of several processes do not mix.
+
+    Raises:
+        WorkspaceError, OSError: As `open_append`.
+    """
+    with open_append(path, mode=mode) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, data: Any, *, mode: int = PUBLIC) -> None:
     """Write plain data as JSON, atomically."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n", mode=mode)
 
 
-def write_yaml(path: Path, data: Any) -> None:
+def write_yaml(path: Path, data: Any, *, mode: int = PUBLIC) -> None:
     """Write plain data as YAML, keys in their order, short lists on one line; atomically."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    write_text(path, yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=None, width=120))
+    write_text(path, yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=None, width=120), mode=mode)
+
+
+class _LogFormatter(logging.Formatter):
+    """Lines in which a name is a name: a log is read on terminals, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return printable(super().format(record))
 
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Copy the package's log into a file, with the time before each line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler = logging.StreamHandler(
+        io.TextIOWrapper(open_append(path), "utf-8", errors="backslashreplace", write_through=True)
+    )
+    handler.setFormatter(_LogFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("autoseg")
     logger.addHandler(handler)
     try:
@@ -74,6 +241,7 @@ def log_to(path: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
+        handler.stream.close()
 
 
 def digest(data: Any) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
+from autoseg.workspace.files import check_inside
 from autoseg.workspace.stored import Stored, check_stored, newer, read_stored, write_stored
 
 LAYOUT = 2
@@ -71,11 +72,12 @@ def check_readable(root: Path) -> None:
 
 
 def check_writable(root: Path) -> None:
-    """Refuse a work_dir that this version would not go on with.
+    """Refuse a work_dir that this version would not go on with, or through which it would write elsewhere.
 
     Raises:
-        WorkspaceError: An older or a newer version made it, or its layout.json is damaged.
+        WorkspaceError: An older or a newer version made it, its layout.json is damaged, or links lead out of it.
     """
+    check_inside(root)
     layout = layout_of(root)
     if 0 < layout < LAYOUT:
         raise WorkspaceError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from autoseg.workspace.files import write_yaml
+from autoseg.workspace.files import PUBLIC, write_yaml
 from autoseg.workspace.stored import Stored, read_stored
 from autoseg.workspace.workspace import Workspace
 
@@ -29,9 +29,12 @@ def read_settings(workspace: Workspace) -> dict[str, StoredSetting]:
     return read_stored(workspace.settings, dict[str, StoredSetting])
 
 
-def write_settings(workspace: Workspace, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+def write_settings(
+    workspace: Workspace, values: Mapping[str, Any], origins: Mapping[str, str], *, mode: int = PUBLIC
+) -> None:
     """Store settings, plain data by key, each with its origin."""
     write_yaml(
         workspace.settings,
         {key: {"value": value, "origin": origins.get(key, "default")} for key, value in values.items()},
+        mode=mode,
     )

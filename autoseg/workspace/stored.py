@@ -20,7 +20,7 @@ from autoseg.config.nodes import load_plain
 from autoseg.config.types import suggest
 from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
-from autoseg.workspace.files import write_json
+from autoseg.workspace.files import PUBLIC, open_regular, write_json
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -107,9 +107,9 @@ def check_stored(data: Any, kind: type[T], place: str, remedy: str = REMEDY) -> 
     return value
 
 
-def write_stored(path: Path, value: BaseModel) -> None:
+def write_stored(path: Path, value: BaseModel, *, mode: int = PUBLIC) -> None:
     """Write a model as JSON, atomically; `read_stored` gives an equal one."""
-    write_json(path, value.model_dump(mode="json"))
+    write_json(path, value.model_dump(mode="json"), mode=mode)
 
 
 def refuse_newer(path: Path, data: Any) -> None:
@@ -139,7 +139,8 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _read_text(path: Path, remedy: str, *, errors: str = "strict") -> str:
     try:
-        return path.read_bytes().decode(errors=errors)
+        with open_regular(path) as file:
+            return file.read().decode(errors=errors)
     except FileNotFoundError:
         raise WorkspaceError(f"{path}: missing. Run the stage that writes it (see `autoseg status`).") from None
     except UnicodeDecodeError as error:

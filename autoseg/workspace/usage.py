@@ -17,6 +17,7 @@ from pydantic import Field
 
 from autoseg.hardware.limits import available_cores, memory_limit_bytes
 from autoseg.version import __version__
+from autoseg.workspace.files import PUBLIC, append_text
 from autoseg.workspace.stored import Moment, Seconds, Stored, read_stored_lines
 from autoseg.workspace.workspace import Workspace
 
@@ -49,11 +50,9 @@ class CommandLine(Stored):
     version: str
 
 
-def add_line(path: Path, line: Stored) -> None:
+def add_line(path: Path, line: Stored, *, mode: int = PUBLIC) -> None:
     """Add a line to a file that only grows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps(line.model_dump(mode="json")) + "\n")
+    append_text(path, json.dumps(line.model_dump(mode="json")) + "\n", mode=mode)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ work_dir/
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -38,14 +39,19 @@ from pathlib import Path
 
 from pydantic import Field
 
+from autoseg.config.networks import NETWORKS
 from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
 from autoseg.workspace.claims import Busy, Claim, ClaimState, read_claim
 from autoseg.workspace.digests import DIGESTS
+from autoseg.workspace.files import is_beneath
 from autoseg.workspace.jobs import Job, JobDir
 from autoseg.workspace.layout import begin_layout, check_writable
 from autoseg.workspace.stamps import NOT_DONE, Stamp, changed
 from autoseg.workspace.stored import Stored, Unreadable, read_stored, write_stored
+
+FOLD = re.compile("0|[1-9][0-9]{0,3}")
+"""A fold in the name of a job's folder."""
 
 
 class RoundCount(Stored):
@@ -190,8 +196,18 @@ class Workspace:
         return self.run / "report.html"
 
     def job_dir(self, algo: str, fold: int) -> JobDir:
-        """The folder of one job."""
-        return JobDir(self.root / f"{algo}_{fold}")
+        """The folder of one job.
+
+        Raises:
+            WorkspaceError: The name, which an edited file may have given, would lead out of the run's folder.
+        """
+        folder = self.root / f"{algo}_{fold}"
+        if folder.parent != self.root or not is_beneath(folder, self.run):
+            raise WorkspaceError(
+                f"{self.root}: the job {algo}_{fold} would lie outside it. Expected a folder of a job in it, such as "
+                "segresnet_0. Undo the edit of the file that names it."
+            )
+        return JobDir(folder)
 
     # -- rounds
     @property
@@ -299,11 +315,11 @@ class Workspace:
         write_stored(self.job_dir(job.algo, job.fold).job, job)
 
     def job_names(self) -> list[tuple[str, int]]:
-        """Algorithm and fold of all jobs that are planned or were begun, by name."""
+        """Algorithm and fold of all jobs that are planned or were begun, by name; other folders are none of ours."""
         files = {*self.root.glob("*_*/job.json"), *self.root.glob("*_*/configs/hyper_parameters.yaml")}
         names = sorted({path.relative_to(self.root).parts[0] for path in files})
         split = [name.rpartition("_") for name in names]
-        return [(algo, int(fold)) for algo, _, fold in split if fold.isdigit()]
+        return [(algo, int(fold)) for algo, _, fold in split if algo in NETWORKS and FOLD.fullmatch(fold)]
 
     def jobs(self) -> list[Job]:
         """All jobs that are planned or were begun, by name."""

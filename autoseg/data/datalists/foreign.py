@@ -182,10 +182,10 @@ def _take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
     if not path.is_file():
         return
     try:
-        splits = json.loads(path.read_text())
+        splits = json.loads(path.read_text(encoding="utf-8-sig"))
         fold_of = {str(name): fold for fold, split in enumerate(splits) for name in split["val"]}
         num_val = sum(len(split["val"]) for split in splits)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path}: not a list of {{train, val}} ({error!r}). Correct or remove it.") from None
     odd = sorted(set(fold_of) - set(names))
     rest = sorted(set(names) - set(fold_of))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.errors import ConfigError
+from autoseg.terminal import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +39,18 @@ def load_json(path: Path) -> Any:
         raise ConfigError(f"datalist: {path} {state}. Expected a datalist.json; `autoseg init DATA_FOLDER` writes one.")
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
+        json.dumps(data, ensure_ascii=False).encode()  # JSON may name halves of characters, which no file can hold
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}). Correct this place."
         ) from None
+    except UnicodeEncodeError as error:
+        half = printable(error.object[error.start : error.start + 1])
+        raise ConfigError(f"{path}: holds {half}, half of a character. Correct the text it stands in.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Expected JSON; save it as UTF-8.") from None
+    except (RecursionError, ValueError) as error:  # lists nested thousands deep, a number of thousands of digits
+        raise ConfigError(f"{path}: cannot be read ({error}). Expected a datalist; correct it.") from None
     if twice:
         raise ConfigError([f"{path}: key {k!r} stands twice in one object. Keep one." for k in twice])
     return data

@@ -16,6 +16,7 @@ from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_la
 from autoseg.data.datalists.names import slashes, unique_names
 from autoseg.data.formats.table import is_image
 from autoseg.errors import ConfigError
+from autoseg.terminal import printable
 
 logger = logging.getLogger(__name__)
 
@@ -222,14 +223,24 @@ class _Reader:
         if not isinstance(value, str) or not value:
             self.fault(where, f"{value!r}. Expected the path of a file.")
             return None
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fault(where, f"{printable(value)}: the name is not UTF-8. Rename the file.")
+            return None
         path = Path(os.path.normpath(self.root / value))
         if not path.is_relative_to(self.root):
             self.fault(where, f"{value} lies outside dataroot {self.root}. Move it there, or give a dataroot above it.")
             return None
         self.num_files += 1
-        if path.is_dir() and not is_image(path):
+        try:
+            is_folder, exists = path.is_dir() and not is_image(path), path.exists()
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            self.fault(where, f"{value[:100]}: cannot be looked at ({error.strerror}). Correct the path.")
+            return None
+        if is_folder:
             self.fault(where, f"{value} is a folder without DICOM files. Expected a file, or the folder of a series.")
-        elif not path.exists():
+        elif not exists:
             self.first_missing = self.first_missing or value
             self.missing.append(f"{self.path}: {where}: no file {value} in {self.root}.{slashes(value)}")
         return path

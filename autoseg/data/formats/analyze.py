@@ -29,6 +29,7 @@ from autoseg.data.formats.stored import (
     voxels_beside,
 )
 from autoseg.data.grid import Grid
+from autoseg.workspace.files import open_regular
 
 MAGIC = b"ni1"
 """Of a NIfTI header whose voxels are in another file."""
@@ -55,7 +56,7 @@ def read_header(path: Path) -> RawHeader:
         FileFaultError: Damaged, not 3D, no numbers, without a usable grid, or without voxels.
     """
     path = header_of(path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         raw = file.read(SIZE_1)
     names = [path.with_suffix(ending).name for ending in VOXELS]
     voxel_file = voxels_beside(path, next((n for n in names if (path.parent / n).is_file()), names[0]))

@@ -16,12 +16,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
 from autoseg.data.formats.stored import FileFaultError
 from autoseg.workspace.digests import FileSignature, file_signature
+from autoseg.workspace.files import open_regular
 
 INSTALL = "In the folder of autoseg: pip install -c constraints.txt -e '.[formats]'."
 PREAMBLE_BYTES, MAGIC = 128, b"DICM"
@@ -120,7 +121,7 @@ def looks_like_dicom(start: bytes) -> bool:
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM does."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return looks_like_dicom(file.read(START_BYTES))
     except OSError:
         return False
@@ -194,14 +195,14 @@ def _read_dicom(path: Path, signature: FileSignature) -> DicomFile:
 
     wanted = [*FIELDS, *MARKS]
     try:
-        with quiet(), open(path, "rb") as file:
+        with quiet(), open_regular(path) as file:
             data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
             return _header_of(path, data, file)
     except _damages() as error:
         raise _damaged(f"a damaged DICOM header in {path.name}", error) from None
 
 
-def _header_of(path: Path, data: Any, file: BinaryIO) -> DicomFile:
+def _header_of(path: Path, data: Any, file: IO[bytes]) -> DicomFile:
     """What a header says, in plain values."""
     bits, is_signed = int(_value(data, "BitsAllocated") or 0), int(_value(data, "PixelRepresentation") or 0) == 1
     rows, columns = int(_value(data, "Rows") or 0), int(_value(data, "Columns") or 0)
@@ -226,7 +227,7 @@ def _header_of(path: Path, data: Any, file: BinaryIO) -> DicomFile:
     )
 
 
-def _pixels_at(file: BinaryIO, syntax: str, num_bytes: int) -> int:
+def _pixels_at(file: IO[bytes], syntax: str, num_bytes: int) -> int:
     """Where plain pixels begin; 0 where they are not plain, or not as many as they must be.
 
     Args:

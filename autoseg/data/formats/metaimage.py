@@ -26,6 +26,7 @@ from autoseg.data.formats.stored import (
     voxels_beside,
 )
 from autoseg.data.grid import Grid
+from autoseg.workspace.files import open_regular
 
 MOST_HEADER_BYTES = 1 << 20
 TYPES = {
@@ -61,7 +62,7 @@ def read_text(path: Path) -> tuple[dict[str, str], int]:
         FileFaultError: It is no such header.
     """
     keys: dict[str, str] = {}
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while raw := file.readline(MOST_HEADER_BYTES):
             key, equals, value = raw.decode("latin-1").partition("=")
             if not equals or file.tell() > MOST_HEADER_BYTES:

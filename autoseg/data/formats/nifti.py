@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +18,7 @@ from autoseg.data.formats.nifti_header import judge_header, size_of_header, writ
 from autoseg.data.formats.raw import RawHeader, RawSlices, check_promise, open_raw_slices, take_voxels
 from autoseg.data.formats.stored import StoredVolume
 from autoseg.data.grid import Grid
+from autoseg.workspace.files import write_atomic
 
 HEADER_PIECE_BYTES = 4096
 """Read at a time where the header is enough."""
@@ -83,22 +84,17 @@ def write_nifti(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes 
     write_place(header, grid)
     header.set_slope_inter(1, 0)
     header["magic"], header["vox_offset"] = b"n+1", header.single_vox_offset
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        with open(part, "wb") as file:
-            packed = path.name.lower().endswith(".gz")
-            out = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
-            out.write(header.binaryblock + bytes(4))
-            for piece in pieces:
-                out.write(piece)
-            if packed:
-                out.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+
+    def write(file: IO[bytes]) -> None:
+        packed = path.name.lower().endswith(".gz")
+        out = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
+        out.write(header.binaryblock + bytes(4))
+        for piece in pieces:
+            out.write(piece)
+        if packed:
+            out.close()
+
+    write_atomic(path, write)
 
 
 NIFTI = Format(

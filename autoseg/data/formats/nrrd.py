@@ -30,6 +30,7 @@ from autoseg.data.formats.stored import (
     voxels_beside,
 )
 from autoseg.data.grid import Grid
+from autoseg.workspace.files import open_regular
 
 MOST_HEADER_BYTES = 1 << 24
 """A header is some kB; Slicer's, of hundreds of segments, some 100 kB."""
@@ -84,7 +85,7 @@ def read_text(path: Path) -> NrrdText:
     """
     fields: dict[str, str] = {}
     keys: dict[str, str] = {}
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if not file.readline(16).startswith(b"NRRD"):
             raise _damaged("no magic word")
         while (raw := file.readline(MOST_HEADER_BYTES)) and (line := raw.decode(errors="replace").rstrip()):
@@ -247,7 +248,7 @@ def _place(path: Path, text: NrrdText, num_bytes: int) -> _Place:
             raise FileFaultError("unreadable", "its voxels are in several files", "Save it as one.")
         voxel_file = voxels_beside(path, name)
     start = 0 if name is not None else text.num_bytes
-    with open(voxel_file or path, "rb") as file:
+    with open_regular(voxel_file or path) as file:
         file.seek(start)
         for _ in range(min(int(fields.get("lineskip", 0)), 1 << 16)):
             start += len(file.readline(1 << 20))

@@ -12,13 +12,14 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
 from autoseg.data.formats.content import MOST_INFLATION, Content, check_length, open_content
 from autoseg.data.formats.stored import FileFaultError, Finding, Header, StoredVolume, check_room, scaled
 from autoseg.errors import ResourceError
+from autoseg.workspace.files import open_regular
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,7 +123,7 @@ def read_voxels(path: Path, header: RawHeader) -> StoredVolume:
 class RawSlices:
     """An open file whose voxels are not packed."""
 
-    def __init__(self, file: BinaryIO, header: RawHeader, start: int) -> None:
+    def __init__(self, file: IO[bytes], header: RawHeader, start: int) -> None:
         """Take a file, its header, and how many bytes of the file come before its content."""
         self._file, self.header, self._voxels_at = file, header, start + header.offset
 
@@ -160,7 +161,7 @@ def open_raw_slices(path: Path, header: RawHeader, stack: ExitStack) -> RawSlice
     with open_content(voxel_file, start=header.start, is_packed=header.is_packed) as content:
         check_promise(header, content)
         if not content.is_packed:
-            return RawSlices(stack.enter_context(open(voxel_file, "rb")), header, header.start)
+            return RawSlices(stack.enter_context(open_regular(voxel_file)), header, header.start)
         folder = tempfile.gettempdir()
         needed = header.offset + header.num_bytes
         free = shutil.disk_usage(folder).free
@@ -170,7 +171,7 @@ def open_raw_slices(path: Path, header: RawHeader, stack: ExitStack) -> RawSlice
                 "set TMPDIR to a folder on a larger disk."
             )
         # It has no name, so that a killed process leaves nothing.
-        flat: BinaryIO = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        flat: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         for piece in content:
             flat.write(piece)
     check_length(max(0, min(header.num_bytes, flat.tell() - header.offset)), header.num_bytes)

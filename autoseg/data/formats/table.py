@@ -27,6 +27,7 @@ from autoseg.data.formats.stored import FileFaultError, Header, StoredSlices, St
 from autoseg.data.grid import Grid
 from autoseg.errors import DataError
 from autoseg.workspace.digests import FileSignature, content_digest, file_signature
+from autoseg.workspace.files import SpecialFileError, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def format_of(path: Path) -> Format:
 def _start_of(path: Path) -> bytes:
     """The first bytes of a file's content, as far as they can be had; none of a folder."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(START_BYTES)
     except IsADirectoryError:
         return b""
@@ -180,6 +181,9 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         remedy = "Check the path in the datalist and dataroot."
         raise FileFaultError("missing", "no such file", remedy, path=path) from error
+    except SpecialFileError as error:
+        remedy = "Give the path of an image file."
+        raise FileFaultError("unreadable", str(error.strerror), remedy, path=path) from error
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         finding = f"the file ends early or is damaged ({brief(error)})"
         raise FileFaultError("unreadable", finding, "Copy or export it again.", path=path) from error
