@@ -19,6 +19,7 @@ from autoseg.config.reader import read_model
 from autoseg.config.types import describe_type, suggest
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import ChannelNorm, Preprocessing
+from autoseg.data.side_names import sided_pairs
 from autoseg.errors import ConfigError
 from autoseg.workspace.jobs import JobDir
 
@@ -78,6 +79,7 @@ OLDER_PLANS: dict[str, Any] = {
     "schedule": "cosine",
     "class_weights": {},
     "class_sampling": {},
+    "lateral_pairs": None,
     "cache": "ram",
     "cache_gib": None,
 }
@@ -171,8 +173,10 @@ class Plan(PlannedHyperparameters):
         if self.image_ranges is not None and len(self.image_ranges) != len(self.channels):
             raise ValueError(f"image_ranges: {len(self.image_ranges)} for {len(self.channels)} channels")
         names = [c.name for c in self.classes]
-        for key in ("class_weights", "class_sampling"):
-            if unknown := [name for name in getattr(self, key) if name not in names]:
+        named = {key: list(getattr(self, key)) for key in ("class_weights", "class_sampling")}
+        named["lateral_pairs"] = [name for pair in self.lateral_pairs or () for name in pair]
+        for key, listed in named.items():
+            if unknown := [name for name in listed if name not in names]:
                 raise ValueError(f"{key}: no class {unknown[0]}. {suggest(unknown[0], names)}")
         try:
             _ = self.label_map
@@ -192,6 +196,14 @@ class Plan(PlannedHyperparameters):
         """A weight for each class, in their order; 1 where the plan names none."""
         weights: dict[str, float] = getattr(self, key)
         return [weights.get(c.name, 1.0) for c in self.classes]
+
+    @property
+    def mirrored_classes(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of classes, as places in `classes`, that change places in an image mirrored along X."""
+        names = [c.name for c in self.classes]
+        if self.lateral_pairs is None:  # a plan of version 0.1, when names alone decided
+            return tuple((pair.left, pair.right) for pair in sided_pairs(names))
+        return tuple((names.index(a), names.index(b)) for a, b in self.lateral_pairs)
 
     @property
     def label_map(self) -> LabelMap:

@@ -20,7 +20,7 @@ def _batch(shape=(20, 16, 12), num=2):  # type: ignore[no-untyped-def]
 
 def _augment(images, targets, seed=0, **changes):  # type: ignore[no-untyped-def]
     rngs = [np.random.default_rng([seed, i]) for i in range(len(images))]
-    how = {"spacing_mm": (1.0, 1.0, 1.0), "mirror_axes": (0, 1, 2), "left_right_pairs": (), "sigmoid": False}
+    how = {"spacing_mm": (1.0, 1.0, 1.0), "mirror_axes": (0, 1, 2), "lateral_pairs": (), "sigmoid": False}
     return augment_batch(images, targets, rngs, **{**how, **changes})
 
 
@@ -32,7 +32,7 @@ def test_same_seed_same_result_and_batch_equals_samples() -> None:
     for i in range(3):
         alone = augment_batch(
             images[i : i + 1], targets[i : i + 1], [np.random.default_rng([0, i])],
-            spacing_mm=(1.0, 1.0, 1.0), mirror_axes=(0, 1, 2), left_right_pairs=(), sigmoid=False,
+            spacing_mm=(1.0, 1.0, 1.0), mirror_axes=(0, 1, 2), lateral_pairs=(), sigmoid=False,
         )  # fmt: skip
         assert torch.equal(alone[0][0], first[0][i])
 

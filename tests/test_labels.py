@@ -114,7 +114,11 @@ def test_dtype_is_the_smallest() -> None:
 def test_left_and_right_are_paired() -> None:
     names = ("kidney_left", "liver", "kidney_right", "Right lung", "Left lung", "rib_l_3", "rib_r_3", "left atrium")
     labels = LabelMap(names=names, values=tuple((i + 1,) for i in range(len(names))))
-    assert labels.left_right_pairs == ((0, 2), (3, 4), (5, 6))
+    assert [(p.left, p.right, p.shared) for p in labels.sided_pairs] == [
+        (0, 2, "kidney"),
+        (4, 3, "lung"),
+        (5, 6, "rib_3"),
+    ]
 
 
 @pytest.mark.parametrize(

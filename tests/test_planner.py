@@ -307,7 +307,7 @@ def test_a_plan_of_the_first_versions_is_read_as_it_was_trained(tmp_path: Path) 
     write_bundle(plan, origins, plan.model_dump(mode="json"), paths)
     values = yaml.safe_load(paths.plan.read_text())
     paths.plan.write_text(yaml.safe_dump({key: value for key, value in values.items() if key not in OLDER_PLANS}))
-    assert read_plan(paths) == plan
+    assert read_plan(paths) == plan.model_copy(update={"lateral_pairs": None})
 
 
 def test_the_channels_have_the_place_of_the_setting_that_made_them() -> None:

@@ -22,7 +22,7 @@ def test_merging_keeps_the_users_classes() -> None:
     assert merged.names == ("liver", "kidney", "adrenal")
     assert merged.values == ((1,), (2, 13), (4, 9, 10))
     assert merged.named is NAMED
-    assert merged.left_right_pairs == ()
+    assert merged.sided_pairs == ()
     assert merged.parts("kidney") == ("kidney_right", "kidney_left")
     assert merged.merged_sides == ((2, 13, 2), (4, 4, 9))
     assert merged.wholly(("liver", "kidney_left")) == ("liver",)

@@ -76,7 +76,7 @@ class Draft:
         if setting != key and setting not in NETWORKS[self.inputs.algo].own.model_fields:
             setting = ""  # a value that the network chooses and no user can set
         if (user := self.user.get(setting)) is not None:
-            self.set(key, list(user) if isinstance(user, tuple) else user, self.place(setting))
+            self.set(key, user, self.place(setting))
         elif key in self.recipe:
             value, source = self.recipe[key]
             self.set(key, value, self.recipe_name, source)
@@ -88,8 +88,7 @@ class Draft:
 
     def set(self, key: str, value: Any, origin: str, rule: str = "") -> None:
         """Set a key, whoever else has a word on it."""
-        value = list(value) if isinstance(value, tuple) else value
-        self.origins[key] = Origin(value=value, origin=origin, rule=rule)
+        self.origins[key] = Origin(value=_plain(value), origin=origin, rule=rule)
 
     def fixed(self, key: str) -> Any:
         """What user, recipe or template say of a key of the plan, in that order; None where they leave it to a rule."""
@@ -117,6 +116,11 @@ class Draft:
         """The plan. Raises pydantic's ValidationError where a rule made a value that no plan may have: a bug."""
         values = {key: origin.value for key, origin in self.origins.items() if not key.startswith("network.")}
         return Plan.model_validate({**values, "network": self.network})
+
+
+def _plain(value: Any) -> Any:
+    """A value with lists for its tuples, as files have them."""
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def recipe_of(inputs: PlanInputs) -> dict[str, tuple[Any, str]]:

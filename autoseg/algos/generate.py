@@ -26,7 +26,12 @@ from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-DERIVED = {"budget_s": ("num_epochs", "augment", "learning_rate"), "optimizer": ("learning_rate",)}
+DERIVED = {
+    "budget_s": ("num_epochs", "augment", "learning_rate"),
+    "optimizer": ("learning_rate",),
+    "lateral_pairs": ("mirror_axes", "tta"),
+    "mirror_axes": ("tta",),
+}
 """Keys of a plan that the planner derives from another: one on the command line brings them along."""
 
 

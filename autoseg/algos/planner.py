@@ -26,6 +26,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     patches.batch_size,
     patches.foreground_fraction,
     patches.annotators_share,
+    patches.lateral_pairs,
     patches.mirror_axes,
     patches.tta,
     schedule.num_steps_per_epoch,

@@ -29,6 +29,7 @@ from autoseg.analyzer.faults import (
     check_value_names,
     counted,
 )
+from autoseg.analyzer.lateral import Lateral, check_lateral, find_lateral
 from autoseg.analyzer.outliers import check_outliers, check_ranges, check_sides
 from autoseg.analyzer.result import HINT, Analysis, plain_groups
 from autoseg.analyzer.store import Store
@@ -198,8 +199,10 @@ def _judge(
     settled: dict[str, tuple[str, ...]] = {}
     partly: dict[str, tuple[str, ...]] = {}  # cases that are not annotated for all classes
     occurring: dict[str, tuple[str, ...]] = {}
+    lateral = Lateral() if label_map is None else find_lateral(training, label_map)
     if label_map is not None:
         judged += check_class_counts(sound, label_map, datalist.num_fold) + check_sides(sound, label_map)
+        judged += check_lateral(lateral, settings.lateral_pairs)
         settled = _settled_classes(sound, label_map, settings)
         partly = {name: classes for name, classes in settled.items() if classes != label_map.names}
         occurring = {m.case.name: m.present(label_map) for m in training if m.stats.classes}
@@ -211,11 +214,10 @@ def _judge(
     if training:
         datastats = {
             "stats_summary": stats_summary(training),
-            "data_set": data_set_entry(training, label_map, annotated),
+            "data_set": data_set_entry(training, label_map, annotated, lateral),
             "label_groups": plain_groups(groups),
             "occurring_groups": plain_groups(occurring_groups),
-            "faults": [asdict(f) for f in faults],
-            "warnings": [asdict(w) for w in warnings],
+            **_plain_faults(faults, warnings),
         }
     analysis = Analysis(
         faults=faults,
@@ -303,5 +305,9 @@ def _write(analysis: Analysis, by_case: Sequence[Mapping[str, Any]], workspace: 
         write_text(workspace.datastats_by_case, head + yaml_text({"stats_by_cases": list(by_case)}))
     write_json(
         workspace.faults,
-        {"faults": [asdict(f) for f in analysis.faults], "warnings": [asdict(w) for w in analysis.warnings]},
+        _plain_faults(analysis.faults, analysis.warnings),
     )
+
+
+def _plain_faults(faults: Sequence[Fault], warnings: Sequence[Fault]) -> dict[str, Any]:
+    return {"faults": [asdict(f) for f in faults], "warnings": [asdict(w) for w in warnings]}

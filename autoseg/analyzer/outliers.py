@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autoseg.analyzer.faults import Fault, Measured
+from autoseg.analyzer.lateral import Places
 from autoseg.data.labels import LabelMap
 
 FAR = 8.0
@@ -110,19 +111,11 @@ def check_sides(measured: Sequence[Measured], label_map: LabelMap) -> list[Fault
     sound = [m for m in measured if m.stats.classes and not m.stats.is_faulty]
     if not sound:
         return []
-    centre = np.full((len(sound), len(label_map.names)), np.nan)
-    for row, m in enumerate(sound):
-        by_value = {c.value: c for c in m.stats.classes}
-        for column, values in enumerate(label_map.values):
-            classes = [by_value[v] for v in values if v in by_value]
-            if classes:
-                voxels = sum(c.voxels for c in classes)
-                centre[row, column] = sum(c.centre_mm[0] * c.voxels for c in classes) / voxels
-    named = label_map.left_right_pairs
+    places = Places.of(sound, label_map)
+    centre = places.centre[:, :, 0]
     votes = np.zeros((len(sound), 2), int)
-    for a, b in named:
-        left, right = (a, b) if _is_left(label_map.names[a]) else (b, a)
-        apart = centre[:, right] - centre[:, left]
+    for pair in label_map.sided_pairs:
+        apart = centre[:, pair.right] - centre[:, pair.left]
         votes[:, 0] += apart > 0
         votes[:, 1] += apart < 0
     faults: list[Fault] = []
@@ -139,8 +132,7 @@ def check_sides(measured: Sequence[Measured], label_map: LabelMap) -> list[Fault
             )
         )
         swapped = judged & ~swapped
-    width = np.array([m.stats.size_mm[0] for m in sound])
-    mirrored = _against_the_rule(centre, width) if len(sound) >= FEWEST else np.zeros(len(sound), bool)
+    mirrored = _against_the_rule(centre, places.width) if len(sound) >= FEWEST else np.zeros(len(sound), bool)
     for number in np.flatnonzero(swapped | mirrored).tolist():
         finding = (
             "left and right are swapped: its left structures lie to the right of its right ones"
@@ -195,11 +187,6 @@ def _far(features: np.ndarray, floor: float) -> list[int]:
     away = np.abs(features - np.median(features, axis=0))
     deviation = np.maximum(1.4826 * np.median(away, axis=0), floor)
     return [int(i) for i in np.flatnonzero((away / deviation > FAR).any(axis=1))]
-
-
-def _is_left(name: str) -> bool:
-    words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
-    return "left" in words or "l" in words
 
 
 def _mm(values: np.ndarray) -> str:

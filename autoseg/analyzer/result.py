@@ -106,6 +106,11 @@ def _lines_on(data_set: Mapping[str, Any]) -> list[str]:
         if channel["num_voxels"]:
             low, mid, high = (f"{channel[k]:.4g}" for k in ("percentile_00_5", "median", "percentile_99_5"))
             lines.append(f"foreground of channel {number}: {low} to {high} (0.5 to 99.5 %), median {mid}")
+    lateral = data_set["lateral"]
+    if lateral["pairs"]:
+        lines.append(f"left and right: {lateral['pairs_rule']}")
+    if lateral["unsure"]:
+        lines.append(f"left and right: {lateral['unsure_rule']}")
     classes = data_set["classes"]
     if classes:
         width = max(len(c["name"]) for c in classes)

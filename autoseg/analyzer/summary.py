@@ -16,6 +16,7 @@ import numpy as np
 from autoseg.analyzer.case import CaseStats, ClassStats
 from autoseg.analyzer.faults import Measured
 from autoseg.analyzer.histograms import QUANTILES, Stats, pool
+from autoseg.analyzer.lateral import Lateral
 from autoseg.data.labels import LabelMap
 
 Plain = dict[str, Any]
@@ -105,7 +106,10 @@ def _label_stats(all_stats: Sequence[CaseStats], foreground: Plain) -> Plain:
 
 
 def data_set_entry(
-    measured: Sequence[Measured], label_map: LabelMap | None, annotated: Mapping[str, Sequence[str]]
+    measured: Sequence[Measured],
+    label_map: LabelMap | None,
+    annotated: Mapping[str, Sequence[str]],
+    lateral: Lateral,
 ) -> Plain:
     """What autoseg adds: exact figures over the data set, in RAS+, classes by name."""
     all_stats = [m.stats for m in measured]
@@ -121,6 +125,12 @@ def data_set_entry(
         "foreground_intensity": [_pooled(measured, channel) for channel in range(num_channels)],
         "background_intensity": _background(all_stats, num_channels),
         "classes": [] if label_map is None else _class_entries(measured, label_map, annotated),
+        "lateral": {
+            "pairs": [list(pair) for pair in lateral.pairs],
+            "pairs_rule": lateral.pairs_rule,
+            "unsure": list(lateral.unsure),
+            "unsure_rule": lateral.unsure_rule,
+        },
     }
 
 

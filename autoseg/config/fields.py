@@ -45,6 +45,11 @@ def check_unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _check_pairs(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    check_unique(tuple(name for pair in pairs for name in pair))
+    return pairs
+
+
 def _check_rising(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] >= bounds[1]:
         raise ValueError(f"expected the lower bound first, then a higher one, found [{bounds[0]}, {bounds[1]}].")
@@ -72,6 +77,9 @@ Duration = Annotated[str, AfterValidator(_check_duration)]
 
 MemorySize = Annotated[str, AfterValidator(_check_size)]
 """A text such as 4GB."""
+
+LateralPairs = Annotated[tuple[tuple[str, str], ...], AfterValidator(_check_pairs)]
+"""Pairs of class names; a class is in one of them at most."""
 
 Rising = Annotated[tuple[float, float], AfterValidator(_check_rising)]
 """A lower and a higher number."""

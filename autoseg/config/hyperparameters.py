@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, create_model
 from autoseg.config.fields import (
     Count,
     Duration,
+    LateralPairs,
     NotNegative,
     Positive,
     Positive3,
@@ -80,8 +81,11 @@ class Hyperparameters(Strict):
     """Share of patches centred on a voxel of a class drawn at random; the rest lie anywhere."""
     annotators_share: Share
     """Share of a class' patches cut from cases whose annotators drew it, where models filled it in for others."""
+    lateral_pairs: LateralPairs | None
+    """Classes that are the left and the right one of a structure, such as [[left kidney, right kidney]]: they change
+    places in images mirrored along X; null: by names and by where they lie, as the analysis finds them."""
     mirror_axes: Annotated[tuple[Literal[0, 1, 2], ...], AfterValidator(check_unique)]
-    """Axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random; left/right classes are swapped on X."""
+    """Axes (0 X, 1 Y, 2 Z) along which patches are mirrored at random; X swaps the classes of lateral_pairs."""
     augment: Literal["default", "light", "axial", "none"]
     """Random changes of the training patches; light: mirroring, brightness and contrast alone; axial: mirroring,
     contrast, histogram shift, and turning and scaling in the axial plane, as the FLARE23 paper."""
@@ -140,10 +144,11 @@ if TYPE_CHECKING:
     class HyperSettings(Strict):
         """Hyperparameters a user may fix, to a type checker, which cannot make each of them optional.
 
-        It sees the one that code reads by its name; all others are read by `Settings.hyper`.
+        It sees those that code reads by their names; all others are read by `Settings.hyper`.
         """
 
         budget: Duration | None = None
+        lateral_pairs: LateralPairs | None = None
 
 else:
     HyperSettings = optional_twin(

@@ -165,7 +165,8 @@ NETWORKS: dict[str, NetworkRow] = {
         planned=SegResNetPlanned,
         in_ensemble=False,
         not_from_top=frozenset(
-            ("resample_resolution", "roi_size", "crop_foreground", "overlap", "tta", "class_weights", "class_sampling")
+            ("resample_resolution", "roi_size", "crop_foreground", "overlap", "tta")
+            + ("class_weights", "class_sampling", "lateral_pairs")
         ),
         doc="Settings of the locator alone; any hyperparameter, and SegResNet's own. The top level's voxel size, "
         "patch, overlap and mirroring are not for it.",

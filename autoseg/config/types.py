@@ -73,7 +73,7 @@ def describe_type(annotation: Any, metadata: Iterable[Any] = (), *, plural: bool
             return (
                 f"a list out of {items}" if get_origin(strip_annotated(args[0])[0]) is Literal else f"a list of {items}"
             )
-        return f"{len(args)} {describe_type(args[0], plural=True)}"
+        return f"{'lists of ' * plural}{len(args)} {describe_type(args[0], plural=True)}"
     if origin is dict:
         return f"a mapping of names to {describe_type(args[1], plural=True)}"
     if isinstance(bare, type) and issubclass(bare, BaseModel):

@@ -152,6 +152,15 @@ class ClassEntry(Stored):
     """None for a region of several values."""
 
 
+class LateralEntry(Stored):
+    """Left and right among the classes; `autoseg.analyzer.lateral.Lateral` says what its fields mean."""
+
+    pairs: tuple[tuple[str, str], ...]
+    pairs_rule: str
+    unsure: tuple[str, ...]
+    unsure_rule: str
+
+
 class DataSet(Stored):
     """What autoseg adds to Auto3DSeg's statistics: exact figures over the data set, in RAS, classes by name."""
 
@@ -167,6 +176,8 @@ class DataSet(Stored):
     background_intensity: tuple[BackgroundIntensity, ...] = ()
     """Of each channel; empty where every voxel has a class, and in analyses of the first versions."""
     classes: tuple[ClassEntry, ...]
+    lateral: LateralEntry | None = None
+    """None in files of version 0.1."""
 
 
 class GroupEntry(Stored):

@@ -84,6 +84,14 @@ class Fingerprint:
     """Share of each class in all voxels of the training cases."""
     label_groups: tuple[LabelGroup, ...]
     """Largest first; one group where every case is annotated for all classes."""
+    lateral_pairs: tuple[tuple[str, str], ...] | None = None
+    """Classes that are the left and the right one of a structure; None in statistics of version 0.1, which lack it."""
+    lateral_rule: str = ""
+    """How they are known."""
+    one_sided: tuple[str, ...] = ()
+    """Classes of one side whose counterpart, if there is one, is not known."""
+    one_sided_rule: str = ""
+    """What was seen of them."""
 
     @classmethod
     def read(cls, datastats_yaml: Path) -> Fingerprint:
@@ -101,7 +109,7 @@ class Fingerprint:
         """Take the fingerprint from the content of datastats.yaml."""
         data_set = datastats.data_set
         spacing, shape, size = data_set.spacing_mm, data_set.shape, data_set.size_mm
-        classes = data_set.classes
+        classes, lateral = data_set.classes, data_set.lateral
         return cls(
             num_cases=datastats.stats_summary.n_cases,
             num_channels=data_set.num_channels,
@@ -144,6 +152,10 @@ class Fingerprint:
             class_num_cases=tuple(c.num_cases for c in classes),
             class_voxel_fraction=tuple(_figure(c.voxel_fraction) for c in classes),
             label_groups=tuple(LabelGroup(classes=g.classes, cases=g.cases) for g in datastats.label_groups),
+            lateral_pairs=None if lateral is None else lateral.pairs,
+            lateral_rule="" if lateral is None else lateral.pairs_rule,
+            one_sided=() if lateral is None else lateral.unsure,
+            one_sided_rule="" if lateral is None else lateral.unsure_rule,
         )
 
 

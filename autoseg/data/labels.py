@@ -6,7 +6,6 @@ overlap (sigmoid): output i is region i, and background is where no region is.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ import numpy as np
 
 from autoseg.config.settings import InferenceSettings, Settings
 from autoseg.config.types import suggest
+from autoseg.data.side_names import SidedPair, sided_pairs
 from autoseg.errors import ConfigError
 
 IGNORE, UNSURE = 255, 254
@@ -190,14 +190,9 @@ class LabelMap:
         return label
 
     @cached_property
-    def left_right_pairs(self) -> tuple[tuple[int, int], ...]:
-        """Pairs of classes whose names differ in left and right alone, as indices into `names`."""
-        pairs = []
-        for i, name in enumerate(self.names):
-            other = _other_side(name)
-            if other is not None and other in self.names and i < self.names.index(other):
-                pairs.append((i, self.names.index(other)))
-        return tuple(pairs)
+    def sided_pairs(self) -> tuple[SidedPair, ...]:
+        """Pairs of classes whose names differ in left and right alone."""
+        return sided_pairs(self.names)
 
     @property
     def named(self) -> LabelMap:
@@ -221,38 +216,10 @@ class LabelMap:
         triples = []
         for name, value in zip(self.names, self.painted_values, strict=True):
             parts = self.parts(name) if self.origin else ()
-            if len(parts) == 2 and _other_side(parts[0]) == parts[1]:
-                left, right = parts if _is_left(parts[0]) else parts[::-1]
+            if len(parts) == 2 and (pair := sided_pairs(parts)):
                 painted = dict(zip(self.named.names, self.named.painted_values, strict=True))
-                triples.append((value, painted[left], painted[right]))
+                triples.append((value, painted[parts[pair[0].left]], painted[parts[pair[0].right]]))
         return tuple(triples)
-
-
-_SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "l": "r", "r": "l", "L": "R", "R": "L"}
-
-
-def _words(name: str) -> tuple[list[str], int | None]:
-    """A name's words and what stands between them, and the place of the one that is a side."""
-    words = re.split(r"([^A-Za-z]+)", name)
-    return words, next((i for i, word in enumerate(words) if word in _SIDES), None)
-
-
-def _other_side(name: str) -> str | None:
-    """The name of the same structure on the other side, or None where the name has no side."""
-    words, place = _words(name)
-    return None if place is None else "".join([*words[:place], _SIDES[words[place]], *words[place + 1 :]])
-
-
-def _is_left(name: str) -> bool:
-    words, place = _words(name)
-    return place is not None and words[place].lower() in ("left", "l")
-
-
-def _without_side(name: str) -> str:
-    words, place = _words(name)
-    assert place is not None
-    del words[max(0, place - 1) : place + 1 if place else 2]  # with what joins it to its neighbour
-    return "".join(words)
 
 
 def merge_classes(label_map: LabelMap, groups: Mapping[str, Collection[str]]) -> LabelMap:
@@ -292,13 +259,13 @@ def merge_left_right(label_map: LabelMap) -> LabelMap:
     Raises:
         ConfigError: There is no pair, or classes may overlap.
     """
-    if label_map.sigmoid or not label_map.left_right_pairs:
+    if label_map.sigmoid or not label_map.sided_pairs:
         why = "classes overlap" if label_map.sigmoid else "no two classes differ in left and right alone"
         raise ConfigError(f"merge_left_right: {why}. Leave it out, or name the classes so (kidney_left, kidney_right).")
-    groups = {}
-    for a, b in label_map.left_right_pairs:
-        parts = (label_map.names[a], label_map.names[b])
-        name = _without_side(parts[0])
+    groups: dict[str, tuple[str, str]] = {}
+    for pair in label_map.sided_pairs:
+        first, second = sorted((pair.left, pair.right))
+        parts, name = (label_map.names[first], label_map.names[second]), pair.shared
         groups[name if name and name not in label_map.names and name not in groups else "+".join(parts)] = parts
     return merge_classes(label_map, groups)
 

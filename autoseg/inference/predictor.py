@@ -106,7 +106,9 @@ def _first_line(error: BaseException) -> str:
 
 def group_key(plan: Plan) -> tuple[Any, ...]:
     """Models of one key share network, preprocessing and windows, so that their mean is made window by window."""
-    return plan.algo, plan.preprocessing, plan.roi_size, plan.overlap, plan.tta, plan.precision, divisor(plan)
+    windows = plan.roi_size, plan.overlap, divisor(plan)
+    mirroring = plan.tta and (plan.mirror_axes, plan.mirrored_classes)
+    return plan.algo, plan.preprocessing, windows, mirroring, plan.precision
 
 
 def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
@@ -226,7 +228,7 @@ class Predictor:
             device=self.device,
             precision=options.precision or plan.precision,
             mirror_axes=plan.mirror_axes if mirror else (),
-            mirrored_pairs=[(a + shift, b + shift) for a, b in label_map.left_right_pairs],
+            mirrored_pairs=[(a + shift, b + shift) for a, b in plan.mirrored_classes],
         )
 
     def _rows(self, image: ImageRows, models: Sequence[Model], region: Region | None) -> tuple[ProbRows, Region]:

@@ -20,7 +20,16 @@ from autoseg.workspace.files import digest
 from autoseg.workspace.stored import Stored, read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
 
-ANALYSIS_KEYS = ("class_names", "sigmoid", "ignore_label", "partial_labels", "extra_modalities", "on_fault", "modality")
+ANALYSIS_KEYS = (
+    "class_names",
+    "sigmoid",
+    "ignore_label",
+    "partial_labels",
+    "extra_modalities",
+    "on_fault",
+    "modality",
+    "lateral_pairs",
+)
 """Settings that the analysis depends on."""
 
 

@@ -243,6 +243,7 @@ def _data(run: Run) -> Content | None:
         "classes": [{**c.model_dump(), "median": _median_of(volumes[c.name])} for c in data_set.classes],
         "intensity": data_set.foreground_intensity,
         "orientations": data_set.orientations,
+        "lateral": data_set.lateral,
         "groups": run.datastats.label_groups,
         "few": FEW,
         **_judged(run.summary),

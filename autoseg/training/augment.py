@@ -126,13 +126,13 @@ def augment_samples(
     """
     if plan.augment == "none":
         return images, targets
-    pairs = plan.label_map.left_right_pairs
+    pairs = plan.mirrored_classes
     one_sided = np.zeros(len(rngs), bool)
     for a, b in pairs:
         one_sided |= (unannotated[:, a] != unannotated[:, b]) | (filled[:, a] != filled[:, b])
     how: dict[str, Any] = {
         "spacing_mm": plan.resample_resolution,
-        "left_right_pairs": pairs,
+        "lateral_pairs": pairs,
         "sigmoid": plan.sigmoid,
         "strength": plan.augment,
     }
@@ -152,7 +152,7 @@ def augment_batch(
     *,
     spacing_mm: Sequence[float],
     mirror_axes: Sequence[int],
-    left_right_pairs: Sequence[tuple[int, int]],
+    lateral_pairs: Sequence[tuple[int, int]],
     sigmoid: bool,
     strength: Strength = "default",
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,8 +163,8 @@ def augment_batch(
         targets: (B, 1 or K, X, Y, Z) uint8; one channel more of voxels' weights may follow.
         rngs: one per sample.
         spacing_mm: voxel size, so that rotation does not shear.
-        mirror_axes: axes mirrored with probability 1/2 each; X swaps the left/right classes.
-        left_right_pairs: pairs of classes, from 0.
+        mirror_axes: axes mirrored with probability 1/2 each; X swaps the classes of pairs.
+        lateral_pairs: pairs of classes, from 0.
         strength: default; light: mirroring, brightness and contrast alone; axial: see `KINDS`.
 
     Returns:
@@ -177,8 +177,8 @@ def augment_batch(
         chosen = [i for i, d in enumerate(draws) if d.flips == flips]
         dims = [a + 2 for a in flips]
         images[chosen], mirrored = images[chosen].flip(dims), targets[chosen].flip(dims)
-        if 0 in flips and left_right_pairs:
-            mirrored = swap_sides(mirrored, left_right_pairs, sigmoid=sigmoid)
+        if 0 in flips and lateral_pairs:
+            mirrored = swap_sides(mirrored, lateral_pairs, sigmoid=sigmoid)
         targets[chosen] = mirrored
     for i, one in enumerate(draws):
         if one.noise is not None:

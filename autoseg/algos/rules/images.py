@@ -14,16 +14,18 @@ from autoseg.errors import ConfigError
 
 
 def check_class_names(draft: Draft) -> None:
-    """Refuse weights of classes that there are not.
+    """Refuse weights and pairs of classes that there are not.
 
     Raises:
         ConfigError: All such names.
     """
     names = draft.inputs.label_map.names
+    named = {key: list(draft.user.get(key, {})) for key in ("class_weights", "class_sampling")}
+    named["lateral_pairs"] = [name for pair in draft.user.get("lateral_pairs", ()) for name in pair]
     unknown = [
         f"{key}: no class {name}. {suggest(name, names)}"
-        for key in ("class_weights", "class_sampling")
-        for name in draft.user.get(key, {})
+        for key, listed in named.items()
+        for name in listed
         if name not in names
     ]
     if unknown:

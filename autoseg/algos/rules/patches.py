@@ -120,13 +120,35 @@ def annotators_share(draft: Draft) -> None:
     )
 
 
+def lateral_pairs(draft: Draft) -> None:
+    """Classes that change places in a mirrored image: as the analysis knows them; a pair that is merged is none."""
+    fingerprint, names = draft.inputs.fingerprint, draft.inputs.label_map.names
+    pairs, rule = fingerprint.lateral_pairs, fingerprint.lateral_rule
+    if pairs is None:
+        sided = draft.inputs.label_map.sided_pairs
+        pairs, rule = tuple((names[p.left], names[p.right]) for p in sided), "names that differ in left and right alone"
+    draft.put("lateral_pairs", [list(pair) for pair in pairs if {*pair} <= {*names}], rule)
+
+
 def mirror_axes(draft: Draft) -> None:
-    """Axes along which patches are mirrored; a choice by anatomy."""
+    """Axes along which patches are mirrored; a choice by anatomy.
+
+    Not along X where a class may have a counterpart that is not known: on 37 structures of the mouse brain without
+    pairs, 124 steps come to 0.167 Dice with mirroring and to 0.347 without.
+    """
+    fingerprint = draft.inputs.fingerprint
+    unsure = [name for name in fingerprint.one_sided if name in draft.inputs.label_map.names]
+    if unsure and draft.fixed("lateral_pairs") is None:
+        draft.put("mirror_axes", [], f"none: {fingerprint.one_sided_rule}; lateral_pairs or mirror_axes would say more")
+        return
     draft.put("mirror_axes", [0], "left and right alone: mirrored up and down or front to back no body exists")
 
 
 def tta(draft: Draft) -> None:
     """Whether predictions are averaged over mirrorings. Source: nnU-Net; measured on the hippocampus."""
+    if not draft["mirror_axes"]:
+        draft.put("tta", False, "mirror_axes names none")
+        return
     sizing, _ = _sized(draft)
     roi = tuple(draft["roi_size"])
     window = fit_window(sizing.median_shape, roi, network_file(draft.inputs.algo).divisor(draft.network))

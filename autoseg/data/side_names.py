@@ -1,0 +1,95 @@
+"""Left and right in the names of classes: which two names differ in the side alone.
+
+Nothing is said of what the classes look like: `autoseg.analyzer.lateral` compares the labels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+LEFT_WORDS = frozenset(("left", "l", "lh", "lt", "sin", "sx", "sinister", "sinistra", "sinistrum"))
+RIGHT_WORDS = frozenset(("right", "r", "rh", "rt", "dex", "dx", "dexter", "dextra", "dextrum"))
+"""Source: FreeSurfer writes lh and rh, radiotherapy's TG-263 L and R, older plans Lt and Rt; sin and dex are Latin."""
+SHORTEST_REST = 3
+"""Letters that must follow a letter of a side that nothing parts from them, so that LV and RV, a heart's two different
+chambers, are no pair while LHIP and RHIP are."""
+WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
+"""A word: also a part that begins with a capital letter, such as Hip in LHip, and a number."""
+GLUED = re.compile(r"^(left|right)(?=\w)|(?<=\w)(left|right)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class SidedPair:
+    """Two classes of one structure, as places in the list of names."""
+
+    left: int
+    right: int
+    shared: str
+    """The name without a side, as the first of the two has it; may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A name read as one of a side."""
+
+    rank: int
+    """0: the side is a word of several letters; 1: a letter; 2: written together with what follows."""
+    is_left: bool
+    key: tuple[str, ...]
+    """What the name of the other side has alike."""
+    start: int
+    stop: int
+    """Where the side stands in the name."""
+
+
+def sided_pairs(names: Sequence[str]) -> tuple[SidedPair, ...]:
+    """Pairs of names that differ in left and right alone, in the order of their first names.
+
+    Case and what stands between words do not count: `LEFT KIDNEY` and `right_kidney`, `ctx-lh-cuneus`, `lh.insula`,
+    `kidney_lt`, `LHip` and `RHip`. Where several names fit one, none is paired.
+    """
+    readings = [tuple(_readings(name)) for name in names]
+    paired: set[int] = set()
+    pairs = []
+    for rank in range(3):
+        sides: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
+        places: dict[tuple[int, tuple[str, ...]], _Reading] = {}
+        for i, own in enumerate(readings):
+            for reading in own:
+                if i not in paired and reading.rank == rank:
+                    sides.setdefault(reading.key, ([], []))[not reading.is_left].append(i)
+                    places[i, reading.key] = reading
+        for key, (left, right) in sides.items():
+            if len(left) == len(right) == 1 and left != right and not paired & {*left, *right}:
+                first = min(*left, *right)
+                pairs.append(SidedPair(left[0], right[0], _without(names[first], places[first, key])))
+                paired |= {*left, *right}
+    return tuple(sorted(pairs, key=lambda pair: min(pair.left, pair.right)))
+
+
+def _readings(name: str) -> Iterator[_Reading]:
+    """All ways to read a name as one of a side."""
+    words = [(m.group().lower(), m.start(), m.end()) for m in WORD.finditer(name)]
+    for i, (word, start, stop) in enumerate(words):
+        # A side's place among the words is part of what is alike: `left 3` and `3 right` are not.
+        before, after = [w for w, _, _ in words[:i]], [w for w, _, _ in words[i + 1 :]]
+        if word in LEFT_WORDS or word in RIGHT_WORDS:
+            key = (*before, "", *after)
+            yield _Reading(int(len(word) == 1), word in LEFT_WORDS, key, start, stop)
+        elif match := GLUED.search(word):
+            side, rest = match.group(), word[: match.start()] + word[match.end() :]
+            key = (*before, "", rest, *after) if match.start() == 0 else (*before, rest, "", *after)
+            yield _Reading(2, side == "left", key, start + match.start(), start + match.end())
+        elif word[0] in "lr" and len(word) > SHORTEST_REST:
+            yield _Reading(2, word[0] == "l", (*before, "", word[1:], *after), start, start + 1)
+
+
+def _without(name: str, reading: _Reading) -> str:
+    """The name less its side and what joins that to its neighbour."""
+    before, after = name[: reading.start], name[reading.stop :]
+    if not before:
+        return after if after[:1].isalnum() else re.sub(r"^[\W_]+", "", after)
+    joint = re.search(r"[\W_]+$", before)
+    return (before[: joint.start()] if joint else before) + after
