@@ -24,6 +24,7 @@ from autoseg.analyzer.faults import (
     check_duplicates,
     check_files,
     check_labels,
+    check_likely_groups,
     check_patients,
     check_shared_labels,
     check_value_names,
@@ -191,7 +192,7 @@ def _judge(
     """Everything that is known once all cases are: faults, groups, statistics; and the cases' entries."""
     label_map, judged = _judge_labels(measured, datalist, settings)
     judged += check_channels(measured) + check_duplicates(measured)
-    judged += check_patients(measured) + check_shared_labels(measured)
+    judged += check_patients(measured) + check_likely_groups(measured) + check_shared_labels(measured)
     bad = {f.case for f in judged if f.severity == "fault" and f.case}
     sound = [m for m in measured if m.case.name not in bad]
     judged += check_outliers(sound) + check_ranges(sound, settings.modality)

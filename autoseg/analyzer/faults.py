@@ -13,6 +13,7 @@ from typing import Literal
 
 from autoseg.analyzer.case import LABEL_FILE, CaseStats
 from autoseg.data.datalists.cases import Case
+from autoseg.data.datalists.groups import likely_groups
 from autoseg.data.formats.table import value_names
 from autoseg.data.labels import LabelMap
 
@@ -330,6 +331,36 @@ def check_patients(measured: Sequence[Measured]) -> list[Fault]:
                     )
                 )
     return faults
+
+
+def check_likely_groups(measured: Sequence[Measured]) -> list[Fault]:
+    """Cases that look like parts of one thing by their names and are split, where not all of them have a group."""
+    scored = [m for m in measured if m.role != "unlabeled"]
+    likely = likely_groups([m.case.name for m in scored])
+    groups: dict[str, list[Measured]] = defaultdict(list)
+    for m in scored:
+        if (group := m.case.group or likely.of.get(m.case.name)) is not None:
+            groups[group].append(m)
+    split = [
+        group
+        for group in groups.values()
+        if any(_leaks(group[0], m) for m in group) and any(m.case.group is None for m in group)
+    ]
+    if not split:
+        return []
+    first = split[0][0]
+    other = next(m for m in split[0] if _leaks(first, m))
+    num, of = counted(sum(map(len, split)), "case"), counted(len(split), "patient or object", "patients or objects")
+    return [
+        Fault(
+            kind="patient",
+            finding=f"{num} look like {likely.kind} of {of}, and are split, such as {first.case.name} in "
+            f"{first.place} and {other.case.name} in {other.place}",
+            remedy="If they are, scores are too good. Give each case its `group` in the datalist, and no `fold`, to "
+            "have folds made that keep groups whole; `autoseg init` writes such a list.",
+            severity="warning",
+        )
+    ]
 
 
 def check_class_counts(measured: Sequence[Measured], label_map: LabelMap, num_fold: int) -> list[Fault]:

@@ -17,6 +17,8 @@ import yaml
 
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import write_datalist
+from autoseg.data.datalists.folds import deal_folds
+from autoseg.data.datalists.groups import likely_groups
 from autoseg.data.datalists.layouts import find_layout
 from autoseg.data.datalists.listreader import build_datalist
 from autoseg.data.formats.table import value_names
@@ -132,6 +134,7 @@ def init_data_folder(
     datalist = build_datalist(layout.plain, root, path=layout.source, num_fold=num_fold, seed=seed)
     modality = _modality(datalist, layout.source)
     datalist, class_notes = _with_class_names(datalist)
+    datalist, group_notes = _with_groups(datalist, num_fold=num_fold, seed=seed)
     write_datalist(datalist, list_path, root, extra_modalities=tuple(modality.extra))
     write_text(input_yaml, _input_text(input_yaml, _dataroot(root, target), datalist, modality))
     shown = os.path.relpath(input_yaml)
@@ -146,7 +149,7 @@ def init_data_folder(
         classes=_classes(datalist),
         modality=modality.name,
         modality_reason=modality.reason,
-        notes=(*modality.notes, *class_notes),
+        notes=(*modality.notes, *class_notes, *group_notes),
         next_command=shlex.join(["autoseg", "run", "--input", str(input_yaml) if shown.startswith("..") else shown]),
     )
 
@@ -168,6 +171,31 @@ def _with_class_names(datalist: Datalist) -> tuple[Datalist, list[str]]:
     if 255 in values and len(values) > 1:
         notes.append("label value 255 often marks voxels to ignore: if so, drop its class and set ignore_label: 255.")
     return replace(datalist, labels={v: f"class_{v}" for v in values}), notes
+
+
+def _with_groups(datalist: Datalist, *, num_fold: int, seed: int) -> tuple[Datalist, list[str]]:
+    """The list with groups of cases that belong together by their names, and folds that keep them; and what to say."""
+    listed = (*datalist.training, *datalist.unlabeled)
+    if any(c.group is not None for c in listed) or not datalist.folds_made:
+        return datalist, []  # what others decided is left alone; `autoseg analyze` says which groups are split
+    likely = likely_groups([c.name for c in listed])
+    num_units = likely.num_units([c.name for c in datalist.training])
+    if num_units == len(datalist.training):
+        return datalist, []
+    members = next(iter(likely.members.values()))
+    num, example = f"{len(likely.of)} cases", f"such as {members[0]} and {members[1]}"
+    if num_units < 2:
+        return datalist, [
+            f"the {num} look like {likely.kind} of one object, {example}: folds split it, and scores are too good."
+        ]
+
+    def grouped(cases: Sequence[Case]) -> tuple[Case, ...]:
+        return tuple(replace(c, group=likely.of.get(c.name)) for c in cases)
+
+    training = deal_folds(grouped(datalist.training), num_fold=min(num_fold, num_units), seed=seed)
+    note = f"{num} look like {likely.kind} of {len(likely.members)} patients or objects, {example}: no fold splits one "
+    note += "(`group` in datalist.json). Remove `group` and `fold` there if each case stands alone."
+    return replace(datalist, training=training, unlabeled=grouped(datalist.unlabeled)), [note]
 
 
 def _input_text(input_yaml: Path, dataroot: str, datalist: Datalist, modality: Modality) -> str:
