@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 
+from autoseg.algos.rules.images import target_spacing
 from autoseg.analyzer import workers
 from autoseg.config.settings import ClassSpec
 from autoseg.data.formats.table import SUFFIXES_TEXT, read_stored
@@ -161,8 +162,68 @@ def test_absurd_spacing(data: DataSet) -> None:
     affine = np.diag([1000.0, 1500.0, 2000.0, 1.0])
     save(data.cases[2].images[0], make_image(2), affine)
     save(data.root / "labels" / "case_2.nii.gz", make_label(), affine)
-    expected = "spacing of 1000x1500x2000 mm. Expected 0.005 to 50 mm. Correct the units, or export it again."
+    expected = "spacing of 1000x1500x2000 mm. Expected at most 50 mm. Correct the units, or export it again."
     assert faults(data) == [IMAGE + expected, LABEL + expected]
+
+
+def respace(data: DataSet, number: int, factor: float) -> None:
+    affine = np.diag([*(np.diag(AFFINE)[:3] * factor), 1.0])
+    save(data.cases[number].images[0], make_image(number), affine)
+    save(data.root / "labels" / f"case_{number}.nii.gz", make_label(), affine)
+
+
+def test_a_case_in_metres_among_others(data: DataSet) -> None:
+    respace(data, 2, 1e-3)
+    expected = "spacing of 0.001x0.0015x0.002 mm, where 1x1.5x2 mm is usual. Correct the units, or leave it out."
+    assert faults(data) == [IMAGE + expected]
+
+
+@pytest.mark.parametrize("factor", [4e-3, 4e-6])
+def test_micrometres_and_nanometres_are_planned(data: DataSet, factor: float) -> None:
+    for number in range(len(data.cases)):
+        respace(data, number, factor)
+    assert faults(data) == []
+    (warning,) = warnings(data)
+    edges = "x".join(f"{edge * factor:.4g}" for edge in (1, 1.5, 2))
+    assert warning.startswith(f"data set: spacing of {edges} mm in all cases, most likely micrometres written as mm.")
+    fingerprint = data.analyze().fingerprint
+    assert fingerprint is not None
+    assert target_spacing(fingerprint)[0] == pytest.approx((factor, 1.5 * factor, 2 * factor), rel=1e-3)
+
+
+def test_a_label_beside_its_image_under_a_microscope(data: DataSet) -> None:
+    respace(data, 2, 4e-3)
+    affine = np.diag([4e-3, 6e-3, 8e-3, 1.0])
+    affine[0, 3] = 2e-3  # half a voxel
+    save(data.root / "labels" / "case_2.nii.gz", make_label(), affine)
+    assert any("not on the image's grid" in fault for fault in faults(data))
+
+
+@pytest.mark.parametrize(("scale", "likely"), [(1.0, "an offset, such as 1024"), (0.2, "grey values")])
+def test_a_ct_without_hounsfield_units(data: DataSet, scale: float, likely: str) -> None:
+    for number in (0, 1):
+        save(data.cases[number].images[0], (make_image(number) * scale).astype(np.int16))
+    for number in range(2, len(data.cases)):
+        save(data.cases[number].images[0], make_image(number) - 300)
+    found = [str(w) for w in data.analyze(modality="CT").warnings if w.kind == "units"]
+    assert len(found) == 1
+    assert found[0].startswith("data set: no value below 0, and up to ")
+    assert "in 2 of 6 cases (case_0, case_1). Expected Hounsfield units" in found[0]
+    assert likely in found[0]
+    assert not [w for w in data.analyze(modality="MRI").warnings if w.kind == "units"]
+
+
+def test_a_background_that_is_not_zero(data: DataSet) -> None:
+    for number, background in enumerate((-3, -3, -3, 40, 0, 0)):
+        image = make_image(number) + 50
+        image[:4] = background
+        save(data.cases[number].images[0], image)
+    found = [str(w) for w in data.analyze().warnings if w.kind == "units"]
+    assert len(found) == 1
+    assert found[0].startswith(
+        "data set: a background that is not 0 in 4 of 6 cases (case_0, case_1, case_2, case_3). Only 0 is known as no "
+    )
+    assert not [w for w in data.analyze(modality="CT").warnings if "background" in w.finding]
 
 
 def test_an_affine_that_is_not_invertible(data: DataSet) -> None:

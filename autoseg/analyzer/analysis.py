@@ -35,6 +35,7 @@ from autoseg.analyzer.outliers import check_outliers, check_ranges, check_sides
 from autoseg.analyzer.result import HINT, Analysis, plain_groups
 from autoseg.analyzer.store import Store
 from autoseg.analyzer.summary import case_entry, data_set_entry, stats_summary
+from autoseg.analyzer.units import check_intensities, check_spacing
 from autoseg.analyzer.workers import Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config.settings import Settings
@@ -191,11 +192,11 @@ def _judge(
 ) -> tuple[Analysis, list[dict[str, Any]]]:
     """Everything that is known once all cases are: faults, groups, statistics; and the cases' entries."""
     label_map, judged = _judge_labels(measured, datalist, settings)
-    judged += check_channels(measured) + check_duplicates(measured)
+    judged += check_channels(measured) + check_duplicates(measured) + check_spacing(measured)
     judged += check_patients(measured) + check_likely_groups(measured) + check_shared_labels(measured)
     bad = {f.case for f in judged if f.severity == "fault" and f.case}
     sound = [m for m in measured if m.case.name not in bad]
-    judged += check_outliers(sound) + check_ranges(sound, settings.modality)
+    judged += check_outliers(sound) + check_ranges(sound, settings.modality) + check_intensities(sound, settings)
     training = [m for m in sound if m.role == "training"] or [m for m in sound if not datalist.training]
     settled: dict[str, tuple[str, ...]] = {}
     partly: dict[str, tuple[str, ...]] = {}  # cases that are not annotated for all classes

@@ -24,8 +24,8 @@ from autoseg.data.grid import Grid, axes_of, in_mm, stored_as
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""
-SPACING_LIMITS_MM = (0.005, 50.0)
-"""Voxel edges outside are taken for an error of units: finer than micro-CT, or thicker than any slice."""
+MOST_SPACING_MM = 50.0
+"""Longer voxel edges are taken for an error of units: no slice is as thick. `units.py` judges the short ones."""
 MOST_COMPONENTS = 100
 """Components of a class whose boxes are listed, the largest first."""
 MOST_POOLED_VALUES = 1 << 16
@@ -167,9 +167,8 @@ def refuse_grid(grid: Grid) -> None:
     if min(grid.shape) == 1:
         finding = f"shape {grid.shape} is a single slice"
         raise FileFaultError("not_3d", finding, "Expected a volume. Stack the slices of a scan into one file.")
-    low, high = SPACING_LIMITS_MM
-    if not all(low <= s <= high for s in grid.spacing_mm):
-        remedy = f"Expected {low:g} to {high:g} mm. Correct the units, or export it again."
+    if max(grid.spacing_mm) > MOST_SPACING_MM:
+        remedy = f"Expected at most {MOST_SPACING_MM:g} mm. Correct the units, or export it again."
         raise FileFaultError("spacing", f"spacing of {in_mm(grid.spacing_mm)} mm", remedy)
 
 

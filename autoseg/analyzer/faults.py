@@ -350,14 +350,21 @@ def check_likely_groups(measured: Sequence[Measured]) -> list[Fault]:
         return []
     first = split[0][0]
     other = next(m for m in split[0] if _leaks(first, m))
+    remedy = "If they are, scores are too good. "
+    if len(split[0]) < len(scored):
+        remedy += (
+            "Give each case its `group` in the datalist, and no `fold`, to have folds made that keep groups whole; "
+        )
+        remedy += "`autoseg init` writes such a list."
+    else:
+        remedy += "No folds can keep them whole: score on cases of another one, in `testing`."
     num, of = counted(sum(map(len, split)), "case"), counted(len(split), "patient or object", "patients or objects")
     return [
         Fault(
             kind="patient",
             finding=f"{num} look like {likely.kind} of {of}, and are split, such as {first.case.name} in "
             f"{first.place} and {other.case.name} in {other.place}",
-            remedy="If they are, scores are too good. Give each case its `group` in the datalist, and no `fold`, to "
-            "have folds made that keep groups whole; `autoseg init` writes such a list.",
+            remedy=remedy,
             severity="warning",
         )
     ]

@@ -16,6 +16,9 @@ TOLERANCE_VOXELS = 0.1
 """Distance of corners, as a share of the shortest edge of a voxel, up to which two grids count as one. A choice: it
 moves no voxel onto another, where a label is drawn to half a voxel at best, and rounding in headers is far below."""
 
+LEAST_VOLUME = 1e-9
+"""Of a box with edges of length 1 along an affine's axes; under it two of them point the same way."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grid:
@@ -110,9 +113,15 @@ def has_axes(affine: np.ndarray) -> bool:
     return (
         affine.shape == (4, 4)
         and bool(np.isfinite(affine).all())
-        and abs(np.linalg.det(affine[:3, :3])) >= 1e-12
+        and _spans_space(affine[:3, :3])
         and not np.isnan(axes_of(affine)).any()
     )
+
+
+def _spans_space(linear: np.ndarray) -> bool:
+    """Whether three axes are not in one plane: measured at length 1, since a voxel of nanometres is small, too."""
+    edges = np.linalg.norm(linear, axis=0)
+    return bool((edges > 0).all()) and bool(abs(np.linalg.det(linear / edges)) >= LEAST_VOLUME)
 
 
 def axes_of(affine: np.ndarray) -> np.ndarray:

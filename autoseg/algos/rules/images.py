@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,7 +186,12 @@ def target_spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float]
     ):
         spacing[coarse] = max(fingerprint.spacing_mm_p10[coarse], *(spacing[a] for a in others))
         rule = f"median spacing; axis {'XYZ'[coarse]} is over 3 times coarser: its 10th percentile (nnU-Net)"
-    return (round(spacing[0], 4), round(spacing[1], 4), round(spacing[2], 4)), rule
+    return (_rounded(spacing[0]), _rounded(spacing[1]), _rounded(spacing[2])), rule
+
+
+def _rounded(length_mm: float) -> float:
+    """A length in at least four digits, and to a tenth of a micrometre."""
+    return round(length_mm, max(4, 3 - math.floor(math.log10(length_mm))))
 
 
 def crop_foreground(draft: Draft) -> None:
