@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoseg.data.formats.nifti_voxels import Content
 from processes import wait_for
 from pydantic import JsonValue
 from tiny_jobs import make_job, tiny_plan
@@ -35,6 +34,7 @@ from autoseg.config.load import read_settings_file
 from autoseg.config.reader import read_model, read_plain
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.listreader import build_datalist
+from autoseg.data.formats.content import Content
 from autoseg.data.formats.table import read_header, read_stored
 from autoseg.data.grid import Grid
 from autoseg.data.phantoms import make_phantoms
@@ -342,7 +342,7 @@ def test_state_nested_too_deep_is_left_out(tmp_path: Path) -> None:
 
 
 def content(data: bytes) -> Content:
-    return Content(io.BytesIO(data), len(data), is_gzip=True, piece_bytes=1000)
+    return Content(io.BytesIO(data), len(data), is_packed=True, piece_bytes=1000)
 
 
 def test_gzip_members_without_content_end() -> None:

@@ -89,7 +89,7 @@ def sweep_of(parameters: str, more: str = "") -> str:
         ),
         (
             "swinunetr.feature_size: {low: 12, high: 48}",
-            "swinunetr.feature_size: expected a whole number >= 12 and divisible by 12, found 13.",
+            "swinunetr.feature_size: expected a whole number >= 12 and <= 2048 and divisible by 12, found 13.",
         ),
         (
             "dints.channel_mul: {choices: [1]}",
@@ -259,7 +259,7 @@ def test_a_file_of_settings_is_checked(tmp_path: Path) -> None:
         read_settings_file(path)
     assert error.value.messages == (
         f"{path}: learning_rat: unknown setting. Did you mean learning_rate?",
-        f"{path}: segresnet.init_filters: expected a whole number >= 4, found 2.",
+        f"{path}: segresnet.init_filters: expected a whole number >= 4 and <= 2048, found 2.",
     )
 
 

@@ -117,8 +117,9 @@ def model_digest(workspace: Workspace, algo: str, fold: int) -> str:
 
 
 def job_digest(job: JobDir) -> str:
-    """The same of the job in a folder."""
-    return digest([content_digest(job.model), read_model(job.plan, Plan).model_dump(mode="json")])
+    """The same of the job in a folder; what changes neither weights nor predictions is left out."""
+    plan = read_model(job.plan, Plan)
+    return digest([content_digest(job.model), {**plan.identity(), **plan.prediction()}])
 
 
 def check_alike(plans: Mapping[str, Plan]) -> None:

@@ -12,7 +12,7 @@ from autoseg.inference.windows import fit_window, window_starts
 from autoseg.networks import network_file
 from autoseg.networks.sizing import LEAST_GPU_BATCH, NetworkChoice, Sizing, round_up
 
-ROUNDED_UP = "rounded up"
+ROUNDED_UP = "rounded up to what the network can halve"
 """In the rule of a patch that is not the one the user gave."""
 
 TTA_PASSES = 16
@@ -57,7 +57,7 @@ def roi_size(draft: Draft) -> None:
     roi_size, origin = _rounded_up(asked, steps), draft.origins["roi_size"].origin
     if roi_size != asked:
         words = ", ".join(map(str, steps))
-        rule = f"{_product(asked)} {ROUNDED_UP} to what the network can halve: multiples of {words}"
+        rule = f"{_product(asked)} {ROUNDED_UP}: multiples of {words}"
         draft.set("roi_size", roi_size, origin, rule)
     if tuple(roi_size) == steps and str(draft.network.get("norm", "instance")).lower() == "instance":
         # One voxel at the coarsest stage has no variance to normalise by.
