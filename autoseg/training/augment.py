@@ -1,8 +1,9 @@
 """Random changes of a batch of patches, on the training device.
 
-Probabilities and ranges are nnU-Net's (Isensee et al. 2021, supplement; batchgeneratorsv2) unless a line says
-otherwise. Parameters are drawn per sample on the host from the sample's own random state; the voxel work is torch's,
-for all samples that drew the same change at once. Axes: (B, C, X, Y, Z).
+Probabilities, ranges and what is drawn for each channel are nnU-Net's (`nnUNetTrainer.get_training_transforms` of
+nnunetv2 2.8.1 with the transforms of batchgeneratorsv2 0.3.6) unless a line says otherwise. Parameters are drawn per
+sample on the host from the sample's own random state; the voxel work is torch's, for all channels that drew the same
+change at once. Axes: (B, C, X, Y, Z).
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 Strength = Literal["default", "light", "axial"]
 P_ROTATE, P_SCALE, MAX_ANGLE, SCALE = 0.2, 0.2, math.radians(30), (0.7, 1.4)
-P_NOISE, MAX_NOISE_VARIANCE = 0.1, 0.1
-P_BLUR, BLUR_SIGMA = 0.2, (0.5, 1.0)
+P_NOISE, MAX_NOISE_SIGMA = 0.1, 0.1
+"""One standard deviation for all channels. nnU-Net calls the number a variance, but `GaussianNoiseTransform` takes it
+as the deviation, and so were its published models trained."""
+P_BLUR, P_BLUR_CHANNEL, BLUR_SIGMA = 0.2, 0.5, (0.5, 1.0)
 P_BRIGHTNESS, P_CONTRAST, FACTOR = 0.15, 0.15, (0.75, 1.25)
-P_LOW_RESOLUTION, ZOOM = 0.25, (0.5, 1.0)
+P_LOW_RESOLUTION, P_LOW_RESOLUTION_CHANNEL, ZOOM = 0.25, 0.5, (0.5, 1.0)
 P_GAMMA, P_GAMMA_INVERTED, GAMMA = 0.3, 0.1, (0.7, 1.5)
 P_HISTOGRAM, CONTROL_POINTS = 0.1, 10
 """Source: MONAI's RandHistogramShift and its defaults; the FLARE23 paper names it."""
@@ -49,41 +52,73 @@ class Draw:
     flips: tuple[int, ...]
     noise: tuple[int, float] | None
     """Seed and standard deviation."""
-    blur: float | None
-    """Sigma in voxels."""
-    brightness: float | None
-    contrast: float | None
-    low_resolution: float | None
-    """Edge lengths are multiplied by it and brought back."""
-    gamma_inverted: float | None
-    gamma: float | None
+    blur: np.ndarray | None
+    """(C, 3): sigma in voxels along each axis. NaN, here and below: the channel is left as it is."""
+    brightness: np.ndarray | None
+    """(C,)."""
+    contrast: np.ndarray | None
+    """(C,)."""
+    low_resolution: np.ndarray | None
+    """(C,): edge lengths are multiplied by it and brought back."""
+    gamma_inverted: np.ndarray | None
+    """(C,)."""
+    gamma: np.ndarray | None
+    """(C,)."""
     histogram: np.ndarray | None
     """(CONTROL_POINTS,) rising from 0 to 1: where evenly spaced intensities go."""
 
 
-def draw(rng: np.random.Generator, spacing_mm: Sequence[float], mirror_axes: Sequence[int], strength: Strength) -> Draw:
+def draw(
+    rng: np.random.Generator,
+    num_channels: int,
+    spacing_mm: Sequence[float],
+    mirror_axes: Sequence[int],
+    strength: Strength,
+) -> Draw:
     """Draw one sample's changes."""
     kinds = KINDS[strength]
 
-    def maybe(kind: str, probability: float, low: float, high: float) -> float | None:
-        drawn = rng.random() < probability if kind in kinds else False
-        return float(rng.uniform(low, high)) if drawn else None
+    def happens(kind: str, probability: float) -> bool:
+        return kind in kinds and rng.random() < probability
+
+    def factors(kind: str, probability: float, low: float, high: float) -> np.ndarray | None:
+        drawn = happens(kind, probability)
+        return np.array([_draw_factor(rng, low, high) for _ in range(num_channels)]) if drawn else None
 
     matrix = _draw_matrix(rng, spacing_mm, axial=strength == "axial") if "rotate" in kinds else None
-    drawn = rng.random(3) < P_MIRROR
-    variance = maybe("noise", P_NOISE, 0, MAX_NOISE_VARIANCE)
+    mirrored = rng.random(3) < P_MIRROR
+    noise = (int(rng.integers(2**31)), float(rng.uniform(0, MAX_NOISE_SIGMA))) if happens("noise", P_NOISE) else None
+    blur_sigma = low_resolution = None
+    if happens("blur", P_BLUR):
+        blur_sigma = _of_some_channels(rng, rng.uniform(*BLUR_SIGMA, (num_channels, 3)), P_BLUR_CHANNEL)
+    brightness = factors("brightness", P_BRIGHTNESS, *FACTOR)
+    contrast = factors("contrast", P_CONTRAST, *FACTOR)
+    if happens("low_resolution", P_LOW_RESOLUTION):
+        low_resolution = _of_some_channels(rng, rng.uniform(*ZOOM, num_channels), P_LOW_RESOLUTION_CHANNEL)
     return Draw(
         matrix=matrix,
-        flips=tuple(a for a in mirror_axes if drawn[a]),
-        noise=None if variance is None else (int(rng.integers(2**31)), math.sqrt(variance)),
-        blur=maybe("blur", P_BLUR, *BLUR_SIGMA),
-        brightness=maybe("brightness", P_BRIGHTNESS, *FACTOR),
-        contrast=maybe("contrast", P_CONTRAST, *FACTOR),
-        low_resolution=maybe("low_resolution", P_LOW_RESOLUTION, *ZOOM),
-        gamma_inverted=maybe("gamma_inverted", P_GAMMA_INVERTED, *GAMMA),
-        gamma=maybe("gamma", P_GAMMA, *GAMMA),
-        histogram=_draw_histogram(rng) if "histogram" in kinds and rng.random() < P_HISTOGRAM else None,
+        flips=tuple(a for a in mirror_axes if mirrored[a]),
+        noise=noise,
+        blur=blur_sigma,
+        brightness=brightness,
+        contrast=contrast,
+        low_resolution=low_resolution,
+        gamma_inverted=factors("gamma_inverted", P_GAMMA_INVERTED, *GAMMA),
+        gamma=factors("gamma", P_GAMMA, *GAMMA),
+        histogram=_draw_histogram(rng) if happens("histogram", P_HISTOGRAM) else None,
     )
+
+
+def _draw_factor(rng: np.random.Generator, low: float, high: float) -> float:
+    """A factor that is as often below 1 as above. Source: batchgeneratorsv2's BGContrast."""
+    return float(rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high))
+
+
+def _of_some_channels(rng: np.random.Generator, values: np.ndarray, probability: float) -> np.ndarray | None:
+    """Values (C, ...) with NaN for the channels that are left as they are; None where all are."""
+    changed = rng.random(len(values)) < probability
+    values[~changed] = math.nan
+    return values if changed.any() else None
 
 
 def _draw_matrix(rng: np.random.Generator, spacing_mm: Sequence[float], *, axial: bool) -> np.ndarray | None:
@@ -170,9 +205,22 @@ def augment_batch(
     Returns:
         New images and targets of the same shapes.
     """
-    draws = [draw(rng, spacing_mm, mirror_axes, strength) for rng in rngs]
+    draws = [draw(rng, images.shape[1], spacing_mm, mirror_axes, strength) for rng in rngs]
     images, targets = images.clone(), targets.clone()
     _turn(images, targets, draws, spacing_mm)
+    change_samples(images, targets, draws, lateral_pairs=lateral_pairs, sigmoid=sigmoid)
+    return images, targets
+
+
+def change_samples(
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    draws: Sequence[Draw],
+    *,
+    lateral_pairs: Sequence[tuple[int, int]],
+    sigmoid: bool,
+) -> None:
+    """Make the drawn changes but turning and scaling, in place; arguments as `augment_batch` takes them."""
     for flips in {d.flips for d in draws if d.flips}:
         chosen = [i for i, d in enumerate(draws) if d.flips == flips]
         dims = [a + 2 for a in flips]
@@ -189,24 +237,35 @@ def augment_batch(
     _change(images, [d.brightness for d in draws], torch.mul)
     _change(images, [d.contrast for d in draws], _contrast)
     for i, one in enumerate(draws):
-        if one.low_resolution is not None:
-            images[i] = _coarsen(images[i], one.low_resolution)
-    _change(images, [d.gamma_inverted for d in draws], lambda image, gamma: -_gamma(-image, gamma))
+        for c, zoom in enumerate([] if one.low_resolution is None else one.low_resolution):
+            if not math.isnan(zoom):
+                images[i, c] = _coarsen(images[i, c], zoom)
+    _change(images, [d.gamma_inverted for d in draws], lambda volumes, gamma: -_gamma(-volumes, gamma))
     _change(images, [d.gamma for d in draws], _gamma)
     for i, one in enumerate(draws):
         if one.histogram is not None:
             images[i] = shift_histogram(images[i], one.histogram)
-    return images, targets
 
 
 def _change(
-    images: torch.Tensor, values: Sequence[float | None], change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    images: torch.Tensor,
+    values: Sequence[np.ndarray | None],
+    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Apply a change to the samples that drew it, all at once, in place."""
-    chosen = [i for i, value in enumerate(values) if value is not None]
-    if chosen:
-        parameter = torch.tensor([values[i] for i in chosen], dtype=images.dtype, device=images.device)
-        images[chosen] = change(images[chosen], parameter.view(-1, 1, 1, 1, 1))
+    """Apply a change to the channels that drew it, all at once, in place.
+
+    Args:
+        images: (B, C, X, Y, Z).
+        values: of each sample (C, ...), NaN where a channel is left as it is; None where all are.
+        change: of volumes (N, X, Y, Z) and what each drew, (N, ..., 1, 1, 1).
+    """
+    drawn = [(i, c, value) for i, row in enumerate(values) if row is not None for c, value in enumerate(row)]
+    drawn = [(i, c, value) for i, c, value in drawn if not np.isnan(value).any()]
+    if drawn:
+        samples, channels, rows = zip(*drawn, strict=True)
+        parameter = torch.tensor(np.array(rows), dtype=images.dtype, device=images.device)
+        chosen = (list(samples), list(channels))
+        images[chosen] = change(images[chosen], parameter[..., None, None, None])
 
 
 def _turn(images: torch.Tensor, targets: torch.Tensor, draws: Sequence[Draw], spacing_mm: Sequence[float]) -> None:
@@ -258,40 +317,41 @@ BLUR_RADIUS = math.ceil(3 * BLUR_SIGMA[1])
 """Voxels to each side that a blur looks at: three times the widest sigma."""
 
 
-def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur of (B, C, X, Y, Z) by three passes of shifted sums; sigma (B, 1, 1, 1, 1) in voxels."""
-    offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=images.dtype, device=images.device)
+def blur(volumes: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur of (N, X, Y, Z) by three passes of shifted sums; sigma (N, 3, 1, 1, 1) in voxels of each axis."""
+    offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=volumes.dtype, device=volumes.device)
     kernel = torch.exp(-0.5 * (offsets.view(-1, 1, 1, 1, 1, 1) / sigma) ** 2)
     kernel = kernel / kernel.sum(0)
     for axis in range(3):
         pad = [0] * 6
         pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = BLUR_RADIUS
-        padded, size = F.pad(images, pad, mode="replicate"), images.shape[axis + 2]
-        images = kernel[0] * padded.narrow(axis + 2, 0, size)
+        padded, size = F.pad(volumes[None], pad, mode="replicate")[0], volumes.shape[axis + 1]
+        along = kernel[:, :, axis]
+        volumes = along[0] * padded.narrow(axis + 1, 0, size)
         for k in range(1, 2 * BLUR_RADIUS + 1):
-            images = images.addcmul_(kernel[k].expand_as(images), padded.narrow(axis + 2, k, size))
-    return images
+            volumes = volumes.addcmul_(along[k].expand_as(volumes), padded.narrow(axis + 1, k, size))
+    return volumes
 
 
-def _coarsen(image: torch.Tensor, zoom: float) -> torch.Tensor:
-    small = [max(1, round(s * zoom)) for s in image.shape[1:]]
-    low = F.interpolate(image[None], size=small, mode="nearest-exact")
-    return F.interpolate(low, size=image.shape[1:], mode="trilinear", align_corners=False)[0]
+def _coarsen(volume: torch.Tensor, zoom: float) -> torch.Tensor:
+    small = [max(1, round(s * zoom)) for s in volume.shape]
+    low = F.interpolate(volume[None, None], size=small, mode="nearest-exact")
+    return F.interpolate(low, size=volume.shape, mode="trilinear", align_corners=False)[0, 0]
 
 
-def _contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    dims = (2, 3, 4)
-    mean = images.mean(dims, keepdim=True)
-    return ((images - mean) * factor + mean).clamp(images.amin(dims, keepdim=True), images.amax(dims, keepdim=True))
+def _contrast(volumes: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    dims = (1, 2, 3)
+    mean = volumes.mean(dims, keepdim=True)
+    return ((volumes - mean) * factor + mean).clamp(volumes.amin(dims, keepdim=True), volumes.amax(dims, keepdim=True))
 
 
-def _gamma(images: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-    """Gamma on the images scaled to 0..1; mean and deviation are kept."""
-    dims = (2, 3, 4)
-    mean, std = images.mean(dims, keepdim=True), images.std(dims, keepdim=True)
-    low = images.amin(dims, keepdim=True)
-    span = (images.amax(dims, keepdim=True) - low).clamp(min=1e-7)
-    bent = ((images - low) / span) ** gamma * span + low
+def _gamma(volumes: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    """Gamma on volumes (N, X, Y, Z) scaled to 0..1; mean and deviation are kept."""
+    dims = (1, 2, 3)
+    mean, std = volumes.mean(dims, keepdim=True), volumes.std(dims, keepdim=True)
+    low = volumes.amin(dims, keepdim=True)
+    span = (volumes.amax(dims, keepdim=True) - low).clamp(min=1e-7)
+    bent = ((volumes - low) / span) ** gamma * span + low
     return (bent - bent.mean(dims, keepdim=True)) / bent.std(dims, keepdim=True).clamp(min=1e-7) * std + mean
 
 
