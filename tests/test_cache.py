@@ -41,7 +41,7 @@ def kind(case: CachedCase) -> str:
 
 def patches(opened: list[CachedCase]) -> np.ndarray:
     how = {"seed": 1, "step": 3, "batch_size": 4, "roi": (16, 16, 16)}
-    return cut_batch(make_sampler(opened, plan()), indices=range(4), **how)[0]  # type: ignore[arg-type]
+    return cut_batch(make_sampler(opened, plan()), indices=range(4), **how).image.numpy()  # type: ignore[arg-type]
 
 
 def test_each_way_gives_the_same_patches(tmp_path: Path, cases: tuple[Case, ...]) -> None:

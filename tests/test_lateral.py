@@ -24,7 +24,7 @@ from autoseg.data.side_names import sided_pairs
 from autoseg.errors import ConfigError
 from autoseg.inference.predictor import group_key
 from autoseg.plan import ClassPlan
-from autoseg.training.augment import augment_samples
+from autoseg.training.augment import augment_batch, draw_sample
 
 # -- names
 
@@ -291,11 +291,13 @@ def test_mirrored_samples_swap_the_plans_pairs() -> None:
     plan = tiny_plan(lateral_pairs=(("sphere", "box"),), augment="light", mirror_axes=(0,))
     image = torch.arange(2.0).repeat(1, 1, 2, 2, 1).movedim(-1, 2)  # rises along X
     target = torch.ones((1, 1, 2, 2, 2), dtype=torch.uint8)
-    none = np.zeros((1, 2), bool)
+    none = np.zeros(2, bool)
     seen = set()
     for seed, pairs in itertools.product(range(20), ((("sphere", "box"),), ())):
         one = plan.model_copy(update={"lateral_pairs": pairs})
-        out, labels = augment_samples(one, image, target, [np.random.default_rng(seed)], none, none)
+        drawn = draw_sample(one, np.random.default_rng(seed), none, none)
+        out, labels = image.clone(), target.clone()
+        augment_batch(out, labels, [drawn], {}, lateral_pairs=one.mirrored_classes, sigmoid=False)
         seen.add((len(pairs), bool(out[0, 0, 0].mean() < out[0, 0, 1].mean()), int(labels.max())))
     assert seen == {(1, True, 1), (1, False, 2), (0, True, 1), (0, False, 1)}
 

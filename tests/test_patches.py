@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoseg.training.augment import Draw
 from autoseg.training.cache import CachedCase
-from autoseg.training.patches import Sampler, case_of, cut_batch, cut_patch, sample_rng
+from autoseg.training.patches import Sampler, case_of, cut_batch, cut_patch, place_patch, sample_rng
 
 
 def _case(shape: tuple[int, int, int], name: str = "case") -> CachedCase:
@@ -24,9 +26,8 @@ shapes = st.tuples(*[st.integers(1, 9)] * 3)
 def test_a_patch_is_a_window_of_the_padded_image(shape, roi, seed, centred) -> None:  # type: ignore[no-untyped-def]
     case = _case(shape)
     centre = tuple(s - 1 for s in shape) if centred else None
-    image, target = cut_patch(case, roi, np.random.default_rng(seed), centre)
-    assert image.shape == (1, *roi)
-    assert target.shape == (1, *roi)
+    image, target = np.zeros((1, *roi), np.float32), np.zeros((1, *roi), np.uint8)
+    cut_patch(case, place_patch(shape, roi, np.random.default_rng(seed), centre), image, target, weighted=False)
     inside = image[0][image[0] > 0]
     assert inside.size == np.prod([min(s, r) for s, r in zip(shape, roi, strict=True)])
     # Every value keeps its neighbours: positions of the values differ by one constant shift.
@@ -143,13 +144,17 @@ def test_every_pass_sees_every_case_once() -> None:
 def test_a_batch_can_be_cut_in_pieces() -> None:
     cases = [_case((6, 6, 6), f"c{i}") for i in range(5)]
     sampler = Sampler(cases, np.zeros((5, 2), bool), foreground_fraction=0.5)
-    common = {"seed": 1, "step": 3, "batch_size": 4, "roi": (4, 4, 4)}
+
+    def noise(rng: np.random.Generator, case: int) -> Draw:
+        return Draw(noise=(case, rng.random()))
+
+    common = {"seed": 1, "step": 3, "batch_size": 4, "roi": (4, 4, 4), "draw": noise}
     whole = cut_batch(sampler, indices=range(4), **common)  # type: ignore[arg-type]
     halves = [cut_batch(sampler, indices=part, **common) for part in (range(2), range(2, 4))]  # type: ignore[arg-type]
-    np.testing.assert_array_equal(whole[0], np.concatenate([h[0] for h in halves]))
-    np.testing.assert_array_equal(whole[1], np.concatenate([h[1] for h in halves]))
-    assert [r.random() for r in whole[2]] == [r.random() for h in halves for r in h[2]]
-    assert whole[3] == halves[0][3] + halves[1][3]
+    assert torch.equal(whole.image, torch.cat([h.image for h in halves]))
+    assert torch.equal(whole.target, torch.cat([h.target for h in halves]))
+    assert whole.cases == halves[0].cases + halves[1].cases
+    assert [d.noise for d in whole.draws] == [d.noise for h in halves for d in h.draws]
 
 
 def test_weights_of_voxels_follow_the_target() -> None:
@@ -159,10 +164,11 @@ def test_weights_of_voxels_follow_the_target() -> None:
         name="weighted", image=weighted.image, target=weighted.target, points=weighted.points, weight=weight
     )
     sampler = Sampler([plain, weighted], np.zeros((2, 2), bool), foreground_fraction=0.0)
-    _, targets, _, chosen = cut_batch(sampler, seed=0, step=0, batch_size=4, indices=range(4), roi=(6, 5, 8))
+    patches = cut_batch(sampler, seed=0, step=0, batch_size=4, indices=range(4), roi=(6, 5, 8))
+    targets = patches.target.numpy()
     assert targets.shape == (4, 2, 6, 5, 8)
-    assert set(chosen) == {0, 1}
-    for target, case in zip(targets, chosen, strict=True):
+    assert set(patches.cases) == {0, 1}
+    for target, case in zip(targets, patches.cases, strict=True):
         found = np.flatnonzero((target[1] != 100).any((0, 1)))
         if case == 0:
             assert not len(found)
@@ -170,4 +176,4 @@ def test_weights_of_voxels_follow_the_target() -> None:
             first = found[0]
             np.testing.assert_array_equal(target[1, :, :, first : first + 4], weight[0])
     alone = Sampler([plain], np.zeros((1, 2), bool), foreground_fraction=0.0)
-    assert cut_batch(alone, seed=0, step=0, batch_size=1, indices=[0], roi=(6, 5, 4))[1].shape == (1, 1, 6, 5, 4)
+    assert cut_batch(alone, seed=0, step=0, batch_size=1, indices=[0], roi=(6, 5, 4)).target.shape == (1, 1, 6, 5, 4)

@@ -26,7 +26,7 @@ from autoseg.data.phantoms import ellipsoid
 from autoseg.errors import ResourceError, WorkspaceError
 from autoseg.evaluation.metrics import dice_of_targets
 from autoseg.plan import ClassPlan
-from autoseg.training.augment import augment_samples
+from autoseg.training.augment import augment_batch, draw_sample
 from autoseg.training.cache import CachedCase
 from autoseg.training.errors import Diverged, Interrupted
 from autoseg.training.losses import supervised_loss
@@ -484,17 +484,18 @@ def test_a_class_nobody_is_annotated_for_is_background() -> None:
     assert not unannotated_classes(CASES, label_map).any()
 
 
-def test_a_sample_annotated_for_one_side_is_not_mirrored_to_the_other(tmp_path: Path) -> None:
+def test_a_sample_annotated_for_one_side_is_not_mirrored_to_the_other() -> None:
     sides = [ClassPlan(name="kidney_left", values=(1,)), ClassPlan(name="kidney_right", values=(2,))]
     plan = tiny_plan().model_copy(update={"classes": tuple(sides), "mirror_axes": (0,), "augment": "light"})
-    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path), device=CPU)
     image = torch.arange(2.0).repeat(2, 1, 2, 2, 1).movedim(-1, 2)  # rises along X
     target = torch.ones((2, 1, 2, 2, 2), dtype=torch.uint8)
     seen = set()
     one, none = np.array([[False, True], [False, False]]), np.zeros((2, 2), bool)
-    for seed, found in itertools.product(range(20), ((one, none), (none, one))):
-        rngs = [np.random.default_rng([seed, i]) for i in range(2)]
-        out, labels = augment_samples(trainer.plan, image, target, rngs, *found)
+    for seed, (unannotated, filled) in itertools.product(range(20), ((one, none), (none, one))):
+        draws = [draw_sample(plan, np.random.default_rng([seed, i]), unannotated[i], filled[i]) for i in range(2)]
+        out, labels = image.clone(), target.clone()
+        pairs = plan.mirrored_classes
+        augment_batch(out, labels, draws, {}, lateral_pairs=pairs, sigmoid=False)
         assert out[0, 0, 0].mean() < out[0, 0, 1].mean(), "the one-sided sample was mirrored"
         assert (labels[0] == 1).all()
         seen.add((bool(out[1, 0, 0].mean() < out[1, 0, 1].mean()), int(labels[1].max())))

@@ -9,19 +9,20 @@ change at once. Axes: (B, C, X, Y, Z).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from autoseg.training.turning import Turned, draw_matrix, turn
+
 if TYPE_CHECKING:
     from autoseg.plan import Plan
 
 Strength = Literal["default", "light", "axial"]
-P_ROTATE, P_SCALE, MAX_ANGLE, SCALE = 0.2, 0.2, math.radians(30), (0.7, 1.4)
 P_NOISE, MAX_NOISE_SIGMA = 0.1, 0.1
 """One standard deviation for all channels. nnU-Net calls the number a variance, but `GaussianNoiseTransform` takes it
 as the deviation, and so were its published models trained."""
@@ -32,8 +33,6 @@ P_GAMMA, P_GAMMA_INVERTED, GAMMA = 0.3, 0.1, (0.7, 1.5)
 P_HISTOGRAM, CONTROL_POINTS = 0.1, 10
 """Source: MONAI's RandHistogramShift and its defaults; the FLARE23 paper names it."""
 P_MIRROR = 0.5
-ANISOTROPY = 3.0
-"""Above this ratio of spacings, rotation stays in the plane of the two fine axes (nnU-Net)."""
 SHADING = ("brightness", "contrast")
 KINDS: dict[Strength, tuple[str, ...]] = {
     "default": ("rotate", "scale", "noise", "blur", *SHADING, "low_resolution", "gamma_inverted", "gamma", "histogram"),
@@ -47,24 +46,25 @@ KINDS: dict[Strength, tuple[str, ...]] = {
 class Draw:
     """What one sample drew: the change's parameter, None where it is left as it is."""
 
-    matrix: np.ndarray | None
-    """(3, 3): where in the image, in mm from its centre, a voxel of the result comes from."""
-    flips: tuple[int, ...]
-    noise: tuple[int, float] | None
+    matrix: np.ndarray | None = None
+    """(3, 3): where in the case, in voxels from the patch's centre, a voxel of the patch comes from."""
+    flips: tuple[int, ...] = ()
+    """Axes that are mirrored."""
+    noise: tuple[int, float] | None = None
     """Seed and standard deviation."""
-    blur: np.ndarray | None
+    blur: np.ndarray | None = None
     """(C, 3): sigma in voxels along each axis. NaN, here and below: the channel is left as it is."""
-    brightness: np.ndarray | None
+    brightness: np.ndarray | None = None
     """(C,)."""
-    contrast: np.ndarray | None
+    contrast: np.ndarray | None = None
     """(C,)."""
-    low_resolution: np.ndarray | None
+    low_resolution: np.ndarray | None = None
     """(C,): edge lengths are multiplied by it and brought back."""
-    gamma_inverted: np.ndarray | None
+    gamma_inverted: np.ndarray | None = None
     """(C,)."""
-    gamma: np.ndarray | None
+    gamma: np.ndarray | None = None
     """(C,)."""
-    histogram: np.ndarray | None
+    histogram: np.ndarray | None = None
     """(CONTROL_POINTS,) rising from 0 to 1: where evenly spaced intensities go."""
 
 
@@ -85,7 +85,7 @@ def draw(
         drawn = happens(kind, probability)
         return np.array([_draw_factor(rng, low, high) for _ in range(num_channels)]) if drawn else None
 
-    matrix = _draw_matrix(rng, spacing_mm, axial=strength == "axial") if "rotate" in kinds else None
+    matrix = draw_matrix(rng, spacing_mm, axial=strength == "axial") if "rotate" in kinds else None
     mirrored = rng.random(3) < P_MIRROR
     noise = (int(rng.integers(2**31)), float(rng.uniform(0, MAX_NOISE_SIGMA))) if happens("noise", P_NOISE) else None
     blur_sigma = low_resolution = None
@@ -121,22 +121,6 @@ def _of_some_channels(rng: np.random.Generator, values: np.ndarray, probability:
     return values if changed.any() else None
 
 
-def _draw_matrix(rng: np.random.Generator, spacing_mm: Sequence[float], *, axial: bool) -> np.ndarray | None:
-    rotate, scale = rng.random() < P_ROTATE, rng.random() < P_SCALE
-    angles, factor = rng.uniform(-MAX_ANGLE, MAX_ANGLE, 3), rng.uniform(*SCALE)
-    if not (rotate or scale):
-        return None
-    if axial:
-        angles[:2] = 0
-    elif max(spacing_mm) > ANISOTROPY * min(spacing_mm):
-        coarse = int(np.argmax(spacing_mm))
-        angles[[a for a in range(3) if a != coarse]] = 0
-    matrix = rotation(angles) if rotate else np.eye(3)
-    if scale:
-        matrix = matrix / (np.array([factor, factor, 1.0]) if axial else factor)
-    return matrix
-
-
 def _draw_histogram(rng: np.random.Generator) -> np.ndarray:
     points = np.linspace(0, 1, CONTROL_POINTS)
     for i in range(1, CONTROL_POINTS - 1):
@@ -144,83 +128,44 @@ def _draw_histogram(rng: np.random.Generator) -> np.ndarray:
     return points
 
 
-def augment_samples(
-    plan: Plan,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    rngs: Sequence[np.random.Generator],
-    unannotated: np.ndarray,
-    filled: np.ndarray,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Change the patches of a step as the plan has it; arguments as `augment_batch` takes them.
+def draw_sample(plan: Plan, rng: np.random.Generator, unannotated: np.ndarray, filled: np.ndarray) -> Draw:
+    """Draw a sample's changes as the plan has them.
 
     Args:
-        unannotated: (B, K) bool, the classes that a sample was not annotated for. One that is annotated for one side of
+        unannotated: (K,) bool, the classes that the sample was not annotated for. One that is annotated for one side of
             a pair alone is not mirrored along X: it would come to show the side that is not annotated.
-        filled: (B, K) bool, the classes that models filled in; of a pair both or none, for the same reason.
+        filled: (K,) bool, the classes that models filled in; of a pair both or none, for the same reason.
     """
     if plan.augment == "none":
-        return images, targets
-    pairs = plan.mirrored_classes
-    one_sided = np.zeros(len(rngs), bool)
-    for a, b in pairs:
-        one_sided |= (unannotated[:, a] != unannotated[:, b]) | (filled[:, a] != filled[:, b])
-    how: dict[str, Any] = {
-        "spacing_mm": plan.resample_resolution,
-        "lateral_pairs": pairs,
-        "sigmoid": plan.sigmoid,
-        "strength": plan.augment,
-    }
-    if not one_sided.any():
-        return augment_batch(images, targets, rngs, mirror_axes=plan.mirror_axes, **how)
-    parts = []
-    for i, rng in enumerate(rngs):
-        axes = [a for a in plan.mirror_axes if a != 0 or not one_sided[i]]
-        parts.append(augment_batch(images[i : i + 1], targets[i : i + 1], [rng], mirror_axes=axes, **how))
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        return Draw()
+    one_sided = any(
+        unannotated[a] != unannotated[b] or filled[a] != filled[b] for a, b in plan.mirrored_classes
+    )
+    axes = [a for a in plan.mirror_axes if a != 0 or not one_sided]
+    return draw(rng, len(plan.channels), plan.resample_resolution, axes, plan.augment)
 
 
 def augment_batch(
     images: torch.Tensor,
     targets: torch.Tensor,
-    rngs: Sequence[np.random.Generator],
-    *,
-    spacing_mm: Sequence[float],
-    mirror_axes: Sequence[int],
-    lateral_pairs: Sequence[tuple[int, int]],
-    sigmoid: bool,
-    strength: Strength = "default",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Augment a batch.
-
-    Args:
-        images: (B, C, X, Y, Z) float32.
-        targets: (B, 1 or K, X, Y, Z) uint8; one channel more of voxels' weights may follow.
-        rngs: one per sample.
-        spacing_mm: voxel size, so that rotation does not shear.
-        mirror_axes: axes mirrored with probability 1/2 each; X swaps the classes of pairs.
-        lateral_pairs: pairs of classes, from 0.
-        strength: default; light: mirroring, brightness and contrast alone; axial: see `KINDS`.
-
-    Returns:
-        New images and targets of the same shapes.
-    """
-    draws = [draw(rng, images.shape[1], spacing_mm, mirror_axes, strength) for rng in rngs]
-    images, targets = images.clone(), targets.clone()
-    _turn(images, targets, draws, spacing_mm)
-    change_samples(images, targets, draws, lateral_pairs=lateral_pairs, sigmoid=sigmoid)
-    return images, targets
-
-
-def change_samples(
-    images: torch.Tensor,
-    targets: torch.Tensor,
     draws: Sequence[Draw],
+    turned: Mapping[int, Turned],
     *,
     lateral_pairs: Sequence[tuple[int, int]],
     sigmoid: bool,
 ) -> None:
-    """Make the drawn changes but turning and scaling, in place; arguments as `augment_batch` takes them."""
+    """Make the drawn changes, in place.
+
+    Args:
+        images: (B, C, X, Y, Z) float32; the samples that are turned are filled in.
+        targets: (B, 1 or K, X, Y, Z) uint8; one channel more of voxels' weights may follow.
+        draws: one per sample.
+        turned: of the samples that drew a matrix, by their place in the batch; on the images' device.
+        lateral_pairs: pairs of classes, from 0, that are swapped where a sample is mirrored along X.
+    """
+    x, y, z = images.shape[2:]
+    for i, one in turned.items():
+        images[i], targets[i] = turn(one, (x, y, z))
     for flips in {d.flips for d in draws if d.flips}:
         chosen = [i for i, d in enumerate(draws) if d.flips == flips]
         dims = [a + 2 for a in flips]
@@ -228,23 +173,23 @@ def change_samples(
         if 0 in flips and lateral_pairs:
             mirrored = swap_sides(mirrored, lateral_pairs, sigmoid=sigmoid)
         targets[chosen] = mirrored
-    for i, one in enumerate(draws):
-        if one.noise is not None:
-            generator = torch.Generator(images.device).manual_seed(one.noise[0])
-            noise = torch.randn(images[i].shape, generator=generator, device=images.device)
-            images[i] += noise * one.noise[1]
+    for i, drawn in enumerate(draws):
+        if drawn.noise is not None:
+            seed, sigma = drawn.noise
+            generator = torch.Generator(images.device).manual_seed(seed)
+            images[i] += torch.randn(images[i].shape, generator=generator, device=images.device) * sigma
     _change(images, [d.blur for d in draws], blur)
     _change(images, [d.brightness for d in draws], torch.mul)
     _change(images, [d.contrast for d in draws], _contrast)
-    for i, one in enumerate(draws):
-        for c, zoom in enumerate([] if one.low_resolution is None else one.low_resolution):
+    for i, drawn in enumerate(draws):
+        for c, zoom in enumerate([] if drawn.low_resolution is None else drawn.low_resolution):
             if not math.isnan(zoom):
                 images[i, c] = _coarsen(images[i, c], zoom)
     _change(images, [d.gamma_inverted for d in draws], lambda volumes, gamma: -_gamma(-volumes, gamma))
     _change(images, [d.gamma for d in draws], _gamma)
-    for i, one in enumerate(draws):
-        if one.histogram is not None:
-            images[i] = shift_histogram(images[i], one.histogram)
+    for i, drawn in enumerate(draws):
+        if drawn.histogram is not None:
+            images[i] = shift_histogram(images[i], drawn.histogram)
 
 
 def _change(
@@ -266,38 +211,6 @@ def _change(
         parameter = torch.tensor(np.array(rows), dtype=images.dtype, device=images.device)
         chosen = (list(samples), list(channels))
         images[chosen] = change(images[chosen], parameter[..., None, None, None])
-
-
-def _turn(images: torch.Tensor, targets: torch.Tensor, draws: Sequence[Draw], spacing_mm: Sequence[float]) -> None:
-    """Rotate and scale the samples that drew a matrix, image and target alike, in place."""
-    chosen = [i for i, one in enumerate(draws) if one.matrix is not None]
-    if not chosen:
-        return
-    # Normalised coordinates run -1..1 along each axis: go to mm, turn, and come back.
-    half_mm = np.array(images.shape[2:]) * np.asarray(spacing_mm) / 2
-    theta = torch.zeros(len(chosen), 3, 4)
-    for row, i in enumerate(chosen):
-        matrix = draws[i].matrix
-        assert matrix is not None
-        # torch orders coordinates from the last axis to the first.
-        theta[row, :, :3] = torch.from_numpy((np.diag(1 / half_mm) @ matrix @ np.diag(half_mm))[::-1, ::-1].copy())
-    grid = F.affine_grid(theta.to(images.device), [len(chosen), 1, *images.shape[2:]], align_corners=False)
-    how = {"padding_mode": "border", "align_corners": False}
-    images[chosen] = F.grid_sample(images[chosen], grid, mode="bilinear", **how)  # type: ignore[arg-type]
-    turned = F.grid_sample(targets[chosen].float(), grid, mode="nearest", **how)  # type: ignore[arg-type]
-    targets[chosen] = turned.to(targets.dtype)
-
-
-def rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation about X, then Y, then Z; (3,) radians -> (3, 3)."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        i, j = (a for a in range(3) if a != axis)
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = math.cos(angle)
-        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
-        matrix = turn @ matrix
-    return matrix
 
 
 def swap_sides(target: torch.Tensor, pairs: Sequence[tuple[int, int]], *, sigmoid: bool) -> torch.Tensor:

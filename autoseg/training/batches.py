@@ -12,30 +12,18 @@ import numpy as np
 import torch
 
 from autoseg.plan import Plan
-from autoseg.training.augment import augment_samples
-from autoseg.training.patches import Sampler, cut_batch
+from autoseg.training.augment import Draw, augment_batch, draw_sample
+from autoseg.training.patches import Patches, Sampler, cut_batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patches:
-    """The patches of one step as they were cut."""
+class Samples:
+    """The patches of one step on the device, changed at random, with what the loss needs to know of each."""
 
     image: torch.Tensor
     """(B, C, X, Y, Z) float32."""
     target: torch.Tensor
     """(B, 1 or K, X, Y, Z) uint8; the voxels' weights follow where a case has them."""
-    rngs: list[np.random.Generator]
-    """The samples' random states."""
-    cases: list[int]
-    """Which case each patch is of."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """The same on the device and changed at random, with what the loss needs to know of each sample."""
-
-    image: torch.Tensor
-    target: torch.Tensor
     unannotated: torch.Tensor | None = None
     """(B, K) bool: classes that nobody looked for; None: every sample is annotated for all."""
     filled: torch.Tensor | None = None
@@ -109,7 +97,9 @@ class Batches:
         hidden, guessed = (
             torch.from_numpy(classes).to(self.device) if classes.any() else None for classes in (unannotated, filled)
         )
-        image, target = augment_samples(self.plan, image, target, patches.rngs, unannotated, filled)
+        turned = {i: one.to(self.device) for i, one in patches.turned.items()}
+        pairs = self.plan.mirrored_classes
+        augment_batch(image, target, patches.draws, turned, lateral_pairs=pairs, sigmoid=self.plan.sigmoid)
         return Samples(image=image, target=target, unannotated=hidden, filled=guessed)
 
     def _patches(self, step: int) -> Patches:
@@ -121,15 +111,16 @@ class Batches:
         return patches
 
     def _cut(self, step: int) -> Patches:
-        images, targets, rngs, cases = cut_batch(
+        patches = cut_batch(
             self.sampler,
             seed=self.plan.seed,
             step=step,
             batch_size=self.batch_size,
             indices=self.indices,
             roi=self.roi,
+            draw=self._draw,
         )
-        image, target = torch.from_numpy(images), torch.from_numpy(targets)
-        if self._cutter is not None:  # pinned, so that copying to the GPU need not wait
-            image, target = image.pin_memory(), target.pin_memory()
-        return Patches(image=image, target=target, rngs=rngs, cases=cases)
+        return patches if self._cutter is None else patches.pinned()
+
+    def _draw(self, rng: np.random.Generator, case: int) -> Draw:
+        return draw_sample(self.plan, rng, self.sampler.unannotated[case], self.sampler.filled[case])

@@ -6,15 +6,17 @@ several processes share a batch without talking to each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from autoseg.data.labels import LabelMap
 from autoseg.plan import Plan
+from autoseg.training.augment import Draw
 from autoseg.training.cache import CachedCase
-
-Voxels = tuple[int, int, int]
+from autoseg.training.turning import OUTSIDE_WEIGHT, Turned, Voxels, box_of_turned
 
 
 def sample_rng(seed: int, step: int, index: int) -> np.random.Generator:
@@ -155,62 +157,123 @@ def make_sampler(cases: Sequence[CachedCase], plan: Plan) -> Sampler:
     )
 
 
-def cut_patch(
-    case: CachedCase, roi: Voxels, rng: np.random.Generator, centre: Voxels | None, *, weighted: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut one patch around a centre, inside the image where that is larger, at a random place in it where smaller.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patches:
+    """The patches of one step as they were cut."""
+
+    image: torch.Tensor
+    """(B, C, X, Y, Z) float32; zeros where a patch is to be turned."""
+    target: torch.Tensor
+    """(B, 1 or K, X, Y, Z) uint8; the voxels' weights in percent follow where a case has them."""
+    turned: dict[int, Turned]
+    """What the patches that are to be turned are made of, by their place in the batch."""
+    draws: list[Draw]
+    """How each is to be changed."""
+    cases: list[int]
+    """Which case each is of."""
+
+    def pinned(self) -> Patches:
+        """The same in memory that a GPU copies from without a wait."""
+        turned = {i: one.pinned() for i, one in self.turned.items()}
+        return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory(), turned=turned)
+
+
+def place_patch(shape: Sequence[int], roi: Voxels, rng: np.random.Generator, centre: Voxels | None) -> Voxels:
+    """The first voxel of a patch: around a centre and inside the image; at a random place around one that is smaller.
 
     Args:
-        weighted: give the voxels' weights, too.
+        shape: of the image.
+        centre: None: anywhere.
 
     Returns:
-        image (C, *roi) float32 and target (1 or K, *roi) uint8, padded with 0; after the target's last channel one of
-        the voxels' weights in percent, where asked for.
+        In voxels of the image; negative where the patch begins outside of it.
     """
-    shape = case.image.shape[1:]
-    source, place = [], []
+    start = []
     for axis in range(3):
         spare = shape[axis] - roi[axis]
         if spare <= 0:
-            start, offset = 0, int(rng.integers(0, -spare + 1))
+            start.append(-int(rng.integers(0, -spare + 1)))
         else:
             wanted = int(rng.integers(0, spare + 1)) if centre is None else centre[axis] - roi[axis] // 2
-            start, offset = min(max(wanted, 0), spare), 0
-        length = min(roi[axis], shape[axis])
-        source.append(slice(start, start + length))
-        place.append(slice(offset, offset + length))
-    image = np.zeros((len(case.image), *roi), np.float32)
-    target = np.zeros((len(case.target) + weighted, *roi), np.uint8)
-    image[:, place[0], place[1], place[2]] = case.image[:, source[0], source[1], source[2]]
-    inner = (place[0], place[1], place[2])
-    target[: len(case.target), *inner] = case.target[:, source[0], source[1], source[2]]
+            start.append(min(max(wanted, 0), spare))
+    return start[0], start[1], start[2]
+
+
+def cut_patch(case: CachedCase, start: Voxels, image: np.ndarray, target: np.ndarray, *, weighted: bool) -> None:
+    """Cut one patch; what lies outside of the case stays as it is.
+
+    Args:
+        start: its first voxel in the case.
+        image: (C, *roi), filled in.
+        target: (1 or K, *roi), filled in; with one channel more for the voxels' weights in percent where asked for.
+    """
+    source, inside = [], []
+    for first, size, edge in zip(start, case.image.shape[1:], image.shape[1:], strict=True):
+        begin, end = max(first, 0), min(first + edge, size)
+        source.append(slice(begin, end))
+        inside.append(slice(begin - first, end - first))
+    (x, y, z), (u, v, w) = source, inside
+    image[:, u, v, w] = case.image[:, x, y, z]
+    target[: len(case.target), u, v, w] = case.target[:, x, y, z]
     if weighted:
-        target[-1] = 100
-        if case.weight is not None:
-            target[-1, *inner] = case.weight[0, source[0], source[1], source[2]]
-    return image, target
+        target[-1] = OUTSIDE_WEIGHT
+        target[-1, u, v, w] = 100 if case.weight is None else case.weight[0, x, y, z]
+
+
+def cut_turned(case: CachedCase, start: Voxels, roi: Voxels, matrix: np.ndarray, *, weighted: bool) -> Turned:
+    """Cut what a turned patch is made of.
+
+    Args:
+        start: first voxel of the patch before it is turned.
+        matrix: as `draw_matrix` gives it.
+        weighted: give the voxels' weights, too.
+    """
+    (x, y, z), centre = box_of_turned(matrix, start, roi, case.image.shape[1:])
+    image, target = np.array(case.image[:, x, y, z]), np.array(case.target[:, x, y, z])
+    if weighted:
+        weight = np.full_like(target[:1], 100) if case.weight is None else case.weight[:, x, y, z]
+        target = np.concatenate([target, weight])
+    return Turned(
+        image=torch.from_numpy(image),
+        target=torch.from_numpy(target),
+        weighted=weighted,
+        matrix=matrix,
+        centre=centre,
+    )
 
 
 def cut_batch(
-    sampler: Sampler, *, seed: int, step: int, batch_size: int, indices: Sequence[int], roi: Voxels
-) -> tuple[np.ndarray, np.ndarray, list[np.random.Generator], list[int]]:
+    sampler: Sampler,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    indices: Sequence[int],
+    roi: Voxels,
+    draw: Callable[[np.random.Generator, int], Draw] = lambda rng, case: Draw(),
+) -> Patches:
     """Cut the patches of one step that this process is to train on.
 
     Args:
         indices: places in the global batch, 0..batch_size-1.
-
-    Returns:
-        images (len(indices), C, *roi) float32, targets (len(indices), 1 or K, *roi) uint8, with the voxels' weights
-        in percent as one channel more where a case has weights, each sample's random state, which goes on into its
-        augmentation, and its case.
+        draw: gives the changes of a sample by its random state and case.
     """
-    images, targets, rngs, chosen = [], [], [], []
-    for index in indices:
+    first, weighted = sampler.cases[0], sampler.is_weighted
+    image = np.zeros((len(indices), len(first.image), *roi), np.float32)
+    target = np.zeros((len(indices), len(first.target) + weighted, *roi), np.uint8)
+    turned, draws, chosen = {}, [], []
+    for i, index in enumerate(indices):
         rng = sample_rng(seed, step, index)
-        case, centre = sampler.draw(rng, seed, step * batch_size + index)
-        image, target = cut_patch(sampler.cases[case], roi, rng, centre, weighted=sampler.is_weighted)
-        images.append(image)
-        targets.append(target)
-        rngs.append(rng)
-        chosen.append(case)
-    return np.stack(images), np.stack(targets), rngs, chosen
+        number, centre = sampler.draw(rng, seed, step * batch_size + index)
+        case = sampler.cases[number]
+        start = place_patch(case.image.shape[1:], roi, rng, centre)
+        drawn = draw(rng, number)
+        if drawn.matrix is None:
+            cut_patch(case, start, image[i], target[i], weighted=weighted)
+        else:
+            turned[i] = cut_turned(case, start, roi, drawn.matrix, weighted=weighted)
+        draws.append(drawn)
+        chosen.append(number)
+    return Patches(
+        image=torch.from_numpy(image), target=torch.from_numpy(target), turned=turned, draws=draws, cases=chosen
+    )
