@@ -15,9 +15,8 @@ PLAIN = Draw()
 
 def _augment(images: torch.Tensor, targets: torch.Tensor, seed: int = 0) -> None:
     """Draw and make changes in patches that lie in cases of their own size, in place."""
-    draws = [
-        draw(np.random.default_rng([seed, i]), 1, (1.0, 1.0, 1.0), (0, 1, 2), "default") for i in range(len(images))
-    ]
+    rngs = [np.random.default_rng([seed, i]) for i in range(len(images))]
+    draws = [draw(rng, 1, (1.0, 1.0, 1.0), (20, 16, 12), (0, 1, 2), "default") for rng in rngs]
     turned = {}
     for i, (image, target, one) in enumerate(zip(images, targets, draws, strict=True)):
         if one.matrix is not None:
@@ -42,7 +41,8 @@ def test_same_seed_same_result_and_batch_equals_samples() -> None:
         _augment(*again, seed)
         assert torch.equal(again[0], images)
         assert torch.equal(again[1], targets)
-        draws = [draw(np.random.default_rng([seed, i]), 1, (1.0, 1.0, 1.0), (0, 1, 2), "default") for i in range(3)]
+        rngs = [np.random.default_rng([seed, i]) for i in range(3)]
+        draws = [draw(rng, 1, (1.0, 1.0, 1.0), (20, 16, 12), (0, 1, 2), "default") for rng in rngs]
         for i in range(3):
             if draws[i].matrix is None:
                 image, target = alone[0][i : i + 1], alone[1][i : i + 1]
@@ -83,9 +83,9 @@ def _changed(images: torch.Tensor, *draws: Draw) -> torch.Tensor:
     return images
 
 
-def _low_resolution(volume: np.ndarray, zoom: float) -> np.ndarray:
+def _low_resolution(volume: np.ndarray, zooms: np.ndarray) -> np.ndarray:
     """The voxel nearest to each coarse one's centre, then linear interpolation between the coarse ones' centres."""
-    small = [round(s * zoom) for s in volume.shape]
+    small = [round(s * zoom) for s, zoom in zip(volume.shape, zooms, strict=True)]
     nearest = np.ix_(*[((np.arange(n) + 0.5) * s / n).astype(int) for n, s in zip(small, volume.shape, strict=True)])
     at = [(np.arange(s) + 0.5) * n / s - 0.5 for n, s in zip(small, volume.shape, strict=True)]
     return ndimage.map_coordinates(volume[nearest], np.meshgrid(*at, indexing="ij"), order=1, mode="nearest")
@@ -116,8 +116,8 @@ ORACLES = {
 def test_a_change_of_some_channels_equals_numpy_and_leaves_the_others(kind: str) -> None:
     images = torch.randn(3, 2, 12, 11, 7, generator=torch.Generator().manual_seed(2))
     rows = np.array([[0.8, np.nan], [1.3, 0.7]]) if kind != "low_resolution" else np.array([[0.8, np.nan], [0.5, 0.6]])
-    if kind == "blur":
-        rows = rows[..., None] * [0.9, 0.7, 0.5]
+    if kind in ("blur", "low_resolution"):
+        rows = rows[..., None] * [0.9, 0.7, 1.0]
     changed = _changed(images, Draw(**{kind: rows[0]}), PLAIN, Draw(**{kind: rows[1]}))  # type: ignore[arg-type]
     assert torch.equal(changed[0, 1], images[0, 1])
     assert torch.equal(changed[1], images[1])
@@ -141,7 +141,8 @@ def test_nothing_drawn_changes_nothing() -> None:
 
 
 def _draws(num: int, num_channels: int, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)) -> list[Draw]:
-    return [draw(np.random.default_rng([7, i]), num_channels, spacing_mm, (0, 1, 2), "default") for i in range(num)]
+    rngs = [np.random.default_rng([7, i]) for i in range(num)]
+    return [draw(rng, num_channels, spacing_mm, (16, 16, 16), (0, 1, 2), "default") for rng in rngs]
 
 
 def test_samples_and_channels_are_changed_as_often_and_as_much_as_by_nnunet() -> None:
@@ -177,11 +178,22 @@ def test_every_kind_of_change_is_drawn_and_only_the_named_ones() -> None:
     for strength, kinds in KINDS.items():
         seen: set[str] = set()
         for seed in range(300):
-            one = draw(np.random.default_rng(seed), 1, (1.0, 1.0, 1.0), (0, 1, 2), strength)
+            one = draw(np.random.default_rng(seed), 1, (1.0, 1.0, 1.0), (16, 16, 16), (0, 1, 2), strength)
             seen |= {f.name for f in fields(one) if getattr(one, f.name) is not None and f.name != "flips"}
             seen |= {"flips"} if one.flips else set()
         expected = {"matrix" if kind in ("rotate", "scale") else kind for kind in kinds}
         assert seen == {*expected, "flips"}, strength
+
+
+def test_thick_slices_are_turned_and_coarsened_in_their_plane() -> None:
+    draws = _draws(400, 1, (1.0, 1.0, 5.0))
+    zooms = [d.low_resolution for d in draws if d.low_resolution is not None]
+    assert len(zooms) > 20
+    assert all((row[:, 2] == 1).all() and (row[:, 0] < 1).all() and (row[:, 0] == row[:, 1]).all() for row in zooms)
+    matrices = [d.matrix for d in draws if d.matrix is not None]
+    assert len(matrices) > 100
+    assert all((m[2] == [0, 0, 1]).all() and (m[:, 2] == [0, 0, 1]).all() for m in matrices)
+    assert any(m[0, 0] < 0 for m in matrices), "turned by over 90 degrees"
 
 
 def test_histogram_shift_equals_monai() -> None:

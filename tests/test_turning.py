@@ -14,7 +14,7 @@ from scipy import ndimage
 from autoseg.training.augment import Draw
 from autoseg.training.cache import CachedCase
 from autoseg.training.patches import Sampler, cut_batch, cut_turned, place_patch
-from autoseg.training.turning import Voxels, draw_matrix, rotation, turn
+from autoseg.training.turning import MAX_ANGLE, Voxels, draw_matrix, largest_part, rotation, thick_axis, turn
 
 ISOTROPIC = (1.0, 1.0, 1.0)
 
@@ -131,6 +131,19 @@ def test_a_turn_by_nothing_is_the_patch() -> None:
     assert not image[..., [0, 6]].any()
 
 
+@pytest.mark.parametrize("shape", [(1, 9, 8, 7), (5, 9, 8)])
+def test_a_vote_everywhere_gives_the_same_labels(shape: tuple[int, ...]) -> None:
+    """As GPUs do it, of a volume and of slices."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, shape, generator=generator, dtype=torch.uint8)
+    labels[:, :4] = 2
+    places = [torch.rand(20, 15, generator=generator) * (size + 4) - 2 for size in shape[1:]]
+    few, every = (largest_part(labels, places, 100, everywhere=everywhere) for everywhere in (False, True))
+    assert few.shape == (shape[0], 20, 15)
+    assert few.unique().tolist() == [0, 1, 2, 3, 100]
+    assert torch.equal(few, every)
+
+
 def test_regions_that_overlap_are_turned_each_by_itself() -> None:
     case = _case((16, 16, 16))
     regions = CachedCase(
@@ -151,13 +164,13 @@ def test_regions_that_overlap_are_turned_each_by_itself() -> None:
 
 def test_turning_keeps_lengths_in_mm() -> None:
     """A ball in mm stays a ball on voxels of 1x1x2.5 mm, where turning of voxels would shear it."""
-    spacing, shape = np.array([1.0, 1.0, 2.5]), (40, 40, 16)
+    spacing, shape = (1.0, 1.0, 2.5), (40, 40, 16)
     mm = np.stack(
         np.meshgrid(*[(np.arange(s) - (s - 1) / 2) * d for s, d in zip(shape, spacing, strict=True)], indexing="ij")
     )
     ball = (np.sqrt((mm**2).sum(0)) < 14).astype(np.uint8)[None]
     case = CachedCase(name="ball", image=ball.astype(np.float16), target=ball, points=np.zeros((0, 4), np.int32))
-    drawn = [draw_matrix(np.random.default_rng(seed), spacing, axial=False) for seed in range(60)]
+    drawn = [draw_matrix(np.random.default_rng(seed), spacing, through=None, max_angle=MAX_ANGLE) for seed in range(60)]
     turns = [m for m in drawn if m is not None and math.isclose(np.linalg.det(m), 1)]
     assert len(turns) > 5
     for matrix in turns:
@@ -166,7 +179,9 @@ def test_turning_keeps_lengths_in_mm() -> None:
 
 
 def test_patches_are_turned_and_scaled_as_often_and_as_much_as_by_nnunet() -> None:
-    drawn = [draw_matrix(np.random.default_rng([1, i]), ISOTROPIC, axial=False) for i in range(6000)]
+    drawn = [
+        draw_matrix(np.random.default_rng([1, i]), ISOTROPIC, through=None, max_angle=MAX_ANGLE) for i in range(6000)
+    ]
     share = np.mean([m is not None for m in drawn])
     assert abs(share - (1 - 0.8 * 0.8)) < 4 * math.sqrt(0.36 * 0.64 / 6000)
     scales = np.array([np.cbrt(np.linalg.det(m)) for m in drawn if m is not None])
@@ -177,13 +192,62 @@ def test_patches_are_turned_and_scaled_as_often_and_as_much_as_by_nnunet() -> No
     assert abs(scales.mean() - 1.05) < 4 * 0.7 / math.sqrt(12 * len(scales))
 
 
-def test_axial_changes_leave_the_third_axis_alone() -> None:
-    drawn = [draw_matrix(np.random.default_rng(seed), ISOTROPIC, axial=True) for seed in range(50)]
+@pytest.mark.parametrize("through", [0, 1, 2])
+def test_slices_are_turned_and_scaled_in_their_plane_alone(through: int) -> None:
+    """Each slice of the patch is made of that slice of the case: of any size, beyond the case, and with weights."""
+    spacing = [5.0 if axis == through else 1.0 for axis in range(3)]
+    plane = [axis for axis in range(3) if axis != through]
+    drawn = [
+        draw_matrix(np.random.default_rng(seed), spacing, through=through, max_angle=math.pi) for seed in range(60)
+    ]
     matrices = [m for m in drawn if m is not None]
-    assert len(matrices) > 5
-    for matrix in matrices:
-        np.testing.assert_allclose(matrix[2], [0, 0, 1], atol=1e-12)
-        np.testing.assert_allclose(matrix[:, 2], [0, 0, 1], atol=1e-12)
+    angles = [math.atan2(m[plane[1], plane[0]], m[plane[0], plane[0]]) for m in matrices]
+    assert max(np.abs(angles)) > 1.5, "thick slices are turned by up to 180 degrees"
+    for matrix, number in zip(matrices, [1, 2, 3, 6, 9] * 5, strict=False):
+        np.testing.assert_array_equal(matrix[through], np.eye(3)[through])
+        np.testing.assert_array_equal(matrix[:, through], np.eye(3)[through])
+        shape = np.array([18, 15, 16])
+        shape[through] = number
+        case = _case(tuple(int(s) for s in shape), weighted=True)  # type: ignore[arg-type]
+        for edge in (4, 8):
+            roi = tuple(edge if axis == through else 12 for axis in range(3))
+            start = place_patch(shape, roi, np.random.default_rng(number), None)  # type: ignore[arg-type]
+            image, target = _turn(case, start, roi, matrix)  # type: ignore[arg-type]
+            places = _places(matrix, start, roi)  # type: ignore[arg-type]
+            np.testing.assert_allclose(image[0], _oracle(case.image[0], places), atol=2e-3)
+            for i in range(edge):
+                one, labels = image[0].take(i, through), target[:, ...].take(i, through + 1)
+                z = start[through] + i
+                if not 0 <= z < number:
+                    assert not one.any()
+                    assert not labels[0].any()
+                    assert (labels[1] == 100).all()
+                    continue
+                inside = places.take([i], through + 1)
+                inside[through] = 0
+                at_z = case.target[0].take([z], through)
+                shares = np.stack([_oracle(at_z == k, inside) for k in range(3)]).squeeze(through + 1)
+                shares[0] += 1 - shares.sum(0)
+                first, second = np.sort(shares, axis=0)[[-1, -2]]
+                is_clear = first - second > 1e-3
+                np.testing.assert_array_equal(labels[0][is_clear], shares.argmax(0)[is_clear])
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "roi", "axis"),
+    [
+        ((1.0, 1.0, 1.0), (64, 64, 64), None),
+        ((1.0, 1.0, 3.0), (64, 64, 64), None),
+        ((1.0, 1.0, 3.1), (64, 64, 64), 2),
+        ((10.0, 1.5, 1.5), (32, 32, 32), 0),
+        ((0.2, 1.0, 1.0), (64, 64, 64), None),  # one fine axis, two coarse ones
+        ((1.0, 1.0, 1.0), (64, 64, 21), 2),  # few slices, thick or not
+        ((1.0, 1.0, 1.0), (64, 64, 22), None),
+        ((1.0, 1.0, 2.0), (3, 64, 64), 0),
+    ],
+)
+def test_thick_slices_and_flat_patches_are_known(spacing_mm, roi, axis) -> None:  # type: ignore[no-untyped-def]
+    assert thick_axis(spacing_mm, roi) == axis
 
 
 def test_rotation_matrix_is_a_rotation() -> None:
@@ -198,7 +262,7 @@ def test_a_batch_is_turned_alike_in_one_piece_and_in_pieces() -> None:
     sampler = Sampler(cases, np.zeros((2, 1), bool), foreground_fraction=0.0)
 
     def draw(rng: np.random.Generator, case: int) -> Draw:
-        return Draw(matrix=draw_matrix(rng, ISOTROPIC, axial=False))
+        return Draw(matrix=draw_matrix(rng, ISOTROPIC, through=None, max_angle=MAX_ANGLE))
 
     common = {"seed": 3, "step": 5, "batch_size": 8, "roi": (10, 10, 10), "draw": draw}
     whole = cut_batch(sampler, indices=range(8), **common)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from autoseg.training.turning import Turned, draw_matrix, turn
+from autoseg.training.turning import MAX_ANGLE, MAX_ANGLE_IN_PLANE, Turned, Voxels, draw_matrix, thick_axis, turn
 
 if TYPE_CHECKING:
     from autoseg.plan import Plan
@@ -59,7 +59,7 @@ class Draw:
     contrast: np.ndarray | None = None
     """(C,)."""
     low_resolution: np.ndarray | None = None
-    """(C,): edge lengths are multiplied by it and brought back."""
+    """(C, 3): edge lengths are multiplied by it and brought back."""
     gamma_inverted: np.ndarray | None = None
     """(C,)."""
     gamma: np.ndarray | None = None
@@ -72,11 +72,20 @@ def draw(
     rng: np.random.Generator,
     num_channels: int,
     spacing_mm: Sequence[float],
+    roi: Voxels,
     mirror_axes: Sequence[int],
     strength: Strength,
 ) -> Draw:
-    """Draw one sample's changes."""
+    """Draw one sample's changes.
+
+    Args:
+        spacing_mm, roi: of the patches, which say whether they are turned in a plane alone.
+        mirror_axes: axes mirrored with probability 1/2 each.
+        strength: default; light: mirroring, brightness and contrast alone; axial: see `KINDS`.
+    """
     kinds = KINDS[strength]
+    through = 2 if strength == "axial" else thick_axis(spacing_mm, roi)
+    max_angle = MAX_ANGLE if strength == "axial" or through is None else MAX_ANGLE_IN_PLANE
 
     def happens(kind: str, probability: float) -> bool:
         return kind in kinds and rng.random() < probability
@@ -85,7 +94,7 @@ def draw(
         drawn = happens(kind, probability)
         return np.array([_draw_factor(rng, low, high) for _ in range(num_channels)]) if drawn else None
 
-    matrix = draw_matrix(rng, spacing_mm, axial=strength == "axial") if "rotate" in kinds else None
+    matrix = draw_matrix(rng, spacing_mm, through=through, max_angle=max_angle) if "rotate" in kinds else None
     mirrored = rng.random(3) < P_MIRROR
     noise = (int(rng.integers(2**31)), float(rng.uniform(0, MAX_NOISE_SIGMA))) if happens("noise", P_NOISE) else None
     blur_sigma = low_resolution = None
@@ -94,7 +103,10 @@ def draw(
     brightness = factors("brightness", P_BRIGHTNESS, *FACTOR)
     contrast = factors("contrast", P_CONTRAST, *FACTOR)
     if happens("low_resolution", P_LOW_RESOLUTION):
-        low_resolution = _of_some_channels(rng, rng.uniform(*ZOOM, num_channels), P_LOW_RESOLUTION_CHANNEL)
+        zooms = np.repeat(rng.uniform(*ZOOM, (num_channels, 1)), 3, axis=1)
+        if through is not None:
+            zooms[:, through] = 1
+        low_resolution = _of_some_channels(rng, zooms, P_LOW_RESOLUTION_CHANNEL)
     return Draw(
         matrix=matrix,
         flips=tuple(a for a in mirror_axes if mirrored[a]),
@@ -142,7 +154,7 @@ def draw_sample(plan: Plan, rng: np.random.Generator, unannotated: np.ndarray, f
         unannotated[a] != unannotated[b] or filled[a] != filled[b] for a, b in plan.mirrored_classes
     )
     axes = [a for a in plan.mirror_axes if a != 0 or not one_sided]
-    return draw(rng, len(plan.channels), plan.resample_resolution, axes, plan.augment)
+    return draw(rng, len(plan.channels), plan.resample_resolution, plan.roi_size, axes, plan.augment)
 
 
 def augment_batch(
@@ -182,9 +194,9 @@ def augment_batch(
     _change(images, [d.brightness for d in draws], torch.mul)
     _change(images, [d.contrast for d in draws], _contrast)
     for i, drawn in enumerate(draws):
-        for c, zoom in enumerate([] if drawn.low_resolution is None else drawn.low_resolution):
-            if not math.isnan(zoom):
-                images[i, c] = _coarsen(images[i, c], zoom)
+        for c, zooms in enumerate([] if drawn.low_resolution is None else drawn.low_resolution):
+            if not np.isnan(zooms).any():
+                images[i, c] = _coarsen(images[i, c], zooms)
     _change(images, [d.gamma_inverted for d in draws], lambda volumes, gamma: -_gamma(-volumes, gamma))
     _change(images, [d.gamma for d in draws], _gamma)
     for i, drawn in enumerate(draws):
@@ -246,8 +258,8 @@ def blur(volumes: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return volumes
 
 
-def _coarsen(volume: torch.Tensor, zoom: float) -> torch.Tensor:
-    small = [max(1, round(s * zoom)) for s in volume.shape]
+def _coarsen(volume: torch.Tensor, zooms: np.ndarray) -> torch.Tensor:
+    small = [max(1, round(s * zoom)) for s, zoom in zip(volume.shape, zooms, strict=True)]
     low = F.interpolate(volume[None, None], size=small, mode="nearest-exact")
     return F.interpolate(low, size=volume.shape, mode="trilinear", align_corners=False)[0, 0]
 

@@ -16,7 +16,7 @@ from autoseg.data.labels import LabelMap
 from autoseg.plan import Plan
 from autoseg.training.augment import Draw
 from autoseg.training.cache import CachedCase
-from autoseg.training.turning import OUTSIDE_WEIGHT, Turned, Voxels, box_of_turned
+from autoseg.training.turning import OUTSIDE_WEIGHT, Turned, Voxels, axis_left_alone, box_of_turned, places_in_box
 
 
 def sample_rng(seed: int, step: int, index: int) -> np.random.Generator:
@@ -233,12 +233,14 @@ def cut_turned(case: CachedCase, start: Voxels, roi: Voxels, matrix: np.ndarray,
     if weighted:
         weight = np.full_like(target[:1], 100) if case.weight is None else case.weight[:, x, y, z]
         target = np.concatenate([target, weight])
+    through = axis_left_alone(matrix)
     return Turned(
         image=torch.from_numpy(image),
         target=torch.from_numpy(target),
         weighted=weighted,
-        matrix=matrix,
-        centre=centre,
+        places=torch.from_numpy(places_in_box(matrix, centre, roi)),
+        through=through,
+        first_slice=0 if through is None else max(-start[through], 0),
     )
 
 
