@@ -486,7 +486,9 @@ def test_a_class_nobody_is_annotated_for_is_background() -> None:
 
 def test_a_sample_annotated_for_one_side_is_not_mirrored_to_the_other() -> None:
     sides = [ClassPlan(name="kidney_left", values=(1,)), ClassPlan(name="kidney_right", values=(2,))]
-    plan = tiny_plan().model_copy(update={"classes": tuple(sides), "mirror_axes": (0,), "augment": "light"})
+    pairs = (("kidney_left", "kidney_right"),)
+    changes = {"classes": tuple(sides), "lateral_pairs": pairs, "mirror_axes": (0,), "augment": "light"}
+    plan = tiny_plan().model_copy(update=changes)
     image = torch.arange(2.0).repeat(2, 1, 2, 2, 1).movedim(-1, 2)  # rises along X
     target = torch.ones((2, 1, 2, 2, 2), dtype=torch.uint8)
     seen = set()
@@ -494,8 +496,7 @@ def test_a_sample_annotated_for_one_side_is_not_mirrored_to_the_other() -> None:
     for seed, (unannotated, filled) in itertools.product(range(20), ((one, none), (none, one))):
         draws = [draw_sample(plan, np.random.default_rng([seed, i]), unannotated[i], filled[i]) for i in range(2)]
         out, labels = image.clone(), target.clone()
-        pairs = plan.mirrored_classes
-        augment_batch(out, labels, draws, {}, lateral_pairs=pairs, sigmoid=False)
+        augment_batch(out, labels, draws, {}, lateral_pairs=plan.mirrored_classes, sigmoid=False)
         assert out[0, 0, 0].mean() < out[0, 0, 1].mean(), "the one-sided sample was mirrored"
         assert (labels[0] == 1).all()
         seen.add((bool(out[1, 0, 0].mean() < out[1, 0, 1].mean()), int(labels[1].max())))

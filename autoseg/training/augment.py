@@ -150,9 +150,7 @@ def draw_sample(plan: Plan, rng: np.random.Generator, unannotated: np.ndarray, f
     """
     if plan.augment == "none":
         return Draw()
-    one_sided = any(
-        unannotated[a] != unannotated[b] or filled[a] != filled[b] for a, b in plan.mirrored_classes
-    )
+    one_sided = any(unannotated[a] != unannotated[b] or filled[a] != filled[b] for a, b in plan.mirrored_classes)
     axes = [a for a in plan.mirror_axes if a != 0 or not one_sided]
     return draw(rng, len(plan.channels), plan.resample_resolution, plan.roi_size, axes, plan.augment)
 
