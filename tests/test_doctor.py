@@ -139,7 +139,7 @@ def complete(script: str, *words: str) -> list[str]:
     program = (
         f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _autoseg; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     )
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash"], input=program, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 
