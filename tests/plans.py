@@ -84,6 +84,8 @@ def tiny_plan(algo: AlgoName = "segresnet", **settings: Any) -> Plan:
     }
     if algo == "segresnet":
         small |= {"roi_size": (16, 16, 16), "segresnet": {"init_filters": 8, "blocks_down": (1, 1)}}
+    elif algo == "resenc":
+        small |= {"roi_size": (16, 16, 16), "resenc": {"init_features": 8}}
     elif algo == "dints":
         small |= {"roi_size": (16, 16, 16), "dints": {"channel_mul": 0.125}}
     elif algo == "swinunetr":  # two layers of one stage, so that its windows are shifted

@@ -150,7 +150,8 @@ def test_a_budget_on_a_gpu_shrinks_patch_and_network(device: Callable[..., list[
     assert len(set(voxels)) == 4
 
 
-def test_the_rate_follows_the_batch() -> None:
+def test_the_rate_follows_the_batch(device: Callable[..., list[Plan]]) -> None:
+    device(seconds=0.01, gib=1.0)
     rates = [planned(hardware=GPU, batch_size=n)[0].learning_rate for n in (1, 2, 8)]
     assert rates == pytest.approx([2e-4 / 2**0.5, 2e-4, 4e-4], rel=1e-2)
 
