@@ -24,7 +24,7 @@ from autoseg.data.formats.table import (
     image_files,
     image_signature,
     read_header,
-    read_stored,
+    read_stored_volume,
 )
 from autoseg.data.grid import corners_apart_mm
 from autoseg.data.streams import FileImage
@@ -74,7 +74,7 @@ def assert_same(path: Path, other: Path) -> None:
 def refusal(path: Path) -> str:
     """Why an image is not read; all readers say the same, and none names the patient."""
     with pytest.raises(DataError) as caught:
-        read_stored(path)
+        read_stored_volume(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
     assert not any(word in text for word in PATIENT)
@@ -91,8 +91,8 @@ def test_a_series_is_the_volume_whatever_its_orientation_and_the_names_of_its_fi
         series = write_series(tmp_path / dtype, array, affine)
         same = as_nifti(tmp_path, array, affine)
         assert_same(series, same)
-        assert read_stored(series).warnings == ()
-        assert read_stored(series).array.dtype == np.dtype(dtype)
+        assert read_stored_volume(series).warnings == ()
+        assert read_stored_volume(series).array.dtype == np.dtype(dtype)
         with FileImage([series]) as image:
             last = image.shape[image.axis]
             rows = np.concatenate([image.rows(0, 2), image.rows(2, last)], axis=image.axis + 1)
@@ -102,7 +102,7 @@ def test_a_series_is_the_volume_whatever_its_orientation_and_the_names_of_its_fi
 def test_simpleitk_reads_the_same(tmp_path: Path) -> None:
     series = write_series(tmp_path / "series", voxels(), OBLIQUE, RescaleSlope="1", RescaleIntercept="-1024")
     image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series)))
-    stored = read_stored(series)
+    stored = read_stored_volume(series)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image).T, stored.array[..., 0] + stored.inter)
     np.testing.assert_allclose(np.diag([-1, -1, 1]) @ stored.grid.affine[:3, 3], image.GetOrigin(), atol=1e-6)
     np.testing.assert_allclose(stored.grid.spacing_mm, image.GetSpacing(), atol=1e-6)
@@ -117,7 +117,7 @@ def test_rescaling_is_applied_also_where_it_differs_from_slice_to_slice(tmp_path
         data.RescaleSlope, data.RescaleIntercept = str(0.25 * (k + 1)), "0"
     uneven = save_slices(tmp_path / "uneven", slices)
     assert_same(uneven, as_nifti(tmp_path, (array * 0.25 * np.arange(1, 6)).astype("f4"), OBLIQUE))
-    assert read_header(uneven).dtype == read_stored(uneven).array.dtype == np.float32
+    assert read_header(uneven).dtype == read_stored_volume(uneven).array.dtype == np.float32
     with FileImage([uneven]) as image:
         np.testing.assert_array_equal(image.rows(1, 3), read_image((uneven,)).array[..., 1:3])
 
@@ -152,7 +152,7 @@ def test_a_compression_without_a_decoder_names_the_extra(tmp_path: Path) -> None
 def test_gantry_tilt_is_read_exactly_with_a_warning(tmp_path: Path) -> None:
     series = write_series(tmp_path / "series", voxels(), TILTED)
     assert_same(series, as_nifti(tmp_path, voxels(), TILTED))
-    (warning,) = read_stored(series).warnings
+    (warning,) = read_stored_volume(series).warnings
     assert warning.finding == "slices are tilted by 13.5 degrees against their stack (gantry tilt)"
 
 
@@ -161,7 +161,7 @@ def test_equal_copies_are_used_once_with_a_warning(tmp_path: Path) -> None:
     series = save_slices(tmp_path / "series", slices)
     slices[2].save_as(series / "copy", enforce_file_format=True)
     assert_same(series, as_nifti(tmp_path, voxels(), OBLIQUE))
-    assert [w.finding for w in read_stored(series).warnings] == ["1 slices are there more than once"]
+    assert [w.finding for w in read_stored_volume(series).warnings] == ["1 slices are there more than once"]
     assert [w.finding for w in read_header(series).warnings] == ["1 slices are there more than once"]
 
 
@@ -252,14 +252,14 @@ def no_direction(slices: list[Dataset]) -> None:
 )
 def test_what_is_no_volume_says_why(tmp_path: Path, spoil: Callable[[list[Dataset]], None], message: str) -> None:
     slices = slices_of(voxels(), OBLIQUE)
-    assert read_stored(save_slices(tmp_path / "sound", slices)).grid.shape == SHAPE
+    assert read_stored_volume(save_slices(tmp_path / "sound", slices)).grid.shape == SHAPE
     spoil(slices)
     assert refusal(save_slices(tmp_path / "series", slices)).startswith(message)
 
 
 def test_one_slice_is_no_volume_to_train_on(tmp_path: Path) -> None:
     series = save_slices(tmp_path / "series", slices_of(voxels(), OBLIQUE)[:1])
-    assert read_stored(series).grid.shape == (7, 6, 1)
+    assert read_stored_volume(series).grid.shape == (7, 6, 1)
     assert "single slice" in analyze_case((series,), None, None).findings[0].finding
 
 
@@ -285,7 +285,7 @@ def test_a_study_is_its_one_volume_and_says_what_is_left_out(tmp_path: Path) -> 
     report().save_as(study / "dose", enforce_file_format=True)
     (study / "notes.txt").write_text("no DICOM")
     assert_same(study, as_nifti(tmp_path, voxels(), OBLIQUE))
-    (warning,) = read_stored(study).warnings
+    (warning,) = read_stored_volume(study).warnings
     assert warning.finding == "left out beside the CT series of 5 images: CT localizer of 5 images, 1 SR files"
     (study / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     assert_same(study / "DICOMDIR", study)
@@ -321,7 +321,7 @@ def test_the_images_of_a_folder(tmp_path: Path) -> None:
 def test_a_series_is_known_by_its_content(tmp_path: Path) -> None:
     series = write_series(tmp_path / "series", voxels(), OBLIQUE)
     digest, signature = image_digest(series), image_signature(series)
-    assert read_stored(series, with_digest=True).digest == digest == image_digest(series / "IM0000")
+    assert read_stored_volume(series, with_digest=True).digest == digest == image_digest(series / "IM0000")
     assert len(files_of(series)) == 5
     (series / "IM0000").rename(series / "renamed")
     assert image_digest(series) == digest
@@ -353,7 +353,7 @@ def test_damaged_files_are_named_whatever_is_wrong_and_the_patient_never_is(
         path.write_bytes(bytes(damaged))
         dicom_files.read_dicom.__globals__["_read_dicom"].cache_clear()
         try:
-            read_stored(series)
+            read_stored_volume(series)
         except DataError as error:
             text = str(error)
         else:
@@ -408,7 +408,7 @@ def test_real_series_are_those_of_simpleitk(name: str, shape: tuple[int, ...]) -
     path = SINGLE / name
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path)) if path.is_dir() else (str(path),)
     image = sitk.ReadImage(names if len(names) > 1 else names[0])
-    stored = read_stored(path)
+    stored = read_stored_volume(path)
     assert stored.grid.shape == shape
     np.testing.assert_array_equal(stored.array[..., 0] * stored.slope + stored.inter, sitk.GetArrayFromImage(image).T)
     affine = np.eye(4)
@@ -421,7 +421,7 @@ def test_real_series_are_those_of_simpleitk(name: str, shape: tuple[int, ...]) -
 @pytest.mark.extra("gdcm")
 def test_one_real_slice_in_six_encodings_is_the_same() -> None:
     """Plain, padded, big-endian, RLE, JPEG 2000 and JPEG-LS: copies of each other, as only equal pixels are."""
-    assert [w.finding for w in read_stored(SINGLE / "pydicom" / "MR_small.dcm").warnings] == [
+    assert [w.finding for w in read_stored_volume(SINGLE / "pydicom" / "MR_small.dcm").warnings] == [
         "5 slices are there more than once"
     ]
 

@@ -17,7 +17,7 @@ from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 from autoseg.algos.rules.images import target_spacing
 from autoseg.analyzer import workers
 from autoseg.config.settings import ClassSpec
-from autoseg.data.formats.table import SUFFIXES_TEXT, read_stored
+from autoseg.data.formats.table import SUFFIXES_TEXT, read_stored_volume
 from autoseg.errors import DataError
 
 IMAGE, LABEL = "case_2 (images/case_2.nii.gz): ", "case_2 (labels/case_2.nii.gz): "
@@ -114,7 +114,7 @@ def test_a_header_that_promises_too_much(data: DataSet) -> None:
 def test_too_large_for_the_memory(tmp_path: Path) -> None:
     path = save(tmp_path / "image.nii.gz", make_image(0))
     with pytest.raises(Exception, match="its voxels take 0.0 GiB and 0.0 GiB of memory are free"):
-        read_stored(path, free_bytes=1000)
+        read_stored_volume(path, free_bytes=1000)
 
 
 def test_voxels_that_are_no_numbers(data: DataSet) -> None:
@@ -316,13 +316,13 @@ def test_warning_of_bytes_after_the_voxels(data: DataSet) -> None:
 def test_warning_of_no_orientation(tmp_path: Path) -> None:
     path = save(tmp_path / "image.nii.gz", make_image(0))
     respoil(path, header(sform_code=0, qform_code=0))
-    assert [w.finding for w in read_stored(path).warnings] == ["no orientation in the header"]
+    assert [w.finding for w in read_stored_volume(path).warnings] == ["no orientation in the header"]
 
 
 def test_warning_of_other_units(tmp_path: Path) -> None:
     path = save(tmp_path / "image.nii.gz", make_image(0))
     respoil(path, header(xyzt_units=3))
-    assert [w.finding for w in read_stored(path).warnings] == ["sizes in micrometres"]
+    assert [w.finding for w in read_stored_volume(path).warnings] == ["sizes in micrometres"]
 
 
 # -- image and label

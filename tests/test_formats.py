@@ -16,7 +16,7 @@ from analysis_data import AFFINE, make_image, make_label, save
 
 from autoseg.analyzer.case import analyze_case
 from autoseg.data.formats.stored import FileFaultError
-from autoseg.data.formats.table import LABEL_SUFFIXES, SUFFIXES, read_header, read_stored, stem_of, suffix_of
+from autoseg.data.formats.table import LABEL_SUFFIXES, SUFFIXES, read_header, read_stored_volume, stem_of, suffix_of
 from autoseg.data.grid import Grid
 from autoseg.data.streams import FileImage
 from autoseg.data.volumes import read_image, read_label, write_volume
@@ -33,7 +33,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "image": lambda path: read_image((path,)),
     "label": read_label,
     "rows": read_rows,
-    "stored": lambda path: read_stored(path, with_digest=True),
+    "stored": lambda path: read_stored_volume(path, with_digest=True),
 }
 
 
@@ -137,10 +137,10 @@ def test_a_fault_comes_back_from_another_process() -> None:
 
 def test_a_digest_is_of_the_bytes_and_only_where_asked_for(tmp_path: Path) -> None:
     first, second = (save(tmp_path / f"{n}.nii.gz", make_image(n)) for n in (0, 1))
-    digests = [read_stored(path, with_digest=True).digest for path in (first, second, first)]
+    digests = [read_stored_volume(path, with_digest=True).digest for path in (first, second, first)]
     assert len(digests[0]) == 32
     assert digests[0] == digests[2] != digests[1]
-    assert read_stored(first).digest == ""
+    assert read_stored_volume(first).digest == ""
 
 
 def test_suffixes_come_from_the_table(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from autoseg.config.reader import read_model, read_plain
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.listreader import build_datalist
 from autoseg.data.formats.content import Content
-from autoseg.data.formats.table import read_header, read_stored
+from autoseg.data.formats.table import read_header, read_stored_volume
 from autoseg.data.grid import Grid
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import write_volume
@@ -60,7 +60,7 @@ from autoseg.workspace.files import (
     open_regular,
     write_atomic,
 )
-from autoseg.workspace.stored import read_stored as read_state
+from autoseg.workspace.stored import read_stored
 from autoseg.workspace.usage import CommandLine, add_line
 from autoseg.workspace.workspace import Workspace
 
@@ -222,7 +222,7 @@ def test_a_pipe_or_a_device_is_no_image(tmp_path: Path) -> None:
     device = tmp_path / "device.nii.gz"
     device.symlink_to("/dev/zero")
     for path, what in ((pipe, "a pipe"), (device, "a device")):
-        for read in (read_header, read_stored):
+        for read in (read_header, read_stored_volume):
             with pytest.raises(DataError, match=f"{path}: is {what}, not a file. Give the path of an image file."):
                 read(path)
         with pytest.raises(OSError, match=what):
@@ -235,7 +235,7 @@ def test_a_pipe_is_no_state(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     os.mkfifo(path)
     with pytest.raises(WorkspaceError, match=f"{path}: cannot be read \\(is a pipe, not a file\\)"):
-        read_state(path, dict)
+        read_stored(path, dict)
     assert last_lines(path, 3) == ["cannot be read: is a pipe, not a file"]
 
 
@@ -294,7 +294,7 @@ def test_aliases_of_aliases_are_no_state(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(WorkspaceError, match=words):
-            read_state(path, dict[str, JsonValue])
+            read_stored(path, dict[str, JsonValue])
 
 
 def test_plain_aliases_are_read(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_plain_aliases_are_read(tmp_path: Path) -> None:
     path.write_text("a: &a {b: [1, 2]}\nc: *a\nd: [*a, *a]\n")
     inner = {"b": [1, 2]}
     assert read_plain(path) == {"a": inner, "c": inner, "d": [inner, inner]}
-    assert read_state(path, dict[str, JsonValue]) == {"a": inner, "c": inner, "d": [inner, inner]}
+    assert read_stored(path, dict[str, JsonValue]) == {"a": inner, "c": inner, "d": [inner, inner]}
 
 
 @pytest.mark.parametrize("text", ["[" * 5000 + "]" * 5000, '{"a": ' + "9" * 5000 + "}", '{"training": "\\ud800"}'])
@@ -338,7 +338,7 @@ def test_state_nested_too_deep_is_left_out(tmp_path: Path) -> None:
     store.open(path)
     assert store.known == {}
     with pytest.raises(WorkspaceError, match=f"{path}: damaged"):
-        read_state(path, dict)
+        read_stored(path, dict)
 
 
 def content(data: bytes) -> Content:
@@ -587,7 +587,7 @@ def test_names_as_long_as_names_can_be(tmp_path: Path, capsys: pytest.CaptureFix
     path = tmp_path / ("n" * 248 + ".nii.gz")
     grid = Grid(shape=(2, 2, 2), affine=np.eye(4))
     write_volume(path, np.zeros((2, 2, 2), np.uint8), grid)
-    assert read_stored(path).array.shape == (2, 2, 2, 1)
+    assert read_stored_volume(path).array.shape == (2, 2, 2, 1)
     for words in (
         ["status", "--work_dir", str(tmp_path / ("n" * 300))],
         ["report", "--work_dir", str(tmp_path / ("n" * 300))],

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from house import commands, copy_house, put
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,25 +76,17 @@ ROW = """METRICS: tuple[Metric, ...] = (
 """
 
 
-def insert(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert text.count(old) == 1, f"{path.name}: {old!r}"
-    path.write_text(text.replace(old, new))
-
-
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with the two rows."""
-    folder = tmp_path_factory.mktemp("house")
-    for name in ("autoseg", "templates"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = copy_house(tmp_path_factory.mktemp("house"))
     formats = folder / "autoseg" / "data" / "formats"
     (formats / "text.py").write_text(FORMAT)
-    insert(formats / "table.py", "\n\nFORMATS", "\nfrom autoseg.data.formats.text import TEXT\n\nFORMATS")
-    insert(formats / "table.py", "= (NIFTI, ", "= (TEXT, NIFTI, ")
+    put(formats / "table.py", "\n\nFORMATS", "\nfrom autoseg.data.formats.text import TEXT\n\nFORMATS")
+    put(formats / "table.py", "= (NIFTI, ", "= (TEXT, NIFTI, ")
     scores = folder / "autoseg" / "evaluation" / "scores.py"
-    insert(scores, "\n\nDICE =", METRIC)
-    insert(scores, "METRICS: tuple[Metric, ...] = (\n    DICE,\n", ROW)
+    put(scores, "\n\nDICE =", METRIC)
+    put(scores, "METRICS: tuple[Metric, ...] = (\n    DICE,\n", ROW)
     return folder
 
 
@@ -104,12 +94,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(house: Path) -> Callable[..., str]:
     """Runs several commands in one process with the copy, and gives what they print."""
 
-    def run(*commands: list[str]) -> str:
-        code = "import sys, json; from autoseg.cli.main import run_command\n"
-        code += "sys.exit(max(run_command(words) for words in json.loads(sys.argv[1])))"
-        environment = {**os.environ, "PYTHONPATH": str(house)}
-        words = [sys.executable, "-c", code, json.dumps(commands)]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=house, check=False)
+    def run(*each: list[str]) -> str:
+        done = commands(house, *each)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

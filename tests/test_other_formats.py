@@ -22,7 +22,7 @@ from autoseg.data.formats.table import (
     image_files,
     image_signature,
     read_header,
-    read_stored,
+    read_stored_volume,
     stem_of,
 )
 from autoseg.data.streams import FileImage
@@ -54,7 +54,7 @@ def test_voxels_and_grid_are_those_that_were_written(tmp_path: Path, suffix: str
     for dtype in ("u1", "i2", "f4") if suffix in (".mgz", ".mgh") else ("u1", "i2", "u2", "i4", "f4", "f8"):
         path = write_image(tmp_path / f"{dtype}{suffix}", voxels(dtype=dtype), affine)
         assert format_of(path).name == NAMES.get(suffix, "Analyze")
-        stored = read_stored(path)
+        stored = read_stored_volume(path)
         np.testing.assert_array_equal(stored.array[..., 0], voxels(dtype=dtype))
         assert stored.array.dtype == np.dtype(dtype)
         assert stored.warnings == ()
@@ -72,7 +72,7 @@ def test_channels_side_by_side_are_channels(tmp_path: Path, suffix: str, packed:
     array = voxels(shape=(6, 7, 5, 2))
     path = tmp_path / f"two{suffix}"
     write_itk(path, array, FLIPPED, packed=packed)
-    np.testing.assert_array_equal(read_stored(path).array, array)
+    np.testing.assert_array_equal(read_stored_volume(path).array, array)
     np.testing.assert_array_equal(rows_of(path), read_image((path,)).array)
     assert read_header(path).num_channels == 2
 
@@ -86,7 +86,7 @@ def test_volumes_one_after_the_other_are_channels(tmp_path: Path, suffix: str) -
     else:
         volumes = [to_itk(volume, OBLIQUE) for volume in np.moveaxis(array, 3, 0)]
         sitk.WriteImage(sitk.JoinSeries(volumes), str(path))
-    stored = read_stored(path)
+    stored = read_stored_volume(path)
     np.testing.assert_array_equal(stored.array, array)
     np.testing.assert_allclose(stored.grid.affine, OBLIQUE, atol=1e-4, rtol=0)
     np.testing.assert_array_equal(rows_of(path), read_image((path,)).array)
@@ -102,7 +102,7 @@ def test_nrrd_of_any_space_encoding_and_byte_order(tmp_path: Path, space: str, e
     world = np.diag([*signs, 1, 1]) @ OBLIQUE
     header = {"space": space, "space directions": world[:3, :3].T, "space origin": world[:3, 3], "encoding": encoding}
     nrrd.write(str(path), voxels(dtype=f"{order}i2"), header)
-    stored = read_stored(path)
+    stored = read_stored_volume(path)
     np.testing.assert_array_equal(stored.array[..., 0], voxels())
     np.testing.assert_allclose(stored.grid.affine, OBLIQUE, atol=1e-9)
     # The same through an independent reader.
@@ -120,7 +120,7 @@ def test_nrrd_and_metaimage_without_a_direction_are_read_as_itk_does_with_a_warn
         b"ElementDataFile = LOCAL\n" + bytes(range(24))
     )
     for name in ("a.nrrd", "a.mha"):
-        stored = read_stored(tmp_path / name)
+        stored = read_stored_volume(tmp_path / name)
         np.testing.assert_array_equal(stored.grid.affine, np.diag([-1, -2, 3, 1]))
         np.testing.assert_array_equal(stored.array.ravel(order="F"), np.arange(24))
         assert [w.finding for w in stored.warnings] == ["no orientation in the header"]
@@ -130,21 +130,21 @@ def test_analyze_is_read_as_nibabel_does_with_a_warning(tmp_path: Path) -> None:
     image = nib.Spm2AnalyzeImage(voxels(), None)
     image.header.set_zooms((1, 2, 3))
     nib.save(image, tmp_path / "old.hdr")
-    stored = read_stored(tmp_path / "old.hdr")
+    stored = read_stored_volume(tmp_path / "old.hdr")
     np.testing.assert_array_equal(stored.array[..., 0], voxels())
     np.testing.assert_allclose(stored.grid.affine, nib.load(tmp_path / "old.hdr").affine)
     assert [w.finding for w in stored.warnings] == ["no orientation in the header"]
-    np.testing.assert_array_equal(read_stored(tmp_path / "old.img").array, stored.array)
+    np.testing.assert_array_equal(read_stored_volume(tmp_path / "old.img").array, stored.array)
     (tmp_path / "old.mat").write_bytes(b"MATLAB")
     with pytest.raises(DataError, match=r"old\.hdr: its affine is in old\.mat, which is not read\. Convert the pair"):
-        read_stored(tmp_path / "old.hdr")
+        read_stored_volume(tmp_path / "old.hdr")
 
 
 def test_content_comes_before_the_suffix(tmp_path: Path) -> None:
     for suffix, other in ((".nrrd", ".mha"), (".mha", ".nii.gz"), (".mgz", ".nrrd")):
         path = write_image(tmp_path / f"image{suffix}", voxels(), OBLIQUE)
         moved = path.rename(tmp_path / f"moved{other}")
-        np.testing.assert_array_equal(read_stored(moved).array[..., 0], voxels())
+        np.testing.assert_array_equal(read_stored_volume(moved).array[..., 0], voxels())
 
 
 def test_names_of_files(tmp_path: Path) -> None:
@@ -161,14 +161,14 @@ def test_voxels_in_another_file_belong_to_the_images_identity(tmp_path: Path, su
     path = write_image(tmp_path / f"image{suffix}", voxels(), OBLIQUE)
     digest, signature = image_digest(path), image_signature(path)
     assert files_of(path) == (path, tmp_path / f"image{beside}")
-    assert read_stored(path, with_digest=True).digest == digest
+    assert read_stored_volume(path, with_digest=True).digest == digest
     write_image(tmp_path / "other" / f"image{suffix}", voxels(1), OBLIQUE)
     (tmp_path / "other" / f"image{beside}").replace(tmp_path / f"image{beside}")
     assert image_digest(path) != digest
     assert image_signature(path) != signature
     (tmp_path / f"image{beside}").unlink()
     with pytest.raises(DataError, match=rf"image{suffix}: its voxels, image\{beside}, are not there"):
-        read_stored(path)
+        read_stored_volume(path)
     assert analyze_case((path,), None, None).is_faulty
 
 
@@ -202,10 +202,10 @@ def header_of_nrrd(**changes: str) -> bytes:
 def test_a_nrrd_that_is_not_read_says_why(tmp_path: Path, changes: dict[str, str], message: str) -> None:
     path = tmp_path / "image.nrrd"
     path.write_bytes(header_of_nrrd())
-    assert read_stored(path).grid.shape == (2, 3, 4)
+    assert read_stored_volume(path).grid.shape == (2, 3, 4)
     path.write_bytes(header_of_nrrd(**changes))
     with pytest.raises(DataError, match=rf"image\.nrrd: .*{message}"):
-        read_stored(path)
+        read_stored_volume(path)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_metaimage_that_is_not_read_says_why(tmp_path: Path, old: str, new: st
     assert raw.count(old.encode()) == 1, raw[:500]
     path.write_bytes(raw.replace(old.encode(), new.encode()))
     with pytest.raises(DataError, match=rf"image\.mha: .*{message}"):
-        read_stored(path)
+        read_stored_volume(path)
 
 
 def mutated(raw: bytes, chosen: random.Random) -> bytes:
@@ -253,7 +253,7 @@ def mutated(raw: bytes, chosen: random.Random) -> bytes:
 def refusal(path: Path) -> str | None:
     """Why an image is not read."""
     try:
-        read_stored(path, with_digest=True)
+        read_stored_volume(path, with_digest=True)
     except DataError as error:
         return str(error)
     return None
@@ -281,7 +281,7 @@ def test_damaged_files_are_refused_by_name_or_read_never_a_bug(tmp_path: Path, s
 def test_real_files_are_those_of_simpleitk_and_nibabel() -> None:
     num_read = 0
     for path in sorted(p for p in SINGLE.rglob("*") if p.suffix in (".nrrd", ".mha", ".mgz", ".hdr")):
-        stored = read_stored(path)
+        stored = read_stored_volume(path)
         if path.suffix in (".nrrd", ".mha"):
             image = sitk.ReadImage(str(path))
             array = sitk.GetArrayFromImage(image)

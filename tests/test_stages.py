@@ -1,13 +1,13 @@
 """The table of stages: what reads it agrees with it, and a stage is added as CONTRIBUTING.md says."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import house
 import pytest
 
 import autoseg
@@ -111,21 +111,11 @@ ROW = '''    Stage(
 @pytest.fixture
 def with_toy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command of a copy of the package in which there is one more stage."""
-    for name in ("autoseg", "templates"):
-        shutil.copytree(ROOT / name, tmp_path / "package" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    table = tmp_path / "package" / "autoseg" / "pipeline" / "stages.py"
-    text = table.read_text()
-    for old, new in (("\n# -- the table\n", FUNCTION), (')\n"""Every stage, in the order', ROW)):
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    table.write_text(text)
-
-    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "autoseg", *map(str, words)]
-        env = {**os.environ, "PYTHONPATH": str(tmp_path / "package")}
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=110, check=False)
-
-    return run
+    package = house.copy_house(tmp_path / "package")
+    table = package / "autoseg" / "pipeline" / "stages.py"
+    house.put(table, "\n# -- the table\n", FUNCTION)
+    house.put(table, ')\n"""Every stage, in the order', ROW)
+    return partial(house.autoseg, package)
 
 
 def test_a_stage_is_a_function_and_a_row(

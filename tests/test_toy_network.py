@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import pytest
 import yaml
+from house import autoseg, commands, copy_house, put
 
 from autoseg.data.phantoms import make_phantoms
 
@@ -83,19 +80,10 @@ SETTINGS = {
 }
 
 
-def put_before(path: Path, marker: str, text: str) -> None:
-    """Write a text where a marker stands alone in a file, in its place."""
-    source = path.read_text()
-    assert source.count(marker) == 1, marker
-    path.write_text(source.replace(marker, text))
-
-
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package and the templates, and in them a network `toynet` and a hyperparameter `jitter`."""
-    folder = tmp_path_factory.mktemp("house")
-    for name in ("autoseg", "templates"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = copy_house(tmp_path_factory.mktemp("house"))
     # A network: its file, its template, its row.
     (folder / "autoseg" / "networks" / "toynet.py").write_text(NETWORK)
     (folder / "templates" / "toynet").mkdir()
@@ -104,34 +92,14 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "templates" / "toynet" / "network_def.yaml.j2").write_text(NETWORK_DEF)
     table = folder / "autoseg" / "config" / "networks.py"
-    put_before(table, "@dataclass", CLASS)
-    put_before(table, '    "unet": NetworkRow', '    "toynet": NetworkRow(own=Toynet),\n    "unet": NetworkRow')
+    put(table, "@dataclass", CLASS)
+    put(table, '    "unet": NetworkRow', '    "toynet": NetworkRow(own=Toynet),\n    "unet": NetworkRow')
     # A hyperparameter: its definition, and where its value comes from.
-    put_before(folder / "autoseg" / "config" / "hyperparameters.py", "    optimizer:", HYPERPARAMETER)
-    put_before(
+    put(folder / "autoseg" / "config" / "hyperparameters.py", "    optimizer:", HYPERPARAMETER)
+    put(
         folder / "templates" / "common" / "hyper_parameters.yaml", "optimizer:", "jitter: 0.125  # a choice\noptimizer:"
     )
     return folder
-
-
-def autoseg(house: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """One command of the copied package."""
-    return python(house, "-m", "autoseg", *map(str, words))
-
-
-def commands(house: Path, *each: list[str]) -> subprocess.CompletedProcess[str]:
-    """Commands of the copied package, one after the other in a process that loads torch once, until one fails."""
-    code = (
-        "import json, sys; from autoseg.cli.main import run_command\n"
-        "sys.exit(next((code for words in json.loads(sys.argv[1]) if (code := run_command(words))), 0))"
-    )
-    return python(house, "-c", code, json.dumps(each))
-
-
-def python(house: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(house), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=house, env=environment, timeout=280, check=False)
 
 
 def test_settings_schema_and_help_have_the_new_ones(house: Path) -> None:

@@ -28,7 +28,7 @@ from autoseg.training.step import StepCost, measure_step
 log = logging.getLogger(__name__)
 
 
-LEAST_STEPS = 2000
+ENOUGH_STEPS = 2000
 """Steps that a budget must leave for a larger network, patch or batch to be taken.
 Source: plain loops on the hippocampus, where 24 filters overtook 16 after about so many steps."""
 
@@ -102,8 +102,8 @@ def fitted_plan(device: torch.device, inputs: PlanInputs) -> tuple[Plan, dict[st
     """Plan a job, measure a step of it, and change what does not fit.
 
     1. Memory: where a step takes more than `memory_share` of it, half the batch, then shorter patches.
-    2. Time: with a budget, the largest network and patch of the ladder that leaves `LEAST_STEPS` steps; where the usual
-       one leaves too few (`TOO_FEW_STEPS`), a smaller one.
+    2. Time: with a budget, the largest network and patch of the ladder that leaves `ENOUGH_STEPS` steps; where the
+       usual one leaves too few (`TOO_FEW_STEPS`), a smaller one.
 
     What the user or a recipe fixed is not changed; where it does not fit, that is said. A job that starts from earlier
     weights keeps the patch and batch they were trained with.
@@ -197,14 +197,14 @@ def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
         taken = smaller or taken
     for size in range(1, rungs.stop):
         # A larger network takes no less time: without spare time it need not be measured.
-        if training_s < LEAST_STEPS * taken.cost.step_s:
+        if training_s < ENOUGH_STEPS * taken.cost.step_s:
             break
         if not differs(size):
             continue
         larger = fitting.measure(Fit(size=size))
         if larger is None or larger.cost.memory_gib > fitting.limit_gib:
             break
-        if training_s < LEAST_STEPS * larger.cost.step_s:
+        if training_s < ENOUGH_STEPS * larger.cost.step_s:
             break
         taken = larger
     return taken

@@ -19,7 +19,7 @@ from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_vol
 from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_label, pool
 from autoseg.data.components import find_components
 from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
-from autoseg.data.formats.table import read_stored
+from autoseg.data.formats.table import read_stored_volume
 from autoseg.data.grid import Grid, axes_of, in_mm, stored_as
 
 LABEL_FILE = 9999
@@ -149,7 +149,7 @@ def analyze_case(
 
 def _read(path: Path, number: int, free_bytes: int | None, findings: list[Finding]) -> StoredVolume | None:
     try:
-        volume = read_stored(path, free_bytes=free_bytes, with_digest=True)
+        volume = read_stored_volume(path, free_bytes=free_bytes, with_digest=True)
         refuse_grid(volume.grid)
     except FileFaultError as error:
         findings.append(_in_file(error.fault, number))

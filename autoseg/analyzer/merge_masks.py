@@ -15,7 +15,7 @@ from nibabel.orientations import apply_orientation
 
 from autoseg.analyzer.case import refuse_grid
 from autoseg.data.formats.stored import FileFaultError, StoredVolume
-from autoseg.data.formats.table import LABEL_SUFFIX, image_files, read_stored, stem_of
+from autoseg.data.formats.table import LABEL_SUFFIX, image_files, read_stored_volume, stem_of
 from autoseg.data.grid import Grid, ras_orientation, stored_as
 from autoseg.data.volumes import write_volume
 from autoseg.errors import DataError
@@ -128,7 +128,7 @@ def _merge(
         if name not in files:
             continue
         try:
-            volume = read_stored(files[name])
+            volume = read_stored_volume(files[name])
             refuse_grid(volume.grid)
             mask = _as_mask(volume)
         except FileFaultError as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from autoseg.analyzer.faults import Fault, Measured
 from autoseg.analyzer.lateral import Places
+from autoseg.data.grid import in_mm
 from autoseg.data.labels import LabelMap
 
 FAR = 8.0
@@ -63,7 +64,7 @@ def check_outliers(measured: Sequence[Measured]) -> list[Fault]:
             faults.append(
                 Fault(
                     kind="size",
-                    finding=f"{what} of {_mm(values[number])} mm, while {_mm(usual)} mm is usual",
+                    finding=f"{what} of {in_mm(values[number])} mm, while {in_mm(usual)} mm is usual",
                     remedy="Check the header's spacing, and whether the case belongs here.",
                     case=sound[number].case.name,
                     file=sound[number].files[0],
@@ -187,7 +188,3 @@ def _far(features: np.ndarray, floor: float) -> list[int]:
     away = np.abs(features - np.median(features, axis=0))
     deviation = np.maximum(1.4826 * np.median(away, axis=0), floor)
     return [int(i) for i in np.flatnonzero((away / deviation > FAR).any(axis=1))]
-
-
-def _mm(values: np.ndarray) -> str:
-    return "x".join(f"{v:.4g}" for v in values)

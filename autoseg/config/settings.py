@@ -258,7 +258,7 @@ class RunSettings(HyperSettings):
     num_workers: Count | None = None
     """Processes and threads of data work; null: one per core."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of the device's memory that a training step may take by measurement; on a GPU it is filled up to that."""
+    """Share of the device's memory that a training step may take; where it takes more, batch and patch shrink."""
     launcher: Literal["local", "ray", "slurm"] = "local"
     """Where jobs run: this machine's devices, a Ray cluster, or Slurm."""
     address: str = "auto"

@@ -54,13 +54,13 @@ class Grid:
 
         However the axes are stored, voxels of one place count as one, as readers turn all to RAS.
         """
-        mine, their = self.to_ras(), other.to_ras()
-        if mine.shape != their.shape:
+        own_ras, other_ras = self.to_ras(), other.to_ras()
+        if own_ras.shape != other_ras.shape:
             turned = (
                 "" if self.orientation == other.orientation else f", {self.orientation} against {other.orientation}"
             )
             return f"shape {self.shape} against {other.shape}{turned}"
-        away_mm = corners_apart_mm(mine.affine, their.affine, mine.shape)
+        away_mm = corners_apart_mm(own_ras.affine, other_ras.affine, own_ras.shape)
         if away_mm <= TOLERANCE_VOXELS * min(*self.spacing_mm, *other.spacing_mm):
             return None
         if self.orientation != other.orientation:

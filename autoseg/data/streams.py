@@ -17,7 +17,7 @@ from typing import Protocol, Self
 import numpy as np
 from nibabel.orientations import apply_orientation
 
-from autoseg.data.formats.table import can_stream, open_slices, read_header, reading, write_stored
+from autoseg.data.formats.table import can_stream, open_slices, read_header, reading, write_stored_volume
 from autoseg.data.grid import Grid, Volume, ras_orientation
 from autoseg.data.volumes import not_finite, other_grid, read_image
 from autoseg.errors import DataError
@@ -188,4 +188,4 @@ class LabelRows:
             if kind is None:
                 self._file.seek(0)
                 pieces = iter(lambda: self._file.read(COPY_BYTES), b"")
-                write_stored(self._path, self._grid, self._dtype, pieces)
+                write_stored_volume(self._path, self._grid, self._dtype, pieces)

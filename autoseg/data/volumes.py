@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation
 
 from autoseg.data.formats.stored import scaled
-from autoseg.data.formats.table import read_stored, write_stored
+from autoseg.data.formats.table import read_stored_volume, write_stored_volume
 from autoseg.data.grid import Grid, Volume, has_axes, ras_orientation
 from autoseg.errors import DataError
 
@@ -36,7 +36,7 @@ def read_image(paths: tuple[Path, ...]) -> Volume:
     Raises:
         DataError: A file cannot be read, the files lie on different grids, or voxels are NaN or infinite.
     """
-    volumes = [read_stored(path) for path in paths]
+    volumes = [read_stored_volume(path) for path in paths]
     grid = volumes[0].grid
     for path, volume in zip(paths, volumes, strict=True):
         if difference := volume.grid.differs_from(grid):
@@ -68,7 +68,7 @@ def read_label(path: Path) -> Volume:
     Raises:
         DataError: The file cannot be read, has channels, or holds values that are no integers of 0..65535.
     """
-    volume = read_stored(path)
+    volume = read_stored_volume(path)
     num_channels = volume.array.shape[3]
     if num_channels != 1:
         raise DataError(f"{path}: a label with {num_channels} channels. Expected one label map.")
@@ -134,4 +134,4 @@ def write_volume(path: Path, array: np.ndarray, grid: Grid) -> None:
             f"{path}: array of shape {array.shape} for a grid of {ras.shape} in RAS. Give the volume's own grid."
         )
     stored = stored_array(array, grid)
-    write_stored(path, grid, array.dtype, (np.ascontiguousarray(s.T).data for s in np.moveaxis(stored, 2, 0)))
+    write_stored_volume(path, grid, array.dtype, (np.ascontiguousarray(s.T).data for s in np.moveaxis(stored, 2, 0)))

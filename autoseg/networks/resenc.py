@@ -7,26 +7,26 @@ at every resolution. Names of the layers are those of that library, so that weig
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from autoseg.networks.segresnet import GPU_RUNGS, LEAST_VOXELS, RUNGS, rung_of
 from autoseg.networks.sizing import (
     CPU_BATCH,
     CPU_BATCH_RULE,
     GPU_BATCH_RULE,
-    GPU_VOXELS,
     LearningRates,
     NetworkChoice,
     Sizing,
     fit_roi,
     gpu_batch,
-    most_gpu_voxels,
 )
 from autoseg.networks.topology import Topology, divisor_of, halved_once, patch_and_topology
+
+__all__ = ["GPU_RUNGS", "RUNGS", "build", "choose", "divisor", "heads"]
 
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
 """Source: SegResNet's, whose building blocks it shares; nnU-Net trains it by SGD with 1e-2."""
@@ -36,14 +36,6 @@ MOST_FEATURES = 320
 """Source: nnU-Net (`UNet_max_features_3d`)."""
 BLOCKS, CPU_BLOCKS = (1, 3, 4, 6, 6, 6), (1, 2, 2, 2, 2, 2)
 """Residual blocks of each stage. Source: nnU-Net's ResEnc presets; on a CPU fewer, as SegResNet's. A choice."""
-CPU_SIZES = ((8, 3, 48**3), (8, 3, 64**3), (16, 4, 64**3), (24, 4, 64**3), (32, 4, 64**3))
-"""Features of the first stage, most stages, most voxels of a patch. Source: SegResNet's."""
-RUNGS = range(-2, 3)
-GPU_SIZES = ((16, 64**3), (32, 96**3), (32, 128**3), (32, None))
-"""Features and most voxels of a patch; None: `most_gpu_voxels`. Source: SegResNet's."""
-GPU_RUNGS = range(-3, 1)
-LEAST_VOXELS = {True: 4, False: 8}
-"""On a GPU and on a CPU: that each axis keeps at the coarsest stage. Source: nnU-Net; on a CPU SegResNet's."""
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
@@ -72,12 +64,7 @@ def divisor(network: dict[str, Any]) -> tuple[int, int, int]:
 def choose(sizing: Sizing) -> NetworkChoice:
     """Choose features, stages, patch and batch."""
     on_gpu = sizing.on_gpu
-    if on_gpu:
-        features, most = GPU_SIZES[sizing.size - GPU_RUNGS.start]
-        stages, max_voxels = len(BLOCKS), min(most or GPU_VOXELS, most_gpu_voxels(sizing.memory_gib))
-    else:
-        features, stages, most = CPU_SIZES[sizing.size - RUNGS.start]
-        max_voxels = min(max(math.prod(sizing.median_shape) // 2, 32**3), most)
+    features, stages, max_voxels = rung_of(sizing, len(BLOCKS))
     roi, topology = patch_and_topology(sizing, max_voxels, most_stages=stages, least_voxels=LEAST_VOXELS[on_gpu])
     levels = len(topology.strides)
     if levels == 1:  # a U-Net has two stages at least; the longest axis is halved

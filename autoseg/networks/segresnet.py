@@ -79,21 +79,26 @@ GPU_RUNGS = range(-3, 1)
 LEAST_CPU_VOXELS, SMALL_CPU_BATCH = 32**3, 4
 """Patches on a CPU: half the median image, but at least so many voxels, and how many of these a step takes.
 Source: hippocampus, 5 minutes: 0.8773 Dice with four patches of 32^3, 0.8750 with two of the whole image."""
-MOST_STAGES, LEAST_VOXELS = {True: 5, False: 4}, {True: 4, False: 8}
-"""On a GPU and on a CPU: stages, and voxels that each axis keeps at the coarsest. Source: Auto3DSeg has 5 stages, and
-nnU-Net stops halving at 4 voxels; on a CPU measured (docs/results.md)."""
+MOST_GPU_STAGES = 5
+"""Source: Auto3DSeg."""
+LEAST_VOXELS = {True: 4, False: 8}
+"""On a GPU and on a CPU: voxels that each axis keeps at the coarsest stage. Source: nnU-Net stops halving at 4 voxels;
+on a CPU measured (docs/results.md)."""
+
+
+def rung_of(sizing: Sizing, most_gpu_stages: int) -> tuple[int, int, int]:
+    """Features of the first stage, most stages and most voxels of a patch, for the device and the rung."""
+    if sizing.on_gpu:
+        filters, most = GPU_SIZES[sizing.size - GPU_RUNGS.start]
+        return filters, most_gpu_stages, min(most or GPU_VOXELS, most_gpu_voxels(sizing.memory_gib))
+    filters, stages, most_voxels = CPU_SIZES[sizing.size - RUNGS.start]
+    return filters, stages, min(max(math.prod(sizing.median_shape) // 2, LEAST_CPU_VOXELS), most_voxels)
 
 
 def choose(sizing: Sizing) -> NetworkChoice:
     """Choose filters, depth, patch and batch."""
-    on_gpu, stages = sizing.on_gpu, MOST_STAGES[sizing.on_gpu]
-    if on_gpu:
-        filters, most = GPU_SIZES[sizing.size - GPU_RUNGS.start]
-        max_voxels = min(most or GPU_VOXELS, most_gpu_voxels(sizing.memory_gib))
-    else:
-        # Two cores: 16 filters and 3 stages reached 0.87 Dice on the hippocampus in minutes (docs/results.md).
-        filters, stages, most = CPU_SIZES[sizing.size - RUNGS.start]
-        max_voxels = min(max(math.prod(sizing.median_shape) // 2, LEAST_CPU_VOXELS), most)
+    on_gpu = sizing.on_gpu
+    filters, stages, max_voxels = rung_of(sizing, MOST_GPU_STAGES)
     roi, topology = patch_and_topology(sizing, max_voxels, most_stages=stages, least_voxels=LEAST_VOXELS[on_gpu])
     levels = len(topology.strides)
     voxels = math.prod(roi)

@@ -48,11 +48,11 @@ class Hasher:
 def file_signature(*paths: Path) -> FileSignature:
     """What tells without reading that a file is untouched; of several files as if they were one. Raises: OSError."""
     stats = [os.stat(path) for path in paths]
-    found = [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
-    if len(found) == 1:
-        return found[0]
-    _, sizes, changed, entries_changed = zip(*found, strict=True)
-    inodes = hashlib.sha256(json.dumps(sorted(found)).encode()).digest()
+    signatures = [(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
+    if len(signatures) == 1:
+        return signatures[0]
+    _, sizes, changed, entries_changed = zip(*signatures, strict=True)
+    inodes = hashlib.sha256(json.dumps(sorted(signatures)).encode()).digest()
     return int.from_bytes(inodes[:7], "little"), sum(sizes), max(changed), max(entries_changed)
 
 

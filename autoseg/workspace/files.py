@@ -89,10 +89,10 @@ def open_append(path: Path, *, mode: int = PUBLIC) -> IO[bytes]:
             raise WorkspaceError(_not_ours(path)) from None
         raise
     try:
-        found = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(found):
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind):
             raise WorkspaceError(_not_ours(path))
-        if mode == SECRET and stat.S_IMODE(found) & ~SECRET:
+        if mode == SECRET and stat.S_IMODE(kind) & ~SECRET:
             os.fchmod(descriptor, SECRET)
         return os.fdopen(descriptor, "ab", buffering=0)
     except BaseException:

@@ -130,9 +130,9 @@ def _by_key(
         for key, path in files:
             groups[key][side].append(path)
     both = [group for group in groups.values() if all(group)]
-    for mine, theirs in both:
-        if len(mine) > 1:
-            faults.append(f"{mine[0]} and {mine[1].name}: {theirs[0]} may belong to either. Rename one of the two.")
-        elif len(theirs) > 1:
-            faults.append(f"{mine[0].name}: {theirs[0]} and {theirs[1]} may both belong to it. Keep one of them there.")
+    for own, other in both:
+        if len(own) > 1:
+            faults.append(f"{own[0]} and {own[1].name}: {other[0]} may belong to either. Rename one of the two.")
+        elif len(other) > 1:
+            faults.append(f"{own[0].name}: {other[0]} and {other[1]} may both belong to it. Keep one of them there.")
     return both

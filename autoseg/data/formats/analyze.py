@@ -6,7 +6,6 @@ the origin that SPM left in the header. An affine in SPM's `.mat` file beside it
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from nibabel.spatialimages import HeaderDataError
 
 from autoseg.data.formats.format import Format
 from autoseg.data.formats.nifti_header import SIZE_1, judge_header
-from autoseg.data.formats.raw import RawHeader, RawSlices, checked, open_raw_slices, read_voxels
+from autoseg.data.formats.raw import RawHeader, checked, readers
 from autoseg.data.formats.stored import (
     FileFaultError,
-    StoredVolume,
     brief,
     check_axes,
     check_numbers,
@@ -93,16 +91,6 @@ def _judge_analyze(path: Path, raw: bytes) -> RawHeader:
     )
 
 
-def read(path: Path) -> StoredVolume:
-    """Read the voxels of a pair."""
-    return read_voxels(path, read_header(path))
-
-
-def open_slices(path: Path, stack: ExitStack) -> RawSlices:
-    """Open a pair so that its slices can be reached."""
-    return open_raw_slices(path, read_header(path), stack)
-
-
 def files(path: Path) -> tuple[Path, ...]:
     """Header and voxels."""
     header = header_of(path)
@@ -113,8 +101,6 @@ ANALYZE = Format(
     name="Analyze",
     suffixes=(".hdr",),
     recognise=is_pair,
-    read_header=read_header,
-    read=read,
-    open_slices=open_slices,
+    **readers(read_header),
     files=files,
 )

@@ -6,24 +6,22 @@ Source: https://itk.org/Wiki/ITK/MetaIO/Documentation, MetaIO's metaImage.cxx
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from autoseg.data.formats.format import Format
-from autoseg.data.formats.raw import RawHeader, RawSlices, checked, open_raw_slices, read_voxels
+from autoseg.data.formats.raw import RawHeader, checked, readers
 from autoseg.data.formats.stored import (
     FileFaultError,
     Finding,
-    StoredVolume,
     check_axes,
     lps_to_ras,
+    named_voxels,
     no_numbers,
     odd_units,
     orientation_guessed,
     split_shape,
-    voxels_beside,
 )
 from autoseg.data.grid import Grid
 from autoseg.workspace.files import open_regular
@@ -158,26 +156,14 @@ def _place(path: Path, keys: dict[str, str], header_bytes: int, num_bytes: int) 
     if keys.get("BinaryData", "True").lower() not in ("true", "1"):
         raise FileFaultError("unreadable", "voxels stored as text", "Save it with binary voxels.")
     name = keys["ElementDataFile"]
-    if name.split(" ")[0] == "LIST" or "%" in name:
-        raise FileFaultError("unreadable", "its voxels are in several files", "Save it as one.")
-    is_local = name in ("LOCAL", "Local", "local")
-    voxel_file = None if is_local else voxels_beside(path, name)
+    is_local = name.upper() == "LOCAL"  # as `files` has it
+    voxel_file = None if is_local else named_voxels(path, name)
     skip = int(keys.get("HeaderSize", 0))
     if skip < -1:
         raise _damaged(f"HeaderSize {skip}")
     if skip == -1 and not _flag(keys, "CompressedData"):  # the voxels end with the file
         return voxel_file, max(0, (voxel_file or path).stat().st_size - num_bytes)
     return voxel_file, header_bytes if is_local else max(0, skip)
-
-
-def read(path: Path) -> StoredVolume:
-    """Read a file's voxels."""
-    return read_voxels(path, read_header(path))
-
-
-def open_slices(path: Path, stack: ExitStack) -> RawSlices:
-    """Open a file so that its slices can be reached."""
-    return open_raw_slices(path, read_header(path), stack)
 
 
 def files(path: Path) -> tuple[Path, ...]:
@@ -190,8 +176,6 @@ METAIMAGE = Format(
     name="MetaImage",
     suffixes=(".mha", ".mhd"),
     recognise=is_metaimage,
-    read_header=read_header,
-    read=read,
-    open_slices=open_slices,
+    **readers(read_header),
     files=files,
 )

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from autoseg.data.formats.format import Format
-from autoseg.data.formats.raw import RawHeader, RawSlices, checked, open_raw_slices, read_voxels
+from autoseg.data.formats.raw import RawHeader, checked, readers
 from autoseg.data.formats.stored import (
     FileFaultError,
     Finding,
-    StoredVolume,
     check_axes,
     lps_to_ras,
+    named_voxels,
     no_numbers,
     odd_units,
     orientation_guessed,
     split_shape,
-    voxels_beside,
 )
 from autoseg.data.grid import Grid
 from autoseg.workspace.files import open_regular
@@ -242,11 +240,7 @@ def _place(path: Path, text: NrrdText, num_bytes: int) -> _Place:
         raise FileFaultError("unreadable", f"voxels stored as {encoding}", "Save it as raw or gzip.")
     is_packed = encoding != "raw"
     name = fields.get("datafile")
-    voxel_file = None
-    if name is not None:
-        if name.startswith("LIST") or "%" in name:
-            raise FileFaultError("unreadable", "its voxels are in several files", "Save it as one.")
-        voxel_file = voxels_beside(path, name)
+    voxel_file = None if name is None else named_voxels(path, name)
     start = 0 if name is not None else text.num_bytes
     with open_regular(voxel_file or path) as file:
         file.seek(start)
@@ -258,16 +252,6 @@ def _place(path: Path, text: NrrdText, num_bytes: int) -> _Place:
     if skip < 0:
         raise _damaged(f"byte skip {skip}")
     return _Place(voxel_file=voxel_file, start=start, offset=skip, is_packed=is_packed)
-
-
-def read(path: Path) -> StoredVolume:
-    """Read a file's voxels."""
-    return read_voxels(path, read_header(path))
-
-
-def open_slices(path: Path, stack: ExitStack) -> RawSlices:
-    """Open a file so that its slices can be reached."""
-    return open_raw_slices(path, read_header(path), stack)
 
 
 def files(path: Path) -> tuple[Path, ...]:
@@ -296,9 +280,7 @@ NRRD = Format(
     name="NRRD",
     suffixes=(".seg.nrrd", ".nrrd", ".nhdr"),
     recognise=is_nrrd,
-    read_header=read_header,
-    read=read,
-    open_slices=open_slices,
+    **readers(read_header),
     value_names=value_names,
     files=files,
 )

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypedDict
 
 import numpy as np
 
 from autoseg.data.formats.content import MOST_INFLATION, Content, check_length, open_content
-from autoseg.data.formats.stored import FileFaultError, Finding, Header, StoredVolume, check_room, scaled
+from autoseg.data.formats.stored import FileFaultError, Finding, Header, StoredSlices, StoredVolume, check_room, scaled
 from autoseg.errors import ResourceError
 from autoseg.workspace.files import open_regular
 
@@ -118,6 +119,23 @@ def read_voxels(path: Path, header: RawHeader) -> StoredVolume:
     """
     with open_content(header.voxel_file or path, start=header.start, is_packed=header.is_packed) as content:
         return take_voxels(content, header)
+
+
+def readers(read_header: Callable[[Path], RawHeader]) -> RawReaders:
+    """The ways to a format's voxels that follow from how its header is read."""
+    return {
+        "read_header": read_header,
+        "read": lambda path: read_voxels(path, read_header(path)),
+        "open_slices": lambda path, stack: open_raw_slices(path, read_header(path), stack),
+    }
+
+
+class RawReaders(TypedDict):
+    """Fields of `Format`."""
+
+    read_header: Callable[[Path], Header]
+    read: Callable[[Path], StoredVolume]
+    open_slices: Callable[[Path, ExitStack], StoredSlices]
 
 
 class RawSlices:

@@ -170,8 +170,19 @@ def lps_to_ras(affine: np.ndarray) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
+def named_voxels(path: Path, name: str) -> Path:
+    """The file of voxels that the text of a header names: NRRD and MetaImage write lists and patterns alike.
+
+    Raises:
+        FileFaultError: There are several; or as `voxels_beside`.
+    """
+    if name.split(" ")[0] == "LIST" or "%" in name:
+        raise FileFaultError("unreadable", "its voxels are in several files", "Save it as one.")
+    return voxels_beside(path, name)
+
+
 def voxels_beside(path: Path, name: str) -> Path:
-    """The file of voxels that a header names.
+    """The file of voxels that belongs to a header.
 
     Only files beside the header or below are taken, so that a header cannot have any file of the machine read.
 

@@ -86,8 +86,8 @@ def is_image(path: Path) -> bool:
 def tell_left_out(folder: Path, images: Iterable[Path]) -> None:
     """Warn of files of a folder that are neither images nor parts of one, nor notes beside them."""
     parts = {part for image in images for part in (image, *files_of(image))}
-    found = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in parts)
-    names = sorted(p.name for p in found if p.suffix.lower() not in SIDE_SUFFIXES)
+    others = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in parts)
+    names = sorted(p.name for p in others if p.suffix.lower() not in SIDE_SUFFIXES)
     if names:
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         words = ", ".join(names[:MOST_NAMES]) + more
@@ -209,7 +209,7 @@ def read_grid(path: Path) -> tuple[Grid, int]:
     return header.grid, header.num_channels
 
 
-def read_stored(path: Path, *, free_bytes: int | None = None, with_digest: bool = False) -> StoredVolume:
+def read_stored_volume(path: Path, *, free_bytes: int | None = None, with_digest: bool = False) -> StoredVolume:
     """Read a file's voxels as they are stored, all of the file checked.
 
     Args:
@@ -257,7 +257,7 @@ def open_slices(path: Path, stack: ExitStack) -> StoredSlices:
     """Open a file to read it slice by slice; it closes with the stack.
 
     Raises:
-        FileFaultError: As `read_stored`.
+        FileFaultError: As `read_stored_volume`.
         ResourceError: There is no room to unpack it.
     """
     with reading(path):
@@ -269,7 +269,7 @@ def open_slices(path: Path, stack: ExitStack) -> StoredSlices:
 # -- writing
 
 
-def write_stored(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes | memoryview]) -> None:
+def write_stored_volume(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes | memoryview]) -> None:
     """Write a label file from its voxels in the order they are stored; all of the file or nothing.
 
     Args:
