@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from plans import tiny_plan
 from tiny_jobs import make_job
@@ -21,6 +22,7 @@ from autoseg.networks import build_network, checked_plan, plan_faults
 from autoseg.pipeline.training_jobs import train_jobs
 from autoseg.plan import Plan
 from autoseg.training.job import run_job
+from autoseg.training.step import measure_step
 from autoseg.workspace.files import write_yaml
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.workspace import Workspace
@@ -102,6 +104,18 @@ def test_a_worker_does_not_try_such_a_job_again(tmp_path: Path) -> None:
     assert (job.state, job.can_retry) == ("failed", False)
     assert job.error.startswith(f"{tmp_path / 'segresnet_0'}")
     assert "Traceback" not in job.error
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planner goes on with a smaller one where building a network says so."""
+
+    def build(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("autoseg.networks.segresnet.build", build)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        build_network(tiny_plan())
+    assert measure_step(tiny_plan(), torch.device("cpu")) is None
 
 
 def test_values_that_do_not_fit_together_are_said_without_a_traceback() -> None:

@@ -9,6 +9,15 @@ import torch
 
 SAMPLE_S = 0.002
 """Seconds between two looks at this process' memory."""
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "std::bad_alloc")
+"""What torch says in a RuntimeError when memory ran out on a CPU or in a library."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
 class MemoryWatch:

@@ -12,6 +12,7 @@ from torch import nn
 
 from autoseg.config.networks import AlgoName
 from autoseg.errors import ConfigError
+from autoseg.hardware.memory import is_out_of_memory
 from autoseg.networks.sizing import LearningRates, NetworkChoice, Sizing
 from autoseg.plan import Plan, read_plan
 
@@ -62,6 +63,8 @@ def build_network(plan: Plan) -> nn.Module:
     try:
         return network_file(plan.algo).build(len(plan.channels), plan.num_outputs, plan.network)
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        if is_out_of_memory(error):
+            raise  # no fault of the plan's: whoever builds it goes on with less
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(
             f"{plan.algo}_{plan.fold}: network: its values do not fit together ({reason}). Undo the edit of the plan."

@@ -12,7 +12,7 @@ from monai.optimizers.novograd import Novograd
 from torch import nn
 
 from autoseg.hardware.device import Precision, autocast, resolve_precision, to_device
-from autoseg.hardware.memory import MemoryWatch
+from autoseg.hardware.memory import MemoryWatch, is_out_of_memory
 from autoseg.networks import build_network
 from autoseg.plan import Plan
 from autoseg.training.batches import Samples
@@ -171,10 +171,6 @@ def measure_step(plan: Plan, device: torch.device) -> StepCost | None:
     return None if lacked else StepCost(step_s=min(times), memory_gib=memory.peak_gib)
 
 
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "std::bad_alloc")
-"""What torch says in a RuntimeError when memory ran out on a CPU or in a library."""
-
-
 def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     """The plan's optimizer. Source: sgd as nnU-Net's, with Nesterov momentum 0.99; Novograd is MONAI's."""
     weights, rate, decay = network.parameters(), plan.learning_rate, plan.weight_decay
@@ -187,13 +183,6 @@ def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
         return optimizer
     kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
     return kind(weights, lr=rate, weight_decay=decay, foreach=True)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
 def lacks_memory(work: Callable[[], None]) -> bool:
