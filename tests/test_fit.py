@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import mmap
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,18 @@ import torch
 from plans import CPU, GPU, make_fingerprint, tiny_plan
 from processes import wait_for
 
-from autoseg.algos import fit
+from autoseg.algos import measurements
 from autoseg.algos.fit import fitted_plan
 from autoseg.algos.inputs import PlanInputs
+from autoseg.algos.measurements import Measurements
 from autoseg.config.networks import ALGOS, AlgoName
 from autoseg.config.settings import Settings
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.plan import Origin, Plan
-from autoseg.training import step
-from autoseg.training.step import StepCost, measure_step
+from autoseg.training import measure
+from autoseg.training.measure import StepCost, measure_step
 
 DEVICE = torch.device("cpu")
 LARGE = {f"size_mm_{k}": (96.0, 96.0, 96.0) for k in ("median", "p90")}
@@ -37,15 +41,14 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Plan]]:
     def make_up(seconds: float, gib: float, base_gib: float = 0.5) -> list[Plan]:
         seen: list[Plan] = []
 
-        def measure(plan: Plan, device: torch.device) -> StepCost | None:
+        def measure(plan: Plan, device: torch.device, most_s: float) -> StepCost | None:
             seen.append(plan)
             width = plan.network.get("init_filters", 16) / 16
             million = plan.batch_size * math.prod(plan.roi_size) / 1e6 * width
             memory_gib = base_gib + gib * million
             return None if memory_gib > 90 else StepCost(step_s=seconds * million, memory_gib=memory_gib)
 
-        monkeypatch.setattr(fit, "_measured", {})
-        monkeypatch.setattr(fit, "measure_step", measure)
+        monkeypatch.setattr(measurements, "measure_step", measure)
         return seen
 
     return make_up
@@ -59,6 +62,7 @@ def planned(
     num_train: int = 160,
     data: dict[str, Any] | None = None,
     earlier: Plan | None = None,
+    measured: Measurements | None = None,
     **settings: Any,
 ) -> tuple[Plan, dict[str, Origin]]:
     inputs = PlanInputs(
@@ -72,7 +76,7 @@ def planned(
         budget_s=budget_s,
         earlier=earlier,
     )
-    return fitted_plan(DEVICE, inputs)
+    return fitted_plan(DEVICE, inputs, measured)
 
 
 def test_a_long_budget_pays_for_a_wider_network(device: Callable[..., list[Plan]]) -> None:
@@ -91,15 +95,32 @@ def test_a_long_budget_pays_for_a_wider_network(device: Callable[..., list[Plan]
     assert planned()[0].network["init_filters"] == 16  # without a budget
 
 
-def test_a_short_budget_measures_no_step_of_a_larger_network(device: Callable[..., list[Plan]]) -> None:
+def test_a_short_budget_measures_no_step_of_a_larger_network(device: Callable[..., list[Plan]], tmp_path: Path) -> None:
     seen = device(seconds=10.0, gib=1.0)
-    for num_train in (160, 159):  # another fold: the same steps
-        plan, found = planned(budget_s=30.0, num_train=num_train)
+    for num_train in (160, 159):  # another fold, perhaps after a stop: the same steps
+        measured = Measurements(tmp_path / "steps.json")
+        plan, found = planned(budget_s=30.0, num_train=num_train, measured=measured)
         assert plan.network["init_filters"] == 8
         assert "too few steps" in found["network.init_filters"].rule
     assert [plan.network["init_filters"] for plan in seen] == [16, 8]
     fixed, _ = planned(budget_s=30.0, segresnet={"init_filters": 16})
     assert fixed.network["init_filters"] == 16
+
+
+@pytest.mark.parametrize(("budget_s", "width"), [(60.0, 8), (100_000.0, 16)])
+def test_measuring_has_its_share_of_the_budget(device: Callable[..., list[Plan]], budget_s: float, width: int) -> None:
+    """A step is measured even if nothing is left; a smaller network is then taken for half of it, none is larger."""
+    seen = device(seconds=1.0, gib=1.0)
+    measured = Measurements()
+    measured.state.spent_s["segresnet"] = 0.05 * budget_s
+    plan, _ = planned(budget_s=budget_s, measured=measured, data=LARGE)
+    assert [plan.network["init_filters"] for plan in seen] == [16]
+    assert plan.network["init_filters"] == width
+    free = {8: 8, 16: 32}[width]
+    assert planned(budget_s=budget_s, data=LARGE)[0].network["init_filters"] == free
+    # Of a run's budget, that is, not of a job's.
+    run = planned(budget="1000h", budget_s=budget_s, measured=measured, data=LARGE)[0]
+    assert run.network["init_filters"] == free
 
 
 def test_memory_is_met_by_a_smaller_batch_then_patch(device: Callable[..., list[Plan]]) -> None:
@@ -166,12 +187,53 @@ def test_a_real_step_is_measured(algo: AlgoName) -> None:
     assert 0.1 < cost.memory_gib < 20
 
 
+def test_what_other_work_takes_is_not_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that mostly waits for the processor: counted is what it computes itself."""
+
+    def waiting() -> None:
+        begin = time.process_time()
+        while time.process_time() - begin < 0.01:
+            pass
+        time.sleep(0.2)
+
+    monkeypatch.setattr(measure, "bare_step", lambda *_: waiting)
+    cost = measure_step(tiny_plan(), DEVICE)
+    assert cost is not None
+    assert cost.slowed > measure.BUSY
+    assert cost.step_s * cost.slowed >= 0.2
+    monkeypatch.setattr(measure, "bare_step", lambda *_: lambda: seen.append(1))
+    seen: list[int] = []
+    measure_step(tiny_plan(), DEVICE, most_s=0.0)
+    assert len(seen) == 1
+
+
+def test_another_process_measures_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown on a CPU: the same answer as here; one that dies leaves the work, and the error, to this process."""
+    asked: list[str] = []
+    run = subprocess.run
+
+    def counted(*args: Any, **named: Any) -> Any:
+        asked.append(named["input"])
+        return run(*args, **named)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    cost = measure._measured_apart(tiny_plan(), DEVICE, math.inf)
+    assert cost is not None
+    assert cost.step_s > 0
+    assert cost.memory_gib > 0.05
+    monkeypatch.setattr(measure, "measured_here", lambda *_: None)
+    assert measure._measured_apart(tiny_plan(), DEVICE, math.inf) is not None
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert measure._measured_apart(tiny_plan(), DEVICE, math.inf) is None
+    assert len(asked) == 3
+
+
 def test_a_lack_of_memory_is_an_answer_and_other_faults_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: Exception):  # type: ignore[no-untyped-def]
         def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
             raise error
 
-        monkeypatch.setattr(step, "bare_step", bare_step)
+        monkeypatch.setattr(measure, "bare_step", bare_step)
 
     fail(torch.OutOfMemoryError("no memory"))
     assert measure_step(tiny_plan(), DEVICE) is None

@@ -325,6 +325,28 @@ def test_a_job_that_learned_nothing_by_its_end_is_not_trained(copied: Path, monk
     assert not paths.checkpoint.exists()
 
 
+def test_a_job_that_its_budget_left_a_few_steps_is_not_done(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of 3 steps is none: its folder says so, and the ensemble does not take it. A short schedule is a wish."""
+    import torch
+
+    from autoseg.training import job as module
+
+    torch.set_num_threads(1)
+    workspace = Workspace(copied / "work_dir")
+    paths = workspace.job_dir("segresnet", 0)
+    plan = paths.plan.read_text()
+    for epochs, state in ((50, "failed"), (1, "done")):
+        text = re.sub(r"^num_epochs: \d+", f"num_epochs: {epochs}", plan, flags=re.M)
+        text = re.sub(r"^num_steps_per_epoch: \d+", "num_steps_per_epoch: 1", text, flags=re.M)
+        paths.plan.write_text(re.sub(r"^budget_s: \S+", "budget_s: 0.01", text, flags=re.M))
+        job = module.run_job(workspace, copied, "segresnet", 0, device="cpu", num_workers=1)
+        assert (job.state, job.can_retry) == (state, False if state == "failed" else job.can_retry), job.error
+        if state == "failed":
+            assert "its 0s of the budget were enough for 1 of the 10 steps that a model needs at least" in job.error
+            assert job.dice is None
+        paths.checkpoint.unlink(missing_ok=True)
+
+
 def test_classes_lost_in_resampling_stand_in_log_status_and_report(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

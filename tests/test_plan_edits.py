@@ -22,7 +22,7 @@ from autoseg.networks import build_network, checked_plan, plan_faults
 from autoseg.pipeline.training_jobs import train_jobs
 from autoseg.plan import Plan
 from autoseg.training.job import run_job
-from autoseg.training.step import measure_step
+from autoseg.training.measure import measure_step
 from autoseg.workspace.files import write_yaml
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.workspace import Workspace

@@ -10,7 +10,7 @@ import pytest
 import torch
 from plans import CPU, make_fingerprint, plan_and_origins
 
-from autoseg.algos import fit
+from autoseg.algos import fit, measurements
 from autoseg.algos.inputs import PlanInputs
 from autoseg.config.networks import AlgoName
 from autoseg.config.settings import Settings
@@ -22,7 +22,7 @@ from autoseg.networks.segresnet import resolution_for
 from autoseg.networks.sizing import round_up
 from autoseg.networks.topology import topology_for
 from autoseg.plan import Plan
-from autoseg.training.step import StepCost
+from autoseg.training.measure import StepCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +153,12 @@ def test_ten_minutes_on_a_gpu_make_two_thousand_steps(
 ) -> None:
     """On a made-up GPU that takes a second for 10 million voxels of a network of 32 features."""
 
-    def measure(plan: Plan, device: torch.device) -> StepCost:
+    def measure(plan: Plan, device: torch.device, most_s: float) -> StepCost:
         width = plan.network.get("init_filters") or plan.network.get("init_features") or 32
         million = plan.batch_size * math.prod(plan.roi_size) / 1e6
         return StepCost(step_s=0.1 * million * width / 32, memory_gib=1.0 + 1.1 * million)
 
-    monkeypatch.setattr(fit, "_measured", {})
-    monkeypatch.setattr(fit, "measure_step", measure)
+    monkeypatch.setattr(measurements, "measure_step", measure)
     data = SETS[name]
     for algo in FOLLOWING:
         inputs = PlanInputs(

@@ -6,7 +6,6 @@ changed where memory, or the time of a budget, allow more or less than the formu
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from dataclasses import dataclass, replace
@@ -15,15 +14,17 @@ import torch
 
 from autoseg.algos.draft import Fit, recipe_of
 from autoseg.algos.inputs import PlanInputs
+from autoseg.algos.measurements import Measurements
 from autoseg.algos.planner import make_plan
 from autoseg.algos.rules.schedule import TRAINING_SHARE
+from autoseg.config.units import parse_duration
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.resampling import resampled_shape
 from autoseg.networks import divisor, network_file
 from autoseg.networks.sizing import shorter_roi
 from autoseg.plan import Origin, Plan
 from autoseg.training.cache import MEMORY_SHARE
-from autoseg.training.step import StepCost, measure_step
+from autoseg.training.measure import StepCost
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +39,12 @@ have four times the weights, and a smaller patch is what there is to give. Sourc
 mm, runs of eight minutes: 86 steps of the usual size 0.629 Dice, 273 of a smaller one 0.803, 616 of the smallest 0.828;
 hippocampus, 3 minutes: 226 steps with 16 filters 0.8736, 549 with 8 0.8762."""
 
-_measured: dict[str, StepCost | None] = {}
+MEASURING_SHARE = 0.05
+"""Share of a budget in which steps are measured, each algorithm its part of it; a first one always is. A choice."""
 
-
-def _cost(plan: Plan, device: torch.device, processes: int) -> StepCost | None:
-    """As `measure_step` for one process' share of the batch; plans that a step cannot tell apart are measured once."""
-    plan = plan.model_copy(update={"batch_size": max(1, plan.batch_size // processes)})
-    keys = ("algo", "network", "roi_size", "batch_size", "precision", "loss", "optimizer", "sigmoid")
-    values = plan.model_dump(mode="json")
-    step = json.dumps([str(device), len(plan.channels), plan.num_outputs, *(values[key] for key in keys)])
-    if step not in _measured:
-        _measured[step] = measure_step(plan, device)
-    return _measured[step]
+LOWER_RUNG = 0.5
+"""Time of a step over that of the next larger rung, where it is not measured. Source: SegResNet's five rungs on two
+cores, 64^3 or 48^3 voxels: 0.14, 0.26, 0.60, 1.0, 1.5 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +62,16 @@ class Fitting:
 
     inputs: PlanInputs
     device: torch.device
+    measured: Measurements
+
+    @property
+    def left_s(self) -> float:
+        """Seconds in which further steps may be measured."""
+        settings, budget_s = self.inputs.settings, self.inputs.budget_s
+        if budget_s is None:
+            return math.inf
+        own_s = parse_duration(settings.budget) / len(settings.algos) if settings.budget else budget_s
+        return MEASURING_SHARE * max(own_s, budget_s) - self.measured.spent_s(self.inputs.algo)
 
     @property
     def processes(self) -> int:
@@ -88,8 +93,13 @@ class Fitting:
         return make_plan(self.inputs, fit)[0]
 
     def cost(self, plan: Plan) -> StepCost | None:
-        """What a step of a plan takes on the device; None where memory does not suffice."""
-        return _cost(plan, self.device, self.processes)
+        """What one process' share of a plan's step takes on the device; None where memory does not suffice."""
+        plan = plan.model_copy(update={"batch_size": max(1, plan.batch_size // self.processes)})
+        cost = self.measured.of(plan, self.device, self.left_s)
+        if cost is not None and cost.slowed > 1:
+            text = "%s: other work slowed this machine %.1f times while a step was measured; planned as without it"
+            log.warning(text, plan.algo, cost.slowed)
+        return cost
 
     def measure(self, fit: Fit) -> Candidate | None:
         """The plan and its step; None where memory does not suffice."""
@@ -98,12 +108,14 @@ class Fitting:
         return None if cost is None else Candidate(fit=fit, plan=plan, cost=cost)
 
 
-def fitted_plan(device: torch.device, inputs: PlanInputs) -> tuple[Plan, dict[str, Origin]]:
+def fitted_plan(
+    device: torch.device, inputs: PlanInputs, measured: Measurements | None = None
+) -> tuple[Plan, dict[str, Origin]]:
     """Plan a job, measure a step of it, and change what does not fit.
 
     1. Memory: where a step takes more than `memory_share` of it, half the batch, then shorter patches.
     2. Time: with a budget, the largest network and patch of the ladder that leaves `ENOUGH_STEPS` steps; where the
-       usual one leaves too few (`TOO_FEW_STEPS`), a smaller one.
+       usual one leaves too few (`TOO_FEW_STEPS`), a smaller one. `MEASURING_SHARE` limits the time for finding out.
 
     What the user or a recipe fixed is not changed; where it does not fit, that is said. A job that starts from earlier
     weights keeps the patch and batch they were trained with.
@@ -111,11 +123,12 @@ def fitted_plan(device: torch.device, inputs: PlanInputs) -> tuple[Plan, dict[st
     Args:
         device: measures the steps.
         inputs: what the job is planned from.
+        measured: steps that were measured before, those of this plan to be added; None: none.
 
     Returns:
         As `make_plan`.
     """
-    fitting = Fitting(inputs=inputs, device=device)
+    fitting = Fitting(inputs=inputs, device=device, measured=measured or Measurements())
     begun = Fit()
     if (earlier := inputs.earlier) is not None:
         rule = "as in the round whose weights it starts from"
@@ -193,11 +206,16 @@ def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
     for size in range(-1, rungs.start - 1, -1):
         if training_s >= TOO_FEW_STEPS[on_gpu] * taken.cost.step_s:
             break
-        smaller = fitting.measure(Fit(size=size)) if differs(size) else None
-        taken = smaller or taken
+        if not differs(size):
+            continue
+        if fitting.left_s > 0:
+            taken = fitting.measure(Fit(size=size)) or taken
+        else:
+            cost = replace(taken.cost, step_s=LOWER_RUNG * taken.cost.step_s)
+            taken = Candidate(fit=Fit(size=size), plan=fitting.plan(Fit(size=size)), cost=cost)
     for size in range(1, rungs.stop):
         # A larger network takes no less time: without spare time it need not be measured.
-        if training_s < ENOUGH_STEPS * taken.cost.step_s:
+        if training_s < ENOUGH_STEPS * taken.cost.step_s or fitting.left_s <= 0:
             break
         if not differs(size):
             continue

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from autoseg.algos.fit import fitted_plan
 from autoseg.algos.inputs import PlanInputs
+from autoseg.algos.measurements import Measurements
 from autoseg.algos.planner import make_plan
 from autoseg.algos.rules.images import WIDENED
 from autoseg.algos.rules.patches import ROUNDED_UP
@@ -105,7 +106,10 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
     if not workspace.stale(stage, sources) and paths.plan.exists():
         return False
     edits = edited_values(paths)
-    plan, origins = make_plan(inputs) if device is None else fitted_plan(device, inputs)
+    if device is None:
+        plan, origins = make_plan(inputs)
+    else:
+        plan, origins = fitted_plan(device, inputs, Measurements(workspace.steps))
     generated = plan.model_dump(mode="json")
     if ROUNDED_UP in origins["roi_size"].rule:
         log.warning("%s_%d: roi_size %s", algo, fold, origins["roi_size"].rule)

@@ -21,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class MemoryWatch:
-    """The peak of memory while a block runs: of the GPU as torch reserves it, or of this process on a CPU."""
+    """The peak of memory while a block runs: of the GPU's tensors, or of this process on a CPU."""
 
     def __init__(self, device: torch.device, sample_s: float = SAMPLE_S) -> None:
         """Say where, and how often to look at a process."""
@@ -41,11 +41,16 @@ class MemoryWatch:
         if self.device.type != "cuda":
             self._process.__exit__(*error)
 
+    def forget_warm_up(self) -> None:
+        """Begin anew on a GPU, where the search for kernels takes memory once; a process keeps what it took."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     @property
     def peak_gib(self) -> float:
         """The most so far."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self.device) / 2**30
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
         return self._process.most / 2**30
 
 

@@ -264,6 +264,8 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
     faults: list[str] = []
     if plan.cache != "off" and missing:
         missing = _affordable(root, plan, missing, faults)
+        if missing:
+            log.info("preprocessing %d cases, once for all jobs of such a plan", len(missing))
         _fill(missing, plan, num_workers, faults)
     fresh = [(f, c) for f, c in zip(folders, cases, strict=True) if plan.cache == "off" or not _is_whole(f, c)]
     by_folder = dict(zip((f for f, _ in fresh), _prepare_fresh(fresh, plan, num_workers, faults), strict=True))

@@ -23,7 +23,7 @@ from autoseg.config.reader import read_model
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.datalist import read_cases
-from autoseg.errors import AutosegError, ResourceError
+from autoseg.errors import AutosegError, ConfigError, ResourceError
 from autoseg.hardware.device import pick_device, resolve_precision
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.inference.seals import check_jobs, seal_job
@@ -58,6 +58,11 @@ DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
 RESTART_RATE = 0.25
 """A diverged job is tried once more with its learning rate times this. A choice: rates that a factor of two parts are
 both fine or both not, as the table of rates in docs/results.md has it."""
+
+
+FEWEST_STEPS = 10
+"""Of a job with a budget: what was trained for less has learned nothing and is no model. A choice; the shortest
+schedule that gave a usable model of phantoms had 60 steps."""
 
 
 def run_job(
@@ -314,10 +319,18 @@ class JobRun:
         """Score the trained model.
 
         Raises:
+            ConfigError: Its budget left it `FEWEST_STEPS` or less.
             Diverged: It learned nothing.
         """
         job = self.job
         assert self.trainer is not None
+        scheduled = plan.num_epochs * plan.num_steps_per_epoch
+        if plan.budget_s is not None and result.steps < min(FEWEST_STEPS, scheduled):
+            raise ConfigError(
+                f"{job.name}: its {format_duration(plan.budget_s)} of the budget were enough for {result.steps} of the "
+                f"{FEWEST_STEPS} steps that a model needs at least, so the job is not done. Give a longer budget, "
+                "fewer algos or folds, or leave the machine to this run."
+            )
         if plan.memory_gib is not None and job.memory_gib is not None:
             log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
         if self.processes.is_first:

@@ -1,39 +1,21 @@
-"""A training step: forward, loss, backward, update; its optimizer; a bare one on noise, and what that takes."""
+"""A training step: forward, loss, backward, update; its optimizer; a bare one on noise."""
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from monai.optimizers.novograd import Novograd
 from torch import nn
 
 from autoseg.hardware.device import Precision, autocast, resolve_precision, to_device
-from autoseg.hardware.memory import MemoryWatch, is_out_of_memory
+from autoseg.hardware.memory import is_out_of_memory
 from autoseg.networks import build_network
 from autoseg.plan import Plan
 from autoseg.training.batches import Samples
 from autoseg.training.losses import supervised_loss
 from autoseg.training.muon import Muon
-
-TIMED_STEPS = 2
-"""Steps that are timed after one that allocates and chooses kernels; the faster counts."""
-
-MOST_TIMED_S = 5.0
-"""A step that takes longer than this is timed once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCost:
-    """What one training step takes."""
-
-    step_s: float
-    """Seconds: forward, loss, backward, optimizer; patches at hand."""
-    memory_gib: float
-    """Peak: of the GPU as torch reserved it, or of this process on a CPU."""
 
 
 def batch_loss(
@@ -144,31 +126,6 @@ def finish(device: torch.device) -> None:
     """Wait until the device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def measure_step(plan: Plan, device: torch.device) -> StepCost | None:
-    """Time a step and take the peak of memory; None where memory does not suffice."""
-    times: list[float] = []
-    memory = MemoryWatch(device)
-
-    def measure() -> None:
-        with memory:
-            step = bare_step(plan, device)
-            step()
-            finish(device)
-            while len(times) < TIMED_STEPS and sum(times) < MOST_TIMED_S:
-                begin = time.perf_counter()
-                step()
-                finish(device)
-                times.append(time.perf_counter() - begin)
-
-    try:
-        lacked = lacks_memory(measure)
-    finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return None if lacked else StepCost(step_s=min(times), memory_gib=memory.peak_gib)
 
 
 def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:

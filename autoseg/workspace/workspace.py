@@ -141,6 +141,11 @@ class Workspace:
         return self.root / "state" / "budget.json"
 
     @property
+    def steps(self) -> Path:
+        """Training steps that were measured for the run's plans."""
+        return self.run / "state" / "steps.json"
+
+    @property
     def ensemble(self) -> Path:
         """Out-of-fold scores, the chosen combination, predictions."""
         return self.root / "ensemble"

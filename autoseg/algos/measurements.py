@@ -1,0 +1,63 @@
+"""The training steps that were measured for the plans of a run, and what that took.
+
+They stand in state/steps.json of the run, so that jobs planned later, or after a stop, are planned by the same figures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import ConfigDict, Field
+
+from autoseg.hardware.facts import find_hardware
+from autoseg.plan import Plan
+from autoseg.training.measure import StepCost, measure_step
+from autoseg.workspace.files import digest
+from autoseg.workspace.stored import Seconds, Stored, read_stored, write_stored
+
+STEP_KEYS = ("algo", "network", "roi_size", "batch_size", "precision", "loss", "optimizer", "sigmoid")
+"""Of a plan, beside the numbers of channels and outputs: plans alike in these have the same step."""
+
+
+class StepsFile(Stored):
+    """What stands in state/steps.json."""
+
+    model_config = ConfigDict(frozen=False)
+    advice: ClassVar[str] = "Delete the file: steps are then measured anew."
+
+    steps: dict[str, StepCost | None] = Field(default_factory=dict)
+    """By a digest of the step, the device and the version of torch; null: memory does not suffice."""
+    spent_s: dict[str, Seconds] = Field(default_factory=dict)
+    """Algorithm -> seconds that measuring took."""
+
+
+class Measurements:
+    """Steps, each measured once."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Read those of a file, which is written after each measurement; None: they are kept in memory alone."""
+        self.path = path
+        self.state = read_stored(path, StepsFile) if path is not None and path.exists() else StepsFile()
+
+    def spent_s(self, algo: str) -> float:
+        """Seconds in which steps of an algorithm were measured."""
+        return self.state.spent_s.get(algo, 0.0)
+
+    def of(self, plan: Plan, device: torch.device, most_s: float = math.inf) -> StepCost | None:
+        """As `measure_step`; plans that a step cannot tell apart are measured once."""
+        values = plan.model_dump(mode="json")
+        step = [len(plan.channels), plan.num_outputs, *(values[key] for key in STEP_KEYS)]
+        machine = [str(device), find_hardware(device).name, torch.get_num_threads(), torch.__version__]
+        key = digest(json.dumps([step, machine]))
+        if key not in self.state.steps:
+            begin = time.perf_counter()
+            self.state.steps[key] = measure_step(plan, device, most_s)
+            self.state.spent_s[plan.algo] = self.spent_s(plan.algo) + time.perf_counter() - begin
+            if self.path is not None:
+                write_stored(self.path, self.state)
+        return self.state.steps[key]

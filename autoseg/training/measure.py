@@ -1,0 +1,116 @@
+"""What a training step takes on a device: its time and its peak of memory."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from autoseg.hardware.memory import MemoryWatch
+from autoseg.plan import Plan
+from autoseg.training.step import bare_step, finish, lacks_memory
+
+TIMED_STEPS = 2
+"""Steps that are timed after one that allocates and chooses kernels; the faster counts."""
+MOST_TIMED_S = 5.0
+"""A step that takes longer than this is timed once."""
+BUSY = 1.5
+"""On a CPU a step's time over its own work on the threads it has, from which on other work is said to have slowed it.
+Alone both are equal within a tenth; beside one busy process for each core it is 2 to 2.5 (SegResNet, SwinUNETR)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """What one training step takes."""
+
+    step_s: float
+    """Seconds: forward, loss, backward, optimizer; patches at hand. On a CPU that other work slowed: those it takes
+    alone, as far as its own processor time tells."""
+    memory_gib: float
+    """Peak: of the GPU's tensors once kernels are chosen, or of this process on a CPU."""
+    slowed: float = 1.0
+    """Times that other work made the step longer while it was measured; 1: not so that it could be told."""
+
+
+def measure_step(plan: Plan, device: torch.device, most_s: float = math.inf) -> StepCost | None:
+    """Time a step and take the peak of memory; None where memory does not suffice.
+
+    On a GPU another process does it, so that neither its context nor its memory stays with this one while jobs train.
+
+    Args:
+        plan: whose step it is.
+        device: where.
+        most_s: no further step is begun after so many seconds; the first, which also allocates, then counts.
+    """
+    if device.type == "cuda":
+        return _measured_apart(plan, device, most_s)
+    return measured_here(plan, device, most_s)
+
+
+def _measured_apart(plan: Plan, device: torch.device, most_s: float) -> StepCost | None:
+    """As `measured_here`, by another process; by this one where that fails, so that its error is seen."""
+    question = json.dumps({"plan": plan.model_dump(mode="json"), "device": str(device), "most_s": most_s})
+    words = [sys.executable, "-m", "autoseg.training.measure"]
+    done = subprocess.run(words, input=question, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return measured_here(plan, device, most_s)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return None if answer is None else StepCost(**answer)
+
+
+def measured_here(plan: Plan, device: torch.device, most_s: float = math.inf) -> StepCost | None:
+    """As `measure_step`, by this process."""
+    times: list[tuple[float, float]] = []
+    memory = MemoryWatch(device)
+    begin = time.perf_counter()
+
+    def timed(step: Callable[[], None]) -> tuple[float, float]:
+        """Seconds of a step, and this process' processor time in it for each thread."""
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        step()
+        finish(device)
+        return time.perf_counter() - wall_s, (time.process_time() - cpu_s) / torch.get_num_threads()
+
+    def measure() -> None:
+        with memory:
+            step = bare_step(plan, device)
+            first = timed(step)
+            memory.forget_warm_up()
+            while (
+                len(times) < TIMED_STEPS
+                and sum(wall_s for wall_s, _ in times) < MOST_TIMED_S
+                and time.perf_counter() - begin < most_s
+            ):
+                times.append(timed(step))
+            if not times:
+                times.append(first)
+
+    try:
+        lacked = lacks_memory(measure)
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    if lacked:
+        return None
+    wall_s, cpu_s = min(times)
+    slowed = wall_s / cpu_s if device.type == "cpu" and wall_s > BUSY * cpu_s > 0 else 1.0
+    return StepCost(step_s=wall_s / slowed, memory_gib=memory.peak_gib, slowed=slowed)
+
+
+def _answer() -> None:
+    """Read a plan from standard input, measure its step, and write what it takes to standard output, as JSON."""
+    question = json.load(sys.stdin)
+    cost = measured_here(Plan.model_validate(question["plan"]), torch.device(question["device"]), question["most_s"])
+    print(json.dumps(None if cost is None else asdict(cost)))  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    _answer()
