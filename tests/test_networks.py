@@ -91,6 +91,17 @@ def test_same_seed_same_network(algo: AlgoName) -> None:
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
+def test_exports_as_a_graph_that_computes_the_same(algo: AlgoName) -> None:
+    """What ONNX and TensorRT are made from: nothing in it depends on what a tensor holds."""
+    plan = tiny_plan(algo)
+    torch.manual_seed(0)
+    network = build_network(plan).eval()
+    image, _ = _phantom(plan.roi_size, 1)
+    with torch.no_grad():
+        graph = torch.export.export(network, (image,), strict=False).module()
+        torch.testing.assert_close(graph(image), network(image))
+
+
 def test_bundle_gives_equal_logits_through_monai(algo: AlgoName, tmp_path: Path) -> None:
     """Save and load: the bundle's own network definition with the bundle's weights is the same function."""
     plan, origins = plan_and_origins(algo)

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from monai.networks.nets.dints import TopologySearch
+from monai.networks.nets.dints import DiNTS, TopologyInstance, TopologySearch
 from plans import plan_and_origins
 from test_trainer import CASES, CPU
 from torch import nn
@@ -24,7 +24,7 @@ from autoseg.algos.generate import edited_values
 from autoseg.config.reader import read_model
 from autoseg.errors import ResourceError
 from autoseg.export.bundle import write_bundle
-from autoseg.networks import build_network
+from autoseg.networks import build_network, dints
 from autoseg.networks.dints import path_depths
 from autoseg.plan import Plan
 from autoseg.training.errors import Diverged
@@ -48,6 +48,21 @@ def small_plan(**settings):  # type: ignore[no-untyped-def]
     )
     network = {**plan.network, "paths": [[1, 1, 1, 1]] * 2, "operations": [[1] * 4] * 2, "nodes": [[1, 1]] * 3}
     return plan.model_copy(update={"network": network}), origins
+
+
+def test_a_fixed_topology_computes_what_monais_does() -> None:
+    network = {**small_plan()[0].network, "paths": [[1, 0, 1, 1], [0, 1, 0, 1]], "nodes": [[1, 1], [1, 1], [1, 1]]}
+    codes = [np.array(network[key], np.int64) for key in ("paths", "operations")]
+    space = TopologyInstance(
+        codes, network["channel_mul"], num_blocks=2, num_depths=2, use_downsample=network["use_downsample"]
+    )
+    nodes = np.array(network["nodes"])
+    theirs = DiNTS(space, 1, 3, use_downsample=network["use_downsample"], node_a=nodes).eval()
+    ours = dints.build(1, 3, network).eval()
+    ours.load_state_dict(theirs.state_dict())
+    image = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(ours(image), theirs(image))
 
 
 def test_architecture_moves_after_the_warm_up_alone() -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
-import numpy as np
-from monai.networks.nets.dints import DiNTS, TopologyInstance
 from torch import nn
 
 from autoseg.config.templates import read_template_json
+from autoseg.networks import dints_topology
 from autoseg.networks.sizing import (
     CPU_BATCH,
     CPU_BATCH_RULE,
@@ -29,28 +26,13 @@ LEARNING_RATES = LearningRates(
 SECONDS_PER_MEGAVOXEL = 3.0
 """Source: measured in fp32 on two AVX2 cores (docs/results.md)."""
 
+KEYS = ("paths", "operations", "nodes", "channel_mul", "use_downsample")
+"""Of a plan's `network` that it is built by."""
+
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
     """Build it; one output."""
-    paths = np.array(network["paths"], np.int64)  # (blocks, 3 depths - 2) of 0 and 1
-    operations = np.array(network["operations"], np.int64)  # same shape, 0..4: index into Cell.OPS3D
-    num_blocks, num_depths = len(paths), (paths.shape[1] + 2) // 3
-    # MONAI prints advice about the patch from its constructor.
-    with contextlib.redirect_stdout(io.StringIO()):
-        space = TopologyInstance(
-            arch_code=[paths, operations],
-            channel_mul=network["channel_mul"],
-            num_blocks=num_blocks,
-            num_depths=num_depths,
-            use_downsample=network["use_downsample"],
-        )
-    return DiNTS(
-        dints_space=space,
-        in_channels=in_channels,
-        num_classes=out_channels,
-        use_downsample=network["use_downsample"],
-        node_a=np.array(network["nodes"], np.int64),
-    )
+    return dints_topology.build(in_channels, out_channels, **{key: network[key] for key in KEYS})
 
 
 def path_depths(num_depths: int) -> tuple[list[int], list[int]]:
