@@ -24,11 +24,12 @@ from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resample_rows
 from autoseg.data.streams import MemoryImage
 from autoseg.data.volumes import read_image, write_volume
+from autoseg.data.windowing import window_starts, window_weights
 from autoseg.errors import DataError, WorkspaceError
 from autoseg.inference import restore
 from autoseg.inference.predictor import Predictor, vote
 from autoseg.inference.restore import Member, labelled_slabs, labels_of_means
-from autoseg.inference.windows import ProbRows, WindowModel, predict_targets, window_starts, window_weights
+from autoseg.inference.windows import ProbRows, WindowModel, predict_targets
 from autoseg.networks import build_network, heads
 from autoseg.workspace.workspace import Workspace
 

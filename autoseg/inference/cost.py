@@ -22,6 +22,7 @@ from autoseg.config.units import format_duration
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.streams import STREAM_VOXELS
+from autoseg.data.windowing import Shape, fit_window, window_starts
 from autoseg.errors import ResourceError
 from autoseg.hardware.device import Precision
 from autoseg.hardware.memory import PeakMemory
@@ -29,7 +30,7 @@ from autoseg.inference.options import Options
 from autoseg.inference.predictor import Model, Predictor
 from autoseg.inference.regions import KEPT_VALUES
 from autoseg.inference.restore import SLAB_ROWS, SLAB_VALUES, Member, labelled_slabs
-from autoseg.inference.windows import Shape, WindowModel, default_batch, fit_window, window_starts
+from autoseg.inference.windows import WindowModel, default_batch
 from autoseg.networks import divisor
 
 log = logging.getLogger(__name__)

@@ -13,63 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import combinations, product
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from autoseg.data.windowing import Shape, fit_window, mirrored_mean, window_starts, window_weights
 from autoseg.hardware.device import Precision, autocast
 from autoseg.inference.clock import Clock
 
-Shape = tuple[int, int, int]
-
-SIGMA_SCALE = 0.125
-"""Standard deviation of the Gaussian weights as a share of the window's edge. Source: nnU-Net, MONAI's default."""
-STRETCH = 1.5
-"""How much larger than the training patch a window may be, in voxels, where it then holds the whole image."""
 LEVEL_TOLERANCE = 1e-4
 """Distance from the background's intensity, in normalised units, that resampling's rounding may cause."""
 CPU_BATCH_VOXELS = 1 << 17
 """Windows that a CPU passes through a network together, in voxels. Four windows of 32^3 take SwinUNETR twice the time
 of one; where a window is larger than this, batches win under a tenth (measured on two cores)."""
-
-
-def window_starts(size: int, roi: int, overlap: float) -> list[int]:
-    """Where windows start along an axis of at least their length: as few as keep the overlap, evenly spread.
-
-    Source: nnU-Net's `compute_steps_for_sliding_window`; MONAI moves the last window back instead.
-    """
-    step = max(1, int(roi * (1 - overlap)))
-    num = math.ceil((size - roi) / step) + 1
-    return [round(i * (size - roi) / max(1, num - 1)) for i in range(num)]
-
-
-def window_weights(size: int, roi: int, overlap: float) -> list[torch.Tensor]:
-    """Gaussian weights (roi,) of each window along an axis; over every voxel they sum to one.
-
-    A window's weights in a volume are the product of its axes', and sum to one there too.
-    """
-    at = torch.arange(roi, dtype=torch.float64) - (roi - 1) / 2
-    bell = torch.exp(-0.5 * (at / (roi * SIGMA_SCALE)) ** 2)
-    starts = window_starts(size, roi, overlap)
-    total = torch.zeros(size, dtype=torch.float64)
-    for start in starts:
-        total[start : start + roi] += bell
-    return [(bell / total[start : start + roi]).float() for start in starts]
-
-
-def fit_window(shape: Shape, roi_size: Shape, divisor: Shape) -> Shape:
-    """The window for an image: the training patch, or the image itself where that is little more.
-
-    An image a few voxels over the patch would else take up to eight overlapping windows.
-
-    Args:
-        shape: of the image.
-        divisor: what the network wants edges to be multiples of.
-    """
-    whole = [max(r, -(-s // d) * d) for s, r, d in zip(shape, roi_size, divisor, strict=True)]
-    return (whole[0], whole[1], whole[2]) if math.prod(whole) <= STRETCH * math.prod(roi_size) else roi_size
 
 
 class WindowModel:
@@ -124,7 +82,7 @@ class WindowModel:
             outputs: list[torch.Tensor] = []
             for network in self.networks:
                 with autocast(self.device, self.precision):
-                    logits = _mirrored_mean(network, moved, self._mirror, self._pairs).float()
+                    logits = mirrored_mean(network, moved, self._mirror, self._pairs).float()
                 if self._heads or not outputs:
                     outputs.append(logits)
                 else:
@@ -372,24 +330,6 @@ def predict_targets(rows: ProbRows) -> torch.Tensor:
         probs = rows.rows(row, row + 1)[0]
         targets.append((probs > 0.5 if rows.independent else probs.argmax(0, keepdim=True)).to(torch.uint8))
     return torch.stack(targets, rows.axis + 1)
-
-
-def _mirrored_mean(
-    network: nn.Module, batch: torch.Tensor, axes: Sequence[int], pairs: Sequence[tuple[int, int]]
-) -> torch.Tensor:
-    mean: torch.Tensor = network(batch)
-    flips = [flip for n in range(1, len(axes) + 1) for flip in combinations(axes, n)]
-    if not flips:
-        return mean
-    mean = mean.float()
-    order = list(range(mean.shape[1]))
-    for a, b in pairs:
-        order[a], order[b] = b, a
-    for flip in flips:
-        dims = [axis + 2 for axis in flip]
-        other = network(batch.flip(dims)).flip(dims)
-        mean += other[:, order] if 0 in flip and pairs else other
-    return mean.div_(len(flips) + 1)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from autoseg.algos.draft import Draft
 from autoseg.data.resampling import resampled_shape
+from autoseg.data.windowing import fit_window, window_starts
 from autoseg.errors import ConfigError
-from autoseg.inference.windows import fit_window, window_starts
 from autoseg.networks import network_file
 from autoseg.networks.sizing import LEAST_GPU_BATCH, NetworkChoice, Sizing, round_up
 
