@@ -80,7 +80,7 @@ def test_the_locator_is_one_coarse_job_that_no_ensemble_takes(run: Path) -> None
     assert plan.overlap == 0.0
     assert plan.num_epochs == 1
     assert plan.network["init_filters"] == 4
-    assert (workspace.job_dir("locator", 0).root / "configs" / "inference.yaml").exists()
+    assert (workspace.job_dir("locator", 0).root / "configs" / "inference.json").exists()
     assert run_command(["ensemble", "--input", str(run / "input.yaml")]) == 0
     spec = json.loads(workspace.ensemble_spec.read_text())
     assert {algo for algo, _ in spec["members"]} == {"segresnet"}

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from plans import GPU, make_fingerprint, plan_and_origins, tiny_plan
 
 from autoseg.config.networks import ALGOS, AlgoName
-from autoseg.data.grid import Grid
-from autoseg.data.phantoms import ellipsoid, make_phantom
-from autoseg.data.volumes import read_label, write_volume
-from autoseg.export.bundle import write_bundle
-from autoseg.inference.predictor import Predictor
+from autoseg.data.phantoms import ellipsoid
 from autoseg.networks import build_network, divisor
-from autoseg.training.checkpoint import save_weights
 from autoseg.training.losses import supervised_loss
-from autoseg.workspace.jobs import JobDir
 
 pytestmark = pytest.mark.parametrize("algo", ALGOS)
 
@@ -100,55 +91,6 @@ def test_exports_as_a_graph_that_computes_the_same(algo: AlgoName) -> None:
     with torch.no_grad():
         graph = torch.export.export(network, (image,), strict=False).module()
         torch.testing.assert_close(graph(image), network(image))
-
-
-def test_bundle_gives_equal_logits_through_monai(algo: AlgoName, tmp_path: Path) -> None:
-    """Save and load: the bundle's own network definition with the bundle's weights is the same function."""
-    plan, origins = plan_and_origins(algo)
-    paths = JobDir(tmp_path / f"{algo}_0")
-    write_bundle(plan, origins, plan.model_dump(mode="json"), paths)
-    torch.manual_seed(1)
-    network = build_network(plan).eval()
-    save_weights(network, paths)
-    parser = ConfigParser()
-    parser.read_config(paths.root / "configs" / "inference.yaml")
-    parser.read_meta(paths.root / "configs" / "metadata.json")
-    rebuilt = parser.get_parsed_content("network_def").eval()
-    rebuilt.load_state_dict(torch.load(paths.model, weights_only=True))
-    image, _ = _phantom(plan.roi_size, 1)
-    with torch.no_grad():
-        torch.testing.assert_close(rebuilt(image), network(image))
-    for needed in ("bundle_root", "device", "dataset_dir", "dataset", "evaluator", "network_def", "inferer"):
-        assert needed in parser
-    text = "".join(p.read_text() for p in paths.root.rglob("*") if p.suffix in (".yaml", ".json", ".md"))
-    assert str(tmp_path) not in text
-
-
-@pytest.mark.extra("ignite")
-@pytest.mark.filterwarnings("ignore")
-def test_bundle_predicts_through_monai_what_autoseg_does(algo: AlgoName, tmp_path: Path) -> None:
-    """The bundle's whole workflow, from an image file to a label file."""
-    plan, origins = plan_and_origins(algo, overlap=0.25, precision="fp32", tta=False)
-    paths = JobDir(tmp_path / f"{algo}_0")
-    write_bundle(plan, origins, plan.model_dump(mode="json"), paths)
-    torch.manual_seed(1)
-    save_weights(build_network(plan), paths)
-    grid = Grid(
-        shape=(32, 32, 32), affine=np.diag([-1.0, -1.0, 1.0, 1.0])
-    )  # one window: MONAI weights several in its way
-    image, _ = make_phantom(grid, np.random.default_rng(0))
-    write_volume(tmp_path / "images" / "a.nii.gz", image[0], grid)
-    parser = ConfigParser()
-    parser.read_config(paths.root / "configs" / "inference.yaml")
-    parser.read_meta(paths.root / "configs" / "metadata.json")
-    parser.update({"bundle_root": str(paths.root), "dataset_dir": str(tmp_path / "images")})
-    parser.update({"device": "$torch.device('cpu')"})
-    parser.get_parsed_content("evaluator").run()
-    Predictor([paths], device="cpu").predict_file([tmp_path / "images" / "a.nii.gz"], tmp_path / "ours.nii.gz")
-    (theirs,) = (paths.root / "eval").rglob("*.nii.gz")
-    ours, found = read_label(tmp_path / "ours.nii.gz").array, read_label(theirs).array
-    assert len(np.unique(ours)) > 1
-    assert (found == ours).mean() > 0.99
 
 
 def test_gpu_plan_follows_the_published_sizes(algo: AlgoName) -> None:

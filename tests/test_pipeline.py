@@ -73,7 +73,7 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
         assert (work / name).is_file(), name
     for fold in range(2):
         job = work / f"segresnet_{fold}"
-        for name in ("configs/metadata.json", "configs/inference.yaml", "models/model.pt", "docs/README.md", "LICENSE"):
+        for name in ("configs/metadata.json", "configs/inference.json", "models/model.pt", "docs/README.md", "LICENSE"):
             assert (job / name).is_file(), name
         assert json.loads((job / "job.json").read_text())["state"] == "done"
         assert len((job / "metrics.jsonl").read_text().splitlines()) == 2

@@ -6,11 +6,10 @@ Needs torch alone, since bundles carry a copy of this file: MONAI's clients then
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
-from torch import nn
 
 Shape = tuple[int, int, int]
 
@@ -58,7 +57,10 @@ def fit_window(shape: Shape, roi_size: Shape, divisor: Shape) -> Shape:
 
 
 def mirrored_mean(
-    network: nn.Module, batch: torch.Tensor, axes: Sequence[int], pairs: Sequence[tuple[int, int]]
+    network: Callable[[torch.Tensor], torch.Tensor],
+    batch: torch.Tensor,
+    axes: Sequence[int],
+    pairs: Sequence[tuple[int, int]],
 ) -> torch.Tensor:
     """The mean of a network's logits over a batch and its mirror images, each turned back: 2^n passes.
 
@@ -70,7 +72,7 @@ def mirrored_mean(
     Returns:
         (B, K, X, Y, Z); float32 where anything is mirrored.
     """
-    mean: torch.Tensor = network(batch)
+    mean = network(batch)
     flips = [flip for n in range(1, len(axes) + 1) for flip in combinations(axes, n)]
     if not flips:
         return mean

@@ -1,21 +1,65 @@
-"""A job's folder as a MONAI bundle: plan, origins, metadata, inference config, README. No code, no absolute path."""
+"""A job's folder as a MONAI bundle: plan, origins, metadata, configs, scripts, README. No absolute path.
+
+The configs are data that MONAI's client evaluates, and the scripts are copies of files of autoseg that it imports;
+autoseg itself runs nothing that lies in a job's folder.
+"""
 
 from __future__ import annotations
 
+import re
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
-import monai
-import numpy as np
-import torch
 import yaml
 
 from autoseg.config.templates import fill_template, read_template_text
+from autoseg.export import bundle_configs
+from autoseg.export.bundle_metadata import left_out, metadata, plain
 from autoseg.plan import Origin, Plan
 from autoseg.terminal import printable
 from autoseg.version import __version__
 from autoseg.workspace.files import write_json, write_text, write_yaml
 from autoseg.workspace.jobs import JobDir
+
+SCRIPTS = (
+    "autoseg/data/resampling.py",
+    "autoseg/data/windowing.py",
+    "autoseg/export/scripts/__init__.py",
+    "autoseg/export/scripts/cases.py",
+    "autoseg/export/scripts/check.py",
+    "autoseg/export/scripts/inferer.py",
+    "autoseg/export/scripts/transforms.py",
+    "autoseg/networks/dints_topology.py",
+    "autoseg/networks/resenc_layers.py",
+)
+"""Files that a bundle carries a copy of, the same in all bundles: a client that runs several has one `scripts`."""
+OWN_IMPORT = re.compile(r"^from autoseg\.(?:[a-z_]+\.)*([a-z_]+) import ", re.MULTILINE)
+
+LOGGING = """[loggers]
+keys=root
+
+[handlers]
+keys=consoleHandler
+
+[formatters]
+keys=fullFormatter
+
+[logger_root]
+level=INFO
+handlers=consoleHandler
+
+[handler_consoleHandler]
+class=StreamHandler
+level=INFO
+formatter=fullFormatter
+args=(sys.stdout,)
+
+[formatter_fullFormatter]
+format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
+"""
+"""`configs/logging.conf`, as MONAI's bundles have it."""
 
 
 def write_bundle(plan: Plan, origins: dict[str, Origin], generated: dict[str, Any], paths: JobDir) -> None:
@@ -24,11 +68,15 @@ def write_bundle(plan: Plan, origins: dict[str, Origin], generated: dict[str, An
     Args:
         generated: the plan without edits, as plain data; kept as the origins' values, so that an edit can be told.
     """
-    write_json(paths.root / "configs" / "metadata.json", metadata(plan))
-    write_text(paths.root / "configs" / "inference.yaml", inference_config(plan))
-    context = {"plan": plan, "version": __version__, "names": [printable(c.name, one_line=True) for c in plan.classes]}
+    limits = left_out(plan, finished=False)
+    name = f"{plan.algo}_{plan.fold}"
+    described = metadata([plan], name=name, channels=outputs(plan), limits=limits)
+    write_json(paths.root / "configs" / "metadata.json", described)
+    write_configs(plan, paths.root)
+    write_shared(paths.root)
+    names = [printable(c.name, one_line=True) for c in plan.classes]
+    context = {"plan": plan, "version": __version__, "names": names, "limits": limits}
     write_text(paths.root / "docs" / "README.md", _render("common", "README.md.j2", **context))
-    write_text(paths.root / "LICENSE", "The licence of the data this model was trained on applies to the model.\n")
     derived = {**generated, **{f"network.{k}": v for k, v in generated["network"].items()}}
     write_yaml(
         paths.origins,
@@ -36,6 +84,38 @@ def write_bundle(plan: Plan, origins: dict[str, Origin], generated: dict[str, An
     )
     comments = {key: o.rule or o.origin for key, o in origins.items()}
     write_text(paths.plan, fill_template(plan.algo, plan.model_dump(mode="json"), comments))
+
+
+def outputs(plan: Plan) -> list[str]:
+    """Names of a network's outputs."""
+    names = [plain(c.name) for c in plan.classes]
+    return names if plan.sigmoid else ["background", *names]
+
+
+def write_configs(plan: Plan, root: Path) -> None:
+    """Write what follows from the plan alone: the configs of all workflows."""
+    network = network_def(plan)
+    configs = {
+        "inference": bundle_configs.inference(plan, network),
+        "train": bundle_configs.train(plan, network),
+        "evaluate": bundle_configs.evaluate(),
+        "multi_gpu_train": bundle_configs.multi_gpu_train(),
+        "multi_gpu_evaluate": bundle_configs.multi_gpu_evaluate(),
+        "inference_trt": bundle_configs.inference_trt(),
+    }
+    for name, config in configs.items():
+        write_json(root / "configs" / f"{name}.json", config)
+    (root / "configs" / "inference.yaml").unlink(missing_ok=True)  # of versions up to 0.1
+
+
+def write_shared(root: Path) -> None:
+    """Write what all bundles have in common: scripts, logging.conf, the licence's place."""
+    package = resources.files("autoseg")
+    for name in SCRIPTS:
+        text = package.joinpath(*name.split("/")[1:]).read_text(encoding="utf-8")
+        write_text(root / "scripts" / name.rpartition("/")[2], OWN_IMPORT.sub(r"from scripts.\1 import ", text))
+    write_text(root / "configs" / "logging.conf", LOGGING)
+    write_text(root / "LICENSE", "The licence of the data this model was trained on applies to the model.\n")
 
 
 def _render(algo: str, name: str, **context: Any) -> str:
@@ -49,61 +129,14 @@ def _render(algo: str, name: str, **context: Any) -> str:
     return environment.get_template(f"{algo}/{name}").render(**context)
 
 
-def inference_config(plan: Plan) -> str:
-    """The bundle's inference.yaml."""
-    network_def = _render(
+def network_def(plan: Plan) -> dict[str, Any]:
+    """The network as MONAI's ConfigParser builds it."""
+    text = _render(
         plan.algo,
         "network_def.yaml.j2",
         net=plan.network,
         in_channels=len(plan.channels),
         out_channels=plan.num_outputs,
     )
-    text = _render("common", "inference.yaml.j2", plan=plan, version=__version__, network_def=network_def.strip())
-    yaml.safe_load(text)  # a template that renders to no YAML is our bug, found here and not at a user's
-    return text
-
-
-def metadata(plan: Plan) -> dict[str, Any]:
-    """The bundle's metadata.json, by MONAI's schema."""
-    names = [c.name for c in plan.classes]
-    outputs = names if plan.sigmoid else ["background", *names]
-    return {
-        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
-        "version": "0.1.0",
-        "changelog": {"0.1.0": f"made by autoseg {__version__}"},
-        "monai_version": monai.__version__,
-        "pytorch_version": torch.__version__.split("+")[0],
-        "numpy_version": np.__version__,
-        "required_packages_version": {"pytorch-ignite": "0.5.2", "einops": "0.8.1", "nibabel": "5.3.2"},
-        "task": f"segmentation of {', '.join(names)}",
-        "description": f"{plan.algo}, fold {plan.fold}, trained by autoseg",
-        "authors": "autoseg",
-        "copyright": "as the training data",
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "magnitude",
-                    "modality": "n/a",
-                    "num_channels": len(plan.channels),
-                    "spatial_shape": list(plan.roi_size),
-                    "dtype": "float32",
-                    "value_range": [],
-                    "is_patch_data": True,
-                    "channel_def": {str(i): c.mode for i, c in enumerate(plan.channels)},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "segmentation",
-                    "num_channels": plan.num_outputs,
-                    "spatial_shape": list(plan.roi_size),
-                    "dtype": "float32",
-                    "value_range": [0, 1],
-                    "is_patch_data": True,
-                    "channel_def": {str(i): name for i, name in enumerate(outputs)},
-                }
-            },
-        },
-    }
+    network: dict[str, Any] = yaml.safe_load(text)
+    return network

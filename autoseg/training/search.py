@@ -27,7 +27,7 @@ from torch import nn
 from autoseg.config.templates import fill_template
 from autoseg.config.units import format_duration
 from autoseg.errors import ResourceError
-from autoseg.export.bundle import inference_config
+from autoseg.export.bundle import write_configs
 from autoseg.hardware.device import Precision, resolve_precision, to_device
 from autoseg.networks import divisor
 from autoseg.networks.dints import LEARNING_RATES, path_depths, reached_nodes
@@ -419,7 +419,7 @@ def search_for_job(
 
 
 def keep_topology(plan: Plan, paths: JobDir, topology: Topology) -> None:
-    """Write a topology into a job's bundle: topology.json, plan, origins, inference.yaml."""
+    """Write a topology into a job's bundle: topology.json, plan, origins, configs."""
     write_stored(paths.root / TOPOLOGY, topology)
     searched = {"paths": topology.paths, "operations": topology.operations, "nodes": topology.nodes}
     new = plan.model_copy(update={"network": {**plan.network, **searched}})
@@ -430,6 +430,6 @@ def keep_topology(plan: Plan, paths: JobDir, topology: Topology) -> None:
         )
     plain = {key: origin.model_dump(mode="json") for key, origin in origins.items()}
     write_text(paths.origins, yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120))
-    write_text(paths.root / "configs" / "inference.yaml", inference_config(new))
+    write_configs(new, paths.root)
     rules = {key: o.rule or o.origin for key, o in origins.items()}
     write_text(paths.plan, fill_template(new.algo, new.model_dump(mode="json"), rules))
