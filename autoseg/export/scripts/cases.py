@@ -84,7 +84,9 @@ def training_cases(
     elif datalist is not None:
         items = list(datalist)
     else:
-        items = [{"image": image, "label": _label_of(image)} for image in images_in(Path(dataset_dir, "imagesTr"))]
+        items = [
+            {"image": image, "label": _label_of(image)} for image in images_in(Path(dataset_dir, "imagesTr").absolute())
+        ]
     training = [item for item in items if item.get("fold") != fold]
     validation = [item for item in items if item.get("fold") == fold]
     if not validation:
