@@ -7,9 +7,9 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -23,7 +23,10 @@ from autoseg.config.networks import ALGOS, AlgoName
 from autoseg.data.grid import Grid
 from autoseg.data.phantoms import make_phantom
 from autoseg.data.volumes import read_image, read_label, write_volume
+from autoseg.errors import ConfigError
 from autoseg.export.bundle import write_bundle
+from autoseg.export.bundle_export import export_bundle
+from autoseg.inference.postprocess import ClassRule
 from autoseg.inference.predictor import Predictor
 from autoseg.networks import build_network
 from autoseg.plan import Origin, Plan
@@ -48,6 +51,25 @@ def _clean_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in [n for n in sys.modules if n == "scripts" or n.startswith("scripts.")]:
         del sys.modules[name]
+
+
+def compare(
+    monkeypatch: pytest.MonkeyPatch, job: JobDir, predictor: Predictor, folder: Path, grids: Iterable[str], **keys: Any
+) -> dict[str, float]:
+    """Share of foreground voxels that the bundle and autoseg label alike, by grid."""
+    shares = {}
+    label_map = predictor.label_map
+    for name in grids:
+        here = folder / name.replace(" ", "_")
+        images = write_image(here / "images", GRIDS[name], channels=predictor.num_channels)
+        places = {"dataset_dir": str(here / "images"), "output_dir": str(here / "theirs")}
+        workflow(monkeypatch, job, "inference", **places, **keys).run()
+        predictor.predict_file(images, here / "ours.nii.gz")
+        ours, theirs = read_label(here / "ours.nii.gz"), read_label(here / "theirs" / images[0].name)
+        assert ours.grid.differs_from(theirs.grid) is None
+        assert set(np.unique(theirs.array)) <= label_map.known_values
+        shares[name] = equal_share(ours.array, theirs.array)
+    return shares
 
 
 def bundle_of(root: Path, plan: Plan, *, seed: int = 0) -> JobDir:
@@ -133,23 +155,54 @@ PLANS: dict[str, dict[str, Any]] = {
 def test_labels_are_those_of_autoseg_predict(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tiny_plan(**PLANS[how])
     job = bundle_of(tmp_path, plan)
-    predictor = Predictor([job], device="cpu")
-    cases = {}
-    for name, linear in GRIDS.items():
-        folder = tmp_path / "images" / name.replace(" ", "_")
-        cases[name] = write_image(folder, linear, channels=len(plan.channels))
-    shares = {}
-    for name, images in cases.items():
-        folder = images[0].parent
-        out = tmp_path / "out" / folder.name
-        workflow(monkeypatch, job, "inference", dataset_dir=str(folder), output_dir=str(out)).run()
-        predictor.predict_file(images, tmp_path / "ours" / folder.name / "case.nii.gz")
-        ours = read_label(tmp_path / "ours" / folder.name / "case.nii.gz")
-        theirs = read_label(out / images[0].name)
-        assert ours.grid.differs_from(theirs.grid) is None
-        shares[name] = equal_share(ours.array, theirs.array)
-        assert set(np.unique(theirs.array)) <= plan.label_map.known_values
+    shares = compare(monkeypatch, job, Predictor([job], device="cpu"), tmp_path / "data", GRIDS)
     assert min(shares.values()) >= 0.999, shares
+
+
+RULES = {
+    "gaps, one channel": [{"name": "a", "largest": True}, {"name": "b", "min_mm3": 60.0, "fill_holes": True}],
+    "two channels, mirrored, cropped": [
+        {"name": "kidney left", "slice_run": True, "fill_holes": True},
+        {"name": "kidney right", "min_voxels": 10**6},
+    ],
+    "regions": [{"name": "whole", "largest": True, "fill_holes": True}, {"name": "other", "min_mm3": 60.0}],
+}
+
+
+@pytest.mark.parametrize(("how", "combine"), list(zip(PLANS, ("mean", "vote", "mean"), strict=True)))
+def test_ensemble_in_one_folder(
+    how: str, combine: Literal["mean", "vote"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models of one preprocessing, one of another; cleaned by rules."""
+    changes = {"fold": 2, "resample_resolution": (1.9, 1.6, 2.0), "crop_foreground": True}
+    plans = [tiny_plan(**PLANS[how]), tiny_plan(**PLANS[how], fold=1), tiny_plan(**{**PLANS[how], **changes})]
+    jobs = [bundle_of(tmp_path, plan, seed=seed) for seed, plan in enumerate(plans)]
+    (root,) = export_bundle(jobs, tmp_path / "ensemble", combine=combine, rules=RULES[how], scores={"mean_dice": 0.5})
+    rules = [ClassRule.model_validate(rule) for rule in RULES[how]]
+    predictor = Predictor(jobs, device="cpu", combine=combine, rules=rules)
+    uncleaned = Predictor(jobs, device="cpu", combine=combine)
+    shares = compare(monkeypatch, JobDir(root), predictor, tmp_path / "data", ("as the plan", "oblique", "turned"))
+    assert min(shares.values()) >= 0.999, shares
+    raw = uncleaned.predict_labels(read_image(tuple(sorted((tmp_path / "data" / "oblique" / "images").iterdir()))))
+    assert (raw != read_label(tmp_path / "data" / "oblique" / "ours.nii.gz").array[0]).any()  # the rules do something
+    found = workflow(monkeypatch, JobDir(root), "inference", dataset_dir=str(tmp_path / "data" / "oblique" / "images"))
+    assert found.check_properties() == []
+    assert json.loads((root / "configs" / "metadata.json").read_text())["eval_metrics"] == {"mean_dice": 0.5}
+    assert not (root / "job.json").exists()
+
+
+def test_two_resolutions_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tiny_plan(**PLANS["gaps, one channel"])
+    low = plan.model_copy(update={"fold": 1, "resample_resolution": (3.0, 3.0, 3.0)})
+    jobs = [bundle_of(tmp_path, plan), bundle_of(tmp_path, low, seed=1)]
+    (root,) = export_bundle(jobs[:1], tmp_path / "both", lowres=jobs[1])
+    for highres, job in ((True, jobs[0]), (False, jobs[1])):
+        predictor, where = Predictor([job], device="cpu"), tmp_path / f"{highres}"
+        shares = compare(monkeypatch, JobDir(root), predictor, where, ("finer",), highres=highres)
+        assert min(shares.values()) >= 0.999, shares
+    other = bundle_of(tmp_path, tiny_plan(fold=3, classes=PLANS["gaps, one channel"]["classes"]))
+    with pytest.raises(ConfigError, match="its channels is another"):
+        export_bundle(jobs[:1], tmp_path / "wrong", lowres=other)
 
 
 @pytest.mark.parametrize("algo", ALGOS)

@@ -7,6 +7,7 @@ autoseg itself runs nothing that lies in a job's folder.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ SCRIPTS = (
     "autoseg/export/scripts/__init__.py",
     "autoseg/export/scripts/cases.py",
     "autoseg/export/scripts/check.py",
+    "autoseg/export/scripts/ensemble.py",
+    "autoseg/export/scripts/finishing.py",
     "autoseg/export/scripts/inferer.py",
     "autoseg/export/scripts/transforms.py",
     "autoseg/networks/dints_topology.py",
@@ -75,8 +78,7 @@ def write_bundle(plan: Plan, origins: dict[str, Origin], generated: dict[str, An
     write_configs(plan, paths.root)
     write_shared(paths.root)
     names = [printable(c.name, one_line=True) for c in plan.classes]
-    context = {"plan": plan, "version": __version__, "names": names, "limits": limits}
-    write_text(paths.root / "docs" / "README.md", _render("common", "README.md.j2", **context))
+    write_readme(paths.root, name=name, names=names, channels=len(plan.channels), limits=limits, job=plan)
     derived = {**generated, **{f"network.{k}": v for k, v in generated["network"].items()}}
     write_yaml(
         paths.origins,
@@ -86,18 +88,41 @@ def write_bundle(plan: Plan, origins: dict[str, Origin], generated: dict[str, An
     write_text(paths.plan, fill_template(plan.algo, plan.model_dump(mode="json"), comments))
 
 
+def write_readme(
+    root: Path, *, name: str, names: Sequence[str], channels: int, limits: Sequence[str], job: Plan | None = None
+) -> None:
+    """Write docs/README.md.
+
+    Args:
+        names: of the classes.
+        limits: what is left out, in sentences.
+        job: whose folder it is; None: the bundle was exported.
+    """
+    context = {"name": name, "names": names, "channels": channels, "limits": limits, "job": job}
+    text = _render("common", "README.md.j2", version=__version__, **context)
+    write_text(root / "docs" / "README.md", text)
+
+
 def outputs(plan: Plan) -> list[str]:
     """Names of a network's outputs."""
     names = [plain(c.name) for c in plan.classes]
     return names if plan.sigmoid else ["background", *names]
 
 
-def write_configs(plan: Plan, root: Path) -> None:
-    """Write what follows from the plan alone: the configs of all workflows."""
+def write_configs(
+    plan: Plan, root: Path, *, lowres: Plan | None = None, rules: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write the configs of all workflows.
+
+    Args:
+        lowres: plan of a second model at larger voxels.
+        rules: how the labels are cleaned, as `bundle_configs.cleaning` takes them.
+    """
     network = network_def(plan)
+    finishing = bundle_configs.cleaning(plan, rules)
     configs = {
-        "inference": bundle_configs.inference(plan, network),
-        "train": bundle_configs.train(plan, network),
+        "inference": bundle_configs.inference(plan, network, lowres=lowres, finishing=finishing),
+        "train": bundle_configs.train(plan, network, lowres=lowres),
         "evaluate": bundle_configs.evaluate(),
         "multi_gpu_train": bundle_configs.multi_gpu_train(),
         "multi_gpu_evaluate": bundle_configs.multi_gpu_evaluate(),
@@ -118,7 +143,7 @@ def write_shared(root: Path) -> None:
     write_text(root / "LICENSE", "The licence of the data this model was trained on applies to the model.\n")
 
 
-def _render(algo: str, name: str, **context: Any) -> str:
+def _render(algo: str, file: str, **context: Any) -> str:
     """Fill a file of a template; it may include one of another network's."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda path: read_template_text(*path.split("/", 1))),
@@ -126,7 +151,7 @@ def _render(algo: str, name: str, **context: Any) -> str:
         autoescape=False,
         keep_trailing_newline=True,
     )
-    return environment.get_template(f"{algo}/{name}").render(**context)
+    return environment.get_template(f"{algo}/{file}").render(**context)
 
 
 def network_def(plan: Plan) -> dict[str, Any]:

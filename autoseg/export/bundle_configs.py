@@ -6,7 +6,7 @@ expressions, those with @ refer to another key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoseg.data.preprocess import ChannelNorm
@@ -23,6 +23,8 @@ FINE_TUNING_EPOCHS = 50
 OPTIMIZERS = {"adam": "torch.optim.Adam", "novograd": "Novograd"}
 """Optimizer of a plan -> MONAI's or PyTorch's; AdamW for all others."""
 DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
+CLEANING = ("largest", "min_mm3", "slice_run", "min_voxels", "fill_holes")
+"""What a rule of the postprocessing may do, in this order."""
 LOSS = {"dice_ce": "DiceCELoss", "dice_focal": "DiceFocalLoss"}
 AMP = "$@use_amp and torch.device(@device).type == 'cuda'"
 AMP_TYPE = {
@@ -64,11 +66,7 @@ def preprocessing(plan: Plan, *, label: str = "") -> list[Config]:
         label: key of a label that goes with the image onto its grid, as a target.
     """
     keys = ["image", label] if label else ["image"]
-    steps: list[Config] = [
-        {"_target_": "LoadImaged", "keys": keys},
-        {"_target_": "EnsureChannelFirstd", "keys": keys},
-        {"_target_": "Orientationd", "keys": keys, "axcodes": "RAS", "labels": None},
-    ]
+    steps: list[Config] = [{**step, "keys": keys} for step in LOADING]
     if label:
         steps.append(_encode(plan, label))
     if plan.crop_foreground:
@@ -96,16 +94,7 @@ def to_labels(plan: Plan, *, finishing: Sequence[Config] = ()) -> list[Config]:
     label_map = plan.label_map
     steps: list[Config]
     if plan.sigmoid:
-        overlaps = [[sorted(inside), value] for inside, value in label_map.overlap_values.items()]
-        painted = {
-            "values": list(label_map.painted_values),
-            "order": list(label_map.paint_order),
-            "overlaps": overlaps,
-        }
-        steps = [
-            {"_target_": "AsDiscreted", "keys": "pred", "threshold": "$0.5 + 1e-7"},
-            {"_target_": "scripts.transforms.PaintRegionsd", "keys": "pred", **painted},
-        ]
+        steps = [{"_target_": "AsDiscreted", "keys": "pred", "threshold": "$0.5 + 1e-7"}, _paint(plan)]
     else:
         indices = list(range(1, len(plan.classes) + 1))
         steps = [{"_target_": "AsDiscreted", "keys": "pred", "argmax": True}]
@@ -121,6 +110,35 @@ def to_labels(plan: Plan, *, finishing: Sequence[Config] = ()) -> list[Config]:
     if len(plan.channels) > 1:
         steps.append({"_target_": "scripts.transforms.ForgetChannelDimd", "keys": "pred"})
     return [*steps, *finishing]
+
+
+def cleaning(plan: Plan, rules: Sequence[Mapping[str, Any]]) -> list[Config]:
+    """Transforms that clean label values; for regions, each by itself.
+
+    Args:
+        rules: of the postprocessing, as plain data: `name` of a class, and what is done to it.
+    """
+    places = {c.name: place for place, c in enumerate(plan.classes)}
+    kept = []
+    for rule in rules:
+        place = places[rule["name"]]
+        where = {"channel": place, "value": 1} if plan.sigmoid else {"channel": 0, "value": _painted(plan)[place]}
+        kept.append({**where, **{key: rule[key] for key in CLEANING if rule.get(key)}})
+    if not kept:
+        return []
+    clean: Config = {"_target_": "scripts.finishing.CleanLabelsd", "keys": "pred", "rules": kept}
+    return [_encode(plan, "pred"), clean, _paint(plan)] if plan.sigmoid else [clean]
+
+
+def _painted(plan: Plan) -> tuple[int, ...]:
+    return plan.label_map.painted_values
+
+
+def _paint(plan: Plan) -> Config:
+    label_map = plan.label_map
+    overlaps = [[sorted(inside), value] for inside, value in label_map.overlap_values.items()]
+    painted = {"values": list(label_map.painted_values), "order": list(label_map.paint_order), "overlaps": overlaps}
+    return {"_target_": "scripts.transforms.PaintRegionsd", "keys": "pred", **painted}
 
 
 def _save(plan: Plan) -> Config:
@@ -215,6 +233,59 @@ def inference(
         "run": ["$@evaluator.run()"],
         "evaluating": ["$@evaluator.run()"],
     }
+
+
+LOADING: list[Config] = [
+    {"_target_": "LoadImaged", "keys": "image"},
+    {"_target_": "EnsureChannelFirstd", "keys": "image"},
+    {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
+]
+
+
+def member(plans: Sequence[Plan], network_defs: Sequence[Config]) -> Config:
+    """Networks of one preprocessing as a part of an ensemble."""
+    plan = plans[0]
+    own = {"pixdim": list(plan.resample_resolution), "overlap": plan.overlap}
+    own["mirror_axes"] = list(plan.mirror_axes) if plan.tta else []
+    steps = preprocessing(plan)[len(LOADING) :]
+    return {
+        "_target_": "scripts.ensemble.Member",
+        "networks": list(network_defs),
+        "transforms": [_filled(step, own) for step in steps],
+        "inferer": _filled(inferer(plan), own),
+        "regions": plan.sigmoid,
+    }
+
+
+def _filled(component: Config, values: Config) -> Config:
+    """A component with values in the place of references to them."""
+    references = {f"@{key}": value for key, value in values.items()}
+    return {k: references.get(v, v) if isinstance(v, str) else v for k, v in component.items()}
+
+
+def ensemble_inference(
+    plan: Plan, members: Sequence[Config], weights: Sequence[float], *, vote: bool, finishing: Sequence[Config]
+) -> Config:
+    """`configs/inference.json` of several networks: each prepares the image by itself, on the image's own grid.
+
+    Args:
+        plan: of one of them, for classes and channels.
+        weights: of the members.
+    """
+    network: Config = {
+        "_target_": "scripts.ensemble.Ensemble",
+        "members": list(members),
+        "weights": list(weights),
+        "vote": vote,
+    }
+    config = inference(plan, network, finishing=finishing)
+    for key in ("pixdim", "overlap", "mirror_axes"):
+        del config[key]
+    steps = [*LOADING, {"_target_": "EnsureTyped", "keys": "image"}]
+    config["preprocessing"] = {"_target_": "Compose", "transforms": steps}
+    config["inferer"] = {"_target_": "SimpleInferer"}
+    config["postprocessing"]["transforms"].pop(0)  # its outputs are probabilities
+    return config
 
 
 def _evaluator(loader: str, inferer_id: str, post: str, handlers: str) -> Config:

@@ -1,0 +1,125 @@
+"""A bundle in a folder of its own, without the files of a job: one model, one at two resolutions, or an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from autoseg.errors import ConfigError
+from autoseg.export import bundle_configs
+from autoseg.export.bundle import network_def, outputs, write_configs, write_readme, write_shared
+from autoseg.export.bundle_metadata import left_out, metadata
+from autoseg.networks import divisor
+from autoseg.plan import Plan, read_plan
+from autoseg.terminal import printable
+from autoseg.workspace.files import write_atomic, write_json
+from autoseg.workspace.jobs import JobDir
+
+Weights = dict[str, torch.Tensor]
+
+
+def export_bundle(
+    jobs: Sequence[JobDir],
+    target: Path,
+    *,
+    name: str = "",
+    combine: Literal["mean", "vote"] = "mean",
+    rules: Sequence[Mapping[str, Any]] = (),
+    scores: Mapping[str, float] | None = None,
+    lowres: JobDir | None = None,
+) -> list[Path]:
+    """Write a bundle of trained jobs.
+
+    Args:
+        jobs: whose models predict together, sure to be whole and alike; one of them: it can be trained on, too.
+        target: folder to write.
+        name: of the bundle; empty: its folder's.
+        combine: mean of probabilities, or vote.
+        rules: how the labels are cleaned, as plain data of the postprocessing's rules.
+        scores: of the model, such as {"mean_dice": 0.9}, for its metadata.
+        lowres: a job of the same network at larger voxels, that `--highres false` chooses; for one job alone.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: The low-resolution model does not fit, or a rule is about a class that is not an output.
+    """
+    plans = [read_plan(job) for job in jobs]
+    plan = plans[0]
+    low = read_plan(lowres) if lowres is not None else None
+    if low is not None:
+        _check_lowres(plans, low)
+    names = {c.name for c in plan.classes}
+    if unknown := [rule["name"] for rule in rules if rule["name"] not in names]:
+        raise ConfigError(
+            f"the rule for {unknown[0]} is about one side of a class that was trained as one, and bundles tell no "
+            "sides apart. Leave the rule out, or predict with autoseg."
+        )
+    single = len(jobs) == 1
+    (target / "models").mkdir(parents=True, exist_ok=True)
+    if single:
+        write_configs(plan, target, lowres=low, rules=rules)
+        weights = _weights(jobs[0])
+    else:
+        config, weights = _ensemble(jobs, plans, combine, rules)
+        write_json(target / "configs" / "inference.json", config)
+    _save(weights, target / "models" / "model.pt")
+    if lowres is not None:
+        _save(_weights(lowres), target / "models" / "model_lowres.pt")
+    limits = left_out(plan, finished=True)
+    if not single:
+        limits.append("An ensemble has no configs for training; each job's own bundle has.")
+    name = name or target.name
+    packages = ("scipy",)  # scripts/finishing.py
+    described = metadata(plans, name=name, channels=outputs(plan), limits=limits, scores=scores, packages=packages)
+    write_json(target / "configs" / "metadata.json", described)
+    write_shared(target)
+    shown = [printable(c.name, one_line=True) for c in plan.classes]
+    write_readme(target, name=name, names=shown, channels=len(plan.channels), limits=limits)
+    return [target]
+
+
+def _check_lowres(plans: Sequence[Plan], low: Plan) -> None:
+    plan = plans[0]
+    shared = ("network", "classes", "channels", "roi_size", "sigmoid", "crop_foreground", "algo")
+    differing = [key for key in shared if getattr(plan, key) != getattr(low, key)]
+    if len(plans) > 1 or differing:
+        why = f"its {differing[0]} is another" if differing else "an ensemble has no place for one"
+        raise ConfigError(f"the model for --highres false: {why}. Give a job with the same plan but for its spacing.")
+
+
+def _weights(job: JobDir) -> Weights:
+    weights: Weights = torch.load(job.model, map_location="cpu", weights_only=True)
+    return weights
+
+
+def _save(weights: Weights, path: Path) -> None:
+    write_atomic(path, lambda file: torch.save(weights, file))
+
+
+def _ensemble(
+    jobs: Sequence[JobDir], plans: Sequence[Plan], combine: str, rules: Sequence[Mapping[str, Any]]
+) -> tuple[bundle_configs.Config, Weights]:
+    """The config and the weights of several networks; those of one preprocessing are one member, unless they vote."""
+    vote = combine == "vote"
+    groups: dict[Any, list[int]] = {}
+    for place, plan in enumerate(plans):
+        mirroring = plan.tta and (plan.mirror_axes, plan.mirrored_classes)
+        alike = plan.algo, plan.preprocessing, plan.roi_size, plan.overlap, divisor(plan), mirroring
+        groups.setdefault(place if vote else alike, []).append(place)
+    members, weights = [], Weights()
+    for number, places in enumerate(groups.values()):
+        members.append(bundle_configs.member([plans[i] for i in places], [network_def(plans[i]) for i in places]))
+        for k, place in enumerate(places):
+            for key, tensor in _weights(jobs[place]).items():
+                weights[f"members.{number}.networks.{k}.{key}"] = tensor
+    sizes = [float(len(places)) for places in groups.values()]
+    if vote and not plans[0].sigmoid:  # in a tie, what the earliest says: its excess is more than all after it have
+        sizes = [1 + 2.0 ** -(place + 2) / len(jobs) for place in range(len(jobs))]
+    finishing = bundle_configs.cleaning(plans[0], rules)
+    config = bundle_configs.ensemble_inference(plans[0], members, sizes, vote=vote, finishing=finishing)
+    return config, weights
