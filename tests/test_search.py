@@ -241,7 +241,8 @@ def test_a_found_topology_stands_in_the_bundle_and_is_trained(tmp_path: Path) ->
         assert wants_search(planned, paths)
     assert edited_values(paths) == {}  # nobody took it for an edit by hand
     assert yaml.safe_load(paths.origins.read_text())["network.paths"]["origin"] == "search"
-    assert str(found["paths"][0]) in (paths.root / "configs" / "inference.json").read_text()
+    configs = [json.loads((paths.root / "configs" / f"{name}.json").read_text()) for name in ("inference", "train")]
+    assert [config["network_def"]["paths"] for config in configs] == [found["paths"]] * 2
     network = build_network(new)
     out = network(torch.randn(1, 1, 16, 16, 16))
     assert out.shape == (1, 3, 16, 16, 16)

@@ -80,7 +80,6 @@ def metadata(
     names = [plain(c.name) for c in plan.classes]
     painted = dict(zip(names, plan.label_map.painted_values, strict=True))
     kinds = [MODALITIES.get(c.mode, "n/a") for c in plan.channels]
-    patch = {"spatial_shape": list(plan.roi_size), "dtype": "float32", "is_patch_data": True}
     base = versions(("monai", "torch", "numpy"))
     swin = ("einops",) if any(p.algo == "swinunetr" for p in plans) else ()
     return {
@@ -106,27 +105,31 @@ def metadata(
         "eval_metrics": dict(scores or {}),
         "intended_use": "Research. It is no medical device and was not cleared or approved as one.",
         "references": [],
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "hounsfield" if set(kinds) == {"CT"} else "magnitude",
-                    "modality": kinds[0] if len(set(kinds)) == 1 else "n/a",
-                    "num_channels": len(plan.channels),
-                    "value_range": [],
-                    **patch,
-                    "channel_def": {str(i): c.mode for i, c in enumerate(plan.channels)},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "segmentation",
-                    "num_channels": plan.num_outputs,
-                    "value_range": [],
-                    **patch,
-                    "channel_def": {str(i): plain(channel) for i, channel in enumerate(channels)},
-                }
-            },
+        "network_data_format": _data_format(plan, channels, kinds),
+    }
+
+
+def _data_format(plan: Plan, channels: Sequence[str], kinds: Sequence[str]) -> dict[str, Any]:
+    """What goes into the network and what comes out."""
+    patch = {"spatial_shape": list(plan.roi_size), "dtype": "float32", "value_range": [], "is_patch_data": True}
+    return {
+        "inputs": {
+            "image": {
+                "type": "image",
+                "format": "hounsfield" if set(kinds) == {"CT"} else "magnitude",
+                "modality": kinds[0] if len(set(kinds)) == 1 else "n/a",
+                "num_channels": len(plan.channels),
+                **patch,
+                "channel_def": {str(i): c.mode for i, c in enumerate(plan.channels)},
+            }
+        },
+        "outputs": {
+            "pred": {
+                "type": "image",
+                "format": "segmentation",
+                "num_channels": plan.num_outputs,
+                **patch,
+                "channel_def": {str(i): plain(channel) for i, channel in enumerate(channels)},
+            }
         },
     }
