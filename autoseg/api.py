@@ -212,10 +212,10 @@ class Prediction:
 
 
 class Segmenter:
-    """The models of a run, loaded once to segment many images.
+    """The models of a run or of a packed model, loaded once to segment many images.
 
     Example:
-        segmenter = autoseg.Segmenter("work_dir")
+        segmenter = autoseg.Segmenter("work_dir")  # or "model.zip"
         segmenter.predict("scan.nii.gz").volumes_ml
     """
 
@@ -231,20 +231,18 @@ class Segmenter:
         """Load the ensemble, or the models of one algorithm, one fold, or both.
 
         Args:
-            work_dir: folder of a finished run.
+            work_dir: folder of a finished run, or a packed model, as `autoseg pack` writes it.
             algo, fold: as said.
             device: where the networks run.
             inference: settings under `inference:` that win over those of the run: `fast=True`, `overlap=0.25`.
 
         Raises:
             ConfigError: There is no such setting, or it cannot have this value.
-            WorkspaceError: There is no ensemble yet, or no such trained job.
+            WorkspaceError: There is no ensemble yet, or no such trained job; or the packed model is damaged.
         """
-        from autoseg.ensemble.predict import load_predictor
+        from autoseg.ensemble.predict import load_from
 
-        self._predictor = load_predictor(
-            Workspace(Path(work_dir)), algo=algo, fold=fold, device=device, inference=inference
-        )
+        self._predictor = load_from(Path(work_dir), algo=algo, fold=fold, device=device, inference=inference)
 
     @property
     def classes(self) -> dict[str, tuple[int, ...]]:

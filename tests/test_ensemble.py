@@ -33,11 +33,12 @@ from autoseg.ensemble.combine import (
     costs_of,
     pareto_rows,
 )
-from autoseg.ensemble.predict import predict_files, read_ensemble
+from autoseg.ensemble.predict import predict_files
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.metrics import dice_per_class, mean_score
 from autoseg.evaluation.tables import format_table
 from autoseg.inference import predictor as predictor_module
+from autoseg.inference.chosen import read_ensemble
 from autoseg.inference.predictor import Predictor
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.workspace import Workspace

@@ -94,6 +94,7 @@ class Commands:
         image: Path,
         output: Path,
         work_dir: Path = _WORK_DIR,
+        model: Path | None = None,
         algo: AlgoName | None = None,
         fold: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -119,6 +120,7 @@ class Commands:
             image: An image, a folder of images, or a .txt file with the path of an image on each line.
             output: The label file to write, or the folder for the label files.
             work_dir: Folder of a finished run.
+            model: A packed model in place of a run's folder: what `autoseg pack` wrote.
             algo: Models of this network only.
             fold: Models of this fold only, from 0.
             device: Where the networks run.
@@ -141,6 +143,7 @@ class Commands:
         Example:
             autoseg predict --work_dir work_dir --image new_scans --output predictions
             autoseg predict --image scan.nii.gz --output labels.nii.gz --fast --max_memory 4GB --timing
+            autoseg predict --model model.zip --image new_scans --output predictions
         """
         from autoseg.ensemble.predict import accept_changes, predict_files
 
@@ -156,9 +159,32 @@ class Commands:
             raise ConfigError(f"--overlap: expected a number from 0 to below 1, found {overlap:g}.")
         more: dict[str, Any] = {"algo": algo, "fold": fold, "device": device, "share": share, "timing": timing}
         limits = _limits(max_memory, max_ram, max_time)
+        if model is not None and work_dir != _WORK_DIR:
+            raise ConfigError("--model: no effect together with --work_dir. Leave out the one or the other.")
+        if model is not None and accept:
+            raise ConfigError("--accept: no effect together with --model: a packed model is used as it was packed.")
         if accept:
             accept_changes(work_dir)
-        return predict_files(work_dir, image, output, **more, limits=limits, inference=inference)
+        return predict_files(model or work_dir, image, output, **more, limits=limits, inference=inference)
+
+    def pack(self, *, output: Path, work_dir: Path = _WORK_DIR, licence: str = "") -> int:
+        """Pack the chosen ensemble into one file that predicts anywhere: weights, plans, rules, labels, a card.
+
+        It holds no image, no case's name and no path. `autoseg predict --model` and `autoseg.Segmenter` take it.
+
+        Args:
+            output: The file to write, such as model.zip; a name without .zip becomes a folder with the same parts, laid
+                out for Hugging Face.
+            work_dir: Folder of a finished run.
+            licence: Licence of the training data; else as the datalist says, where it does.
+
+        Example:
+            autoseg pack --work_dir work_dir --output model.zip
+        """
+        from autoseg.export.pack import pack
+
+        show(pack(work_dir, output, licence=licence).words())
+        return 0
 
     def evaluate(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from autoseg.config.reader import read_model
 from autoseg.config.settings import InferenceSettings
 from autoseg.data.formats.table import stem_of
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.inference.chosen import own_jobs, read_ensemble, read_inference, run_at
 from autoseg.inference.cost import Cost, Limits
 from autoseg.inference.ensemble_spec import EnsembleSpec, accept_ensemble, check_ensemble
 from autoseg.inference.files import Server, check_output, find_items, format_timing, names_a_file, writing
@@ -24,39 +25,12 @@ from autoseg.inference.predictor import Predictor
 from autoseg.inference.seals import accept_jobs
 from autoseg.plan import Plan
 from autoseg.terminal import show
+from autoseg.workspace.archive import opened_model
 from autoseg.workspace.files import check_inside, write_json
 from autoseg.workspace.jobs import JobDir
-from autoseg.workspace.layout import check_readable
-from autoseg.workspace.settings import read_settings
-from autoseg.workspace.stored import check_stored, read_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-
-def read_ensemble(workspace: Workspace) -> EnsembleSpec:
-    """Read the chosen ensemble.
-
-    Raises:
-        WorkspaceError: There is none yet, or the file was damaged.
-    """
-    path = workspace.ensemble_spec
-    if not path.exists():
-        raise WorkspaceError(
-            f"{path}: no ensemble yet. Run `autoseg ensemble` (or `autoseg run`) first, "
-            "or name a trained job with --algo and --fold."
-        )
-    return read_stored(path, EnsembleSpec)
-
-
-def read_inference(workspace: Workspace) -> InferenceSettings:
-    """How the run's settings want images to be segmented; as by default where they do not say."""
-    if not workspace.settings.exists():
-        return InferenceSettings()
-    stored = read_settings(workspace).get("inference")
-    values = stored.value if stored is not None else None
-    remedy = "Undo the edit, or run `autoseg ensemble` again."
-    return check_stored(values or {}, InferenceSettings, f"{workspace.settings}: inference", remedy)
 
 
 def _changed(settings: InferenceSettings, changes: Mapping[str, Any]) -> InferenceSettings:
@@ -72,26 +46,6 @@ def _changed(settings: InferenceSettings, changes: Mapping[str, Any]) -> Inferen
             else:
                 faults.append(f"{key}: {wrong['msg']}, found {wrong['input']!r}. Correct it or leave it out.")
         raise ConfigError(faults) from error
-
-
-def _run_at(workspace: Workspace) -> Workspace:
-    """The same, sure to be there and of a layout that can be read."""
-    if not workspace.root.is_dir():
-        raise WorkspaceError(f"{workspace.root}: no such work_dir. Give the folder of a finished run with --work_dir.")
-    check_readable(workspace.run)
-    return workspace
-
-
-def _own_jobs(workspace: Workspace, names: Iterable[tuple[str, int]]) -> list[JobDir]:
-    """The folders of jobs, of which nothing lies elsewhere.
-
-    Raises:
-        WorkspaceError: A name or a link in a folder leads out of the work_dir.
-    """
-    jobs = [workspace.job_dir(algo, fold) for algo, fold in names]
-    for job in jobs:
-        check_inside(workspace.run, job.root)
-    return jobs
 
 
 def load_predictor(
@@ -111,18 +65,18 @@ def load_predictor(
         ConfigError: There is no such field, it cannot have its value, or the locator is asked for and there is none.
         WorkspaceError: There is no ensemble, or no such trained job; or they were changed since they were made.
     """
-    workspace = _run_at(workspace)
+    workspace = run_at(workspace)
     settings = _changed(read_inference(workspace), inference or {})
     workspace = workspace.finished()
     trained = [job for job in workspace.jobs() if job.state == "done"]
-    locators = _own_jobs(workspace, [(job.algo, job.fold) for job in trained if job.algo == LOCATOR])
+    locators = own_jobs(workspace, [(job.algo, job.fold) for job in trained if job.algo == LOCATOR])
     options = options_of(settings, has_locator=bool(locators))
     if settings.fast and not locators:
         log.info("no locator is trained (`autoseg train --algo locator`), so the whole image is looked at")
     more: dict[str, Any] = {"device": device, "options": options, "locator": locators[0] if options.locate else None}
     if algo is None and fold is None:
         spec = read_ensemble(workspace)
-        jobs = _own_jobs(workspace, spec.members)
+        jobs = own_jobs(workspace, spec.members)
         check_ensemble(workspace, spec)
         _check_classes(workspace, spec, jobs)
         return Predictor(jobs, combine=spec.combine, rules=spec.postprocessing, **more)
@@ -135,9 +89,22 @@ def load_predictor(
             f"{workspace.root}: no trained job of {' and '.join(w for w in words if w)}. Trained: {known}. "
             "Run `autoseg train`, or name one of these."
         )
-    jobs = _own_jobs(workspace, [(job.algo, job.fold) for job in chosen])
+    jobs = own_jobs(workspace, [(job.algo, job.fold) for job in chosen])
     names = read_model(jobs[0].plan, Plan).label_map.named.names
     return Predictor(jobs, rules=set_rules(names, settings.slice_run, settings.min_voxels), **more)
+
+
+def load_from(path: Path, **more: Any) -> Predictor:
+    """Load models from the folder of a run, or from a packed model: a zip, or a folder with a manifest.
+
+    Args:
+        more: as `load_predictor` takes them.
+
+    Raises:
+        ConfigError, WorkspaceError: As `load_predictor`, and `autoseg.workspace.archive.opened_model`.
+    """
+    with opened_model(Path(path)) as root:
+        return load_predictor(Workspace(root), **more)
 
 
 def accept_changes(work_dir: Path) -> None:
@@ -146,7 +113,7 @@ def accept_changes(work_dir: Path) -> None:
     Raises:
         WorkspaceError: There is no run, its ensemble is damaged, links lead out of it, or it cannot be written to.
     """
-    workspace = _run_at(Workspace(Path(work_dir))).finished()
+    workspace = run_at(Workspace(Path(work_dir))).finished()
     check_inside(workspace.run)
     accept_jobs([workspace.job_dir(job.algo, job.fold) for job in workspace.jobs() if job.state == "done"])
     if workspace.ensemble_seal.exists():
@@ -181,7 +148,7 @@ def predict_files(
     """Segment an image, a folder or a list of images; a bad one is reported and skipped.
 
     Args:
-        work_dir: folder of a finished run.
+        work_dir: folder of a finished run, or a packed model.
         image: a file, a folder, or a .txt file that names images.
         output: folder for the label files, `<case>.nii.gz`; or one label file for one image.
         algo, fold: use the trained jobs of this algorithm and fold instead of the ensemble.
@@ -203,7 +170,7 @@ def predict_files(
     image, output = Path(image), Path(output)
     if not image.exists():
         raise ConfigError(f"--image: {image}: no such file or folder.")
-    predictor = load_predictor(Workspace(Path(work_dir)), algo=algo, fold=fold, device=device, inference=inference)
+    predictor = load_from(work_dir, algo=algo, fold=fold, device=device, inference=inference)
     load_models_s = time.perf_counter() - begin
     items = find_items(image, output, predictor.num_channels)
     check_output(output)

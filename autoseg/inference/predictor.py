@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from autoseg.config.reader import read_model
@@ -67,7 +69,7 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
         WorkspaceError: The weights are missing, damaged, or of another network than the plan describes.
     """
     name = job.root.name
-    if not job.model.exists():
+    if not job.model.exists() and not job.packed_model.exists():
         raise WorkspaceError(f"{job.model}: missing; {name} has not been trained. Run `autoseg train`.")
     plan = read_model(job.plan, Plan)
     if faults := plan_faults(plan):
@@ -79,12 +81,7 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
         compared = read_stored(job.validation, ValidationFile).half_precision
         if compared is not None and not compared.is_equal:
             plan = plan.model_copy(update={"precision": "fp32"})
-    algo, _, fold = name.rpartition("_")
-    again = f"Copy it anew, or train {name} again: `autoseg train --algo {algo} --fold {fold} --again`."
-    try:
-        weights = torch.load(job.model, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WorkspaceError(f"{job.model}: not readable as weights ({_first_line(error)}). {again}") from error
+    weights = read_weights(job)
     network = build_network(plan)
     try:
         network.load_state_dict(weights)
@@ -94,9 +91,32 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
             f"Undo the change of the plan, or train {name} again."
         ) from error
     if broken := [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]:
-        raise WorkspaceError(f"{job.model}: {len(broken)} weights are NaN or infinite ({broken[0]} first). {again}")
+        raise WorkspaceError(
+            f"{job.model}: {len(broken)} weights are NaN or infinite ({broken[0]} first). {_again(job)}"
+        )
     network = to_device(network.eval().requires_grad_(False), device, plan.precision, trained=False)
     return Model(name=name, plan=plan, network=network, heads=heads(plan.algo, network))
+
+
+def read_weights(job: JobDir) -> dict[str, torch.Tensor]:
+    """The weights of a trained job, or of one in a packed model.
+
+    Raises:
+        WorkspaceError: The file is damaged, or holds no weights.
+    """
+    path = job.model if job.model.exists() else job.packed_model
+    try:
+        if path == job.packed_model:
+            return load_file(path)
+        weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WorkspaceError(f"{path}: not readable as weights ({_first_line(error)}). {_again(job)}") from error
+    return weights
+
+
+def _again(job: JobDir) -> str:
+    algo, _, fold = job.root.name.rpartition("_")
+    return f"Copy it anew, or train {job.root.name} again: `autoseg train --algo {algo} --fold {fold} --again`."
 
 
 def _first_line(error: BaseException) -> str:

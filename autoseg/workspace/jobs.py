@@ -115,6 +115,11 @@ class JobDir:
         return self.root / "models" / "model.pt"
 
     @property
+    def packed_model(self) -> Path:
+        """The same in a packed model, in a format that can hold nothing but tensors."""
+        return self.root / "models" / "model.safetensors"
+
+    @property
     def checkpoint(self) -> Path:
         """All that is needed to go on with training."""
         return self.root / "models" / "checkpoint.pt"

@@ -56,6 +56,21 @@ def load_json(path: Path) -> Any:
     return data
 
 
+def read_licence(path: Path) -> str:
+    """The licence that a list names as MSD and nnU-Net do, on one line; empty where there is no list, or it names none.
+
+    A list that cannot be read is for others to report.
+    """
+    if not path.is_file():
+        return ""
+    try:
+        data = load_json(path)
+    except ConfigError:
+        return ""
+    words = [data[key] for key in ("licence", "license") if isinstance(data, dict) and isinstance(data.get(key), str)]
+    return printable(" ".join(words[0].split()), one_line=True)[:500] if words else ""
+
+
 def parse_labels(raw: Any) -> tuple[LabelTable, list[str]]:
     """Read `labels`: {value: name} as MSD has it, or {name: value or [values]} as nnU-Net has it.
 

@@ -1,0 +1,258 @@
+"""One file, or one folder, with all of a run that predicts: what `autoseg predict --model` and `Segmenter` take.
+
+`autoseg.workspace.archive` says what it holds and reads it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import yaml
+from safetensors.torch import save
+
+from autoseg.config.networks import LOCATOR
+from autoseg.data.datalists.listfile import read_licence
+from autoseg.data.datastats import DataStats
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.evaluation.score_files import ValidationFile, read_scores
+from autoseg.export.card import CardFacts, card_text
+from autoseg.inference.chosen import own_jobs, read_ensemble, read_inference, run_at
+from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble
+from autoseg.inference.predictor import read_weights
+from autoseg.inference.seals import check_jobs
+from autoseg.plan import Plan, read_plan
+from autoseg.version import __version__
+from autoseg.workspace.archive import FORMAT, MANIFEST, MOST_TEXT, Manifest, Part, is_packed, opened_model
+from autoseg.workspace.files import write_atomic
+from autoseg.workspace.jobs import Job, JobDir
+from autoseg.workspace.settings import StoredSetting, read_settings
+from autoseg.workspace.stored import read_stored
+from autoseg.workspace.workspace import Workspace
+
+ZIP = ".zip"
+MEMBER_TIME = (1980, 1, 1, 0, 0, 0)
+"""Of every entry, the first that a zip can hold: the same model packs to the same bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A model that was packed."""
+
+    path: Path
+    num_models: int
+    num_bytes: int
+    sha256: str
+    """Of the zip; of a folder, of its manifest."""
+
+    def words(self) -> str:
+        """What was done, in a line."""
+        models = f"{self.num_models} model{'s' * (self.num_models != 1)}"
+        return f"{self.path}: {models}, {self.num_bytes / 1e6:.1f} MB, SHA-256 {self.sha256}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    """What of a run is packed."""
+
+    run: Workspace
+    workspace: Workspace
+    """The round that is packed."""
+    spec: EnsembleSpec
+    jobs: dict[str, JobDir]
+    """Members by name, then the locator where one is trained."""
+    plans: dict[str, Plan]
+    settings: dict[str, StoredSetting]
+
+
+def pack(work_dir: Path, output: Path, *, licence: str = "") -> Packed:
+    """Pack the chosen ensemble of a run.
+
+    Args:
+        work_dir: folder of a finished run.
+        output: a file that ends in .zip; any other name becomes a folder with the same parts, as Hugging Face has them.
+        licence: of the training data; empty: as the user's datalist says, where it does.
+
+    Raises:
+        ConfigError: The output cannot be written there.
+        WorkspaceError: There is no ensemble, or it, its weights or plans were changed since they were made.
+    """
+    output = Path(output)
+    _check_output(output)
+    model = _read_model(Path(work_dir))
+    licence = " ".join(licence.split()) or _licence_of(model)
+    to_zip = output.suffix.lower() == ZIP
+    if to_zip:
+        write_atomic(output, lambda file: _write_zip(file, model, licence))
+    else:
+        _write_folder(output, model, licence)
+    with opened_model(output):  # what was written is what can be read
+        pass
+    files = [output] if to_zip else sorted(path for path in output.rglob("*") if path.is_file())
+    with open(output if to_zip else output / MANIFEST, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Packed(
+        path=output,
+        num_models=len(model.spec.members),
+        num_bytes=sum(path.stat().st_size for path in files),
+        sha256=digest,
+    )
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix.lower() == ZIP and output.is_dir():
+        raise ConfigError(f"--output: {output} is a folder. Give a file to write, such as {output / 'model.zip'}.")
+    if output.suffix.lower() != ZIP and (output.is_file() or (output.is_dir() and any(output.iterdir()))):
+        raise ConfigError(f"--output: {output} is there already. Give a new folder, or a file that ends in .zip.")
+    folder = output.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output: {folder} cannot be made ({error.strerror}). Give another folder.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output: {folder} is not writable. Give a folder you may write to.")
+
+
+def _read_model(work_dir: Path) -> _Model:
+    """What of a run is to be packed, made sure to be as it was made."""
+    if is_packed(work_dir):
+        raise WorkspaceError(f"{work_dir}: packed already. Copy it, or give the folder of a run with --work_dir.")
+    run = run_at(Workspace(work_dir))
+    workspace = run.finished()
+    spec = read_ensemble(workspace)
+    names = [*spec.members]
+    names += [(job.algo, job.fold) for job in workspace.jobs() if job.algo == LOCATOR and job.state == "done"][:1]
+    jobs = own_jobs(workspace, names)
+    check_ensemble(workspace, spec)
+    check_jobs(jobs)
+    return _Model(
+        run=run,
+        workspace=workspace,
+        spec=spec,
+        jobs={job.root.name: job for job in jobs},
+        plans={job.root.name: read_plan(job) for job in jobs},
+        settings=read_settings(run) if run.settings.exists() else {},
+    )
+
+
+def _licence_of(model: _Model) -> str:
+    """The licence of the training data, where the user's list names one and is still there."""
+    listed = model.settings.get("datalist")
+    if listed is None or not isinstance(listed.value, str):
+        return ""
+    return read_licence(model.run.root / listed.value)
+
+
+# -- the parts
+
+
+def _parts(model: _Model, licence: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each part but the manifest; the weights of one job at a time."""
+    sizes = {}
+    for name, job in model.jobs.items():
+        weights = save({key: tensor.contiguous().clone() for key, tensor in read_weights(job).items()})
+        sizes[name] = len(weights)
+        yield f"{name}/models/model.safetensors", weights
+        yield f"{name}/configs/hyper_parameters.yaml", _yaml(model.plans[name].model_dump(mode="json"))
+        algo, _, fold = name.rpartition("_")
+        yield f"{name}/job.json", _json(Job(algo=algo, fold=int(fold), state="done").model_dump(mode="json"))
+        if job.validation.exists():  # it says whether half precision changes labels; the cases' names stay behind
+            scores = read_stored(job.validation, ValidationFile).model_copy(update={"dice": {}})
+            yield f"{name}/validation.json", _json(scores.model_dump(mode="json"))
+    yield "ensemble/ensemble.json", _json(model.spec.model_dump(mode="json"))
+    inference = read_inference(model.run).model_dump(mode="json")
+    yield "settings.yaml", _yaml({"inference": {"value": inference, "origin": "packed"}})
+    yield "labels.json", _json(_labels(model))
+    if licence:
+        yield "LICENSE", f"Licence of the training data, which applies to the model, too:\n\n{licence}\n".encode()
+    yield "README.md", card_text(_facts(model, licence, sizes)).encode()
+
+
+def _json(data: object) -> bytes:
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _yaml(data: object) -> bytes:
+    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True).encode()
+
+
+def _labels(model: _Model) -> list[dict[str, object]]:
+    """What each value of a label file means."""
+    label_map = next(iter(model.plans.values())).label_map.named
+    return [
+        {"name": name, "values": list(values), "written_as": painted}
+        for name, values, painted in zip(label_map.names, label_map.values, label_map.painted_values, strict=True)
+    ]
+
+
+def _text_of(model: _Model, key: str) -> str:
+    stored = model.settings.get(key)
+    return stored.value if stored is not None and isinstance(stored.value, str) else ""
+
+
+def _facts(model: _Model, licence: str, sizes: dict[str, int]) -> CardFacts:
+    stats = model.run.datastats
+    return CardFacts(
+        name=_text_of(model, "name") or model.spec.name,
+        modality=_text_of(model, "modality"),
+        licence=licence,
+        spec=model.spec,
+        plans=model.plans,
+        weights_bytes=sizes,
+        scores=read_scores(model.workspace),
+        data=read_stored(stats, DataStats) if stats.exists() else None,
+    )
+
+
+def _manifest(model: _Model, parts: dict[str, Part]) -> bytes:
+    name = _text_of(model, "name") or model.spec.name
+    manifest = Manifest(format=FORMAT, version=__version__, name=name, parts=parts)
+    return _json(manifest.model_dump(mode="json"))
+
+
+def _part(name: str, data: bytes) -> Part:
+    if len(data) > MOST_TEXT and not name.endswith(".safetensors"):
+        raise WorkspaceError(f"{name}: {len(data)} bytes, more than the {MOST_TEXT} that a packed model may have.")
+    return Part(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
+# -- where they go
+
+
+def _write_zip(file: IO[bytes], model: _Model, licence: str) -> None:
+    parts = {}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in _parts(model, licence):
+            parts[name] = _part(name, data)
+            archive.writestr(_entry(name), data)
+        archive.writestr(_entry(MANIFEST), _manifest(model, parts))
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, MEMBER_TIME)
+    entry.create_system, entry.external_attr = 3, 0o100644 << 16  # as on Unix, on every machine
+    return entry
+
+
+def _write_folder(output: Path, model: _Model, licence: str) -> None:
+    """The parts in a folder that is there whole or not at all."""
+    folder = output.absolute().with_name(f".part-{uuid.uuid4().hex[:12]}")
+    parts = {}
+    try:
+        for name, data in _parts(model, licence):
+            parts[name] = _part(name, data)
+            write_atomic(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+        write_atomic(folder / MANIFEST, lambda file: file.write(_manifest(model, parts)))
+        if output.is_dir():
+            output.rmdir()  # empty, as was made sure
+        os.rename(folder, output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,60 @@
+"""What a run's folder says of how images are segmented: its chosen ensemble, these jobs' folders, its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autoseg.config.settings import InferenceSettings
+from autoseg.errors import WorkspaceError
+from autoseg.inference.ensemble_spec import EnsembleSpec
+from autoseg.workspace.files import check_inside
+from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.layout import check_readable
+from autoseg.workspace.settings import read_settings
+from autoseg.workspace.stored import check_stored, read_stored
+from autoseg.workspace.workspace import Workspace
+
+
+def read_ensemble(workspace: Workspace) -> EnsembleSpec:
+    """Read the chosen ensemble.
+
+    Raises:
+        WorkspaceError: There is none yet, or the file was damaged.
+    """
+    path = workspace.ensemble_spec
+    if not path.exists():
+        raise WorkspaceError(
+            f"{path}: no ensemble yet. Run `autoseg ensemble` (or `autoseg run`) first, "
+            "or name a trained job with --algo and --fold."
+        )
+    return read_stored(path, EnsembleSpec)
+
+
+def read_inference(workspace: Workspace) -> InferenceSettings:
+    """How the run's settings want images to be segmented; as by default where they do not say."""
+    if not workspace.settings.exists():
+        return InferenceSettings()
+    stored = read_settings(workspace).get("inference")
+    values = stored.value if stored is not None else None
+    remedy = "Undo the edit, or run `autoseg ensemble` again."
+    return check_stored(values or {}, InferenceSettings, f"{workspace.settings}: inference", remedy)
+
+
+def run_at(workspace: Workspace) -> Workspace:
+    """The same, sure to be there and of a layout that can be read."""
+    if not workspace.root.is_dir():
+        raise WorkspaceError(f"{workspace.root}: no such work_dir. Give the folder of a finished run with --work_dir.")
+    check_readable(workspace.run)
+    return workspace
+
+
+def own_jobs(workspace: Workspace, names: Iterable[tuple[str, int]]) -> list[JobDir]:
+    """The folders of jobs, of which nothing lies elsewhere.
+
+    Raises:
+        WorkspaceError: A name or a link in a folder leads out of the work_dir.
+    """
+    jobs = [workspace.job_dir(algo, fold) for algo, fold in names]
+    for job in jobs:
+        check_inside(workspace.run, job.root)
+    return jobs
