@@ -69,9 +69,13 @@ def tiny_plan(**changes: Any) -> Plan:
 
 def make_job(work_dir: Path, algo: str, fold: int, *, seed: int = 0, state: str = "done", **changes: Any) -> JobDir:
     """Write the folder of a trained job; `algo` names the folder, the network is a SegResNet with random weights."""
-    workspace = Workspace(work_dir)
+    return write_trained(work_dir, algo, tiny_plan(fold=fold, seed=seed, **changes), state=state)
+
+
+def write_trained(work_dir: Path, algo: str, plan: Plan, *, state: str = "done") -> JobDir:
+    """Write the folder of a trained job: its plan, with random weights."""
+    workspace, fold, seed = Workspace(work_dir), plan.fold, plan.seed
     job = workspace.job_dir(algo, fold)
-    plan = tiny_plan(fold=fold, seed=seed, **changes)
     write_yaml(job.plan, plan.model_dump(mode="json"))
     torch.manual_seed(seed)
     job.model.parent.mkdir(parents=True, exist_ok=True)

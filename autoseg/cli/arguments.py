@@ -165,13 +165,14 @@ def setting_types() -> dict[str, Any]:
 
 
 def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of a command's parameters; names of autoseg.config.settings are understood."""
+    """The types of a command's parameters; names of the settings' module and of the table of exports are understood."""
     try:
         hints = typing.get_type_hints(function)
     except NameError:  # importing the settings takes half of a quick command's time, so only where one needs them
         from autoseg.config import settings
+        from autoseg.export import targets
 
-        hints = typing.get_type_hints(function, {**function.__globals__, **vars(settings)})
+        hints = typing.get_type_hints(function, {**function.__globals__, **vars(targets), **vars(settings)})
     return {p.name: hints[p.name] for p in _parameters(function)}
 
 

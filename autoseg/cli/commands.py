@@ -12,6 +12,7 @@ from autoseg.terminal import show
 
 if TYPE_CHECKING:
     from autoseg.config.networks import AlgoName
+    from autoseg.export.targets import TargetName
     from autoseg.inference.cost import Limits
 
 TAKES_SETTINGS = frozenset({"run", *stage_commands(), "retry", "sweep", "plan"})
@@ -184,6 +185,46 @@ class Commands:
         from autoseg.export.pack import pack
 
         show(pack(work_dir, output, licence=licence).words())
+        return 0
+
+    def export(
+        self,
+        *,
+        format: TargetName,
+        work_dir: Path = _WORK_DIR,
+        model: Path | None = None,
+        output: Path | None = None,
+        algo: AlgoName | None = None,
+        fold: int | None = None,
+        whole: bool = False,
+        name: str = "",
+        release: str = "",
+    ) -> int:
+        """Write trained models in a format of other tools: 3D Slicer, ONNX, TorchScript, OpenVINO, nnU-Net's data sets.
+
+        docs/export.md says for each format what it holds and what it leaves out.
+
+        Args:
+            format: What to write.
+            work_dir: Folder of a finished run.
+            model: A packed model in place of a run's folder.
+            output: Folder to write into; else export/ in the run's folder.
+            algo: Models of this network only; else the chosen ensemble's.
+            fold: Models of this fold only, from 0.
+            whole: Put the normalisation of intensities into the graph.
+            name: Name of what is made, lower case with dashes; else the run's.
+            release: Its version, such as 1.0.0.
+
+        Example:
+            autoseg export --format slicer --name abdomen --release 1.0.0
+        """
+        from autoseg.export.targets import export
+
+        if model is not None and work_dir != _WORK_DIR:
+            raise ConfigError("--model: no effect together with --work_dir. Leave out the one or the other.")
+        options: dict[str, Any] = {"algo": algo, "fold": fold, "whole": whole, "name": name, "release": release}
+        for path in export(model or work_dir, format, output=output, **options):
+            show(path)
         return 0
 
     def evaluate(

@@ -19,22 +19,19 @@ from typing import IO
 import yaml
 from safetensors.torch import save
 
-from autoseg.config.networks import LOCATOR
 from autoseg.data.datalists.listfile import read_licence
 from autoseg.data.datastats import DataStats
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.score_files import ValidationFile, read_scores
 from autoseg.export.card import CardFacts, card_text
-from autoseg.inference.chosen import own_jobs, read_ensemble, read_inference, run_at
-from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble
+from autoseg.export.source import Source, read_source
+from autoseg.inference.chosen import read_inference
+from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.predictor import read_weights
-from autoseg.inference.seals import check_jobs
-from autoseg.plan import Plan, read_plan
 from autoseg.version import __version__
 from autoseg.workspace.archive import FORMAT, MANIFEST, MOST_TEXT, Manifest, Part, is_packed, opened_model
 from autoseg.workspace.files import write_atomic
-from autoseg.workspace.jobs import Job, JobDir
-from autoseg.workspace.settings import StoredSetting, read_settings
+from autoseg.workspace.jobs import Job
 from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
 
@@ -59,20 +56,6 @@ class Packed:
         return f"{self.path}: {models}, {self.num_bytes / 1e6:.1f} MB, SHA-256 {self.sha256}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Model:
-    """What of a run is packed."""
-
-    run: Workspace
-    workspace: Workspace
-    """The round that is packed."""
-    spec: EnsembleSpec
-    jobs: dict[str, JobDir]
-    """Members by name, then the locator where one is trained."""
-    plans: dict[str, Plan]
-    settings: dict[str, StoredSetting]
-
-
 def pack(work_dir: Path, output: Path, *, licence: str = "") -> Packed:
     """Pack the chosen ensemble of a run.
 
@@ -87,7 +70,9 @@ def pack(work_dir: Path, output: Path, *, licence: str = "") -> Packed:
     """
     output = Path(output)
     _check_output(output)
-    model = _read_model(Path(work_dir))
+    if is_packed(Path(work_dir)):
+        raise WorkspaceError(f"{work_dir}: packed already. Copy it, or give the folder of a run with --work_dir.")
+    model = read_source(Workspace(Path(work_dir)), with_locator=True)
     licence = " ".join(licence.split()) or _licence_of(model)
     to_zip = output.suffix.lower() == ZIP
     if to_zip:
@@ -101,7 +86,7 @@ def pack(work_dir: Path, output: Path, *, licence: str = "") -> Packed:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Packed(
         path=output,
-        num_models=len(model.spec.members),
+        num_models=len(_spec(model).members),
         num_bytes=sum(path.stat().st_size for path in files),
         sha256=digest,
     )
@@ -121,40 +106,16 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"--output: {folder} is not writable. Give a folder you may write to.")
 
 
-def _read_model(work_dir: Path) -> _Model:
-    """What of a run is to be packed, made sure to be as it was made."""
-    if is_packed(work_dir):
-        raise WorkspaceError(f"{work_dir}: packed already. Copy it, or give the folder of a run with --work_dir.")
-    run = run_at(Workspace(work_dir))
-    workspace = run.finished()
-    spec = read_ensemble(workspace)
-    names = [*spec.members]
-    names += [(job.algo, job.fold) for job in workspace.jobs() if job.algo == LOCATOR and job.state == "done"][:1]
-    jobs = own_jobs(workspace, names)
-    check_ensemble(workspace, spec)
-    check_jobs(jobs)
-    return _Model(
-        run=run,
-        workspace=workspace,
-        spec=spec,
-        jobs={job.root.name: job for job in jobs},
-        plans={job.root.name: read_plan(job) for job in jobs},
-        settings=read_settings(run) if run.settings.exists() else {},
-    )
-
-
-def _licence_of(model: _Model) -> str:
+def _licence_of(model: Source) -> str:
     """The licence of the training data, where the user's list names one and is still there."""
-    listed = model.settings.get("datalist")
-    if listed is None or not isinstance(listed.value, str):
-        return ""
-    return read_licence(model.run.root / listed.value)
+    listed = model.text_of("datalist")
+    return read_licence(model.run.root / listed) if listed else ""
 
 
 # -- the parts
 
 
-def _parts(model: _Model, licence: str) -> Iterator[tuple[str, bytes]]:
+def _parts(model: Source, licence: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of each part but the manifest; the weights of one job at a time."""
     sizes = {}
     for name, job in model.jobs.items():
@@ -167,13 +128,18 @@ def _parts(model: _Model, licence: str) -> Iterator[tuple[str, bytes]]:
         if job.validation.exists():  # it says whether half precision changes labels; the cases' names stay behind
             scores = read_stored(job.validation, ValidationFile).model_copy(update={"dice": {}})
             yield f"{name}/validation.json", _json(scores.model_dump(mode="json"))
-    yield "ensemble/ensemble.json", _json(model.spec.model_dump(mode="json"))
+    yield "ensemble/ensemble.json", _json(_spec(model).model_dump(mode="json"))
     inference = read_inference(model.run).model_dump(mode="json")
     yield "settings.yaml", _yaml({"inference": {"value": inference, "origin": "packed"}})
     yield "labels.json", _json(_labels(model))
     if licence:
         yield "LICENSE", f"Licence of the training data, which applies to the model, too:\n\n{licence}\n".encode()
     yield "README.md", card_text(_facts(model, licence, sizes)).encode()
+
+
+def _spec(model: Source) -> EnsembleSpec:
+    assert model.spec is not None, "no jobs were named"
+    return model.spec
 
 
 def _json(data: object) -> bytes:
@@ -184,27 +150,22 @@ def _yaml(data: object) -> bytes:
     return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True).encode()
 
 
-def _labels(model: _Model) -> list[dict[str, object]]:
+def _labels(model: Source) -> list[dict[str, object]]:
     """What each value of a label file means."""
-    label_map = next(iter(model.plans.values())).label_map.named
+    label_map = model.label_map.named
     return [
         {"name": name, "values": list(values), "written_as": painted}
         for name, values, painted in zip(label_map.names, label_map.values, label_map.painted_values, strict=True)
     ]
 
 
-def _text_of(model: _Model, key: str) -> str:
-    stored = model.settings.get(key)
-    return stored.value if stored is not None and isinstance(stored.value, str) else ""
-
-
-def _facts(model: _Model, licence: str, sizes: dict[str, int]) -> CardFacts:
+def _facts(model: Source, licence: str, sizes: dict[str, int]) -> CardFacts:
     stats = model.run.datastats
     return CardFacts(
-        name=_text_of(model, "name") or model.spec.name,
-        modality=_text_of(model, "modality"),
+        name=model.title,
+        modality=model.text_of("modality"),
         licence=licence,
-        spec=model.spec,
+        spec=_spec(model),
         plans=model.plans,
         weights_bytes=sizes,
         scores=read_scores(model.workspace),
@@ -212,8 +173,8 @@ def _facts(model: _Model, licence: str, sizes: dict[str, int]) -> CardFacts:
     )
 
 
-def _manifest(model: _Model, parts: dict[str, Part]) -> bytes:
-    name = _text_of(model, "name") or model.spec.name
+def _manifest(model: Source, parts: dict[str, Part]) -> bytes:
+    name = model.title
     manifest = Manifest(format=FORMAT, version=__version__, name=name, parts=parts)
     return _json(manifest.model_dump(mode="json"))
 
@@ -227,7 +188,7 @@ def _part(name: str, data: bytes) -> Part:
 # -- where they go
 
 
-def _write_zip(file: IO[bytes], model: _Model, licence: str) -> None:
+def _write_zip(file: IO[bytes], model: Source, licence: str) -> None:
     parts = {}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, data in _parts(model, licence):
@@ -242,7 +203,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def _write_folder(output: Path, model: _Model, licence: str) -> None:
+def _write_folder(output: Path, model: Source, licence: str) -> None:
     """The parts in a folder that is there whole or not at all."""
     folder = output.absolute().with_name(f".part-{uuid.uuid4().hex[:12]}")
     parts = {}

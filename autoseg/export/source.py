@@ -1,0 +1,119 @@
+"""What an exporter takes from a run or a packed model: jobs that belong together, their plans, labels and settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from autoseg.config.networks import LOCATOR
+from autoseg.data.labels import LabelMap
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.inference.chosen import own_jobs, read_ensemble, run_at
+from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble
+from autoseg.inference.predictor import check_alike, read_weights
+from autoseg.inference.seals import check_jobs
+from autoseg.networks import build_network
+from autoseg.plan import Plan, read_plan
+from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.settings import StoredSetting, read_settings
+from autoseg.workspace.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Trained jobs, made sure to be as training left them."""
+
+    run: Workspace
+    workspace: Workspace
+    """The round that the jobs are of."""
+    spec: EnsembleSpec | None
+    """The ensemble; None where jobs were named instead."""
+    jobs: dict[str, JobDir]
+    """By name, in the ensemble's order."""
+    plans: dict[str, Plan]
+    settings: dict[str, StoredSetting]
+
+    @property
+    def label_map(self) -> LabelMap:
+        """The networks' classes."""
+        return next(iter(self.plans.values())).label_map
+
+    def text_of(self, key: str) -> str:
+        """A setting of the run that is a text; empty where it is none, or not known."""
+        stored = self.settings.get(key)
+        return stored.value if stored is not None and isinstance(stored.value, str) else ""
+
+    @property
+    def title(self) -> str:
+        """The run's name, else that of its networks."""
+        return self.text_of("name") or "+".join(dict.fromkeys(plan.algo for plan in self.plans.values()))
+
+    @property
+    def slug(self) -> str:
+        """The same as part of a file's name: lower case letters, digits and dashes."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "model"
+
+
+def read_source(
+    workspace: Workspace, *, algo: str | None = None, fold: int | None = None, with_locator: bool = False
+) -> Source:
+    """Take the chosen ensemble of a run, or the trained jobs of one algorithm, one fold, or both.
+
+    Args:
+        with_locator: take the locator, too, as the last job, where one is trained.
+
+    Raises:
+        WorkspaceError: There is none, or it was changed since it was made.
+    """
+    run = run_at(workspace)
+    workspace = run.finished()
+    trained = [(job.algo, job.fold) for job in workspace.jobs() if job.state == "done"]
+    if algo is None and fold is None:
+        spec: EnsembleSpec | None = read_ensemble(workspace)
+        assert spec is not None
+        names: Sequence[tuple[str, int]] = spec.members
+    else:
+        spec = None
+        names = [(a, f) for a, f in trained if algo in (None, a) and fold in (None, f) and (a != LOCATOR or algo == a)]
+        if not names:
+            known = ", ".join(f"{a}_{f}" for a, f in trained) or "none"
+            raise WorkspaceError(f"{run.root}: no such trained job. Trained: {known}. Name one of these.")
+    locators = [(a, f) for a, f in trained if a == LOCATOR][:1] if with_locator else []
+    jobs = own_jobs(workspace, [*names, *locators])
+    if spec is not None:
+        check_ensemble(workspace, spec)
+    check_jobs(jobs)
+    plans = {job.root.name: read_plan(job) for job in jobs}
+    check_alike({name: plan for name, plan in plans.items() if plan.algo != LOCATOR or algo == LOCATOR})
+    return Source(
+        run=run,
+        workspace=workspace,
+        spec=spec,
+        jobs={job.root.name: job for job in jobs},
+        plans=plans,
+        settings=read_settings(run) if run.settings.exists() else {},
+    )
+
+
+def load_network(job: JobDir, plan: Plan) -> nn.Module:
+    """A job's network with its weights on the CPU, none of its layers replaced, in evaluation mode.
+
+    Raises:
+        ConfigError, WorkspaceError: The plan or the weights are damaged, or do not belong together.
+    """
+    network = build_network(plan)
+    try:
+        network.load_state_dict(read_weights(job))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise WorkspaceError(f"{job.root.name}: the weights are not of the network in its plan ({words}).") from error
+    return network.eval().requires_grad_(False)
+
+
+def refuse_regions(label_map: LabelMap, why: str) -> None:
+    """Raises: ConfigError: The classes may overlap."""
+    if label_map.sigmoid:
+        raise ConfigError(f"the classes are regions that may overlap, and {why}. Export another format.")
