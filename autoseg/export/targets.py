@@ -57,6 +57,34 @@ TARGETS = (
         module="slicer",
         takes=("name", "release"),
     ),
+    Target(
+        name="onnx",
+        doc="`<job>.onnx` for each model, which `python -m autoseg.export.run` runs without torch",
+        module="onnx",
+        packages=("onnx", "onnxscript"),
+        extra="export",
+        takes=("whole",),
+    ),
+    Target(
+        name="openvino",
+        doc="`<job>.xml` and `<job>.bin` for each model",
+        module="openvino",
+        packages=("onnx", "onnxscript", "openvino"),
+        extra="openvino",
+        takes=("whole",),
+    ),
+    Target(
+        name="torchscript",
+        doc="`<job>.ts` for each model, which torch runs without MONAI and autoseg, in C++, too",
+        module="torchscript",
+        takes=("whole",),
+    ),
+    Target(
+        name="tensorrt",
+        doc="`<job>.plan` for each model, an engine for the GPU that builds it",
+        module="tensorrt",
+        takes=("whole",),
+    ),
 )
 """All formats, as the help lists them."""
 BY_NAME = {target.name: target for target in TARGETS}

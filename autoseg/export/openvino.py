@@ -1,0 +1,30 @@
+"""OpenVINO: `<job>.xml` and `<job>.bin` for each model, by way of ONNX, with the description in the file's rt_info."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+from autoseg.export.graph import KEY, Graph, write_graphs
+from autoseg.export.onnx import onnx_bytes
+from autoseg.export.targets import Request
+
+
+def write(request: Request) -> list[Path]:
+    """Write the two files for each model; both are moved to their place when they are whole, the weights first."""
+    return write_graphs(request, ".xml", _write)
+
+
+def _write(graph: Graph, path: Path) -> None:
+    import openvino
+
+    model = openvino.convert_model(io.BytesIO(onnx_bytes(graph)))
+    model.set_rt_info(graph.description_text, [KEY])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        openvino.save_model(model, made, compress_to_fp16=False)
+        for part in (made.with_suffix(".bin"), made):
+            os.replace(part, path.with_name(part.name))
