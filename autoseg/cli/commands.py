@@ -274,7 +274,14 @@ class Commands:
         return 0
 
     def init(
-        self, data_folder: Path, *, output: Path = Path("."), num_fold: int = 5, seed: int = 0, force: bool = False
+        self,
+        data_folder: Path,
+        *,
+        output: Path = Path("."),
+        num_fold: int = 5,
+        seed: int = 0,
+        splits: Path | None = None,
+        force: bool = False,
     ) -> int:
         """Recognise a data set and write input.yaml and datalist.json for it.
 
@@ -285,6 +292,7 @@ class Commands:
             output: Folder for the two files.
             num_fold: Folds to make.
             seed: Seed of the folds.
+            splits: nnU-Net's splits_final.json, whose folds are taken; one beside the data set's list is found anyway.
             force: Replace files that exist.
 
         Example:
@@ -292,7 +300,7 @@ class Commands:
         """
         from autoseg.cli.init import init_data_folder
 
-        show(init_data_folder(data_folder, output, num_fold=num_fold, seed=seed, force=force))
+        show(init_data_folder(data_folder, output, num_fold=num_fold, seed=seed, splits=splits, force=force))
         return 0
 
     def demo(self, folder: Path = Path("autoseg_demo"), *, seed: int = 0) -> int:

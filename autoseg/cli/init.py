@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from autoseg.data.datalists import foreign
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import write_datalist
 from autoseg.data.datalists.folds import deal_folds
 from autoseg.data.datalists.groups import likely_groups
 from autoseg.data.datalists.layouts import find_layout
 from autoseg.data.datalists.listreader import build_datalist
-from autoseg.data.formats.table import value_names
+from autoseg.data.formats.table import stem_of, value_names
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import ConfigError, DataError
 from autoseg.terminal import printable
@@ -108,7 +109,13 @@ class Modality:
 
 
 def init_data_folder(
-    folder: Path, output: Path = Path("."), *, num_fold: int = 5, seed: int = 0, force: bool = False
+    folder: Path,
+    output: Path = Path("."),
+    *,
+    num_fold: int = 5,
+    seed: int = 0,
+    splits: Path | None = None,
+    force: bool = False,
 ) -> InitResult:
     """Recognise a data set and write input.yaml and datalist.json for it.
 
@@ -117,6 +124,7 @@ def init_data_folder(
         output: folder for the two files; made if needed.
         num_fold: folds made where the data set brings none.
         seed: of those folds.
+        splits: nnU-Net's splits_final.json, whose folds are taken; cases go by the names of their label files.
         force: replace the two files where they exist.
 
     Raises:
@@ -131,6 +139,9 @@ def init_data_folder(
         )
     # A datalist.json that is to be replaced is no source: the folder is looked through anew.
     layout = find_layout(root, own_list=list_path != root / "datalist.json")
+    if splits is not None:
+        items = layout.plain["training"]
+        foreign.take_splits(layout.plain, [stem_of(Path(str(item.get("label", "")))) for item in items], splits)
     datalist = build_datalist(layout.plain, root, path=layout.source, num_fold=num_fold, seed=seed)
     modality = _modality(datalist, layout.source)
     datalist, class_notes = _with_class_names(datalist)

@@ -80,6 +80,12 @@ TARGETS = (
         takes=("whole",),
     ),
     Target(
+        name="nnunet_raw",
+        doc="a raw data set of nnU-Net v2 with the run's folds, to compare on equal ones",
+        module="nnunet_raw",
+        takes=("name",),
+    ),
+    Target(
         name="tensorrt",
         doc="`<job>.plan` for each model, an engine for the GPU that builds it",
         module="tensorrt",

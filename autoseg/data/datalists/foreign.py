@@ -144,7 +144,8 @@ def nnunet_to_plain(raw: dict[str, Any], root: Path) -> Plain:
             raise DataError(fault)
         tests = _by_case(root / "imagesTs", suffix)
         plain["testing"] = [_test_item(n, files, root / "labelsTs", suffix, root) for n, files in tests.items()]
-    _take_splits(plain, names, root / "splits_final.json")
+    if (root / "splits_final.json").is_file():
+        take_splits(plain, names, root / "splits_final.json")
     return plain
 
 
@@ -177,14 +178,21 @@ def _test_item(name: str, images: Sequence[Path], labels: Path, suffix: str, roo
     return {"image": _relative(images, root)} | ({"label": _one(label, root)} if label.is_file() else {})
 
 
-def _take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
-    """Set the folds of nnU-Net's splits_final.json: a list of {train: [names], val: [names]}."""
-    if not path.is_file():
-        return
+def take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
+    """Set the folds of nnU-Net's splits_final.json: a list of {train: [names], val: [names]}.
+
+    Args:
+        names: nnU-Net's, of each training case in the list.
+
+    Raises:
+        DataError: The file cannot be read, or does not put every training case into the val list of one fold.
+    """
     try:
         splits = json.loads(path.read_text(encoding="utf-8-sig"))
         fold_of = {str(name): fold for fold, split in enumerate(splits) for name in split["val"]}
         num_val = sum(len(split["val"]) for split in splits)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Expected nnU-Net's splits_final.json.") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path}: not a list of {{train, val}} ({error!r}). Correct or remove it.") from None
     odd = sorted(set(fold_of) - set(names))
