@@ -274,9 +274,10 @@ def test_tensorrt_says_that_it_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.M
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_job(tmp_path / "work", "segresnet", 0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ResourceError, match=re.escape("needs onnx, onnxscript. Install it: pip install 'autoseg3d[export]'.")
-    ):
+    command = re.escape(
+        "needs onnx, onnxscript. In the folder of autoseg: pip install -c constraints.txt -e '.[export]'."
+    )
+    with pytest.raises(ResourceError, match=command):
         export(tmp_path / "work", "onnx", algo="segresnet")
 
 

@@ -169,9 +169,10 @@ class Commands:
         return predict_files(model or work_dir, image, output, **more, limits=limits, inference=inference)
 
     def pack(self, *, output: Path, work_dir: Path = _WORK_DIR, licence: str = "") -> int:
-        """Pack the chosen ensemble into one file that predicts anywhere: weights, plans, rules, labels, a card.
+        """Pack the chosen ensemble into one file that predicts anywhere.
 
-        It holds no image, no case's name and no path. `autoseg predict --model` and `autoseg.Segmenter` take it.
+        Weights, plans, rules, labels and a card; no image, no case's name and no path. `autoseg predict --model` and
+        `autoseg.Segmenter` take it.
 
         Args:
             output: The file to write, such as model.zip; a name without .zip becomes a folder with the same parts, laid
@@ -200,7 +201,7 @@ class Commands:
         name: str = "",
         release: str = "",
     ) -> int:
-        """Write trained models in a format of other tools: 3D Slicer, ONNX, TorchScript, OpenVINO, nnU-Net's data sets.
+        """Write trained models for other tools: 3D Slicer, ONNX, OpenVINO, TorchScript; a data set for nnU-Net.
 
         docs/export.md says for each format what it holds and what it leaves out.
 

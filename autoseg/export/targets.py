@@ -132,7 +132,8 @@ def export(
         raise ConfigError(f"--{idle[0]}: no effect with --format {format}. Leave it out.")
     if missing := [package for package in target.packages if importlib.util.find_spec(package) is None]:
         raise ResourceError(
-            f"--format {format} needs {', '.join(missing)}. Install it: pip install 'autoseg3d[{target.extra}]'."
+            f"--format {format} needs {', '.join(missing)}. In the folder of autoseg: "
+            f"pip install -c constraints.txt -e '.[{target.extra}]'."
         )
     if output is None and is_packed(Path(work_dir)):
         raise ConfigError("--output: missing. A packed model is not written into; give a folder.")
