@@ -64,7 +64,8 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inference = {"slice_run": ["sphere"], "overlap": 0.5}
     data = root.parent / "data"
     write_json(data / "dataset.json", {"licence": "CC-BY-SA 4.0", "training": []})
-    stored = {"name": "phantom | organs", "modality": "CT", "datalist": str(data / "dataset.json")}
+    stored = {"name": "phantom | organs", "modality": "CT", "datalist": str(data / "dataset.json"), "dataroot": "/data"}
+    stored["codes"] = {"box": "SCT,123037004,Anatomical Structure"}  # type: ignore[assignment]
     write_yaml(
         workspace.settings,
         {key: {"value": v, "origin": f"{root}/input.yaml:3"} for key, v in {**stored, "inference": inference}.items()},
@@ -177,7 +178,14 @@ def test_it_holds_what_predicts_and_no_more(work_dir: Path, packed: Path) -> Non
     assert texts["LICENSE"].endswith("\nCC-BY-SA 4.0\n")
     assert 'license_name: "CC-BY-SA 4.0"' in texts["README.md"]
     assert "# phantom \\| organs\n" in texts["README.md"]
-    assert json.loads(texts["labels.json"])[1] == {"name": "box", "values": [2], "written_as": 2}
+    code = "SCT,123037004,Anatomical Structure"
+    assert json.loads(texts["labels.json"]) == [
+        {"name": "sphere", "values": [1], "written_as": 1},
+        {"name": "box", "values": [2], "written_as": 2, "codes": code},
+    ]
+    settings = yaml.safe_load(texts["settings.yaml"])
+    assert {*settings} == {"name", "modality", "codes", "inference"}
+    assert settings["inference"]["value"]["slice_run"] == ["sphere"]
 
 
 PARTS_OF_A_JOB = ("configs/hyper_parameters.yaml", "job.json", "models/model.safetensors")

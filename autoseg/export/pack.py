@@ -36,6 +36,8 @@ from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
 
 ZIP = ".zip"
+KEPT_SETTINGS = ("name", "modality", "extra_modalities", "codes")
+"""Settings of the run that travel besides `inference`: what exporters and writers of label files ask for."""
 MEMBER_TIME = (1980, 1, 1, 0, 0, 0)
 """Of every entry, the first that a zip can hold: the same model packs to the same bytes."""
 
@@ -129,8 +131,9 @@ def _parts(model: Source, licence: str) -> Iterator[tuple[str, bytes]]:
             scores = read_stored(job.validation, ValidationFile).model_copy(update={"dice": {}})
             yield f"{name}/validation.json", _json(scores.model_dump(mode="json"))
     yield "ensemble/ensemble.json", _json(_spec(model).model_dump(mode="json"))
-    inference = read_inference(model.run).model_dump(mode="json")
-    yield "settings.yaml", _yaml({"inference": {"value": inference, "origin": "packed"}})
+    kept = {key: model.settings[key].value for key in KEPT_SETTINGS if key in model.settings}
+    kept["inference"] = read_inference(model.run).model_dump(mode="json")
+    yield "settings.yaml", _yaml({key: {"value": value, "origin": "packed"} for key, value in kept.items()})
     yield "labels.json", _json(_labels(model))
     if licence:
         yield "LICENSE", f"Licence of the training data, which applies to the model, too:\n\n{licence}\n".encode()
@@ -153,8 +156,15 @@ def _yaml(data: object) -> bytes:
 def _labels(model: Source) -> list[dict[str, object]]:
     """What each value of a label file means."""
     label_map = model.label_map.named
+    stored = model.settings.get("codes")
+    codes = stored.value if stored is not None and isinstance(stored.value, dict) else {}
     return [
-        {"name": name, "values": list(values), "written_as": painted}
+        {
+            "name": name,
+            "values": list(values),
+            "written_as": painted,
+            **({"codes": codes[name]} if name in codes else {}),
+        }
         for name, values, painted in zip(label_map.names, label_map.values, label_map.painted_values, strict=True)
     ]
 
