@@ -21,6 +21,7 @@ from autoseg.cli.main import run_command
 from autoseg.data.grid import Grid, ras_orientation
 from autoseg.data.preprocess import ChannelNorm, channel_stats, needs_stats, normalize
 from autoseg.data.resampling import resample
+from autoseg.data.windowing import window_starts, window_weights
 from autoseg.ensemble.predict import predict_files
 from autoseg.errors import ConfigError, ResourceError
 from autoseg.export import run as runner
@@ -29,7 +30,7 @@ from autoseg.export.pack import pack
 from autoseg.export.source import load_network
 from autoseg.export.targets import TARGETS, export
 from autoseg.inference.ensemble_spec import EnsembleSpec
-from autoseg.inference.windows import window_starts, window_weights
+from autoseg.inference.postprocess import ClassRule
 from autoseg.plan import Plan
 from autoseg.workspace.files import write_json
 from autoseg.workspace.workspace import Workspace
@@ -259,6 +260,37 @@ def test_openvino_says_what_onnxruntime_says(tmp_path: Path) -> None:
     assert path.with_suffix(".bin").exists()
     assert len(np.unique(labels[0])) > 1
     assert equal_share(*labels) >= 0.999
+
+
+def test_a_bundle_of_a_run_and_of_its_packed_model_are_one(tmp_path: Path) -> None:
+    """What MONAI's commands make of it, test_bundles.py tests."""
+    root = tmp_path / "work"
+    members = (("segresnet", 0), ("segresnet", 1))
+    for algo, fold in members:
+        make_job(root, algo, fold, seed=fold)
+    rules = (ClassRule(name="box", largest=True),)
+    spec = EnsembleSpec(
+        name="e", method="auto", combine="mean", members=members, classes=("sphere", "box"), dice=0.5, version="0",
+        postprocessing=rules,
+    )  # fmt: skip
+    write_json(Workspace(root).ensemble_spec, spec.model_dump(mode="json"))
+    (own,) = export(root, "bundle", name="torso")
+    assert own == root / "export" / "torso"
+    (other,) = export(pack(root, tmp_path / "m.zip").path, "bundle", name="torso", output=tmp_path / "out")
+    files = sorted(p.relative_to(own) for p in own.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file())
+    assert {Path("configs/inference.json"), Path("configs/metadata.json"), Path("models/model.pt")} <= {*files}
+    for path in files:
+        if path.suffix == ".pt":
+            weights, same = (torch.load(root / path, weights_only=True) for root in (own, other))
+            torch.testing.assert_close(weights, same, rtol=0, atol=0)
+        else:
+            assert (own / path).read_bytes() == (other / path).read_bytes()
+    assert json.loads((own / "configs" / "metadata.json").read_text())["name"] == "torso"
+    with pytest.raises(ConfigError, match="is there already"):
+        export(root, "bundle", name="torso")
+    with pytest.raises(ConfigError, match="expected the name of a folder"):
+        export(root, "bundle", name="../torso")
 
 
 # -- what cannot be

@@ -201,7 +201,7 @@ class Commands:
         name: str = "",
         release: str = "",
     ) -> int:
-        """Write trained models for other tools: 3D Slicer, ONNX, OpenVINO, TorchScript; a data set for nnU-Net.
+        """Write models for other tools: MONAI, 3D Slicer, ONNX, OpenVINO, TorchScript; a data set for nnU-Net.
 
         docs/export.md says for each format what it holds and what it leaves out.
 

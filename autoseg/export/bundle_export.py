@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +15,9 @@ from autoseg.errors import ConfigError
 from autoseg.export import bundle_configs
 from autoseg.export.bundle import network_def, outputs, write_configs, write_readme, write_shared
 from autoseg.export.bundle_metadata import left_out, metadata
+from autoseg.export.source import read_source
+from autoseg.export.targets import Request
+from autoseg.inference.predictor import read_weights
 from autoseg.networks import divisor
 from autoseg.plan import Plan, read_plan
 from autoseg.terminal import printable
@@ -63,13 +69,13 @@ def export_bundle(
     (target / "models").mkdir(parents=True, exist_ok=True)
     if single:
         write_configs(plan, target, lowres=low, rules=rules)
-        weights = _weights(jobs[0])
+        weights = read_weights(jobs[0])
     else:
         config, weights = _ensemble(jobs, plans, combine, rules)
         write_json(target / "configs" / "inference.json", config)
     _save(weights, target / "models" / "model.pt")
     if lowres is not None:
-        _save(_weights(lowres), target / "models" / "model_lowres.pt")
+        _save(read_weights(lowres), target / "models" / "model_lowres.pt")
     limits = left_out(plan, finished=True)
     if not single:
         limits.append("An ensemble has no configs for training; each job's own bundle has.")
@@ -83,6 +89,36 @@ def export_bundle(
     return [target]
 
 
+def write(request: Request) -> list[Path]:
+    """Write the chosen ensemble, or the jobs that were named, as the bundle `<name>/`; all of it or nothing.
+
+    Raises:
+        ConfigError: It is there already, or as `export_bundle`.
+    """
+    source = read_source(request.workspace, algo=request.algo, fold=request.fold)
+    name = request.name or source.slug
+    target = request.folder / name
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"--name: found {name!r}, expected the name of a folder.")
+    if target.exists():
+        raise ConfigError(f"--output: {target} is there already. Remove it, or give another folder or --name.")
+    spec = source.spec
+    part = target.with_name(f".part-{uuid.uuid4().hex[:12]}")
+    try:
+        export_bundle(
+            [*source.jobs.values()],
+            part,
+            name=name,
+            combine=spec.combine if spec is not None else "mean",
+            rules=[rule.model_dump(mode="json") for rule in spec.postprocessing] if spec is not None else (),
+            scores={"mean_dice": spec.dice} if spec is not None and spec.dice is not None else None,
+        )
+        os.rename(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return [target]
+
+
 def _check_lowres(plans: Sequence[Plan], low: Plan) -> None:
     plan = plans[0]
     shared = ("network", "classes", "channels", "roi_size", "sigmoid", "crop_foreground", "algo")
@@ -90,11 +126,6 @@ def _check_lowres(plans: Sequence[Plan], low: Plan) -> None:
     if len(plans) > 1 or differing:
         why = f"its {differing[0]} is another" if differing else "an ensemble has no place for one"
         raise ConfigError(f"the model for --highres false: {why}. Give a job with the same plan but for its spacing.")
-
-
-def _weights(job: JobDir) -> Weights:
-    weights: Weights = torch.load(job.model, map_location="cpu", weights_only=True)
-    return weights
 
 
 def _save(weights: Weights, path: Path) -> None:
@@ -115,7 +146,7 @@ def _ensemble(
     for number, places in enumerate(groups.values()):
         members.append(bundle_configs.member([plans[i] for i in places], [network_def(plans[i]) for i in places]))
         for k, place in enumerate(places):
-            for key, tensor in _weights(jobs[place]).items():
+            for key, tensor in read_weights(jobs[place]).items():
                 weights[f"members.{number}.networks.{k}.{key}"] = tensor
     sizes = [float(len(places)) for places in groups.values()]
     if vote and not plans[0].sigmoid:  # in a tie, what the earliest says: its excess is more than all after it have

@@ -52,6 +52,12 @@ class Target:
 
 TARGETS = (
     Target(
+        name="bundle",
+        doc="a MONAI bundle in a folder of its own: of the ensemble, or of a model that can be trained on",
+        module="bundle_export",
+        takes=("name",),
+    ),
+    Target(
         name="slicer",
         doc="a zip for 3D Slicer's MONAI Auto3DSeg extension, of one model, and its entry for Models.json",
         module="slicer",
