@@ -141,3 +141,89 @@ def enhanced_of(array: np.ndarray, affine: np.ndarray) -> Dataset:
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
         delattr(data, name)
     return data
+
+
+def _item(**fields: Any) -> Dataset:
+    data = Dataset()
+    for name, value in fields.items():
+        setattr(data, name, value)
+    return data
+
+
+def seg_of(masks: dict[str, np.ndarray], affine: np.ndarray, kind: str = "BINARY", **fields: Any) -> Dataset:
+    """A DICOM-SEG of masks (I, J, K), or shares up to 255 if FRACTIONAL; frames without a voxel are left out.
+
+    Frames come in an order that says nothing, as each says where it lies.
+    """
+    slices = slices_of(next(iter(masks.values())).astype("u1"), affine)
+    stacked = np.stack(list(masks.values()))
+    if kind == "LABELMAP":
+        values = np.arange(1, len(masks) + 1, dtype="u1")[:, None, None, None]
+        stacked = (stacked.astype("u1") * values).max(0)[None]
+    frames = [(number, k) for number, mask in enumerate(stacked, 1) for k in range(len(slices)) if mask[:, :, k].any()]
+    order = np.random.default_rng(len(frames)).permutation(len(frames))
+    frames = [frames[n] for n in order]
+    data = slices[0]
+    data.SOPClassUID = f"1.2.840.10008.5.1.4.1.1.66.{7 if kind == 'LABELMAP' else 4}"
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.Modality, data.SegmentationType, data.SeriesInstanceUID = "SEG", kind, generate_uid()
+    data.SegmentSequence = [_item(SegmentNumber=n, SegmentLabel=name) for n, name in enumerate(masks, 1)]
+    measures = _item(PixelSpacing=data.PixelSpacing, SpacingBetweenSlices=data.SliceThickness)
+    plane = _item(ImageOrientationPatient=data.ImageOrientationPatient)
+    data.SharedFunctionalGroupsSequence = [_item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[plane])]
+    groups = []
+    for number, k in frames:
+        group = _item(PlanePositionSequence=[_item(ImagePositionPatient=slices[k].ImagePositionPatient)])
+        if kind != "LABELMAP":
+            group.SegmentIdentificationSequence = [_item(ReferencedSegmentNumber=number)]
+        groups.append(group)
+    data.PerFrameFunctionalGroupsSequence, data.NumberOfFrames = groups, len(frames)
+    pixels = np.stack([stacked[number - 1][:, :, k].T for number, k in frames])
+    if kind == "BINARY":
+        data.BitsAllocated = data.BitsStored = 1
+        data.HighBit = 0
+        packed = np.packbits(pixels.astype(bool).ravel(), bitorder="little").tobytes()
+        data.PixelData = packed + bytes(len(packed) % 2)
+    else:
+        data.PixelData = pixels.astype("u1").tobytes() + bytes(pixels.size % 2)
+    if kind == "FRACTIONAL":
+        data.SegmentationFractionalType, data.MaximumFractionalValue = "PROBABILITY", 255
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(data, name)
+    for name, value in fields.items():
+        setattr(data, name, value)
+    return data
+
+
+def rtstruct_of(contours: dict[str, list[np.ndarray]], **fields: Any) -> Dataset:
+    """An RTSTRUCT of closed contours, (n, 3) in mm in RAS+ each."""
+    data = slice_of(np.zeros((2, 2), "u1"), np.zeros(3))
+    for name in ("Rows", "Columns", "PixelData", "ImagePositionPatient", "BitsAllocated", "PixelRepresentation"):
+        delattr(data, name)
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.481.3"
+    data.Modality, data.SeriesInstanceUID = "RTSTRUCT", generate_uid()
+    data.StructureSetROISequence = [_item(ROINumber=n, ROIName=name) for n, name in enumerate(contours, 1)]
+    data.ROIContourSequence = [
+        _item(
+            ReferencedROINumber=number,
+            ContourSequence=[
+                _item(
+                    ContourGeometricType="CLOSED_PLANAR",
+                    NumberOfContourPoints=len(points),
+                    ContourData=[f"{v:.8g}" for v in (points * [-1, -1, 1]).ravel()],
+                )
+                for points in listed
+            ],
+        )
+        for number, listed in enumerate(contours.values(), 1)
+    ]
+    for name, value in fields.items():
+        setattr(data, name, value)
+    return data
+
+
+def save_dicom(path: Path, data: Dataset) -> Path:
+    """Write one DICOM file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path

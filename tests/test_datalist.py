@@ -204,12 +204,13 @@ def test_missing_and_broken_files(root: Path, put: Put) -> None:
 
 
 def test_all_faults_of_a_file_come_at_once(root: Path, put: Put) -> None:
+    (root / "empty").mkdir()
     path = put(
         [
             item(0, fold=0, lable="x"),
             {"image": "images/c1.nii.gz", "fold": -1},
             {"image": "../c2.nii.gz", "label": "/etc/hosts", "fold": True},
-            {"image": "images/none.nii.gz", "label": "labels", "fold": 3},
+            {"image": "images/none.nii.gz", "label": "empty", "fold": 3},
             {"label": "labels/c4.nii.gz", "fold": "1", "annotated": "liver", "group": [1]},
             "images/c5.nii.gz",
             {"image": ["images/c6.nii.gz", 5], "label": "images/c6.nii.gz", "fold": 1},
@@ -230,7 +231,8 @@ def test_all_faults_of_a_file_come_at_once(root: Path, put: Put) -> None:
         "training[2].image: ../c2.nii.gz lies outside dataroot ROOT. Move it there, or give a dataroot above it.",
         "training[2].label: /etc/hosts lies outside dataroot ROOT. Move it there, or give a dataroot above it.",
         "training[2]: fold: True. Expected an integer from 0.",
-        "training[3].label: labels is a folder without DICOM files. Expected a file, or the folder of a series.",
+        "training[3].label: empty is a folder without DICOM files. Expected a file, or the folder of a segmentation or "
+        "of masks.",
         "training[4]: no image. Expected the path of a file or a list of paths.",
         "training[4]: fold: '1'. Expected an integer from 0.",
         "training[4]: annotated: 'liver'. Expected a list of class names.",

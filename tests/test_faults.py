@@ -133,7 +133,8 @@ def test_two_dimensions(data: DataSet) -> None:
 def test_a_single_slice(data: DataSet) -> None:
     save(data.cases[2].images[0], make_image(0)[:, :, :1])
     assert faults(data) == [
-        IMAGE + "shape (14, 12, 1) is a single slice. Expected a volume. Stack the slices of a scan into one file."
+        IMAGE + "shape (14, 12, 1) is a single slice. Expected a volume to train on. "
+        "Stack the slices of a scan into one file."
     ]
 
 

@@ -12,7 +12,6 @@ import nibabel as nib
 import nrrd
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import yaml
 from other_formats import PATIENT, WRITERS, write_image, write_series
 from plans import tiny_plan
@@ -24,11 +23,13 @@ from autoseg.analyzer.folder import analyze_folder
 from autoseg.cli.init import init_data_folder
 from autoseg.cli.main import run_command
 from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import read_case_label
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.grid import Grid
 from autoseg.data.phantoms import make_phantom
+from autoseg.data.volumes import read_label
 from autoseg.ensemble.predict import predict_files
-from autoseg.errors import ConfigError, DataError
+from autoseg.errors import ConfigError
 from autoseg.evaluation.folders import evaluate
 from autoseg.training.cache import load_cases
 from autoseg.workspace.workspace import Workspace
@@ -230,20 +231,25 @@ def test_names_of_segments_become_names_of_classes(tmp_path: Path) -> None:
     assert analyze_folder(root, progress=False).faults == ()
 
 
-def test_segments_that_other_files_number_otherwise_are_a_fault(tmp_path: Path) -> None:
+def test_segments_that_other_files_number_otherwise_are_known_by_name(tmp_path: Path) -> None:
     root = segmentations(tmp_path, [{1: "left lung", 2: "ribs"}] * 3 + [{1: "ribs", 2: "left lung"}])
-    with pytest.raises(DataError, match=r"p3\.seg\.nrrd: segment 'ribs' has the value of 'left lung' in .*p0\.seg"):
-        init_data_folder(root, tmp_path / "out", num_fold=2)
-    (fault,) = analyze_folder(root, progress=False).faults
+    result = init_data_folder(root, tmp_path / "out", num_fold=2)
+    assert result.classes == {"left lung": (1,), "ribs": (2,)}
+    assert analyze_folder(root, progress=False).faults == ()
+    cases = read_datalist(tmp_path / "out" / "datalist.json", root).training
+    labels = [read_case_label(case).array for case in cases]
+    np.testing.assert_array_equal(labels[3], np.choose(read_label(cases[3].label).array, [0, 2, 1]))
+    np.testing.assert_array_equal(labels[0], read_label(cases[0].label).array)
+
+
+def test_segments_numbered_otherwise_are_a_fault_where_no_names_decide(tmp_path: Path) -> None:
+    root = segmentations(tmp_path, [{1: "left lung", 2: "ribs"}] * 3 + [{1: "ribs", 2: "left lung"}])
+    items = [{"image": f"images/p{n}.nrrd", "label": f"labels/p{n}.seg.nrrd"} for n in range(4)]
+    (root / "datalist.json").write_text(json.dumps({"training": items, "labels": {"1": "a", "2": "b"}}))
+    settings = Settings(modality="MRI", datalist=root / "datalist.json", dataroot=root, on_fault="skip")
+    datalist = read_datalist(root / "datalist.json", root, num_fold=2)
+    (fault,) = analyze(datalist, settings, Workspace(tmp_path / "w"), progress=False).faults
     assert str(fault) == (
         "p3 (labels/p3.seg.nrrd): its segment 'ribs' has the value 1, where in other labels 'ribs' is 2. "
         "Give segments the same names and values in all labels, and export it again."
     )
-
-
-def test_segments_in_layers_are_refused(tmp_path: Path) -> None:
-    root = segmentations(tmp_path, [{1: "lung", 2: "ribs"}] * 2)
-    image = sitk.ReadImage(str(root / "labels" / "p1.seg.nrrd"))
-    sitk.WriteImage(sitk.Compose([image, image]), str(root / "labels" / "p1.seg.nrrd"), useCompression=True)
-    (fault,) = analyze_folder(root, progress=False).faults
-    assert (fault.case, fault.finding) == ("p1", "a label with 2 channels")

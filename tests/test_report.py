@@ -325,6 +325,7 @@ def test_pictures_show_right_on_the_left_and_front_up(phantom_case, tmp_path: Pa
 
     from PIL import Image
 
+    from autoseg.data.datalists.cases import Case
     from autoseg.data.grid import Grid
     from autoseg.data.labels import UNSURE_VALUE, LabelMap
     from autoseg.data.volumes import write_volume
@@ -340,8 +341,7 @@ def test_pictures_show_right_on_the_left_and_front_up(phantom_case, tmp_path: Pa
         completed[2:9, 2:9, 2:9] = UNSURE_VALUE  # as a completed label has it; not drawn
         write_volume(tmp_path / "c.nii.gz", completed, grid)
         found = picture_case(
-            (tmp_path / "i.nii.gz",),
-            tmp_path / "l.nii.gz",
+            Case(name="p", images=(tmp_path / "i.nii.gz",), label=tmp_path / "l.nii.gz"),
             tmp_path / "c.nii.gz",
             LabelMap(names=("a",), values=((1,),)),
         )

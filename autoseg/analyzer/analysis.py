@@ -47,7 +47,7 @@ from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
 from autoseg.terminal import Progress
 from autoseg.workspace.digests import DIGESTS, FileSignature
-from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.files import digest, write_json, write_text
 from autoseg.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,7 @@ def _listed(datalist: Datalist, ignore_label: int | None) -> list[_Listed]:
     listed = []
     for case, role in cases:
         kind = f"{len(case.images)} {'label' if case.label is not None else 'bare'} ignore {ignore_label}"
+        kind += f" segments {digest([case.segment_values])}" if case.segment_values else ""
         try:
             signatures = tuple(map(image_signature, _files(case)))
         except OSError:
@@ -146,6 +147,7 @@ def _measure(datalist: Datalist, settings: Settings, store_path: Path, progress:
                     label=item.case.label,
                     ignore_label=ignore,
                     num_bytes=sum(item.sizes),
+                    segment_values=item.case.segment_values,
                     known_digests=store.candidates(item.kind, item.sizes) if item.signatures else frozenset(),
                 )
             )

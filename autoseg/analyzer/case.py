@@ -7,8 +7,9 @@ Axes: X, Y, Z in RAS+; a result says nothing of orientation on disk beyond its n
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nibabel.orientations import ornt2axcodes
 from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_volume, within
 from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_label, pool
 from autoseg.data.components import find_components
+from autoseg.data.formats.label_files import SegmentValues, read_stored_label
 from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
 from autoseg.data.formats.table import read_stored_volume
 from autoseg.data.grid import Grid, axes_of, in_mm, stored_as
@@ -105,7 +107,11 @@ class CaseStats:
 
 
 def analyze_case(
-    images: tuple[Path, ...], label: Path | None, ignore_label: int | None, free_bytes: int | None = None
+    images: tuple[Path, ...],
+    label: Path | None,
+    ignore_label: int | None,
+    free_bytes: int | None = None,
+    segment_values: SegmentValues = (),
 ) -> CaseStats:
     """Read a case once and measure it.
 
@@ -113,14 +119,23 @@ def analyze_case(
         images: one file per channel, or files with several.
         ignore_label: label value that is no class.
         free_bytes: memory one file may take.
+        segment_values: as `Case` has them.
 
     Returns:
         The statistics, or, where anything is wrong, every fault that could be found.
     """
     findings: list[Finding] = []
-    volumes = [_read(path, number, free_bytes, findings) for number, path in enumerate(images)]
-    label_volume = _read(label, LABEL_FILE, free_bytes, findings) if label is not None else None
+    read_file = partial(read_stored_volume, free_bytes=free_bytes, with_digest=True)
+    volumes = [_read(read_file, path, number, findings) for number, path in enumerate(images)]
     first = volumes[0]
+    read_label = partial(
+        read_stored_label,
+        grid=None if first is None else first.grid,
+        values=segment_values,
+        free_bytes=free_bytes,
+        with_digest=True,
+    )
+    label_volume = _read(read_label, label, LABEL_FILE, findings) if label is not None else None
     label_array = None
     if label_volume is not None:
         label_array = _label_array(label_volume, findings)
@@ -147,9 +162,11 @@ def analyze_case(
     return _measure(read, label_array, ignore_label, tuple(findings), digests)
 
 
-def _read(path: Path, number: int, free_bytes: int | None, findings: list[Finding]) -> StoredVolume | None:
+def _read(
+    read: Callable[[Path], StoredVolume], path: Path, number: int, findings: list[Finding]
+) -> StoredVolume | None:
     try:
-        volume = read_stored_volume(path, free_bytes=free_bytes, with_digest=True)
+        volume = read(path)
         refuse_grid(volume.grid)
     except FileFaultError as error:
         findings.append(_in_file(error.fault, number))
@@ -166,7 +183,9 @@ def refuse_grid(grid: Grid) -> None:
     """
     if min(grid.shape) == 1:
         finding = f"shape {grid.shape} is a single slice"
-        raise FileFaultError("not_3d", finding, "Expected a volume. Stack the slices of a scan into one file.")
+        raise FileFaultError(
+            "not_3d", finding, "Expected a volume to train on. Stack the slices of a scan into one file."
+        )
     if max(grid.spacing_mm) > MOST_SPACING_MM:
         remedy = f"Expected at most {MOST_SPACING_MM:g} mm. Correct the units, or export it again."
         raise FileFaultError("spacing", f"spacing of {in_mm(grid.spacing_mm)} mm", remedy)
@@ -195,7 +214,7 @@ def _label_array(volume: StoredVolume, findings: list[Finding]) -> np.ndarray | 
     """The label's values as uint8 or uint16, (I, J, K); None where there are none to use."""
     if volume.array.shape[3] != 1:
         what = f"a label with {volume.array.shape[3]} channels"
-        remedy = "Expected one label map. For overlapping masks see `autoseg merge_masks`."
+        remedy = "Expected one label map, or a segmentation that names its segments."
         findings.append(Finding("not_3d", what, remedy, file=LABEL_FILE))
         return None
     array = volume.array[..., 0]

@@ -14,7 +14,7 @@ from typing import Literal
 from autoseg.analyzer.case import LABEL_FILE, CaseStats
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.groups import likely_groups
-from autoseg.data.formats.table import value_names
+from autoseg.data.formats.label_files import value_names
 from autoseg.data.labels import LabelMap
 
 Role = Literal["training", "validation", "testing", "unlabeled"]
@@ -219,11 +219,12 @@ def check_channels(measured: Sequence[Measured]) -> list[Fault]:
 
 
 def check_value_names(measured: Sequence[Measured]) -> list[Fault]:
-    """Label files that give a value another name than most, or a name another value: Slicer numbers segments anew.
+    """Label maps that give a value another name than most, or a name another value: Slicer numbers segments anew.
 
-    Only files that name their values are opened.
+    Only files that name their values are opened; where names decide, there is nothing to compare.
     """
-    named = [(m, names) for m in measured if m.case.label is not None and (names := value_names(m.case.label))]
+    labels = [(m, m.case.label) for m in measured if m.case.label is not None and not m.case.segment_values]
+    named = [(m, names) for m, label in labels if (names := value_names(label))]
     counts = Counter(pair for _, names in named for pair in names.items())
     value_of, name_of = {}, {}
     for (value, name), _ in counts.most_common():  # the most common first

@@ -13,7 +13,8 @@ from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.layouts import recognise
 from autoseg.data.datalists.names import unique_names
-from autoseg.data.formats.table import PATTERNS_TEXT, image_files
+from autoseg.data.datalists.segments import name_segments
+from autoseg.data.formats.table import PATTERNS_TEXT, image_files, pictures_instead
 from autoseg.errors import DataError
 from autoseg.workspace.workspace import Workspace
 
@@ -37,10 +38,18 @@ def _datalist(root: Path) -> Datalist:
     """The cases: as a recognised layout has them, else every image as a case of its own."""
     try:
         datalist = recognise(root, num_fold=None)
-        return replace(datalist, training=tuple(replace(c, fold=None) for c in datalist.training))
+        return _with_names(replace(datalist, training=tuple(replace(c, fold=None) for c in datalist.training)))
     except DataError:
         images = image_files(root, deep=True)
         if not images:
-            raise DataError(f"{root}: no image in it. Expected {PATTERNS_TEXT}.") from None
+            raise DataError(f"{root}: no image in it. Expected {PATTERNS_TEXT}.{pictures_instead(root)}") from None
     names = unique_names([p.relative_to(root) for p in images])
     return Datalist(training=(), unlabeled=tuple(Case(name=n, images=(p,)) for n, p in zip(names, images, strict=True)))
+
+
+def _with_names(datalist: Datalist) -> Datalist:
+    """The list with the classes that its labels name, as far as they can be read: the analysis says what is wrong."""
+    try:
+        return name_segments(datalist)[0]
+    except DataError:
+        return datalist

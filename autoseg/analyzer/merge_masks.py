@@ -6,24 +6,26 @@ folder/CASE/liver.nii.gz or folder/CASE/segmentations/liver.nii.gz -> output/CAS
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from nibabel.orientations import apply_orientation
 
 from autoseg.analyzer.case import refuse_grid
-from autoseg.data.formats.stored import FileFaultError, StoredVolume
-from autoseg.data.formats.table import LABEL_SUFFIX, image_files, read_stored_volume, stem_of
-from autoseg.data.grid import Grid, ras_orientation, stored_as
+from autoseg.data.formats.label_files import mask_segmentation, masks_of, own_grid
+from autoseg.data.formats.segmentation import on_grid
+from autoseg.data.formats.stored import FileFaultError
+from autoseg.data.formats.table import LABEL_SUFFIX
+from autoseg.data.grid import Grid, ras_orientation
 from autoseg.data.volumes import write_volume
 from autoseg.errors import DataError
 from autoseg.workspace.files import write_json
 
 logger = logging.getLogger(__name__)
-MASK_FOLDERS = ("segmentations", "segmentation", "masks", "labels")
-"""Folders inside a case's folder in which masks are looked for, besides the case's folder itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ def merge_masks(folder: Path, output: Path, *, classes: Sequence[str] | None = N
         raise DataError(f"{folder}: no such folder. Give the folder that holds a folder of masks per case.")
     if output.resolve() == folder.resolve():
         raise DataError(f"{output}: is the folder of the masks. Give another folder for the label files.")
-    masks = {d.name: _masks(d) for d in sorted(folder.iterdir()) if d.is_dir() and d.resolve() != output.resolve()}
+    masks = {d.name: masks_of(d) for d in sorted(folder.iterdir()) if d.is_dir() and d.resolve() != output.resolve()}
     masks = {case: files for case, files in masks.items() if files}
     if not masks:
         raise DataError(
@@ -91,12 +93,6 @@ def merge_masks(folder: Path, output: Path, *, classes: Sequence[str] | None = N
     return MergeReport(labels=labels, cases=tuple(masks), overlaps=tuple(overlaps), missing=tuple(missing))
 
 
-def _masks(case: Path) -> dict[str, Path]:
-    """Class -> mask of one case's folder."""
-    inner = next((case / name for name in MASK_FOLDERS if (case / name).is_dir()), case)
-    return {stem_of(p): p for p in image_files(inner)}
-
-
 def _check_names(folder: Path, names: Sequence[str], available: Sequence[str]) -> None:
     faults = []
     unknown = [n for n in names if n not in available]
@@ -120,55 +116,35 @@ def _merge(
     overlaps: list[tuple[str, str, str, int]],
 ) -> tuple[np.ndarray, Grid] | None:
     """One case's label in RAS+ and its grid; None, and more faults, where that cannot be."""
-    label: np.ndarray | None = None
-    grid: Grid | None = None
-    first = ""
-    sound = True
-    for value, name in enumerate(names, start=1):
-        if name not in files:
-            continue
-        try:
-            volume = read_stored_volume(files[name])
-            refuse_grid(volume.grid)
-            mask = _as_mask(volume)
-        except FileFaultError as error:
-            faults.append(f"{case} ({files[name].name}): {error.fault.finding}. {error.fault.remedy}")
-            sound = False
-            continue
-        if label is None or grid is None:
-            grid, first = volume.grid, files[name].name
-            label = np.zeros(mask.shape, np.uint8 if len(names) < 256 else np.uint16, order="F")
-        elif differs := volume.grid.differs_from(grid):
-            remedy = "Export the masks again."
-            faults.append(f"{case} ({files[name].name}): not on the grid of {first}: {differs}. {remedy}")
-            sound = False
-            continue
-        else:
-            mask = stored_as(mask, volume.grid, grid)
-        counts = np.bincount(label[mask], minlength=value)
-        overlaps += [(case, names[v - 1], name, int(counts[v])) for v in np.flatnonzero(counts).tolist() if v > 0]
-        label[mask] = value
-    if label is None or grid is None or not sound:
+    wanted = {name: files[name] for name in names if name in files}
+    values = {name: value for value, name in enumerate(names, start=1)}
+    segmentation = mask_segmentation(wanted)
+    try:
+        grid = own_grid(segmentation)
+        refuse_grid(grid)
+        layers = on_grid(segmentation, grid)
+    except FileFaultError as error:
+        faults.append(_named(case, error))
         return None
-    return _to_ras(label, grid), grid
+    if layers.faults:
+        faults.extend(_named(case, error) for error in layers.faults)
+        return None
+    dtype = np.uint8 if len(names) < 256 else np.uint16
+    table = np.array([max((values[name] for name in members), default=0) for members in layers.sets], dtype)
+    shared: Counter[tuple[int, int]] = Counter()
+    for members, count in layers.counts.items():
+        # The later class takes the voxels from the one before it.
+        for pair in pairwise(sorted(values[name] for name in members)):
+            shared[pair] += count
+    overlaps += [
+        (case, names[a - 1], names[b - 1], n) for (a, b), n in sorted(shared.items(), key=lambda s: s[0][::-1])
+    ]
+    return _to_ras(table[layers.index], grid), grid
 
 
-def _as_mask(volume: StoredVolume) -> np.ndarray:
-    """Where a mask is set, (I, J, K).
-
-    Raises:
-        FileFaultError: It has channels, or other values than 0 and one more.
-    """
-    if volume.array.shape[3] != 1:
-        raise FileFaultError("not_3d", f"a mask with {volume.array.shape[3]} channels", "Expected one mask per file.")
-    array = volume.array[..., 0]
-    mask: np.ndarray = array * volume.slope + volume.inter != 0 if volume.inter else array != 0
-    set_values = array[mask]
-    if len(set_values) and not (set_values == set_values[0]).all():
-        raise FileFaultError(
-            "label_values", "more than one value besides 0", "Expected a binary mask. Is it a label map of all classes?"
-        )
-    return mask
+def _named(case: str, error: FileFaultError) -> str:
+    place = f"{case} ({error.path.name})" if error.path is not None else case
+    return f"{place}: {error.fault.finding}. {error.fault.remedy}"
 
 
 def _to_ras(label: np.ndarray, grid: Grid) -> np.ndarray:

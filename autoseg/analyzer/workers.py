@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.analyzer.case import CaseStats, analyze_case
+from autoseg.data.formats.label_files import SegmentValues
 from autoseg.data.formats.stored import FileFaultError, Finding
 from autoseg.data.formats.table import image_digest, read_header
 from autoseg.hardware.limits import available_cores, available_memory_bytes, workers_for
@@ -43,6 +44,8 @@ class Task:
     label: Path | None
     ignore_label: int | None
     num_bytes: int
+    segment_values: SegmentValues = ()
+    """As `Case` has them."""
     known_digests: frozenset[tuple[str, ...]] = frozenset()
     """Where the files have these digests, nothing needs to be measured."""
 
@@ -158,7 +161,7 @@ def _measure_one(task: Task, free_bytes: int) -> Result:
         if digests in task.known_digests:
             return Result(number=task.number, digests=digests, stats=None)
     try:
-        stats = analyze_case(task.images, task.label, task.ignore_label, free_bytes)
+        stats = analyze_case(task.images, task.label, task.ignore_label, free_bytes, task.segment_values)
     except MemoryError:
         remedy = "Analyse it on a machine with more memory, or leave it out."
         finding = Finding("too_large", "memory ran out while it was read", remedy)

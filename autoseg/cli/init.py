@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,15 +17,17 @@ import numpy as np
 import yaml
 
 from autoseg.data.datalists import foreign
-from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.cases import Case, Datalist, read_case_label
 from autoseg.data.datalists.datalist import write_datalist
 from autoseg.data.datalists.folds import deal_folds
-from autoseg.data.datalists.groups import likely_groups
+from autoseg.data.datalists.groups import LikelyGroups, likely_groups
 from autoseg.data.datalists.layouts import find_layout
 from autoseg.data.datalists.listreader import build_datalist
-from autoseg.data.formats.table import stem_of, value_names
-from autoseg.data.volumes import read_image, read_label
-from autoseg.errors import ConfigError, DataError
+from autoseg.data.datalists.segments import name_segments
+from autoseg.data.formats.format import word_digests
+from autoseg.data.formats.table import origin_of
+from autoseg.data.volumes import read_image
+from autoseg.errors import ConfigError
 from autoseg.terminal import printable
 from autoseg.workspace.files import write_text
 
@@ -148,6 +151,7 @@ def init_data_folder(
     datalist, group_notes = _with_groups(datalist, num_fold=num_fold, seed=seed)
     write_datalist(datalist, list_path, root, extra_modalities=tuple(modality.extra))
     write_text(input_yaml, _input_text(input_yaml, _dataroot(root, target), datalist, modality))
+    listed = (*datalist.training, *datalist.validation, *datalist.testing, *datalist.unlabeled)
     shown = os.path.relpath(input_yaml)
     return InitResult(
         input_yaml=input_yaml,
@@ -160,7 +164,7 @@ def init_data_folder(
         classes=_classes(datalist),
         modality=modality.name,
         modality_reason=modality.reason,
-        notes=(*modality.notes, *class_notes, *group_notes),
+        notes=(*layout.notes, *modality.notes, *class_notes, *group_notes, *_names_in_paths(listed, root)),
         next_command=shlex.join(["autoseg", "run", "--input", str(input_yaml) if shown.startswith("..") else shown]),
     )
 
@@ -169,11 +173,12 @@ def _with_class_names(datalist: Datalist) -> tuple[Datalist, list[str]]:
     """The list with classes made up from the label files, where it names none; and what the user is to know of it."""
     if _classes(datalist):
         return datalist, []
+    datalist, notes = name_segments(datalist)
+    if datalist.regions:
+        return datalist, notes
     values = _label_values(datalist.training)
-    if named := _value_names(datalist.training):
-        return replace(datalist, labels={v: named.get(v, f"class_{v}") for v in sorted({*values, *named})}), [
-            "class names are those of the segments in the label files."
-        ]
+    if named := datalist.labels:
+        return replace(datalist, labels={v: named.get(v, f"class_{v}") for v in sorted({*values, *named})}), notes
     num = min(len(datalist.training), NUM_SAMPLED_LABELS)
     notes = [
         f"class names are made up from the values {', '.join(map(str, values)) or '(none)'} of {num} label files: "
@@ -189,7 +194,7 @@ def _with_groups(datalist: Datalist, *, num_fold: int, seed: int) -> tuple[Datal
     listed = (*datalist.training, *datalist.unlabeled)
     if any(c.group is not None for c in listed) or not datalist.folds_made:
         return datalist, []  # what others decided is left alone; `autoseg analyze` says which groups are split
-    likely = likely_groups([c.name for c in listed])
+    likely = _of_one_patient(listed) or likely_groups([c.name for c in listed])
     num_units = likely.num_units([c.name for c in datalist.training])
     if num_units == len(datalist.training):
         return datalist, []
@@ -207,6 +212,34 @@ def _with_groups(datalist: Datalist, *, num_fold: int, seed: int) -> tuple[Datal
     note = f"{num} look like {likely.kind} of {len(likely.members)} patients or objects, {example}: no fold splits one "
     note += "(`group` in datalist.json). Remove `group` and `fold` there if each case stands alone."
     return replace(datalist, training=training, unlabeled=grouped(datalist.unlabeled)), [note]
+
+
+def _of_one_patient(cases: Sequence[Case]) -> LikelyGroups | None:
+    """Cases whose files say that they are of one patient, under numbers that say nothing of whom; None where none are.
+
+    One patient in all files is what anonymising leaves, and tells nothing.
+    """
+    patients = {case.name: origin_of(case.images[0]).patient for case in cases}
+    counts = Counter(patient for patient in patients.values() if patient)
+    if len(counts) < 2:
+        return None
+    numbers = {patient: str(n) for n, patient in enumerate((p for p in counts if counts[p] > 1), start=1)}
+    of = {name: numbers[patient] for name, patient in patients.items() if patient in numbers}
+    return LikelyGroups(of=of, kind="scans") if of else None
+
+
+def _names_in_paths(cases: Sequence[Case], root: Path) -> list[str]:
+    """A note where names of folders or files hold a patient's name or number: cases are called by them."""
+    num = 0
+    for case in cases:
+        words = word_digests(case.images[0].relative_to(root).as_posix())
+        num += not words.isdisjoint(origin_of(case.images[0]).words)
+    if not num:
+        return []
+    return [
+        f"names of folders or files hold a patient's name or number in {num} of {len(cases)} cases: they become names "
+        "of cases in work_dir and reports. Rename them first if these are to be shared."
+    ]
 
 
 def _input_text(input_yaml: Path, dataroot: str, datalist: Datalist, modality: Modality) -> str:
@@ -260,6 +293,9 @@ def _word(name: str) -> str:
 
 def _guess_modality(cases: Sequence[Case]) -> tuple[str, str]:
     sample = _spread(cases, NUM_SAMPLED_IMAGES)
+    written = {origin_of(c.images[0]).modality for c in sample}
+    if len(written) == 1 and (name := next(iter(written))):
+        return _kind(name), f"{len(sample)} images say {name}"
     lowest = min((float(read_image(c.images).array.min()) for c in sample), default=0.0)
     seen = f"guessed from {len(sample)} images, whose lowest value is {lowest:g}"
     if lowest < AIR_HU:
@@ -271,37 +307,12 @@ def _classes(datalist: Datalist) -> dict[str, tuple[int, ...]]:
     return dict(datalist.regions) or {n: (v,) for v, n in datalist.labels.items()}
 
 
-def _value_names(cases: Sequence[Case]) -> dict[int, str]:
-    """What the label files call their values, background left out; empty where none does.
-
-    Raises:
-        DataError: They contradict each other.
-    """
-    by_value: dict[int, dict[str, Path]] = {}
-    by_name: dict[str, dict[int, Path]] = {}
-    for path in (case.label for case in cases if case.label is not None):
-        for value, name in value_names(path).items():
-            by_value.setdefault(value, {}).setdefault(name, path)
-            by_name.setdefault(name, {}).setdefault(value, path)
-    faults = []
-    for names in (names for _, names in sorted(by_value.items()) if len(names) > 1):
-        (name, path), (other, other_path) = list(names.items())[:2]
-        faults.append(f"{other_path}: segment {other!r} has the value of {name!r} in {path}.")
-    for name, places in by_name.items():
-        if len(places) > 1:
-            (value, path), (other_value, other_path) = list(places.items())[:2]
-            faults.append(f"{other_path}: segment {name!r} has the value {other_value}, in {path} {value}.")
-    if faults:
-        raise DataError([f"{fault} Give segments the same names and values in all labels." for fault in faults])
-    return {value: next(iter(names)) for value, names in sorted(by_value.items()) if value != 0}
-
-
 def _label_values(cases: Sequence[Case]) -> list[int]:
     """The foreground values of some label files."""
     values: set[int] = set()
     for case in _spread(cases, NUM_SAMPLED_LABELS):
         if case.label is not None:
-            values |= {int(v) for v in np.unique(read_label(case.label).array)}
+            values |= {int(v) for v in np.unique(read_case_label(case).array)}
     return sorted(values - {0})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -90,9 +90,14 @@ def corners_apart_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int]) 
 
     Corners are compared, not matrix entries, so that a rounding error counts by the distance it causes.
     """
-    corners = np.array(np.meshgrid(*[(0, s - 1) for s in shape])).reshape(3, -1)
-    away = ((a - b) @ np.vstack([corners, np.ones(corners.shape[1])]))[:3]
+    away = ((a - b) @ corners_of(shape))[:3]
     return float(np.linalg.norm(away, axis=0).max())
+
+
+def corners_of(shape: Sequence[int]) -> np.ndarray:
+    """The indices of a volume's corner voxels, (4, 8), each with a 1 below so that an affine can be applied."""
+    corners = np.array(np.meshgrid(*[(0, s - 1) for s in shape])).reshape(3, -1)
+    return np.vstack([corners, np.ones(corners.shape[1])])
 
 
 def stored_as(array: np.ndarray, own: Grid, other: Grid) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation
 
+from autoseg.data.formats.label_files import SegmentValues, read_stored_label
 from autoseg.data.formats.stored import scaled
 from autoseg.data.formats.table import read_stored_volume, write_stored_volume
 from autoseg.data.grid import Grid, Volume, has_axes, ras_orientation
@@ -59,8 +60,11 @@ def _in_ras(stored: np.ndarray, grid: Grid) -> np.ndarray:
     return turned
 
 
-def read_label(path: Path) -> Volume:
+def read_label(path: Path, *, grid: Grid | None = None, values: SegmentValues = ()) -> Volume:
     """Read a label file.
+
+    Args:
+        grid, values: of its image and of the classes, where segments are known by name; see `read_stored_label`.
 
     Returns:
         (1, X, Y, Z) uint8, or uint16 where values exceed 255, in RAS+.
@@ -68,7 +72,7 @@ def read_label(path: Path) -> Volume:
     Raises:
         DataError: The file cannot be read, has channels, or holds values that are no integers of 0..65535.
     """
-    volume = read_stored_volume(path)
+    volume = read_stored_label(path, grid=grid, values=values)
     num_channels = volume.array.shape[3]
     if num_channels != 1:
         raise DataError(f"{path}: a label with {num_channels} channels. Expected one label map.")

@@ -28,7 +28,7 @@ from autoseg.ensemble.out_of_fold import (
     Progress,
     case_digest,
     floats,
-    read_case_label,
+    label_on_image,
     read_record,
     score_of,
     score_out_of_fold,
@@ -263,6 +263,6 @@ def _predict_case(predictor: Predictor, case: Case, target: Path) -> list[float 
     segment(predictor, case.images, target)
     if case.label is None:
         return None
-    label, pred = read_case_label(case), read_label(target).array[0]
+    label, pred = label_on_image(case), read_label(target).array[0]
     scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map.named))
     return scores

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.data.datalists.cases import Case
+from autoseg.data.datalists.cases import Case, read_case_label
 from autoseg.data.formats.table import stem_of
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
@@ -114,8 +114,7 @@ def _parts_of(
     record = read_case_record(path)
     key = _rules_key(combination, base)
     if key not in record.setdefault("parts", {}):
-        assert case.label is not None
-        label = read_label(case.label)
+        label = read_case_label(case)
         pred, _ = _cleaned(workspace, name, combination, label_map, base)
         counts = label_map.names if case.annotated is None else case.annotated
         parts = measure_parts(pred, label.array[0], label_map, label.spacing_mm)
@@ -155,9 +154,8 @@ def _score_rules(
             scored[name] = floats(record["dice"][combination])
             continue
         if key not in scores:
-            assert case.label is not None
             labels, _ = _cleaned(workspace, name, combination, label_map, rules)
-            dice = score_of(case, labels, read_label(case.label), label_map)
+            dice = score_of(case, labels, read_case_label(case), label_map)
             scores[key] = to_plain(dice)
             write_json(path, record)
         scored[name] = floats(scores[key])
@@ -191,8 +189,7 @@ def _write_finished(
             with writing(target):
                 write_volume(target, labels, pred.grid)
             if lacking:
-                assert case.label is not None
-                label = read_label(case.label)
+                label = read_case_label(case)
                 comparison = Comparison(
                     pred=labels,
                     label=label.array[0],

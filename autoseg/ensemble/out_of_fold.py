@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 
-from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.cases import Case, Datalist, read_case_label
 from autoseg.data.formats.table import image_digest, read_grid
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
@@ -68,7 +68,8 @@ def case_digest(case: Case, models: Mapping[str, str], combine: str) -> str:
     if lost := [path for path in files if not path.exists()]:
         raise DataError([f"{path}: no such file. Check the path in the datalist and dataroot." for path in lost])
     contents = [image_digest(path) for path in files]
-    return digest([RECORD_VERSION, contents, dict(models), combine, case.annotated])
+    by_name = [case.segment_values] if case.segment_values else []
+    return digest([RECORD_VERSION, contents, dict(models), combine, case.annotated, *by_name])
 
 
 def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
@@ -84,14 +85,13 @@ def score_of(case: Case, pred: np.ndarray, label: Volume, label_map: LabelMap) -
     return dice_per_class(pred, label.array[0], label_map, annotated=case.annotated)
 
 
-def read_case_label(case: Case) -> Volume:
-    """Read a case's label.
+def label_on_image(case: Case) -> Volume:
+    """Read a case's label, and make sure that it fits the image.
 
     Raises:
         DataError: It cannot be read, or lies on another grid than the image.
     """
-    assert case.label is not None
-    label = read_label(case.label)
+    label = read_case_label(case)
     if difference := label.grid.differs_from(read_grid(case.images[0])[0]):
         image = case.images[0].name
         raise DataError(f"{case.label}: not on the grid of {image} ({difference}). Export the label again.")
@@ -205,7 +205,7 @@ class Fold:
         Raises:
             DamagedProbs: Probabilities that a job kept cannot be read.
         """
-        label = read_case_label(case)
+        label = label_on_image(case)
         live = self._live(case, [algo for algo in self.algos if algo not in kept])
         merged, calibration = self._merged(case, label, kept, live)
         stored = {algo: self._copied(algo, case) for algo in kept}

@@ -22,6 +22,7 @@ from autoseg.data.formats.table import (
     PATTERNS_TEXT,
     SUFFIXES,
     image_files,
+    pictures_instead,
     read_grid,
     stem_of,
     suffix_of,
@@ -147,7 +148,7 @@ def _images_of(image: Path, output: Path, num_channels: int) -> list[tuple[Path,
 def _in_folder(folder: Path) -> list[Path]:
     paths = image_files(folder)
     if not paths:
-        raise ConfigError(f"--image: {folder} holds no image files ({PATTERNS_TEXT}).")
+        raise ConfigError(f"--image: {folder} holds no image files ({PATTERNS_TEXT}).{pictures_instead(folder)}")
     tell_left_out(folder, paths)
     return paths
 

@@ -24,11 +24,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from autoseg.config.fields import Strict
-from autoseg.data.datalists.cases import Case, case_digest
+from autoseg.data.datalists.cases import Case, case_digest, read_case_label
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.streams import MemoryImage
-from autoseg.data.volumes import read_image, read_label, write_volume
+from autoseg.data.volumes import read_image, write_volume
 from autoseg.evaluation.calibration import Calibration
 from autoseg.inference.clock import Clock
 from autoseg.inference.cost import Cost, Facts, weights_bytes
@@ -238,12 +238,11 @@ def predict_held_out(
     Returns:
         Labels (X, Y, Z) in RAS, the reference, and why there are no probabilities though they were asked for.
     """
-    assert case.label is not None
     predictor = cost.predictor
     begin = time.perf_counter()
     image = read_image(case.images)
     load_s = time.perf_counter() - begin
-    label = read_label(case.label)
+    label = read_case_label(case)
     target = label_file(job, case.name)
     if kept == "labels":
         pred = predictor.predict_labels(image)

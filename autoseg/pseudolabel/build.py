@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from pydantic import JsonValue
 
 from autoseg.config.settings import Settings
-from autoseg.data.datalists.cases import Case, Datalist, case_digest
+from autoseg.data.datalists.cases import Case, Datalist, case_digest, read_case_label
 from autoseg.data.datalists.completed import read_completed
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
 from autoseg.data.datastats import StatsByCase
@@ -295,7 +295,7 @@ class _Maker:
         members = [(a, int(f)) for a, _, f in (name.rpartition("_") for name in self.models)]
         if self.predictor is None:
             self.predictor = Predictor([self.source.job_dir(a, f) for a, f in members], device=self.device)
-        label = None if case.label is None else read_label(case.label).array[0]
+        label = None if case.label is None else read_case_label(case).array[0]
         prediction: Prediction = predict_case(
             self.predictor,
             [f for _, f in members],
@@ -328,7 +328,7 @@ class _Maker:
             record = read_stored(sidecar, Completion)
             if record.made_from == made_from:
                 return {"filled": record.voxels_filled, "unsure": record.voxels_unsure}
-        original = None if case.label is None else read_label(case.label)
+        original = None if case.label is None else read_case_label(case)
         predicted, percent = (read_label(self._file(kind, case)) for kind in ("predicted", "confidence"))
         label = None if original is None else original.array[0]
         done = complete_label(

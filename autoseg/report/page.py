@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from autoseg.config.units import format_duration
+from autoseg.data.datalists.cases import Case
 from autoseg.data.datastats import AnalysisSummary
 from autoseg.data.formats.table import image_digest
 from autoseg.data.labels import LabelMap
@@ -487,12 +488,12 @@ _shown_pictures: set[str] = set()
 """Keys of those on the page that is being made."""
 
 
-def _picture(images: tuple[Path, ...], label: Path, prediction: Path, label_map: LabelMap) -> CasePicture:
+def _picture(case: Case, prediction: Path, label_map: LabelMap) -> CasePicture:
     """As `picture_case`, made once as long as the files stay as they are."""
-    files = [*images, label, prediction]
-    key = digest([str(prediction), *(image_digest(p) for p in files if p.exists())])
+    files = [*case.images, *([] if case.label is None else [case.label]), prediction]
+    key = digest([str(prediction), case.segment_values, *(image_digest(p) for p in files if p.exists())])
     if key not in _known_pictures:
-        _known_pictures[key] = picture_case(images, label, prediction, label_map)
+        _known_pictures[key] = picture_case(case, prediction, label_map)
     _shown_pictures.add(key)
     return _known_pictures[key]
 
@@ -507,7 +508,7 @@ def _pictures(run: Run, wanted: dict[str, str], means: dict[str, float]) -> list
         if case is None or case.label is None or label_map is None:
             continue
         try:
-            picture = _picture(case.images, case.label, prediction, label_map)
+            picture = _picture(case, prediction, label_map)
         except AutosegError as error:
             run.notes.append(f"No picture of {name}: {' '.join(error.messages)}")
             continue
@@ -538,7 +539,8 @@ def _pseudolabels(run: Run) -> Content | None:
             continue
         why = [row for row in accepted if row.case == name][0]
         try:
-            picture = _picture(case.images, case.label or case.completed.label, case.completed.label, run.label_map)
+            shown = case if case.label is not None else case.for_training()
+            picture = _picture(shown, case.completed.label, run.label_map)
         except AutosegError as error:
             run.notes.append(f"No picture of {name}: {' '.join(error.messages)}")
             continue

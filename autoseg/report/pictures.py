@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.data.datalists.cases import Case, read_case_label
 from autoseg.data.labels import UNSURE, LabelMap
 from autoseg.data.volumes import read_image, read_label
 
@@ -66,19 +67,19 @@ class CasePicture:
     shape: tuple[int, int, int]
 
 
-def picture_case(images: tuple[Path, ...], label: Path, prediction: Path, label_map: LabelMap) -> CasePicture:
-    """Make the pictures of a case; of several channels the first is shown.
+def picture_case(case: Case, prediction: Path, label_map: LabelMap) -> CasePicture:
+    """Make the pictures of a case that has a label; of several channels the first is shown.
 
     Raises:
         DataError: A file cannot be read.
     """
-    truth = read_label(label)
+    truth = read_case_label(case)
     spacing = truth.spacing_mm
     x, y, z = truth.array.shape[1:]
     targets = [label_map.encode(truth.array[0]), label_map.encode(read_label(prediction).array[0])]
     box = shown_box(targets, spacing)
     targets = [target[(slice(None), *box)].copy() for target in targets]
-    image = read_image(images[:1]).array[0][box].copy()
+    image = read_image(case.images[:1]).array[0][box].copy()
     window = _window(image)
     gray = _gray(image, window)
     offset = [b.start for b in box]

@@ -29,7 +29,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from autoseg.data.datalists.cases import Case, case_digest
+from autoseg.data.datalists.cases import Case, case_digest, read_case_label
 from autoseg.data.formats.table import read_grid
 from autoseg.data.grid import in_mm
 from autoseg.data.labels import LabelMap
@@ -131,9 +131,8 @@ def _points(target: np.ndarray, num_classes: int, *, sigmoid: bool) -> np.ndarra
 
 def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
     """Read and preprocess a case: image, target, lost, points and any weight, as `CachedCase` has them."""
-    assert case.label is not None
     label_map = plan.label_map
-    image, label = read_image(case.images), read_label(case.label)
+    image, label = read_image(case.images), read_case_label(case)
     if differs := label.grid.differs_from(image.grid):
         raise DataError(f"{case.name}: label and image lie on different grids ({differs}). Export the label again.")
     if (num_channels := len(image.array)) != len(plan.channels):

@@ -6,7 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autoseg.data.formats.table import image_digest
+from autoseg.data.formats.label_files import SegmentValues
+from autoseg.data.formats.table import image_digest, read_grid
+from autoseg.data.grid import Volume
+from autoseg.data.volumes import read_label
 from autoseg.workspace.files import digest
 
 
@@ -41,6 +44,8 @@ class Case:
     """What a later round of training learns from in place of the label."""
     weight: Path | None = None
     """Weight of each voxel in training, in percent, where pseudo-labels are soft."""
+    segment_values: SegmentValues = ()
+    """Where the label's segments are known by name: what label values they become. Empty: it is a label map."""
     by_annotators: tuple[str, ...] | None = None
     """Names of the classes that its annotators drew, where models filled in the others; None: nothing is filled in."""
 
@@ -53,6 +58,7 @@ class Case:
             self,
             label=completed.label,
             annotated=completed.annotated,
+            segment_values=(),
             weight=completed.weight,
             by_annotators=self.annotated or (),  # None: an unlabeled case
             completed=None,
@@ -68,7 +74,19 @@ def case_digest(case: Case) -> str:
         OSError: A file cannot be read.
     """
     files = [*case.images, *([case.label] if case.label is not None else [])]
-    return digest([[image_digest(path) for path in files], case.weight and image_digest(case.weight)])
+    parts = [[image_digest(path) for path in files], case.weight and image_digest(case.weight)]
+    return digest([*parts, *([case.segment_values] if case.segment_values else [])])
+
+
+def read_case_label(case: Case) -> Volume:
+    """Read a case's label; where it is a segmentation, on its image's grid.
+
+    Raises:
+        DataError: As `read_label`; the image's header cannot be read.
+    """
+    assert case.label is not None
+    grid = read_grid(case.images[0])[0] if case.segment_values else None
+    return read_label(case.label, grid=grid, values=case.segment_values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.formats.table import PATTERNS_TEXT, SUFFIXES, image_files, stem_of, suffix_of, tell_left_out
+from autoseg.data.formats.label_files import label_files
+from autoseg.data.formats.table import (
+    PATTERNS_TEXT,
+    SUFFIXES,
+    image_files,
+    pictures_instead,
+    stem_of,
+    suffix_of,
+    tell_left_out,
+)
 from autoseg.errors import DataError
 
 Plain = dict[str, Any]
@@ -239,7 +248,7 @@ def pairs_to_plain(root: Path) -> tuple[Plain, str] | None:
     for image_name, label_name in TEST_FOLDERS:
         if (folder := folders.get(image_name.lower())) and image_files(folder):
             answers = folders.get(label_name.lower())
-            pairs, alone = match_files(folder, answers) if answers and image_files(answers) else ([], _grouped(folder))
+            pairs, alone = match_files(folder, answers) if answers and label_files(answers) else ([], _grouped(folder))
             plain["testing"] += [{"image": _relative(i, root), "label": _one(la, root)} for i, la in pairs]
             plain["testing"] += [{"image": _relative(i, root)} for i in alone]
     for name in UNLABELED_FOLDERS:
@@ -261,9 +270,11 @@ def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path
     Raises:
         DataError: A folder is empty, or a label's image was not found or is not the only one.
     """
-    image_paths, label_paths = image_files(images), image_files(labels)
+    image_paths, label_paths = image_files(images), label_files(labels)
     if faults := [
-        f"{f}: no image files ({PATTERNS_TEXT})." for f, p in ((images, image_paths), (labels, label_paths)) if not p
+        f"{f}: no image files ({PATTERNS_TEXT}).{pictures_instead(f)}"
+        for f, p in ((images, image_paths), (labels, label_paths))
+        if not p
     ]:
         raise DataError(faults)
     tell_left_out(images, image_paths)

@@ -14,6 +14,8 @@ from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.folds import deal_folds, fold_faults
 from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels
 from autoseg.data.datalists.names import slashes, unique_names
+from autoseg.data.datalists.segments import segment_values, with_values
+from autoseg.data.formats.label_files import masks_of
 from autoseg.data.formats.table import is_image
 from autoseg.errors import ConfigError
 from autoseg.terminal import printable
@@ -87,6 +89,8 @@ class _Reader:
         self.check_folds(cases, num_fold)
         if self.faults:
             raise ConfigError(self.faults)
+        values = segment_values(table.labels, table.regions)
+        cases = {role: [with_values(case, values) for case in cases[role]] for role in ROLES}
         images = [case.images[0].relative_to(self.root) for role in ROLES for case in cases[role]]
         names = iter(unique_names(images))
         cases = {role: [replace(case, name=next(names)) for case in cases[role]] for role in ROLES}
@@ -169,7 +173,7 @@ class _Reader:
             if role in ("training", "validation"):
                 self.fault(where, "no label. Give one, or list the case under `unlabeled`.")
             return None
-        label = self.file(f"{where}.label", raw["label"])
+        label = self.file(f"{where}.label", raw["label"], is_label=True)
         if label is not None and label in images:
             self.fault(where, f"{raw['label']} is both image and label. Give each its own file.")
         return label
@@ -218,8 +222,8 @@ class _Reader:
                 files.append(self.file(f"{where}.{key}", value))
         return tuple(f for f in files if f is not None)
 
-    def file(self, where: str, value: Any) -> Path | None:
-        """A path below the data root; links in it may lead anywhere."""
+    def file(self, where: str, value: Any, *, is_label: bool = False) -> Path | None:
+        """A path below the data root; links in it may lead anywhere. A label may be a folder of masks, too."""
         if not isinstance(value, str) or not value:
             self.fault(where, f"{value!r}. Expected the path of a file.")
             return None
@@ -234,12 +238,14 @@ class _Reader:
             return None
         self.num_files += 1
         try:
-            is_folder, exists = path.is_dir() and not is_image(path), path.exists()
+            exists = path.exists()
+            is_folder = path.is_dir() and not is_image(path) and not (is_label and masks_of(path))
         except OSError as error:  # a name that is too long, a folder that may not be read
             self.fault(where, f"{value[:100]}: cannot be looked at ({error.strerror}). Correct the path.")
             return None
         if is_folder:
-            self.fault(where, f"{value} is a folder without DICOM files. Expected a file, or the folder of a series.")
+            expected = "the folder of a segmentation or of masks" if is_label else "the folder of a series"
+            self.fault(where, f"{value} is a folder without DICOM files. Expected a file, or {expected}.")
         elif not exists:
             self.first_missing = self.first_missing or value
             self.missing.append(f"{self.path}: {where}: no file {value} in {self.root}.{slashes(value)}")

@@ -17,17 +17,22 @@ import numpy as np
 
 from autoseg.data.formats.dicom_files import (
     LOCALIZER,
+    SEGMENTATIONS,
     DicomFile,
     check_decoder,
     is_dicom,
     looks_like_dicom,
     need_pydicom,
+    patient_digests,
     quiet,
     read_dicom,
     read_pixels,
 )
+from autoseg.data.formats.dicom_rtstruct import open_rtstruct
+from autoseg.data.formats.dicom_seg import open_seg
 from autoseg.data.formats.dicom_series import Series, judge_series
-from autoseg.data.formats.format import Format
+from autoseg.data.formats.format import Format, Origin
+from autoseg.data.formats.segmentation import Segmentation
 from autoseg.data.formats.stored import FileFaultError, Finding, Header, StoredVolume, scaled
 
 DIRECTORY = "DICOMDIR"
@@ -71,8 +76,8 @@ class Study:
 
     groups: tuple[Group, ...]
     """By their first file."""
-    others: tuple[str, ...]
-    """Modalities of files that are no scan."""
+    others: tuple[DicomFile, ...]
+    """Files that are no scan."""
     damaged: tuple[Path, ...]
 
     @property
@@ -80,8 +85,18 @@ class Study:
         """Those that can be volumes; where none can, all."""
         return tuple(g for g in self.groups if g.is_volume) or self.groups
 
+    @property
+    def segmentations(self) -> tuple[DicomFile, ...]:
+        """Files that are labels of a scan."""
+        return tuple(file for file in self.others if file.modality in SEGMENTATIONS)
 
-def _dicom_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
+    @property
+    def other_modalities(self) -> list[tuple[str, int]]:
+        """Modality of files that are no scan -> their number."""
+        return sorted(Counter(file.modality for file in self.others).items())
+
+
+def dicom_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     """The DICOM files of a folder in the order of their names, with its subfolders; hidden ones are left out."""
     with os.scandir(folder) as entries:
         listed = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
@@ -89,7 +104,7 @@ def _dicom_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
         path = Path(entry.path)
         if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and entry.is_dir() and not _is_loop(path)):
             if deep:
-                yield from _dicom_files(path)
+                yield from dicom_files(path)
         elif entry.name != DIRECTORY and not entry.name.lower().endswith(OTHER_SUFFIXES) and is_dicom(path):
             yield path
 
@@ -100,7 +115,7 @@ def _is_loop(path: Path) -> bool:
     return path.parent.resolve().is_relative_to(target)
 
 
-def _study(paths: Iterable[Path]) -> Study:
+def study_of(paths: Iterable[Path]) -> Study:
     """Sort files into series."""
     by_key: dict[tuple[str, str], list[DicomFile]] = {}
     others, damaged = [], []
@@ -112,7 +127,7 @@ def _study(paths: Iterable[Path]) -> Study:
                 damaged.append(path)
                 continue
             if not file.frames:
-                others.append(file.modality)
+                others.append(file)
             else:
                 by_key.setdefault((file.series, file.instance if file.is_multi else ""), []).append(file)
     groups = tuple(Group(files=tuple(files)) for files in by_key.values())
@@ -133,7 +148,7 @@ def _open(path: Path) -> tuple[Series, tuple[Finding, ...]]:
             raise FileFaultError("unreadable", f"a DICOM file of modality {file.modality}", "Expected a scan.")
         group, damaged = _series_of(file)
         return _judged(group), _damage(damaged, path.parent)
-    study = _study(_dicom_files(path))
+    study = study_of(dicom_files(path))
     if study.damaged:
         fault = _damage(study.damaged, path)[0]
         raise FileFaultError(fault.kind, fault.finding, fault.remedy)
@@ -141,7 +156,7 @@ def _open(path: Path) -> tuple[Series, tuple[Finding, ...]]:
         raise _not_one(path, study)
     chosen = study.volumes[0]
     left = [group.words for group in study.groups if group is not chosen]
-    left += [f"{count} {modality} files" for modality, count in sorted(Counter(study.others).items())]
+    left += [f"{count} {modality} files" for modality, count in study.other_modalities]
     if not left:
         return _judged(chosen), ()
     finding = f"left out beside the {chosen.words}: {', '.join(left)}"
@@ -153,7 +168,7 @@ def _series_of(file: DicomFile) -> tuple[Group, tuple[Path, ...]]:
     """The series of a file, from its folder, and files there that are damaged."""
     if file.is_multi:
         return Group(files=(file,)), ()
-    study = _study(_dicom_files(file.path.parent, deep=False))
+    study = study_of(dicom_files(file.path.parent, deep=False))
     mine = (g for g in study.groups if not g.files[0].is_multi and g.files[0].series == file.series)
     return next(mine, Group(files=(file,))), study.damaged
 
@@ -175,7 +190,7 @@ def _judged(group: Group) -> Series:
 def _not_one(folder: Path, study: Study) -> FileFaultError:
     """Say that a folder holds no series, or several."""
     if not study.groups:
-        others = ", ".join(f"{n} {m}" for m, n in sorted(Counter(study.others).items()))
+        others = ", ".join(f"{n} {m}" for m, n in study.other_modalities)
         finding = f"a folder without a scan in DICOM{f' ({others} files)' if others else ''}"
         return FileFaultError("unreadable", finding, "Give the folder of the series.")
     listed = [f"{g.words} ({g.files[0].path.relative_to(folder)})" for g in study.volumes[:MOST_NAMES]]
@@ -190,7 +205,7 @@ def _not_one(folder: Path, study: Study) -> FileFaultError:
 def is_series(path: Path, start: bytes) -> bool:
     """Whether a path is a DICOM file, or a folder that holds one."""
     if path.is_dir():
-        return next(_dicom_files(path), None) is not None
+        return next(dicom_files(path), None) is not None
     return looks_like_dicom(start)
 
 
@@ -272,7 +287,7 @@ def files(path: Path) -> tuple[Path, ...]:
     """The files that decide what is read: all DICOM files of a folder, or the series of a file."""
     path = path.parent if path.name == DIRECTORY else path
     if path.is_dir():
-        return tuple(_dicom_files(path)) or (path,)
+        return tuple(dicom_files(path)) or (path,)
     return tuple(file.path for file in _series_of(read_dicom(path))[0].files)
 
 
@@ -282,31 +297,87 @@ def find(folder: Path) -> list[Path]:
     A folder that holds files itself is one study, with its subfolders; else each subfolder is one. A study in which
     nothing can be read is in the answer, so that reading it says why.
     """
-    if next(_dicom_files(folder, deep=False), None) is not None:
+    if next(dicom_files(folder, deep=False), None) is not None:
         return _find_in_study(folder)
     folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     return [path for below in folders for path in _find_in_study(below)]
 
 
 def _find_in_study(folder: Path) -> list[Path]:
-    paths = list(_dicom_files(folder))
+    paths = list(dicom_files(folder))
     try:
         need_pydicom()
     except FileFaultError:
         return [folder] if paths else []
-    study = _study(paths)
+    study = study_of(paths)
     if len(paths) == 1 and study.groups and paths[0].parent == folder:
         return paths
     if len(study.volumes) == 1 or study.damaged:
         return [folder]
-    return sorted(_stands_for(group, study.volumes, folder) for group in study.volumes)
+    return sorted(stands_for(group, study.volumes, folder) for group in study.volumes)
 
 
-def _stands_for(group: Group, groups: Sequence[Group], folder: Path) -> Path:
+def stands_for(group: Group, groups: Sequence[Group], folder: Path) -> Path:
     """The folder of a series, where it holds no other; else one of its files."""
     shared = Path(os.path.commonpath([file.path.parent for file in group.files]))
     is_alone = all(other is group or not any(f.path.is_relative_to(shared) for f in other.files) for other in groups)
     return shared if is_alone and shared != folder and len(group.files) > 1 else group.files[0].path
+
+
+def segmentation(path: Path) -> Segmentation | None:
+    """The segments of a DICOM-SEG or RTSTRUCT file, or of all such files in a folder together; none of a scan.
+
+    Raises:
+        FileFaultError: pydicom is missing, or a file is damaged.
+    """
+    need_pydicom()
+    files = study_of(dicom_files(path)).segmentations if path.is_dir() else (read_dicom(path),)
+    parts = [_open_segmentation(file) for file in files if file.modality in SEGMENTATIONS]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    numbers: dict[str, int] = {}
+    for name in (name for part in parts for name in part.numbers):
+        numbers.setdefault(name, len(numbers) + 1)
+    return Segmentation(
+        numbers=numbers,
+        is_label_map=False,
+        pieces=lambda grid: (piece for part in parts for piece in part.pieces(grid)),
+        grid=None,
+        warnings=tuple(warning for part in parts for warning in part.warnings),
+    )
+
+
+def _open_segmentation(file: DicomFile) -> Segmentation:
+    return (open_seg if file.modality == "SEG" else open_rtstruct)(file.path)
+
+
+def find_labels(folder: Path) -> list[Path]:
+    """What stands for the segmentations of a folder: its own files, and subfolders that hold some."""
+    own = list(dicom_files(folder, deep=False))
+    below = {p: list(dicom_files(p)) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    if not own and not any(below.values()):
+        return []
+    try:
+        need_pydicom()
+    except FileFaultError:
+        return []  # the folder is among its images, as reading it will say
+    files = [file.path for file in study_of(own).segmentations]
+    return files + [p for p, paths in below.items() if study_of(paths).segmentations]
+
+
+def origin(path: Path) -> Origin:
+    """Modality and patient of a series, from the first of its images.
+
+    Raises:
+        FileFaultError: There is none.
+    """
+    need_pydicom()
+    paths = dicom_files(path) if path.is_dir() else iter((path,))
+    file = next((file for file in map(read_dicom, paths) if file.frames), None)
+    if file is None:
+        raise FileFaultError("unreadable", "a folder without a scan in DICOM", "Give the folder of the series.")
+    patient, words = patient_digests(file.path)
+    return Origin(modality=file.modality, patient=patient, words=words)
 
 
 DICOM = Format(
@@ -316,6 +387,9 @@ DICOM = Format(
     read_header=read_header,
     read=read,
     open_slices=open_slices,
+    segmentation=segmentation,
+    origin=origin,
     files=files,
     find=find,
+    find_labels=find_labels,
 )

@@ -6,11 +6,12 @@ hold no text of pydicom, which may quote a field.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from autoseg.data.formats.format import word_digests
 from autoseg.data.formats.stored import FileFaultError
 from autoseg.workspace.digests import FileSignature, file_signature
 from autoseg.workspace.files import open_regular
@@ -35,7 +37,9 @@ PIXELS = b"\xe0\x7f\x10\0"
 """The tag of the pixels."""
 LOCALIZER, MOSAIC = "LOCALIZER", "MOSAIC"
 """Words of a field ImageType: a scout, and Siemens' slices side by side in one image."""
-NO_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG")
+SEGMENTATIONS = ("SEG", "RTSTRUCT")
+"""Modalities that are labels of a scan."""
+NO_IMAGES = (*SEGMENTATIONS, "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG")
 """Modalities that are no scan."""
 FIELDS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "ImageType", "Rows", "Columns"),
@@ -82,6 +86,8 @@ class Frame:
     inter: float
     marks: tuple[tuple[str, str], ...]
     """Values of MARKS."""
+    segment: int | None = None
+    """Number of the segment that it is a mask of, in a segmentation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +179,18 @@ def _damages() -> tuple[type[Exception], ...]:
     return (*DAMAGES, BytesLengthException, InvalidDicomError)
 
 
-def _damaged(what: str, error: BaseException) -> FileFaultError:
-    return FileFaultError("unreadable", f"{what} ({type(error).__name__})", "Copy or export it again.")
+@contextmanager
+def naming_damage(what: str) -> Iterator[None]:
+    """Read with pydicom: say what is damaged, and nothing of what pydicom says.
+
+    Raises:
+        FileFaultError: It is.
+    """
+    try:
+        with quiet():
+            yield
+    except _damages() as error:
+        raise FileFaultError("unreadable", f"{what} ({type(error).__name__})", "Copy or export it again.") from None
 
 
 def read_dicom(path: Path) -> DicomFile:
@@ -193,36 +209,46 @@ def _read_dicom(path: Path, signature: FileSignature) -> DicomFile:
     """Read a header once, as long as the file stays as it is."""
     from pydicom import dcmread
 
-    wanted = [*FIELDS, *MARKS]
-    try:
-        with quiet(), open_regular(path) as file:
-            data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
-            return _header_of(path, data, file)
-    except _damages() as error:
-        raise _damaged(f"a damaged DICOM header in {path.name}", error) from None
+    with naming_damage(f"a damaged DICOM header in {path.name}"), open_regular(path) as file:
+        data = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*FIELDS, *MARKS])
+        return _header_of(path, data, file)
+
+
+def read_fields(path: Path, names: Sequence[str]) -> Any:
+    """Read some fields of a file's header as pydicom has them, and no others.
+
+    Raises:
+        FileFaultError: It is damaged, or pydicom is not installed.
+        OSError: It cannot be read.
+    """
+    need_pydicom()
+    from pydicom import dcmread
+
+    with naming_damage(f"a damaged DICOM header in {path.name}"), open_regular(path) as file:
+        return dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(names))
 
 
 def _header_of(path: Path, data: Any, file: IO[bytes]) -> DicomFile:
     """What a header says, in plain values."""
-    bits, is_signed = int(_value(data, "BitsAllocated") or 0), int(_value(data, "PixelRepresentation") or 0) == 1
-    rows, columns = int(_value(data, "Rows") or 0), int(_value(data, "Columns") or 0)
-    modality = str(_value(data, "Modality") or "?")[:16]
+    bits, is_signed = int(value_of(data, "BitsAllocated") or 0), int(value_of(data, "PixelRepresentation") or 0) == 1
+    rows, columns = int(value_of(data, "Rows") or 0), int(value_of(data, "Columns") or 0)
+    modality = str(value_of(data, "Modality") or "?")[:16]
     meta = getattr(data, "file_meta", None)
     syntax = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
-    frames = tuple(_frames(path, data)) if _value(data, "Rows") and modality not in NO_IMAGES else ()
+    frames = tuple(frames_of(path, data)) if value_of(data, "Rows") and modality not in NO_IMAGES else ()
     return DicomFile(
         path=path,
-        instance=str(_value(data, "SOPInstanceUID") or ""),
-        series=str(_value(data, "SeriesInstanceUID") or ""),
+        instance=str(value_of(data, "SOPInstanceUID") or ""),
+        series=str(value_of(data, "SeriesInstanceUID") or ""),
         modality=modality,
-        image_type=tuple(str(word) for word in _several(_value(data, "ImageType"))),
+        image_type=tuple(str(word) for word in several(value_of(data, "ImageType"))),
         rows=rows,
         columns=columns,
-        photometric=str(_value(data, "PhotometricInterpretation") or ""),
+        photometric=str(value_of(data, "PhotometricInterpretation") or ""),
         dtype=f"{'i' if is_signed else 'u'}{bits // 8}" if bits in (8, 16, 32) else "",
         syntax=syntax,
         pixels_at=_pixels_at(file, syntax, rows * columns * (bits // 8)) if len(frames) == 1 else 0,
-        has_lut=_value(data, "ModalityLUTSequence") is not None,
+        has_lut=value_of(data, "ModalityLUTSequence") is not None,
         frames=frames,
     )
 
@@ -243,22 +269,23 @@ def _pixels_at(file: IO[bytes], syntax: str, num_bytes: int) -> int:
     return begin if int.from_bytes(size, "little") in (num_bytes, num_bytes + 1) else 0
 
 
-def _several(value: Any) -> list[Any]:
+def several(value: Any) -> list[Any]:
     """A field's values; none where it is empty, one where it holds one."""
     if value is None or value == "":
         return []
     return [value] if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
-    return tuple(float(v) for v in _several(value))
+def numbers_of(value: Any) -> tuple[float, ...]:
+    """A field's numbers."""
+    return tuple(float(v) for v in several(value))
 
 
-def _frames(path: Path, data: Any) -> Iterator[Frame]:
+def frames_of(path: Path, data: Any) -> Iterator[Frame]:
     """The images of a file. An enhanced file's are described by groups, of all and of each; the first that has it."""
-    per_frame = _several(_value(data, "PerFrameFunctionalGroupsSequence"))
-    shared = (_several(_value(data, "SharedFunctionalGroupsSequence")) or [None])[0]
-    count = int(_value(data, "NumberOfFrames") or 1)
+    per_frame = several(value_of(data, "PerFrameFunctionalGroupsSequence"))
+    shared = (several(value_of(data, "SharedFunctionalGroupsSequence")) or [None])[0]
+    count = int(value_of(data, "NumberOfFrames") or 1)
     if per_frame and len(per_frame) != count:
         raise ValueError("as many groups as frames")
     for number in range(count):
@@ -276,17 +303,18 @@ def _frames(path: Path, data: Any) -> Iterator[Frame]:
         yield Frame(
             path=path,
             index=number if count > 1 else None,
-            position=_numbers(field("ImagePositionPatient")),
-            orientation=_numbers(field("ImageOrientationPatient")),
-            spacing_mm=_numbers(field("PixelSpacing")),
+            position=numbers_of(field("ImagePositionPatient")),
+            orientation=numbers_of(field("ImageOrientationPatient")),
+            spacing_mm=numbers_of(field("PixelSpacing")),
             thickness_mm=float(thickness) if thickness is not None else 0.0,
             slope=float(slope) if slope is not None else 1.0,
             inter=float(inter) if inter is not None else 0.0,
             marks=tuple((name, str(value)) for name in MARKS if (value := field(name)) is not None),
+            segment=None if (segment := field("ReferencedSegmentNumber")) is None else int(segment),
         )
 
 
-def _value(data: Any, name: str) -> Any:
+def value_of(data: Any, name: str) -> Any:
     """A field's value; None where it is not there. pydicom's `get` looks the name up each time."""
     tag = _tag(name)
     return data[tag].value if tag in data else None
@@ -305,6 +333,23 @@ def _tag(name: str) -> Any:
 
 def _items(element: Any) -> list[Any]:
     return list(element.value or ()) if element.VR == "SQ" else []
+
+
+def patient_digests(path: Path) -> tuple[str, frozenset[str]]:
+    """Digests of whom a file is of, to be compared; name and number themselves are let go at once.
+
+    Returns:
+        Of the number, empty where there is none; and of the words of name and number, as `word_digests` has them.
+
+    Raises:
+        FileFaultError: The file is damaged, or pydicom is not installed.
+    """
+    data = read_fields(path, ("PatientID", "IssuerOfPatientID", "PatientName"))
+    with naming_damage(f"a damaged DICOM header in {path.name}"):
+        texts = [str(value_of(data, n) or "").strip() for n in ("PatientID", "IssuerOfPatientID", "PatientName")]
+    number, issuer, name = texts
+    whole = hashlib.sha256(f"{issuer}\0{number}".encode()).hexdigest() if number else ""
+    return whole, word_digests(f"{number} {name}")
 
 
 def check_decoder(file: DicomFile) -> None:
@@ -351,8 +396,5 @@ def read_pixels(path: Path, indices: list[int] | None) -> list[np.ndarray]:
             finding = f"{path.name} ends after {array.size} of {file.rows * file.columns} pixels"
             raise FileFaultError("unreadable", finding, "Copy or export it again.")
         return [array.reshape(file.rows, file.columns)]
-    try:
-        with quiet():
-            return [np.asarray(array) for array in iter_pixels(path, raw=True, indices=indices)]
-    except _damages() as error:
-        raise _damaged(f"damaged pixels in {path.name}", error) from None
+    with naming_damage(f"damaged pixels in {path.name}"):
+        return [np.asarray(array) for array in iter_pixels(path, raw=True, indices=indices)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,8 +11,31 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.data.formats.segmentation import Segmentation
 from autoseg.data.formats.stored import Header, StoredSlices, StoredVolume
 from autoseg.data.grid import Grid
+
+SHORTEST_WORD = 3
+"""Shorter words of names say nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where an image comes from."""
+
+    modality: str
+    """As the file has it, such as CT or MR; empty where it does not say."""
+    patient: str
+    """A digest that is equal for scans of one patient; empty where it is not known. To be compared only: numbers of
+    patients can be guessed and tried, so that it is not written anywhere."""
+    words: frozenset[str] = frozenset()
+    """Digests of the words of the patient's name and number, to see whether names of files hold one."""
+
+
+def word_digests(text: str) -> frozenset[str]:
+    """A digest of each word of a text, whatever its case; short ones are left out."""
+    words = (w for w in re.split(r"[\W_]+", text.casefold()) if len(w) >= SHORTEST_WORD)
+    return frozenset(hashlib.sha256(word.encode()).hexdigest() for word in words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +63,18 @@ class Format:
     open_slices: Callable[[Path, ExitStack], StoredSlices] | None = None
     """Open a large file to read it slice by slice; what is open closes with the stack. None: such files are read
     whole."""
-    value_names: Callable[[Path], dict[int, str]] | None = None
-    """What a file calls the values of a label, as far as it names them. None: files of the format name none."""
+    segmentation: Callable[[Path], Segmentation | None] | None = None
+    """The named segments of a label file; none where a file names none. None: no file of the format does."""
+    origin: Callable[[Path], Origin] | None = None
+    """Where an image comes from, as far as it says so. None: files of the format say nothing."""
     files: Callable[[Path], tuple[Path, ...]] | None = None
     """All files that an image consists of, for those that are named by the suffixes or are folders; together they are
     its content. None: always the one."""
     find: Callable[[Path], list[Path]] | None = None
     """The images of a folder that are not known by a suffix, in the order of their names: subfolders, or files of any
     name. None: there are none."""
+    find_labels: Callable[[Path], list[Path]] | None = None
+    """The same of segmentations, which are no images. None: there are none."""
     write: Callable[[Path, Grid, np.dtype, Iterable[bytes | memoryview]], None] | None = None
     """Write a label file from its voxels in pieces, first stored axis running fastest; all of the file or nothing.
     None: no label is written in this format."""

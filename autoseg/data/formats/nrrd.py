@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from autoseg.data.formats.format import Format
-from autoseg.data.formats.raw import RawHeader, checked, readers
+from autoseg.data.formats.raw import RawHeader, checked, read_voxels, readers
+from autoseg.data.formats.segmentation import Piece, Segmentation
 from autoseg.data.formats.stored import (
     FileFaultError,
     Finding,
@@ -260,20 +262,63 @@ def files(path: Path) -> tuple[Path, ...]:
     return (path,) if name is None else (path, path.parent / name)
 
 
-def value_names(path: Path) -> dict[int, str]:
-    """The names of the segments in a file of 3D Slicer, by their values; none where segments lie in several layers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Segment:
+    """A segment as Slicer names it: voxels of a value in a layer."""
+
+    name: str
+    value: int
+    layer: int
+
+
+def _segments(keys: dict[str, str]) -> list[_Segment]:
+    """The segments that a header names."""
+    segments = []
+    for key, name in keys.items():
+        if (match := re.fullmatch(r"(Segment\d+)_Name", key)) is not None:
+            value, layer = (int(keys.get(f"{match[1]}_{field}", usual)) for field, usual in _USUAL)
+            if value != 0:  # which is background
+                segments.append(_Segment(name=name.strip() or match[1], value=value, layer=layer))
+    return segments
+
+
+_USUAL = (("LabelValue", 1), ("Layer", 0))
+"""What Slicer leaves out."""
+
+
+def segmentation(path: Path) -> Segmentation | None:
+    """The segments in a file of 3D Slicer; None where the header names none.
 
     Source: https://apidocs.slicer.org/main/classvtkMRMLSegmentationStorageNode.html
+
+    Raises:
+        FileFaultError: The header is damaged, or segments lie in layers that the file does not have.
     """
-    keys = read_text(path).keys
-    names: dict[int, str] = {}
-    for key, name in keys.items():
-        if (match := re.fullmatch(r"(Segment\d+)_Name", key)) is None:
-            continue
-        value = int(keys.get(f"{match[1]}_LabelValue", 1))
-        if names.setdefault(value, name) != name or keys.get(f"{match[1]}_Layer", "0") != "0":
-            return {}
-    return names
+    segments = _segments(read_text(path).keys)
+    if not segments:
+        return None
+    header = read_header(path)
+    if max(s.layer for s in segments) >= header.num_channels or min(s.layer for s in segments) < 0:
+        raise _damaged(f"segments in more than {header.num_channels} layers")
+    numbers: dict[str, int] = {}
+    for segment in segments:
+        numbers.setdefault(segment.name, segment.value)
+    places = {(s.layer, s.value) for s in segments}
+    one_each = len(places) == len(segments) == len(numbers)
+
+    def pieces(grid: Grid) -> Iterator[Piece]:
+        volume = read_voxels(path, header)
+        for segment in segments:
+            mask = volume.array[..., segment.layer] == segment.value
+            yield Piece(name=segment.name, mask=mask, affine=volume.grid.affine)
+
+    return Segmentation(
+        numbers=numbers,
+        is_label_map=header.num_channels == 1 and one_each,
+        pieces=pieces,
+        grid=lambda: header.grid,
+        warnings=header.warnings,
+    )
 
 
 NRRD = Format(
@@ -281,6 +326,6 @@ NRRD = Format(
     suffixes=(".seg.nrrd", ".nrrd", ".nhdr"),
     recognise=is_nrrd,
     **readers(read_header),
-    value_names=value_names,
+    segmentation=segmentation,
     files=files,
 )

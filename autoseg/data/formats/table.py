@@ -18,7 +18,7 @@ import numpy as np
 from autoseg.data.formats.analyze import ANALYZE
 from autoseg.data.formats.content import GZIP
 from autoseg.data.formats.dicom import DICOM
-from autoseg.data.formats.format import Format
+from autoseg.data.formats.format import Format, Origin
 from autoseg.data.formats.metaimage import METAIMAGE
 from autoseg.data.formats.mgh import MGH
 from autoseg.data.formats.nifti import NIFTI
@@ -45,6 +45,12 @@ LABEL_SUFFIX = LABEL_SUFFIXES[0]
 
 SIDE_SUFFIXES = (".json", ".txt", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".html", ".log", ".bval", ".bvec")
 """Of files that often lie beside images."""
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Of files of 2D pictures."""
+ON_PICTURES = (
+    "autoseg segments volumes: put the slices of a scan into one file, e.g. with 3D Slicer. Models cannot be trained "
+    "on single slices; a trained one predicts a volume of one slice."
+)
 MOST_NAMES = 5
 """Files that a warning names."""
 START_BYTES = 1024
@@ -106,16 +112,27 @@ def image_files(folder: Path, *, deep: bool = False) -> list[Path]:
     return sorted({*named, *(path for row in FORMATS if row.find is not None for path in row.find(folder))})
 
 
+def pictures_instead(folder: Path) -> str:
+    """Say what works where a folder holds 2D pictures in place of volumes; empty where it holds none."""
+    pictures = [p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
+    if not pictures:
+        return ""
+    kinds = ", ".join(sorted({p.suffix.lower() for p in pictures}))
+    return f" It holds {len(pictures)} 2D pictures ({kinds}). {ON_PICTURES}"
+
+
 # -- identity
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """All files that an image consists of, by its suffix; the path alone where they cannot be told."""
+    """All files that an image or a folder of masks consists of; the path alone where they cannot be told."""
     row = next((row for row in FORMATS if suffix_of(path) in row.suffixes), None)
     try:
         row = row or format_of(path)
         return (path,) if row.files is None else row.files(path)
     except (DataError, OSError, ValueError):
+        if path.is_dir() and (masks := image_files(path, deep=True)):
+            return tuple(part for mask in masks for part in files_of(mask))
         return (path,)  # it is damaged, as reading it will say
 
 
@@ -143,6 +160,8 @@ def format_of(path: Path) -> Format:
     by_content = (row for row in FORMATS if row.recognise(path, start))
     by_suffix = (row for row in FORMATS if suffix_of(path) in row.suffixes)
     if (kind := next(by_content, None) or next(by_suffix, None)) is None:
+        if suffix_of(path) in PICTURE_SUFFIXES:
+            raise FileFaultError("not_3d", f"a 2D picture ({suffix_of(path)})", ON_PICTURES)
         raise FileFaultError(
             "unreadable",
             "a folder without DICOM files" if path.is_dir() else f"unknown image format {path.suffix!r}",
@@ -229,18 +248,13 @@ def read_stored_volume(path: Path, *, free_bytes: int | None = None, with_digest
         return replace(volume, digest=image_digest(path)) if with_digest else volume
 
 
-def value_names(path: Path) -> dict[int, str]:
-    """What a label file calls its values; empty where it names none, or cannot be read.
-
-    The format is that of the suffix, so that files of formats without names are not opened.
-    """
-    row = next((row for row in FORMATS if suffix_of(path) in row.suffixes), None)
-    if row is None or row.value_names is None:
-        return {}
+def origin_of(path: Path) -> Origin:
+    """Where an image comes from; empty where its format does not say, or it cannot be read."""
     try:
-        return row.value_names(path)
+        row = format_of(path)
+        return row.origin(path) if row.origin is not None else Origin(modality="", patient="")
     except (DataError, OSError, ValueError):
-        return {}  # as reading it will say
+        return Origin(modality="", patient="")  # as reading it will say
 
 
 def can_stream(path: Path) -> bool:

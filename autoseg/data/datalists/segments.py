@@ -1,0 +1,200 @@
+"""The table of classes of a data set whose labels name their segments: DICOM, files of Slicer, folders of masks.
+
+Names decide, since files number segments as they like. Where segments overlap, classes become regions: each set of
+segments that occurs together has a label value of its own, and a region has the values of all sets that it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.names import loose_key
+from autoseg.data.formats.label_files import (
+    TOUCHING,
+    SegmentValues,
+    open_segmentation,
+    values_by_name,
+)
+from autoseg.data.formats.segmentation import Segmentation, on_grid
+from autoseg.data.formats.table import read_grid, reading
+from autoseg.errors import DataError
+
+HIGHEST_VALUE = 65534
+"""A label's highest value; the next one marks unsure voxels."""
+MOST_PAIRS = 3
+"""Overlaps that a note names."""
+
+
+def segment_values(labels: Mapping[int, str], regions: Mapping[str, tuple[int, ...]]) -> SegmentValues:
+    """The classes of a datalist as readers of segmentations take them."""
+    return tuple(regions.items()) or tuple((name, (value,)) for value, name in sorted(labels.items()))
+
+
+def with_values(case: Case, values: SegmentValues) -> Case:
+    """A case that knows the values of its label's segments."""
+    if case.label is None or not values:
+        return case
+    return replace(case, segment_values=values_by_name(case.label, values))
+
+
+@dataclass(kw_only=True)
+class _Names:
+    """What the labels of a data set name."""
+
+    numbers: dict[str, dict[int, Path]] = field(default_factory=dict)
+    """Name -> the numbers it has in files, and a file of each."""
+    together: set[frozenset[str]] = field(default_factory=set)
+    """Sets of two segments or more that voxels lie in."""
+    overlapping: dict[frozenset[str], str] = field(default_factory=dict)
+    """Those of them that do more than touch, and a case of each."""
+    num_plain: int = 0
+    """Labels that name nothing."""
+
+
+def name_segments(datalist: Datalist) -> tuple[Datalist, list[str]]:
+    """The list with the classes that its labels name, where it names none itself.
+
+    Labels whose segments may overlap are read whole.
+
+    Returns:
+        The list, as it was where no label names anything; and notes for people.
+
+    Raises:
+        DataError: Labels cannot be read; or files number segments differently, and other files hold numbers alone.
+    """
+    if datalist.labels or datalist.regions:
+        return datalist, []
+    cases = [c for c in (*datalist.training, *datalist.validation, *datalist.testing) if c.label is not None]
+    names = _gather(cases)
+    if not names.numbers:
+        return datalist, []
+    notes = ["class names are those of the segments in the label files."]
+    labels, regions = _table(names, notes)
+    values = segment_values(labels, regions)
+
+    def named(listed: Sequence[Case]) -> tuple[Case, ...]:
+        return tuple(with_values(case, values) for case in listed)
+
+    return replace(
+        datalist,
+        labels=labels,
+        regions=regions,
+        training=named(datalist.training),
+        validation=named(datalist.validation),
+        testing=named(datalist.testing),
+    ), notes
+
+
+def _gather(cases: Sequence[Case]) -> _Names:
+    """Open all labels."""
+    names = _Names()
+    faults: list[str] = []
+    for case in cases:
+        assert case.label is not None
+        try:
+            segmentation = open_segmentation(case.label)
+            if segmentation is None:
+                names.num_plain += 1
+                continue
+            for name, number in segmentation.numbers.items():
+                names.numbers.setdefault(name, {}).setdefault(number, case.label)
+            if not segmentation.is_label_map:
+                _find_overlaps(case, segmentation, names)
+        except DataError as error:
+            faults.extend(error.messages)
+    if faults:
+        raise DataError(faults)
+    return names
+
+
+def _find_overlaps(case: Case, segmentation: Segmentation, names: _Names) -> None:
+    """Note which segments of a case share voxels."""
+    assert case.label is not None
+    if len(segmentation.numbers) < 2:
+        return
+    grid = read_grid(case.images[0])[0]
+    with reading(case.label):
+        layers = on_grid(segmentation, grid)
+        if layers.faults:
+            raise layers.faults[0]
+    counts = layers.counts
+    sizes = {name: sum(n for members, n in counts.items() if name in members) for name in segmentation.numbers}
+    for members, count in counts.items():
+        if len(members) > 1:
+            names.together.add(members)
+            if count >= TOUCHING * min(sizes[name] for name in members):
+                names.overlapping.setdefault(members, case.name)
+
+
+def _table(names: _Names, notes: list[str]) -> tuple[dict[int, str], dict[str, tuple[int, ...]]]:
+    """`labels`, or `regions` where segments overlap.
+
+    Raises:
+        DataError: Names differ in spelling alone, or numbers contradict each other where names do not say more.
+    """
+    _check_spelling(names)
+    if names.overlapping:
+        if names.num_plain:
+            raise DataError(_contradiction(names, "overlap"))
+        return {}, _regions(names, notes)
+    if names.together:
+        pairs = ", ".join(" and ".join(sorted(members)) for members in _in_order(names.together)[:MOST_PAIRS])
+        notes.append(f"segments touch ({pairs}): the later one has the voxels they share.")
+    by_number: dict[int, set[str]] = {}
+    for name, numbers in names.numbers.items():
+        for number in numbers:
+            by_number.setdefault(number, set()).add(name)
+    agree = all(len(n) == 1 for n in names.numbers.values()) and all(len(n) == 1 for n in by_number.values())
+    if agree and all(0 < number <= HIGHEST_VALUE for number in by_number):
+        return {number: name for number, (name,) in sorted(by_number.items())}, {}
+    if names.num_plain:
+        raise DataError(_contradiction(names, "have different numbers"))
+    return dict(enumerate(sorted(names.numbers), start=1)), {}
+
+
+def _check_spelling(names: _Names) -> None:
+    """Refuse names that are one but for case and signs: they would be two classes."""
+    spelt: dict[str, list[str]] = {}
+    for name in names.numbers:
+        spelt.setdefault(loose_key(name), []).append(name)
+    faults = []
+    for first, second, *_ in (n for n in spelt.values() if len(n) > 1):
+        places = [next(iter(names.numbers[name].values())) for name in (first, second)]
+        faults.append(
+            f"{places[1]}: segment {second!r} differs from {first!r} in {places[0]} in spelling alone. Give segments "
+            "of one class one name."
+        )
+    if faults:
+        raise DataError(faults)
+
+
+def _contradiction(names: _Names, why: str) -> str:
+    first = next(path for numbers in names.numbers.values() for path in numbers.values())
+    return (
+        f"{first}: its segments, and those of other files, {why}, while {names.num_plain} label files hold values "
+        "without names. Give all labels as segmentations, or all as label maps."
+    )
+
+
+def _regions(names: _Names, notes: list[str]) -> dict[str, tuple[int, ...]]:
+    """A value for each segment by itself, then one for each set that occurs."""
+    sets = [*(frozenset({name}) for name in sorted(names.numbers)), *_in_order(names.together)]
+    if len(sets) > HIGHEST_VALUE:
+        raise DataError(
+            f"Segments overlap in {len(names.together)} ways. Expected at most {HIGHEST_VALUE}. Keep fewer."
+        )
+    pairs = _in_order(names.overlapping)[:MOST_PAIRS]
+    more = f", and {len(names.overlapping) - len(pairs)} more" if len(names.overlapping) > len(pairs) else ""
+    words = ", ".join(f"{' and '.join(sorted(members))} in {names.overlapping[members]}" for members in pairs)
+    notes.append(f"segments overlap ({words}{more}): classes are regions, learned with sigmoid.")
+    return {
+        name: tuple(n for n, members in enumerate(sets, start=1) if name in members) for name in sorted(names.numbers)
+    }
+
+
+def _in_order(sets: Collection[frozenset[str]]) -> list[frozenset[str]]:
+    """The smallest sets first, then by alphabet."""
+    return sorted(sets, key=lambda members: (len(members), sorted(members)))
