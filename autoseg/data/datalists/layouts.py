@@ -10,12 +10,14 @@ from autoseg.data.datalists import foreign
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.listfile import load_json
 from autoseg.data.datalists.listreader import build_datalist
-from autoseg.data.formats.table import image_files
+from autoseg.data.datalists.studies import dicom_to_plain, masks_to_plain
+from autoseg.data.formats.table import image_files, pictures_instead
 from autoseg.errors import DataError
 
 EXPECTED = (
     "an MSD data set (dataset.json with `training`), an nnU-Net raw data set (dataset.json with `channel_names`, "
-    "imagesTr, labelsTr), a datalist.json, or a pair of folders such as images/ and labels/ with the same file names"
+    "imagesTr, labelsTr), a datalist.json, a pair of folders such as images/ and labels/ with the same file names, a "
+    "folder per case with an image and a folder of masks, or DICOM with segmentations (SEG, RTSTRUCT)"
 )
 
 
@@ -29,12 +31,15 @@ class Layout:
     """The file or folder that told."""
     plain: foreign.Plain
     """Its cases in the form of a datalist.json, paths relative to the folder."""
+    notes: tuple[str, ...] = ()
+    """What was left out."""
 
 
 def find_layout(folder: Path, *, own_list: bool = True) -> Layout:
     """Recognise a folder's layout; the cases are not checked yet.
 
-    Tried in turn: datalist.json, dataset.json of nnU-Net v2, dataset.json of MSD, a pair of folders.
+    Tried in turn: datalist.json, dataset.json of nnU-Net v2, dataset.json of MSD, a pair of folders, a folder for each
+    case with an image and masks, DICOM with segmentations.
 
     Args:
         own_list: whether a datalist.json in the folder counts.
@@ -58,8 +63,13 @@ def find_layout(folder: Path, *, own_list: bool = True) -> Layout:
         reasons.append("its dataset.json has neither `channel_names` (nnU-Net) nor `training` and `modality` (MSD)")
     if (pair := foreign.pairs_to_plain(root)) is not None:
         return Layout(kind=f"pair of folders {pair[1]}", source=root, plain=pair[0])
+    if (cases := masks_to_plain(root)) is not None:
+        return Layout(kind="folder of cases with masks", source=root, plain=cases)
+    if (studies := dicom_to_plain(root)) is not None:
+        return Layout(kind="DICOM of patients", source=root, plain=studies[0], notes=tuple(studies[1]))
     reason = "; ".join(reasons or [_contents(root)])
-    raise DataError(f"{root}: no data set recognised, since {reason}. Expected {EXPECTED}.")
+    pictures = pictures_instead(root)
+    raise DataError(f"{root}: no data set recognised, since {reason}. Expected {EXPECTED}.{pictures}")
 
 
 def recognise(folder: Path, *, num_fold: int | None = 5, seed: int = 0, own_list: bool = True) -> Datalist:

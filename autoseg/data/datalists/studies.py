@@ -1,0 +1,119 @@
+"""Folders of patients turned into the plain content of a datalist.json: DICOM from an archive, or images with masks.
+
+Pairs are made by what DICOM files say, not by names. Numbers of patients are compared as digests, and patients are
+numbered anew where cases belong together: no list, log or report has one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autoseg.data.formats.dicom_tree import Tree, TreeScan, label_path, read_tree
+from autoseg.data.formats.label_files import MASK_FOLDERS, masks_of
+from autoseg.data.formats.table import image_files
+from autoseg.errors import DataError
+
+Plain = dict[str, Any]
+"""The content of a datalist.json; paths relative to the data root."""
+MOST_NAMED = 5
+"""Files that a message names."""
+
+
+def dicom_to_plain(root: Path) -> tuple[Plain, list[str]] | None:
+    """Convert a folder of DICOM files of patients, with segmentations among them.
+
+    Scans with a segmentation are for training; those of studies without any are unlabeled; others are left out.
+
+    Returns:
+        The list and notes for people; None where the folder holds no scan with a segmentation.
+
+    Raises:
+        DataError: Files are damaged, or several segmentations of a scan lie among others'.
+    """
+    tree = read_tree(root)
+    if tree is None or not any(scan.labels for scan in tree.scans):
+        return None
+    faults = list(tree.faults)
+    segmentations = [*tree.homeless, *(path for scan in tree.scans for path in scan.labels)]
+    groups = _groups(tree)
+    labelled = {scan.place.study for scan in tree.scans if scan.labels}
+    plain: Plain = {"training": [], "unlabeled": []}
+    beside = []
+    for scan, group in zip(tree.scans, groups, strict=True):
+        item: Plain = {"image": scan.path.relative_to(root).as_posix()} | ({"group": group} if group else {})
+        if scan.labels:
+            if (label := label_path(scan, segmentations)) is None:
+                faults.append(
+                    f"{scan.labels[0]}: one of {len(scan.labels)} segmentations of a scan, among other files. "
+                    "Keep one, or put those of the scan into a folder of their own."
+                )
+                continue
+            plain["training"].append(item | {"label": label.relative_to(root).as_posix()})
+        elif scan.place.study in labelled:
+            beside.append(scan)
+        else:
+            plain["unlabeled"].append(item)
+    if faults:
+        raise DataError(faults)
+    return plain, _notes(root, tree, beside)
+
+
+def _groups(tree: Tree) -> list[str | None]:
+    """A number for each patient of several scans, or for each study where patients are not known; None for others."""
+    known = {scan.place.patient for scan in tree.scans}
+    studies = {scan.place.study for scan in tree.scans}
+    # One number in all files of many studies is what anonymising leaves, and no patient.
+    tells = len(known) > 1 or len(studies) == 1
+    keys = [(scan.place.patient if tells else "") or scan.place.study for scan in tree.scans]
+    counts = Counter(keys)
+    numbers = {key: str(n) for n, key in enumerate((k for k in dict.fromkeys(keys) if counts[k] > 1), start=1)}
+    return [numbers.get(key) if key else None for key in keys]
+
+
+def _notes(root: Path, tree: Tree, beside: Sequence[TreeScan]) -> list[str]:
+    """What was left out."""
+    notes = []
+    if beside:
+        kinds = _counted([scan.modality for scan in beside])
+        notes.append(f"left out, series of studies in which others have the segmentation: {kinds}.")
+    if tree.homeless:
+        names = ", ".join(path.relative_to(root).as_posix() for path in tree.homeless[:MOST_NAMED])
+        more = f" and {len(tree.homeless) - MOST_NAMED} more" if len(tree.homeless) > MOST_NAMED else ""
+        notes.append(f"left out, segmentations of scans that are not there: {names}{more}.")
+    if tree.left_out:
+        notes.append(f"left out, no volumes: {_counted(tree.left_out)}.")
+    return notes
+
+
+def _counted(words: Sequence[str]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in sorted(Counter(words).items()))
+
+
+def masks_to_plain(root: Path) -> Plain | None:
+    """Convert a folder with a folder for each case: an image, and masks in a folder such as segmentations/.
+
+    Cases without masks are unlabeled. None where no case has both.
+
+    Raises:
+        DataError: A case has several images beside its masks.
+    """
+    plain: Plain = {"training": [], "unlabeled": []}
+    faults = []
+    for case in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        masks = next((case / name for name in MASK_FOLDERS if (case / name).is_dir() and masks_of(case / name)), None)
+        images = [p for p in image_files(case) if p.parent == case and p.is_file()]
+        if masks is not None and len(images) > 1:
+            names = ", ".join(p.name for p in images[:MOST_NAMED])
+            faults.append(f"{case}: {len(images)} images beside {masks.name}/ ({names}). Expected one.")
+        if len(images) == 1:
+            item = {"image": images[0].relative_to(root).as_posix()}
+            label = {} if masks is None else {"label": masks.relative_to(root).as_posix()}
+            plain["unlabeled" if masks is None else "training"].append(item | label)
+    if not plain["training"] and not faults:
+        return None
+    if faults:
+        raise DataError(faults)
+    return plain
