@@ -30,6 +30,7 @@ from autoseg.data.formats.table import read_header, read_stored_volume
 from autoseg.data.grid import Grid
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import DataError
+from autoseg.evaluation.folders import evaluate
 
 SINGLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "single"
 SHAPE = (9, 8, 7)
@@ -492,6 +493,29 @@ def test_a_hand_written_list_decides(tmp_path: Path) -> None:
     (root / "datalist.json").write_text(json.dumps({"training": items, "labels": table}))
     listed = read_datalist(root / "datalist.json", root, num_fold=2)
     assert set(np.unique(read_case_label(listed.training[0]).array)) == {0, 7, 8, 9}
+
+
+@pytest.mark.parametrize("kinds", [("dcm", "dcm"), ("nii", "dcm"), ("dcm", "nii")])
+def test_segmentations_are_scored_by_name(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    for kind, folder, overlap in zip(kinds, ("preds", "labels"), (1, 0), strict=True):
+        parts = masks(overlap)
+        if kind == "dcm":  # of the prediction, frames that the label has not
+            save_dicom(
+                tmp_path / folder / "a.dcm", seg_of({**parts, "liver": parts["liver"] & ~parts["tumor"]}, OBLIQUE)
+            )
+        else:
+            (tmp_path / folder).mkdir()
+            array = np.where(parts["tumor"], 2, parts["liver"]).astype("u1")
+            nib.save(nib.Nifti1Image(array, OBLIQUE), tmp_path / folder / "a.nii.gz")
+    result = evaluate(tmp_path / "preds", tmp_path / "labels")
+    assert result.classes == ("liver", "tumor")
+    found, true = (masks(overlap)["tumor"] for overlap in (1, 0))
+    dice = 2 * (found & true).sum() / (found.sum() + true.sum())
+    assert result.scores["dice"]["a"][1] == pytest.approx(dice)
+    assert (
+        result.scores["dice"]["a"]
+        == evaluate(tmp_path / "preds", tmp_path / "labels", classes=("liver", "tumor")).scores["dice"]["a"]
+    )
 
 
 # -- real files

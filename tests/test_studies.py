@@ -161,9 +161,7 @@ def test_patients_in_names_of_folders_are_told(tmp_path: Path) -> None:
         save_slices(tmp_path / "data" / f"roe{number} jane", slices)
         save_dicom(tmp_path / "data" / f"roe{number} jane" / "seg", drawn_on(seg(), slices))
     notes = init_data_folder(tmp_path / "data", tmp_path / "out", num_fold=2).notes
-    assert any(
-        n.startswith("names of folders or files hold a patient's name or number in 2 of 2 cases") for n in notes
-    )
+    assert any(n.startswith("names of folders or files hold a patient's name or number in 2 of 2 cases") for n in notes)
 
 
 def test_folders_of_images_beside_labels_are_grouped_by_patient_and_know_their_modality(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.data.datalists.names import RULE, Pairing, pair_files
-from autoseg.data.formats.table import SUFFIXES_TEXT, image_files, stem_of
-from autoseg.data.grid import Volume
+from autoseg.data.formats.label_files import SegmentValues, label_files
+from autoseg.data.formats.table import SUFFIXES_TEXT, stem_of
+from autoseg.data.grid import Grid, Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
 from autoseg.errors import ConfigError, DataError
@@ -19,6 +20,7 @@ from autoseg.evaluation.folder_scores import Evaluation, Scoring, format_evaluat
 from autoseg.evaluation.label_values import LabelValues, shown
 from autoseg.evaluation.metrics import TOLERANCE_MM
 from autoseg.evaluation.scores import METRICS, Comparison
+from autoseg.evaluation.segmentations import classes_by_name, shared_grid
 from autoseg.terminal import show
 from autoseg.workspace.files import write_json
 
@@ -41,7 +43,7 @@ def evaluate(
     Args:
         predictions: folder, searched with its subfolders; a prediction has the label's file name, or one that
             `pair_files` takes for the same.
-        labels: folder of label files.
+        labels: folder of label files, which may be segmentations (DICOM, folders of masks): names then decide.
         classes: names of the label values 1, 2, ...; or label values; None: every value that occurs in `labels`
             but 0 and 255.
         tolerance_mm: of the surface Dice.
@@ -57,13 +59,13 @@ def evaluate(
     pairing = _paired(truths, preds, predictions, labels)
     faults = list(pairing.faults)
     label_values, pred_values = LabelValues(), LabelValues()
-    label_map = _label_map(classes, scoring, truths, faults)
+    label_map, values = _classes(classes, scoring, truths, pairing, faults)
     by_case: dict[str, dict[str, list[float]]] = {}
     missing = []
     for path in truths:
         pred_path = pairing.pairs.get(path)
         try:
-            truth, pred = _read_pair(path, pred_path, label_values, pred_values)
+            truth, pred = _read_pair(path, pred_path, values, label_values, pred_values)
         except DataError as error:
             faults.extend(m for m in error.messages if m not in faults)
             continue
@@ -92,11 +94,21 @@ def _label_files(predictions: Path, labels: Path) -> tuple[list[Path], list[Path
     for flag, folder in (("--predictions", predictions), ("--labels", labels)):
         if not folder.is_dir():
             raise ConfigError(f"{flag}: {folder} is not a folder. Expected a folder of label files ({SUFFIXES_TEXT}).")
-    truths, preds = image_files(labels), image_files(predictions, deep=True)
+    truths, preds = label_files(labels), label_files(predictions, deep=True)
     for flag, folder, paths in (("--labels", labels, truths), ("--predictions", predictions, preds)):
         if not paths:
             raise ConfigError(f"{flag}: {folder} holds no label files ({SUFFIXES_TEXT}).")
     return truths, preds
+
+
+def _classes(
+    classes: Sequence[str] | None, scoring: Scoring, truths: Sequence[Path], pairing: Pairing, faults: list[str]
+) -> tuple[LabelMap, SegmentValues]:
+    """The classes to score, and the values of segments that are known by name."""
+    if classes is None and scoring != "flare23" and (named := classes_by_name(pairing.pairs, truths)) is not None:
+        return named
+    label_map = _label_map(classes, scoring, truths, faults)
+    return label_map, tuple(zip(label_map.names, label_map.values, strict=True))
 
 
 def _label_map(classes: Sequence[str] | None, scoring: Scoring, truths: Sequence[Path], faults: list[str]) -> LabelMap:
@@ -187,14 +199,15 @@ def _paired(truths: Sequence[Path], preds: Sequence[Path], predictions: Path, la
 
 
 def _read_pair(
-    label: Path, prediction: Path | None, label_values: LabelValues, pred_values: LabelValues
+    label: Path, prediction: Path | None, values: SegmentValues, label_values: LabelValues, pred_values: LabelValues
 ) -> tuple[Volume, np.ndarray]:
     """A label, and its prediction on the label's grid; of nothing but background where there is none."""
-    truth = read_label(label)
+    grid = shared_grid(label, prediction)
+    truth = read_label(label, grid=grid, values=values)
     label_values.add(label, truth.array[0])
     if prediction is None:
         return truth, np.zeros_like(truth.array[0])
-    pred = _read_on_grid(prediction, truth, label)
+    pred = _read_on_grid(prediction, truth, label, grid, values)
     pred_values.add(prediction, pred)
     return truth, pred
 
@@ -235,8 +248,8 @@ def _value_notes(
     return notes
 
 
-def _read_on_grid(path: Path, truth: Volume, label: Path) -> np.ndarray:
-    pred = read_label(path)
+def _read_on_grid(path: Path, truth: Volume, label: Path, grid: Grid | None, values: SegmentValues) -> np.ndarray:
+    pred = read_label(path, grid=grid, values=values)
     if difference := pred.grid.differs_from(truth.grid):
         raise DataError(
             f"{path}: not on the grid of {label} ({difference}). Resample one of them by nearest neighbour."

@@ -6,8 +6,9 @@ segments that occurs together has a label value of its own, and a region has the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from autoseg.data.datalists.cases import Case, Datalist
@@ -19,7 +20,8 @@ from autoseg.data.formats.label_files import (
     values_by_name,
 )
 from autoseg.data.formats.segmentation import Segmentation, on_grid
-from autoseg.data.formats.table import read_grid, reading
+from autoseg.data.formats.table import read_grid, reading, stem_of
+from autoseg.data.grid import Grid
 from autoseg.errors import DataError
 
 HIGHEST_VALUE = 65534
@@ -49,7 +51,7 @@ class _Names:
     together: set[frozenset[str]] = field(default_factory=set)
     """Sets of two segments or more that voxels lie in."""
     overlapping: dict[frozenset[str], str] = field(default_factory=dict)
-    """Those of them that do more than touch, and a case of each."""
+    """Those of them that do more than touch, and a label of each."""
     num_plain: int = 0
     """Labels that name nothing."""
 
@@ -68,11 +70,9 @@ def name_segments(datalist: Datalist) -> tuple[Datalist, list[str]]:
     if datalist.labels or datalist.regions:
         return datalist, []
     cases = [c for c in (*datalist.training, *datalist.validation, *datalist.testing) if c.label is not None]
-    names = _gather(cases)
-    if not names.numbers:
+    labels, regions, notes = table_of([(case.label, partial(_image_grid, case)) for case in cases if case.label])
+    if not labels and not regions:
         return datalist, []
-    notes = ["class names are those of the segments in the label files."]
-    labels, regions = _table(names, notes)
     values = segment_values(labels, regions)
 
     def named(listed: Sequence[Case]) -> tuple[Case, ...]:
@@ -88,21 +88,45 @@ def name_segments(datalist: Datalist) -> tuple[Datalist, list[str]]:
     ), notes
 
 
-def _gather(cases: Sequence[Case]) -> _Names:
+def _image_grid(case: Case) -> Grid:
+    return read_grid(case.images[0])[0]
+
+
+def table_of(
+    labels: Sequence[tuple[Path, Callable[[], Grid]]],
+) -> tuple[dict[int, str], dict[str, tuple[int, ...]], list[str]]:
+    """The classes that label files name.
+
+    Args:
+        labels: files, and what reads the grid that each is put on.
+
+    Returns:
+        Value -> name, or name -> values where segments overlap; neither where no file names any. And notes for people.
+
+    Raises:
+        DataError: As `name_segments`.
+    """
+    names = _gather(labels)
+    if not names.numbers:
+        return {}, {}, []
+    notes = ["class names are those of the segments in the label files."]
+    return *_table(names, notes), notes
+
+
+def _gather(labels: Sequence[tuple[Path, Callable[[], Grid]]]) -> _Names:
     """Open all labels."""
     names = _Names()
     faults: list[str] = []
-    for case in cases:
-        assert case.label is not None
+    for path, read_image_grid in labels:
         try:
-            segmentation = open_segmentation(case.label)
+            segmentation = open_segmentation(path)
             if segmentation is None:
                 names.num_plain += 1
                 continue
             for name, number in segmentation.numbers.items():
-                names.numbers.setdefault(name, {}).setdefault(number, case.label)
-            if not segmentation.is_label_map:
-                _find_overlaps(case, segmentation, names)
+                names.numbers.setdefault(name, {}).setdefault(number, path)
+            if not segmentation.is_label_map and len(segmentation.numbers) > 1:
+                _find_overlaps(path, segmentation, read_image_grid(), names)
         except DataError as error:
             faults.extend(error.messages)
     if faults:
@@ -110,13 +134,9 @@ def _gather(cases: Sequence[Case]) -> _Names:
     return names
 
 
-def _find_overlaps(case: Case, segmentation: Segmentation, names: _Names) -> None:
-    """Note which segments of a case share voxels."""
-    assert case.label is not None
-    if len(segmentation.numbers) < 2:
-        return
-    grid = read_grid(case.images[0])[0]
-    with reading(case.label):
+def _find_overlaps(path: Path, segmentation: Segmentation, grid: Grid, names: _Names) -> None:
+    """Note which segments of a label share voxels."""
+    with reading(path):
         layers = on_grid(segmentation, grid)
         if layers.faults:
             raise layers.faults[0]
@@ -126,7 +146,7 @@ def _find_overlaps(case: Case, segmentation: Segmentation, names: _Names) -> Non
         if len(members) > 1:
             names.together.add(members)
             if count >= TOUCHING * min(sizes[name] for name in members):
-                names.overlapping.setdefault(members, case.name)
+                names.overlapping.setdefault(members, stem_of(path))
 
 
 def _table(names: _Names, notes: list[str]) -> tuple[dict[int, str], dict[str, tuple[int, ...]]]:

@@ -26,7 +26,7 @@ from autoseg.data.formats.table import (
     stem_of,
     suffix_of,
 )
-from autoseg.data.grid import Grid
+from autoseg.data.grid import Grid, corners_of
 from autoseg.errors import DataError
 
 MASK_FOLDERS = ("segmentations", "segmentation", "masks", "labels")
@@ -45,11 +45,16 @@ where segments overlap, those of all sets of segments that it is in."""
 # -- files
 
 
-def label_files(folder: Path) -> list[Path]:
-    """The labels of a folder in the order of their names: files, and subfolders that are one label."""
+def label_files(folder: Path, *, deep: bool = False) -> list[Path]:
+    """The labels of a folder in the order of their names: files, and subfolders that are one label.
+
+    Args:
+        deep: search files in subfolders, which then are no folders of masks.
+    """
     found = {path for row in FORMATS if row.find_labels is not None for path in row.find_labels(folder)}
     below = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return sorted({*image_files(folder), *found, *(p for p in below if p not in found and masks_of(p))})
+    masks = () if deep else (p for p in below if p not in found and masks_of(p))
+    return sorted({*image_files(folder, deep=deep), *found, *masks})
 
 
 def masks_of(folder: Path) -> dict[str, Path]:
@@ -221,6 +226,18 @@ def own_grid(segmentation: Segmentation) -> Grid:
         finding = "contours, or several segmentations, which have no grid of their own"
         raise FileFaultError("grid", finding, "Give it as the label of its image.")
     return segmentation.grid()
+
+
+def joint_grid(grids: Sequence[Grid]) -> Grid:
+    """The smallest grid with the voxels of the first that holds all."""
+    first = grids[0]
+    to_index = np.linalg.inv(first.affine)
+    corners = np.hstack([(to_index @ grid.affine @ corners_of(grid.shape))[:3] for grid in grids])
+    low, high = np.rint(corners.min(1)).astype(int), np.rint(corners.max(1)).astype(int)
+    affine = first.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    i, j, k = (high - low + 1).tolist()
+    return Grid(shape=(i, j, k), affine=affine)
 
 
 def _check_room(grid: Grid, free_bytes: int | None) -> None:
