@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -289,6 +291,50 @@ def test_a_study_is_its_one_volume_and_says_what_is_left_out(tmp_path: Path) -> 
     assert warning.finding == "left out beside the CT series of 5 images: CT localizer of 5 images, 1 SR files"
     (study / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     assert_same(study / "DICOMDIR", study)
+
+
+def test_a_screenshot_of_the_dose_is_left_out(tmp_path: Path) -> None:
+    save_slices(tmp_path, slices_of(voxels(), OBLIQUE))
+    picture = slices_of(voxels(), OBLIQUE, SeriesInstanceUID=generate_uid(), Modality="OT", SamplesPerPixel=3)[0]
+    picture.PhotometricInterpretation, picture.PixelData = "RGB", bytes(3 * 6 * 7 * 2)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(picture, name)
+    picture.save_as(tmp_path / "dose", enforce_file_format=True)
+    (warning,) = read_stored_volume(tmp_path).warnings
+    assert warning.finding == "left out beside the CT series of 5 images: OT series of 1 image"
+
+
+def long_series(folder: Path, num_slices: int) -> Path:
+    """Slices of 32 kB each."""
+    array = np.random.default_rng(0).integers(0, 200, (128, 128, num_slices)).astype("u2")
+    return write_series(folder / f"n{num_slices}", array, OBLIQUE)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory that work took at once, as Python and NumPy count it."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_stays_flat_however_many_slices_a_series_has(tmp_path: Path) -> None:
+    def stream(series: Path) -> None:
+        with FileImage([series]) as image:
+            for start in range(0, image.shape[image.axis], 4):
+                image.rows(start, min(start + 4, image.shape[image.axis]))
+
+    stream(long_series(tmp_path, 5))  # imports
+    short, long = (peak_bytes(partial(stream, long_series(tmp_path, num))) for num in (20, 100))
+    slice_bytes = 128 * 128 * 2
+    assert (long - short) / 80 < slice_bytes / 4  # a header for each slice, and no pixels
+    # The analysis holds a case's voxels once, whatever their format.
+    series = tmp_path / "n100"
+    same = as_nifti(tmp_path, read_stored_volume(series).array[..., 0], OBLIQUE)
+    by_format = [peak_bytes(partial(analyze_case, (path,), None, None)) for path in (same, series)]
+    assert by_format[1] < by_format[0] + 20 * slice_bytes
 
 
 def test_of_two_volumes_the_one_that_is_meant_is_named_by_a_file(tmp_path: Path) -> None:

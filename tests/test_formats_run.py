@@ -129,10 +129,10 @@ def test_no_patient_comes_up_in_what_a_run_writes(
     root = runs[1]
     with caplog.at_level(logging.DEBUG):
         (root / "images" / "p3" / "IM0001").rename(root / "images" / "p3" / "kept")
-        run_command(["analyze", "--data", str(root / "images")])
+        assert run_command(["analyze", "--data", str(root / "images")]) == 0
         for command in ("status", "explain", "report"):
-            run_command([command, "--work_dir", str(root / "work_dir")])
-        run_command(["init", str(root), "--output", str(root / "again")])
+            assert run_command([command, "--work_dir", str(root / "work_dir")]) == 0
+        assert run_command(["init", str(root), "--output", str(root / "again")]) == 0
     shown = capsys.readouterr()
     texts = {"terminal": (shown.out + shown.err + caplog.text).encode()}
     planted = 0

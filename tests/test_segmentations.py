@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import nrrd
 import numpy as np
+import pydicom
 import pytest
 from other_formats import PATIENT, rtstruct_of, save_dicom, seg_of, slices_of, write_series
 from pydicom.dataset import Dataset
@@ -23,8 +25,9 @@ from autoseg.analyzer.merge_masks import merge_masks
 from autoseg.cli.init import init_data_folder
 from autoseg.data.datalists.cases import Case, case_digest, read_case_label
 from autoseg.data.datalists.datalist import read_datalist
+from autoseg.data.datalists.segments import segment_values, table_of
 from autoseg.data.formats import dicom_files
-from autoseg.data.formats.label_files import label_files, open_segmentation, read_stored_label
+from autoseg.data.formats.label_files import label_files, open_segmentation, own_grid, read_stored_label
 from autoseg.data.formats.stored import FileFaultError
 from autoseg.data.formats.table import read_header, read_stored_volume
 from autoseg.data.grid import Grid
@@ -518,6 +521,62 @@ def test_segmentations_are_scored_by_name(tmp_path: Path, kinds: tuple[str, str]
     )
 
 
+# -- damage
+
+
+def mutated(raw: bytes, chosen: random.Random, first: int) -> bytes:
+    """A file with a few bytes changed, cut out or put in, after the first ones."""
+    damaged = bytearray(raw)
+    for _ in range(chosen.randint(1, 6)):
+        place = chosen.randrange(first, len(damaged))
+        if (kind := chosen.random()) < 0.6:
+            damaged[place] = chosen.randrange(256)
+        elif kind < 0.8:
+            del damaged[place : place + chosen.randint(1, 30)]
+        else:
+            damaged[place:place] = chosen.choice([b"9999999999", b"-1", b"nan", b"\0\0", b"e308", b"\\", b"\xff\xff"])
+        if len(damaged) <= first + 1:
+            return raw[: first + 1]
+    return bytes(damaged)
+
+
+def write_damageable(path: Path) -> None:
+    """A segmentation of the kind of the file's name."""
+    if path.suffix == ".nrrd":
+        liver, tumor = masks(1).values()
+        write_layers(path, [liver.astype("u1"), tumor.astype("u1")], [("liver", 1, 0), ("tumor", 1, 1)])
+    elif path.stem == "RTSTRUCT":
+        save_dicom(path, rtstruct_of({"liver": [box(0.5, 6.5, 2), box(2.5, 4.5, 2)], "tumor": [box(2.5, 4.5, 3)]}))
+    else:
+        save_dicom(path, seg_of(masks(), OBLIQUE, path.stem))
+
+
+@pytest.mark.parametrize("name", ["BINARY.dcm", "LABELMAP.dcm", "FRACTIONAL.dcm", "RTSTRUCT.dcm", "layers.seg.nrrd"])
+def test_damaged_segmentations_are_refused_by_name_or_read(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    num = 300
+    path = tmp_path / name
+    write_damageable(path)
+    raw = path.read_bytes()
+    chosen = random.Random(name)
+    num_refused = 0
+    for _ in range(num):
+        path.write_bytes(mutated(raw, chosen, 132 if path.suffix == ".dcm" else 8))
+        try:
+            array = read_stored_label(path, grid=GRID, values=REGIONS).array
+            assert array.shape == (*SHAPE, 1)
+            assert set(np.unique(array)) <= {0, 1, 2, 3}
+            text = ""
+        except DataError as error:
+            text = str(error)
+            num_refused += 1
+        assert not text or str(path) in text
+        assert not any(word in text for word in PATIENT)
+    assert num_refused > num / 10
+    assert not any(word in caplog.text for word in PATIENT)
+
+
 # -- real files
 
 
@@ -536,3 +595,70 @@ def test_real_segmentations_lie_on_their_series(name: str, series: str, counts: 
     folder = Path(name).parts[0]
     dcmqi = SINGLE / folder / ("liver_seg.nrrd" if "segs" in folder else "nrrd/label.nrrd")
     np.testing.assert_array_equal(label, read_stored_volume(dcmqi).array[..., 0] != 0)
+
+
+@pytest.mark.skipif(not SINGLE.is_dir(), reason="the real files are not here")
+def test_every_real_segmentation_is_read_as_pydicom_has_its_frames_or_refused() -> None:
+    """By pydicom's own arrays and positions, frame by frame; 11 files are read, one is damaged."""
+    num_read = 0
+    files = (p for p in sorted(SINGLE.rglob("*")) if p.is_file() and p.suffix in (".dcm", ".seg"))
+    for path in files:
+        data = pydicom.dcmread(path, force=True)
+        if data.get("Modality") != "SEG":
+            continue
+        if path.name == "liver_1frame.dcm":
+            assert refusal(path, GRID).startswith("3 frames described and 1 stored.")
+            continue
+        segmentation = open_segmentation(path)
+        assert segmentation is not None
+        grid = own_grid(segmentation)
+        labels, regions, _ = table_of([(path, lambda grid=grid: grid)])  # type: ignore[misc]
+        values = segment_values(labels, regions)
+        label = label_on(path, grid, values)
+        expected = {name: np.zeros(grid.shape, bool) for name, _ in values}
+        arrays = data.pixel_array.reshape(-1, data.Rows, data.Columns)
+        for array, group in zip(arrays, data.PerFrameFunctionalGroupsSequence, strict=True):
+            place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float) * [-1, -1, 1]
+            i, j, k = np.rint(np.linalg.inv(grid.affine) @ [*place, 1])[:3].astype(int)
+            assert (i, j) == (0, 0)
+            for segment in data.SegmentSequence:
+                if segment.SegmentLabel == "Background":
+                    continue
+                if data.SegmentationType == "LABELMAP":
+                    mask = array == segment.SegmentNumber
+                elif group.SegmentIdentificationSequence[0].ReferencedSegmentNumber != segment.SegmentNumber:
+                    continue
+                else:
+                    mask = array >= 127.5 if data.SegmentationType == "FRACTIONAL" else array == 1
+                expected[segment.SegmentLabel][:, :, k] |= mask.T
+        for name, numbers in values:
+            np.testing.assert_array_equal(np.isin(label, numbers), expected[name], err_msg=f"{path.name} {name}")
+        num_read += 1
+    assert num_read == 11
+
+
+@pytest.mark.skipif(not SINGLE.is_dir(), reason="the real files are not here")
+def test_the_real_structure_set_is_filled_on_its_slices() -> None:
+    """A box of 400 x 300 mm on three slices; no image of it is there."""
+    path = SINGLE / "pydicom" / "rtstruct.dcm"
+    affine = np.array([[-5.0, 0, 0, 252.5], [0, -5.0, 0, 202.5], [0, 0, 200, -200], [0, 0, 0, 1]])
+    label = label_on(path, Grid(shape=(101, 81, 3), affine=affine), (("patient", (1,)),))
+    assert label[..., 0].sum() == 80 * 60
+    assert refusal(path, read_header(SINGLE / "dicom_ct_3slice_liver").grid, (("patient", (1,)),)).startswith(
+        "a contour of 'patient' is not on a slice of the image"
+    )
+
+
+@pytest.mark.skipif(not SINGLE.is_dir(), reason="the real files are not here")
+def test_the_real_layers_of_slicer_are_regions() -> None:
+    path = SINGLE / "slicer_seg_nrrd" / "SegmentationOverlapping.seg.nrrd"
+    grid = read_header(SINGLE / "slicer_seg_nrrd" / "CTChest4.nrrd").grid
+    labels, regions, notes = table_of([(path, lambda: grid)])
+    assert labels == {}
+    label = label_on(path, grid, segment_values(labels, regions))
+    array, header = nrrd.read(str(path))
+    for number in range(8):
+        layer, value = (int(header[f"Segment{number}_{key}"]) for key in ("Layer", "LabelValue"))
+        mask = np.isin(label, regions[header[f"Segment{number}_Name"]])
+        np.testing.assert_array_equal(mask, array[layer] == value)
+    assert notes[-1].startswith("segments overlap (")

@@ -42,6 +42,7 @@ OTHER_SUFFIXES = (
     *(".json", ".txt", ".csv", ".tsv", ".yaml", ".xml", ".png", ".jpg", ".npy", ".npz", ".zip", ".tar"),
 )
 """Of files that are not looked into."""
+EXPECTED = "Expected a scan; or, as a label, SEG or RTSTRUCT."
 MOST_NAMES = 4
 """Series that a message names."""
 
@@ -145,7 +146,7 @@ def _open(path: Path) -> tuple[Series, tuple[Finding, ...]]:
     if not path.is_dir():
         file = read_dicom(path)
         if not file.frames:
-            raise FileFaultError("unreadable", f"a DICOM file of modality {file.modality}", "Expected a scan.")
+            raise FileFaultError("unreadable", f"a DICOM file of modality {file.modality}", EXPECTED)
         group, damaged = _series_of(file)
         return _judged(group), _damage(damaged, path.parent)
     study = study_of(dicom_files(path))
