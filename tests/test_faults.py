@@ -148,7 +148,8 @@ def test_five_dimensions(data: DataSet) -> None:
 def test_a_label_with_channels(data: DataSet) -> None:
     save(data.root / "labels" / "case_2.nii.gz", np.stack([make_label()] * 2, axis=-1))
     assert faults(data) == [
-        LABEL + "a label with 2 channels. Expected one label map. For overlapping masks see `autoseg merge_masks`."
+        LABEL + "a label with 2 channels. Expected one label map. "
+        "For overlapping masks give a folder of a file each as the label."
     ]
 
 

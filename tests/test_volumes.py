@@ -286,9 +286,13 @@ def message(path: Path, read: str = "image") -> str:
 def test_faulty_files_are_named(tmp_path: Path) -> None:
     p = tmp_path / "x.nii"
     assert message(p) == f"{p}: no such file. Check the path in the datalist and dataroot."
-    odd = tmp_path / "x.png"
+    odd = tmp_path / "x.xyz"
     odd.write_bytes(b"")
-    assert "unknown image format '.png'" in message(odd)
+    assert "unknown image format '.xyz'" in message(odd)
+    odd.rename(tmp_path / "x.png")
+    assert message(tmp_path / "x.png").startswith(
+        f"{tmp_path / 'x.png'}: a 2D picture (.png). autoseg segments volumes: "
+    )
     p.write_bytes(b"not an image")
     assert message(p) == f"{p}: 12 bytes are too few for a NIfTI header. Export it again."
     p.write_bytes(b"not an image" * 40)

@@ -214,7 +214,7 @@ def _label_array(volume: StoredVolume, findings: list[Finding]) -> np.ndarray | 
     """The label's values as uint8 or uint16, (I, J, K); None where there are none to use."""
     if volume.array.shape[3] != 1:
         what = f"a label with {volume.array.shape[3]} channels"
-        remedy = "Expected one label map, or a segmentation that names its segments."
+        remedy = "Expected one label map. For overlapping masks give a folder of a file each as the label."
         findings.append(Finding("not_3d", what, remedy, file=LABEL_FILE))
         return None
     array = volume.array[..., 0]

@@ -25,7 +25,7 @@ from autoseg.data.datalists.layouts import find_layout
 from autoseg.data.datalists.listreader import build_datalist
 from autoseg.data.datalists.segments import name_segments
 from autoseg.data.formats.format import word_digests
-from autoseg.data.formats.table import origin_of
+from autoseg.data.formats.table import origin_of, stem_of
 from autoseg.data.volumes import read_image
 from autoseg.errors import ConfigError
 from autoseg.terminal import printable

@@ -115,10 +115,10 @@ def image_files(folder: Path, *, deep: bool = False) -> list[Path]:
 def pictures_instead(folder: Path) -> str:
     """Say what works where a folder holds 2D pictures in place of volumes; empty where it holds none."""
     pictures = [p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
-    if not pictures:
+    if not pictures or image_files(folder, deep=True):
         return ""
     kinds = ", ".join(sorted({p.suffix.lower() for p in pictures}))
-    return f" It holds {len(pictures)} 2D pictures ({kinds}). {ON_PICTURES}"
+    return f" It holds 2D pictures ({len(pictures)} {kinds}). {ON_PICTURES}"
 
 
 # -- identity
