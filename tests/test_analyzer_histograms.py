@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from autoseg.analyzer import histograms
-from autoseg.analyzer.histograms import Stats, histograms_by_label, pool
-from autoseg.data import components
+from autoseg.data import components, histograms
 from autoseg.data.components import find_components
+from autoseg.data.histograms import Stats, histograms_by_label, pool
 
 SHAPE = (17, 13, 11)
 

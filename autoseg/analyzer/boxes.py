@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from autoseg.analyzer.histograms import Histogram, chunks, histograms_by_label, pool
+from autoseg.data.histograms import Histogram, chunks, histograms_by_label, pool
 
 Box = tuple[slice, slice, slice]
 

@@ -17,12 +17,12 @@ import numpy as np
 from nibabel.orientations import ornt2axcodes
 
 from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_volume, within
-from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_label, pool
 from autoseg.data.components import find_components
 from autoseg.data.formats.label_files import SegmentValues, read_stored_label
 from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
 from autoseg.data.formats.table import read_stored_volume
 from autoseg.data.grid import Grid, axes_of, in_mm, stored_as
+from autoseg.data.histograms import Histogram, Stats, chunks, histograms_by_label, pool
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""

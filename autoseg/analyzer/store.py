@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from autoseg.analyzer.case import CaseStats, ClassStats
-from autoseg.analyzer.histograms import Histogram, Stats
 from autoseg.data.formats.stored import Finding
+from autoseg.data.histograms import Histogram, Stats
 from autoseg.workspace.files import append_text, open_regular, write_text
 
 VERSION = 3

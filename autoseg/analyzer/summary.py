@@ -15,8 +15,8 @@ import numpy as np
 
 from autoseg.analyzer.case import CaseStats, ClassStats
 from autoseg.analyzer.faults import Measured
-from autoseg.analyzer.histograms import QUANTILES, Stats, pool
 from autoseg.analyzer.lateral import Lateral
+from autoseg.data.histograms import QUANTILES, Stats, pool
 from autoseg.data.labels import LabelMap
 
 Plain = dict[str, Any]

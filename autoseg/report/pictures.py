@@ -1,7 +1,6 @@
 """Pictures of a case: slices in three planes with truth and prediction as contours. One volume at a time in memory.
 
 A plane is one PNG with its slices below each other, and for each slice SVG paths in the coordinates of its pixels.
-Planes are shown as radiologists look at them: the patient's right on the left, front and head up.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 
 from autoseg.data.datalists.cases import Case, read_case_label
 from autoseg.data.labels import UNSURE, LabelMap
+from autoseg.data.slices import PLANES, as_seen, gray_window, to_gray
 from autoseg.data.volumes import read_image, read_label
 
 MOST_SLICES = 24
@@ -24,7 +24,6 @@ MOST_PIXELS = 160
 """Longest edge of a slice; larger ones are thinned."""
 MARGIN_MM = 15.0
 """Shown around the classes."""
-_PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +79,10 @@ def picture_case(case: Case, prediction: Path, label_map: LabelMap) -> CasePictu
     box = shown_box(targets, spacing)
     targets = [target[(slice(None), *box)].copy() for target in targets]
     image = read_image(case.images[:1]).array[0][box].copy()
-    window = _window(image)
-    gray = _gray(image, window)
+    window = gray_window(image)
+    gray = to_gray(image, window)
     offset = [b.start for b in box]
-    planes = tuple(_plane(name, axis, gray, targets, label_map, spacing, offset) for name, axis in _PLANES)
+    planes = tuple(_plane(name, axis, gray, targets, label_map, spacing, offset) for name, axis in PLANES)
     return CasePicture(planes=planes, window=window, spacing_mm=spacing, shape=(x, y, z))
 
 
@@ -108,19 +107,6 @@ def shown_box(targets: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> tup
     return box[0], box[1], box[2]
 
 
-def _window(image: np.ndarray) -> tuple[float, float]:
-    """The middle 98 % of the intensities."""
-    low, high = np.percentile(image, [1, 99])
-    return float(low), float(high) if high > low else float(low) + 1.0
-
-
-def _gray(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    low, high = window
-    image -= low
-    image *= 255.0 / (high - low)
-    return np.clip(image, 0, 255, out=image).astype(np.uint8)
-
-
 def _plane(
     name: str,
     axis: int,
@@ -136,14 +122,14 @@ def _plane(
     step = [max(1, -(-gray.shape[a] // MOST_PIXELS)) for a in (across, up)]
     pictures, slices = [], []
     for place in places:
-        picture = _flat(np.take(gray, place, axis=axis), step)
+        picture = as_seen(np.take(gray, place, axis=axis), step)
         height, width = picture.shape
         # With its edge rows twice, so that smoothing never mixes neighbouring slices.
         pictures.append(np.pad(picture, ((1, 1), (0, 0)), mode="edge"))
         contours = []
         for is_truth, target in zip((True, False), targets, strict=True):
             for i, mask in _masks(np.take(target, place, axis=axis + 1), label_map):
-                if path := outline(_flat(mask, step)):
+                if path := outline(as_seen(mask, step)):
                     contours.append(Contour(class_index=i, is_truth=is_truth, path=path))
         slices.append(tuple(contours))
     return Plane(
@@ -175,14 +161,6 @@ def _places(amount: np.ndarray) -> tuple[int, ...]:
     fullest = int(np.argmax(amount))
     even[np.argmin(np.abs(even - fullest))] = fullest
     return tuple(int(p) for p in np.unique(even))
-
-
-def _flat(plane: np.ndarray, step: Sequence[int]) -> np.ndarray:
-    """(across, up) in RAS to rows and columns as shown, thinned: rows from top, columns from left."""
-    plane = plane[:: step[0], :: step[1]]
-    plane = plane[:, ::-1]  # up is the high end
-    plane = plane[::-1]  # right, or the front, is on the left
-    return np.ascontiguousarray(plane.T)
 
 
 def outline(mask: np.ndarray) -> str:
