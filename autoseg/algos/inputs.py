@@ -12,6 +12,7 @@ from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
+from autoseg.data.terms import check_codes
 from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:  # both load torch, which the commands that only look up what is planned do not need
@@ -52,6 +53,7 @@ def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerpri
         settings, datalist.labels, in_files, regions=datalist.regions, ignore_label=datalist.ignore_label
     )
     check_classes(settings.inference, label_map.names)
+    check_codes(settings.codes, label_map.names)
     return merge_left_right(label_map) if settings.merge_left_right else label_map
 
 

@@ -56,6 +56,15 @@ def _check_rising(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def _check_concept(text: str) -> str:
+    parts = [part.strip() for part in text.split(",", 2)]
+    if len(parts) == 2 or not all(parts):
+        raise ValueError(f"expected scheme, code and meaning, such as 'SCT,10200004,Liver', found {text!r}.")
+    if len(parts) == 3 and any(len(part) > most for part, most in zip(parts, (16, 16, 64), strict=True)):
+        raise ValueError(f"scheme and code have 16 characters at most, the meaning 64, as in DICOM; found {text!r}.")
+    return text
+
+
 Count = Annotated[int, Field(ge=1)]
 
 Positive = Annotated[float, Field(gt=0)]
@@ -77,6 +86,9 @@ Duration = Annotated[str, AfterValidator(_check_duration)]
 
 MemorySize = Annotated[str, AfterValidator(_check_size)]
 """A text such as 4GB."""
+
+Concept = Annotated[str, AfterValidator(_check_concept)]
+"""A coded concept: scheme, code and meaning, such as SCT,10200004,Liver; or a name of `autoseg/data/terms.csv`."""
 
 LateralPairs = Annotated[tuple[tuple[str, str], ...], AfterValidator(_check_pairs)]
 """Pairs of class names; a class is in one of them at most."""

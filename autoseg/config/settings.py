@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, create_model, model_validator
 
 from autoseg.config.fields import (
+    Concept,
     Count,
     Duration,
     FoldIndex,
@@ -42,6 +43,27 @@ class ClassSpec(Strict):
     """Shown in tables."""
     index: Annotated[tuple[Annotated[int, Field(ge=0, le=65535)], ...], Field(min_length=1)]
     """Label values that belong to it."""
+
+
+class ClassCodes(Strict):
+    """What a class is, in coded terms. Each is scheme, code and meaning, such as SCT,10200004,Liver, or a name such as
+    liver.
+    """
+
+    type: Concept
+    """What it is, such as SCT,108369006,Neoplasm."""
+    category: Concept | None = None
+    """What kind of thing that is; null: of the named type, else SCT,123037004,Anatomical Structure."""
+    modifier: Concept | None = None
+    """left or right."""
+    region: Concept | None = None
+    """Of something abnormal: where in the body it lies, such as liver."""
+    region_modifier: Concept | None = None
+    """left or right of that."""
+
+
+FormatName = Literal["auto", "nifti", "nrrd", "seg.nrrd", "mha", "dicomseg", "rtstruct"]
+"""Of label files, as `autoseg predict` writes them; `autoseg.data.formats.table` has a writer of each name."""
 
 
 class EnsembleSettings(Strict):
@@ -249,6 +271,9 @@ class RunSettings(HyperSettings):
     once, each case for the classes it has; both: marginal, then pseudo-labels that pass a filter, and again."""
     pseudolabel: PseudolabelSettings = PseudolabelSettings()
     """How missing classes are filled in."""
+    codes: dict[str, Concept | ClassCodes] = Field(default_factory=dict)
+    """Class -> what DICOM and Slicer segmentations say that it is: scheme, code and meaning, a known name, or {type,
+    category, modifier, region, region_modifier}; classes that are not listed are found by their names."""
     on_fault: Literal["stop", "skip"] = "stop"
     """A faulty case stops the run, or is set aside and listed."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -69,6 +69,12 @@ def sided_pairs(names: Sequence[str]) -> tuple[SidedPair, ...]:
     return tuple(sorted(pairs, key=lambda pair: min(pair.left, pair.right)))
 
 
+def without_side(name: str) -> Iterator[tuple[bool, str]]:
+    """All ways to read a name as one of a side, the surest first: whether it is left, and the name without it."""
+    for reading in sorted(_readings(name), key=lambda r: r.rank):
+        yield reading.is_left, _without(name, reading)
+
+
 def _readings(name: str) -> Iterator[_Reading]:
     """All ways to read a name as one of a side."""
     words = [(m.group().lower(), m.start(), m.end()) for m in WORD.finditer(name)]
