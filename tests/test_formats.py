@@ -144,10 +144,10 @@ def test_a_digest_is_of_the_bytes_and_only_where_asked_for(tmp_path: Path) -> No
 
 
 def test_suffixes_come_from_the_table(tmp_path: Path) -> None:
-    assert SUFFIXES[:2] == LABEL_SUFFIXES == (".nii.gz", ".nii")
+    assert SUFFIXES[:2] == LABEL_SUFFIXES[:2] == (".nii.gz", ".nii")
     names = ["a.b.nii.gz", "A.NII.GZ", "a.nii", "a.gz", "a", "a.MHA", "1.2.840"]
     assert [suffix_of(Path(n)) for n in names] == [".nii.gz", ".nii.gz", ".nii", ".gz", "", ".mha", ""]
     assert [stem_of(Path(n)) for n in names] == ["a.b", "A", "a", "a", "a", "a", "1.2.840"]
-    with pytest.raises(DataError, match=r"x\.mha: label files are not written as '\.mha'. Expected one of \.nii\.gz"):
-        write_volume(tmp_path / "x.mha", np.zeros((3, 4, 5), np.uint8), Grid(shape=(3, 4, 5), affine=np.eye(4)))
+    with pytest.raises(DataError, match=r"x\.mhd: label files are not written as \.mhd\. Expected one of \.nii\.gz"):
+        write_volume(tmp_path / "x.mhd", np.zeros((3, 4, 5), np.uint8), Grid(shape=(3, 4, 5), affine=np.eye(4)))
     assert not list(tmp_path.iterdir())

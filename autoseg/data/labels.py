@@ -21,6 +21,8 @@ from autoseg.errors import ConfigError
 IGNORE, UNSURE = 255, 254
 """Values in an encoded target, above those of classes, whatever marks them in the files: of an ignored voxel, and of
 one of which is known only that it is of none of the classes that its case's annotators drew."""
+MOST_CODED = 15
+"""Regions whose sets fit into the values of a label file."""
 UNSURE_VALUE = 65535
 """What marks the latter in a completed label's file; no class can have it, so that every label map means the same."""
 
@@ -177,6 +179,14 @@ class LabelMap:
             if self.ignore_label is not None:
                 table[IGNORE] = self.ignore_label
             return table[target[0]]
+        if len(self.names) <= MOST_CODED:
+            code = np.zeros(target.shape[1:], np.uint16)
+            for i, channel in enumerate(target):
+                code |= (channel == 1).astype(np.uint16) << i
+            label = self._value_of_code[code]
+            if self.ignore_label is not None:
+                label[target[0] == IGNORE] = self.ignore_label
+            return label
         label = np.zeros(target.shape[1:], self.dtype)
         for i in self.paint_order:
             label[target[i] == 1] = self.painted_values[i]
@@ -188,6 +198,28 @@ class LabelMap:
         if self.ignore_label is not None:
             label[target[0] == IGNORE] = self.ignore_label
         return label
+
+    @cached_property
+    def _value_of_code(self) -> np.ndarray:
+        """The value of each set of regions, which are the bits of an index."""
+        table = np.zeros(1 << len(self.names), self.dtype)
+        codes = np.arange(len(table))
+        for i in self.paint_order:
+            table[codes >> i & 1 == 1] = self.painted_values[i]
+        for regions, value in self.overlap_values.items():
+            table[sum(1 << i for i in regions)] = value
+        return table
+
+    def with_overlaps(self) -> LabelMap:
+        """The same regions, with a value for each set of them, so that no overlap is lost; itself where none can be.
+
+        Only regions have overlaps, and only up to `MOST_CODED` of them have values enough.
+        """
+        if not self.sigmoid or len(self.names) > MOST_CODED:
+            return self
+        codes = range(1, 1 << len(self.names))
+        values = tuple(tuple(c for c in codes if c >> i & 1) for i in range(len(self.names)))
+        return _Overlaps(names=self.names, values=values, sigmoid=True)
 
     @cached_property
     def sided_pairs(self) -> tuple[SidedPair, ...]:
@@ -220,6 +252,24 @@ class LabelMap:
                 painted = dict(zip(self.named.names, self.named.painted_values, strict=True))
                 triples.append((value, painted[parts[pair[0].left]], painted[parts[pair[0].right]]))
         return tuple(triples)
+
+
+class _Overlaps(LabelMap):
+    """Regions whose values are the sets of them: bit i of a value is region i."""
+
+    @cached_property
+    def painted_values(self) -> tuple[int, ...]:
+        """See `LabelMap`."""
+        return tuple(1 << i for i in range(len(self.names)))
+
+    @cached_property
+    def overlap_values(self) -> dict[frozenset[int], int]:
+        """None: `_value_of_code` is the identity."""
+        return {}
+
+    @cached_property
+    def _value_of_code(self) -> np.ndarray:
+        return np.arange(1 << len(self.names), dtype=self.dtype)
 
 
 def merge_classes(label_map: LabelMap, groups: Mapping[str, Collection[str]]) -> LabelMap:

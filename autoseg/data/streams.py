@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,14 +17,14 @@ from typing import Protocol, Self
 import numpy as np
 from nibabel.orientations import apply_orientation
 
-from autoseg.data.formats.table import can_stream, open_slices, read_header, reading, write_stored_volume
+from autoseg.data.formats.format import LabelFile
+from autoseg.data.formats.table import can_stream, open_slices, read_header, reading, write_label
 from autoseg.data.grid import Grid, Volume, ras_orientation
 from autoseg.data.volumes import not_finite, other_grid, read_image
 from autoseg.errors import DataError
 
 STREAM_VOXELS = 1 << 26
 """Voxels over all channels from which an image is read piece by piece: 256 MiB as float32, a CT of 512x512x256."""
-COPY_BYTES = 1 << 24
 
 
 class ImageRows(Protocol):
@@ -144,14 +144,17 @@ class LabelRows:
     Rows are kept uncompressed in a temporary file beside the target, since a flipped file's last rows come first.
     """
 
-    def __init__(self, path: Path, grid: Grid, dtype: np.dtype) -> None:
+    def __init__(
+        self, path: Path, grid: Grid, dtype: np.dtype, write: Callable[[Path, LabelFile], None] = write_label
+    ) -> None:
         """Begin a file on an image's own grid, filled with background.
 
         Args:
-            path: to write; its suffix says the format.
+            path: to write.
             dtype: of the labels.
+            write: the file, from its grid and voxels; as its suffix says unless another is given.
         """
-        self._path, self._grid, self._dtype = path, grid, np.dtype(dtype)
+        self._path, self._grid, self._dtype, self._write = path, grid, np.dtype(dtype), write
         self._back = ras_orientation(grid.affine, inverse=True)
         to_ras = ras_orientation(grid.affine)
         self._axis, self._flipped = int(to_ras[2, 0]), bool(to_ras[2, 1] < 0)
@@ -177,15 +180,15 @@ class LabelRows:
 
     def volume(self) -> np.ndarray:
         """What was written so far, (X, Y, Z) in RAS, to be changed in place: mapped from the file, not in memory."""
+        return apply_orientation(self._stored(), ras_orientation(self._grid.affine))
+
+    def _stored(self) -> np.ndarray:
         self._file.flush()
-        stored = np.memmap(self._file, self._dtype, "r+", shape=self._grid.shape, order="F")
-        return apply_orientation(stored, ras_orientation(self._grid.affine))
+        return np.memmap(self._file, self._dtype, "r+", shape=self._grid.shape, order="F")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._file:
             if kind is None:
-                self._file.seek(0)
-                pieces = iter(lambda: self._file.read(COPY_BYTES), b"")
-                write_stored_volume(self._path, self._grid, self._dtype, pieces)
+                self._write(self._path, LabelFile(grid=self._grid, array=self._stored()))

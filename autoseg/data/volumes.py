@@ -6,14 +6,16 @@ Orientation maths is nibabel's; files are read and written through the table of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from nibabel.orientations import apply_orientation
 
+from autoseg.data.formats.format import LabelFile
 from autoseg.data.formats.label_files import SegmentValues, read_stored_label
 from autoseg.data.formats.stored import scaled
-from autoseg.data.formats.table import read_stored_volume, write_stored_volume
+from autoseg.data.formats.table import read_stored_volume, write_label
 from autoseg.data.grid import Grid, Volume, has_axes, ras_orientation
 from autoseg.errors import DataError
 
@@ -122,12 +124,15 @@ def stored_array(array: np.ndarray, grid: Grid) -> np.ndarray:
     return np.ascontiguousarray(apply_orientation(array, ras_orientation(grid.affine, inverse=True)))
 
 
-def write_volume(path: Path, array: np.ndarray, grid: Grid) -> None:
+def write_volume(
+    path: Path, array: np.ndarray, grid: Grid, write: Callable[[Path, LabelFile], None] = write_label
+) -> None:
     """Write an array in RAS+ back onto a file's own grid, orientation and affine; all of the file or nothing.
 
     Args:
         array: (X, Y, Z) in RAS+, of an integer type.
         grid: the grid of the file it belongs to.
+        write: the file, from its grid and voxels; as its suffix says unless another is given.
 
     Raises:
         DataError: The array does not fit the grid.
@@ -137,5 +142,4 @@ def write_volume(path: Path, array: np.ndarray, grid: Grid) -> None:
         raise DataError(
             f"{path}: array of shape {array.shape} for a grid of {ras.shape} in RAS. Give the volume's own grid."
         )
-    stored = stored_array(array, grid)
-    write_stored_volume(path, grid, array.dtype, (np.ascontiguousarray(s.T).data for s in np.moveaxis(stored, 2, 0)))
+    write(path, LabelFile(grid=grid, array=stored_array(array, grid)))

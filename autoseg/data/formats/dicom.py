@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from autoseg.data.formats import dicom_rtstruct_writer, dicom_seg_writer
 from autoseg.data.formats.dicom_files import (
     LOCALIZER,
     SEGMENTATIONS,
@@ -29,9 +30,12 @@ from autoseg.data.formats.dicom_files import (
     read_pixels,
 )
 from autoseg.data.formats.dicom_rtstruct import open_rtstruct
+from autoseg.data.formats.dicom_rtstruct_writer import write_rtstruct
 from autoseg.data.formats.dicom_seg import open_seg
+from autoseg.data.formats.dicom_seg_writer import need_highdicom, write_seg
 from autoseg.data.formats.dicom_series import Series, judge_series
-from autoseg.data.formats.format import Format, Origin
+from autoseg.data.formats.dicom_sources import Sources, check_source, read_sources
+from autoseg.data.formats.format import Format, LabelFile, LabelWriter, Origin
 from autoseg.data.formats.segmentation import Segmentation
 from autoseg.data.formats.stored import FileFaultError, Finding, Header, StoredVolume, scaled
 
@@ -381,6 +385,39 @@ def origin(path: Path) -> Origin:
     return Origin(modality=file.modality, patient=patient, words=words)
 
 
+def _sources(label: LabelFile) -> Sources:
+    with quiet():
+        return read_sources(_open(label.images[0])[0])
+
+
+def _checker(name: str, need: Callable[[], None]) -> Callable[[Sequence[Path]], None]:
+    """What refuses an image that nothing in DICOM can be written of."""
+
+    def check(images: Sequence[Path]) -> None:
+        path = images[0]
+        need()
+        folder = path.parent if path.name == DIRECTORY else path
+        first = next(dicom_files(folder), None) if folder.is_dir() else path if is_dicom(path) else None
+        check_source(first or path, name, is_dicom=first is not None)
+
+    return check
+
+
+SEG = LabelWriter(
+    name="dicomseg",
+    suffixes=(".seg.dcm", ".dcm"),
+    write=lambda path, label: write_seg(path, label, _sources(label)),
+    check=_checker(dicom_seg_writer.NAME, need_highdicom),
+    keeps_overlaps=True,
+)
+RTSTRUCT = LabelWriter(
+    name="rtstruct",
+    suffixes=(".rtstruct.dcm", ".dcm"),
+    write=lambda path, label: write_rtstruct(path, label, _sources(label)),
+    check=_checker(dicom_rtstruct_writer.NAME, need_pydicom),
+    keeps_overlaps=True,
+)
+
 DICOM = Format(
     name="DICOM",
     suffixes=(),
@@ -393,4 +430,5 @@ DICOM = Format(
     files=files,
     find=find,
     find_labels=find_labels,
+    writers=(SEG, RTSTRUCT),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,43 @@ import numpy as np
 from autoseg.data.formats.segmentation import Segmentation
 from autoseg.data.formats.stored import Header, StoredSlices, StoredVolume
 from autoseg.data.grid import Grid
+from autoseg.data.segments import Segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelFile:
+    """A label to be written."""
+
+    grid: Grid
+    """The image's own."""
+    array: np.ndarray
+    """(I, J, K) of an integer type, axes as the grid stores them; in memory, or mapped from a file."""
+    segments: tuple[Segment, ...] = ()
+    """The classes, for formats that name them."""
+    images: tuple[Path, ...] = ()
+    """The files of the image that it was made from, for formats that refer to them."""
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The voxels slice by slice, first axis running fastest."""
+        for k in range(self.array.shape[2]):
+            yield np.ascontiguousarray(self.array[:, :, k].T).data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelWriter:
+    """One way to write label files."""
+
+    name: str
+    """For `--format`."""
+    suffixes: tuple[str, ...]
+    """In lower case with the dot; the first is that of files that autoseg names itself."""
+    write: Callable[[Path, LabelFile], None]
+    """Write all of the file or nothing. Raises: DataError: the label cannot be said in this format."""
+    check: Callable[[Sequence[Path]], None] | None = None
+    """Given an image's files, refuse before any work what `write` cannot do. Raises: DataError: with the reason."""
+    keeps_overlaps: bool = False
+    """Whether a voxel can belong to several segments."""
+
 
 SHORTEST_WORD = 3
 """Shorter words of names say nothing."""
@@ -75,6 +112,5 @@ class Format:
     name. None: there are none."""
     find_labels: Callable[[Path], list[Path]] | None = None
     """The same of segmentations, which are no images. None: there are none."""
-    write: Callable[[Path, Grid, np.dtype, Iterable[bytes | memoryview]], None] | None = None
-    """Write a label file from its voxels in pieces, first stored axis running fastest; all of the file or nothing.
-    None: no label is written in this format."""
+    writers: tuple[LabelWriter, ...] = ()
+    """How labels are written in this format, the usual way first; none: they are not."""

@@ -6,11 +6,12 @@ Source: https://itk.org/Wiki/ITK/MetaIO/Documentation, MetaIO's metaImage.cxx
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.formats.format import Format
+from autoseg.data.formats.format import Format, LabelFile, LabelWriter
 from autoseg.data.formats.raw import RawHeader, checked, readers
 from autoseg.data.formats.stored import (
     FileFaultError,
@@ -24,7 +25,7 @@ from autoseg.data.formats.stored import (
     split_shape,
 )
 from autoseg.data.grid import Grid
-from autoseg.workspace.files import open_regular
+from autoseg.workspace.files import open_regular, write_atomic
 
 MOST_HEADER_BYTES = 1 << 20
 TYPES = {
@@ -172,10 +173,40 @@ def files(path: Path) -> tuple[Path, ...]:
     return (path,) if name.upper() == "LOCAL" else (path, path.parent / name)
 
 
+def write_mha(path: Path, label: LabelFile) -> None:
+    """Write a label file: packed, with the voxels in the same file. Source: as ITK's writer has the header."""
+    affine = lps_to_ras(label.grid.affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    kinds = {"u1": "MET_UCHAR", "u2": "MET_USHORT", "u4": "MET_UINT"}
+    dtype = label.array.dtype.newbyteorder("<")
+    pack = zlib.compressobj(1)
+    packed = [
+        pack.compress(np.asarray(label.array[:, :, k].T, dtype, order="C").data) for k in range(label.grid.shape[2])
+    ]
+    packed.append(pack.flush())
+    lines = (
+        *("ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False"),
+        *("CompressedData = True", f"CompressedDataSize = {sum(map(len, packed))}"),
+        f"TransformMatrix = {_text((affine[:3, :3] / spacing).T.ravel())}",
+        f"Offset = {_text(affine[:3, 3])}",
+        f"ElementSpacing = {_text(spacing)}",
+        f"DimSize = {' '.join(map(str, label.grid.shape))}",
+        f"ElementType = {kinds[label.array.dtype.str[1:]]}",
+        "ElementDataFile = LOCAL",
+    )
+    head = "".join(f"{line}\n" for line in lines).encode()
+    write_atomic(path, lambda file: file.writelines((head, *packed)))
+
+
+def _text(numbers: np.ndarray) -> str:
+    return " ".join(repr(float(number)) for number in numbers)
+
+
 METAIMAGE = Format(
     name="MetaImage",
     suffixes=(".mha", ".mhd"),
     recognise=is_metaimage,
     **readers(read_header),
     files=files,
+    writers=(LabelWriter(name="mha", suffixes=(".mha",), write=write_mha),),
 )

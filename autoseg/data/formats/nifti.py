@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,10 @@ import nibabel as nib
 import numpy as np
 
 from autoseg.data.formats.content import Content, open_content
-from autoseg.data.formats.format import Format
+from autoseg.data.formats.format import Format, LabelFile, LabelWriter
 from autoseg.data.formats.nifti_header import judge_header, size_of_header, write_place
 from autoseg.data.formats.raw import RawHeader, RawSlices, check_promise, open_raw_slices, take_voxels
 from autoseg.data.formats.stored import StoredVolume
-from autoseg.data.grid import Grid
 from autoseg.workspace.files import write_atomic
 
 HEADER_PIECE_BYTES = 4096
@@ -71,14 +69,10 @@ def open_slices(path: Path, stack: ExitStack) -> RawSlices:
     return open_raw_slices(path, read_header(path), stack)
 
 
-def write_nifti(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a file from its voxels in the order they are stored; all of the file or nothing.
-
-    Args:
-        path: `.nii.gz`, compressed at level 1 as nibabel does, or `.nii`.
-        pieces: first axis running fastest.
-    """
-    shell = nib.Nifti1Image(np.broadcast_to(np.zeros((), dtype), grid.shape), grid.affine)
+def write_nifti(path: Path, label: LabelFile) -> None:
+    """Write a label file; `path`: `.nii.gz`, compressed at level 1 as nibabel does, or `.nii`."""
+    grid = label.grid
+    shell = nib.Nifti1Image(np.broadcast_to(np.zeros((), label.array.dtype), grid.shape), grid.affine)
     header = shell.header
     header.set_xyzt_units("mm")
     write_place(header, grid)
@@ -89,7 +83,7 @@ def write_nifti(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes 
         packed = path.name.lower().endswith(".gz")
         out = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
         out.write(header.binaryblock + bytes(4))
-        for piece in pieces:
+        for piece in label.pieces():
             out.write(piece)
         if packed:
             out.close()
@@ -105,5 +99,5 @@ NIFTI = Format(
     read=read,
     read_with_digest=read_with_digest,
     open_slices=open_slices,
-    write=write_nifti,
+    writers=(LabelWriter(name="nifti", suffixes=(".nii.gz", ".nii"), write=write_nifti),),
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.data.formats.format import Format
+from autoseg.data.formats.nrrd_writer import NRRD_LABEL, SEG_NRRD
 from autoseg.data.formats.raw import RawHeader, checked, read_voxels, readers
 from autoseg.data.formats.segmentation import Piece, Segmentation
 from autoseg.data.formats.stored import (
@@ -328,4 +329,5 @@ NRRD = Format(
     **readers(read_header),
     segmentation=segmentation,
     files=files,
+    writers=(NRRD_LABEL, SEG_NRRD),
 )

@@ -13,12 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from autoseg.data.formats.analyze import ANALYZE
 from autoseg.data.formats.content import GZIP
 from autoseg.data.formats.dicom import DICOM
-from autoseg.data.formats.format import Format, Origin
+from autoseg.data.formats.format import Format, LabelFile, LabelWriter, Origin
 from autoseg.data.formats.metaimage import METAIMAGE
 from autoseg.data.formats.mgh import MGH
 from autoseg.data.formats.nifti import NIFTI
@@ -35,7 +33,9 @@ FORMATS: tuple[Format, ...] = (NIFTI, NRRD, METAIMAGE, MGH, ANALYZE, DICOM)
 """Asked in this order whether they recognise a file."""
 SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
 """Of the files that are taken for images in a folder."""
-LABEL_SUFFIXES = tuple(suffix for row in FORMATS if row.write is not None for suffix in row.suffixes)
+WRITERS: dict[str, LabelWriter] = {writer.name: writer for row in FORMATS for writer in row.writers}
+"""The ways to write label files, by name."""
+LABEL_SUFFIXES = tuple(dict.fromkeys(suffix for writer in WRITERS.values() for suffix in writer.suffixes))
 """Of the label files that can be written."""
 _SHORTEST = tuple(s for s in SUFFIXES if not any(s != other and s.endswith(other) for other in SUFFIXES))
 SUFFIXES_TEXT = ", ".join(_SHORTEST)
@@ -43,7 +43,10 @@ PATTERNS_TEXT = ", ".join(f"*{suffix}" for suffix in _SHORTEST) + ", or folders 
 LABEL_SUFFIX = LABEL_SUFFIXES[0]
 """Of the label files that autoseg names itself."""
 
-SIDE_SUFFIXES = (".json", ".txt", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".html", ".log", ".bval", ".bvec")
+SIDE_SUFFIXES = (
+    *(".json", ".txt", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".html", ".log", ".bval", ".bvec"),
+    ".preview.png",
+)
 """Of files that often lie beside images."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Of files of 2D pictures."""
@@ -93,7 +96,7 @@ def tell_left_out(folder: Path, images: Iterable[Path]) -> None:
     """Warn of files of a folder that are neither images nor parts of one, nor notes beside them."""
     parts = {part for image in images for part in (image, *files_of(image))}
     others = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in parts)
-    names = sorted(p.name for p in others if p.suffix.lower() not in SIDE_SUFFIXES)
+    names = sorted(p.name for p in others if not p.name.lower().endswith(SIDE_SUFFIXES))
     if names:
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         words = ", ".join(names[:MOST_NAMES]) + more
@@ -283,18 +286,50 @@ def open_slices(path: Path, stack: ExitStack) -> StoredSlices:
 # -- writing
 
 
-def write_stored_volume(path: Path, grid: Grid, dtype: np.dtype, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a label file from its voxels in the order they are stored; all of the file or nothing.
+def label_suffix(path: Path) -> str:
+    """The suffix of a label file that can be written, the longest that fits; empty where there is none."""
+    name = path.name.lower()
+    return max((s for s in LABEL_SUFFIXES if name.endswith(s)), key=len, default="")
+
+
+def writer_of(path: Path, name: str | None = None) -> LabelWriter:
+    """How a label file is written.
 
     Args:
-        path: its suffix says the format.
-        pieces: first axis running fastest.
+        path: of the file.
+        name: of the writer; None: as the suffix says.
 
     Raises:
-        DataError: No label is written in a format of this suffix.
+        DataError: No label is written in a format of this suffix, or not by the named writer.
     """
-    write = next((row.write for row in FORMATS if row.write is not None and suffix_of(path) in row.suffixes), None)
-    if write is None:
-        expected = ", ".join(LABEL_SUFFIXES)
-        raise DataError(f"{path}: label files are not written as {path.suffix!r}. Expected one of {expected}.")
-    write(path, grid, dtype, pieces)
+    named = [WRITERS[name]] if name is not None else [*WRITERS.values()]
+    suffix = label_suffix(path)
+    if (writer := next((writer for writer in named if suffix in writer.suffixes), None)) is None:
+        expected = ", ".join(dict.fromkeys(suffix for writer in named for suffix in writer.suffixes))
+        what = f"as {suffix_of(path) or 'a file without suffix'}"
+        how = f" in the format {name}" if name is not None else ""
+        raise DataError(f"{path}: label files are not written {what}{how}. Expected one of {expected}.")
+    return writer
+
+
+def usual_writer(path: Path) -> LabelWriter:
+    """How the label of an image is written where nobody says: in the image's own format, or else as NIfTI."""
+    try:
+        writers = format_of(path).writers
+    except (DataError, OSError):
+        writers = ()  # as reading it will say
+    return writers[0] if writers else WRITERS["nifti"]
+
+
+def write_label(path: Path, label: LabelFile, writer: LabelWriter | None = None) -> None:
+    """Write a label file; all of it or nothing.
+
+    Args:
+        path: of the file.
+        label: what is written.
+        writer: None: as the suffix says.
+
+    Raises:
+        DataError: As `writer_of`; or the label cannot be said in this format.
+    """
+    (writer or writer_of(path)).write(path, label)

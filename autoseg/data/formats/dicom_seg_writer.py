@@ -1,0 +1,130 @@
+"""Labels as DICOM-SEG, by highdicom: a bit for each voxel and segment, so that segments may overlap.
+
+Source: DICOM PS3.3 A.51 (Segmentation IOD), C.8.20.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoseg.data.formats.dicom_files import INSTALL
+from autoseg.data.formats.dicom_sources import (
+    MANUFACTURER,
+    MODEL,
+    Sources,
+    save,
+    saying_faults,
+    short_names,
+)
+from autoseg.data.formats.format import LabelFile
+from autoseg.data.segments import Segment, layers_of, mask_of
+from autoseg.data.terms import Code
+from autoseg.errors import DataError
+from autoseg.version import __version__
+
+NAME = "DICOM-SEG"
+
+
+def need_highdicom() -> None:
+    """Make sure that it can be written.
+
+    Raises:
+        DataError: highdicom is not installed; the message says how.
+    """
+    try:
+        import highdicom  # noqa: F401
+    except ImportError:
+        raise DataError(f"{NAME} is written by highdicom, which is not installed. {INSTALL}") from None
+
+
+def write_seg(path: Path, label: LabelFile, sources: Sources) -> None:
+    """Write a segmentation of a series.
+
+    Raises:
+        DataError: highdicom is not installed, or cannot make it of the images' fields.
+    """
+    need_highdicom()
+    with saying_faults(label.images[0], NAME):
+        save(path, _segmentation(label, sources))
+
+
+def _segmentation(label: LabelFile, sources: Sources) -> Any:
+    import highdicom as hd
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    algorithm = hd.AlgorithmIdentificationSequence(name=MODEL, version=__version__, family=_coded(FAMILY))
+    names = short_names(label.segments)
+    return hd.seg.Segmentation(
+        source_images=list(sources.images),
+        pixel_array=sources.by_image(_numbered(label)),
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[
+            _description(number, name, segment, algorithm)
+            for number, (name, segment) in enumerate(zip(names, label.segments, strict=True), 1)
+        ],
+        series_instance_uid=generate_uid(),
+        series_number=_series_number(sources),
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL,
+        software_versions=__version__,
+        device_serial_number="0",
+        content_label="SEGMENTATION",
+        content_description="Automatic segmentation",
+        series_description="Segmentation by autoseg",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        omit_empty_frames=bool(label.array.any()),
+        specific_character_set="ISO_IR 192",
+    )
+
+
+FAMILY = Code("DCM", "123109", "Artificial Intelligence")
+"""Source: CID 7162 "Surface Processing Algorithm Family"."""
+
+
+def _numbered(label: LabelFile) -> np.ndarray:
+    """Segment numbers (I, J, K) where segments do not overlap; else masks (I, J, K, segments)."""
+    if len(layers_of(label.array, label.segments)) > 1:
+        return np.stack([mask_of(label.array, segment) for segment in label.segments], axis=-1)
+    table = np.zeros(65536, np.uint8 if len(label.segments) < 256 else np.uint16)
+    for number, segment in enumerate(label.segments, 1):
+        table[list(segment.values)] = number
+    return table[label.array]
+
+
+def _series_number(sources: Sources) -> int:
+    """Beyond those that scanners give, so that viewers list it behind its images."""
+    return 1000 + int(sources.first.get("SeriesNumber") or 0) % 1000
+
+
+def _description(number: int, name: str, segment: Segment, algorithm: Any) -> Any:
+    import highdicom as hd
+
+    term = segment.term
+    description = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=_coded(term.category),
+        segmented_property_type=_coded(term.type),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        anatomic_regions=[_coded(term.region)] if term.region else None,
+        display_color=hd.color.CIELabColor.from_rgb(*segment.colour),
+    )
+    if term.modifier:
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
+            _coded(term.modifier)
+        ]
+    if term.region and term.region_modifier:
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [_coded(term.region_modifier)]
+    return description
+
+
+def _coded(code: Code) -> Any:
+    import highdicom as hd
+
+    return hd.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
