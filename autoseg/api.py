@@ -18,7 +18,9 @@ from autoseg.workspace.workspace import Workspace
 if TYPE_CHECKING:
     import numpy as np
 
+    from autoseg.config.settings import FormatName
     from autoseg.data.grid import Grid
+    from autoseg.data.segments import Segment
     from autoseg.evaluation.score_files import Scores
 
 Record = dict[str, Any]
@@ -174,6 +176,12 @@ class Prediction:
     """The image's grid."""
     classes: dict[str, tuple[int, ...]]
     """Class -> label values."""
+    segments: tuple[Segment, ...] = ()
+    """The classes with colours and coded terms, for formats that have them; their values are those of `overlaps`."""
+    overlaps: np.ndarray | None = None
+    """(X, Y, Z) values that stand for sets of regions, where classes may overlap; None: `labels` says all."""
+    images: tuple[Path, ...] = ()
+    """The files it was made from; none: an array."""
 
     @property
     def affine(self) -> np.ndarray:
@@ -188,6 +196,10 @@ class Prediction:
         """
         import numpy as np
 
+        if self.overlaps is not None:
+            from autoseg.data.segments import mask_of
+
+            return mask_of(self.overlaps, next(s for s in self.segments if s.name == name))
         return np.isin(self.labels, self.classes[name])
 
     @property
@@ -204,11 +216,29 @@ class Prediction:
         volumes = self.volumes_ml
         return [{"class": n, "voxels": int(self.mask(n).sum()), "volume_ml": volumes[n]} for n in self.classes]
 
-    def save(self, path: str | Path) -> None:
-        """Write a label file (.nii or .nii.gz)."""
-        from autoseg.data.volumes import volume_of, write_volume
+    def save(self, path: str | Path, *, format: FormatName = "auto") -> None:
+        """Write a label file.
 
-        write_volume(Path(path), volume_of(self.labels, self.affine).array[0], self.grid)
+        Args:
+            path: of the file.
+            format: auto: as the suffix says (.nii.gz, .nii, .nrrd, .seg.nrrd, .mha, .dcm).
+
+        Raises:
+            DataError: The suffix is of no such format, or the label cannot be written in it; DICOM needs a DICOM image.
+        """
+        from autoseg.data.formats.format import LabelFile
+        from autoseg.data.formats.table import writer_of
+
+        path = Path(path)
+        writer = writer_of(path, None if format == "auto" else format)
+        if writer.check is not None:
+            if not self.images:
+                raise DataError(f"{path}: DICOM refers to the images it was made from, and this was an array.")
+            writer.check(self.images)
+        array = self.labels
+        if writer.keeps_overlaps and self.overlaps is not None:
+            array = self.overlaps
+        writer.write(path, LabelFile(grid=self.grid, array=array, segments=self.segments, images=self.images))
 
 
 class Segmenter:
@@ -265,8 +295,10 @@ class Segmenter:
         """
         import numpy as np
 
+        from autoseg.data.segments import segments_of
         from autoseg.data.volumes import read_image, stored_array, volume_of
 
+        files: tuple[Path, ...] = ()
         if isinstance(image, np.ndarray):
             pixels = image if image.dtype.kind == "f" else image.astype(np.float32)
             volume = volume_of(pixels, np.eye(4) if affine is None else np.asarray(affine, np.float64))
@@ -274,10 +306,23 @@ class Segmenter:
             raise DataError("affine: no effect with a file, which has its own. Leave it out.")
         else:
             paths = [image] if isinstance(image, str | Path) else list(image)
-            volume = read_image(tuple(Path(p) for p in paths))
-        self._predictor.check(volume, "the array" if isinstance(image, np.ndarray) else str(paths[0]))
-        labels = self._predictor.predict_labels(volume)
-        return Prediction(labels=stored_array(labels, volume.grid), grid=volume.grid, classes=self.classes)
+            files = tuple(Path(p) for p in paths)
+            volume = read_image(files)
+        predictor, plain = self._predictor, self._predictor.label_map
+        predictor.check(volume, str(files[0]) if files else "the array")
+        predictor.label_map = plain.with_overlaps()
+        try:
+            labels = stored_array(predictor.predict_labels(volume), volume.grid)
+        finally:
+            full, predictor.label_map = predictor.label_map, plain
+        return Prediction(
+            labels=labels if full is plain else plain.decode(full.encode(labels)),
+            grid=volume.grid,
+            classes=self.classes,
+            segments=segments_of(full.named, predictor.codes),
+            overlaps=None if full is plain else labels,
+            images=files,
+        )
 
 
 def predict(
@@ -286,6 +331,7 @@ def predict(
     *,
     work_dir: str | Path = "work_dir",
     affine: np.ndarray | None = None,
+    format: FormatName = "auto",
     algo: str | None = None,
     fold: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -296,6 +342,7 @@ def predict(
     Args:
         image, affine: as `Segmenter.predict` takes them.
         output: label file to write as well.
+        format: of that file, as `Prediction.save` takes it.
         work_dir, algo, fold, device, inference: as `Segmenter` takes them.
 
     Raises:
@@ -306,5 +353,5 @@ def predict(
     """
     prediction = Segmenter(work_dir, algo=algo, fold=fold, device=device, **inference).predict(image, affine=affine)
     if output is not None:
-        prediction.save(output)
+        prediction.save(output, format=format)
     return prediction

@@ -165,7 +165,8 @@ def test_predictions_and_scores_are_those_of_nifti(nifti: Path, mixed: Path, tmp
     make_job(tmp_path / "work", "segresnet", 0)
     for folder in (nifti, mixed):
         out = tmp_path / folder.name
-        assert predict_files(tmp_path / "work", folder / "images", out, algo="segresnet", device="cpu") == 0
+        more = {"algo": "segresnet", "device": "cpu", "format": "nifti"}
+        assert predict_files(tmp_path / "work", folder / "images", out, **more) == 0
     names = [f"p{n}.nii.gz" for n in range(8)]
     assert sorted(p.name for p in (tmp_path / mixed.name).iterdir()) == names
     for name in names:
@@ -180,12 +181,13 @@ def test_a_series_is_predicted_by_its_folder_or_a_file_of_it(mixed: Path, tmp_pa
     make_job(tmp_path / "work", "segresnet", 0)
     series = mixed / "images" / "p3"
     for image, output in ((series, "a.nii.gz"), (series / "IM0007", "b.nii.gz"), (series, "folder")):
-        assert predict_files(tmp_path / "work", image, tmp_path / output, algo="segresnet", device="cpu") == 0
+        more = {"algo": "segresnet", "device": "cpu", "format": "nifti"}
+        assert predict_files(tmp_path / "work", image, tmp_path / output, **more) == 0
     written = {(tmp_path / name).read_bytes() for name in ("a.nii.gz", "b.nii.gz", "folder/p3.nii.gz")}
     assert len(written) == 1
-    with pytest.raises(ConfigError, match=r"x\.nrrd: labels are not written as \.nrrd\. Expected \.nii\.gz or \.nii"):
-        predict_files(tmp_path / "work", series, tmp_path / "x.nrrd", algo="segresnet", device="cpu")
-    assert not (tmp_path / "x.nrrd").exists()
+    with pytest.raises(ConfigError, match=r"x\.mhd: label files are not written as \.mhd\. Expected one of \.nii\.gz"):
+        predict_files(tmp_path / "work", series, tmp_path / "x.mhd", algo="segresnet", device="cpu")
+    assert not (tmp_path / "x.mhd").exists()
 
 
 def test_a_damaged_series_stops_the_analysis_with_its_reason_and_no_name(

@@ -97,7 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         assert run_command(["run", "--input", str(root / "input.yaml")]) == 0
         predictions = root / "predictions"
         command = ["predict", "--work_dir", str(root / "work_dir"), "--image", str(root / "images")]
-        assert run_command([*command, "--output", str(predictions)]) == 0
+        assert run_command([*command, "--output", str(predictions), "--format", "nifti"]) == 0
     return nifti, mixed
 
 

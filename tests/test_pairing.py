@@ -15,7 +15,7 @@ from autoseg.data.grid import Grid
 from autoseg.data.volumes import write_volume
 from autoseg.errors import ConfigError, DataError
 from autoseg.evaluation.folders import evaluate
-from autoseg.inference.files import find_items
+from autoseg.inference.items import find_items
 
 SHAPE = (8, 7, 6)
 

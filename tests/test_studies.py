@@ -20,7 +20,7 @@ from autoseg.data.datalists.cases import read_case_label
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.volumes import read_label
 from autoseg.errors import DataError
-from autoseg.inference.files import find_items
+from autoseg.inference.items import find_items
 
 
 def scan(number: int, **fields: Any) -> list[Dataset]:

@@ -12,6 +12,7 @@ from autoseg.terminal import show
 
 if TYPE_CHECKING:
     from autoseg.config.networks import AlgoName
+    from autoseg.config.settings import FormatName
     from autoseg.export.targets import TargetName
     from autoseg.inference.cost import Limits
 
@@ -99,6 +100,9 @@ class Commands:
         algo: AlgoName | None = None,
         fold: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        format: FormatName = "auto",
+        statistics: bool = False,
+        preview: bool = False,
         share: bool = False,
         timing: bool = False,
         max_memory: str | None = None,
@@ -125,6 +129,11 @@ class Commands:
             algo: Models of this network only.
             fold: Models of this fold only, from 0.
             device: Where the networks run.
+            format: Of the label files. auto: as the name of one label file says, else each image's own, such as
+                DICOM-SEG for a DICOM series; NIfTI where that cannot be written.
+            statistics: Write volume, mean and percentiles of intensity of each class to statistics.csv in the folder of
+                the label files, or beside one label file labels.nii.gz to labels.statistics.csv.
+            preview: Write a picture of each image with its labels to CASE.preview.png beside the label files.
             share: Leave label files that are there, and images that another such process has begun: start it on several
                 machines and they do the folder together.
             timing: Print where the time goes (load, pre, infer, invert, post, write) and write it to timing.json in the
@@ -145,6 +154,7 @@ class Commands:
             autoseg predict --work_dir work_dir --image new_scans --output predictions
             autoseg predict --image scan.nii.gz --output labels.nii.gz --fast --max_memory 4GB --timing
             autoseg predict --model model.zip --image new_scans --output predictions
+            autoseg predict --image dicom_folder --output segmentations --format dicomseg --statistics --preview
         """
         from autoseg.ensemble.predict import accept_changes, predict_files
 
@@ -159,6 +169,7 @@ class Commands:
         if overlap is not None and not 0 <= overlap < 1:
             raise ConfigError(f"--overlap: expected a number from 0 to below 1, found {overlap:g}.")
         more: dict[str, Any] = {"algo": algo, "fold": fold, "device": device, "share": share, "timing": timing}
+        more |= {"format": format, "statistics": statistics, "preview": preview}
         limits = _limits(max_memory, max_ram, max_time)
         if model is not None and work_dir != _WORK_DIR:
             raise ConfigError("--model: no effect together with --work_dir. Leave out the one or the other.")

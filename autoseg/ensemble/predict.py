@@ -8,21 +8,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from autoseg.config.networks import LOCATOR
 from autoseg.config.reader import read_model
-from autoseg.config.settings import InferenceSettings
-from autoseg.data.formats.table import stem_of
+from autoseg.config.settings import FormatName, InferenceSettings
+from autoseg.data.segments import Segment
+from autoseg.data.streams import ImageRows
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.inference.chosen import own_jobs, read_ensemble, read_inference, run_at
+from autoseg.inference.chosen import own_jobs, read_codes, read_ensemble, read_inference, run_at
 from autoseg.inference.cost import Cost, Limits
 from autoseg.inference.ensemble_spec import EnsembleSpec, accept_ensemble, check_ensemble
-from autoseg.inference.files import Server, check_output, find_items, format_timing, names_a_file, writing
+from autoseg.inference.files import Look, Server, format_timing, writing
+from autoseg.inference.items import Item, beside, check_output, find_items, warn_of_lost_overlaps
 from autoseg.inference.options import options_of
 from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
+from autoseg.inference.preview import draw_preview
 from autoseg.inference.seals import accept_jobs
+from autoseg.inference.statistics import AS_STORED, HU, StatisticsFile, measure
+from autoseg.inference.statistics import FILE as STATISTICS
 from autoseg.plan import Plan
 from autoseg.terminal import show
 from autoseg.workspace.archive import opened_model
@@ -66,7 +72,7 @@ def load_predictor(
         WorkspaceError: There is no ensemble, or no such trained job; or they were changed since they were made.
     """
     workspace = run_at(workspace)
-    settings = _changed(read_inference(workspace), inference or {})
+    settings, codes = _changed(read_inference(workspace), inference or {}), read_codes(workspace)
     workspace = workspace.finished()
     trained = [job for job in workspace.jobs() if job.state == "done"]
     locators = own_jobs(workspace, [(job.algo, job.fold) for job in trained if job.algo == LOCATOR])
@@ -74,6 +80,7 @@ def load_predictor(
     if settings.fast and not locators:
         log.info("no locator is trained (`autoseg train --algo locator`), so the whole image is looked at")
     more: dict[str, Any] = {"device": device, "options": options, "locator": locators[0] if options.locate else None}
+    more["codes"] = codes
     if algo is None and fold is None:
         spec = read_ensemble(workspace)
         jobs = own_jobs(workspace, spec.members)
@@ -132,6 +139,7 @@ def _check_classes(workspace: Workspace, spec: EnsembleSpec, jobs: Sequence[JobD
         )
 
 
+# Long: each of its arguments is one of the command's, with its line in the docstring.
 def predict_files(
     work_dir: Path,
     image: Path,
@@ -140,6 +148,9 @@ def predict_files(
     algo: str | None = None,
     fold: int | None = None,
     device: str = "auto",
+    format: FormatName = "auto",
+    statistics: bool = False,
+    preview: bool = False,
     share: bool = False,
     timing: bool = False,
     limits: Limits | None = None,
@@ -153,6 +164,9 @@ def predict_files(
         output: folder for the label files, `<case>.nii.gz`; or one label file for one image.
         algo, fold: use the trained jobs of this algorithm and fold instead of the ensemble.
         device: auto, cpu or cuda.
+        format: of the label files; auto: each image's own, or as the name of one label file says.
+        statistics: write volumes and intensities of the classes to statistics.csv beside the label files.
+        preview: write a picture of each image to `<case>.preview.png` beside the label files.
         share: leave label files that are there, and images that another process with `share` has begun; so several
             processes do a folder together, and one that was killed goes on.
         timing: print where the time goes, and write it to timing.json beside the label files.
@@ -172,14 +186,17 @@ def predict_files(
         raise ConfigError(f"--image: {image}: no such file or folder.")
     predictor = load_from(work_dir, algo=algo, fold=fold, device=device, inference=inference)
     load_models_s = time.perf_counter() - begin
-    items = find_items(image, output, predictor.num_channels)
+    items = find_items(image, output, predictor.num_channels, format)
     check_output(output)
+    if any(item.writer.keeps_overlaps for item in items):
+        warn_of_lost_overlaps(predictor.label_map)
     log.info("%d images, %d models on %s", len(items), predictor.num_models, predictor.device)
     limits = limits or Limits()
     if limits.device_bytes is not None and predictor.device.type == "cpu":
         log.info("--max_memory on a CPU is that of the process, as --max_ram")
     server = Server(
         predictor=predictor,
+        looks=_looks(predictor, output, statistics=statistics, preview=preview, share=share),
         limits=limits,
         share=share,
         watched=timing or limits.are_set,
@@ -189,13 +206,28 @@ def predict_files(
     if num_failed:
         log.error("%d of %d images were skipped; the messages above say why", num_failed, len(items))
     if timing:
-        _write_timing(server.timing(load_models_s, time.perf_counter() - begin, num_failed), output)
+        _write_timing(
+            server.timing(load_models_s, time.perf_counter() - begin, num_failed), beside(output, "timing.json")
+        )
     return 2 if num_failed else 0
 
 
-def _write_timing(table: Mapping[str, Any], output: Path) -> None:
+def _looks(predictor: Predictor, output: Path, *, statistics: bool, preview: bool, share: bool) -> list[Look]:
+    """What is made of each image beside its label file."""
+    units = [HU if channel.mode == "ct" else AS_STORED for channel in predictor.models[0].plan.channels]
+    table = StatisticsFile(path=beside(output, STATISTICS), is_shared=share)
+
+    def tabulate(item: Item, segments: tuple[Segment, ...], image: ImageRows, labels: np.ndarray) -> None:
+        table.put(item.name, measure(item.name, image, labels, segments, units))
+
+    def picture(item: Item, segments: tuple[Segment, ...], image: ImageRows, labels: np.ndarray) -> None:
+        draw_preview(item.preview, item.name, image, labels, segments)
+
+    return [look for look, wanted in ((tabulate, statistics), (picture, preview)) if wanted]
+
+
+def _write_timing(table: Mapping[str, Any], path: Path) -> None:
     """Print where the time went, and write it beside the label files."""
     show(format_timing(table))
-    path = output.with_name(f"{stem_of(output)}.timing.json") if names_a_file(output) else output / "timing.json"
     with writing(path):
         write_json(path, table)

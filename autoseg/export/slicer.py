@@ -18,12 +18,13 @@ from typing import IO, Any
 
 import torch
 
+from autoseg.data.terms import Term, term_of
 from autoseg.errors import ConfigError
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.export.bundle import network_def
-from autoseg.export.codes import Term, term_of
 from autoseg.export.source import Source, load_network, read_source, refuse_regions
 from autoseg.export.targets import Request
+from autoseg.inference.chosen import read_codes
 from autoseg.plan import ChannelPlan, Plan
 from autoseg.version import __version__
 from autoseg.workspace.files import write_atomic, write_json
@@ -247,8 +248,7 @@ def _with_hook(network: dict[str, Any], undo: str) -> dict[str, Any]:
 
 def _labels(plan: Plan, source: Source) -> str:
     """Each class with its codes; its value is its place among the outputs."""
-    codes = source.settings.get("codes")
-    own = codes.value if codes is not None and isinstance(codes.value, dict) else {}
+    own = read_codes(source.run)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     parts = ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")

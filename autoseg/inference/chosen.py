@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from autoseg.config.settings import InferenceSettings
+from pydantic import Field
+
+from autoseg.config.fields import Concept, Strict
+from autoseg.config.settings import ClassCodes, InferenceSettings
 from autoseg.errors import WorkspaceError
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.workspace.files import check_inside
@@ -38,6 +41,22 @@ def read_inference(workspace: Workspace) -> InferenceSettings:
     values = stored.value if stored is not None else None
     remedy = "Undo the edit, or run `autoseg ensemble` again."
     return check_stored(values or {}, InferenceSettings, f"{workspace.settings}: inference", remedy)
+
+
+class _Codes(Strict):
+    """The setting of that name by itself."""
+
+    codes: dict[str, Concept | ClassCodes] = Field(default_factory=dict)
+
+
+def read_codes(workspace: Workspace) -> dict[str, str | ClassCodes]:
+    """What the run's settings say that classes are; empty where they do not."""
+    if not workspace.settings.exists():
+        return {}
+    stored = read_settings(workspace).get("codes")
+    values = {"codes": stored.value or {}} if stored is not None else {}
+    remedy = "Undo the edit, or run `autoseg ensemble` again."
+    return check_stored(values, _Codes, f"{workspace.settings}", remedy).codes
 
 
 def run_at(workspace: Workspace) -> Workspace:

@@ -1,63 +1,42 @@
-"""Label files for image files: one, a folder or a list of them."""
+"""Label files for images: each image segmented, written, timed and reported."""
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
-from autoseg.data.datalists.names import loose_key, slashes, unique_names
+from autoseg.data.formats.format import LabelFile
 from autoseg.data.formats.table import (
-    LABEL_SUFFIX,
-    LABEL_SUFFIXES,
-    PATTERNS_TEXT,
-    SUFFIXES,
-    image_files,
-    pictures_instead,
     read_grid,
-    stem_of,
-    suffix_of,
-    tell_left_out,
+    write_label,
 )
 from autoseg.data.grid import ras_orientation
-from autoseg.data.streams import is_streamed
-from autoseg.errors import AutosegError, ConfigError, DataError, ResourceError
+from autoseg.data.segments import Segment, segments_of
+from autoseg.data.streams import ImageRows, is_streamed
+from autoseg.errors import AutosegError, DataError, ResourceError
 from autoseg.evaluation.tables import format_rows
 from autoseg.hardware.memory import PeakMemory
 from autoseg.inference.clock import PHASES, Clock
 from autoseg.inference.cost import Choice, Cost, Estimate, Facts, Limits, choose_options
+from autoseg.inference.items import Item
 from autoseg.inference.predictor import Predictor
 from autoseg.version import __version__
 from autoseg.workspace.claims import Busy, Claim
-from autoseg.workspace.files import open_regular
 
 log = logging.getLogger(__name__)
 
 
-LIST_SUFFIX = ".txt"
-"""Of a file that names images."""
-
-CHANNEL = re.compile(r"_(\d{4})$")
-"""nnU-Net's number of a channel at the end of a file's stem."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One image to segment."""
-
-    name: str
-    images: tuple[Path, ...]
-    target: Path
-    """Label file to write."""
+Look = Callable[[Item, tuple[Segment, ...], ImageRows, np.ndarray], None]
+"""(item, classes, image, label values (X, Y, Z) in RAS): what looks at an image that was segmented."""
 
 
 @contextmanager
@@ -74,8 +53,21 @@ def writing(target: Path) -> Iterator[None]:
         raise ResourceError(f"{target}: cannot be written ({reason}). Free space, or choose another folder.") from error
 
 
-def segment(predictor: Predictor, images: Sequence[Path], target: Path) -> None:
+def segment(
+    predictor: Predictor,
+    images: Sequence[Path],
+    target: Path,
+    *,
+    write: Callable[[Path, LabelFile], None] = write_label,
+    look: Callable[[ImageRows, np.ndarray], None] | None = None,
+) -> None:
     """Segment one image and write its label file on the image's own grid.
+
+    Args:
+        predictor: the models.
+        images: the image's files.
+        target: the label file.
+        write, look: as `Predictor.predict_file` takes them.
 
     Raises:
         DataError: The image cannot be read, or does not have the model's channels.
@@ -90,131 +82,7 @@ def segment(predictor: Predictor, images: Sequence[Path], target: Path) -> None:
             "models were trained; several files of one case end in _0000, _0001, ... in the order of training."
         )
     with writing(target):
-        predictor.predict_file(images, target)
-
-
-def find_items(image: Path, output: Path, num_channels: int) -> list[Item]:
-    """Say which images to segment and where their labels go.
-
-    Args:
-        image: an image, a folder whose images are taken, or a .txt file that names an image a line, relative to
-            its own folder; with several channels, files that end in _0000, _0001, ... are one image, and others hold
-            all channels. A named image that is not there is noticed when its turn comes.
-        output: a folder, or a label file where `image` is one image.
-        num_channels: of an image, as the models were trained.
-
-    Raises:
-        ConfigError: The output does not fit the image.
-    """
-    if suffix_of(output) in SUFFIXES and not names_a_file(output) and not output.is_dir():
-        expected = " or ".join(LABEL_SUFFIXES)
-        raise ConfigError(f"--output: {output}: labels are not written as {suffix_of(output)}. Expected {expected}.")
-    groups = _images_of(image, output, num_channels)
-    names = unique_names([Path(group[0].name) for group in groups])
-    if not names_a_file(output):
-        _tell_changed(groups, names)
-    targets = [output] if names_a_file(output) else [output / f"{name}{LABEL_SUFFIX}" for name in names]
-    items = [Item(name=n, images=g, target=t) for n, g, t in zip(names, groups, targets, strict=True)]
-    inputs = {path.resolve() for group in groups for path in group}
-    if own := [item.target for item in items if item.target.resolve() in inputs]:
-        raise ConfigError(f"--output: {own[0]} is an image to segment and would be overwritten. Give another folder.")
-    return items
-
-
-def _tell_changed(groups: Sequence[tuple[Path, ...]], names: Sequence[str]) -> None:
-    """Warn of label files that are not called as their images, since another image has the name already."""
-    for group, name in zip(groups, names, strict=True):
-        if loose_key(name) != loose_key(stem_of(group[0])):
-            log.warning(
-                "%s: another image has this name but for its folder, suffix or case, so its label is called %s%s; "
-                "`autoseg evaluate` will not find it by the image's name. Give images names of their own.",
-                *(group[0], name, LABEL_SUFFIX),
-            )
-
-
-def _images_of(image: Path, output: Path, num_channels: int) -> list[tuple[Path, ...]]:
-    """The files of each image that a path stands for: a folder, a list, or one image."""
-    if image.is_dir() and image_files(image) == [image]:  # a DICOM series
-        return [(image,)]
-    if not image.is_dir() and image.suffix != LIST_SUFFIX:
-        return [_files_of_image(image, num_channels)]
-    if names_a_file(output):
-        what = "a folder" if image.is_dir() else "a list"
-        raise ConfigError(f"--output: {output} is a file, but --image {image} is {what}. Give a folder.")
-    paths = _in_folder(image) if image.is_dir() else _in_list(image)
-    return group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    paths = image_files(folder)
-    if not paths:
-        raise ConfigError(f"--image: {folder} holds no image files ({PATTERNS_TEXT}).{pictures_instead(folder)}")
-    tell_left_out(folder, paths)
-    return paths
-
-
-def _in_list(path: Path) -> list[Path]:
-    try:
-        with open_regular(path) as file:
-            text = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"--image: {path}: byte {error.start} is not UTF-8. Expected the path of an image on each line; save it as "
-            "plain text in UTF-8."
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"--image: {path}: cannot be read ({error.strerror}). Give a file.") from None
-    if "\0" in text:
-        raise ConfigError(f"--image: {path}: holds a NUL character, so it is no text. Expected a path on each line.")
-    lines = [line.strip() for line in text.splitlines()]
-    named = [line for line in lines if line and not line.startswith("#")]
-    if lost := next((line for line in named if slashes(line) and not (path.parent / line).exists()), ""):
-        raise ConfigError(f"--image: {path} names {lost}, which is not there.{slashes(lost)}")
-    paths = [path.parent / line for line in named]
-    if not paths:
-        raise ConfigError(f"--image: {path} names no image. Expected the path of one on each line.")
-    return paths
-
-
-def _files_of_image(path: Path, num_channels: int) -> tuple[Path, ...]:
-    """An image's file, with those of its other channels where it is one of several."""
-    if num_channels == 1 or not CHANNEL.search(stem_of(path)):
-        return (path,)
-    beside = [p for p in image_files(path.parent) if _base(p) == _base(path)]
-    return tuple(p for p in beside if CHANNEL.search(stem_of(p)))
-
-
-def names_a_file(output: Path) -> bool:
-    """Whether an output is meant to be a file, whether or not it is there."""
-    return suffix_of(output) in LABEL_SUFFIXES and not output.is_dir()
-
-
-def _base(path: Path) -> str:
-    return CHANNEL.sub("", stem_of(path))
-
-
-def group_channels(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
-    """Put files that differ by nnU-Net's number of the channel alone together, in the channels' order."""
-    groups: dict[str, list[Path]] = {}
-    for path in sorted(paths):
-        groups.setdefault(_base(path) if CHANNEL.search(stem_of(path)) else path.name, []).append(path)
-    return [tuple(group) for group in groups.values()]
-
-
-def check_output(output: Path) -> None:
-    """Make sure before any work that the output can be written.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    folder = output.parent if names_a_file(output) else output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--output: {folder} cannot be made ({reason}). Give a folder you may write to.") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output: {folder} is not writable. Give a folder you may write to.")
+        predictor.predict_file(images, target, write=write, look=look)
 
 
 @dataclass(kw_only=True)
@@ -234,6 +102,8 @@ class Server:
     """Models that are loaded once, and the images that they have segmented."""
 
     predictor: Predictor
+    looks: Sequence[Look] = ()
+    """Are shown each image and its labels before these are written."""
     limits: Limits
     share: bool
     watched: bool
@@ -281,9 +151,22 @@ class Server:
 
     def _segment(self, item: Item) -> None:
         predictor = self.predictor
+        if item.writer.check is not None:
+            item.writer.check(item.images)
         case = _Case(item=item, clock=Clock())
         predictor.clock = case.clock
-        options = predictor.options
+        options, label_map = predictor.options, predictor.label_map
+        if item.writer.keeps_overlaps:
+            predictor.label_map = label_map.with_overlaps()
+        segments = segments_of(predictor.label_map.named, predictor.codes)
+
+        def write(path: Path, label: LabelFile) -> None:
+            item.writer.write(path, replace(label, segments=segments, images=item.images))
+
+        def look(image: ImageRows, labels: np.ndarray) -> None:
+            for each in self.looks:
+                each(item, segments, image, labels)
+
         begin = time.perf_counter()
         on_gpu = predictor.device.type == "cuda"
         try:
@@ -298,14 +181,14 @@ class Server:
                 torch.cuda.reset_peak_memory_stats(predictor.device)
             if self.watched:
                 with PeakMemory() as peak:
-                    segment(predictor, item.images, item.target)
+                    segment(predictor, item.images, item.target, write=write, look=look)
                 case.ram_bytes = peak.most
             else:
-                segment(predictor, item.images, item.target)
+                segment(predictor, item.images, item.target, write=write, look=look)
             if case.choice is not None:
                 self.cost.learn(facts, case.clock.total_s - case.clock.seconds["infer"])
         finally:
-            predictor.options = options
+            predictor.options, predictor.label_map = options, label_map
         case.seconds = time.perf_counter() - begin
         if on_gpu:
             case.device_bytes = torch.cuda.max_memory_allocated(predictor.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from autoseg.config.reader import read_model
+from autoseg.config.settings import ClassCodes
+from autoseg.data.formats.format import LabelFile
+from autoseg.data.formats.table import write_label
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import PreparedRows, Region
@@ -172,6 +175,7 @@ class Predictor:
         rules: Sequence[ClassRule] = (),
         locator: JobDir | None = None,
         options: Options = Options(),  # noqa: B008 - frozen
+        codes: Mapping[str, str | ClassCodes] | None = None,
     ) -> None:
         """Load the models.
 
@@ -183,6 +187,7 @@ class Predictor:
             rules: how the labels are cleaned at the end.
             locator: folder of the job that finds the region to look at.
             options: how an image is gone through.
+            codes: what classes are, as the setting of that name has it; None: as their names say.
 
         Raises:
             WorkspaceError: A model was changed since it was trained, cannot be loaded, or the models do not belong
@@ -192,6 +197,7 @@ class Predictor:
             raise WorkspaceError("no trained model to predict with. Run `autoseg train`.")
         self.device = pick_device(device) if isinstance(device, str) else device
         self.combine, self.rules, self.options = combine, tuple(rules), options
+        self.codes = codes or {}
         self.clock = Clock()
         """Of the image at hand; whoever wants an image's own time gives a new one before it."""
         check_jobs([*jobs, *([locator] if locator else [])])
@@ -387,8 +393,22 @@ class Predictor:
         """
         return self._whole(MemoryImage(volume))
 
-    def predict_file(self, images: Sequence[Path], target: Path) -> None:
+    def predict_file(
+        self,
+        images: Sequence[Path],
+        target: Path,
+        *,
+        write: Callable[[Path, LabelFile], None] = write_label,
+        look: Callable[[ImageRows, np.ndarray], None] | None = None,
+    ) -> None:
         """Segment an image from its files to a label file on its own grid; a large one never lies in memory.
+
+        Args:
+            images: the image's files.
+            target: the label file.
+            write: it, from its grid and voxels; as its suffix says unless another is given.
+            look: is shown the image and its labels (X, Y, Z) in RAS before they are written; they may be mapped from a
+                file.
 
         Raises:
             DataError: The image cannot be read, cannot be of the kind the models know, or does not have the
@@ -401,12 +421,15 @@ class Predictor:
             check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
             labels = self._whole(image)
             with self.clock.at("write"):
-                write_volume(target, labels, image.grid)
+                if look is not None:
+                    look(image, labels)
+                write_volume(target, labels, image.grid, write)
             return
         with image:
             check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
             watched = BodyWatch(image) if self.label_map.merged_sides else None
-            with self.clock.at("write"), LabelRows(target, image.grid, np.dtype(self.label_map.dtype)) as out:
+            dtype = np.dtype(self.label_map.dtype)
+            with self.clock.at("write"), LabelRows(target, image.grid, dtype, write) as out:
                 for region, part in self.labelled(watched or image):
                     planes = list(image.shape)
                     planes[image.axis] = part.shape[image.axis]
@@ -417,6 +440,8 @@ class Predictor:
                     out.write(region[image.axis].start, whole)
                 if self.needs_volume:
                     self.finish(out.volume(), image.spacing_mm, watched.midline() if watched else 0.0)
+                if look is not None:
+                    look(image, out.volume())
 
 
 class _Timed:
