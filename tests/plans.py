@@ -14,6 +14,7 @@ from autoseg.data.fingerprint import BackgroundIntensity, Fingerprint, Foregroun
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
 from autoseg.plan import Origin, Plan
+from autoseg.weights.start import StartWeights
 
 CPU = Hardware(on_gpu=False, num_gpus=0, memory_gib=24.0, num_cores=2, name="CPU, 2 cores")
 GPU = Hardware(on_gpu=True, num_gpus=1, memory_gib=80.0, num_cores=16, name="GPU")
@@ -53,6 +54,7 @@ def plan_and_origins(
     budget_s: float | None = None,
     fit: Fit | None = None,
     earlier: Plan | None = None,
+    start: StartWeights | None = None,
     origins: dict[str, str] | None = None,
     **settings: Any,
 ) -> tuple[Plan, dict[str, Origin]]:
@@ -69,6 +71,7 @@ def plan_and_origins(
         hardware=hardware,
         budget_s=budget_s,
         earlier=earlier,
+        start=start,
     )
     return make_plan(inputs, fit or Fit())
 

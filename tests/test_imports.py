@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("plan",),
     ("networks",),
-    ("evaluation",),
+    ("evaluation", "weights"),
     ("inference",),
     ("export",),
     ("training",),

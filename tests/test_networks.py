@@ -9,7 +9,7 @@ from plans import GPU, make_fingerprint, plan_and_origins, tiny_plan
 
 from autoseg.config.networks import ALGOS, AlgoName
 from autoseg.data.phantoms import ellipsoid
-from autoseg.networks import build_network, divisor
+from autoseg.networks import build_network, divisor, is_encoder, network_file
 from autoseg.training.losses import supervised_loss
 
 pytestmark = pytest.mark.parametrize("algo", ALGOS)
@@ -55,6 +55,21 @@ def test_anisotropic_data_give_a_valid_network(algo: AlgoName) -> None:
     assert plan.resample_resolution == (0.8, 0.8, 5.0)
     image, _ = _phantom(plan.roi_size, 1)
     assert build_network(plan).eval()(image).shape == (1, 3, *plan.roi_size)
+
+
+def test_the_encoder_is_told_by_names_and_the_sizes_by_shapes(algo: AlgoName) -> None:
+    """What weights from elsewhere are matched by, and what a plan takes over from them."""
+    plan = plan_and_origins(algo)[0]
+    network = build_network(plan)
+    names = dict(network.named_parameters())
+    inside = {name for name in names if is_encoder(algo)(name)}
+    assert 0.05 < sum(names[n].numel() for n in inside) / sum(p.numel() for p in names.values()) < 1
+    of_heads = {id(parameter) for head in network_file(algo).heads(network) for parameter in head.parameters()}
+    assert not {id(names[name]) for name in inside} & of_heads
+    read = network_file(algo).read_shapes({name: tuple(t.shape) for name, t in network.state_dict().items()})
+    assert read == {key: plan.network[key] for key in read}
+    assert read or algo == "dints"
+    assert network_file(algo).read_shapes({"another.weight": (2, 2)}) == {}
 
 
 def test_loss_falls(algo: AlgoName) -> None:

@@ -23,8 +23,9 @@ from typing import Any
 
 from torch import nn
 
-from autoseg.networks.sizing import LearningRates, NetworkChoice, Sizing, fit_roi
+from autoseg.networks.sizing import LearningRates, NetworkChoice, Shapes, Sizing, fit_roi
 
+ENCODER = r"0\\."
 LEARNING_RATES = LearningRates(gpu=1e-3, cpu=2e-3, muon=3e-3, source="a toy's")
 SECONDS_PER_MEGAVOXEL = 0.1
 RUNGS = GPU_RUNGS = range(1)
@@ -37,6 +38,10 @@ def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Mo
 
 def heads(module: nn.Module) -> tuple[nn.Module, ...]:
     return (module[2],)
+
+
+def read_shapes(shapes: Shapes) -> dict[str, Any]:
+    return {"width": shapes["0.weight"][0]} if "0.weight" in shapes else {}
 
 
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:

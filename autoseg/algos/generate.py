@@ -21,6 +21,7 @@ from autoseg.errors import ConfigError
 from autoseg.export.bundle import write_bundle
 from autoseg.plan import Origin, Plan, read_plan
 from autoseg.version import __version__
+from autoseg.weights.tables import keep_table
 from autoseg.workspace.files import digest, write_text
 from autoseg.workspace.jobs import JobDir, read_origins
 from autoseg.workspace.workspace import Workspace
@@ -118,7 +119,11 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
     if edits:
         log.info("%s_%d: keeping what was edited by hand: %s", algo, fold, ", ".join(edits))
         plan = _with_edits(generated, edits, paths)
+    table = None if inputs.start is None or earlier is not None else inputs.start.check(plan)
     write_bundle(plan, origins, generated, paths)
+    keep_table(paths, table)
+    if table is not None:
+        log.info("%s_%d: starts with %s", algo, fold, table.summary)
     workspace.stamp(stage, sources)
     return True
 
@@ -157,4 +162,6 @@ def _sources(inputs: PlanInputs) -> dict[str, str]:
     }
     if (earlier := inputs.earlier) is not None:
         sources["network of the previous round"] = digest([earlier.network, earlier.roi_size, earlier.batch_size])
+    elif inputs.start is not None:
+        sources["init_weights"] = inputs.start.start.digest
     return sources

@@ -18,6 +18,7 @@ from autoseg.workspace.workspace import Workspace
 if TYPE_CHECKING:  # both load torch, which the commands that only look up what is planned do not need
     from autoseg.hardware.facts import Hardware
     from autoseg.plan import Plan
+    from autoseg.weights.start import StartWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class PlanInputs:
     """Where the budget was set."""
     earlier: Plan | None = None
     """Of the round whose weights the job starts from: its network is taken over."""
+    start: StartWeights | None = None
+    """Weights from elsewhere that the job starts from; None: random ones, or those of a round before."""
 
 
 def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerprint) -> LabelMap:
@@ -65,19 +68,21 @@ def planning(
     jobs: Sequence[tuple[AlgoName, int]],
     budget_s: Callable[[str], float | None] = lambda name: None,
 ) -> Iterator[PlanInputs]:
-    """What each job is planned from.
+    """What each job is planned from. The weights that it starts from are copied into the run's folder here.
 
     Args:
         budget_s: a job's seconds by its name, where its algorithm has no budget of its own.
     """
     from autoseg.hardware.device import pick_device
     from autoseg.hardware.facts import find_hardware
+    from autoseg.weights.start import keep_start
 
     fingerprint = Fingerprint.read(workspace.datastats)
     hardware = find_hardware(pick_device(settings.device))
     if settings.launcher == "local" and not hardware.on_gpu:
         hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
     label_map = run_label_map(settings, datalist, fingerprint)
+    starts = {algo: keep_start(workspace, algo, settings.first_weights(algo)) for algo in {a: 0 for a, _ in jobs}}
     for algo, fold in jobs:
         own = settings.network(algo).budget
         job_s = parse_duration(own) if own else budget_s(f"{algo}_{fold}")
@@ -91,5 +96,6 @@ def planning(
             origins=dict(origins),
             hardware=hardware,
             budget_s=job_s,
+            start=starts[algo],
             budget_origin=origins.get(f"{algo}.budget" if own else "budget", "") if job_s else "",
         )

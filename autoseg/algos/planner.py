@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from autoseg.algos.draft import Draft, Fit
 from autoseg.algos.inputs import PlanInputs
-from autoseg.algos.rules import images, machine, patches, schedule
+from autoseg.algos.rules import images, machine, patches, schedule, start
 from autoseg.hardware.facts import Hardware
 from autoseg.plan import Origin, Plan
 
@@ -18,8 +18,10 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     images.fold,
     images.classes,
     images.channels,
+    start.channels,
     images.image_ranges,
     images.resample_resolution,
+    start.resample_resolution,
     images.crop_foreground,
     patches.network,
     patches.roi_size,
@@ -36,6 +38,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     schedule.num_epochs_per_validation,
     schedule.optimizer,
     schedule.learning_rate,
+    start.fine_tuning,
     machine.cache,
     machine.measured_cost,
     machine.seed,

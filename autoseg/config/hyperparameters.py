@@ -61,6 +61,10 @@ class Hyperparameters(Strict):
     """The optimizer's weight decay."""
     warmup_fraction: ShareBelowOne
     """Share of the schedule in which the learning rate rises from a tenth."""
+    encoder_rate: Annotated[float, Field(gt=0, le=1)]
+    """Learning rate of the encoder as a share of the rest's; under 1 it keeps more of the weights it starts from."""
+    frozen_fraction: ShareBelowOne
+    """Share of the schedule in which the encoder stays as it is; over as long again its learning rate then rises."""
     grad_clip: Positive
     """Largest norm of the gradient."""
     ema_decay: ShareBelowOne

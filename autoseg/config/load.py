@@ -6,12 +6,13 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from autoseg.config.docs import setting_docs
 from autoseg.config.nodes import json_for_yaml
 from autoseg.config.passwords import take_password
 from autoseg.config.reader import Origins, read_plain, read_value, read_with_origins
-from autoseg.config.settings import Settings
+from autoseg.config.settings import Settings, map_weights
 from autoseg.config.types import suggest
 from autoseg.errors import ConfigError
 
@@ -67,22 +68,7 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
         advice = "Write one with `autoseg init DATA_FOLDER`, or name it with --input FILE."
         raise ConfigError(f"{path}: no such file. {advice}")
     settings, origins, warnings = read_with_origins(path, Settings, overrides, AUTO3DSEG_WITHOUT_EFFECT)
-    folder = path.absolute().parent
-    places = {}
-    faults = []
-    for key, kind in (("datalist", "file"), ("dataroot", "folder"), ("work_dir", "")):
-        written: Path = getattr(settings, key).expanduser()
-        on_command_line = origins[key] == "command line"
-        base, name = (Path.cwd(), "the current folder") if on_command_line else (folder, f"the folder of {path.name}")
-        where = f"--{key}" if on_command_line else f"{path}:{origins[key].rpartition(':')[2]}: {key}"
-        places[key] = resolved = Path(os.path.normpath(base / written))
-        looked = "" if written.is_absolute() else f" {written} is relative to {name}."
-        if kind and not resolved.exists():
-            faults.append(f"{where}: no such {kind}: {resolved}.{looked}")
-        elif key == "dataroot" and not resolved.is_dir():
-            faults.append(f"{where}: expected a folder, found a file: {resolved}.{looked}")
-        elif key == "work_dir" and resolved.exists() and not resolved.is_dir():
-            faults.append(f"{where}: expected a folder, found a file: {resolved}. Give another work_dir.")
+    places, faults = _places(path, settings, origins)
     if faults:
         raise ConfigError(faults)
     for warning in warnings:
@@ -91,6 +77,42 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
         sweep = settings.sweep.model_copy(update={"storage": take_password(settings.sweep.storage)})
         settings = settings.model_copy(update={"sweep": sweep})
     return settings.model_copy(update=places), origins
+
+
+def _places(path: Path, settings: Settings, origins: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The settings that are paths, made absolute, and what is wrong with them."""
+    faults = []
+
+    def resolve(key: str, written: Path) -> tuple[Path, str, str]:
+        """A path as it is meant, where it was given, and what it is relative to."""
+        if origins[key] == "command line":
+            base, name, where = Path.cwd(), "the current folder", f"--{key}"
+        else:
+            line = origins[key].rpartition(":")[2]
+            base, name, where = path.absolute().parent, f"the folder of {path.name}", f"{path}:{line}: {key}"
+        written = written.expanduser()
+        looked = "" if written.is_absolute() else f" {written} is relative to {name}."
+        return Path(os.path.normpath(base / written)), where, looked
+
+    places: dict[str, Any] = {}
+    for key, kind in (("datalist", "file"), ("dataroot", "folder"), ("work_dir", "")):
+        places[key], where, looked = resolve(key, getattr(settings, key))
+        resolved: Path = places[key]
+        if kind and not resolved.exists():
+            faults.append(f"{where}: no such {kind}: {resolved}.{looked}")
+        elif key == "dataroot" and not resolved.is_dir():
+            faults.append(f"{where}: expected a folder, found a file: {resolved}.{looked}")
+        elif key == "work_dir" and resolved.exists() and not resolved.is_dir():
+            faults.append(f"{where}: expected a folder, found a file: {resolved}. Give another work_dir.")
+
+    def weights(written: Path) -> Path:
+        resolved, where, looked = resolve("init_weights", written)
+        if not resolved.exists():
+            faults.append(f"{where}: no such file or folder: {resolved}.{looked}")
+        return resolved
+
+    places["init_weights"] = map_weights(settings.init_weights, weights)
+    return places, faults
 
 
 def read_settings_file(path: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ the planner. Hyperparameters may stand at the top level, for all algorithms, or 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -34,6 +35,7 @@ from autoseg.config.networks import (
     RecipeName,
     settings_blocks,
 )
+from autoseg.config.types import suggest
 
 
 class ClassSpec(Strict):
@@ -190,7 +192,27 @@ class Range(Strict):
         return self
 
 
-RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "report")
+NO_WEIGHTS = "none"
+"""`init_weights` of networks that start with random numbers."""
+
+
+def map_weights(value: str | dict[str, str], place: Callable[[Path], Path]) -> str | dict[str, str]:
+    """`init_weights` with each of its paths in another form."""
+
+    def placed(text: str) -> str:
+        return text if text == NO_WEIGHTS else str(place(Path(text)))
+
+    return {name: placed(text) for name, text in value.items()} if isinstance(value, dict) else placed(value)
+
+
+def _check_weights(value: str | dict[str, str]) -> str | dict[str, str]:
+    unknown = [name for name in value if name not in NETWORKS] if isinstance(value, dict) else []
+    if unknown:
+        raise ValueError(f"no network {unknown[0]}. {suggest(unknown[0], NETWORKS)}")
+    return value
+
+
+RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "report", "init_weights")
 
 
 def _check_study(name: str) -> str:
@@ -276,6 +298,9 @@ class RunSettings(HyperSettings):
     category, modifier, region, region_modifier}; classes that are not listed are found by their names."""
     on_fault: Literal["stop", "skip"] = "stop"
     """A faulty case stops the run, or is set aside and listed."""
+    init_weights: Annotated[str | dict[str, str], AfterValidator(_check_weights)] = NO_WEIGHTS
+    """Weights to start from: a file, the folder of a job, a bundle or a work_dir, for all networks or for some
+    ({segresnet: FILE}); relative to the folder of input.yaml. none: random ones."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of folds, patches, augmentation and weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -320,6 +345,17 @@ class RunSettings(HyperSettings):
                 f"recipe {self.recipe} is for {algo}, which is not among algos. Add it, or leave algos out."
             )
         return self
+
+    def first_weights(self, algo: AlgoName) -> Path | None:
+        """The file or folder that a network's first weights come from; None: they are random.
+
+        One for all networks is for those of an ensemble; the locator, which finds a region alone, has to be named.
+        """
+        named = self.init_weights
+        if not isinstance(named, dict):
+            named = {algo: named} if NETWORKS[algo].in_ensemble else {}
+        text = named.get(algo, NO_WEIGHTS)
+        return None if text == NO_WEIGHTS else Path(text)
 
     @property
     def combining(self) -> EnsembleSettings:

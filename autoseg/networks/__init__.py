@@ -6,6 +6,8 @@ The row of a network in `autoseg/config/networks.py` names its file; `NetworkFil
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import nn
@@ -13,7 +15,7 @@ from torch import nn
 from autoseg.config.networks import AlgoName
 from autoseg.errors import ConfigError
 from autoseg.hardware.memory import is_out_of_memory
-from autoseg.networks.sizing import LearningRates, NetworkChoice, Sizing
+from autoseg.networks.sizing import LearningRates, NetworkChoice, Shapes, Sizing
 from autoseg.plan import Plan, read_plan
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 class NetworkFile(Protocol):
     """What each file `autoseg/networks/NAME.py` has."""
 
+    ENCODER: str
+    """Names of the weights that make features of an image: a regular expression that they begin with. Those are what
+    weights from elsewhere are good for, whatever they were trained to tell."""
     LEARNING_RATES: LearningRates
     SECONDS_PER_MEGAVOXEL: float
     """Seconds of a training step for a million voxels of the CPU-sized network, on two cores, where none was
@@ -44,6 +49,9 @@ class NetworkFile(Protocol):
 
     def divisor(self, network: dict[str, Any]) -> tuple[int, int, int]:
         """What the edges of a window must be multiples of."""
+
+    def read_shapes(self, shapes: Shapes) -> dict[str, Any]:
+        """Its own settings, as far as the shapes of its weights tell them, by the weights' names; empty: none."""
 
     def choose(self, sizing: Sizing) -> NetworkChoice:
         """Its own settings, patch and batch for a data set and a device, each with its rule."""
@@ -101,6 +109,12 @@ def checked_plan(paths: JobDir) -> Plan:
     if faults:
         raise ConfigError([f"{paths.plan}: {fault}" for fault in faults])
     return plan
+
+
+def is_encoder(algo: AlgoName) -> Callable[[str], bool]:
+    """Whether a weight of that name is the encoder's."""
+    pattern = re.compile(network_file(algo).ENCODER)
+    return lambda name: pattern.match(name) is not None
 
 
 def heads(algo: AlgoName, network: nn.Module) -> tuple[nn.Module, ...]:

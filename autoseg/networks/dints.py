@@ -14,11 +14,14 @@ from autoseg.networks.sizing import (
     GPU_BATCH_RULE,
     LearningRates,
     NetworkChoice,
+    Shapes,
     Sizing,
     fit_roi,
     gpu_batch,
 )
 
+ENCODER = r"dints_space\.|stem_down\."
+"""Names of the weights that make features of an image: a regular expression that they begin with."""
 LEARNING_RATES = LearningRates(
     gpu=2e-4, cpu=5e-3, muon=1e-2, source="as SegResNet's, since it is trained by AdamW here (Auto3DSeg's: SGD, 0.2)"
 )
@@ -60,6 +63,11 @@ def heads(module: nn.Module) -> tuple[nn.Module, ...]:
     """The one of 1x1x1 at the end."""
     final: Any = module.get_submodule("stem_finals")
     return (final[-1],)
+
+
+def read_shapes(shapes: Shapes) -> dict[str, Any]:
+    """Nothing: the topology is not told by shapes alone."""
+    return {}
 
 
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:

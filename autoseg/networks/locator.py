@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from autoseg.networks.segresnet import build, divisor, heads
+from autoseg.networks.segresnet import ENCODER, build, divisor, heads, read_shapes
 from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
 
-__all__ = ["build", "choose", "divisor", "heads"]
+__all__ = ["ENCODER", "build", "choose", "divisor", "heads", "read_shapes"]
 
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
 """Source: SegResNet's, which it is."""

@@ -7,6 +7,7 @@ at every resolution. `resenc_layers.py` has the layers.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -19,14 +20,18 @@ from autoseg.networks.sizing import (
     GPU_BATCH_RULE,
     LearningRates,
     NetworkChoice,
+    Shapes,
     Sizing,
+    count_numbers,
     fit_roi,
     gpu_batch,
 )
 from autoseg.networks.topology import divisor_of, halved_once, patch_and_topology
 
-__all__ = ["GPU_RUNGS", "RUNGS", "build", "choose", "divisor", "heads"]
+__all__ = ["GPU_RUNGS", "RUNGS", "build", "choose", "divisor", "heads", "read_shapes"]
 
+ENCODER = r"encoder\."
+"""Names of the weights that make features of an image: a regular expression that they begin with."""
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
 """Source: SegResNet's, whose building blocks it shares; nnU-Net trains it by SGD with 1e-2."""
 SECONDS_PER_MEGAVOXEL = 3.2
@@ -46,6 +51,24 @@ def heads(module: nn.Module) -> tuple[nn.Module, ...]:
     """One a resolution, finest first."""
     layers: Any = module.get_submodule("decoder.seg_layers")
     return tuple(reversed(layers))
+
+
+def read_shapes(shapes: Shapes) -> dict[str, Any]:
+    """Features, blocks, kernels, strides, heads; where there is no decoder, stages after the first halve all axes."""
+    if (stem := shapes.get("encoder.stem.convs.0.conv.weight")) is None:
+        return {}
+    blocks = count_numbers(shapes, r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.")
+    coarser = range(1, len(blocks))
+    ups = [shapes.get(f"decoder.transpconvs.{len(blocks) - 1 - stage}.weight", (2,) * 5) for stage in coarser]
+    kernels = [shapes[f"encoder.stages.{stage}.blocks.0.conv1.conv.weight"] for stage in range(len(blocks))]
+    num_heads = sum(re.fullmatch(r"decoder\.seg_layers\.\d+\.weight", name) is not None for name in shapes)
+    return {
+        **({"dsdepth": num_heads} if num_heads else {}),
+        "init_features": stem[0],
+        "blocks": blocks,
+        "kernels": [list(kernel[2:]) for kernel in kernels],
+        "strides": [[1, 1, 1], *(list(up[2:]) for up in ups)],
+    }
 
 
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:

@@ -15,12 +15,16 @@ from autoseg.networks.sizing import (
     GPU_VOXELS,
     LearningRates,
     NetworkChoice,
+    Shapes,
     Sizing,
+    count_numbers,
     gpu_batch,
     most_gpu_voxels,
 )
 from autoseg.networks.topology import Topology, patch_and_topology
 
+ENCODER = r"encoder\."
+"""Names of the weights that make features of an image: a regular expression that they begin with."""
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="Auto3DSeg's")
 """Source: Auto3DSeg's on a GPU; on a CPU ten times as much for small networks and short schedules, and Muon's on the
 hippocampus, between 2e-3 and 5e-3 (docs/results.md)."""
@@ -46,6 +50,19 @@ def heads(module: nn.Module) -> tuple[nn.Module, ...]:
     """One a resolution, finest first."""
     levels: Any = module.get_submodule("up_layers")
     return tuple(level["head"] for level in reversed(levels))
+
+
+def read_shapes(shapes: Shapes) -> dict[str, Any]:
+    """Filters, blocks, normalisation, and the number of heads where there are any."""
+    if (stem := shapes.get("encoder.conv_init.weight")) is None:
+        return {}
+    num_heads = sum(name.endswith(".head.weight") for name in shapes)
+    return {
+        **({"dsdepth": num_heads} if num_heads else {}),
+        "init_filters": stem[0],
+        "blocks_down": count_numbers(shapes, r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."),
+        "norm": "BATCH" if "encoder.layers.0.blocks.0.norm1.running_mean" in shapes else "INSTANCE",
+    }
 
 
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:

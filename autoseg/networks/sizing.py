@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of a network's weights by their names."""
 
 CPU_BATCH = 2
 CPU_BATCH_RULE = "2 on a CPU (nnU-Net's least): a step with 1 patch takes 0.9 times as long (measured)"
@@ -68,6 +73,16 @@ class NetworkChoice:
     batch_size: int
     rules: dict[str, str]
     """Setting -> the rule and its source, for `explain`."""
+
+
+def count_numbers(names: Iterable[str], pattern: str) -> list[int]:
+    """How many numbers stand in the second group of a pattern for each number 0, 1, 2, ... in its first.
+
+    Such as the blocks of each stage, where the pattern is of a block's names.
+    """
+    pairs = {(int(m[1]), int(m[2])) for name in names if (m := re.match(pattern, name))}
+    firsts = sorted({first for first, _ in pairs})
+    return [sum(first == n for first, _ in pairs) for n in firsts]
 
 
 def round_up(value: int, step: int) -> int:

@@ -13,11 +13,15 @@ from autoseg.networks.sizing import (
     GPU_BATCH_RULE,
     LearningRates,
     NetworkChoice,
+    Shapes,
     Sizing,
+    count_numbers,
     fit_roi,
     gpu_batch,
 )
 
+ENCODER = r"swinViT\."
+"""Names of the weights that make features of an image: a regular expression that they begin with."""
 LEARNING_RATES = LearningRates(gpu=4e-4, cpu=4e-3, muon=1e-2, source="Auto3DSeg's")
 """Source: Auto3DSeg's on a GPU; those on a CPU and Muon's: the hippocampus (docs/results.md)."""
 SECONDS_PER_MEGAVOXEL = 3.1
@@ -48,6 +52,25 @@ def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Mo
 def heads(module: nn.Module) -> tuple[nn.Module, ...]:
     """The one of 1x1x1 at the end."""
     return (module.get_submodule("out.conv.conv"),)
+
+
+def read_shapes(shapes: Shapes) -> dict[str, Any]:
+    """Features, layers, heads, windows, the second version's convolutions, and normalisation where it tells."""
+    if (stem := shapes.get("swinViT.patch_embed.proj.weight")) is None:
+        return {}
+    first = "swinViT.layers{}.0.blocks.0.attn.relative_position_bias_table"
+    tables = [shapes[name] for stage in range(1, 5) if (name := first.format(stage)) in shapes]
+    settings: dict[str, Any] = {
+        "feature_size": stem[0],
+        "use_v2": "swinViT.layers1c.0.layer.conv1.conv.weight" in shapes,
+    }
+    if len(tables) == 4:
+        settings["depths"] = count_numbers(shapes, r"swinViT\.layers(\d)\.0\.blocks\.(\d+)\.")
+        settings["num_heads"] = [heads for _, heads in tables]
+        settings["window_size"] = (round(tables[0][0] ** (1 / 3)) + 1) // 2  # (2 w - 1)^3 places
+    if "encoder1.layer.conv1.conv.weight" in shapes:
+        settings["norm"] = "group" if "encoder1.layer.norm1.weight" in shapes else "instance"
+    return settings
 
 
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:

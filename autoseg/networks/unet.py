@@ -7,8 +7,10 @@ from typing import Any
 from monai.networks.nets.unet import UNet
 from torch import nn
 
-from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Sizing, fit_roi
+from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, NetworkChoice, Shapes, Sizing, fit_roi
 
+ENCODER = r"model\.(1\.submodule\.)*(0|conv|residual)\."
+"""Names of the weights that make features of an image: a regular expression that they begin with."""
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
 """Source: SegResNet's."""
 SECONDS_PER_MEGAVOXEL = 2.0
@@ -31,6 +33,27 @@ def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Mo
 def heads(module: nn.Module) -> tuple[nn.Module, ...]:
     """None: its last layer sees neighbouring voxels."""
     return ()
+
+
+def read_shapes(shapes: Shapes) -> dict[str, Any]:
+    """Filters, residual units and normalisation."""
+
+    def stage(prefix: str) -> list[int]:
+        """The filters of a stage; empty where there is none of that name."""
+        names = (f"{prefix}conv.unit0.conv.weight", f"{prefix}conv.weight")
+        return [shapes[name][0] for name in names if name in shapes]
+
+    features, prefix = list[int](), "model."
+    while filters := stage(f"{prefix}0."):
+        features += filters
+        prefix += "1.submodule."
+    if not features:
+        return {}
+    return {
+        "features": [*features, *stage(prefix)],
+        "num_res_units": sum(f"model.0.conv.unit{unit}.conv.weight" in shapes for unit in range(32)),
+        "norm": "BATCH" if any(name.endswith("running_mean") for name in shapes) else "INSTANCE",
+    }
 
 
 def divisor(network: dict[str, Any]) -> tuple[int, int, int]:

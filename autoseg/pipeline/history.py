@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from autoseg.config.load import load_settings
 from autoseg.config.networks import AlgoName
+from autoseg.config.nodes import json_for_yaml
 from autoseg.config.passwords import without_passwords
-from autoseg.config.settings import Settings
+from autoseg.config.settings import Settings, map_weights
 from autoseg.pipeline.context import Request
 from autoseg.version import __version__
 from autoseg.workspace.files import PUBLIC, SECRET, write_json, write_text
 from autoseg.workspace.settings import write_settings
-from autoseg.workspace.stored import read_stored
+from autoseg.workspace.stored import check_stored, read_stored
 from autoseg.workspace.usage import CommandLine, add_line
 from autoseg.workspace.workspace import Workspace
 
@@ -29,6 +32,8 @@ SELECTS_WORK = frozenset(
 )
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
 STORAGE = "sweep.storage"
+WEIGHTS = "init_weights"
+"""A setting with paths, which later commands must find from wherever they are given."""
 ROUND_KEYS = frozenset(("partial_labels", "strategy", "pseudolabel"))
 """Settings, and a block of them, that decide which rounds of training there are and what they learn from."""
 
@@ -49,7 +54,23 @@ def kept_settings(workspace: Workspace) -> dict[str, str]:
     """Settings of earlier command lines that later commands go on with: key -> text."""
     path = _kept_path(workspace)
     remedy = "Undo the edit, or delete the file and give those settings on the command line again."
-    return read_stored(path, dict[str, str], remedy=remedy) if path.exists() else {}
+    kept = read_stored(path, dict[str, str], remedy=remedy) if path.exists() else {}
+    if WEIGHTS in kept:
+        value = check_stored(_json(kept[WEIGHTS]), dict[str, str] | str, f"{path}: {WEIGHTS}", remedy)  # type: ignore[arg-type]
+        kept[WEIGHTS] = json_for_yaml(map_weights(value, lambda p: Path(os.path.normpath(workspace.root / p))))
+    return kept
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _weights_from(settings: Settings, workspace: Workspace) -> str | dict[str, str]:
+    """`init_weights` with paths from the run's folder, which may be moved together with what they lead to."""
+    return map_weights(settings.init_weights, lambda path: Path(os.path.relpath(path, workspace.root)))
 
 
 def load_with_kept(input_path: Path, request: Request) -> tuple[Settings, dict[str, str], dict[str, str]]:
@@ -79,9 +100,15 @@ def load_with_kept(input_path: Path, request: Request) -> tuple[Settings, dict[s
     return settings, origins, {**earlier, **request.words}
 
 
-def keep_settings(workspace: Workspace, words: Mapping[str, str]) -> None:
-    """Keep settings of a command line for later commands, but for those that say what to run now."""
+def keep_settings(workspace: Workspace, words: Mapping[str, str], settings: Settings) -> None:
+    """Keep settings of a command line for later commands, but for those that say what to run now.
+
+    Args:
+        settings: made with them, paths resolved.
+    """
     kept = {key: without_passwords(text) for key, text in words.items() if key not in SELECTS_WORK}
+    if WEIGHTS in kept:
+        kept[WEIGHTS] = json_for_yaml(_weights_from(settings, workspace))
     write_json(_kept_path(workspace), kept, mode=_mode_of(STORAGE in words))
 
 
@@ -141,4 +168,5 @@ def remember_settings(workspace: Workspace, settings: Settings, origins: Mapping
     resolved = settings.model_dump(mode="json")
     for key in ("datalist", "dataroot", "work_dir"):
         resolved[key] = os.path.relpath(getattr(settings, key), workspace.root)
+    resolved[WEIGHTS] = _weights_from(settings, workspace)
     write_settings(workspace, resolved, origins, mode=_mode_of(settings.sweep.storage is not None))

@@ -117,7 +117,7 @@ def run_stages(
         remember_input(workspace, settings, origins, input_path)
         remember_command(workspace, request, input_path)
         if keep is not None and request.keeps_settings:
-            keep_settings(workspace, keep)
+            keep_settings(workspace, keep, settings)
         run = RunContext(request, workspace, listed, settings, origins, begun=work_began())
         accepted = False  # by a stage of a round; an analysis says nothing of most settings
         try:

@@ -107,12 +107,12 @@ def _check_plans(workspace: Workspace, jobs: Sequence[tuple[AlgoName, int]]) -> 
 def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold: int) -> tuple[Job, list[str]]:
     """A job, and which of its inputs changed since it was last begun."""
     from autoseg.plan import read_plan
-    from autoseg.training.inputs import cases_for, job_inputs
+    from autoseg.training.inputs import cases_for, job_inputs, weights_inputs
 
     job = workspace.read_job(algo, fold)
     plan = read_plan(workspace.job_dir(algo, fold))
     train_cases, val_cases = (cases_for(plan, c) for c in (datalist.train_cases(fold), datalist.val_cases(fold)))
-    inputs = job_inputs(plan, train_cases, val_cases, workspace.first_weights(algo, fold))
+    inputs = job_inputs(plan, train_cases, val_cases, weights_inputs(workspace, algo, fold))
     return job, changed(job.inputs, inputs) if job.inputs else []
 
 

@@ -14,12 +14,16 @@ from autoseg.config.load import load_settings
 from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.weights.tables import Table, read_table
 from autoseg.workspace.jobs import JobDir, StoredOrigin, read_origins
 from autoseg.workspace.layout import check_readable
 from autoseg.workspace.settings import read_settings
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
+
+MOST_TENSORS = 12
+"""Tensors that were not taken as they are which `explain` names; the job's init_weights.json has all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +154,23 @@ def plan_entries(folder: Path) -> list[Entry]:
                 derived=known.value if edited else None,
             )
         )
+    if (table := read_table(paths)) is not None:
+        entries.append(_start_entry(folder.name, table))
     return entries
+
+
+def _start_entry(place: str, table: Table) -> Entry:
+    """What a job's network starts with, as a value among those of its plan."""
+    notable = [f"{row.state} {row.place}" + f": {row.note}" * bool(row.note) for row in table.notable]
+    told = "".join(f"; {text}" for text in notable[:MOST_TENSORS])
+    more = f"; and {len(notable) - MOST_TENSORS} more (init_weights.json)" if len(notable) > MOST_TENSORS else ""
+    return Entry(
+        place=place,
+        key="init_weights",
+        value=f"{table.share:.1%} of the weights from {table.source}",
+        origin="the file" + f", {table.kind}" * bool(table.kind),
+        rule=f"{table.counts}{told}{more}",
+    )
 
 
 def _table(entries: list[Entry]) -> str:

@@ -213,7 +213,7 @@ def stages_shown(workspace: Workspace, table: Sequence[Stage[Any]]) -> list[tupl
 def inputs_digest(workspace: Workspace, table: Sequence[Stage[Any]]) -> str:
     """A digest of what a report shows, but for the files that every command writes."""
     w = workspace
-    patterns = ("job.json", "metrics.jsonl", "configs/hyper_parameters.yaml")
+    patterns = ("job.json", "metrics.jsonl", "init_weights.json", "configs/hyper_parameters.yaml")
     jobs = [path for pattern in patterns for path in sorted(w.root.glob(f"*_*/{pattern}"))]
     digests = []
     audit = Unreadable().or_else(w, w.latest).audit

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_fin
 from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.terminal import printable
 from autoseg.version import __version__
+from autoseg.weights.tables import Table, read_table
 from autoseg.workspace.files import digest, open_regular, write_text
 from autoseg.workspace.jobs import EpochLine
 from autoseg.workspace.layout import check_readable
@@ -307,7 +309,21 @@ def _training(run: Run) -> Content | None:
             }
         )  # fmt: skip
     plots = [(figures.learning_curves(a, f), f"{a}: loss and Dice on the held-out fold.") for a, f in curves.items()]
-    return {"rows": rows, "plots": plots}
+    return {"rows": rows, "plots": plots, "starts": _starts(run)}
+
+
+def _starts(run: Run) -> list[Content]:
+    """What networks started with in place of random numbers; jobs that started alike stand together."""
+    together: dict[str, tuple[Table, list[str]]] = {}
+    for job in run.jobs:
+        paths = run.workspace.job_dir(job.algo, job.fold)
+        table = run.read_or(None, partial(read_table, paths))
+        if table is not None:
+            together.setdefault(f"{job.algo} {table.model_dump_json()}", (table, []))[1].append(job.name)
+    return [
+        {"jobs": ", ".join(names), "summary": table.summary, "rows": table.notable[:MOST_ROWS]}
+        for table, names in together.values()
+    ]
 
 
 def _scores(run: Run) -> Content | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from autoseg.config.load import load_settings
 from autoseg.config.networks import AlgoName
-from autoseg.config.settings import Settings
+from autoseg.config.settings import Settings, map_weights
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist
@@ -153,13 +153,16 @@ def open_study(workspace: Workspace, settings: Settings, origins: Mapping[str, s
 def _portable(settings: Settings, origins: Mapping[str, str], until: float | None) -> SweepFile:
     """What other processes and machines need to join, with paths from the work_dir."""
     places = {key: Path(os.path.relpath(getattr(settings, key), settings.work_dir)) for key in PLACES}
-    return SweepFile(settings=settings.model_copy(update=places), origins=dict(origins), until=until)
+    weights = map_weights(settings.init_weights, lambda path: Path(os.path.relpath(path, settings.work_dir)))
+    moved = settings.model_copy(update={**places, "init_weights": weights})
+    return SweepFile(settings=moved, origins=dict(origins), until=until)
 
 
 def _with_places_from(root: Path, settings: Settings) -> Settings:
     """Settings as `_portable` stored them, with paths from here."""
     places = {key: Path(os.path.normpath(root / getattr(settings, key))) for key in PLACES}
-    return settings.model_copy(update=places)
+    weights = map_weights(settings.init_weights, lambda path: Path(os.path.normpath(root / path)))
+    return settings.model_copy(update={**places, "init_weights": weights})
 
 
 def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, origins: Mapping[str, str]) -> Plan:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from autoseg.config.networks import LOCATOR
 from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.plan import PREDICTION, Plan
+from autoseg.weights.start import read_start
 from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import digest
 from autoseg.workspace.jobs import Job, JobDir
+from autoseg.workspace.workspace import Workspace
 
 
 def job_inputs(
-    plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...], first_weights: Path | None = None
+    plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...], weights: Mapping[str, str]
 ) -> dict[str, str]:
-    """What a job is made from: name -> digest. A difference makes it stale."""
+    """What a job is made from: name -> digest. A difference makes it stale.
+
+    Args:
+        weights: that it starts from, as `weights_inputs` gives them.
+    """
     inputs = {f"plan: {key}": digest(value) for key, value in (plan.identity() | plan.prediction()).items()}
     for role, cases in (("training case", train_cases), ("validation case", val_cases)):
-        inputs.update({f"{role} {c.name}": _training_digest(c) for c in cases})
-    if first_weights is not None:
-        inputs["weights of the previous round"] = content_digest(first_weights)
-    return inputs
+        inputs.update({f"{role} {c.name}": training_digest(c) for c in cases})
+    return {**inputs, **weights}
+
+
+def weights_inputs(workspace: Workspace, algo: str, fold: int) -> dict[str, str]:
+    """The weights that a job starts from, those of the round before over those from elsewhere: name -> digest."""
+    if (earlier := workspace.first_weights(algo, fold)) is not None:
+        return {"weights of the previous round": content_digest(earlier)}
+    start = read_start(workspace, algo)
+    return {} if start is None else {"init_weights": start.start.digest}
 
 
 def only_prediction_changed(job: Job, inputs: dict[str, str], paths: JobDir) -> bool:
@@ -52,7 +64,7 @@ def cases_for(plan: Plan, cases: tuple[Case, ...]) -> tuple[Case, ...]:
     return tuple(replace(c, annotated=None) for c in whole or of_fold)
 
 
-def _training_digest(case: Case) -> str:
+def training_digest(case: Case) -> str:
     """Of a case, and of what is known of its label: which classes annotators looked for, and which models drew."""
     if case.by_annotators is not None:
         return digest([case_digest(case), case.annotated, case.by_annotators])

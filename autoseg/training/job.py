@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from autoseg.config.reader import read_model
 from autoseg.config.units import format_duration
@@ -31,13 +32,15 @@ from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
 from autoseg.training.cache import load_cases, remove_unused, resampling_warnings
 from autoseg.training.errors import Diverged, Interrupted, Pruned
-from autoseg.training.inputs import cases_for, job_inputs, only_prediction_changed
+from autoseg.training.inputs import cases_for, job_inputs, only_prediction_changed, training_digest, weights_inputs
 from autoseg.training.processes import Processes, of_first
 from autoseg.training.progress import Progress, TrainResult
 from autoseg.training.schedule import LEAST_TRAINING_SHARE
 from autoseg.training.scoring import compare_precision, score_validation, time_scoring
 from autoseg.training.search import search_for_job, wants_search
 from autoseg.training.trainer import DIVERGED_DICE, DIVERGED_STEPS, Trainer
+from autoseg.weights.start import log_table, read_start
+from autoseg.weights.tables import keep_table
 from autoseg.workspace.claims import Busy, Claim, LostClaim
 from autoseg.workspace.digests import DIGESTS
 from autoseg.workspace.files import digest, log_to
@@ -146,6 +149,7 @@ class JobRun:
         self.started, self.after_epoch = started, after_epoch
         self.memory = MemoryWatch(processes.device, JOB_SAMPLE_S)
         self.first_weights = workspace.first_weights(job.algo, job.fold)
+        self.weights = weights_inputs(workspace, job.algo, job.fold)
         self.trainer: Trainer | None = None
 
     # -- what becomes of it
@@ -199,7 +203,7 @@ class JobRun:
         datalist = read_cases(self.workspace, self.dataroot)
         train_cases = cases_for(plan, datalist.train_cases(job.fold))
         val_cases = cases_for(plan, datalist.val_cases(job.fold))
-        inputs = job_inputs(plan, train_cases, val_cases, self.first_weights)
+        inputs = job_inputs(plan, train_cases, val_cases, self.weights)
         reasons = changed(job.inputs, inputs)
         if of_first(job.state == "done" and not reasons):
             log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)
@@ -212,7 +216,7 @@ class JobRun:
         job.restart = of_first(job.restart if begun and not reasons else {})
         if of_first(wants_search(plan, paths)):
             plan = self._search(plan, train_cases)
-            inputs = job_inputs(plan, train_cases, val_cases, self.first_weights)
+            inputs = job_inputs(plan, train_cases, val_cases, self.weights)
         self._begin(inputs)
         log.info(
             "%s: training on %d cases, validating on %d, %s",
@@ -261,7 +265,7 @@ class JobRun:
         if self.processes.is_first:
             tidy_cache(self.workspace, self.dataroot)
         cached = load_cases(self.workspace.cache, plan, (*train_cases, *val_cases), num_workers=self.num_workers)
-        self._warn(resampling_warnings(cached[: len(train_cases)], plan))
+        self._warn([*resampling_warnings(cached[: len(train_cases)], plan), *self._leaks(val_cases)])
 
         def train(changes: Mapping[str, Any], started: float) -> TrainResult:
             self.trainer = trainer = Trainer(
@@ -273,7 +277,7 @@ class JobRun:
                 scoring=lambda index: time_scoring(trainer, paths, val_cases[index]),
                 started=started,
                 inputs=digest(job.inputs),
-                first_weights=self.first_weights,
+                start=lambda network: self._start(network, plan),
                 before_write=self.claim.check if self.claim is not None else lambda: None,
                 after_epoch=self._epoch_ended,
             )
@@ -298,6 +302,29 @@ class JobRun:
             result = train(job.restart, time.monotonic())
         job.seconds, job.memory_gib = lost_s + result.seconds, self.memory.peak_gib
         return result
+
+    def _start(self, network: nn.Module, plan: Plan) -> None:
+        """Put the weights that the job starts from, if any, into its fresh network, and account for them."""
+        if self.first_weights is not None:
+            network.load_state_dict(torch.load(self.first_weights, map_location="cpu", weights_only=True))
+            return
+        start = read_start(self.workspace, self.job.algo)
+        table = None if start is None else start.load(network, plan)
+        if self.processes.is_first:
+            keep_table(self.paths, table)
+            if table is not None and not self.paths.checkpoint.exists():  # else it was said when the job began
+                log_table(self.job.name, table)
+
+    def _leaks(self, val_cases: tuple[Case, ...]) -> list[str]:
+        """A warning where the weights that the job starts from have seen cases that it is judged by."""
+        start = None if self.first_weights is not None else read_start(self.workspace, self.job.algo)
+        num = 0 if start is None else start.seen_in_training([training_digest(case) for case in val_cases])
+        if start is None or not num:
+            return []
+        return [
+            f"{start.start.source} has learned from {num} of the {len(val_cases)} cases of this fold, so its Dice here "
+            "says too much. Start from weights of other cases, or judge by cases that neither has seen."
+        ]
 
     def _warn(self, warnings: Sequence[str]) -> None:
         """Log warnings and keep them for the report."""

@@ -50,17 +50,31 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """The weights of convolutions and linear layers by Muon, seen as (first axis, all else); the others by AdamW."""
 
-    def __init__(self, network: nn.Module, *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        parts: Iterable[dict[str, Any]] | None = None,
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+    ) -> None:
         """Sort a network's parameters.
 
         Args:
+            parts: groups of them, as any optimizer of torch takes them, each of which is sorted by itself; None: all
+                are one.
             momentum: of the matrices, Nesterov's. Source: Jordan et al.
         """
         layers = (m for m in network.modules() if isinstance(m, (nn.Linear, _ConvNd)))
-        matrices = list(dict.fromkeys(m.weight for m in layers))
-        known = {id(weight) for weight in matrices}
-        others = [p for p in network.parameters() if id(p) not in known]
-        groups: list[dict[str, Any]] = [{"params": matrices, "by": "muon"}, {"params": others, "by": "adamw"}]
+        matrices = dict.fromkeys(m.weight for m in layers)
+        groups: list[dict[str, Any]] = []
+        for part in parts or [{"params": network.parameters()}]:
+            own = {id(p): p for p in part["params"]}
+            turned = [weight for weight in matrices if id(weight) in own]
+            known = {id(weight) for weight in turned}
+            others = [parameter for key, parameter in own.items() if key not in known]
+            groups += [{**part, "params": turned, "by": "muon"}, {**part, "params": others, "by": "adamw"}]
         super().__init__(
             [group for group in groups if group["params"]],
             {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": (0.9, 0.999), "eps": 1e-8},

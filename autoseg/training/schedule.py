@@ -76,6 +76,18 @@ def learning_rate(
     return highest * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def encoder_share(progress: float, rate: float, frozen_fraction: float) -> float:
+    """Learning rate of the encoder as a share of the rest's.
+
+    Nothing while it is frozen, then rising over as long again to its share.
+
+    Source: the two warm-ups of nnssl's "sawtooth", first of the decoder alone, then of all (arXiv 2412.17041).
+    """
+    if progress < frozen_fraction:
+        return 0.0
+    return rate * min(1.0, (progress - frozen_fraction) / frozen_fraction) if frozen_fraction else rate
+
+
 def ema_decay(highest: float, step: int) -> float:
     """Decay that lets the average forget the first steps quickly. Source: TensorFlow's ExponentialMovingAverage."""
     return min(highest, (1 + step) / (10 + step))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from monai.optimizers.novograd import Novograd
@@ -11,11 +12,14 @@ from torch import nn
 
 from autoseg.hardware.device import Precision, autocast, resolve_precision, to_device
 from autoseg.hardware.memory import is_out_of_memory
-from autoseg.networks import build_network
+from autoseg.networks import build_network, is_encoder
 from autoseg.plan import Plan
 from autoseg.training.batches import Samples
 from autoseg.training.losses import supervised_loss
 from autoseg.training.muon import Muon
+
+ENCODER = "encoder"
+"""Of a group of the optimizer's parameters that has a learning rate of its own."""
 
 
 def batch_loss(
@@ -84,10 +88,15 @@ class TrainingStep:
             total += loss.detach()
         return total
 
-    def update(self, rate: float) -> None:
-        """Change the weights by the gradients, whose norm is limited first."""
+    def update(self, rate: float, encoder_share: float = 1.0) -> None:
+        """Change the weights by the gradients, whose norm is limited first.
+
+        Args:
+            rate: the learning rate.
+            encoder_share: what the encoder's is of it, where the plan tells the two apart.
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * (encoder_share if group.get("part") == ENCODER else 1.0)
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.grad_clip)
         self.scaler.step(self.optimizer)
@@ -130,9 +139,9 @@ def finish(device: torch.device) -> None:
 
 def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     """The plan's optimizer. Source: sgd as nnU-Net's, with Nesterov momentum 0.99; Novograd is MONAI's."""
-    weights, rate, decay = network.parameters(), plan.learning_rate, plan.weight_decay
+    weights, rate, decay = _parts(network, plan), plan.learning_rate, plan.weight_decay
     if plan.optimizer == "muon":
-        return Muon(network, lr=rate, weight_decay=decay)
+        return Muon(network, weights, lr=rate, weight_decay=decay)
     if plan.optimizer == "sgd":
         return torch.optim.SGD(weights, lr=rate, momentum=0.99, nesterov=True, weight_decay=decay, foreach=True)
     if plan.optimizer == "novograd":
@@ -140,6 +149,16 @@ def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
         return optimizer
     kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
     return kind(weights, lr=rate, weight_decay=decay, foreach=True)
+
+
+def _parts(network: nn.Module, plan: Plan) -> list[dict[str, Any]]:
+    """The parameters in groups: the encoder's apart, where the plan has another learning rate for them."""
+    if plan.encoder_rate == 1.0 and not plan.frozen_fraction:
+        return [{"params": [*network.parameters()]}]
+    inside = is_encoder(plan.algo)
+    named = dict(network.named_parameters())
+    encoder = {"params": [p for name, p in named.items() if inside(name)], "part": ENCODER}
+    return [encoder, {"params": [p for name, p in named.items() if not inside(name)], "part": "rest"}]
 
 
 def lacks_memory(work: Callable[[], None]) -> bool:

@@ -14,7 +14,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from autoseg.training.errors import Diverged, Interrupted
 from autoseg.training.patches import make_sampler
 from autoseg.training.processes import Processes
 from autoseg.training.progress import Curve, Progress, TrainResult
-from autoseg.training.schedule import Schedule, ema_decay, learning_rate
+from autoseg.training.schedule import Schedule, ema_decay, encoder_share, learning_rate
 from autoseg.training.signals import StopSignals
 from autoseg.training.step import TrainingStep, lacks_memory
 from autoseg.training.validation import Validator
@@ -69,7 +68,7 @@ class Trainer:
         scoring: Callable[[int], float] | None = None,
         started: float | None = None,
         inputs: str = "",
-        first_weights: Path | None = None,
+        start: Callable[[nn.Module], None] = lambda network: None,
         before_write: Callable[[], None] = lambda: None,
         after_epoch: Callable[[Progress, float], None] = lambda progress, dice: None,
     ) -> None:
@@ -82,7 +81,7 @@ class Trainer:
                 once, so that a budget keeps the time for all of them free. None: nothing follows training.
             started: `time.monotonic()` when the job began, so that preprocessing counts towards a budget.
             inputs: digest of the files the cases come from; a checkpoint made from others is not gone on with.
-            first_weights: a state dict to start from; None: random weights.
+            start: puts the weights to start from into the fresh network, which has random ones.
             before_write: called before any file is written; raises where this process may not any more.
             after_epoch: called after each epoch with the validation's Dice, NaN where none was due; may raise `Pruned`.
         """
@@ -111,7 +110,7 @@ class Trainer:
             roi=plan.roi_size,
             ahead=device.type == "cuda",
         )
-        self.step, self.average = self._build_networks(first_weights)
+        self.step, self.average = self._build_networks(start)
         self.validator = Validator(
             plan, val_cases, self.average, self.progress, self.processes, plan.roi_size, self.name
         )
@@ -125,13 +124,12 @@ class Trainer:
             )
         return batch // world
 
-    def _build_networks(self, first_weights: Path | None) -> tuple[TrainingStep, nn.Module]:
+    def _build_networks(self, start: Callable[[nn.Module], None]) -> tuple[TrainingStep, nn.Module]:
         """The step with the network that is trained, and the moving average of its weights, which is what is kept."""
         plan, device, several = self.plan, self.device, self.processes.are_several
         torch.manual_seed(plan.seed)
         network = build_network(plan)
-        if first_weights is not None:
-            network.load_state_dict(torch.load(first_weights, map_location="cpu", weights_only=True))
+        start(network)
         average = copy.deepcopy(network).eval().requires_grad_(False)
         average = to_device(average, device, plan.precision, trained=False)
         if several and device.type == "cuda":  # where batches are normalised, by all processes' patches together
@@ -225,7 +223,8 @@ class Trainer:
         share = self._share() if share is None else share
         while lacks_memory(self._gradients):
             self._shrink()
-        self.step.update(learning_rate(plan.learning_rate, share, plan.warmup_fraction, plan.schedule))
+        rate = learning_rate(plan.learning_rate, share, plan.warmup_fraction, plan.schedule)
+        self.step.update(rate, encoder_share(share, plan.encoder_rate, plan.frozen_fraction))
         self._average_weights()
         p.step += 1
         p.epoch_steps += 1
@@ -374,7 +373,7 @@ class Trainer:
         left_s = p.elapsed_s * (1 - share) / max(share, 1e-6)
         if plan.budget_s is not None:
             left_s = min(left_s, max(0.0, plan.budget_s - p.elapsed_s))
-        rate = self.step.optimizer.param_groups[0]["lr"]
+        rate = self.step.optimizer.param_groups[-1]["lr"]  # the rest's, where the encoder has its own
         line = {
             "epoch": p.epoch,
             "num_epochs": plan.num_epochs,

@@ -150,6 +150,11 @@ class JobDir:
         return self.root / "seal.json"
 
     @property
+    def init_weights(self) -> Path:
+        """The account of the weights it starts from, where they are not random; see `autoseg.weights.tables`."""
+        return self.root / "init_weights.json"
+
+    @property
     def log(self) -> Path:
         """The job's log."""
         return self.root / "train.log"

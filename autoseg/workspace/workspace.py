@@ -6,6 +6,7 @@ work_dir/
     datastats.yaml, datastats_by_case.yaml, faults.json
     analysis/cases.jsonl                 what was measured of each case, by content, so that nothing is read twice
     cache/                               preprocessed cases, keyed by content and settings
+    init_weights/                        weights that jobs start from, copied once, and what is known of them
     <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json, seal.json
         validation/, held_out/               its labels of held-out cases; their probabilities, for the ensemble
     sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
@@ -119,6 +120,11 @@ class Workspace:
     def cache(self) -> Path:
         """Preprocessed cases."""
         return (self.run if self.run != self.root else self._data) / "cache"
+
+    @property
+    def init_weights(self) -> Path:
+        """Weights that jobs start from, one file a network; see `autoseg.weights.start`."""
+        return (self.run if self.run != self.root else self._data) / "init_weights"
 
     @property
     def pseudolabels(self) -> Path:

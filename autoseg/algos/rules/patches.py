@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from autoseg.algos.draft import Draft
+from autoseg.algos.rules.start import adopted_network
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.windowing import fit_window, window_starts
 from autoseg.errors import ConfigError
@@ -36,8 +37,12 @@ def network(draft: Draft) -> None:
         roi_size=settled and tuple(settled),
     )
     draft.choice = network_file(inputs.algo).choose(draft.sizing)
+    adopted = {} if inputs.start is None else adopted_network(inputs.start, draft.choice.network)
+    source = "" if inputs.start is None else inputs.start.start.source
     for key, value in draft.choice.network.items():
-        if inputs.earlier is None:
+        if key in adopted and inputs.earlier is None:
+            draft.put(f"network.{key}", adopted[key], f"as in the weights it starts from ({source})")
+        elif inputs.earlier is None:
             draft.put(f"network.{key}", value, draft.choice.rules.get(key, ""))
         else:
             draft.set(f"network.{key}", inputs.earlier.network[key], "planner", "that of the weights it starts from")

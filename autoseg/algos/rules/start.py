@@ -1,0 +1,89 @@
+"""Rules for jobs that start from weights from elsewhere (`init_weights`): what they take over, how they are fine-tuned.
+
+What a job takes over from its weights: the network's width, depth and normalisation, without which they fit nowhere;
+the voxel size and, of a CT, the window, where they suit the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autoseg.algos.draft import Draft
+from autoseg.weights.start import StartWeights
+
+BY_STAGE = ("strides", "kernels")
+"""A network's settings that follow the data's voxels, a row a stage, where the weights have as many stages: their
+kernels of 3 are fitted to edges of 1. `resolution` always does, since it fits any number of stages."""
+MOST_RATIO = 1.5
+"""Voxels this many times longer or shorter than those that suit the data are not taken over. A choice: under it a
+network sees structures at nearly the size that it knows, and no detail is lost."""
+LEAST_SHOWN = 0.9
+"""Share of the foreground's intensities, from its 0.5 to its 99.5 percentile, that a CT's window must hold to be taken
+over. A choice."""
+
+
+def adopted_network(start: StartWeights, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a network's own settings is taken over from the weights.
+
+    Args:
+        chosen: what the network would choose for the data.
+    """
+    theirs = {key: value for key, value in start.start.network.items() if key in chosen and key != "resolution"}
+    if "paths" in theirs:  # a topology that was searched: it is taken over, not searched again
+        theirs["search"] = False
+    lists = {key: value for key, value in theirs.items() if key in BY_STAGE and isinstance(value, list)}
+    if all(len(chosen[key]) == len(value) for key, value in lists.items()):
+        theirs = {key: value for key, value in theirs.items() if key not in BY_STAGE}
+    return theirs
+
+
+def resample_resolution(draft: Draft) -> None:
+    """The voxel size of the weights, where it is near that of the data."""
+    start = draft.inputs.start
+    if start is None or start.start.spacing_mm is None or draft.inputs.earlier is not None:
+        return
+    theirs, ours = start.start.spacing_mm, draft["resample_resolution"]
+    ratio = max(max(a / b, b / a) for a, b in zip(theirs, ours, strict=True))
+    if ratio <= MOST_RATIO:
+        rule = f"that of the weights it starts from ({start.start.source}), within {MOST_RATIO:g} times the data's"
+        draft.put("resample_resolution", list(theirs), rule)
+
+
+def channels(draft: Draft) -> None:
+    """The window of a CT that the weights know, where it shows the classes."""
+    start = draft.inputs.start
+    theirs = None if start is None or draft.inputs.earlier is not None else start.start.channels
+    ours = draft["channels"]
+    if start is None or theirs is None or len(theirs) != len(ours) or draft.origins["channels"].origin != "planner":
+        return
+    plans, taken = [], False
+    for plan, other, foreground in zip(ours, theirs, draft.inputs.fingerprint.foreground, strict=True):
+        low, high = foreground.p00_5, foreground.p99_5
+        bounds = other.bounds if plan["mode"] == other.mode == "ct" else None
+        fits = bounds is not None and min(high, bounds[1]) - max(low, bounds[0]) >= LEAST_SHOWN * (high - low)
+        plans.append(other.model_dump(mode="json") if fits else plan)
+        taken = taken or fits
+    if taken:
+        rule = f"the window of the weights it starts from ({start.start.source}), which holds the foreground"
+        draft.set("channels", plans, "planner", rule)
+
+
+FINE_TUNING: dict[str, tuple[Any, str]] = {
+    "warmup_fraction": (0.05, "50 of 1,000 epochs for all of the network (nnU-Net's PretrainedTrainer)"),
+    "frozen_fraction": (
+        0.05,
+        "50 of 1,000 epochs for the decoder alone, as many to warm up the encoder (nnssl's sawtooth)",
+    ),
+    "encoder_rate": (0.5, "a choice: the encoder knows images, the rest has to learn the classes"),
+}
+"""Hyperparameter -> value where a job starts from weights from elsewhere, and why."""
+
+
+def fine_tuning(draft: Draft) -> None:
+    """Warm-up, a frozen encoder at first and a lower rate for it, unless the user or a recipe says otherwise."""
+    if draft.inputs.start is None or draft.inputs.earlier is not None:
+        return
+    for key, (value, rule) in FINE_TUNING.items():
+        if draft.user.get(key) is None and key not in draft.recipe:
+            draft.set(key, value, "planner", f"starts from weights: {rule}")

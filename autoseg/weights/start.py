@@ -1,0 +1,148 @@
+"""The weights that the jobs of a run start from: copied into its folder once, where every machine of it finds them.
+
+`keep_start` brings the copy up to date with the setting; jobs read it by `read_start`, and need the setting no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from autoseg.config.networks import AlgoName
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.networks import build_network
+from autoseg.plan import Plan
+from autoseg.weights.checkpoint import read_checkpoint
+from autoseg.weights.matching import Match, check_match, match_network
+from autoseg.weights.source import Facts, find_source
+from autoseg.weights.tables import Table
+from autoseg.workspace.files import is_beneath, write_atomic
+from autoseg.workspace.stored import read_stored, write_stored
+from autoseg.workspace.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+MOST_SHOWN = 6
+"""Tensors of each state that the log names; init_weights.json has all."""
+
+
+class Start(Facts):
+    """What stands in init_weights/<algo>.json, beside the weights themselves."""
+
+    advice: ClassVar[str] = "Delete the folder init_weights and run `autoseg generate` again."
+
+    source: str
+    """What the file is called."""
+    digest: str
+    """Of the files that the weights were read from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartWeights:
+    """A network's first weights, ready to be fitted to a plan."""
+
+    start: Start
+    path: Path
+    """The copy in the run's folder."""
+
+    def match(self, network: nn.Module, plan: Plan) -> Match:
+        """What of them goes where in a plan's network.
+
+        Raises:
+            ConfigError: They are of another network.
+            WorkspaceError: The copy is damaged.
+        """
+        try:
+            tensors = read_checkpoint(self.path).tensors
+        except ConfigError:
+            raise WorkspaceError(f"{self.path}: missing, cut off or damaged. {Start.advice}") from None
+        found = match_network(
+            network,
+            plan,
+            tensors,
+            source=self.start.source,
+            kind=self.start.kind,
+            classes=self.start.classes,
+            prefixes=self.start.prefixes,
+        )
+        check_match(found.table, plan)
+        return found
+
+    def load(self, network: nn.Module, plan: Plan) -> Table:
+        """Put them into a plan's network, in place, and account for them. Raises: as `match`."""
+        found = self.match(network, plan)
+        found.load(network)
+        return found.table
+
+    def check(self, plan: Plan) -> Table:
+        """The account for a plan, before it is trained. Raises: as `match`."""
+        with torch.random.fork_rng(devices=[]):
+            return self.match(build_network(plan), plan).table
+
+    def seen_in_training(self, digests: Sequence[str]) -> int:
+        """How many of some cases they learned from."""
+        return len({*self.start.trained_on} & {*digests})
+
+
+def read_start(workspace: Workspace, algo: AlgoName) -> StartWeights | None:
+    """The weights that jobs of a network start from; None: random ones.
+
+    Raises:
+        WorkspaceError: What tells of them is damaged.
+    """
+    path = workspace.init_weights / f"{algo}.json"
+    if not path.exists():
+        return None
+    return StartWeights(start=read_stored(path, Start), path=path.with_suffix(".pt"))
+
+
+def keep_start(workspace: Workspace, algo: AlgoName, source: Path | None) -> StartWeights | None:
+    """Bring the run's copy of a network's first weights up to date.
+
+    Args:
+        source: as `find_source` takes it; None: random weights, and the copy is removed.
+
+    Raises:
+        ConfigError: There are no weights there, none that can be read, or they are the run's own.
+    """
+    path = workspace.init_weights / f"{algo}.json"
+    if source is None:
+        for file in (path, path.with_suffix(".pt")):
+            file.unlink(missing_ok=True)
+        return None
+    if is_beneath(source, workspace.run):
+        raise ConfigError(
+            f"init_weights: {source}: lies in the run's own work_dir, whose models change as they are trained. "
+            "Copy it to another folder, or give another work_dir."
+        )
+    found = find_source(source, algo)
+    digest = found.digest
+    if path.exists() and path.with_suffix(".pt").exists():
+        kept = read_stored(path, Start)
+        if kept.digest == digest:
+            return StartWeights(start=kept, path=path.with_suffix(".pt"))
+        log.info("init_weights: %s of %s changed; taking it anew", found.weights.name, algo)
+    tensors, facts = found.read(algo)
+    contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    path.unlink(missing_ok=True)  # first: without it the other is not used
+    write_atomic(path.with_suffix(".pt"), lambda file: torch.save(contiguous, file))
+    write_stored(path, Start(source=_shown(source, found.weights), digest=digest, **facts.model_dump()))
+    return StartWeights(start=read_stored(path, Start), path=path.with_suffix(".pt"))
+
+
+def _shown(source: Path, weights: Path) -> str:
+    """The file's name, with the folders from the one that was given; no path of a machine stands in a run's folder."""
+    return (Path(source.name) / weights.relative_to(source)).as_posix() if source.is_dir() else weights.name
+
+
+def log_table(name: str, table: Table) -> None:
+    """Say what a job starts from."""
+    log.info("%s: starts with %s", name, table.summary)
+    for line in table.lines(MOST_SHOWN):
+        log.info("%s:   %s", name, line)

@@ -1,0 +1,131 @@
+"""Files of weights: what is in them is read as plain data, and what is none of that is refused in a sentence."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.errors import ConfigError
+from autoseg.weights.checkpoint import read_checkpoint
+
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
+
+
+def saved(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        (WEIGHTS, {}),
+        ({"state_dict": WEIGHTS, "epoch": 3, "config": {"class_names": ["liver"]}}, {"epoch", "config"}),
+        ({"net": prefixed("module."), "optimizer": {"state": {0: {"step": torch.ones(1)}}}, "epoch": 1}, {"epoch"}),
+        ({"network_weights": prefixed("_orig_mod."), "logging": {"loss": [np.float64(0.5)]}}, {"logging"}),
+        ({"network_weights": prefixed("module._orig_mod."), "best": np.float32(0.5)}, {"best"}),
+        ({"model": prefixed("module.backbone."), "scaler": {}}, {"scaler"}),
+        ({"model_state_dict": WEIGHTS}, set()),
+        (
+            {"identity": "d", "network": prefixed("z."), "average": WEIGHTS, "progress": {"step": 2}},
+            {"identity", "progress"},
+        ),
+        ({"state_dict": {"model": {"net": prefixed("module.")}, "version": 2}}, {"version"}),
+    ],
+)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_every_wrapper_is_taken_off(tmp_path: Path, content: dict[str, Any], facts: set[str], is_zip: bool) -> None:
+    read = read_checkpoint(saved(tmp_path / "w.pt", content, _use_new_zipfile_serialization=is_zip))
+    assert read.tensors.keys() == WEIGHTS.keys()
+    assert all(torch.equal(read.tensors[name], tensor) for name, tensor in WEIGHTS.items())
+    assert read.tensors["a.bias"].dtype == torch.float16
+    assert set(read.facts) == set(facts)
+
+
+class Code:
+    """Unpickling one of these writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.path, "run")
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigError) as error:
+        read_checkpoint(path)
+    [message] = error.value.messages
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("around", [lambda code: code, lambda code: {"state_dict": {**WEIGHTS, "z": code}}])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, is_zip: bool, around: Any) -> None:
+    mark = tmp_path / "mark"
+    path = saved(tmp_path / "w.pt", around(Code(mark)), _use_new_zipfile_serialization=is_zip)
+    assert refusal(path).endswith("Save its weights alone: torch.save(model.state_dict(), FILE).")
+    assert "and nothing but plain data and tensors is read" in refusal(path)
+    assert not mark.exists()
+
+
+def test_a_bare_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(Code(mark)))
+    refusal(tmp_path / "w.pkl")
+    assert not mark.exists()
+
+
+def test_a_whole_module_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.pt", torch.nn.Linear(2, 2))
+    assert refusal(path).startswith("holds an object of torch.nn.modules.linear.Linear, and nothing but plain data")
+
+
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    assert refusal(path).startswith("a TorchScript program, which is not run and holds no weights")
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, is_zip: bool, share: float) -> None:
+    path = saved(tmp_path / "w.pt", WEIGHTS, _use_new_zipfile_serialization=is_zip)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    assert refusal(path).endswith("Copy it again.")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "holds no weights, only an empty mapping."),
+        ({"state_dict": {}, "epoch": 1}, "holds no weights, only the keys state_dict, epoch."),
+        ({"epoch": 1, "loss": 0.5}, "holds no weights, only the keys epoch, loss."),
+        ([1, 2], "holds no weights, only a list."),
+        (torch.ones(3), "holds no weights, only a Tensor."),
+    ],
+)
+def test_a_file_without_weights_is_refused(tmp_path: Path, content: Any, words: str) -> None:
+    assert refusal(saved(tmp_path / "w.pt", content)).startswith(words)
+
+
+def test_no_file_a_text_and_a_folder_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.pt") == "no such file. Give a file of weights."
+    (tmp_path / "text.pt").write_text("weights: none")
+    assert refusal(tmp_path / "text.pt").endswith("Copy it again.")
+    assert refusal(tmp_path) == "cannot be read (Is a directory). Give a file of weights."
+    shutil.make_archive(str(tmp_path / "zip"), "zip", tmp_path, "text.pt")
+    assert refusal(tmp_path / "zip.zip").endswith("Copy it again.")
