@@ -87,6 +87,8 @@ def tiny_plan(algo: AlgoName = "segresnet", **settings: Any) -> Plan:
     }
     if algo == "segresnet":
         small |= {"roi_size": (16, 16, 16), "segresnet": {"init_filters": 8, "blocks_down": (1, 1)}}
+    elif algo == "unetr":
+        small |= {"roi_size": (32, 16, 16), "unetr": {"hidden_size": 64, "feature_size": 4}}
     elif algo == "resenc":
         small |= {"roi_size": (16, 16, 16), "resenc": {"init_features": 8}}
     elif algo == "dints":

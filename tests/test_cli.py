@@ -36,8 +36,8 @@ def installed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (
             ["train", "--algo", "segresnt", "--fold", "x"],
             [
-                "--algo: expected one of segresnet, swinunetr, dints, unet, resenc, locator, found segresnt. Did you "
-                "mean segresnet?",
+                "--algo: expected one of segresnet, swinunetr, dints, unet, resenc, unetr, locator, found segresnt. "
+                "Did you mean segresnet?",
                 "--fold: expected a whole number, found x.",
             ],
         ),

@@ -128,7 +128,7 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     "unknown network": (
         setting("algos: [vnet]"),
         RUN,
-        "input.yaml:...: algos...: expected one of segresnet, swinunetr, dints, unet, resenc, found vnet....",
+        "input.yaml:...: algos...: expected one of segresnet, swinunetr, dints, unet, resenc, unetr, found vnet....",
     ),
     "fold that is not there": (
         nothing,

@@ -122,6 +122,10 @@ def test_gpu_plan_follows_the_published_sizes(algo: AlgoName) -> None:
         assert plan.network["init_filters"] == 32
         assert plan.network["blocks_down"] == [1, 2, 2, 4, 4]
         assert 3.5e6 < voxels <= 4.2e6
+    elif algo == "unetr":
+        assert plan.network["hidden_size"] == 768  # the paper's
+        assert plan.network["image_size"] == list(plan.roi_size)
+        assert 64**3 < voxels <= 96**3
     elif algo == "resenc":
         assert plan.network["init_features"] == 32
         assert plan.network["blocks"] == [1, 3, 4, 6, 6, 6]

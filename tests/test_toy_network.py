@@ -119,7 +119,7 @@ def test_settings_schema_and_help_have_the_new_ones(house: Path) -> None:
     text = " ".join(autoseg(house, "train", "--help").stdout.split())
     assert "--toynet.width a whole number >= 1; default planned Channels of the toy." in text
     assert "--jitter a number >= 0 and <= 1; default planned Share of a toy." in text
-    assert "Under segresnet, swinunetr, dints, toynet, unet, resenc, locator each hyperparameter" in text
+    assert "Under segresnet, swinunetr, dints, toynet, unet, resenc, unetr, locator each hyperparameter" in text
 
 
 @pytest.mark.timeout(300)  # on a busy machine starting up takes long

@@ -13,13 +13,14 @@ from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.segresnet_ds import SegResNetDS
 from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unet import UNet
+from monai.networks.nets.unetr import UNETR as MonaiUNETR
 from plans import make_fingerprint, plan_and_origins
 from tiny_jobs import make_job
 from torch import nn
 
 from autoseg.config.networks import AlgoName
 from autoseg.errors import ConfigError
-from autoseg.networks import build_network, is_encoder
+from autoseg.networks import build_network, is_encoder, network_file
 from autoseg.plan import Plan
 from autoseg.weights.start import StartWeights, keep_start
 from autoseg.weights.tables import Table
@@ -424,3 +425,24 @@ def test_fine_tuning_is_on_with_given_weights_alone_and_says_why(tmp_path: Path)
     assert all(origins[key].rule.startswith("starts from weights: ") for key in keys)
     mine = plan_and_origins("segresnet", start=start, encoder_rate=0.25, segresnet={"frozen_fraction": 0.0})[0]
     assert (mine.encoder_rate, mine.frozen_fraction) == (0.25, 0.0)
+
+
+def test_11_claras_encoder_into_unetr_with_another_window(tmp_path: Path) -> None:
+    """MONAI's UNETR for 32^3: the table of positions follows the window; of a cube the plan takes the window over."""
+    how = {"feature_size": 8, "hidden_size": 64, "mlp_dim": 256, "num_heads": 1}
+    theirs = noisy(MonaiUNETR(in_channels=1, out_channels=14, img_size=32, **how))
+    encoder = {f"module.{n.removeprefix('vit.')}": t for n, t in theirs.state_dict().items() if n.startswith("vit.")}
+    path = saved(tmp_path / "vit.pt", {"state_dict": encoder})
+    plan, network, _, table = started(tmp_path, "unetr", path)
+    assert plan.network == {"feature_size": 8, "hidden_size": 64, "image_size": [32, 32, 32]}
+    assert table.encoder_share == 1.0
+    assert not states(table)["adapted"]
+    assert {row.theirs.rpartition("blocks.")[2] for row in table.rows if row.state == "unused"} == {
+        f"{layer}.norm_cross_attn.{name}" for layer in range(12) for name in ("weight", "bias")
+    }
+    image = torch.randn(1, 1, 32, 32, 32)
+    with torch.no_grad():  # the same function as MONAI's, of the same weights
+        ours = network_file("unetr").build(1, 14, plan.network).eval()
+        assert ours.load_state_dict(theirs.state_dict(), strict=False).missing_keys == []
+        torch.testing.assert_close(ours(image), theirs.eval()(image))
+    assert network.eval()(torch.randn(1, 1, 48, 16, 32)).shape == (1, 3, 48, 16, 32)

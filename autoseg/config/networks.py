@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from autoseg.config.fields import Count, Positive3, Strict
+from autoseg.config.fields import Count, Positive3, Strict, Voxels3
 from autoseg.config.hyperparameters import HyperSettings, optional_twin
 
 Few = Annotated[int, Field(ge=1, le=32)]
@@ -114,6 +114,22 @@ class ResEnc(Strict):
     """Resolutions that get a loss (deep supervision)."""
 
 
+class UNETR(Strict):
+    """The hyperparameters that UNETR alone has."""
+
+    feature_size: Annotated[int, Field(ge=4, le=MOST_FILTERS)]
+    """Features of the decoder's finest stage."""
+    hidden_size: Annotated[int, Field(ge=64, le=MOST_FILTERS, multiple_of=64)]
+    """Features of the transformer."""
+
+
+class UNETRPlanned(Strict):
+    """What a plan says of UNETR besides."""
+
+    image_size: Voxels3
+    """Window that the table of positions is for; interpolated for others."""
+
+
 Strides = Annotated[
     tuple[tuple[Literal[1, 2], Literal[1, 2], Literal[1, 2]], ...], Field(min_length=2, max_length=MOST_STAGES)
 ]
@@ -159,6 +175,7 @@ NETWORKS: dict[str, NetworkRow] = {
     "dints": NetworkRow(own=DiNTS, planned=DiNTSPlanned, by_default=True),
     "unet": NetworkRow(own=UNet, planned=UNetPlanned, recipes=("spleen",)),
     "resenc": NetworkRow(own=ResEnc, planned=ResEncPlanned),
+    "unetr": NetworkRow(own=UNETR, planned=UNETRPlanned),
     # It finds the region to look at, and looks coarsely: the top level's voxels and windows are the others'.
     "locator": NetworkRow(
         own=SegResNet,

@@ -74,6 +74,11 @@ def _swinunetr(name: str) -> Renamed:
     return Renamed(name=name)
 
 
+def _unetr(name: str) -> Renamed:
+    """A vision transformer that was pretrained alone, with or without `encoder.` before its names."""
+    return Renamed(name=re.sub(r"^(encoder\.)?(patch_embedding|blocks|norm)\.", r"vit.\2.", name))
+
+
 def _resenc(name: str) -> Renamed:
     """nnU-Net's, whose names ours has. Source: its library writes some of the weights under several names."""
     if ".all_modules." in name or name.startswith("decoder.encoder."):
@@ -86,6 +91,7 @@ LAYOUTS: dict[AlgoName, Callable[[str], Renamed]] = {
     "locator": _segresnet,
     "swinunetr": _swinunetr,
     "resenc": _resenc,
+    "unetr": _unetr,
 }
 """Networks that are trained elsewhere, too; names of all others stay as they are."""
 
