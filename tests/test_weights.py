@@ -18,6 +18,7 @@ from plans import make_fingerprint, plan_and_origins
 from tiny_jobs import make_job
 from torch import nn
 
+from autoseg.algos.draft import Fit
 from autoseg.config.networks import AlgoName
 from autoseg.errors import ConfigError
 from autoseg.networks import build_network, is_encoder, network_file
@@ -423,6 +424,9 @@ def test_fine_tuning_is_on_with_given_weights_alone_and_says_why(tmp_path: Path)
     assert [getattr(scratch, key) for key in keys] == [0.03, 0.0, 1.0]
     assert all(getattr(plan, key) != getattr(scratch, key) for key in keys)
     assert all(origins[key].rule.startswith("starts from weights: ") for key in keys)
+    few = {"budget_s": 10.0, "fit": Fit(step_s=1.0)}
+    assert plan_and_origins("segresnet", **few)[0].learning_rate == 1e-2  # a short schedule from scratch is in haste
+    assert plan_and_origins("segresnet", start=start, **few)[0].learning_rate == 4e-3
     mine = plan_and_origins("segresnet", start=start, encoder_rate=0.25, segresnet={"frozen_fraction": 0.0})[0]
     assert (mine.encoder_rate, mine.frozen_fraction) == (0.25, 0.0)
 

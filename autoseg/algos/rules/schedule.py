@@ -138,7 +138,7 @@ def learning_rate(draft: Draft) -> None:
             draft.put("learning_rate", rate, rule)
         else:
             draft.put("learning_rate", rates.cpu, on_cpu)
-    elif _num_steps(draft) < SHORT_STEPS:
+    elif _num_steps(draft) < SHORT_STEPS and draft.inputs.start is None:  # weights to start from need no such haste
         draft.put("learning_rate", max(rates.muon, SHORT_RATE), f"Muon's for fewer than {SHORT_STEPS} steps (measured)")
     else:
         draft.put("learning_rate", rates.muon, "Muon's (measured on a CPU)")
