@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from autoseg.errors import ConfigError
 from autoseg.weights.checkpoint import read_checkpoint
@@ -129,3 +130,11 @@ def test_no_file_a_text_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "cannot be read (Is a directory). Give a file of weights."
     shutil.make_archive(str(tmp_path / "zip"), "zip", tmp_path, "text.pt")
     assert refusal(tmp_path / "zip.zip").endswith("Copy it again.")
+
+
+def test_safetensors_are_read_and_a_cut_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(prefixed("module."), path)
+    assert read_checkpoint(path).tensors.keys() == WEIGHTS.keys()
+    path.write_bytes(path.read_bytes()[:-3])
+    assert refusal(path) == "cut off, damaged, or no safetensors file. Copy it again."

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unet import UNet
 from monai.networks.nets.unetr import UNETR as MonaiUNETR
 from plans import make_fingerprint, plan_and_origins
+from safetensors.torch import save_file
 from tiny_jobs import make_job
 from torch import nn
 
@@ -23,8 +27,12 @@ from autoseg.config.networks import AlgoName
 from autoseg.errors import ConfigError
 from autoseg.networks import build_network, is_encoder, network_file
 from autoseg.plan import Plan
+from autoseg.version import __version__
 from autoseg.weights.start import StartWeights, keep_start
 from autoseg.weights.tables import Table
+from autoseg.workspace.archive import FORMAT, MANIFEST, Manifest, Part
+from autoseg.workspace.jobs import JobDir
+from autoseg.workspace.stored import write_stored
 from autoseg.workspace.workspace import Workspace
 
 torch.set_num_threads(1)
@@ -307,6 +315,31 @@ def test_9_a_work_dir_of_our_own_gives_its_best_model(tmp_path: Path) -> None:
     saved(paths.checkpoint, checkpoint)
     again = started(tmp_path / "again", "segresnet", paths.checkpoint, fingerprint=fingerprint)
     assert again[3].share == 1.0  # the moving average, with the plan's classes
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_packed_model(tmp_path: Path, is_zip: bool) -> None:
+    """What `autoseg pack` writes: the job's weights as safetensors, and its plan."""
+    job, packed = make_job(tmp_path / "w", "segresnet", 0), tmp_path / "pack"
+    home = packed / "segresnet_0"
+    for path in (job.plan, job.job):
+        copy = home / path.relative_to(job.root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    JobDir(home).packed_model.parent.mkdir()
+    save_file(torch.load(job.model, weights_only=True), JobDir(home).packed_model)
+    data = {path.relative_to(packed).as_posix(): path.read_bytes() for path in packed.rglob("*") if path.is_file()}
+    parts = {name: Part(sha256=hashlib.sha256(text).hexdigest(), bytes=len(text)) for name, text in data.items()}
+    write_stored(packed / MANIFEST, Manifest(format=FORMAT, version=__version__, name="a pack", parts=parts))
+    source = packed
+    if is_zip:
+        source = tmp_path / "pack.zip"
+        with zipfile.ZipFile(source, "w") as archive:
+            for name, text in {MANIFEST: (packed / MANIFEST).read_bytes(), **data}.items():
+                archive.writestr(name, text)
+    _, _, _, table = started(tmp_path, "segresnet", source)
+    assert (table.share, table.kind) == (1.0, "segresnet_0 of autoseg")
+    assert table.source == f"{source.name}/segresnet_0/models/model.safetensors"
 
 
 def test_10_a_lightning_module_with_sigmoid(tmp_path: Path) -> None:

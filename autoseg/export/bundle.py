@@ -36,6 +36,7 @@ SCRIPTS = (
     "autoseg/export/scripts/transforms.py",
     "autoseg/networks/dints_topology.py",
     "autoseg/networks/resenc_layers.py",
+    "autoseg/networks/unetr_layers.py",
 )
 """Files that a bundle carries a copy of, the same in all bundles: a client that runs several has one `scripts`."""
 OWN_IMPORT = re.compile(r"^from autoseg\.(?:[a-z_]+\.)*([a-z_]+) import ", re.MULTILINE)

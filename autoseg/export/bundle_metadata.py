@@ -81,7 +81,7 @@ def metadata(
     painted = dict(zip(names, plan.label_map.painted_values, strict=True))
     kinds = [MODALITIES.get(c.mode, "n/a") for c in plan.channels]
     base = versions(("monai", "torch", "numpy"))
-    swin = ("einops",) if any(p.algo == "swinunetr" for p in plans) else ()
+    transformers = ("einops",) if any(p.algo in ("swinunetr", "unetr") for p in plans) else ()
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -89,7 +89,7 @@ def metadata(
         "monai_version": base["monai"],
         "pytorch_version": base["torch"],
         "numpy_version": base["numpy"],
-        "required_packages_version": versions(("pytorch-ignite", "nibabel", *swin, *packages)),
+        "required_packages_version": versions(("pytorch-ignite", "nibabel", *transformers, *packages)),
         "supported_apps": {},
         "name": name,
         "task": f"segmentation of {', '.join(names)}",

@@ -1,19 +1,17 @@
 """UNETR (MONAI's): a vision transformer as the encoder, of patches of 16^3 voxels, and a convolutional decoder.
 
 Source: Hatamizadeh et al. 2022, "UNETR: Transformers for 3D Medical Image Segmentation" (arXiv 2103.10504), as NVIDIA's
-Clara fine-tunes it after self-supervised pretraining.
+Clara fine-tunes it after self-supervised pretraining. `unetr_layers.py` has the layers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-import torch
-from monai.networks.nets.unetr import UNETR as MonaiUNETR
 from torch import nn
 
+from autoseg.networks import unetr_layers
 from autoseg.networks.sizing import (
     CPU_BATCH,
     CPU_BATCH_RULE,
@@ -26,6 +24,7 @@ from autoseg.networks.sizing import (
     gpu_batch,
     round_up,
 )
+from autoseg.networks.unetr_layers import HEAD, PATCH
 
 ENCODER = r"vit\."
 """Names of the weights that make features of an image: a regular expression that they begin with."""
@@ -34,79 +33,14 @@ LEARNING_RATES = LearningRates(gpu=1e-4, cpu=1e-3, muon=4e-3, source="the paper'
 measured."""
 SECONDS_PER_MEGAVOXEL = 3.0
 """A guess: about SwinUNETR's."""
-PATCH = 16
-"""Voxels an edge of what becomes one token; each lies at one place of the table of positions."""
-HEAD, MLP = 64, 4
-"""Features of an attention head, and of a layer's inside over those outside. Source: the paper's 768 features in 12
-heads, 3,072 inside."""
 TABLE = "vit.patch_embedding.position_embeddings"
-STATES = (3, 6, 9)
-"""Layers after which features go to the decoder. Source: the paper."""
-
-
-class UNETR(MonaiUNETR):
-    """MONAI's network, for windows of any size: its table of positions is interpolated to them."""
-
-    def __init__(self, image_size: Sequence[int], **how: Any) -> None:
-        """Build it for a window.
-
-        Args:
-            image_size: in voxels, multiples of `PATCH`; decides the size of the table.
-            how: other arguments of MONAI's.
-        """
-        super().__init__(img_size=tuple(image_size), **how)
-        self.grid = tuple(edge // PATCH for edge in image_size)
-        for block in cast(Sequence[Any], self.vit.blocks):
-            # For a second input, which there is none of: weights without gradients stop processes that share a job.
-            block.norm_cross_attn = nn.Identity()
-
-    def positions(self, grid: Sequence[int]) -> torch.Tensor:
-        """The table of positions for a grid of patches: (1, X Y Z, features)."""
-        table = cast(torch.Tensor, self.vit.patch_embedding.position_embeddings)
-        if tuple(grid) == self.grid:
-            return table
-        cube = table[0].T.reshape(1, self.hidden_size, *self.grid)
-        wanted = nn.functional.interpolate(cube, size=tuple(grid), mode="trilinear", align_corners=False)
-        return wanted.flatten(2).transpose(1, 2)
-
-    def forward(self, x_in: torch.Tensor) -> torch.Tensor:
-        """(B, C, X, Y, Z) to logits (B, K, X, Y, Z); edges are multiples of `PATCH`."""
-        tokens = self.vit.patch_embedding.patch_embeddings(x_in)
-        grid = tokens.shape[2:]
-        x = tokens.flatten(2).transpose(1, 2) + self.positions(grid)
-
-        def volume(features: torch.Tensor) -> torch.Tensor:
-            return features.transpose(1, 2).reshape(len(x_in), self.hidden_size, *grid).contiguous()
-
-        states = []
-        for block in cast(Sequence[nn.Module], self.vit.blocks):
-            x = block(x)
-            states.append(x)
-        first, second, third = (volume(states[layer]) for layer in STATES)
-        up = self.decoder5(volume(self.vit.norm(x)), self.encoder4(third))
-        up = self.decoder4(up, self.encoder3(second))
-        up = self.decoder3(up, self.encoder2(first))
-        logits: torch.Tensor = self.out(self.decoder2(up, self.encoder1(x_in)))
-        return logits
+KEYS = ("feature_size", "hidden_size", "image_size")
+"""A plan's settings of the network, as `unetr_layers.build` takes them."""
 
 
 def build(in_channels: int, out_channels: int, network: dict[str, Any]) -> nn.Module:
-    """Build it; one output.
-
-    Raises:
-        ValueError: The edges of its image are no multiples of `PATCH`.
-    """
-    if any(edge % PATCH for edge in network["image_size"]):
-        raise ValueError(f"image_size: {network['image_size']} are no multiples of {PATCH}")
-    return UNETR(
-        network["image_size"],
-        in_channels=in_channels,
-        out_channels=out_channels,
-        feature_size=network["feature_size"],
-        hidden_size=network["hidden_size"],
-        mlp_dim=MLP * network["hidden_size"],
-        num_heads=network["hidden_size"] // HEAD,
-    )
+    """Build it; one output. Raises: ValueError: The edges of its image are no multiples of `PATCH`."""
+    return unetr_layers.build(in_channels, out_channels, **{key: network[key] for key in KEYS})
 
 
 def heads(module: nn.Module) -> tuple[nn.Module, ...]:

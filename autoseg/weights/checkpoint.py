@@ -13,6 +13,8 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from autoseg.errors import ConfigError
 from autoseg.workspace.files import open_regular
@@ -22,6 +24,7 @@ WRAPPERS = ("state_dict", "net", "network_weights", "model_state_dict", "average
 nnssl, PyTorch's tutorials, autoseg's checkpoint (its moving average first, as that predicts), MONAI's handlers."""
 PREFIXES = ("module.", "backbone.", "_orig_mod.")
 """What wrappers put before the names of weights: processes that share a training, SuPreM, `torch.compile`."""
+SAFETENSORS = ".safetensors"
 MOST_NESTED = 5
 """Wrappers around wrappers that are looked into."""
 STATE_DICT_ALONE = "Save its weights alone: torch.save(model.state_dict(), FILE)."
@@ -56,7 +59,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         with open_regular(path) as file:
-            content = _load(path, file)
+            content = _load_tensors(path, file) if path.suffix == SAFETENSORS else _load(path, file)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. Give a file of weights.") from None
     except OSError as error:
@@ -68,6 +71,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not tensors:
         raise ConfigError(f"{path}: holds no weights, only {_kinds(content)}. {STATE_DICT_ALONE}")
     return Checkpoint(tensors=tensors, facts=facts)
+
+
+def _load_tensors(path: Path, file: IO[bytes]) -> dict[str, torch.Tensor]:
+    """The content of a file that can hold nothing but tensors."""
+    try:
+        return load(file.read())
+    except (SafetensorError, ValueError, RuntimeError):
+        raise ConfigError(f"{path}: cut off, damaged, or no safetensors file. Copy it again.") from None
 
 
 def _load(path: Path, file: IO[bytes]) -> Any:

@@ -4,7 +4,8 @@ a file of any training        names and shapes tell the width
 Auto3DSeg's                   its configuration tells classes and voxel size
 nnU-Net's and nnssl's         what it was started with tells the classes; adaptation_plan.json, which weights count
 a MONAI bundle                metadata.json tells the classes
-a job's folder, a work_dir    the plan tells all; of a work_dir, the best model of the same network
+a job's folder                the plan tells all
+a work_dir, a packed model    the plan of the best job of the same network
 """
 
 from __future__ import annotations
@@ -165,12 +166,14 @@ def find_source(path: Path, algo: AlgoName) -> Source:
 
 def _in_folder(path: Path, algo: AlgoName) -> Source:
     """The weights that a folder holds."""
-    for inside in ("models/model.pt", "fold_all/checkpoint_final.pth", "checkpoint_final.pth"):
+    if (own := _weights_of(JobDir(path))) is not None:
+        return find_source(own, algo)
+    for inside in ("fold_all/checkpoint_final.pth", "checkpoint_final.pth"):
         if (path / inside).is_file():
             return find_source(path / inside, algo)
     try:
         place = Workspace(path).finished()
-        done = [job for job in place.jobs() if job.algo == algo and place.job_dir(job.algo, job.fold).model.exists()]
+        done = [job for job in place.jobs() if job.algo == algo and _weights_of(place.job_dir(job.algo, job.fold))]
     except WorkspaceError as error:
         raise ConfigError(error.messages) from None
     if not done:
@@ -180,7 +183,12 @@ def _in_folder(path: Path, algo: AlgoName) -> Source:
         )
     best = max(done, key=lambda job: (job.dice if job.dice is not None else -1.0, -job.fold))
     paths = place.job_dir(best.algo, best.fold)
-    return Source(weights=paths.model, plan=paths)
+    return Source(weights=_weights_of(paths) or paths.model, plan=paths)
+
+
+def _weights_of(paths: JobDir) -> Path | None:
+    """The weights of a job, in a work_dir or a packed model; None: it has none yet."""
+    return next((path for path in (paths.model, paths.packed_model) if path.exists()), None)
 
 
 def _training_digests(job: Job) -> list[str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from autoseg.weights.checkpoint import read_checkpoint
 from autoseg.weights.matching import Match, check_match, match_network
 from autoseg.weights.source import Facts, find_source
 from autoseg.weights.tables import Table
+from autoseg.workspace.archive import MANIFEST, opened_model
 from autoseg.workspace.files import is_beneath, write_atomic
 from autoseg.workspace.stored import read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
@@ -121,7 +123,34 @@ def keep_start(workspace: Workspace, algo: AlgoName, source: Path | None) -> Sta
             f"init_weights: {source}: lies in the run's own work_dir, whose models change as they are trained. "
             "Copy it to another folder, or give another work_dir."
         )
-    found = find_source(source, algo)
+    if not _is_packed(source):
+        return _keep(path, algo, source, source)
+    try:
+        with opened_model(source) as folder:
+            return _keep(path, algo, folder, source)
+    except WorkspaceError as error:
+        raise ConfigError(error.messages) from None
+
+
+def _is_packed(source: Path) -> bool:
+    """Whether a path is a packed model; torch's files are zips, too."""
+    if source.is_dir():
+        return (source / MANIFEST).is_file()
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return MANIFEST in archive.namelist()
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return False
+
+
+def _keep(path: Path, algo: AlgoName, home: Path, given: Path) -> StartWeights:
+    """Copy weights into a run where they are not there yet.
+
+    Args:
+        path: what tells of the copy.
+        home: the file or folder that they are in: `given`, or what it was unpacked to.
+    """
+    found = find_source(home, algo)
     digest = found.digest
     if path.exists() and path.with_suffix(".pt").exists():
         kept = read_stored(path, Start)
@@ -130,15 +159,14 @@ def keep_start(workspace: Workspace, algo: AlgoName, source: Path | None) -> Sta
         log.info("init_weights: %s of %s changed; taking it anew", found.weights.name, algo)
     tensors, facts = found.read(algo)
     contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    name = given.name
+    if home.is_dir():  # no path of this machine stands in a run's folder
+        name = (Path(name) / found.weights.relative_to(home)).as_posix()
+    start = Start(source=name, digest=digest, **facts.model_dump())
     path.unlink(missing_ok=True)  # first: without it the other is not used
     write_atomic(path.with_suffix(".pt"), lambda file: torch.save(contiguous, file))
-    write_stored(path, Start(source=_shown(source, found.weights), digest=digest, **facts.model_dump()))
-    return StartWeights(start=read_stored(path, Start), path=path.with_suffix(".pt"))
-
-
-def _shown(source: Path, weights: Path) -> str:
-    """The file's name, with the folders from the one that was given; no path of a machine stands in a run's folder."""
-    return (Path(source.name) / weights.relative_to(source)).as_posix() if source.is_dir() else weights.name
+    write_stored(path, start)
+    return StartWeights(start=start, path=path.with_suffix(".pt"))
 
 
 def log_table(name: str, table: Table) -> None:
