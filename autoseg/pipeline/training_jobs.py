@@ -11,11 +11,11 @@ from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.errors import ConfigError
+from autoseg.inference.seals import check_jobs
 from autoseg.launch import Task, launch
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.files import last_lines
 from autoseg.workspace.jobs import Job
-from autoseg.workspace.stamps import changed
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -48,14 +48,18 @@ def train_jobs(
 
     Raises:
         ConfigError: Plans were edited so that they cannot be trained by; all of them.
+        ChangedJobsError: Weights of done jobs are not those that training left; all of them.
         Interrupted: A signal came; everything is saved.
     """
     _check_plans(workspace, jobs)
+    opened = {(algo, fold): _open_reasons(workspace, datalist, algo, fold) for algo, fold in jobs}
+    if not again:
+        check_jobs([workspace.job_dir(*name) for name, (*_, keeps_weights) in opened.items() if keeps_weights])
     _say_length(workspace, settings, jobs)
     todo: list[tuple[AlgoName, int]] = []
     begin = time.monotonic()
     for number, (algo, fold) in enumerate(jobs, 1):
-        job, reasons = _open_reasons(workspace, datalist, algo, fold)
+        job, reasons, _ = opened[algo, fold]
         if again:
             reasons.append("--again was given")
             job.dice = None  # trained from the start, not scored again
@@ -104,16 +108,19 @@ def _check_plans(workspace: Workspace, jobs: Sequence[tuple[AlgoName, int]]) -> 
         raise ConfigError(faults)
 
 
-def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold: int) -> tuple[Job, list[str]]:
-    """A job, and which of its inputs changed since it was last begun."""
+def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold: int) -> tuple[Job, list[str], bool]:
+    """A job, which of its inputs changed since it was last begun, and whether its weights are kept all the same."""
     from autoseg.plan import read_plan
-    from autoseg.training.inputs import cases_for, job_inputs
+    from autoseg.training.inputs import cases_for, job_inputs, only_prediction_changed, reasons_to_train
 
     job = workspace.read_job(algo, fold)
-    plan = read_plan(workspace.job_dir(algo, fold))
+    paths = workspace.job_dir(algo, fold)
+    plan = read_plan(paths)
     train_cases, val_cases = (cases_for(plan, c) for c in (datalist.train_cases(fold), datalist.val_cases(fold)))
     inputs = job_inputs(plan, train_cases, val_cases, workspace.first_weights(algo, fold))
-    return job, changed(job.inputs, inputs) if job.inputs else []
+    reasons = reasons_to_train(job, inputs, paths)
+    is_done = job.state == "done" and not reasons
+    return job, reasons, is_done or only_prediction_changed(job, inputs, paths)
 
 
 def in_this_process(settings: Settings) -> bool:

@@ -11,6 +11,7 @@ from autoseg.plan import PREDICTION, Plan
 from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import digest
 from autoseg.workspace.jobs import Job, JobDir
+from autoseg.workspace.stamps import changed
 
 
 def job_inputs(
@@ -23,6 +24,14 @@ def job_inputs(
     if first_weights is not None:
         inputs["weights of the previous round"] = content_digest(first_weights)
     return inputs
+
+
+def reasons_to_train(job: Job, inputs: dict[str, str], paths: JobDir) -> list[str]:
+    """Why a job that was begun is to be trained again, or gone on with: its inputs changed, or its weights are gone."""
+    reasons = changed(job.inputs, inputs) if job.inputs else []
+    if job.state == "done" and not paths.model.exists():
+        reasons.append("its weights are missing")
+    return reasons
 
 
 def only_prediction_changed(job: Job, inputs: dict[str, str], paths: JobDir) -> bool:
