@@ -39,6 +39,7 @@ _MACHINES_FAULTS = {
     errno.ENOTDIR: _WRITABLE,
     errno.ENAMETOOLONG: "Give a shorter name, or a folder nearer to the root.",
     errno.ELOOP: "Links lead in a circle. Correct them.",
+    errno.EISDIR: "A file belongs there. Move the folder away; what was in the file is then made again.",
     errno.EMFILE: "Allow more open files: ulimit -n 4096. The same command then goes on from here.",
 }
 """What the machine may refuse anywhere -> what to do about it."""
@@ -89,7 +90,8 @@ def run_command(argv: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in _MACHINES_FAULTS:
             raise
-        place = printable(f"{error.filename}: ") if error.filename else ""
+        name = error.filename2 or error.filename  # the second is where a file was to be moved to
+        place = printable(f"{name}: ") if name else ""
         reason, advice = error.strerror, _MACHINES_FAULTS[error.errno]
         print(f"{paint('error:', 'red', sys.stderr)} {place}{reason}. {advice}", file=sys.stderr)
         return 2
