@@ -226,3 +226,33 @@ def test_the_api_accepts_changes_made_on_purpose(copied: Path, tmp_path: Path) -
     spoil(copied)
     assert autoseg.run(copied / "input.yaml", accept=True).succeeded
     autoseg.Segmenter(copied / "work_dir")
+
+
+@pytest.mark.parametrize("part", ["ensemble/ensemble.json", "ensemble/seal.json", "input.yaml", "state/usage.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_said(copied: Path, capsys: pytest.CaptureFixture[str], part: str) -> None:
+    path = copied / "work_dir" / part
+    path.unlink()
+    path.mkdir()
+    for scores in (copied / "work_dir" / "ensemble").glob("scores.*"):  # so that the ensemble is chosen again
+        scores.unlink()
+    assert run_command(["run", "--input", str(copied / "input.yaml")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {path}: ")
+    assert "irectory" in said
+
+
+def test_scores_of_another_number_of_classes_are_said(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied / "work_dir" / "ensemble" / "records"
+    testing, out_of_fold = sorted(folder.glob("*.json"))[-1], sorted(folder.glob("*.json"))[0]
+    for path in (testing, out_of_fold):
+        text = path.read_text()
+        record = json.loads(text)
+        dice = record["dice"]
+        longer = [*dice, 0.5] if isinstance(dice, list) else {k: [*v, 0.5] for k, v in dice.items()}
+        write_json(path, {**record, "dice": longer})
+        assert run_command(["run", "--input", str(copied / "input.yaml")]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"error: {path}: scores for 2 and 3 classes. Expected one number of them. Undo the edit, or delete the "
+            "file and run `autoseg ensemble` again."
+        )
+        path.write_text(text)
