@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.errors import DataError, WorkspaceError
+from autoseg.hardware.user import name_user
 from autoseg.pipeline.stages import PLAIN_RUN
 from autoseg.workspace.layout import check_readable
 from autoseg.workspace.workspace import Workspace
+
+name_user()
 
 if TYPE_CHECKING:
     import numpy as np

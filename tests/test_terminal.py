@@ -137,6 +137,22 @@ def test_slow_work_is_told_in_seconds_a_case(monkeypatch: pytest.MonkeyPatch, ca
     ]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_or_stderr_stops_no_work(finished_run: Path) -> None:
+    def status(streams: str, words: str = "status") -> subprocess.CompletedProcess[str]:
+        """A command in a shell."""
+        script = f"'{sys.executable}' -m autoseg {words} {streams}"
+        return subprocess.run(["bash", "-c", script], cwd=finished_run, capture_output=True, text=True, check=False)
+
+    lost = status("> /dev/full")
+    assert lost.returncode == 1
+    assert lost.stderr == (
+        "error: stdout cannot be written to (No space left on device); the rest of the output is lost\n"
+    )
+    wrong = status("2> /dev/full", "trian")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
 def test_verbosity() -> None:
     words = ["run", "--quiet", "--budget", "2h"]
     assert take_verbosity(words) == logging.WARNING

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autoseg.data.stray import Usual, usual_of
+
 CHUNK_VOXELS = 1 << 19
 """Voxels handled at a time: their indices fit the cache, counting them is then twice as fast."""
 MOST_CELLS = 1 << 22
@@ -81,6 +83,25 @@ class Histogram:
         counts[np.searchsorted(self.values, part.values)] -= part.counts
         kept = counts > 0
         return Histogram(values=self.values[kept], counts=counts[kept], is_rounded=self.is_rounded)
+
+    def usual(self) -> Usual | None:
+        """What is usual, where a few stray voxels decide mean and deviation; None where none do."""
+        if not len(self.values):
+            return None
+        stats, others = self.stats(), self.values != 0
+        nothing = not (stats.percentile_99_5 - stats.percentile_00_5) and others.any()
+        rest = Histogram(values=self.values[others], counts=self.counts[others]) if nothing else None
+        typical = abs(rest.stats().median) if rest is not None else 0.0
+        return usual_of(stats.percentile_00_5, stats.percentile_99_5, stats.stdev, typical)
+
+    def within(self, usual: Usual | None) -> Histogram:
+        """The voxels that are not stray; all where none would be left."""
+        if usual is None:
+            return self
+        kept = (self.values >= usual.least) & (self.values <= usual.most)
+        if kept.all() or not kept.any():
+            return self
+        return Histogram(values=self.values[kept], counts=self.counts[kept], is_rounded=self.is_rounded)
 
     def rounded(self, most: int) -> Histogram:
         """Itself where it has up to `most` values, else with values rounded to 12 significant bits."""

@@ -17,7 +17,8 @@ from types import TracebackType
 from autoseg.cli.arguments import Call, command_help, command_names, parse, parsers, program_help
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
 from autoseg.errors import AutosegError
-from autoseg.terminal import paint, printable, set_up_logging, take_verbosity
+from autoseg.hardware.user import name_user
+from autoseg.terminal import flush_output, is_output_lost, paint, printable, set_up_logging, take_verbosity, tell
 from autoseg.version import __version__
 
 SPIN_COUNT = "20000"
@@ -85,7 +86,7 @@ def run_command(argv: Sequence[str]) -> int:
         return _execute(parse(Commands, TAKES_SETTINGS, words))
     except AutosegError as error:
         for message in error.messages:
-            print(f"{paint('error:', 'red', sys.stderr)} {printable(message)}", file=sys.stderr)
+            tell(f"{paint('error:', 'red', sys.stderr)} {printable(message)}")
         return 2
     except OSError as error:
         if error.errno not in _MACHINES_FAULTS:
@@ -93,10 +94,10 @@ def run_command(argv: Sequence[str]) -> int:
         name = error.filename2 or error.filename  # the second is where a file was to be moved to
         place = printable(f"{name}: ") if name else ""
         reason, advice = error.strerror, _MACHINES_FAULTS[error.errno]
-        print(f"{paint('error:', 'red', sys.stderr)} {place}{reason}. {advice}", file=sys.stderr)
+        tell(f"{paint('error:', 'red', sys.stderr)} {place}{reason}. {advice}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted. The same command goes on from here.", file=sys.stderr)
+        tell("interrupted. The same command goes on from here.")
         return 130
 
 
@@ -120,11 +121,12 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is loaded, here and in every process that this one starts
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     _make_streams_usable()
+    name_user()
     try:
         code = run_command(sys.argv[1:])
-        sys.stdout.flush()
+        flush_output()
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     gc.freeze()  # Python's own end need not look for garbage either
-    raise SystemExit(code)
+    raise SystemExit(code or int(is_output_lost()))

@@ -80,13 +80,17 @@ def train_jobs(
         tasks = [_task(workspace, settings, algo, fold) for algo, fold in _longest_first(workspace, settings, todo)]
         output = workspace.root / "state" / "launch"
         launch(tasks, settings, attempts.ended, output=output, memory_gib=attempts.memory_gib)
-    results = [workspace.read_job(algo, fold) for algo, fold in jobs]
+    return _all_done([workspace.read_job(algo, fold) for algo, fold in jobs], time.monotonic() - begin)
+
+
+def _all_done(results: Sequence[Job], seconds: float) -> bool:
+    """Say what became of the jobs; whether all but dropped ones are done."""
     dropped = [job for job in results if job.state == "pruned"]
     bad = [job for job in results if job.state not in ("done", "pruned")]
-    if len(jobs) > 1:
+    if len(results) > 1:
         left_out = f", {len(dropped)} dropped" if dropped else ""
         num_done = len(results) - len(bad) - len(dropped)
-        log.info("train: %d of %d jobs done%s in %.0f s", num_done, len(jobs), left_out, time.monotonic() - begin)
+        log.info("train: %d of %d jobs done%s in %.0f s", num_done, len(results), left_out, seconds)
         for job in bad:
             log.warning("train: %s %s: %s", job.name, job.state, job.error.splitlines()[0] if job.error else "")
     return not bad

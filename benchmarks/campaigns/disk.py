@@ -69,7 +69,7 @@ def make_snapshots(folder: Path, path: Path) -> dict[str, tuple[Path, int]]:
         before = copy_run(folder / "run", folder / f"before_{stage}")
         if stage == "checkpoint":  # the cache is there, but no job is begun
             copy_run(folder / "before_cache", before)
-            shutil.copytree(folder / "run" / "work_dir" / "cache", before / "work_dir" / "cache")
+            shutil.copytree(folder / "probe" / "work_dir" / "cache", before / "work_dir" / "cache")
         if stage == "report":
             (before / "work_dir" / "report.html").unlink(missing_ok=True)
         size = used_bytes(before)
