@@ -16,7 +16,7 @@ from types import TracebackType
 
 from autoseg.cli.arguments import Call, command_help, command_names, parse, parsers, program_help
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
-from autoseg.errors import AutosegError
+from autoseg.errors import MACHINES_FAULTS, AutosegError
 from autoseg.hardware.user import name_user
 from autoseg.terminal import flush_output, is_output_lost, paint, printable, set_up_logging, take_verbosity, tell
 from autoseg.version import __version__
@@ -27,23 +27,6 @@ processor from the thread that it waits for where anything else runs, too: with 
 training step took 7.1 s where it takes 0.32 s alone. With this it took 1.7 s, and 0.33 s alone (docs/results.md)."""
 
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
-
-
-_WRITABLE = "Give a folder that you may write to, such as with --work_dir; `autoseg doctor` checks it."
-
-_MACHINES_FAULTS = {
-    errno.ENOSPC: "Free some space, or give a work_dir on another disk. The same command then goes on from here.",
-    errno.EDQUOT: "Free some of your quota, or give a work_dir elsewhere. The same command then goes on from here.",
-    errno.EACCES: _WRITABLE,
-    errno.EPERM: _WRITABLE,
-    errno.EROFS: _WRITABLE,
-    errno.ENOTDIR: _WRITABLE,
-    errno.ENAMETOOLONG: "Give a shorter name, or a folder nearer to the root.",
-    errno.ELOOP: "Links lead in a circle. Correct them.",
-    errno.EISDIR: "A file belongs there. Move the folder away; what was in the file is then made again.",
-    errno.EMFILE: "Allow more open files: ulimit -n 4096. The same command then goes on from here.",
-}
-"""What the machine may refuse anywhere -> what to do about it."""
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -89,12 +72,15 @@ def run_command(argv: Sequence[str]) -> int:
             tell(f"{paint('error:', 'red', sys.stderr)} {printable(message)}")
         return 2
     except OSError as error:
-        if error.errno not in _MACHINES_FAULTS:
+        if error.errno not in MACHINES_FAULTS:
             raise
         name = error.filename2 or error.filename  # the second is where a file was to be moved to
         place = printable(f"{name}: ") if name else ""
-        reason, advice = error.strerror, _MACHINES_FAULTS[error.errno]
+        reason, advice = error.strerror, MACHINES_FAULTS[error.errno]
         tell(f"{paint('error:', 'red', sys.stderr)} {place}{reason}. {advice}")
+        return 2
+    except MemoryError:
+        tell(f"{paint('error:', 'red', sys.stderr)} memory ran out. {MACHINES_FAULTS[errno.ENOMEM]}")
         return 2
     except KeyboardInterrupt:
         tell("interrupted. The same command goes on from here.")

@@ -23,7 +23,7 @@ from autoseg.config.reader import read_model
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.datalist import read_cases
-from autoseg.errors import AutosegError, ConfigError, ResourceError
+from autoseg.errors import MACHINES_FAULTS, AutosegError, ConfigError, ResourceError
 from autoseg.hardware.device import pick_device, resolve_precision
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.inference.seals import ChangedJobsError, check_jobs, seal_job
@@ -176,8 +176,13 @@ class JobRun:
             self._note("failed", str(error), can_retry=isinstance(error, ResourceError))
             log.error("%s: %s", job.name, error)
         except Exception as error:  # one job's bug or lack of memory must not stop the others; its traceback is kept
-            self._note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-            log.exception("%s failed", job.name)
+            if isinstance(error, OSError) and (advice := MACHINES_FAULTS.get(error.errno or 0)):
+                place = error.filename2 or error.filename or self.paths.root
+                self._note("failed", f"{place}: {error.strerror}. {advice}")
+                log.error("%s: %s", job.name, job.error)
+            else:
+                self._note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+                log.exception("%s failed", job.name)
         return job
 
     def _note(self, state: JobState, error: str = "", *, can_retry: bool = True) -> None:

@@ -33,7 +33,7 @@ from campaigns.common import (
 )
 
 SIGNALS = ("KILL", "TERM", "INT twice")
-STEP = re.compile(r"^round (\d+) of \d+: (\w+)$", re.M)
+STEP = re.compile(r"round (\d+) of \d+: (\w+)")
 LONGEST_S = 600.0
 ROUNDS: dict[str, Any] = {
     "annotated": (("sphere", "box"), ("box",)),
@@ -50,7 +50,8 @@ class Step:
     """A stage in a round, as the log names it."""
 
     name: str
-    seconds: float
+    moments: tuple[float, ...]
+    """Seconds after its begin at which it said a further line; the last one: its end."""
 
 
 def go(report: Report, folder: Path, args: argparse.Namespace) -> None:
@@ -105,27 +106,41 @@ def kill_runs(
 def reference(place: Path) -> list[Step]:
     """The steps of a run that nobody kills, with their lengths."""
     started = Started("run", "--input", place / "input.yaml")
-    seen = [("analyze", time.monotonic())]
-    while not started.ends_within(0.01):
-        known = [f"round {round_}: {stage}" for round_, stage in STEP.findall(started.stderr)]
-        seen += [(step, time.monotonic()) for step in known[len(seen) - 1 :]]
+    begin = time.monotonic()
+    times: list[float] = []
+    while True:
+        ended = started.ends_within(0.005)
+        lines = started.stderr.splitlines()
+        times += [time.monotonic() - begin] * (len(lines) - len(times))
+        if ended:
+            break
     if started.returncode != 0:
         raise SystemExit(f"the run itself fails:\n{started.stderr[-2000:]}")
-    ends = [moment for _, moment in seen[1:]] + [time.monotonic()]
-    return [Step(name, end - begin) for (name, begin), end in zip(seen, ends, strict=True)]
+    places = [(number, STEP.fullmatch(line)) for number, line in enumerate(lines)]
+    begins = [(-1, "analyze", 0.0)]
+    begins += [(number, f"round {m[1]}: {m[2]}", times[number]) for number, m in places if m]
+    ends = [*(number for number, _, _ in begins[1:]), len(lines)]
+    steps = []
+    for (first, name, start), end in zip(begins, ends, strict=True):
+        until = times[end] if end < len(times) else time.monotonic() - begin
+        steps.append(Step(name, tuple(t - start for t in (*times[first + 1 : end], until))))
+    return steps
 
 
 def kill_once(row: Row, place: Path, step: Step, share: float, how: str) -> str:
     """Start a run, let it come to a step, and kill it there; returns what was done."""
     row.tried += 1
     started = Started("run", "--input", place / "input.yaml")
+    # Its lines, not its seconds, say how far a step is: one run is faster than another.
+    moment = share * step.moments[-1]
+    lines = sum(t <= moment for t in step.moments[:-1])
     words = step.name.replace(": ", " of 2: ")
     begin = time.monotonic()
-    while step.name != "analyze" and not re.search(rf"^{words}$", started.stderr, re.M):
-        if started.ends_within(0.01) or time.monotonic() - begin > LONGEST_S:
+    while not is_there(started.stderr.splitlines(), words, lines):
+        if started.ends_within(0.005) or time.monotonic() - begin > LONGEST_S:
             break
-    ended = started.ends_within(share * step.seconds)
-    if ended:
+    rest = moment - ([0.0, *step.moments])[lines]
+    if started.ends_within(rest / 2):
         row.count("ended before the kill")
         if started.returncode != 0:
             row.fault(f"ended with {started.returncode} by itself", said=started.stderr[-1500:], step=step.name)
@@ -153,6 +168,13 @@ def kill_once(row: Row, place: Path, step: Step, share: float, how: str) -> str:
         for process in alive:
             process.kill()
     return what
+
+
+def is_there(said: list[str], words: str, lines: int) -> bool:
+    """Whether a run has come to a step, and said so many lines in it."""
+    if words == "analyze":
+        return len(said) >= lines
+    return words in said and len(said) - said.index(words) - 1 >= lines
 
 
 def finish(row: Row, place: Path, expected: dict[str, str], names: set[str], done: list[str]) -> None:
