@@ -107,7 +107,14 @@ def _pace(rate: float, unit: str) -> str:
     """Units a second as people say it: `3.2 cases/s`, or `41 s a case` where one takes longer than a second."""
     if rate >= 1:
         return f"{rate:.1f} {unit}s/s"
-    return f"{1 / rate:.3g} s a {unit}" if rate > 0 else "none done yet"
+    return f"{1 / rate:.3g} s a {unit}"
+
+
+def _length(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 300:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
@@ -154,12 +161,16 @@ class Progress:
             self.done = done
             return
         self.done = done
-        if self.shown and self.unit and time.monotonic() - self.logged > LOG_EVERY_S:
+        if self.shown and time.monotonic() - self.logged > LOG_EVERY_S:
             self.logged = time.monotonic()
             rate = self.done / (self.logged - self.start)
-            left = (self.total - self.done) / rate if rate else 0.0
-            words = (self.name, self.done, self.total, self.unit, _pace(rate, self.unit), left)
-            log.info("%s: %d of %d %ss, %s, %.0f s left", *words)
+            left = _length((self.total - self.done) / rate) + " left" if rate else "none done yet"
+            if self.unit:
+                pace = f", {_pace(rate, self.unit)}" if rate else ""
+                log.info("%s: %d of %d %ss%s, %s", self.name, self.done, self.total, self.unit, pace, left)
+            else:
+                share = 100 * self.done / self.total
+                log.info("%s: %.0f %%%s, %s", self.name, share, f", {note}" if note else "", left)
 
     def close(self) -> None:
         """Leave the terminal tidy."""

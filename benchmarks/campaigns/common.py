@@ -48,7 +48,7 @@ class Ended:
             faults.append(f"exit code {self.code}")
         if "Traceback (most recent call last)" in shown:
             faults.append("traceback: " + last_of_traceback(shown))
-        if self.code == 2 and "error:" not in self.stderr and "skipped:" not in self.stderr:
+        if self.code == 2 and not any(word in shown for word in ("error:", "skipped:", "Faults (")):
             faults.append("exit code 2 and no word")
         return faults
 
