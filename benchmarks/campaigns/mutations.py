@@ -149,7 +149,7 @@ def strictly_read(data: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
         try:
             with np.errstate(all="ignore"):
-                image = kind.from_stream(io.BytesIO(raw))
+                image = kind.from_stream(io.BytesIO(with_offset(raw, kind.header_class)))
                 voxels = np.asarray(image.dataobj, np.float64)
         except Exception:  # noqa: BLE001 - the other version, or a file that it refuses
             continue
@@ -157,6 +157,16 @@ def strictly_read(data: bytes) -> tuple[np.ndarray, np.ndarray] | None:
             voxels = voxels[..., 0]
         return (voxels, image.affine) if voxels.ndim == 3 else None
     return None
+
+
+def with_offset(raw: bytes, header_class: type) -> bytes:
+    """Voxels of a single file lie behind its header; nibabel would take the header for voxels where it says 0."""
+    size = header_class.sizeof_hdr
+    header = header_class(raw[:size], check=False)
+    if header["magic"].item()[:3] == b"n+1" and 0 <= header["vox_offset"] < header.single_vox_offset:
+        header["vox_offset"] = header.single_vox_offset
+        return bytes(header.binaryblock) + raw[size:]
+    return raw
 
 
 # -- settings and lists
