@@ -9,7 +9,9 @@ import errno
 import gc
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
@@ -31,11 +33,24 @@ TITLE = "autoseg: AutoML for 3D medical image segmentation."
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Show a bug's traceback and ask for a report; Python then exits with 1."""
+    if kind is KeyboardInterrupt:  # a second one, while the first was being told
+        return
     print(printable("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
     print(
         f"This is a bug in autoseg {__version__}, not in your data. Please report it with the lines above.",
         file=sys.stderr,
     )
+
+
+def _keep_interrupt(lost: sys.UnraisableHookArgs) -> None:
+    """Send Ctrl-C again where it came while Python ran a callback of its own, in which it cannot be raised.
+
+    torch has so many of these (of weak references) that one in ten was lost while plans were made.
+    """
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()  # once the callback is over
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _execute(call: Call) -> int:
@@ -99,7 +114,7 @@ def _make_streams_usable() -> None:
 
 def main() -> None:
     """Entry point of the `autoseg` command."""
-    sys.excepthook = _report_bug
+    sys.excepthook, sys.unraisablehook = _report_bug, _keep_interrupt
     # Imports are most of a short command: half a million objects that live to its end. Looking among them for garbage,
     # and looking for plugins of pydantic, of which none is wanted, took a tenth of a second each.
     gc.set_threshold(100_000)
@@ -110,6 +125,7 @@ def main() -> None:
     name_user()
     try:
         code = run_command(sys.argv[1:])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds nothing to interrupt
         flush_output()
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

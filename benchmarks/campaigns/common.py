@@ -194,7 +194,7 @@ def leftovers(work_dir: Path) -> list[str]:
     odd = (".part", ".tmp", "checkpoint")
     names = files_of(work_dir)
     halves = [name for name in names if any(word in Path(name).name for word in odd)]
-    claims = [name for name in names if ".claims/" in name]
+    claims = [name for name in names if ".claims/" in name and name.endswith(".json")]
     held = [name for name in claims if not json.loads((work_dir / name).read_text())["released"]]
     folders = [Path(name).parent for name in claims]
     doubled = [name for name in claims if folders.count(Path(name).parent) > 1]
