@@ -226,7 +226,7 @@ class Row:
         self.notes[note] = self.notes.get(note, 0) + number
 
     def fault(self, what: str, **more: Any) -> None:
-        print(f"  FAULT {self.name}: {what}", flush=True)
+        print(f"  FAULT {self.name}: {what} {more.get('what_was_done', '')}", flush=True)
         self.faults.append({"what": what, **more})
 
 

@@ -164,7 +164,7 @@ def kill_once(row: Row, place: Path, step: Step, share: float, how: str) -> str:
         row.fault("went on as if there had been no signal", what_was_done=what, said=started.stderr[:20_000])
     if "Traceback (most recent call last)" in started.stderr:
         row.fault("traceback", what_was_done=what, said=started.stderr[:20_000])
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     if alive := [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
         row.fault("processes live on", what_was_done=what, processes=[" ".join(p.cmdline())[:200] for p in alive])
         for process in alive:

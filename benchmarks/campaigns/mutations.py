@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -217,7 +218,7 @@ def change_value(data: Any, rng: random.Random, keep: tuple[str, ...] = KEEP) ->
     if kind == 2 and isinstance(node, list):
         node.append(node[key])
         return f"{path} doubled"
-    value = rng.choice(ODD)
+    value = copy.deepcopy(rng.choice(ODD))
     node[key] = value
     return f"{path} = {str(value)[:40]!r}"
 
