@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -60,6 +61,8 @@ def main(words: list[str] | None = None) -> int:
     from campaigns.common import Report
 
     args = parser().parse_args(words)
+    # A shell starts what it runs in the background with Ctrl-C ignored, and the attacked commands would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="autoseg-reliability-") as temporary:
         folder = args.folder or Path(temporary)

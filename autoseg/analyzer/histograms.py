@@ -8,6 +8,7 @@ are rounded to 12 significant bits (0.012 %), which a histogram says of itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -88,11 +89,13 @@ class Histogram:
         """What is usual, where a few stray voxels decide mean and deviation; None where none do."""
         if not len(self.values):
             return None
-        stats, others = self.stats(), self.values != 0
-        nothing = not (stats.percentile_99_5 - stats.percentile_00_5) and others.any()
-        rest = Histogram(values=self.values[others], counts=self.counts[others]) if nothing else None
-        typical = abs(rest.stats().median) if rest is not None else 0.0
-        return usual_of(stats.percentile_00_5, stats.percentile_99_5, stats.stdev, typical)
+        below, others = np.cumsum(self.counts), self.values != 0
+        # Values that occur, rounded outwards: between two of a few values a percentile would be no voxel's.
+        places = [math.floor(QUANTILES[0] * (below[-1] - 1)), math.ceil(QUANTILES[-1] * (below[-1] - 1))]
+        low, high = self.values[np.searchsorted(below, places, side="right")].tolist()
+        rest = Histogram(values=self.values[others], counts=self.counts[others])
+        typical = abs(rest.stats().median) if low == high and others.any() else 0.0
+        return usual_of(low, high, self.stats().stdev, typical)
 
     def within(self, usual: Usual | None) -> Histogram:
         """The voxels that are not stray; all where none would be left."""

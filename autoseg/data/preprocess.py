@@ -103,7 +103,8 @@ def channel_stats(
     others = values[values != 0]
     if norm.nonzero and others.size:
         values = others
-    low, high = np.percentile(values, [0.5, 99.5]).tolist()
+    low = float(np.percentile(values, 0.5, method="lower"))
+    high = float(np.percentile(values, 99.5, method="higher"))
     typical = abs(float(np.median(others))) if others.size else 0.0
     usual = usual_of(low, high, stats.std, typical)
     if usual is None:

@@ -26,7 +26,7 @@ class Usual:
 
     low: float
     high: float
-    """From the 0.5 to the 99.5 percentile."""
+    """From the 0.5 to the 99.5 percentile, as values that occur."""
     least: float
     most: float
     """What lies outside is stray."""
@@ -43,7 +43,7 @@ def usual_of(low: float, high: float, stdev: float, typical: float) -> Usual | N
     """What is usual in an image whose deviation stray voxels decide; None where none do.
 
     Args:
-        low, high: 0.5 and 99.5 percentile.
+        low, high: 0.5 and 99.5 percentile, rounded outwards to values that occur.
         stdev: standard deviation, strays included.
         typical: absolute median of the voxels other than 0, for an image that is 0 in nearly all of them.
     """
