@@ -245,8 +245,8 @@ class Segmenter:
 
         Raises:
             ConfigError: There is no such setting, or it cannot have this value.
-            WorkspaceError: There is no ensemble yet, or no such trained job; they were changed since they were made, and
-                `accept` is not given; or the packed model is damaged.
+            WorkspaceError: There is no ensemble yet, or no such trained job; they were changed since they were made,
+                and `accept` is not given; or the packed model is damaged.
         """
         from autoseg.ensemble.predict import accept_changes, load_from
 

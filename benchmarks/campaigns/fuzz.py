@@ -34,6 +34,7 @@ from campaigns.mutations import (
     change_value,
     damage_work_dir,
     damaged_nifti,
+    damaged_zip,
     nifti_seeds,
     strictly_read,
 )
@@ -43,7 +44,7 @@ BATCH = 25
 
 
 def go(report: Report, folder: Path, args: argparse.Namespace) -> None:
-    images, settings, work_dirs = (4, 4, 3) if args.tiny else (1000, 250, 500)
+    images, settings, work_dirs, packs = (4, 4, 3, 3) if args.tiny else (1000, 250, 500, 200)
     images = images if args.images is None else args.images
     settings = settings if args.settings is None else args.settings
     work_dirs = work_dirs if args.work_dirs is None else args.work_dirs
@@ -53,6 +54,7 @@ def go(report: Report, folder: Path, args: argparse.Namespace) -> None:
         "images": lambda: fuzz_images(report, folder, images, args.seed),
         "settings": lambda: fuzz_settings(report, folder, settings, args.seed),
         "lists": lambda: fuzz_lists(report, folder, settings, args.seed),
+        "packs": lambda: fuzz_packs(report, folder, packs, args.seed),
         "work_dirs": lambda: fuzz_work_dirs(report, folder, work_dirs, args.seed),
     }
     for name, part in parts.items():
@@ -308,6 +310,31 @@ def try_settings(row: Row, folder: Path, what: str, files: dict[str, bytes]) -> 
     if sorted(p.name for p in (*outer.iterdir(), *(outer / "in").iterdir())) != ["in", "ner"]:
         row.fault("written outside its folder", what_was_done=what)
     shutil.rmtree(outer)
+
+
+# -- packed models
+
+
+def fuzz_packs(report: Report, folder: Path, number: int, seed: int) -> None:
+    with report.row("packed model: predict") as row:
+        pack, image = folder / "model.zip", folder / "run" / "images" / "phantom_001.nii.gz"
+        must(autoseg("pack", "--work_dir", folder / "run" / "work_dir", "--output", pack))
+        sound, output = pack.read_bytes(), folder / "packed" / "a.nii.gz"
+        words = ["predict", "--model", pack, "--image", image, "--output", output]
+        must(autoseg(*words))
+        expected = label_digests(output.parent)
+        for index in range(number):
+            shutil.rmtree(output.parent)
+            what, data = damaged_zip(sound, random.Random(f"{seed} pack {index}"))
+            pack.write_bytes(data)
+            row.tried += 1
+            ended = autoseg(*words)
+            row.count(f"{ended.code}")
+            for fault in ended.faults:
+                row.fault(fault, what_was_done=f"{index}: {what}", said=ended.tail)
+            output.parent.mkdir(exist_ok=True)
+            if ended.code == 0 and label_digests(output.parent) != expected:
+                row.fault("other labels", what_was_done=f"{index}: {what}", said=ended.tail)
 
 
 # -- work_dirs

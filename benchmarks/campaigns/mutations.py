@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,43 @@ def change_text(text: str, rng: random.Random) -> tuple[str, bytes]:
     else:
         return kind, text.encode("utf-16")
     return f"{kind} {line}", "".join(lines).encode()
+
+
+# -- a packed model
+
+
+def damaged_zip(data: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """Damage an archive byte by byte, or its members: cut, emptied, exchanged, added, named otherwise, edited."""
+    if rng.random() < 0.4:
+        stream = bytearray(data)
+        if rng.random() < 0.3:
+            return "cut", bytes(stream[: rng.randrange(len(stream))])
+        for _ in range(rng.randint(1, 4)):
+            stream[rng.randrange(len(stream))] ^= 1 << rng.randrange(8)
+        return "flip of bits", bytes(stream)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = rng.choice(sorted(parts))
+    kind = rng.choice(("leave out", "empty", "cut", "exchange", "add", "rename", "value", "value"))
+    if kind == "leave out":
+        del parts[name]
+    elif kind in ("empty", "cut"):
+        parts[name] = parts[name][: 0 if kind == "empty" else len(parts[name]) // 2]
+    elif kind == "exchange":
+        parts[name] = parts[rng.choice(sorted(parts))]
+    elif kind == "add":
+        parts[rng.choice(("../out", "/tmp/out", "a/b.py", "x" * 300, "\x1b[2J"))] = b"a"
+    elif kind == "rename":
+        parts[rng.choice(("../out", "model.pt", name.upper()))] = parts.pop(name)
+    elif name.endswith(".json"):
+        content = json.loads(parts[name])
+        kind = change_value({"": content}, rng, ())
+        parts[name] = json.dumps(content).encode()
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for part, content in parts.items():
+            archive.writestr(part, content)
+    return f"{name}: {kind}", made.getvalue()
 
 
 # -- a finished work_dir
