@@ -17,8 +17,8 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from autoseg.analyzer.case import CaseStats, analyze_case
-from autoseg.data.formats.label_files import SegmentValues
 from autoseg.data.formats.content import BYTES_READ
+from autoseg.data.formats.label_files import SegmentValues
 from autoseg.data.formats.stored import FileFaultError, Finding
 from autoseg.data.formats.table import image_digest, read_header
 from autoseg.hardware.limits import available_cores, available_memory_bytes, workers_for
