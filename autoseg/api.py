@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.errors import DataError, WorkspaceError
+from autoseg.hardware.user import name_user
 from autoseg.pipeline.stages import PLAIN_RUN
 from autoseg.workspace.layout import check_readable
 from autoseg.workspace.workspace import Workspace
+
+name_user()
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +66,7 @@ def run(
     input: str | Path = "input.yaml",
     *,
     stages: Sequence[str] = PLAIN_RUN,
+    accept: bool = False,
     **settings: Any,
 ) -> RunResult:
     """Do what `autoseg run` does; only what is missing or whose inputs changed.
@@ -71,6 +75,7 @@ def run(
         input: the settings' file.
         stages: some stages of `autoseg.pipeline.stages.STAGES`, by name, such as `["analyze", "generate"]`; all of
             them: everything, in all rounds of training.
+        accept: take trained weights and plans as they are now, where they were changed on purpose after training.
         settings: settings that win over the file's: `budget="2h"`, `segresnet={"batch_size": 2}`,
             `class_weights={"tumor": 10}`.
 
@@ -85,7 +90,7 @@ def run(
     from autoseg.pipeline.run import run_input
 
     overrides = _texts(settings)
-    code = run_input(stages, Path(input), overrides)
+    code = run_input(stages, Path(input), overrides, accept=accept)
     resolved, _ = load_settings(Path(input), overrides)
     return load_result(resolved.work_dir, succeeded=code == 0)
 
@@ -256,6 +261,7 @@ class Segmenter:
         algo: str | None = None,
         fold: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        accept: bool = False,
         **inference: Any,
     ) -> None:
         """Load the ensemble, or the models of one algorithm, one fold, or both.
@@ -264,14 +270,18 @@ class Segmenter:
             work_dir: folder of a finished run, or a packed model, as `autoseg pack` writes it.
             algo, fold: as said.
             device: where the networks run.
+            accept: take weights, plans and ensemble as they are now, where they were changed on purpose after the run.
             inference: settings under `inference:` that win over those of the run: `fast=True`, `overlap=0.25`.
 
         Raises:
             ConfigError: There is no such setting, or it cannot have this value.
-            WorkspaceError: There is no ensemble yet, or no such trained job; or the packed model is damaged.
+            WorkspaceError: There is no ensemble yet, or no such trained job; they were changed since they were made,
+                and `accept` is not given; or the packed model is damaged.
         """
-        from autoseg.ensemble.predict import load_from
+        from autoseg.ensemble.predict import accept_changes, load_from
 
+        if accept:
+            accept_changes(Path(work_dir))
         self._predictor = load_from(Path(work_dir), algo=algo, fold=fold, device=device, inference=inference)
 
     @property
@@ -335,6 +345,7 @@ def predict(
     algo: str | None = None,
     fold: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    accept: bool = False,
     **inference: Any,
 ) -> Prediction:
     """Segment one image with the models of a run; for many, load them once with `Segmenter`.
@@ -343,7 +354,7 @@ def predict(
         image, affine: as `Segmenter.predict` takes them.
         output: label file to write as well.
         format: of that file, as `Prediction.save` takes it.
-        work_dir, algo, fold, device, inference: as `Segmenter` takes them.
+        work_dir, algo, fold, device, accept, inference: as `Segmenter` takes them.
 
     Raises:
         AutosegError: As these.
@@ -351,7 +362,8 @@ def predict(
     Example:
         autoseg.predict("scan.nii.gz", "labels.nii.gz", work_dir="work_dir").volumes_ml
     """
-    prediction = Segmenter(work_dir, algo=algo, fold=fold, device=device, **inference).predict(image, affine=affine)
+    segmenter = Segmenter(work_dir, algo=algo, fold=fold, device=device, accept=accept, **inference)
+    prediction = segmenter.predict(image, affine=affine)
     if output is not None:
         prediction.save(output, format=format)
     return prediction

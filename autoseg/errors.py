@@ -6,7 +6,26 @@ carry many lines, so that a user can repair them all at once.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
+
+_WRITABLE = "Give a folder that you may write to, such as with --work_dir; `autoseg doctor` checks it."
+
+MACHINES_FAULTS = {
+    errno.ENOSPC: "Free some space, or give a work_dir on another disk. The same command then goes on from here.",
+    errno.EDQUOT: "Free some of your quota, or give a work_dir elsewhere. The same command then goes on from here.",
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+    errno.EROFS: _WRITABLE,
+    errno.ENOTDIR: _WRITABLE,
+    errno.ENAMETOOLONG: "Give a shorter name, or a folder nearer to the root.",
+    errno.ELOOP: "Links lead in a circle. Correct them.",
+    errno.EISDIR: "A file belongs there. Move the folder away; what was in the file is then made again.",
+    errno.EFBIG: "Files may not grow so large here: see `ulimit -f`. The same command then goes on from here.",
+    errno.ENOMEM: "Close other programs, or allow this one more memory. The same command then goes on from here.",
+    errno.EMFILE: "Allow more open files: ulimit -n 4096. The same command then goes on from here.",
+}
+"""What the machine may refuse anywhere -> what to do about it."""
 
 
 class AutosegError(Exception):

@@ -19,6 +19,7 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e
 newline, separators of lines, marks of direction, and halves of characters, which stand for bytes that are no text."""
 
 log = logging.getLogger(__name__)
+_output_lost = False
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
@@ -40,6 +41,39 @@ def show(text: object, *, end: str = "\n") -> None:
         print("".join(safe), end=end, flush=True)  # noqa: T201 - the way out of all results
     except BrokenPipeError:  # whoever read them went away, as `head` does; the work goes on, and the log has all
         _give_up(sys.stdout)
+    except OSError as error:  # a file on a full disk
+        _lose_output(error)
+
+
+def tell(text: str) -> None:
+    """Print a line to stderr; where that cannot be written to, the exit code speaks."""
+    try:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - what ended the command
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def flush_output() -> None:
+    """Print what waits to be printed. Raises: BrokenPipeError: Whoever read it went away."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _lose_output(error)
+
+
+def _lose_output(error: OSError) -> None:
+    """Go on without stdout, as to a file on a full disk, and say so."""
+    global _output_lost
+    _output_lost = True
+    log.error("stdout cannot be written to (%s); the rest of the output is lost", error.strerror or error)
+    _give_up(sys.stdout)
+
+
+def is_output_lost() -> bool:
+    """Whether a part of a command's result could not be printed."""
+    return _output_lost
 
 
 def _give_up(stream: IO[str]) -> None:
@@ -73,7 +107,14 @@ def _pace(rate: float, unit: str) -> str:
     """Units a second as people say it: `3.2 cases/s`, or `41 s a case` where one takes longer than a second."""
     if rate >= 1:
         return f"{rate:.1f} {unit}s/s"
-    return f"{1 / rate:.3g} s a {unit}" if rate > 0 else "none done yet"
+    return f"{1 / rate:.3g} s a {unit}"
+
+
+def _length(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 300:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
@@ -120,12 +161,16 @@ class Progress:
             self.done = done
             return
         self.done = done
-        if self.shown and self.unit and time.monotonic() - self.logged > LOG_EVERY_S:
+        if self.shown and time.monotonic() - self.logged > LOG_EVERY_S:
             self.logged = time.monotonic()
             rate = self.done / (self.logged - self.start)
-            left = (self.total - self.done) / rate if rate else 0.0
-            words = (self.name, self.done, self.total, self.unit, _pace(rate, self.unit), left)
-            log.info("%s: %d of %d %ss, %s, %.0f s left", *words)
+            left = _length((self.total - self.done) / rate) + " left" if rate else "none done yet"
+            if self.unit:
+                pace = f", {_pace(rate, self.unit)}" if rate else ""
+                log.info("%s: %d of %d %ss%s, %s", self.name, self.done, self.total, self.unit, pace, left)
+            else:
+                share = 100 * self.done / self.total
+                log.info("%s: %.0f %%%s, %s", self.name, share, f", {note}" if note else "", left)
 
     def close(self) -> None:
         """Leave the terminal tidy."""
@@ -143,8 +188,8 @@ class _Handler(logging.Handler):
             if tqdm is not None and getattr(tqdm, "_instances", None):
                 tqdm.write(text, file=sys.stderr)
             else:
-                print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log's own way out
-        except BrokenPipeError:
+                tell(text)
+        except OSError:  # the reader went away, or it is a file on a full disk; the run's own log has all
             _give_up(sys.stderr)
         except ValueError:  # stderr was closed
             self.handleError(record)

@@ -112,6 +112,11 @@ class Started:
         assert self._process.exitcode is not None
         return self._process.exitcode
 
+    def ends_within(self, limit_s: float) -> bool:
+        """Wait for its end, but no longer than that; for campaigns, never for a test."""
+        self._process.join(limit_s)
+        return self._process.exitcode is not None
+
 
 def autoseg(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""

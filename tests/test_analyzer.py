@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,9 @@ import yaml
 from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 from scipy import ndimage
 
+from autoseg import terminal
 from autoseg.analyzer import analyze_folder, workers
+from autoseg.analyzer.workers import Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config.nodes import load_plain
 from autoseg.config.settings import ClassSpec, Settings
@@ -492,3 +496,31 @@ def test_label_maps_come_from_settings_then_datalist_then_values() -> None:
 )
 def test_annotated_classes(declared: Any, mode: Any, expected: tuple[str, ...]) -> None:
     assert annotated_classes(declared, ("c", "a"), ("a", "b", "c"), mode) == expected
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_long_case_shows_how_far_it_is_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_workers: int
+) -> None:
+    monkeypatch.setattr(workers, "IN_PROCESS_BYTES", 0)
+    monkeypatch.setattr(workers, "LOOK_S", 0.01)
+    monkeypatch.setattr(workers, "available_cores", lambda: num_workers)
+    monkeypatch.setattr(terminal, "LOG_EVERY_S", -1.0)
+    tasks = []
+    for number, planes in enumerate((400, 8)):
+        path = tmp_path / f"{number}.nii.gz"
+        save(path, np.random.default_rng(number).integers(0, 30_000, (64, 64, planes)).astype(np.int16))
+        tasks.append(Task(number=number, images=(path,), label=None, ignore_label=None, num_bytes=path.stat().st_size))
+    seen: list[int] = []
+    results = [result.number for result in measure(tasks, num_workers, seen.append)]
+    assert sorted(results) == [0, 1]
+    assert sum(seen) >= sum(task.num_bytes for task in tasks)
+    with caplog.at_level(logging.INFO, "autoseg"):
+        analyze_folder(tmp_path)
+    lines = [r.message for r in caplog.records if r.message.startswith("analyze: ")]
+    shares = [int(re.match(r"analyze: (\d+) %", line)[1]) for line in lines]  # type: ignore[index]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert "2 of 2 cases" in lines[-1]
+    inside = [share for share, line in zip(shares, lines, strict=True) if "0 of 2 cases" in line]
+    assert num_workers == 2 or (len(set(inside)) > 2 and max(inside) > 40)

@@ -233,3 +233,25 @@ def test_threads_do_not_wait_on_and_on(given: dict[str, str], wanted: str) -> No
         [sys.executable, "-c", code], env={**known, **given}, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == f"{wanted} False"
+
+
+def test_an_interrupt_in_a_callback_of_pythons_own_is_not_lost() -> None:
+    """As in those of weak references, where Python prints it and goes on."""
+    script = """
+import signal, time
+from autoseg.cli import main
+
+class Watched:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def status(self):
+    Watched()
+    time.sleep(600)
+
+main.Commands.status = status
+main.main()
+"""
+    words = [sys.executable, "-c", script, "status"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted. The same command goes on from here.\n")

@@ -56,6 +56,7 @@ from autoseg.workspace.files import (
     last_lines,
     log_to,
     open_append,
+    open_half,
     open_new,
     open_regular,
     write_atomic,
@@ -146,7 +147,10 @@ def test_a_label_file_does_not_go_through_a_link_of_its_part(tmp_path: Path, mon
 
     monkeypatch.setattr("autoseg.workspace.files.uuid.uuid4", Known)
     outside, path = tmp_path / "outside", tmp_path / "labels.nii.gz"
-    (tmp_path / f".part-{'0' * 12}").symlink_to(outside)
+    half, file = open_half(path)
+    file.close()
+    half.unlink()
+    half.symlink_to(outside)
     grid = Grid(shape=(2, 2, 2), affine=np.eye(4))
     with pytest.raises(FileExistsError):
         write_volume(path, np.zeros((2, 2, 2), np.uint8), grid)

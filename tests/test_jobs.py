@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from processes import Started, autoseg, wait_for, wait_for_epochs
@@ -112,13 +114,16 @@ def test_two_at_once_and_one_that_always_fails(copied: Path) -> None:
     assert done.returncode == 1
     assert "segresnet_0: starting on cpu:0" in done.stderr
     assert "segresnet_1: starting on cpu:1" in done.stderr
-    assert re.search(r"warning: segresnet_0: IsADirectoryError: .*\. Trying again, 1 of 1\n", done.stderr)
-    assert re.search(r"error: segresnet_0: given up after it failed 2 times: IsADirectoryError: ", done.stderr)
+    said = (
+        f"{in_the_way}: Is a directory. A file belongs there. Move the folder away; what was in the file is then made "
+    )
+    assert f"warning: segresnet_0: {said}again. Trying again, 1 of 1\n" in done.stderr
+    assert f"error: segresnet_0: given up after it failed 2 times: {said}again.\n" in done.stderr
     assert re.search(r"segresnet_1: done, Dice 0\.\d{4}", done.stderr)
     assert "train: 1 of 2 jobs done" in done.stderr
     shown = autoseg("status", "--work_dir", work).stdout
-    assert re.search(r"segresnet_0  failed .*IsADirectoryError", shown)
-    assert "Traceback" in autoseg("status", "segresnet_0", "--work_dir", work).stdout
+    assert re.search(r"segresnet_0  failed .*Is a directory", shown)
+    assert "Traceback" not in autoseg("status", "segresnet_0", "--work_dir", work).stdout
     wrong = autoseg("retry", "segresnet_1", "--input", copied / "input.yaml")
     assert wrong.stderr == "error: segresnet_1: is done, not failed. Failed: segresnet_0.\n"
     in_the_way.rmdir()
@@ -345,6 +350,78 @@ def test_a_job_that_its_budget_left_a_few_steps_is_not_done(copied: Path, monkey
             assert "its 0s of the budget were enough for 1 of the 10 steps that a model needs at least" in job.error
             assert job.dice is None
         paths.checkpoint.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "model.pt"])
+def test_a_full_disk_while_weights_are_written_is_a_sentence_and_the_job_goes_on_later(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """torch hides what the disk says behind an error of its own about the length of an archive."""
+    import torch
+
+    from autoseg.training import job as module
+    from autoseg.workspace import files
+
+    class Full:
+        """A file that has no room."""
+
+        def __init__(self, file: IO[bytes]) -> None:
+            self.file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()
+
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    torch.set_num_threads(1)
+    workspace = Workspace(copied / "work_dir")
+    paths = workspace.job_dir("segresnet", 0)
+    open_half, is_full = files.open_half, True
+
+    def open_on_full_disk(path: Path, **options: Any) -> tuple[Path, Any]:
+        half, opened = open_half(path, **options)
+        return half, Full(opened) if is_full and path.name == file else opened
+
+    monkeypatch.setattr(files, "open_half", open_on_full_disk)
+    monkeypatch.setattr("autoseg.training.checkpoint.CHECKPOINT_S", 0.0)
+    job = module.run_job(workspace, copied, "segresnet", 0, device="cpu", num_workers=1)
+    assert (job.state, job.can_retry) == ("failed", True)
+    assert job.error == (
+        f"{paths.root}: No space left on device. Free some space, or give a work_dir on another disk. The same command "
+        "then goes on from here."
+    )
+    assert not list(copied.rglob(".part-*"))
+    is_full = False
+    assert module.run_job(workspace, copied, "segresnet", 0, device="cpu", num_workers=1).state == "done"
+
+
+def test_a_damaged_checkpoint_is_said_and_training_begins_anew(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    from autoseg.training import job as module
+
+    torch.set_num_threads(1)
+    workspace = Workspace(copied / "work_dir")
+    paths = workspace.job_dir("segresnet", 0)
+    paths.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    for content in (b"", b"no tensors", b"PK\x03\x04" + bytes(100)):
+        paths.checkpoint.write_bytes(content)
+        with caplog.at_level("WARNING", "autoseg"):
+            job = module.run_job(workspace, copied, "segresnet", 0, device="cpu", num_workers=1)
+        assert job.state == "done"
+        assert f"{paths.checkpoint}: damaged (" in caplog.text
+        caplog.clear()
+        job.state = "running"
+        workspace.write_job(job)
 
 
 def test_classes_lost_in_resampling_stand_in_log_status_and_report(

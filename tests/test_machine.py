@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from autoseg.hardware import limits as machine
+from autoseg.hardware.user import name_user
 
 GIB = 2**30
 
@@ -158,3 +161,15 @@ def test_preparing_large_cases_takes_fewer_threads(
     cache.load_cases(tmp_path / "cache", plan, cases, num_workers=4)
     assert pools[0] == 2
     assert "preprocessing with 2 threads instead of 4, since memory is short" in caplog.text
+
+
+def test_a_user_without_an_entry_in_passwd_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOGNAME", "")  # what is set by the test is undone after it
+    known = getpass.getuser()
+    name_user()
+    assert getpass.getuser() == known
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    name_user()
+    assert getpass.getuser() == str(os.getuid())

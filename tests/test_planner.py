@@ -351,3 +351,12 @@ def test_a_networks_file_has_what_the_planner_needs(algo: AlgoName) -> None:
         values = recipe_values(algo, recipe)
         assert {key for key in values if not key.startswith("network.")} <= set(Hyperparameters.model_fields)
         assert {key.removeprefix("network.") for key in values if key.startswith("network.")} <= set(plan.network)
+
+
+def test_a_resolution_of_which_no_image_can_be_made_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_and_origins("segresnet", resample_resolution=(1e-9, 1.0, 1.0), origins={"resample_resolution": "a.yaml:7"})
+    assert str(error.value) == (
+        "a.yaml:7: resample_resolution: at 1e-09x1x1 mm the median image of 32x32x32 mm has over 1e+10 voxels. "
+        "Expected a voxel size in mm near that of the images, 1x1x1."
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,15 +15,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 from processes import wait_for
-from tiny_jobs import make_job
+from tiny_jobs import make_job, tiny_plan
 
 from autoseg.cli.main import run_command
 from autoseg.data import streams
 from autoseg.data.grid import Grid
-from autoseg.data.volumes import write_volume
+from autoseg.data.streams import MemoryImage
+from autoseg.data.volumes import volume_of, write_volume
 from autoseg.ensemble.predict import load_predictor, predict_files
 from autoseg.errors import ConfigError, DataError, WorkspaceError
 from autoseg.evaluation.folders import evaluate, evaluate_folders
+from autoseg.inference.checks import check_image
 from autoseg.inference.cost import Limits
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.workspace.claims import Claim
@@ -570,3 +573,38 @@ def test_a_streamed_image_is_cleaned_and_split_as_one_in_memory(
             labels.append(np.asarray(nib.load(target).dataobj))
         assert set(np.unique(labels[-1])) == {0, 2, 4}
         assert (labels[-1] != labels[-2]).mean() < 2e-3  # rows of another axis, so other windows' sums
+
+
+def test_a_long_prediction_shows_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("autoseg.terminal.LOG_EVERY_S", -1.0)
+    monkeypatch.setattr("autoseg.inference.windows.CPU_BATCH_VOXELS", 1)
+    for fold in (0, 1):
+        make_job(tmp_path / "work", "segresnet", fold, overlap=0.5)
+    for name in ("a", "b"):
+        write_image(tmp_path / "images" / f"{name}.nii.gz", shape=(60, 50, 40))
+    with caplog.at_level("INFO", "autoseg"):
+        predict_files(tmp_path / "work", tmp_path / "images", tmp_path / "out", algo="segresnet", device="cpu")
+    lines = [re.match(r"predict: (\d+) %, image (\d) of 2, ", r.message) for r in caplog.records]
+    seen = [(int(line[1]), int(line[2])) for line in lines if line]
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert len(set(shares)) > 8
+    assert max(share for share, number in seen if number == 1) == 50  # half of both
+    assert min(share for share, number in seen if number == 2) > 50
+
+
+def test_an_image_far_coarser_than_the_models_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = tiny_plan()
+    volume = volume_of(np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), np.diag([50, 50, 50, 1.0]))
+    check_image("a.nii.gz", MemoryImage(volume), plan)
+    assert caplog.messages == [
+        "a.nii.gz: voxels of 50x50x50 mm, each of which becomes 54253 of the models' (1.2x1.2x1.6 mm), so it takes "
+        "long and its labels are no finer than its voxels. Is the spacing in mm?"
+    ]
+    caplog.clear()
+    volume = volume_of(np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), np.diag([1, 1, 10, 1.0]))
+    check_image("a.nii.gz", MemoryImage(volume), plan)
+    assert caplog.messages == []

@@ -104,10 +104,8 @@ def change(path: Path, read: Callable[[str], Any], write: Callable[[Path, Any], 
     write(path, hostile(read(path.read_text(encoding="utf-8"))))
 
 
-def test_no_element_comes_from_the_names_of_a_run(finished_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
-    work_dir = tmp_path / "run" / "work_dir"
-    clean = Page((work_dir / "report.html").read_text(encoding="utf-8"))
+def make_hostile(work_dir: Path) -> None:
+    """Change a finished run of which all names and sentences carry markup afterwards."""
     for path in {path for pattern in STATE for path in work_dir.glob(pattern)}:
         if path.name in KEPT:
             continue
@@ -124,10 +122,17 @@ def test_no_element_comes_from_the_names_of_a_run(finished_run: Path, tmp_path: 
     settings = yaml.safe_load((work_dir / "settings.yaml").read_text())
     settings["name"]["value"], settings["seed"]["origin"] = EVIL, EVIL
     write_yaml(work_dir / "settings.yaml", settings)
-    job = json.loads((work_dir / "dints_1" / "job.json").read_text())
-    write_json(work_dir / "dints_1" / "job.json", {**job, "state": "failed", "error": f"{EVIL}\nsecond {EVIL}"})
+    path = sorted(work_dir.glob("*_1/job.json"))[0]
+    write_json(path, {**json.loads(path.read_text()), "state": "failed", "error": f"{EVIL}\nsecond {EVIL}"})
     (work_dir / "input.yaml").write_text(f"modality: MRI  # {EVIL}\n", encoding="utf-8")
     write_json(work_dir / "state" / "environment.json", {EVIL: EVIL})
+
+
+def test_no_element_comes_from_the_names_of_a_run(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
+    work_dir = tmp_path / "run" / "work_dir"
+    clean = Page((work_dir / "report.html").read_text(encoding="utf-8"))
+    make_hostile(work_dir)
     text = make_report(work_dir, STAGES).read_text(encoding="utf-8")
     assert "could not be made" not in text
     page = check_page(text)
@@ -139,9 +144,11 @@ def test_no_element_comes_from_the_names_of_a_run(finished_run: Path, tmp_path: 
     assert Counter(tag for tag, _ in page.elements)["tr"] >= Counter(tag for tag, _ in clean.elements)["tr"] - 20
 
 
-def test_no_element_comes_from_an_audit(tmp_path: Path) -> None:
-    run = Workspace(tmp_path)
+def make_hostile_audit(work_dir: Path) -> None:
+    """Write what the report shows of a run in rounds whose names and reasons carry markup."""
+    run = Workspace(work_dir)
     run.plan_rounds(2)
+    write_yaml(run.settings, {"seed": {"value": 0, "origin": EVIL}, "name": {"value": EVIL}})
     how = How.of(Settings(modality="CT", datalist=Path("d"), dataroot=Path("r"), partial_labels="declared"))
     found = ClassEvidence(voxels=9, volume_ml=1.0, confidence=0.9, disagreement=0.1)
     row = make_row(
@@ -152,6 +159,10 @@ def test_no_element_comes_from_an_audit(tmp_path: Path) -> None:
         write_yaml(place.settings, {"seed": {"value": 0, "origin": EVIL}, "name": {"value": EVIL}})
         audit = audit_json([row], {f"{EVIL}liver": 0.8}, how, round_=number, joined=(EVIL,), background={EVIL: 1234})
         write_json(place.audit, {**audit, "failures": [f"{EVIL}: the share is not mounted"]})
+
+
+def test_no_element_comes_from_an_audit(tmp_path: Path) -> None:
+    make_hostile_audit(tmp_path)
     text = make_report(tmp_path, STAGES).read_text(encoding="utf-8")
     check_page(text)
     section = text.partition('<section id="pseudolabels"')[2].partition("</section>")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import yaml
 from test_predict import write_image
 from tiny_jobs import make_job
 
+import autoseg
+from autoseg.cli.main import run_command
 from autoseg.ensemble.predict import accept_changes, load_predictor, predict_files
 from autoseg.errors import WorkspaceError
 from autoseg.inference.ensemble_spec import EnsembleSpec, seal_ensemble
@@ -145,3 +148,111 @@ def test_a_damaged_seal_is_named(workspace: Workspace) -> None:
         load_predictor(workspace, device="cpu")
     accept_changes(workspace.root)
     load_predictor(workspace, device="cpu")
+
+
+# -- a whole run
+
+
+@pytest.fixture
+def copied(finished_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
+    return tmp_path / "run"
+
+
+def state_of(run: Path) -> tuple[bytes, bytes]:
+    job = Workspace(run / "work_dir").job_dir("segresnet", 1)
+    return job.root.joinpath("job.json").read_bytes(), job.model.read_bytes()
+
+
+def spoil(run: Path) -> Path:
+    """One byte of a tensor turns, as on a failing disk; returns the file."""
+    path = Workspace(run / "work_dir").job_dir("segresnet", 1).model
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("words", [["train"], ["run"], ["ensemble"]])
+def test_no_stage_calls_a_job_with_damaged_weights_done(
+    copied: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    path = spoil(copied)
+    before = state_of(copied)
+    command = [*words, "--input", str(copied / "input.yaml")]
+    assert run_command(command) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: {path}: not the weights that training left: damaged, or replaced. Copy it anew, or train segresnet_1 "
+        "again: `autoseg train --algo segresnet --fold 1 --again`. Where it was changed on purpose, give the command "
+        "--accept once."
+    )
+    assert state_of(copied) == before
+    assert run_command([*command, "--accept"]) == 0
+    assert "segresnet_1 is done" in capsys.readouterr().err or words == ["ensemble"]
+    assert run_command(command) == 0
+    assert state_of(copied) == before
+
+
+def test_a_worker_leaves_damaged_weights_and_again_trains_them(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, sound = state_of(copied)
+    spoil(copied)
+    before = state_of(copied)
+    one = ["--algo", "segresnet", "--fold", "1"]
+    assert run_command(["train", "--work_dir", str(copied / "work_dir"), *one]) == 2
+    assert "not the weights that training left" in capsys.readouterr().err
+    assert state_of(copied) == before
+    assert run_command(["train", "--input", str(copied / "input.yaml"), *one, "--again"]) == 0
+    assert state_of(copied)[1] == sound
+
+
+def test_a_done_job_without_weights_is_trained(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, sound = state_of(copied)
+    Workspace(copied / "work_dir").job_dir("segresnet", 1).model.unlink()
+    assert run_command(["train", "--input", str(copied / "input.yaml")]) == 0
+    assert "segresnet_1, because its weights are missing" in capsys.readouterr().err
+    assert state_of(copied)[1] == sound
+
+
+def test_the_api_accepts_changes_made_on_purpose(copied: Path, tmp_path: Path) -> None:
+    spoil(copied)
+    image = write_image(tmp_path / "a.nii.gz")
+    for call in (lambda: autoseg.Segmenter(copied / "work_dir"), lambda: autoseg.run(copied / "input.yaml")):
+        with pytest.raises(WorkspaceError, match="give the command --accept once"):
+            call()
+    autoseg.predict(image, work_dir=copied / "work_dir", device="cpu", accept=True)
+    autoseg.Segmenter(copied / "work_dir")
+    spoil(copied)
+    assert autoseg.run(copied / "input.yaml", accept=True).succeeded
+    autoseg.Segmenter(copied / "work_dir")
+
+
+@pytest.mark.parametrize("part", ["ensemble/ensemble.json", "ensemble/seal.json", "input.yaml", "state/usage.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_said(copied: Path, capsys: pytest.CaptureFixture[str], part: str) -> None:
+    path = copied / "work_dir" / part
+    path.unlink()
+    path.mkdir()
+    for scores in (copied / "work_dir" / "ensemble").glob("scores.*"):  # so that the ensemble is chosen again
+        scores.unlink()
+    assert run_command(["run", "--input", str(copied / "input.yaml")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {path}: ")
+    assert "irectory" in said
+
+
+def test_scores_of_another_number_of_classes_are_said(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied / "work_dir" / "ensemble" / "records"
+    testing, out_of_fold = sorted(folder.glob("*.json"))[-1], sorted(folder.glob("*.json"))[0]
+    for path in (testing, out_of_fold):
+        text = path.read_text()
+        record = json.loads(text)
+        dice = record["dice"]
+        longer = [*dice, 0.5] if isinstance(dice, list) else {k: [*v, 0.5] for k, v in dice.items()}
+        write_json(path, {**record, "dice": longer})
+        assert run_command(["run", "--input", str(copied / "input.yaml")]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"error: {path}: scores for 2 and 3 classes. Expected one number of them. Undo the edit, or delete the "
+            "file and run `autoseg ensemble` again."
+        )
+        path.write_text(text)

@@ -123,6 +123,25 @@ def test_timed_lines_elsewhere(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     ]
 
 
+def test_a_share_is_told_with_a_note_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with caplog.at_level(logging.INFO, "autoseg"):
+        bar = Progress("predict", 1.0, unit="")
+        for share in (0.0, 0.01, 0.2, 0.5, 0.9):
+            now[0] += 100.0
+            bar.to(share, "image 1 of 2")
+    assert [r.message for r in caplog.records] == [
+        "predict: 0 %, image 1 of 2, none done yet",
+        "predict: 1 %, image 1 of 2, 5.5 h left",
+        "predict: 20 %, image 1 of 2, 20 min left",
+        "predict: 50 %, image 1 of 2, 7 min left",
+        "predict: 90 %, image 1 of 2, 56 s left",
+    ]
+
+
 def test_slow_work_is_told_in_seconds_a_case(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -135,6 +154,22 @@ def test_slow_work_is_told_in_seconds_a_case(monkeypatch: pytest.MonkeyPatch, ca
         "analyze: 1 of 3 cases, 41 s a case, 82 s left",
         "analyze: 2 of 3 cases, 41 s a case, 41 s left",
     ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_or_stderr_stops_no_work(finished_run: Path) -> None:
+    def status(streams: str, words: str = "status") -> subprocess.CompletedProcess[str]:
+        """A command in a shell."""
+        script = f"'{sys.executable}' -m autoseg {words} {streams}"
+        return subprocess.run(["bash", "-c", script], cwd=finished_run, capture_output=True, text=True, check=False)
+
+    lost = status("> /dev/full")
+    assert lost.returncode == 1
+    assert lost.stderr == (
+        "error: stdout cannot be written to (No space left on device); the rest of the output is lost\n"
+    )
+    wrong = status("2> /dev/full", "trian")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
 
 
 def test_verbosity() -> None:

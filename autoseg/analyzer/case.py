@@ -23,6 +23,7 @@ from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
 from autoseg.data.formats.table import read_stored_volume
 from autoseg.data.grid import Grid, axes_of, in_mm, stored_as
 from autoseg.data.histograms import Histogram, Stats, chunks, histograms_by_label, pool
+from autoseg.data.stray import Usual
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""
@@ -33,10 +34,6 @@ MOST_COMPONENTS = 100
 MOST_POOLED_VALUES = 1 << 16
 """Different foreground intensities of a case that are kept for pooling; more are rounded to 12 bits."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-STRAY = 10.0
-"""Deviation of an image, as a share of the range of 99 % of its voxels, from which on stray voxels decide it. A choice:
-in an image that has none it is under 1; ten needs a voxel in 200 at 140 times that range, or one of 10 million at
-30,000 times."""
 FEW_VALUES = 256
 """An image with at least as many intensities is known by how often each occurs."""
 
@@ -265,12 +262,16 @@ def _measure(
             array = volume.array[..., channel]
             histograms = histograms_by_label(array, label, volume.slope, volume.inter)
             whole = pool(list(histograms.values()))
-            if finding := _stray_voxels(whole):
-                remedy = "Mean and deviation, by which images are normalised, are theirs. Clip or replace them."
+            kept, usual, finding = _without_strays(histograms, whole, ignore_label)
+            if finding:
+                remedy = (
+                    "They are left out of all statistics, and count as the nearest usual value in training and "
+                    "prediction. Correct the export where they are not meant."
+                )
                 warnings.append(Finding("intensity", finding, remedy, is_fault=False, file=number))
             box = box_above_zero(array, volume.slope, volume.inter, whole)
-            by_channel.append(histograms)
-            cropped.append(within(box, array, volume.slope, volume.inter, whole))
+            by_channel.append(kept)
+            cropped.append(within(box, array, volume.slope, volume.inter, whole).within(usual))
             cropped_shapes.append(tuple(box[a].stop - box[a].start for a in axes))
             nonzero.append(box_other_than_zero(array, volume.slope, volume.inter, whole))
             _identify(identity, array, whole)
@@ -299,18 +300,31 @@ def _measure(
     )
 
 
-def _stray_voxels(whole: Histogram) -> str:
-    """Say which few voxels decide a channel's mean and deviation; empty where none do."""
-    stats = whole.stats()
-    low, high = stats.percentile_00_5, stats.percentile_99_5
-    usual = high - low
-    others = whole.values != 0
-    if not usual and others.any():  # nothing but 0 in nearly all of the image: what is usual of the rest
-        usual = abs(Histogram(values=whole.values[others], counts=whole.counts[others]).stats().median)
-    if stats.stdev <= STRAY * usual:
-        return ""
-    extreme = stats.max if stats.max - high > low - stats.min else stats.min
-    return f"a few voxels as far as {extreme:.4g}, while 99 % lie from {low:.4g} to {high:.4g}"
+def _without_strays(
+    histograms: dict[int, Histogram], whole: Histogram, ignore_label: int | None
+) -> tuple[dict[int, Histogram], Usual | None, str]:
+    """A channel's histograms by label value without stray voxels, what is usual in it, and which were left out.
+
+    Of the whole channel first, then of the foreground by itself: a voxel that does not show in ten million may decide
+    the mean of a thousand.
+    """
+    usual = whole.usual()
+    kept = {value: histogram.within(usual) for value, histogram in histograms.items()}
+    labelled = [value for value in kept if value not in (0, ignore_label)]
+    inner = pool([kept[value] for value in labelled]).usual()
+    kept |= {value: kept[value].within(inner) for value in labelled}
+    limits = usual or inner
+    number = whole.total - sum(histogram.total for histogram in kept.values())
+    if limits is None or not number:
+        return kept, usual, ""
+    measured = whole if usual else pool([histograms[value] for value in labelled])
+    least, most = float(measured.values[0]), float(measured.values[-1])
+    extreme = most if most - limits.high > limits.low - least else least
+    finding = (
+        f"{number} {'voxel' if number == 1 else 'voxels'} as far as {extreme:.4g}, while 99 % "
+        f"{'' if usual else 'of the foreground '}lie from {limits.low:.4g} to {limits.high:.4g}"
+    )
+    return kept, usual, finding
 
 
 @lru_cache(maxsize=1024)
@@ -333,14 +347,14 @@ def _classes(
     parts = find_components(label)
     shapes = parts.shape[:, list(axes)]
     classes = []
-    for value, histogram in by_channel[0].items():
+    for value in by_channel[0]:
         rows = np.flatnonzero(parts.label == value)
         centre = parts.mass[rows].sum(0) / parts.voxels[rows].sum()
         x, y, z = (affine[:3, :3] @ centre + affine[:3, 3]).tolist()
         classes.append(
             ClassStats(
                 value=value,
-                voxels=histogram.total,
+                voxels=int(parts.voxels[rows].sum()),
                 intensity=tuple(histograms[value].stats() for histograms in by_channel),
                 num_components=len(rows),
                 component_shapes=tuple((a, b, c) for a, b, c in shapes[rows[:MOST_COMPONENTS]].tolist()),

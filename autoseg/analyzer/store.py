@@ -22,7 +22,7 @@ from autoseg.data.formats.stored import Finding
 from autoseg.data.histograms import Histogram, Stats
 from autoseg.workspace.files import append_text, open_regular, write_text
 
-VERSION = 3
+VERSION = 4
 """Of the statistics; results of another version are not used."""
 
 

@@ -9,13 +9,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from autoseg.analyzer.case import CaseStats, analyze_case
+from autoseg.data.formats.content import BYTES_READ
 from autoseg.data.formats.label_files import SegmentValues
 from autoseg.data.formats.stored import FileFaultError, Finding
 from autoseg.data.formats.table import image_digest, read_header
@@ -32,6 +34,8 @@ IN_PROCESS_BYTES = 4 << 20
 """Less is measured here and now: starting processes takes longer."""
 LARGEST_LOOKED_AT = 8
 """Files, the largest ones, whose headers are read to plan memory."""
+LOOK_S = 1.0
+"""Between two looks at how much the processes have read."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -68,11 +72,15 @@ def voxel_bytes(path: Path) -> int:
         return 0
 
 
-def measure(tasks: Sequence[Task], num_workers: int | None) -> Iterator[Result]:
+def measure(
+    tasks: Sequence[Task], num_workers: int | None, watch: Callable[[int], None] = lambda num_bytes: None
+) -> Iterator[Result]:
     """Measure cases in any order.
 
     Args:
+        tasks: the cases.
         num_workers: processes; None: one per core. Fewer where memory is short.
+        watch: called again and again with the bytes of files that were read since the call before.
     """
     if not tasks:
         return
@@ -84,13 +92,17 @@ def measure(tasks: Sequence[Task], num_workers: int | None) -> Iterator[Result]:
     if workers < wanted:
         logger.info("%d of %d processes, since memory is short", workers, wanted)
     if workers == 1 or sum(t.num_bytes for t in tasks) < IN_PROCESS_BYTES:
-        for task in tasks:
-            yield _measure_one(task, free)
+        before, BYTES_READ.add = BYTES_READ.add, watch
+        try:
+            for task in tasks:
+                yield _measure_one(task, free)
+        finally:
+            BYTES_READ.add = before
         return
     parts = _parts(tasks, workers)
     done: set[int] = set()
     try:
-        for result in _in_processes(parts, workers, free // workers):
+        for result in _in_processes(parts, workers, free // workers, watch):
             done.add(result.number)
             yield result
     except BrokenProcessPool:
@@ -113,16 +125,28 @@ def _parts(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
     return parts
 
 
-def _in_processes(parts: Sequence[Sequence[Task]], workers: int, free_bytes: int) -> Iterator[Result]:
+def _in_processes(
+    parts: Sequence[Sequence[Task]],
+    workers: int,
+    free_bytes: int,
+    watch: Callable[[int], None] = lambda num_bytes: None,
+) -> Iterator[Result]:
     # A fork starts in milliseconds, but is sound only while no other thread can hold a lock; heartbeats hold none.
     others = [t for t in threading.enumerate() if t is not threading.current_thread()]
     can_fork = sys.platform.startswith("linux") and all(t.name.startswith(HEARTBEAT) for t in others)
     context = multiprocessing.get_context("fork" if can_fork else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
+    read = context.Value(ctypes.c_ulonglong)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), read))
     try:
-        futures: list[Future[list[Result]]] = [pool.submit(_measure_part, part, free_bytes) for part in parts]
-        for future in as_completed(futures):
-            yield from future.result()
+        waiting: set[Future[list[Result]]] = {pool.submit(_measure_part, part, free_bytes) for part in parts}
+        told = 0
+        while waiting:
+            ended, waiting = wait(waiting, LOOK_S, FIRST_COMPLETED)
+            num_bytes = read.value
+            watch(num_bytes - told)
+            told = num_bytes
+            for future in ended:
+                yield from future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -141,8 +165,14 @@ def _one_by_one(tasks: Sequence[Task], free_bytes: int) -> Iterator[Result]:
             yield Result(number=task.number, digests=(), stats=CaseStats(findings=(crash,)))
 
 
-def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
+def _start_worker(parent: int, read: Synchronized[int]) -> None:
+    """Leave Ctrl-C to the parent, and end with it; tell it what is read."""
+
+    def add(num_bytes: int) -> None:
+        with read.get_lock():
+            read.value += num_bytes
+
+    BYTES_READ.add = add
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -28,19 +28,20 @@ class Commands:
     def __init__(self, overrides: Mapping[str, str]) -> None:
         self.overrides = overrides
 
-    def run(self, *, input: Path = INPUT, settings: Path | None = None) -> int:
+    def run(self, *, input: Path = INPUT, settings: Path | None = None, accept: bool = False) -> int:
         """Do all: analyze, generate, train, ensemble; only what is missing or whose inputs changed.
 
         Args:
             input: The settings; `autoseg init` writes it.
             settings: More settings, which win over those of input.yaml, such as the best.yaml of a sweep.
+            accept: Take trained weights as they are now, where they were changed on purpose after training.
 
         Example:
             autoseg run --input input.yaml --budget 2h
         """
         from autoseg.pipeline.stages import PLAIN_RUN
 
-        return run_stages(PLAIN_RUN, input, self.overrides, more_settings=settings)
+        return run_stages(PLAIN_RUN, input, self.overrides, more_settings=settings, accept=accept)
 
     # One for each stage, in the order of their table; a class body's namespace is written through `vars()`.
     vars().update(stage_commands())

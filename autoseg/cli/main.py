@@ -9,15 +9,18 @@ import errno
 import gc
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
 
 from autoseg.cli.arguments import Call, command_help, command_names, parse, parsers, program_help
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
-from autoseg.errors import AutosegError
-from autoseg.terminal import paint, printable, set_up_logging, take_verbosity
+from autoseg.errors import MACHINES_FAULTS, AutosegError
+from autoseg.hardware.user import name_user
+from autoseg.terminal import flush_output, is_output_lost, paint, printable, set_up_logging, take_verbosity, tell
 from autoseg.version import __version__
 
 SPIN_COUNT = "20000"
@@ -28,29 +31,26 @@ training step took 7.1 s where it takes 0.32 s alone. With this it took 1.7 s, a
 TITLE = "autoseg: AutoML for 3D medical image segmentation."
 
 
-_WRITABLE = "Give a folder that you may write to, such as with --work_dir; `autoseg doctor` checks it."
-
-_MACHINES_FAULTS = {
-    errno.ENOSPC: "Free some space, or give a work_dir on another disk. The same command then goes on from here.",
-    errno.EDQUOT: "Free some of your quota, or give a work_dir elsewhere. The same command then goes on from here.",
-    errno.EACCES: _WRITABLE,
-    errno.EPERM: _WRITABLE,
-    errno.EROFS: _WRITABLE,
-    errno.ENOTDIR: _WRITABLE,
-    errno.ENAMETOOLONG: "Give a shorter name, or a folder nearer to the root.",
-    errno.ELOOP: "Links lead in a circle. Correct them.",
-    errno.EMFILE: "Allow more open files: ulimit -n 4096. The same command then goes on from here.",
-}
-"""What the machine may refuse anywhere -> what to do about it."""
-
-
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Show a bug's traceback and ask for a report; Python then exits with 1."""
+    if kind is KeyboardInterrupt:  # a second one, while the first was being told
+        return
     print(printable("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
     print(
         f"This is a bug in autoseg {__version__}, not in your data. Please report it with the lines above.",
         file=sys.stderr,
     )
+
+
+def _keep_interrupt(lost: sys.UnraisableHookArgs) -> None:
+    """Send Ctrl-C again where it came while Python ran a callback of its own, in which it cannot be raised.
+
+    torch has so many of these (of weak references) that one in ten was lost while plans were made.
+    """
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()  # once the callback is over
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _execute(call: Call) -> int:
@@ -84,17 +84,21 @@ def run_command(argv: Sequence[str]) -> int:
         return _execute(parse(Commands, TAKES_SETTINGS, words))
     except AutosegError as error:
         for message in error.messages:
-            print(f"{paint('error:', 'red', sys.stderr)} {printable(message)}", file=sys.stderr)
+            tell(f"{paint('error:', 'red', sys.stderr)} {printable(message)}")
         return 2
     except OSError as error:
-        if error.errno not in _MACHINES_FAULTS:
+        if error.errno not in MACHINES_FAULTS:
             raise
-        place = printable(f"{error.filename}: ") if error.filename else ""
-        reason, advice = error.strerror, _MACHINES_FAULTS[error.errno]
-        print(f"{paint('error:', 'red', sys.stderr)} {place}{reason}. {advice}", file=sys.stderr)
+        name = error.filename2 or error.filename  # the second is where a file was to be moved to
+        place = printable(f"{name}: ") if name else ""
+        reason, advice = error.strerror, MACHINES_FAULTS[error.errno]
+        tell(f"{paint('error:', 'red', sys.stderr)} {place}{reason}. {advice}")
+        return 2
+    except MemoryError:
+        tell(f"{paint('error:', 'red', sys.stderr)} memory ran out. {MACHINES_FAULTS[errno.ENOMEM]}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted. The same command goes on from here.", file=sys.stderr)
+        tell("interrupted. The same command goes on from here.")
         return 130
 
 
@@ -110,7 +114,7 @@ def _make_streams_usable() -> None:
 
 def main() -> None:
     """Entry point of the `autoseg` command."""
-    sys.excepthook = _report_bug
+    sys.excepthook, sys.unraisablehook = _report_bug, _keep_interrupt
     # Imports are most of a short command: half a million objects that live to its end. Looking among them for garbage,
     # and looking for plugins of pydantic, of which none is wanted, took a tenth of a second each.
     gc.set_threshold(100_000)
@@ -118,11 +122,13 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is loaded, here and in every process that this one starts
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     _make_streams_usable()
+    name_user()
     try:
         code = run_command(sys.argv[1:])
-        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds nothing to interrupt
+        flush_output()
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     gc.freeze()  # Python's own end need not look for garbage either
-    raise SystemExit(code)
+    raise SystemExit(code or int(is_output_lost()))

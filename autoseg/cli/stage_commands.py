@@ -106,6 +106,7 @@ def train(
     fold: int | None = None,
     again: bool = False,
     wait: bool = False,
+    accept: bool = False,
 ) -> int:
     """Run the stage, or train one planned job as a worker.
 
@@ -115,15 +116,16 @@ def train(
         fold: This fold only, from 0.
         again: Train from the start what is done already.
         wait: Where another process is working on the job, wait for it instead of ending.
+        accept: Take trained weights as they are now, where they were changed on purpose after training.
     """
     if fold is not None and fold < 0:
         raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
-    if algo is not None and fold is not None and input is None and not again:
+    if algo is not None and fold is not None and input is None and not again and not accept:
         from autoseg.pipeline.worker import is_planned, work_alone
 
         if is_planned(self.overrides):
             return work_alone(self.overrides, algo, fold, wait=wait)
-    return run_stages(("train",), input or INPUT, self.overrides, algo=algo, fold=fold, again=again)
+    return run_stages(("train",), input or INPUT, self.overrides, algo=algo, fold=fold, again=again, accept=accept)
 
 
 @_documented("ensemble")

@@ -8,11 +8,14 @@ are rounded to 12 significant bits (0.012 %), which a histogram says of itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from autoseg.data.stray import Usual, usual_of
 
 CHUNK_VOXELS = 1 << 19
 """Voxels handled at a time: their indices fit the cache, counting them is then twice as fast."""
@@ -81,6 +84,27 @@ class Histogram:
         counts[np.searchsorted(self.values, part.values)] -= part.counts
         kept = counts > 0
         return Histogram(values=self.values[kept], counts=counts[kept], is_rounded=self.is_rounded)
+
+    def usual(self) -> Usual | None:
+        """What is usual, where a few stray voxels decide mean and deviation; None where none do."""
+        if not len(self.values):
+            return None
+        below, others = np.cumsum(self.counts), self.values != 0
+        # Values that occur, rounded outwards: between two of a few values a percentile would be no voxel's.
+        places = [math.floor(QUANTILES[0] * (below[-1] - 1)), math.ceil(QUANTILES[-1] * (below[-1] - 1))]
+        low, high = self.values[np.searchsorted(below, places, side="right")].tolist()
+        rest = Histogram(values=self.values[others], counts=self.counts[others])
+        typical = abs(rest.stats().median) if low == high and others.any() else 0.0
+        return usual_of(low, high, self.stats().stdev, typical)
+
+    def within(self, usual: Usual | None) -> Histogram:
+        """The voxels that are not stray; all where none would be left."""
+        if usual is None:
+            return self
+        kept = (self.values >= usual.least) & (self.values <= usual.most)
+        if kept.all() or not kept.any():
+            return self
+        return Histogram(values=self.values[kept], counts=self.counts[kept], is_rounded=self.is_rounded)
 
     def rounded(self, most: int) -> Histogram:
         """Itself where it has up to `most` values, else with values rounded to 12 significant bits."""

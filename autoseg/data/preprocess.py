@@ -7,8 +7,9 @@ Axes: (C, X, Y, Z), RAS+.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +17,12 @@ import torch
 from autoseg.config.hyperparameters import NormalizeMode
 from autoseg.data.grid import Volume
 from autoseg.data.resampling import resample, resample_rows, resampled_shape
+from autoseg.data.stray import Usual, usual_of
 from autoseg.data.streams import ImageRows, MemoryImage
 from autoseg.errors import DataError
 
+SAMPLE_VOXELS = 1 << 20
+"""Voxels of a channel, evenly spread, by which its percentiles are judged."""
 PART_VOXELS = 1 << 23
 """Voxels of a channel looked at or normalised at a time: 32 MiB."""
 Region = tuple[slice, slice, slice]
@@ -65,6 +69,8 @@ class ChannelStats:
     std: float
     low: float
     """Smallest value of the whole channel."""
+    usual: Usual | None = None
+    """Where stray voxels are left out of these: what counts as stray."""
 
 
 def needs_stats(norm: ChannelNorm) -> bool:
@@ -72,8 +78,43 @@ def needs_stats(norm: ChannelNorm) -> bool:
     return norm.mode not in ("none", "ct", "range")
 
 
-def channel_stats(chunks: Iterable[np.ndarray], norm: ChannelNorm) -> ChannelStats | None:
-    """Statistics of a channel that comes in pieces; of non-zero voxels where the norm says so.
+def channel_stats(
+    chunks: Callable[[], Iterable[np.ndarray]], norm: ChannelNorm, num_voxels: int
+) -> ChannelStats | None:
+    """Statistics of a channel that comes in pieces; of non-zero voxels where the norm says so, without stray ones.
+
+    Args:
+        chunks: gives the channel's pieces; asked a second time where stray voxels decide the deviation.
+        norm: how it is normalised.
+        num_voxels: of the channel.
+    """
+    step = max(1, num_voxels // SAMPLE_VOXELS)
+    sample: list[np.ndarray] = []
+
+    def sampled() -> Iterator[np.ndarray]:
+        for chunk in chunks():
+            sample.append(np.asarray(chunk.flat[::step], np.float32))
+            yield chunk
+
+    stats = _moments(sampled(), norm)
+    if stats is None:
+        return None
+    values = np.concatenate(sample)
+    others = values[values != 0]
+    if norm.nonzero and others.size:
+        values = others
+    low = float(np.percentile(values, 0.5, method="lower"))
+    high = float(np.percentile(values, 99.5, method="higher"))
+    typical = abs(float(np.median(others))) if others.size else 0.0
+    usual = usual_of(low, high, stats.std, typical)
+    if usual is None:
+        return stats
+    kept = _moments((chunk[(chunk >= usual.least) & (chunk <= usual.most)] for chunk in chunks()), norm)
+    return stats if kept is None else replace(kept, usual=usual)
+
+
+def _moments(chunks: Iterable[np.ndarray], norm: ChannelNorm) -> ChannelStats | None:
+    """Mean, deviation and least value of a channel in pieces.
 
     Pieces are merged as Chan et al. 1983 do, in float64: a float32 sum over 10^8 voxels of a CT drifts.
     """
@@ -118,6 +159,8 @@ def normalize(channel: np.ndarray, norm: ChannelNorm, stats: ChannelStats | None
         return (clipped - norm.mean) / max(norm.std, 1e-6)
     if stats is None:
         return np.zeros_like(channel)
+    if stats.usual is not None:
+        channel = stats.usual.clip(channel)
     out = (channel - np.float32(stats.mean)) / np.float32(max(stats.std, 1e-6))
     if norm.nonzero:
         out[channel == 0] = 0
@@ -147,8 +190,9 @@ class PreparedRows:
         everything = (slice(0, image.shape[0]), slice(0, image.shape[1]), slice(0, image.shape[2]))
         self.box = _nonzero_box(image) if how.crop_foreground else everything
         self._box_shape = _shape_of(self.box)
+        num_voxels = math.prod(self._box_shape)
         self._stats = [
-            channel_stats((self._cropped(*part)[c] for part in self._parts()), norm) if needs_stats(norm) else None
+            channel_stats(partial(self._channel, c), norm, num_voxels) if needs_stats(norm) else None
             for c, norm in enumerate(how.norms)
         ]
         if region is not None:
@@ -178,6 +222,10 @@ class PreparedRows:
         length = self._box_shape[self.axis]
         step = max(1, PART_VOXELS * length // math.prod(self._box_shape))
         return ((start, min(start + step, length)) for start in range(0, length, step))
+
+    def _channel(self, index: int) -> Iterator[np.ndarray]:
+        """A channel of the crop, piece by piece."""
+        return (self._cropped(*part)[index] for part in self._parts())
 
     def _cropped(self, start: int, stop: int) -> np.ndarray:
         """Rows of the crop, as they are in the file: (C, X, Y, Z)."""

@@ -242,7 +242,7 @@ def _predict_testing(
         path = workspace.ensemble / "records" / f"{case.name}.json"
         try:
             key = case_digest(case, models, digest([spec.combine, rules]))
-            record = read_record(path, key, [target])
+            record = read_record(path, key, [target], len(spec.classes))
             if record is None:
                 if predictor is None:
                     jobs = [workspace.job_dir(a, f) for a, f in spec.members]

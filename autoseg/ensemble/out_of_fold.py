@@ -72,11 +72,15 @@ def case_digest(case: Case, models: Mapping[str, str], combine: str) -> str:
     return digest([RECORD_VERSION, contents, dict(models), combine, case.annotated, *by_name])
 
 
-def read_record(path: Path, key: str, outputs: Sequence[Path]) -> dict[str, Any] | None:
-    """A case's record, if it was made from the same and all its files are still there."""
+def read_record(path: Path, key: str, outputs: Sequence[Path], num_classes: int | None = None) -> dict[str, Any] | None:
+    """A case's record, if it was made from the same and all its files are still there.
+
+    Raises:
+        WorkspaceError: It is damaged.
+    """
     if not path.exists() or not all(p.exists() for p in outputs):
         return None
-    record = read_case_record(path)
+    record = read_case_record(path, num_classes)
     return record if record.get("made_from") == key else None
 
 

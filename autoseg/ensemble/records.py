@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
+from autoseg.errors import WorkspaceError
 from autoseg.evaluation.score_files import PerClass
 from autoseg.workspace.stored import Stored, read_stored
 
@@ -63,11 +64,27 @@ class CaseRecord(Stored):
     in_ensemble: str = ""
     """Digest of the rules that the file in out_of_fold/ensemble was made with."""
 
+    @property
+    def lengths(self) -> set[int]:
+        """For how many classes there are scores."""
+        by_metric = [self.finished, *(self.__pydantic_extra__ or {}).values()]
+        by_metric.append(self.dice if isinstance(self.dice, dict) else {"": self.dice or ()})
+        return {len(scores) for table in by_metric for scores in table.values() if scores}
 
-def read_case_record(path: Path) -> dict[str, Any]:
+
+def read_case_record(path: Path, num_classes: int | None = None) -> dict[str, Any]:
     """A record as plain data, all of which is as `CaseRecord` says.
+
+    Args:
+        path: the file.
+        num_classes: that it has scores for; None: any number, but one alone.
 
     Raises:
         WorkspaceError: It is missing or damaged.
     """
-    return read_stored(path, CaseRecord).model_dump(mode="json", exclude_unset=True)
+    record = read_stored(path, CaseRecord)
+    lengths = record.lengths | ({num_classes} if num_classes and record.lengths else set())
+    if len(lengths) > 1:
+        numbers = " and ".join(map(str, sorted(lengths)))
+        raise WorkspaceError(f"{path}: scores for {numbers} classes. Expected one number of them. {CaseRecord.advice}")
+    return record.model_dump(mode="json", exclude_unset=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 
@@ -18,6 +19,10 @@ LARGEST_MM = 4000.0
 """Length of an image above which its spacing must be wrong: nobody is that tall."""
 SMALLEST_VOXELS = 2.0
 """Of the network, along the two longer axes, below which there is nothing to see in an image."""
+MOST_STRETCH = 512.0
+"""Voxels of the network that a voxel of an image may become: 8 along each axis. The windows grow with it: 24 voxels of
+50 mm are 1,000 of 1.2 mm along each axis, 70,000 times the work. A choice above what slices of 10 mm are, where
+networks see 1 mm in all directions."""
 OUTSIDE = 0.5
 """Share of voxels above which an image lies outside the range of the training images, of which each has a hundredth
 outside at most. A choice, high enough for an image of another field of view, with more air or less."""
@@ -46,6 +51,21 @@ def check_image(name: str, image: ImageRows, plan: Plan) -> None:
         faults += _intensity_faults(name, image, plan)
     if faults:
         raise DataError(faults)
+    _tell_coarse(name, image, plan)
+
+
+def _tell_coarse(name: str, image: ImageRows, plan: Plan) -> None:
+    """Warn of an image far coarser than what the models work at: most of the work is for what it does not show."""
+    stretch = [s / target for s, target in zip(image.spacing_mm, plan.resample_resolution, strict=True)]
+    each = math.prod(max(1.0, s) for s in stretch)
+    if each <= MOST_STRETCH:
+        return
+    log.warning(
+        "%s: voxels of %s mm, each of which becomes %.0f of the models' (%s mm), so it takes long and its labels are "
+        "no finer than its voxels. Is the spacing in mm?",
+        name, "x".join(f"{s:.4g}" for s in image.spacing_mm), each,
+        "x".join(f"{s:.4g}" for s in plan.resample_resolution),
+    )  # fmt: skip
 
 
 def _spacing_faults(name: str, image: ImageRows, plan: Plan) -> list[str]:

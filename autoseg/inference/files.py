@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from autoseg.inference.clock import PHASES, Clock
 from autoseg.inference.cost import Choice, Cost, Estimate, Facts, Limits, choose_options
 from autoseg.inference.items import Item
 from autoseg.inference.predictor import Predictor
+from autoseg.terminal import Progress
 from autoseg.version import __version__
 from autoseg.workspace.claims import Busy, Claim
 
@@ -97,6 +99,15 @@ class _Case:
     device_bytes: int = 0
 
 
+def _unwatched(share: float) -> None:
+    """Nobody looks."""
+
+
+def _show(bar: Progress, number: int, total: int, share: float) -> None:
+    """Show how far all images are, when a share of one is done."""
+    bar.to((number - 1 + share) / total, f"image {number} of {total}")
+
+
 @dataclass(kw_only=True)
 class Server:
     """Models that are loaded once, and the images that they have segmented."""
@@ -110,20 +121,28 @@ class Server:
     """Whether time and memory are asked for."""
     cost: Cost
     done: list[_Case] = field(default_factory=list)
+    watch: Callable[[float], None] = field(default=_unwatched)
+    """Called with the share of the image at hand that is done."""
 
     def segment_all(self, items: Sequence[Item]) -> int:
         """Segment images; a bad one is reported and skipped. Returns how many were skipped."""
         num_failed, later = 0, list[Item]()
-        for number, item in enumerate(items, 1):
-            try:
-                if not self.segment(item):
-                    later.append(item)
-                    continue
-            except AutosegError as error:
-                num_failed += 1
-                log.error("skipped: %s", " ".join(error.messages))
-            else:
-                log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, item.target)
+        bar = Progress("predict", 1.0, unit="")
+        try:
+            for number, item in enumerate(items, 1):
+                self.watch = partial(_show, bar, number, len(items))
+                try:
+                    if not self.segment(item):
+                        later.append(item)
+                        continue
+                except AutosegError as error:
+                    num_failed += 1
+                    log.error("skipped: %s", " ".join(error.messages))
+                else:
+                    log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, item.target)
+        finally:
+            bar.close()
+        self.watch = _unwatched
         for item in later:  # other processes are working on these; should one die, its image is ours
             try:
                 self.segment(item, wait=True)
@@ -154,7 +173,7 @@ class Server:
         if item.writer.check is not None:
             item.writer.check(item.images)
         case = _Case(item=item, clock=Clock())
-        predictor.clock = case.clock
+        predictor.clock, case.clock.watch = case.clock, self.watch
         options, label_map = predictor.options, predictor.label_map
         if item.writer.keeps_overlaps:
             predictor.label_map = label_map.with_overlaps()

@@ -9,13 +9,12 @@ leave. Axes: R rows, K outputs, H, W, as `restore.Rows` has them.
 from __future__ import annotations
 
 import math
-import uuid
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ import torch
 from autoseg.config.fields import Strict
 from autoseg.data.preprocess import Region
 from autoseg.inference.restore import Rows
+from autoseg.workspace.files import open_half
 
 LEVELS = 16383
 """Steps from 0 to 1. Labels of a mean of two then differ at 0.3 voxels in a million; with 1023 at 4, with 255 at 20, in
@@ -161,7 +161,7 @@ class RecordedRows:
         """
         self.shape, self.axis, self.num_outputs = rows.shape, rows.axis, rows.num_outputs
         self._rows, self._grid, self._path, self._most_bytes = rows, grid, path, most_bytes
-        self._part = path.with_name(f".part-{uuid.uuid4().hex[:12]}")
+        self._half: tuple[Path, IO[bytes]] | None = None
         self._pending = list[torch.Tensor]()  # rows (K, H, W) of the next member
         self._num_seen = 0
         self._archive: zipfile.ZipFile | None = None
@@ -171,7 +171,8 @@ class RecordedRows:
     def __enter__(self) -> Self:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._archive = zipfile.ZipFile(self._part, "w", zipfile.ZIP_STORED)
+            self._half = open_half(self._path)
+            self._archive = zipfile.ZipFile(self._half[1], "w", zipfile.ZIP_STORED)
         except OSError as error:
             self.why_not = error.strerror or str(error)
         return self
@@ -202,7 +203,7 @@ class RecordedRows:
         self._pending.clear()
         try:
             self._archive.writestr(name, packed)
-            if self._part.stat().st_size > self._most_bytes:
+            if self._half is not None and self._half[1].tell() > self._most_bytes:
                 self._give_up(f"larger than the {max(self._most_bytes, 0) / 1e6:.1f} MB that are left for them")
         except OSError as error:
             self._give_up(error.strerror or str(error))
@@ -210,12 +211,16 @@ class RecordedRows:
     def _give_up(self, reason: str) -> None:
         self.why_not = reason
         archive, self._archive = self._archive, None
+        half, self._half = self._half, None
         try:
             if archive is not None:
                 archive.close()
+            if half is not None:
+                half[1].close()
         except OSError:  # a full disk refuses the archive's end, too
             pass
-        self._part.unlink(missing_ok=True)
+        if half is not None:
+            half[0].unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -227,9 +232,13 @@ class RecordedRows:
         if kind is not None:
             self._give_up("the prediction failed")
             return
+        assert self._half is not None
+        half, file = self._half
         try:
             self._archive.close()
-            self._part.replace(self._path)
+            file.flush()
+            half.replace(self._path)
+            file.close()
         except OSError as failure:
             self._give_up(failure.strerror or str(failure))
 

@@ -42,11 +42,15 @@ def accept_jobs(jobs: Sequence[JobDir]) -> None:
             accept(job.seal, _job_digests(job))
 
 
+class ChangedJobsError(WorkspaceError):
+    """Trained jobs are not as their training left them. They stay so: whether to undo it or not is the user's."""
+
+
 def check_jobs(jobs: Sequence[JobDir]) -> None:
     """Refuse jobs that are not as their training left them; those without weights are for others to report.
 
     Raises:
-        WorkspaceError: All that was changed.
+        ChangedJobsError: All that was changed.
     """
     faults = []
     for job in jobs:
@@ -66,4 +70,4 @@ def check_jobs(jobs: Sequence[JobDir]) -> None:
                 f"`autoseg train` to train by it. {ON_PURPOSE}"
             )
     if faults:
-        raise WorkspaceError(faults)
+        raise ChangedJobsError(faults)

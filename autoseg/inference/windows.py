@@ -174,6 +174,7 @@ class ProbRows:
         self._starts = [window_starts(s, r, overlap) for s, r in zip(self._padded, roi_size, strict=True)]
         self._weights = [window_weights(s, r, overlap) for s, r in zip(self._padded, roi_size, strict=True)]
         self._plane = [a for a in range(3) if a != axis]
+        self._clock.expect(self.num_windows * len(model.networks))
         self._next = 0  # position along the axis of the windows to compute next
         self._image: torch.Tensor | None = None  # the rows under these windows, padded
         self._image_end = 0
@@ -227,6 +228,7 @@ class ProbRows:
                     self._nothing = self._pass(window[None]).movedim(axis + 1, 1)[0]
                 else:
                     self.num_skipped += 1
+                self._clock.passed(len(self._model.networks))
                 self._add(self._nothing, place, inside, first - before, deep, alone=len(places) == 1)
             else:
                 full.append((place, window))
@@ -236,6 +238,7 @@ class ProbRows:
             for (place, _), held in zip(chosen, batch, strict=True):  # (rows, H, W, A) each
                 self._add(held, place, inside, first - before, deep, alone=len(places) == 1)
             del batch, held  # not beside the next ones
+            self._clock.passed(len(chosen) * len(self._model.networks))
         self._next += 1
 
     def _is_empty(self, window: torch.Tensor) -> bool:

@@ -74,7 +74,11 @@ def generate(run: RunContext, place: Workspace) -> Outcome:
 
 def train(run: RunContext, place: Workspace) -> Outcome:
     """Train every job that is not done, by its plan; see job_plans.py and training_jobs.py."""
+    from autoseg.inference.seals import accept_jobs
+
     jobs = run.jobs_in(place)
+    if run.request.accept:
+        accept_jobs([place.job_dir(algo, fold) for algo, fold in trained_models(place)])
     if not run.request.plans_jobs:
         jobs.edit()
     return Outcome(complete=jobs.train(begun=run.begun, again=run.request.again))

@@ -11,11 +11,11 @@ from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.errors import ConfigError
+from autoseg.inference.seals import check_jobs
 from autoseg.launch import Task, launch
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.files import last_lines
 from autoseg.workspace.jobs import Job
-from autoseg.workspace.stamps import changed
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -48,14 +48,18 @@ def train_jobs(
 
     Raises:
         ConfigError: Plans were edited so that they cannot be trained by; all of them.
+        ChangedJobsError: Weights of done jobs are not those that training left; all of them.
         Interrupted: A signal came; everything is saved.
     """
     _check_plans(workspace, jobs)
+    opened = {(algo, fold): _open_reasons(workspace, datalist, algo, fold) for algo, fold in jobs}
+    if not again:
+        check_jobs([workspace.job_dir(*name) for name, (*_, keeps_weights) in opened.items() if keeps_weights])
     _say_length(workspace, settings, jobs)
     todo: list[tuple[AlgoName, int]] = []
     begin = time.monotonic()
     for number, (algo, fold) in enumerate(jobs, 1):
-        job, reasons = _open_reasons(workspace, datalist, algo, fold)
+        job, reasons, _ = opened[algo, fold]
         if again:
             reasons.append("--again was given")
             job.dice = None  # trained from the start, not scored again
@@ -76,13 +80,17 @@ def train_jobs(
         tasks = [_task(workspace, settings, algo, fold) for algo, fold in _longest_first(workspace, settings, todo)]
         output = workspace.root / "state" / "launch"
         launch(tasks, settings, attempts.ended, output=output, memory_gib=attempts.memory_gib)
-    results = [workspace.read_job(algo, fold) for algo, fold in jobs]
+    return _all_done([workspace.read_job(algo, fold) for algo, fold in jobs], time.monotonic() - begin)
+
+
+def _all_done(results: Sequence[Job], seconds: float) -> bool:
+    """Say what became of the jobs; whether all but dropped ones are done."""
     dropped = [job for job in results if job.state == "pruned"]
     bad = [job for job in results if job.state not in ("done", "pruned")]
-    if len(jobs) > 1:
+    if len(results) > 1:
         left_out = f", {len(dropped)} dropped" if dropped else ""
         num_done = len(results) - len(bad) - len(dropped)
-        log.info("train: %d of %d jobs done%s in %.0f s", num_done, len(jobs), left_out, time.monotonic() - begin)
+        log.info("train: %d of %d jobs done%s in %.0f s", num_done, len(results), left_out, seconds)
         for job in bad:
             log.warning("train: %s %s: %s", job.name, job.state, job.error.splitlines()[0] if job.error else "")
     return not bad
@@ -104,16 +112,25 @@ def _check_plans(workspace: Workspace, jobs: Sequence[tuple[AlgoName, int]]) -> 
         raise ConfigError(faults)
 
 
-def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold: int) -> tuple[Job, list[str]]:
-    """A job, and which of its inputs changed since it was last begun."""
+def _open_reasons(workspace: Workspace, datalist: Datalist, algo: AlgoName, fold: int) -> tuple[Job, list[str], bool]:
+    """A job, which of its inputs changed since it was last begun, and whether its weights are kept all the same."""
     from autoseg.plan import read_plan
-    from autoseg.training.inputs import cases_for, job_inputs, weights_inputs
+    from autoseg.training.inputs import (
+        cases_for,
+        job_inputs,
+        only_prediction_changed,
+        reasons_to_train,
+        weights_inputs,
+    )
 
     job = workspace.read_job(algo, fold)
-    plan = read_plan(workspace.job_dir(algo, fold))
+    paths = workspace.job_dir(algo, fold)
+    plan = read_plan(paths)
     train_cases, val_cases = (cases_for(plan, c) for c in (datalist.train_cases(fold), datalist.val_cases(fold)))
     inputs = job_inputs(plan, train_cases, val_cases, weights_inputs(workspace, algo, fold))
-    return job, changed(job.inputs, inputs) if job.inputs else []
+    reasons = reasons_to_train(job, inputs, paths)
+    is_done = job.state == "done" and not reasons
+    return job, reasons, is_done or only_prediction_changed(job, inputs, paths)
 
 
 def in_this_process(settings: Settings) -> bool:

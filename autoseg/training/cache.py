@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 POINTS_PER_CLASS = 10_000
 """Voxel positions kept of each class. Source: nnU-Net."""
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Raised whenever what is stored changes."""
 MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
 """Share of the free memory, and of the free disk, that cases may take."""

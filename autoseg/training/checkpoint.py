@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import pickle
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -12,9 +16,53 @@ from torch import nn
 from autoseg.workspace.files import write_atomic
 from autoseg.workspace.jobs import JobDir
 
+log = logging.getLogger(__name__)
+
+DAMAGES = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError)
+"""What reading a damaged file of tensors ends in."""
 CHECKPOINT_S = 60.0
 """Seconds between checkpoints, more where writing one takes over 2 % of that; every 5 minutes at the latest."""
 MOST_CHECKPOINT_S, SAVING_SHARE = 300.0, 0.02
+
+
+def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain data, atomically. Raises: OSError: It cannot be written."""
+    write_atomic(path, partial(_save, content))
+
+
+def _save(content: Mapping[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # where the file refuses a write, torch says that the archive's length is wrong
+        cause = error.__context__
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise (cause or error) from None
+
+
+def read_state(path: Path, identity: str) -> dict[str, Any] | None:
+    """The state that a training was saved in, on the CPU.
+
+    Args:
+        path: of the file.
+        identity: digest of all that the state belongs to.
+
+    Returns:
+        None where there is none that can be gone on with: it is missing, damaged or of something else; the last two
+        are said.
+    """
+    if not path.exists():
+        return None
+    try:
+        # On the CPU, where the optimizer's counts are to stay; what is loaded goes to its parameter's device.
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["identity"] == identity:
+            return state
+    except DAMAGES as error:
+        log.warning("%s: damaged (%s); begun anew", path, str(error).partition("\n")[0][:200])
+        return None
+    log.info("%s: of another plan or other cases; begun anew", path)
+    return None
 
 
 class Checkpointer:
@@ -46,21 +94,17 @@ class Checkpointer:
         begin = time.monotonic()
         content = {"identity": self.identity, **state()}
         self.before_write()
-        write_atomic(self.paths.checkpoint, lambda file: torch.save(content, file))
+        write_tensors(self.paths.checkpoint, content)
         self.saved_step = step
         self._saved = time.monotonic()
         self._save_s = self._saved - begin
 
     def read(self) -> dict[str, Any] | None:
-        """The state of the checkpoint; None where there is none, and {} where it belongs to another plan or cases."""
-        if not self.paths.checkpoint.exists():
-            return None
-        # On the CPU, where the optimizer's counts are to stay; what is loaded goes to its parameter's device.
-        state: dict[str, Any] = torch.load(self.paths.checkpoint, map_location="cpu", weights_only=True)
-        return state if state["identity"] == self.identity else {}
+        """The state of the checkpoint; None where there is none to go on with."""
+        return read_state(self.paths.checkpoint, self.identity)
 
 
 def save_weights(network: nn.Module, paths: JobDir) -> None:
     """Write a bare state dict, as a MONAI bundle wants it."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomic(paths.model, lambda file: torch.save(weights, file))
+    write_tensors(paths.model, weights)

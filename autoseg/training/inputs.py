@@ -12,6 +12,7 @@ from autoseg.weights.start import read_start
 from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import digest
 from autoseg.workspace.jobs import Job, JobDir
+from autoseg.workspace.stamps import changed
 from autoseg.workspace.workspace import Workspace
 
 
@@ -35,6 +36,14 @@ def weights_inputs(workspace: Workspace, algo: str, fold: int) -> dict[str, str]
         return {"weights of the previous round": content_digest(earlier)}
     start = read_start(workspace, algo)
     return {} if start is None else {"init_weights": start.start.digest}
+
+
+def reasons_to_train(job: Job, inputs: dict[str, str], paths: JobDir) -> list[str]:
+    """Why a job that was begun is to be trained again, or gone on with: its inputs changed, or its weights are gone."""
+    reasons = changed(job.inputs, inputs) if job.inputs else []
+    if job.state == "done" and not paths.model.exists():
+        reasons.append("its weights are missing")
+    return reasons
 
 
 def only_prediction_changed(job: Job, inputs: dict[str, str], paths: JobDir) -> bool:

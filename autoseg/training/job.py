@@ -24,15 +24,22 @@ from autoseg.config.reader import read_model
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.datalist import read_cases
-from autoseg.errors import AutosegError, ConfigError, ResourceError
+from autoseg.errors import MACHINES_FAULTS, AutosegError, ConfigError, ResourceError
 from autoseg.hardware.device import pick_device, resolve_precision
 from autoseg.hardware.memory import MemoryWatch
-from autoseg.inference.seals import check_jobs, seal_job
+from autoseg.inference.seals import ChangedJobsError, check_jobs, seal_job
 from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
 from autoseg.training.cache import load_cases, remove_unused, resampling_warnings
 from autoseg.training.errors import Diverged, Interrupted, Pruned
-from autoseg.training.inputs import cases_for, job_inputs, only_prediction_changed, training_digest, weights_inputs
+from autoseg.training.inputs import (
+    cases_for,
+    job_inputs,
+    only_prediction_changed,
+    reasons_to_train,
+    training_digest,
+    weights_inputs,
+)
 from autoseg.training.processes import Processes, of_first
 from autoseg.training.progress import Progress, TrainResult
 from autoseg.training.schedule import LEAST_TRAINING_SHARE
@@ -45,7 +52,6 @@ from autoseg.workspace.claims import Busy, Claim, LostClaim
 from autoseg.workspace.digests import DIGESTS
 from autoseg.workspace.files import digest, log_to
 from autoseg.workspace.jobs import Job, JobState
-from autoseg.workspace.stamps import changed
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -94,6 +100,7 @@ def run_job(
 
     Raises:
         Busy: Another worker has the job.
+        ChangedJobsError: It is done, but its weights are not those that training left; nothing was changed.
         Interrupted: A signal came; the job is saved as pending and goes on next time.
     """
     started = time.monotonic() if started is None else started
@@ -161,7 +168,7 @@ class JobRun:
         except Interrupted:
             self._note("pending")
             raise
-        except Busy:
+        except (Busy, ChangedJobsError):
             raise
         except LostClaim as error:
             log.error("%s", error)
@@ -180,8 +187,13 @@ class JobRun:
             self._note("failed", str(error), can_retry=isinstance(error, ResourceError))
             log.error("%s: %s", job.name, error)
         except Exception as error:  # one job's bug or lack of memory must not stop the others; its traceback is kept
-            self._note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-            log.exception("%s failed", job.name)
+            if isinstance(error, OSError) and (advice := MACHINES_FAULTS.get(error.errno or 0)):
+                place = error.filename2 or error.filename or self.paths.root
+                self._note("failed", f"{place}: {error.strerror}. {advice}")
+                log.error("%s: %s", job.name, job.error)
+            else:
+                self._note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+                log.exception("%s failed", job.name)
         return job
 
     def _note(self, state: JobState, error: str = "", *, can_retry: bool = True) -> None:
@@ -204,8 +216,9 @@ class JobRun:
         train_cases = cases_for(plan, datalist.train_cases(job.fold))
         val_cases = cases_for(plan, datalist.val_cases(job.fold))
         inputs = job_inputs(plan, train_cases, val_cases, self.weights)
-        reasons = changed(job.inputs, inputs)
+        reasons = reasons_to_train(job, inputs, paths)
         if of_first(job.state == "done" and not reasons):
+            check_jobs([paths])
             log.info("train: %s is done (Dice %.4f)", job.name, job.dice or 0.0)
             return
         if of_first(only_prediction_changed(job, inputs, paths)):

@@ -36,11 +36,12 @@ from autoseg.plan import Plan
 from autoseg.terminal import Progress as Bar
 from autoseg.training.batches import Batches
 from autoseg.training.cache import CachedCase
+from autoseg.training.checkpoint import read_state, write_tensors
 from autoseg.training.errors import Diverged
 from autoseg.training.patches import make_sampler
 from autoseg.training.schedule import learning_rate
 from autoseg.training.step import batch_loss, lacks_memory
-from autoseg.workspace.files import digest, write_atomic, write_text
+from autoseg.workspace.files import digest, write_text
 from autoseg.workspace.jobs import JobDir, StoredOrigin, read_origins
 from autoseg.workspace.stored import Stored, read_stored, write_stored
 
@@ -319,13 +320,11 @@ class Search:
             "roi": list(self.roi),
         }
         assert self.checkpoint is not None
-        write_atomic(self.checkpoint, lambda file: torch.save(state, file))
+        write_tensors(self.checkpoint, state)
 
     def _resume(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if state["identity"] != self._identity():
+        state = read_state(self.checkpoint, self._identity()) if self.checkpoint is not None else None
+        if state is None:
             return
         self.network.load_state_dict(state["network"])
         self.weights.load_state_dict(state["weights"])

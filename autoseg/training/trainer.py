@@ -420,9 +420,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one and it is of this plan and these cases."""
         state, p = self.checkpointer.read(), self.progress
-        if not state:
-            if state is not None:
-                log.info("%s: the plan or the cases changed; training anew", self.name)
+        if state is None:
             self.curve.start([])
             return
         self.step.network.load_state_dict(state["network"])

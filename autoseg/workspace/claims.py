@@ -18,6 +18,8 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +28,7 @@ import psutil
 from pydantic import Field
 
 from autoseg.errors import WorkspaceError
-from autoseg.workspace.files import open_new, open_regular
+from autoseg.workspace.files import open_half, open_new, open_regular
 from autoseg.workspace.stored import Moment, Stored
 
 log = logging.getLogger(__name__)
@@ -211,7 +213,8 @@ class Claim:
         self._stop.set()
         self._thread.join()
         if self.is_held():
-            self._write(_path(self.folder, self.number), released=True)
+            with self._written(released=True) as half:
+                os.replace(half, _path(self.folder, self.number))
 
     def is_held(self) -> bool:
         """Whether this process is still the holder."""
@@ -236,20 +239,17 @@ class Claim:
         if state.is_live:
             return False
         number = state.number + 1
-        part = self.folder / f".part-{uuid.uuid4().hex}"
-        self._write(part)
-        try:
-            os.link(part, _path(self.folder, number))  # whole at once, and for one process alone
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links
+        with self._written() as half:
             try:
-                with open_new(_path(self.folder, number)) as file:
-                    file.write(part.read_bytes())
+                os.link(half, _path(self.folder, number))  # whole at once, and for one process alone
             except FileExistsError:
                 return False
-        finally:
-            part.unlink(missing_ok=True)
+            except OSError:  # a file system without links
+                try:
+                    with open_new(_path(self.folder, number)) as file:
+                        file.write(half.read_bytes())
+                except FileExistsError:
+                    return False
         if max(_numbers(self.folder)) != number:  # we looked long ago; others have come and gone since
             _path(self.folder, number).unlink(missing_ok=True)
             return False
@@ -259,7 +259,9 @@ class Claim:
         self.number, self.before = number, state
         return True
 
-    def _write(self, path: Path, *, released: bool = False) -> None:
+    @contextmanager
+    def _written(self, *, released: bool = False) -> Iterator[Path]:
+        """A new file in the folder that says who holds it; moved or gone at the end."""
         host, space = _here()
         holder = Holder(
             host=host,
@@ -270,10 +272,14 @@ class Claim:
             since=time.time(),
             released=released,
         )
-        part = self.folder / f".part-{uuid.uuid4().hex}"
-        with open_new(part) as file:
-            file.write(holder.model_dump_json().encode())
-        os.replace(part, path)
+        half, file = open_half(self.folder / "claim")
+        try:
+            with file:
+                file.write(holder.model_dump_json().encode())
+                file.flush()
+                yield half
+        finally:
+            half.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._stop.wait(self.beat_s):

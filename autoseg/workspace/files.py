@@ -7,15 +7,18 @@ nothing is written through a link, and nothing is read from a pipe or a device, 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
 import logging
 import os
+import socket
 import stat
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +30,11 @@ from autoseg.terminal import printable
 PUBLIC, SECRET = 0o666, 0o600
 """Permissions of new files: as the user's umask has it; the user's alone, where passwords may stand in them."""
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+HALF = ".part-"
+"""How the names of files begin that are being written."""
+_OF_THIS_MACHINE = HALF + hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+STRANGERS_HALF_S = 24 * 3600.0
+"""Age at which a half of another machine's was surely left by a process that is gone: no file takes a day to write."""
 MOST_NAMED = 3
 """Links that a message names."""
 
@@ -110,6 +118,51 @@ def open_new(path: Path, *, mode: int = PUBLIC) -> IO[bytes]:
     return os.fdopen(descriptor, "w+b")
 
 
+def open_half(path: Path, *, mode: int = PUBLIC) -> tuple[Path, IO[bytes]]:
+    """Open a new file beside a path, to be written and then moved there.
+
+    It is locked as long as it is open, so that one which a killed process left can be told from one that is being
+    written; see `remove_halves`. Without a name of its own (`O_TMPFILE`) it could not be moved over an older file.
+
+    Returns:
+        Its path, and the file.
+
+    Raises:
+        OSError: As `open_new`.
+    """
+    while True:
+        half = path.with_name(_OF_THIS_MACHINE + uuid.uuid4().hex[:12])  # short: as long as every file system takes
+        file = open_new(half, mode=mode)
+        with suppress(OSError):  # no locks here; or `remove_halves` looks at it just now
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_nlink:
+            return half, file
+        file.close()  # it was taken away before it was locked
+
+
+def remove_halves(halves: Iterable[Path]) -> None:
+    """Remove files that nobody writes any more, as a killed process leaves them.
+
+    Args:
+        halves: paths whose names begin with `HALF`.
+    """
+    for path in halves:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            # On some file systems a lock is only seen by the machine that has it.
+            is_ours = path.name.startswith(_OF_THIS_MACHINE)
+            if is_ours or time.time() - os.fstat(descriptor).st_mtime > STRANGERS_HALF_S:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except OSError:  # it is being written, or cannot be locked
+            continue
+        finally:
+            os.close(descriptor)
+
+
 def _not_ours(path: Path) -> str:
     return f"{path}: a link, a pipe or a device, to which nothing is written. Expected a file. Remove it."
 
@@ -120,17 +173,21 @@ def is_beneath(path: Path, root: Path) -> bool:
     return os.path.commonpath([real, os.path.realpath(path)]) == real
 
 
-def check_inside(root: Path, folder: Path | None = None) -> None:
+def check_inside(root: Path, folder: Path | None = None) -> list[Path]:
     """Refuse a work_dir with links that lead out of it, through which its files would be read or written elsewhere.
 
     Args:
         root: the work_dir.
         folder: the only folder of it to look through; None: all.
 
+    Returns:
+        Files there that are being written, or were left by a process that was killed while it wrote them.
+
     Raises:
         WorkspaceError: There are some, or pipes, devices or sockets.
     """
     faults: list[str] = []
+    halves: list[Path] = []
     folders = [os.path.realpath(folder or root)]
     while folders:
         try:
@@ -147,12 +204,15 @@ def check_inside(root: Path, folder: Path | None = None) -> None:
                 folders.append(entry.path)
             elif not entry.is_file(follow_symlinks=False):
                 faults.append(f"{entry.path}: a pipe, a device or a socket.")
+            elif entry.name.startswith(HALF):
+                halves.append(Path(entry.path))
     if faults:
         more = [f"{root}: {len(faults) - MOST_NAMED} more of these."] if len(faults) > MOST_NAMED else []
         advice = (
             "Nothing is read or written outside the work_dir: put a folder or file there, or give another work_dir."
         )
         raise WorkspaceError([*(f"{fault} {advice}" for fault in sorted(faults)[:MOST_NAMED]), *more])
+    return halves
 
 
 # -- reading and writing
@@ -181,16 +241,15 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], *, mode: int 
     A link that stands there is replaced, not followed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two machines may have processes of one number.
-    part = path.with_name(f".part-{uuid.uuid4().hex[:12]}")  # short: the file's own name may be as long as names can be
+    half, file = open_half(path, mode=mode)
     try:
-        with open_new(part, mode=mode) as file:
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+            os.replace(half, path)  # before it is closed, and with it the lock gone
     finally:
-        part.unlink(missing_ok=True)
+        half.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, *, mode: int = PUBLIC) -> None:

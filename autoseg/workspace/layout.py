@@ -71,13 +71,16 @@ def check_readable(root: Path) -> None:
     layout_of(root)
 
 
-def check_writable(root: Path) -> None:
+def check_writable(root: Path) -> list[Path]:
     """Refuse a work_dir that this version would not go on with, or through which it would write elsewhere.
+
+    Returns:
+        Halves of files, as `check_inside` has them.
 
     Raises:
         WorkspaceError: An older or a newer version made it, its layout.json is damaged, or links lead out of it.
     """
-    check_inside(root)
+    halves = check_inside(root)
     layout = layout_of(root)
     if 0 < layout < LAYOUT:
         raise WorkspaceError(
@@ -85,6 +88,7 @@ def check_writable(root: Path) -> None:
             "it and predict with it (predict, status, report, evaluate) but not go on with it. Give another work_dir, "
             "or delete this one."
         )
+    return halves
 
 
 def begin_layout(root: Path) -> None:

@@ -14,7 +14,7 @@ from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
 from autoseg.workspace.stored import Stored, read_stored, write_stored
 
-ON_PURPOSE = "Where it was changed on purpose, give `autoseg predict` or `autoseg ensemble` --accept once."
+ON_PURPOSE = "Where it was changed on purpose, give the command --accept once."
 """What to do about a change that was wanted."""
 
 

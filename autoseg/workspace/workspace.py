@@ -45,7 +45,7 @@ from autoseg.errors import WorkspaceError
 from autoseg.version import __version__
 from autoseg.workspace.claims import Busy, Claim, ClaimState, read_claim
 from autoseg.workspace.digests import DIGESTS
-from autoseg.workspace.files import is_beneath
+from autoseg.workspace.files import is_beneath, remove_halves
 from autoseg.workspace.jobs import Job, JobDir
 from autoseg.workspace.layout import begin_layout, check_writable
 from autoseg.workspace.stamps import NOT_DONE, Stamp, changed
@@ -360,7 +360,7 @@ class Workspace:
             Busy: Another run holds it.
             WorkspaceError: It cannot be made or written to, or another version of autoseg made it.
         """
-        check_writable(self.run)
+        halves = check_writable(self.run)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / ".claims").mkdir(exist_ok=True)
@@ -376,4 +376,5 @@ class Workspace:
             except Busy as error:
                 raise Busy(f"{error} Wait for that autoseg run, or give another work_dir.") from None
             begin_layout(self.run)
+            remove_halves(halves)
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from autoseg.config.types import suggest
 from autoseg.data.fingerprint import BackgroundIntensity, Fingerprint, ForegroundIntensity
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError
+
+MOST_VOXELS = 1e10
+"""Of a median image as the network sees it: 40 GB as float32, fifty times a whole body at 1 mm."""
 
 
 def check_class_names(draft: Draft) -> None:
@@ -166,9 +170,24 @@ def image_ranges(draft: Draft) -> None:
 
 
 def resample_resolution(draft: Draft) -> None:
-    """The voxel size to work at; see `target_spacing`."""
+    """The voxel size to work at; see `target_spacing`.
+
+    Raises:
+        ConfigError: At the user's, images have more voxels than can be worked on.
+    """
     spacing_mm, rule = target_spacing(draft.inputs.fingerprint)
     draft.put("resample_resolution", list(spacing_mm), rule)
+    size_mm, wanted = draft.inputs.fingerprint.size_mm_median, draft.fixed("resample_resolution")
+    if wanted and math.prod(mm / step for mm, step in zip(size_mm, wanted, strict=True)) > MOST_VOXELS:
+        raise ConfigError(
+            f"{draft.origins['resample_resolution'].origin}: resample_resolution: at {_in_mm(wanted)} mm the median "
+            f"image of {_in_mm(size_mm)} mm has over {MOST_VOXELS:.0e} voxels. Expected a voxel size in mm near that "
+            f"of the images, {_in_mm(spacing_mm)}."
+        )
+
+
+def _in_mm(values: Sequence[float]) -> str:
+    return "x".join(f"{value:.4g}" for value in values)
 
 
 def target_spacing(fingerprint: Fingerprint) -> tuple[tuple[float, float, float], str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -28,6 +28,17 @@ MOST_EMPTY = 10_000
 """Gzip members without content that may follow each other: tools write one at a file's end, and nobody thousands."""
 MOST_INFLATION = 1040
 """Deflate makes at most 1,032 bytes of one. Source: zlib's technical notes."""
+
+
+class BytesRead:
+    """How many bytes of files this process has read, as they lie on disk; `add` may be replaced to tell another."""
+
+    def __init__(self) -> None:
+        """Nobody listens."""
+        self.add: Callable[[int], object] = lambda count: None
+
+
+BYTES_READ = BytesRead()
 
 
 class Content:
@@ -61,6 +72,7 @@ class Content:
         while piece := self.file.read(self._piece_bytes):
             if self._digest is not None:
                 self._digest.update(piece)
+            BYTES_READ.add(len(piece))
             yield piece
 
     def _inflated(self) -> Iterator[bytes]:

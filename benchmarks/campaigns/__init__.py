@@ -1,0 +1,1 @@
+"""The campaigns of benchmarks/reliability.py, one a module."""
