@@ -70,7 +70,7 @@ class Fitting:
         settings, budget_s = self.inputs.settings, self.inputs.budget_s
         if budget_s is None:
             return math.inf
-        own_s = parse_duration(settings.budget) / len(settings.algos) if settings.budget else budget_s
+        own_s = parse_duration(settings.budget) / len(settings.networks) if settings.budget else budget_s
         return MEASURING_SHARE * max(own_s, budget_s) - self.measured.spent_s(self.inputs.algo)
 
     @property

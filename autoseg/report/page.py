@@ -284,7 +284,7 @@ def _plan(run: Run) -> Content | None:
             for (other, value, origin, rule), where in rows.items()
             if other == key
         ]  # fmt: skip
-    return {"algos": algos}
+    return {"algos": algos, "networks": run.settings.get("algos")}
 
 
 def _training(run: Run) -> Content | None:
