@@ -19,6 +19,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     images.classes,
     images.channels,
     images.image_ranges,
+    images.frame,
     images.resample_resolution,
     images.crop_foreground,
     patches.network,

@@ -22,6 +22,7 @@ from autoseg.data.components import find_components
 from autoseg.data.formats.label_files import SegmentValues, read_stored_label
 from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
 from autoseg.data.formats.table import read_stored_volume
+from autoseg.data.frame import Directions, Frame
 from autoseg.data.grid import Grid, axes_of, in_mm, stored_as
 
 LABEL_FILE = 9999
@@ -69,6 +70,8 @@ class CaseStats:
     """Of the stored axes, such as LPS."""
     shape: tuple[int, int, int] = (0, 0, 0)
     spacing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    directions: Directions = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    """A step of one voxel along X, Y, Z, in mm of the RAS+ world."""
     cropped_shapes: tuple[tuple[int, int, int], ...] = ()
     """Box around voxels above 0, one per channel."""
     nonzero_ratio: float = 1.0
@@ -88,6 +91,23 @@ class CaseStats:
     def is_faulty(self) -> bool:
         """Whether the case cannot be used."""
         return any(f.is_fault for f in self.findings)
+
+    def in_frame(self, frame: Frame | None) -> CaseStats:
+        """The same with a data set's own axes in place of X, Y, Z in RAS+."""
+        if frame is None or self.is_faulty:
+            return self
+        turn = frame.turn(np.array(self.directions).T)
+        classes = tuple(
+            replace(c, component_shapes=tuple(turn.triple(shape) for shape in c.component_shapes)) for c in self.classes
+        )
+        return replace(
+            self,
+            shape=turn.triple(self.shape),
+            spacing_mm=turn.triple(self.spacing_mm),
+            directions=turn.triple(self.directions),
+            cropped_shapes=tuple(turn.triple(shape) for shape in self.cropped_shapes),
+            classes=classes,
+        )
 
     @property
     def num_channels(self) -> int:
@@ -289,6 +309,7 @@ def _measure(
         orientation=orientation,
         shape=(grid.shape[x], grid.shape[y], grid.shape[z]),
         spacing_mm=(grid.spacing_mm[x], grid.spacing_mm[y], grid.spacing_mm[z]),
+        directions=_directions(grid),
         cropped_shapes=tuple(cropped_shapes),
         nonzero_ratio=hull_volume(nonzero) / float(np.prod(grid.shape)),
         intensity=tuple(h.stats() for h in cropped),
@@ -297,6 +318,11 @@ def _measure(
         classes=() if label is None else _classes(label, by_channel, grid.affine, axes),
         pooled=tuple(pooled) if has_foreground else (),
     )
+
+
+def _directions(grid: Grid) -> Directions:
+    x, y, z = (tuple(step) for step in grid.to_ras().affine[:3, :3].T.tolist())
+    return x, y, z
 
 
 def _stray_voxels(whole: Histogram) -> str:

@@ -22,7 +22,7 @@ from autoseg.analyzer.histograms import Histogram, Stats
 from autoseg.data.formats.stored import Finding
 from autoseg.workspace.files import append_text, open_regular, write_text
 
-VERSION = 3
+VERSION = 4
 """Of the statistics; results of another version are not used."""
 
 
@@ -163,5 +163,6 @@ def from_plain(plain: dict[str, Any]) -> CaseStats:
         data[key] = tuple(Stats(*s) for s in data[key])
     for key in ("digests", "shape", "spacing_mm"):
         data[key] = tuple(data[key])
-    data["cropped_shapes"] = tuple(tuple(s) for s in data["cropped_shapes"])
+    for key in ("cropped_shapes", "directions"):
+        data[key] = tuple(tuple(s) for s in data[key])
     return CaseStats(**data)

@@ -9,10 +9,12 @@ one does not shift the others. Percentiles interpolate linearly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from autoseg.analyzer.axes import Axes
 from autoseg.analyzer.case import CaseStats, ClassStats
 from autoseg.analyzer.faults import Measured
 from autoseg.analyzer.histograms import QUANTILES, Stats, pool
@@ -110,8 +112,9 @@ def data_set_entry(
     label_map: LabelMap | None,
     annotated: Mapping[str, Sequence[str]],
     lateral: Lateral,
+    axes: Axes,
 ) -> Plain:
-    """What autoseg adds: exact figures over the data set, in RAS+, classes by name."""
+    """What autoseg adds: exact figures over the data set, in its axes, classes by name."""
     all_stats = [m.stats for m in measured]
     orientations = [s.orientation for s in all_stats]
     num_channels = max(s.num_channels for s in all_stats)
@@ -121,6 +124,8 @@ def data_set_entry(
         "spacing_mm": spread([s.spacing_mm for s in all_stats]),
         "size_mm": spread([s.size_mm for s in all_stats]),
         "orientations": {o: orientations.count(o) for o in sorted(set(orientations))},
+        "frame": None if axes.frame is None else asdict(axes.frame),
+        "frame_rule": axes.rule,
         "nonzero_crop_ratio": spread([s.nonzero_ratio for s in all_stats]),
         "foreground_intensity": [_pooled(measured, channel) for channel in range(num_channels)],
         "background_intensity": _background(all_stats, num_channels),

@@ -1,6 +1,6 @@
 """The fingerprint: what the planner needs to know of a data set, read from datastats.yaml alone.
 
-Axes: X, Y, Z in RAS+. Intensities are the files' own, after NIfTI scaling.
+Axes: X, Y, Z in RAS+, or those of the data set's own frame. Intensities are the files' own, after NIfTI scaling.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.data.datastats import DataStats, Triple
+from autoseg.data.frame import Frame
 from autoseg.errors import WorkspaceError
 from autoseg.workspace.stored import read_stored
 
@@ -92,6 +93,10 @@ class Fingerprint:
     """Classes of one side whose counterpart, if there is one, is not known."""
     one_sided_rule: str = ""
     """What was seen of them."""
+    frame: Frame | None = None
+    """The data set's own axes, in which shapes and spacings are; None: X, Y, Z of RAS+."""
+    frame_rule: str = ""
+    """Why it has some."""
 
     @classmethod
     def read(cls, datastats_yaml: Path) -> Fingerprint:
@@ -156,6 +161,8 @@ class Fingerprint:
             lateral_rule="" if lateral is None else lateral.pairs_rule,
             one_sided=() if lateral is None else lateral.unsure,
             one_sided_rule="" if lateral is None else lateral.unsure_rule,
+            frame=data_set.frame,
+            frame_rule=data_set.frame_rule,
         )
 
 

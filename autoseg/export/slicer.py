@@ -22,7 +22,7 @@ from autoseg.errors import ConfigError
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.export.bundle import network_def
 from autoseg.export.codes import Term, term_of
-from autoseg.export.source import Source, load_network, read_source, refuse_regions
+from autoseg.export.source import Source, load_network, read_source, refuse_frame, refuse_regions
 from autoseg.export.targets import Request
 from autoseg.plan import ChannelPlan, Plan
 from autoseg.version import __version__
@@ -106,6 +106,7 @@ def _stem(request: Request, source: Source) -> str:
 
 
 def _check(plan: Plan) -> None:
+    refuse_frame(plan)
     refuse_regions(plan.label_map, "Slicer's script writes one of them alone")
     faults = []
     if len(plan.channels) > MOST_IMAGES:

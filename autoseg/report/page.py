@@ -244,6 +244,7 @@ def _data(run: Run) -> Content | None:
         "classes": [{**c.model_dump(), "median": _median_of(volumes[c.name])} for c in data_set.classes],
         "intensity": data_set.foreground_intensity,
         "orientations": data_set.orientations,
+        "frame_rule": data_set.frame_rule,
         "lateral": data_set.lateral,
         "groups": run.datastats.label_groups,
         "few": FEW,

@@ -31,7 +31,7 @@ import numpy as np
 
 from autoseg.data.datalists.cases import Case, case_digest, read_case_label
 from autoseg.data.formats.table import read_grid
-from autoseg.data.grid import in_mm
+from autoseg.data.grid import Grid, in_mm
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
@@ -215,17 +215,21 @@ class FreshArray:
 
 def expected_bytes(plan: Plan, case: Case) -> int:
     """What a case takes in the cache, from its header alone; points come on top, a hundredth in most data sets."""
-    grid = read_grid(case.images[0])[0].to_ras()
-    voxels = math.prod(resampled_shape(grid.shape, grid.spacing_mm, plan.resample_resolution))
+    voxels = math.prod(_resampled_shape(plan, read_grid(case.images[0])[0]))
     extra = case.weight is not None
     return voxels * (2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1) + extra)
 
 
 def preparing_bytes(plan: Plan, case: Case) -> int:
     """Memory that preparing a case takes at most, from its header alone."""
-    grid = read_grid(case.images[0])[0].to_ras()
-    resampled = resampled_shape(grid.shape, grid.spacing_mm, plan.resample_resolution)
-    return PREPARING_BYTES * len(plan.channels) * max(math.prod(grid.shape), math.prod(resampled))
+    grid = read_grid(case.images[0])[0]
+    return PREPARING_BYTES * len(plan.channels) * max(math.prod(grid.shape), math.prod(_resampled_shape(plan, grid)))
+
+
+def _resampled_shape(plan: Plan, grid: Grid) -> tuple[int, int, int]:
+    """Of an image on a grid, at the plan's spacing."""
+    ras, turn = grid.to_ras(), plan.preprocessing.turn_of(grid)
+    return resampled_shape(ras.shape, ras.spacing_mm, turn.triple_back(plan.resample_resolution))
 
 
 def _workers(plan: Plan, cases: Sequence[Case], wanted: int | None) -> int:

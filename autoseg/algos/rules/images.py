@@ -165,6 +165,22 @@ def image_ranges(draft: Draft) -> None:
     draft.put("image_ranges", ranges, "lowest 0.5 and highest 99.5 percentile of a training image; judges new ones")
 
 
+SIDES_DEGREES = 30.0
+"""Between the networks' X and right up to which a mirrored image has left and right changed. A choice, that of
+`autoseg.data.frame.OBLIQUE_DEGREES`."""
+
+
+def frame(draft: Draft) -> None:
+    """The networks' axes, as the analysis has them; all outside the networks stays in RAS+."""
+    found = draft.inputs.fingerprint.frame
+    if found is None:
+        draft.put("frame", None, "right, front and up: no slices that lie between them")
+        return
+    value = {"axes": [list(axis) for axis in found.axes], "slices": found.slices}
+    rule = draft.inputs.fingerprint.frame_rule
+    draft.put("frame", value, f"{rule}; images are turned to these axes for the networks, and labels back")
+
+
 def resample_resolution(draft: Draft) -> None:
     """The voxel size to work at; see `target_spacing`."""
     spacing_mm, rule = target_spacing(draft.inputs.fingerprint)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from autoseg.algos.draft import Draft
+from autoseg.algos.rules.images import SIDES_DEGREES
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.windowing import fit_window, window_starts
 from autoseg.errors import ConfigError
@@ -140,6 +141,11 @@ def mirror_axes(draft: Draft) -> None:
     unsure = [name for name in fingerprint.one_sided if name in draft.inputs.label_map.names]
     if unsure and draft.fixed("lateral_pairs") is None:
         draft.put("mirror_axes", [], f"none: {fingerprint.one_sided_rule}; lateral_pairs or mirror_axes would say more")
+        return
+    frame = fingerprint.frame
+    if frame is not None and frame.lateral_degrees > SIDES_DEGREES and draft["lateral_pairs"]:
+        rule = f"none: X lies {frame.lateral_degrees:.0f} degrees from right, so a mirrored image is not its other side"
+        draft.put("mirror_axes", [], rule)
         return
     draft.put("mirror_axes", [0], "left and right alone: mirrored up and down or front to back no body exists")
 
