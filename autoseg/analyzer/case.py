@@ -7,6 +7,7 @@ Axes: X, Y, Z in RAS+; a result says nothing of orientation on disk beyond its n
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import ornt2axcodes
 
-from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_volume, within
+from autoseg.analyzer.boxes import Box, around, box_above_zero, box_other_than_zero, hull, within
 from autoseg.analyzer.histograms import Histogram, Stats, chunks, histograms_by_label, pool
 from autoseg.data.components import find_components
 from autoseg.data.formats.label_files import SegmentValues, read_stored_label
@@ -74,8 +75,10 @@ class CaseStats:
     """A step of one voxel along X, Y, Z, in mm of the RAS+ world."""
     cropped_shapes: tuple[tuple[int, int, int], ...] = ()
     """Box around voxels above 0, one per channel."""
-    nonzero_ratio: float = 1.0
-    """Volume of the box around voxels other than 0 in any channel, as a share of the image."""
+    nonzero_shape: tuple[int, int, int] = (0, 0, 0)
+    """Of the box around voxels other than 0 in any channel."""
+    outside: tuple[tuple[int, int], ...] = ()
+    """Label value and number of voxels of each class that has some outside that box."""
     intensity: tuple[Stats, ...] = ()
     """Within the box around voxels above 0, one per channel."""
     foreground: tuple[Stats, ...] = ()
@@ -106,6 +109,7 @@ class CaseStats:
             spacing_mm=turn.triple(self.spacing_mm),
             directions=turn.triple(self.directions),
             cropped_shapes=tuple(turn.triple(shape) for shape in self.cropped_shapes),
+            nonzero_shape=turn.triple(self.nonzero_shape),
             classes=classes,
         )
 
@@ -118,6 +122,11 @@ class CaseStats:
     def voxels(self) -> int:
         """Number of voxels."""
         return int(np.prod(self.shape))
+
+    @property
+    def nonzero_ratio(self) -> float:
+        """Volume of the box around voxels other than 0 in any channel, as a share of the image."""
+        return float(np.prod(self.nonzero_shape)) / self.voxels if self.voxels else 1.0
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
@@ -301,7 +310,8 @@ def _measure(
         for histograms in by_channel
     ]
     has_foreground = bool(len(pooled[0].values))
-    around = [pool([h for value, h in histograms.items() if value in (0, ignore_label)]) for histograms in by_channel]
+    box = hull(nonzero)
+    beside = [pool([h for value, h in histograms.items() if value in (0, ignore_label)]) for histograms in by_channel]
     return CaseStats(
         findings=(*findings, *warnings),
         digests=digests,
@@ -311,13 +321,23 @@ def _measure(
         spacing_mm=(grid.spacing_mm[x], grid.spacing_mm[y], grid.spacing_mm[z]),
         directions=_directions(grid),
         cropped_shapes=tuple(cropped_shapes),
-        nonzero_ratio=hull_volume(nonzero) / float(np.prod(grid.shape)),
+        nonzero_shape=(box[x].stop - box[x].start, box[y].stop - box[y].start, box[z].stop - box[z].start),
+        outside=() if label is None else _outside(label, box, ignore_label),
         intensity=tuple(h.stats() for h in cropped),
         foreground=tuple(h.stats() for h in pooled) if has_foreground else (),
-        background=tuple(h.stats() for h in around) if len(around[0].values) else (),
+        background=tuple(h.stats() for h in beside) if len(beside[0].values) else (),
         classes=() if label is None else _classes(label, by_channel, grid.affine, axes),
         pooled=tuple(pooled) if has_foreground else (),
     )
+
+
+def _outside(label: np.ndarray, box: Box, ignore_label: int | None) -> tuple[tuple[int, int], ...]:
+    """Label values outside a box, background and ignored ones left out, each with its number of voxels."""
+    counts: Counter[int] = Counter()
+    for part in around(label, box):
+        values, voxels = np.unique(part[part != 0], return_counts=True)
+        counts.update(dict(zip(values.tolist(), voxels.tolist(), strict=True)))
+    return tuple(sorted((value, num) for value, num in counts.items() if value != ignore_label))
 
 
 def _directions(grid: Grid) -> Directions:

@@ -176,6 +176,12 @@ class DataSet(Stored):
     frame_rule: str = ""
     """Why it has some."""
     nonzero_crop_ratio: Spread[float]
+    nonzero_size_mm: Spread[Triple] | None = None
+    """Of the box around voxels other than 0; None in analyses of the first versions."""
+    labelled_outside: tuple[str, ...] = ()
+    """Cases with a labelled voxel outside that box."""
+    outside_fraction: float = 0.0
+    """The largest share of a label value's voxels that lies outside."""
     foreground_intensity: tuple[PooledIntensity, ...]
     """Of each channel."""
     background_intensity: tuple[BackgroundIntensity, ...] = ()

@@ -76,6 +76,12 @@ class Fingerprint:
     """One per channel; empty where every voxel is labelled."""
     nonzero_crop_ratio: float
     """Median over cases of the volume of the box around non-zero voxels, as a share of the image, in (0, 1]."""
+    nonzero_size_mm_median: Triple | None = None
+    """Of that box; None in statistics of version 0.1, which lack it."""
+    labelled_outside: tuple[str, ...] = ()
+    """Cases with labelled voxels outside that box."""
+    outside_fraction: float = 0.0
+    """The largest share of a label value's voxels that lies outside."""
     class_names: tuple[str, ...]
     class_values: tuple[tuple[int, ...], ...]
     """Label values of each class."""
@@ -97,6 +103,10 @@ class Fingerprint:
     """The data set's own axes, in which shapes and spacings are; None: X, Y, Z of RAS+."""
     frame_rule: str = ""
     """Why it has some."""
+
+    def size_mm_seen(self, *, cropped: bool) -> Triple:
+        """Median field of view that networks see: of the whole image, or of the box around voxels other than 0."""
+        return (self.nonzero_size_mm_median if cropped else None) or self.size_mm_median
 
     @classmethod
     def read(cls, datastats_yaml: Path) -> Fingerprint:
@@ -152,6 +162,11 @@ class Fingerprint:
                 for channel in data_set.background_intensity
             ),
             nonzero_crop_ratio=_figure(data_set.nonzero_crop_ratio.median),
+            nonzero_size_mm_median=None
+            if data_set.nonzero_size_mm is None
+            else _triple(data_set.nonzero_size_mm.median),
+            labelled_outside=data_set.labelled_outside,
+            outside_fraction=_figure(data_set.outside_fraction),
             class_names=tuple(c.name for c in classes),
             class_values=tuple(c.values for c in classes),
             class_num_cases=tuple(c.num_cases for c in classes),

@@ -22,7 +22,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,8 +32,8 @@ import numpy as np
 from autoseg.data.datalists.cases import Case, case_digest, read_case_label
 from autoseg.data.formats.table import read_grid
 from autoseg.data.grid import Grid, in_mm
-from autoseg.data.labels import LabelMap
-from autoseg.data.preprocess import prepare_image, prepare_label
+from autoseg.data.labels import UNSURE, LabelMap
+from autoseg.data.preprocess import Region, prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import DataError
@@ -140,8 +140,16 @@ def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
             f"{case.name}: {num_channels} channels, but the plan's `channels` has {len(plan.channels)}. "
             "Undo the edit of the plan."
         )
-    prepared = prepare_image(image, plan.preprocessing)
-    target = prepare_label(label_map.encode(label.array[0]), prepared).numpy()
+    prepared, encoded = prepare_image(image, plan.preprocessing), label_map.encode(label.array[0])
+    if plan.crop_foreground and (num_lost := _num_outside(encoded, prepared.box)):
+        log.warning(
+            "%s: %d labelled voxels lie outside the box around voxels other than 0, so it is not cropped. Predictions "
+            "are background there; with crop_foreground: false they are not.",
+            case.name,
+            num_lost,
+        )
+        prepared = prepare_image(image, replace(plan.preprocessing, crop_foreground=False))
+    target = prepare_label(encoded, prepared).numpy()
     # A value that float16 cannot hold would become infinite; no normalisation gets near.
     half = prepared.image.numpy().clip(-60000, 60000).astype(np.float16)
     arrays = {"image": half, "target": target}
@@ -149,6 +157,12 @@ def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
         arrays["weight"] = prepare_label(read_label(case.weight).array.astype(np.uint8), prepared).numpy()
     points = _points(target, len(label_map.names), sigmoid=label_map.sigmoid)
     return {**arrays, "lost": _lost(label.array[0], points, label_map), "points": points}
+
+
+def _num_outside(encoded: np.ndarray, box: Region) -> int:
+    """Voxels outside a box that a target, (1 or K, X, Y, Z), gives a class."""
+    has_class: np.ndarray = np.any((encoded > 0) & (encoded < UNSURE), axis=0)
+    return int(has_class.sum()) - int(has_class[box].sum())
 
 
 def _lost(label: np.ndarray, points: np.ndarray, label_map: LabelMap) -> np.ndarray:

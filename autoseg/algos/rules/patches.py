@@ -29,7 +29,7 @@ def network(draft: Draft) -> None:
     settled = draft.fixed("roi_size") or draft.fit.roi_size
     draft.sizing = Sizing(
         spacing_mm=spacing_mm,
-        median_shape=resampled_shape((1, 1, 1), fingerprint.size_mm_median, spacing_mm),
+        median_shape=resampled_shape((1, 1, 1), fingerprint.size_mm_seen(cropped=draft["crop_foreground"]), spacing_mm),
         num_outputs=inputs.label_map.num_outputs,
         memory_gib=hardware.memory_gib,
         on_gpu=hardware.on_gpu,
