@@ -156,7 +156,12 @@ class NetworkRow:
 
 
 NETWORKS: dict[str, NetworkRow] = {
-    "segresnet": NetworkRow(own=SegResNet, planned=SegResNetPlanned, in_auto=True, recipes=("flare23",)),
+    "segresnet": NetworkRow(
+        own=SegResNet,
+        planned=SegResNetPlanned,
+        in_auto=True,
+        recipes=("flare23", "wholebody_highres", "wholebody_lowres"),
+    ),
     "swinunetr": NetworkRow(
         own=SwinUNETR, planned=SwinUNETRPlanned, in_auto=True, halves_all_axes=True, recipes=("btcv",)
     ),
