@@ -17,6 +17,7 @@ from autoseg.config.hyperparameters import PLANNED_AS, Hyperparameters, Normaliz
 from autoseg.config.networks import NETWORKS, AlgoName, NetworkRow
 from autoseg.config.reader import read_model
 from autoseg.config.types import describe_type, suggest
+from autoseg.data.frame import Frame
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import ChannelNorm, Preprocessing
 from autoseg.data.side_names import sided_pairs
@@ -43,10 +44,13 @@ PREDICTION = frozenset(("overlap", "tta"))
 MODEL = frozenset(
     (
         *("algo", "classes", "user_classes", "sigmoid", "ignore_label", "channels", "resample_resolution"),
-        *("crop_foreground", "network", "roi_size", "mirror_axes"),
+        *("crop_foreground", "frame", "network", "roi_size", "mirror_axes"),
     )
 )
 """Keys of a plan that trained weights belong to: with others they predict something else."""
+
+
+Axis = tuple[float, float, float]
 
 
 class ChannelPlan(Strict):
@@ -71,6 +75,22 @@ class ClassPlan(Strict):
     """Shown in tables."""
     values: tuple[int, ...]
     """Values in label files."""
+
+
+class FramePlan(Strict):
+    """Axes of the networks, where they are the data set's own and not right, front and up (RAS+)."""
+
+    axes: tuple[Axis, Axis, Axis]
+    """Directions of X, Y, Z in the RAS+ world: of length 1, at right angles."""
+    slices: Annotated[int, Field(ge=0, le=2)]
+    """The axis that slices are stacked along: 0 X, 1 Y, 2 Z."""
+
+    @model_validator(mode="after")
+    def _check(self) -> FramePlan:
+        products = [sum(p * q for p, q in zip(a, b, strict=True)) for a in self.axes for b in self.axes]
+        if any(abs(product - (place in (0, 4, 8))) > 1e-3 for place, product in enumerate(products)):
+            raise ValueError("frame: axes: expected three directions of length 1 at right angles to each other.")
+        return self
 
 
 OLDER_PLANS: dict[str, Any] = {
@@ -146,6 +166,8 @@ class Plan(PlannedHyperparameters):
     image_ranges: tuple[tuple[float, float], ...] | None = None
     """Intensities of each channel between which the training images lie (the lowest 0.5 and the highest 99.5
     percentile of any of them); prediction warns of an image that lies outside. null: not known."""
+    frame: FramePlan | None = None
+    """Axes of the networks, which the planner takes from the data; null: right, front and up (RAS+)."""
     network: dict[str, Any]
     """The network's own settings."""
     budget_s: Positive | None
@@ -226,7 +248,12 @@ class Plan(PlannedHyperparameters):
     def preprocessing(self) -> Preprocessing:
         """Preprocessing as the data code wants it."""
         norms = tuple(ChannelNorm(**c.model_dump()) for c in self.channels)
-        return Preprocessing(norms=norms, spacing_mm=self.resample_resolution, crop_foreground=self.crop_foreground)
+        return Preprocessing(
+            norms=norms,
+            spacing_mm=self.resample_resolution,
+            crop_foreground=self.crop_foreground,
+            frame=None if self.frame is None else Frame(self.frame.axes, self.frame.slices),
+        )
 
     @property
     def num_outputs(self) -> int:

@@ -23,7 +23,6 @@ from plans import make_fingerprint
 
 from autoseg.algos.inputs import PlanInputs
 from autoseg.algos.planner import make_plan
-from autoseg.config.networks import DEFAULT_ALGOS
 from autoseg.config.settings import Settings
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
@@ -135,7 +134,7 @@ def simulate(jobs: list[Running], num_gpus: int, server: float) -> tuple[float, 
 
 
 def report(data: DataSet) -> None:
-    plans = {algo: plan_of(data, algo) for algo in DEFAULT_ALGOS}
+    plans = {algo: plan_of(data, algo) for algo in RELATIVE}
     cache = data.num_cases * (data.mvoxels * 1e6 * (2 + 1) + POINT_BYTES * data.num_classes)
     raw = data.num_cases * data.mvoxels * 1e6 * 2 / GZIP_RATIO
     print(f"\n{data.name}: {data.num_cases:,} CTs of {' x '.join(map(str, data.shape))}, 5 folds, 3 networks: 15 jobs")

@@ -63,7 +63,8 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def settings_of(**changes: object) -> Settings:
-    values = {"modality": "MRI", "datalist": "d.json", "dataroot": ".", "device": "cpu", **changes}
+    algos = ["segresnet", "swinunetr", "dints"]
+    values = {"modality": "MRI", "datalist": "d.json", "dataroot": ".", "device": "cpu", "algos": algos, **changes}
     return Settings.model_validate(values)
 
 

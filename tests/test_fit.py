@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from plans import CPU, GPU, make_fingerprint, tiny_plan
+from plans import CPU, GPU, make_fingerprint, plan_and_origins, tiny_plan
 from processes import wait_for
 
 from autoseg.algos import measurements
@@ -26,6 +26,7 @@ from autoseg.config.settings import Settings
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
 from autoseg.hardware.memory import MemoryWatch
+from autoseg.networks import build_network, heads
 from autoseg.plan import Origin, Plan
 from autoseg.training import measure
 from autoseg.training.measure import StepCost, measure_step
@@ -119,7 +120,9 @@ def test_measuring_has_its_share_of_the_budget(device: Callable[..., list[Plan]]
     free = {8: 8, 16: 32}[width]
     assert planned(budget_s=budget_s, data=LARGE)[0].network["init_filters"] == free
     # Of a run's budget, that is, not of a job's.
-    run = planned(budget="1000h", budget_s=budget_s, measured=measured, data=LARGE)[0]
+    run = planned(
+        algos=("segresnet", "swinunetr", "dints"), budget="1000h", budget_s=budget_s, measured=measured, data=LARGE
+    )[0]
     assert run.network["init_filters"] == free
 
 
@@ -251,6 +254,16 @@ RECIPES = {
         "algo": "unet", "optimizer": "novograd", "learning_rate": 2e-3, "loss": "dice_ce", "roi_size": (96, 96, 96),
     },
     "btcv": {"algo": "swinunetr", "optimizer": "adam", "learning_rate": 2e-4, "roi_size": (96, 96, 96)},
+    "wholebody_highres": {
+        "algo": "segresnet", "optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 1e-5, "loss": "dice_ce",
+        "num_epochs": 4000, "batch_size": 16, "roi_size": (96, 96, 96), "resample_resolution": (1.5, 1.5, 1.5),
+        "augment": "none", "mirror_axes": (), "foreground_fraction": 0.0, "schedule": "constant", "overlap": 0.4,
+    },
+    "wholebody_lowres": {
+        "algo": "segresnet", "optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 1e-5, "loss": "dice_ce",
+        "num_epochs": 4000, "batch_size": 16, "roi_size": (96, 96, 96), "resample_resolution": (3.0, 3.0, 3.0),
+        "augment": "none", "mirror_axes": (), "foreground_fraction": 0.0, "schedule": "constant", "overlap": 0.25,
+    },
 }  # fmt: skip
 
 
@@ -276,6 +289,21 @@ def test_a_recipe_is_followed_as_published_and_under_the_user(
     assert (mine.learning_rate, mine.roi_size) == (0.5, (64, 64, 64))
     assert found["learning_rate"].origin == "input.yaml"
     assert mine.optimizer == expected["optimizer"]
+
+
+@pytest.mark.parametrize("name", ["wholebody_highres", "wholebody_lowres"])
+def test_a_whole_body_is_planned_with_its_outputs_and_steps(name: str) -> None:
+    """104 structures of the set's 1,000 CTs: 105 outputs, and about nnU-Net's number of steps."""
+    classes = {f"structure {value}": (value,) for value in range(1, 105)}
+    plan, _ = plan_and_origins("segresnet", modality="CT", recipe=name, classes=classes, hardware=GPU, num_train=1000)
+    assert plan.num_outputs == 105
+    assert plan.num_epochs * plan.num_steps_per_epoch == 252_000
+    assert plan.network | {"blocks_down": [1, 2, 2, 4], "init_filters": 32, "dsdepth": 1} == plan.network
+    with torch.device("meta"):
+        network = build_network(plan)
+    first = heads("segresnet", network)[0]
+    assert isinstance(first, torch.nn.Conv3d)
+    assert first.out_channels == 105
 
 
 def test_a_recipe_for_a_network_that_is_not_trained_is_refused() -> None:

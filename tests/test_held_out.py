@@ -285,7 +285,7 @@ def test_what_an_ensemble_takes_is_as_when_predicted_anew(run: Workspace, datali
 
 
 def test_a_budget_chooses_by_what_jobs_measured(run: Workspace, datalist: Datalist, passes: list[str]) -> None:
-    settings = {"modality": "MRI", "datalist": "d", "dataroot": ".", "device": "cpu"}
+    settings = {"modality": "MRI", "datalist": "d", "dataroot": ".", "device": "cpu", "algos": ALGOS}
     how = Settings.model_validate({**settings, "ensemble": {"max_time": "1d", "max_memory": "0.1GB"}})
     result = build_ensemble(run, datalist, how, [(algo, fold) for algo in ALGOS for fold in range(3)])
     assert passes == []

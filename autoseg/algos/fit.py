@@ -70,7 +70,7 @@ class Fitting:
         settings, budget_s = self.inputs.settings, self.inputs.budget_s
         if budget_s is None:
             return math.inf
-        own_s = parse_duration(settings.budget) / len(settings.algos) if settings.budget else budget_s
+        own_s = parse_duration(settings.budget) / len(settings.networks) if settings.budget else budget_s
         return MEASURING_SHARE * max(own_s, budget_s) - self.measured.spent_s(self.inputs.algo)
 
     @property
@@ -144,7 +144,7 @@ def fitted_plan(
 
 def cache_gib(plan: Plan, fingerprint: Fingerprint, num_cases: int) -> float:
     """The cache of one preprocessing: float16 images and uint8 labels at the median size."""
-    shape = resampled_shape((1, 1, 1), fingerprint.size_mm_median, plan.resample_resolution)
+    shape = resampled_shape((1, 1, 1), fingerprint.size_mm_seen(cropped=plan.crop_foreground), plan.resample_resolution)
     per_voxel = 2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1)
     return math.prod(shape) * per_voxel * num_cases / 2**30
 

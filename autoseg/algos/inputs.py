@@ -60,6 +60,14 @@ def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerpri
     return merge_left_right(label_map) if settings.merge_left_right else label_map
 
 
+def job_hardware(settings: Settings) -> Hardware:
+    """The device that jobs are planned for."""
+    from autoseg.hardware.device import pick_device
+    from autoseg.hardware.facts import find_hardware
+
+    return find_hardware(pick_device(settings.device))
+
+
 def planning(
     workspace: Workspace,
     datalist: Datalist,
@@ -73,12 +81,10 @@ def planning(
     Args:
         budget_s: a job's seconds by its name, where its algorithm has no budget of its own.
     """
-    from autoseg.hardware.device import pick_device
-    from autoseg.hardware.facts import find_hardware
     from autoseg.weights.start import keep_start
 
     fingerprint = Fingerprint.read(workspace.datastats)
-    hardware = find_hardware(pick_device(settings.device))
+    hardware = job_hardware(settings)
     if settings.launcher == "local" and not hardware.on_gpu:
         hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
     label_map = run_label_map(settings, datalist, fingerprint)

@@ -20,6 +20,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     images.channels,
     start.channels,
     images.image_ranges,
+    images.frame,
     images.resample_resolution,
     start.resample_resolution,
     images.crop_foreground,

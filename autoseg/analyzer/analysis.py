@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.analyzer import label_groups as groups_of
+from autoseg.analyzer.axes import check_axes, find_axes
 from autoseg.analyzer.case import CaseStats
 from autoseg.analyzer.faults import (
     Fault,
@@ -219,11 +220,13 @@ def _judge(
 ) -> tuple[Analysis, list[dict[str, Any]]]:
     """Everything that is known once all cases are: faults, groups, statistics; and the cases' entries."""
     label_map, judged = _judge_labels(measured, datalist, settings)
+    axes = find_axes(measured)
     judged += check_channels(measured) + check_duplicates(measured) + check_spacing(measured)
     judged += check_patients(measured) + check_likely_groups(measured) + check_shared_labels(measured)
     bad = {f.case for f in judged if f.severity == "fault" and f.case}
     sound = [m for m in measured if m.case.name not in bad]
-    judged += check_outliers(sound) + check_ranges(sound, settings.modality) + check_intensities(sound, settings)
+    judged += check_axes(axes.of(sound), axes) + check_outliers(axes.of(sound))
+    judged += check_ranges(sound, settings.modality) + check_intensities(sound, settings)
     training = [m for m in sound if m.role == "training"] or [m for m in sound if not datalist.training]
     settled: dict[str, tuple[str, ...]] = {}
     partly: dict[str, tuple[str, ...]] = {}  # cases that are not annotated for all classes
@@ -240,10 +243,11 @@ def _judge(
     groups, occurring_groups = groups_of.group_cases(annotated), groups_of.group_cases(occurring)
     faults, warnings = (tuple(f for f in judged if f.severity == s) for s in ("fault", "warning"))
     datastats: dict[str, Any] = {}
+    training = axes.of(training)
     if training:
         datastats = {
             "stats_summary": stats_summary(training),
-            "data_set": data_set_entry(training, label_map, annotated, lateral),
+            "data_set": data_set_entry(training, label_map, annotated, lateral, axes),
             "label_groups": plain_groups(groups),
             "occurring_groups": plain_groups(occurring_groups),
             **_plain_faults(faults, warnings),

@@ -31,13 +31,13 @@ def within(box: Box, array: np.ndarray, slope: float, inter: float, whole: Histo
     """The histogram of a box, counted in the box or around it, whichever is less."""
     inside = array[box]
     if 2 * inside.size > array.size:
-        rest = pool([histograms_by_label(part, None, slope, inter)[0] for part in _around(array, box)])
+        rest = pool([histograms_by_label(part, None, slope, inter)[0] for part in around(array, box)])
         if whole.includes(rest):
             return whole.without(rest)
     return histograms_by_label(inside, None, slope, inter)[0]
 
 
-def _around(array: np.ndarray, box: Box) -> list[np.ndarray]:
+def around(array: np.ndarray, box: Box) -> list[np.ndarray]:
     """The parts of an image outside a box; they do not overlap."""
     x, y, z = box
     parts = [array[: x.start], array[x.stop :], array[x, : y.start], array[x, y.stop :]]
@@ -68,6 +68,7 @@ def _box(array: np.ndarray, holds: Callable[[np.ndarray], np.ndarray]) -> Box | 
     return x, y, z
 
 
-def hull_volume(boxes: Sequence[Box]) -> float:
-    """Volume of the smallest box around several."""
-    return float(np.prod([max(b[a].stop for b in boxes) - min(b[a].start for b in boxes) for a in range(3)]))
+def hull(boxes: Sequence[Box]) -> Box:
+    """The smallest box around several."""
+    x, y, z = (slice(min(b[a].start for b in boxes), max(b[a].stop for b in boxes)) for a in range(3))
+    return x, y, z

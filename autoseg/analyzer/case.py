@@ -7,6 +7,7 @@ Axes: X, Y, Z in RAS+; a result says nothing of orientation on disk beyond its n
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import ornt2axcodes
 
-from autoseg.analyzer.boxes import box_above_zero, box_other_than_zero, hull_volume, within
+from autoseg.analyzer.boxes import Box, around, box_above_zero, box_other_than_zero, hull, within
 from autoseg.data.components import find_components
 from autoseg.data.formats.label_files import SegmentValues, read_stored_label
 from autoseg.data.formats.stored import FileFaultError, Finding, StoredVolume
 from autoseg.data.formats.table import read_stored_volume
+from autoseg.data.frame import Directions, Frame
 from autoseg.data.grid import Grid, axes_of, in_mm, stored_as
 from autoseg.data.histograms import Histogram, Stats, chunks, histograms_by_label, pool
 from autoseg.data.stray import Usual
@@ -66,10 +68,14 @@ class CaseStats:
     """Of the stored axes, such as LPS."""
     shape: tuple[int, int, int] = (0, 0, 0)
     spacing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    directions: Directions = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    """A step of one voxel along X, Y, Z, in mm of the RAS+ world."""
     cropped_shapes: tuple[tuple[int, int, int], ...] = ()
     """Box around voxels above 0, one per channel."""
-    nonzero_ratio: float = 1.0
-    """Volume of the box around voxels other than 0 in any channel, as a share of the image."""
+    nonzero_shape: tuple[int, int, int] = (0, 0, 0)
+    """Of the box around voxels other than 0 in any channel."""
+    outside: tuple[tuple[int, int], ...] = ()
+    """Label value and number of voxels of each class that has some outside that box."""
     intensity: tuple[Stats, ...] = ()
     """Within the box around voxels above 0, one per channel."""
     foreground: tuple[Stats, ...] = ()
@@ -86,6 +92,24 @@ class CaseStats:
         """Whether the case cannot be used."""
         return any(f.is_fault for f in self.findings)
 
+    def in_frame(self, frame: Frame | None) -> CaseStats:
+        """The same with a data set's own axes in place of X, Y, Z in RAS+."""
+        if frame is None or self.is_faulty:
+            return self
+        turn = frame.turn(np.array(self.directions).T)
+        classes = tuple(
+            replace(c, component_shapes=tuple(turn.triple(shape) for shape in c.component_shapes)) for c in self.classes
+        )
+        return replace(
+            self,
+            shape=turn.triple(self.shape),
+            spacing_mm=turn.triple(self.spacing_mm),
+            directions=turn.triple(self.directions),
+            cropped_shapes=tuple(turn.triple(shape) for shape in self.cropped_shapes),
+            nonzero_shape=turn.triple(self.nonzero_shape),
+            classes=classes,
+        )
+
     @property
     def num_channels(self) -> int:
         """Channels of the image."""
@@ -95,6 +119,11 @@ class CaseStats:
     def voxels(self) -> int:
         """Number of voxels."""
         return int(np.prod(self.shape))
+
+    @property
+    def nonzero_ratio(self) -> float:
+        """Volume of the box around voxels other than 0 in any channel, as a share of the image."""
+        return float(np.prod(self.nonzero_shape)) / self.voxels if self.voxels else 1.0
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
@@ -282,7 +311,8 @@ def _measure(
         for histograms in by_channel
     ]
     has_foreground = bool(len(pooled[0].values))
-    around = [pool([h for value, h in histograms.items() if value in (0, ignore_label)]) for histograms in by_channel]
+    box = hull(nonzero)
+    beside = [pool([h for value, h in histograms.items() if value in (0, ignore_label)]) for histograms in by_channel]
     return CaseStats(
         findings=(*findings, *warnings),
         digests=digests,
@@ -290,11 +320,13 @@ def _measure(
         orientation=orientation,
         shape=(grid.shape[x], grid.shape[y], grid.shape[z]),
         spacing_mm=(grid.spacing_mm[x], grid.spacing_mm[y], grid.spacing_mm[z]),
+        directions=_directions(grid),
         cropped_shapes=tuple(cropped_shapes),
-        nonzero_ratio=hull_volume(nonzero) / float(np.prod(grid.shape)),
+        nonzero_shape=(box[x].stop - box[x].start, box[y].stop - box[y].start, box[z].stop - box[z].start),
+        outside=() if label is None else _outside(label, box, ignore_label),
         intensity=tuple(h.stats() for h in cropped),
         foreground=tuple(h.stats() for h in pooled) if has_foreground else (),
-        background=tuple(h.stats() for h in around) if len(around[0].values) else (),
+        background=tuple(h.stats() for h in beside) if len(beside[0].values) else (),
         classes=() if label is None else _classes(label, by_channel, grid.affine, axes),
         pooled=tuple(pooled) if has_foreground else (),
     )
@@ -325,6 +357,20 @@ def _without_strays(
         f"{'' if usual else 'of the foreground '}lie from {limits.low:.4g} to {limits.high:.4g}"
     )
     return kept, usual, finding
+
+
+def _outside(label: np.ndarray, box: Box, ignore_label: int | None) -> tuple[tuple[int, int], ...]:
+    """Label values outside a box, background and ignored ones left out, each with its number of voxels."""
+    counts: Counter[int] = Counter()
+    for part in around(label, box):
+        values, voxels = np.unique(part[part != 0], return_counts=True)
+        counts.update(dict(zip(values.tolist(), voxels.tolist(), strict=True)))
+    return tuple(sorted((value, num) for value, num in counts.items() if value != ignore_label))
+
+
+def _directions(grid: Grid) -> Directions:
+    x, y, z = (tuple(step) for step in grid.to_ras().affine[:3, :3].T.tolist())
+    return x, y, z
 
 
 @lru_cache(maxsize=1024)

@@ -102,6 +102,8 @@ def _lines_on(data_set: Mapping[str, Any]) -> list[str]:
         low, median, high = (triple(figures[k]) for k in ("min", "median", "max"))
         lines.append(f"{what}: {median}" + ("" if low == high else f" (from {low} to {high})"))
     lines.append("orientation: " + ", ".join(f"{o} {n}" for o, n in data_set["orientations"].items()))
+    if data_set["frame_rule"]:
+        lines.append(f"axes: {data_set['frame_rule']}")
     for number, channel in enumerate(data_set["foreground_intensity"]):
         if channel["num_voxels"]:
             low, mid, high = (f"{channel[k]:.4g}" for k in ("percentile_00_5", "median", "percentile_99_5"))

@@ -161,7 +161,8 @@ def from_plain(plain: dict[str, Any]) -> CaseStats:
     data["pooled"] = tuple(unpack(h) for h in data["pooled"])
     for key in ("intensity", "foreground", "background"):
         data[key] = tuple(Stats(*s) for s in data[key])
-    for key in ("digests", "shape", "spacing_mm"):
+    for key in ("digests", "shape", "spacing_mm", "nonzero_shape"):
         data[key] = tuple(data[key])
-    data["cropped_shapes"] = tuple(tuple(s) for s in data["cropped_shapes"])
+    for key in ("cropped_shapes", "directions", "outside"):
+        data[key] = tuple(tuple(s) for s in data[key])
     return CaseStats(**data)

@@ -8,11 +8,14 @@ one does not shift the others. Percentiles interpolate linearly.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from autoseg.analyzer.axes import Axes
 from autoseg.analyzer.case import CaseStats, ClassStats
 from autoseg.analyzer.faults import Measured
 from autoseg.analyzer.lateral import Lateral
@@ -110,8 +113,9 @@ def data_set_entry(
     label_map: LabelMap | None,
     annotated: Mapping[str, Sequence[str]],
     lateral: Lateral,
+    axes: Axes,
 ) -> Plain:
-    """What autoseg adds: exact figures over the data set, in RAS+, classes by name."""
+    """What autoseg adds: exact figures over the data set, in its axes, classes by name."""
     all_stats = [m.stats for m in measured]
     orientations = [s.orientation for s in all_stats]
     num_channels = max(s.num_channels for s in all_stats)
@@ -121,7 +125,14 @@ def data_set_entry(
         "spacing_mm": spread([s.spacing_mm for s in all_stats]),
         "size_mm": spread([s.size_mm for s in all_stats]),
         "orientations": {o: orientations.count(o) for o in sorted(set(orientations))},
+        "frame": None if axes.frame is None else asdict(axes.frame),
+        "frame_rule": axes.rule,
         "nonzero_crop_ratio": spread([s.nonzero_ratio for s in all_stats]),
+        "nonzero_size_mm": spread(
+            [[n * mm for n, mm in zip(s.nonzero_shape, s.spacing_mm, strict=True)] for s in all_stats]
+        ),
+        "labelled_outside": [m.case.name for m in measured if m.stats.outside],
+        "outside_fraction": _outside_fraction(all_stats),
         "foreground_intensity": [_pooled(measured, channel) for channel in range(num_channels)],
         "background_intensity": _background(all_stats, num_channels),
         "classes": [] if label_map is None else _class_entries(measured, label_map, annotated),
@@ -132,6 +143,15 @@ def data_set_entry(
             "unsure_rule": lateral.unsure_rule,
         },
     }
+
+
+def _outside_fraction(all_stats: Sequence[CaseStats]) -> float:
+    """The largest share of any label value's voxels that lies outside the boxes around voxels other than 0."""
+    outside, total = Counter[int](), Counter[int]()
+    for stats in all_stats:
+        outside.update(dict(stats.outside))
+        total.update({c.value: c.voxels for c in stats.classes})
+    return max((voxels / total[value] for value, voxels in outside.items()), default=0.0)
 
 
 def _pooled(measured: Sequence[Measured], channel: int) -> Plain:

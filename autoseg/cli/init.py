@@ -53,7 +53,7 @@ dataroot: {dataroot}
 {classes}
 {extra}# Common settings; remove the # to set them. What is not set is derived from the data and the machine.
 # work_dir: work_dir                      # everything the run writes
-# algos: [segresnet, swinunetr, dints]    # networks to train
+# algos: [segresnet, swinunetr, dints]    # networks to train; left out: chosen by the data and the device
 # folds: [0]                              # train these folds only
 # num_epochs: 300
 # budget: 2h                              # time for the whole run

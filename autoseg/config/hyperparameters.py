@@ -80,7 +80,7 @@ class Hyperparameters(Strict):
     intensity_bounds: Rising
     """Lower and upper intensity for normalize_mode ct or range."""
     crop_foreground: bool
-    """Crop away zero borders before resampling."""
+    """Crop images to the box around their voxels other than 0 before resampling; outside is background."""
     foreground_fraction: Share
     """Share of patches centred on a voxel of a class drawn at random; the rest lie anywhere."""
     annotators_share: Share

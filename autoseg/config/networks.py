@@ -159,8 +159,10 @@ class NetworkRow:
     """What its plan holds besides, which the planner alone decides."""
     in_ensemble: bool = True
     """Whether `algos` may name it."""
-    by_default: bool = False
-    """Whether a run trains it where `algos` says nothing."""
+    in_auto: bool = False
+    """Whether `algos: auto` may pick it."""
+    halves_all_axes: bool = False
+    """Whether each of its stages halves all axes, however long the voxels are along each."""
     recipes: tuple[str, ...] = ()
     """Published trainings of it, each a file `templates/NAME/recipes/RECIPE.yaml`."""
     not_from_top: frozenset[str] = frozenset()
@@ -170,12 +172,19 @@ class NetworkRow:
 
 
 NETWORKS: dict[str, NetworkRow] = {
-    "segresnet": NetworkRow(own=SegResNet, planned=SegResNetPlanned, by_default=True, recipes=("flare23",)),
-    "swinunetr": NetworkRow(own=SwinUNETR, planned=SwinUNETRPlanned, by_default=True, recipes=("btcv",)),
-    "dints": NetworkRow(own=DiNTS, planned=DiNTSPlanned, by_default=True),
-    "unet": NetworkRow(own=UNet, planned=UNetPlanned, recipes=("spleen",)),
-    "resenc": NetworkRow(own=ResEnc, planned=ResEncPlanned),
-    "unetr": NetworkRow(own=UNETR, planned=UNETRPlanned),
+    "segresnet": NetworkRow(
+        own=SegResNet,
+        planned=SegResNetPlanned,
+        in_auto=True,
+        recipes=("flare23", "wholebody_highres", "wholebody_lowres"),
+    ),
+    "swinunetr": NetworkRow(
+        own=SwinUNETR, planned=SwinUNETRPlanned, in_auto=True, halves_all_axes=True, recipes=("btcv",)
+    ),
+    "dints": NetworkRow(own=DiNTS, planned=DiNTSPlanned, in_auto=True, halves_all_axes=True),
+    "unet": NetworkRow(own=UNet, planned=UNetPlanned, halves_all_axes=True, recipes=("spleen",)),
+    "resenc": NetworkRow(own=ResEnc, planned=ResEncPlanned, in_auto=True),
+    "unetr": NetworkRow(own=UNETR, planned=UNETRPlanned, halves_all_axes=True),
     # It finds the region to look at, and looks coarsely: the top level's voxels and windows are the others'.
     "locator": NetworkRow(
         own=SegResNet,
@@ -207,8 +216,11 @@ else:
 ALGOS: tuple[EnsembleAlgo, ...] = tuple(name for name, row in NETWORKS.items() if row.in_ensemble)
 """All networks that an ensemble may have."""
 
-DEFAULT_ALGOS: tuple[EnsembleAlgo, ...] = tuple(name for name in ALGOS if NETWORKS[name].by_default)
-"""Those that a run trains where `algos` does not say."""
+AUTO: Literal["auto"] = "auto"
+"""The value of `algos` that leaves the choice to `autoseg.algos.choice`."""
+
+AUTO_ALGOS: tuple[EnsembleAlgo, ...] = tuple(name for name in ALGOS if NETWORKS[name].in_auto)
+"""Those that it may pick."""
 
 LOCATOR: AlgoName = "locator"
 """The network that finds the region to look at; trained by the same engine, but no part of an ensemble."""

@@ -27,7 +27,7 @@ from autoseg.config.fields import (
 )
 from autoseg.config.hyperparameters import HyperSettings
 from autoseg.config.networks import (
-    DEFAULT_ALGOS,
+    AUTO,
     NETWORKS,
     RECIPE_ALGO,
     AlgoName,
@@ -248,6 +248,10 @@ class SweepSettings(Strict):
     """Trials at once; null: as many as this machine or the Ray cluster has places, one on Slurm."""
 
 
+def _check_algos(algos: tuple[str, ...] | str) -> tuple[str, ...] | str:
+    return algos if isinstance(algos, str) else check_unique(algos)
+
+
 class RunSettings(HyperSettings):
     """All of input.yaml but the networks' blocks."""
 
@@ -263,8 +267,11 @@ class RunSettings(HyperSettings):
     """A name for the run, shown in the report."""
     task: Literal["segmentation"] = "segmentation"
     """Nothing else is done; Auto3DSeg's files carry the key."""
-    algos: Annotated[tuple[EnsembleAlgo, ...], Field(min_length=1), AfterValidator(check_unique)] = DEFAULT_ALGOS
-    """Networks to train; a recipe's own where `recipe` is given and this is not."""
+    algos: Annotated[
+        Literal["auto"] | Annotated[tuple[EnsembleAlgo, ...], Field(min_length=1)], AfterValidator(_check_algos)
+    ] = AUTO
+    """Networks to train. auto: up to three out of segresnet, resenc, swinunetr and dints, by the data, the device and
+    the budget, once the data are analyzed; a recipe's own with `recipe`. `autoseg explain algos` says why."""
     recipe: RecipeName = Field(
         default="default",
         description="Published training to follow instead of the planner: "
@@ -333,7 +340,7 @@ class RunSettings(HyperSettings):
     @model_validator(mode="before")
     @classmethod
     def _take_recipes_network(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("recipe") in RECIPE_ALGO and data.get("algos") is None:
+        if isinstance(data, dict) and data.get("recipe") in RECIPE_ALGO and data.get("algos") in (None, AUTO):
             return {**data, "algos": (RECIPE_ALGO[data["recipe"]],)}
         return data
 
@@ -356,6 +363,12 @@ class RunSettings(HyperSettings):
             named = {algo: named} if NETWORKS[algo].in_ensemble else {}
         text = named.get(algo, NO_WEIGHTS)
         return None if text == NO_WEIGHTS else Path(text)
+
+    @property
+    def networks(self) -> tuple[AlgoName, ...]:
+        """The networks to train; where `algos` is auto, `autoseg.pipeline.networks` has to settle it first."""
+        assert not isinstance(self.algos, str), "algos is auto, and nobody has settled it for the data"
+        return self.algos
 
     @property
     def combining(self) -> EnsembleSettings:

@@ -65,7 +65,7 @@ def describe_type(annotation: Any, metadata: Iterable[Any] = (), *, plural: bool
     if bare is bool:
         return "true or false"
     if origin is Literal:
-        return ("" if plural else "one of ") + ", ".join(str(a) for a in args)
+        return "one of " * (not plural and len(args) > 1) + ", ".join(str(a) for a in args)
     if origin in (tuple, list):
         if origin is list or args[-1] is Ellipsis:
             most = f"at most {limits['max_length']} " if "max_length" in limits else ""

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
+from autoseg.data.frame import Frame
 from autoseg.workspace.stored import Stored
 from autoseg.workspace.workspace import Workspace
 
@@ -170,7 +171,17 @@ class DataSet(Stored):
     size_mm: Spread[Triple]
     orientations: dict[str, int]
     """Axis codes of the files, such as LAS -> cases."""
+    frame: Frame | None = None
+    """The data set's own axes, in which shapes and spacings are; None: X, Y, Z of RAS+."""
+    frame_rule: str = ""
+    """Why it has some."""
     nonzero_crop_ratio: Spread[float]
+    nonzero_size_mm: Spread[Triple] | None = None
+    """Of the box around voxels other than 0; None in analyses of the first versions."""
+    labelled_outside: tuple[str, ...] = ()
+    """Cases with a labelled voxel outside that box."""
+    outside_fraction: float = 0.0
+    """The largest share of a label value's voxels that lies outside."""
     foreground_intensity: tuple[PooledIntensity, ...]
     """Of each channel."""
     background_intensity: tuple[BackgroundIntensity, ...] = ()

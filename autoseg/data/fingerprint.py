@@ -1,6 +1,6 @@
 """The fingerprint: what the planner needs to know of a data set, read from datastats.yaml alone.
 
-Axes: X, Y, Z in RAS+. Intensities are the files' own, after NIfTI scaling.
+Axes: X, Y, Z in RAS+, or those of the data set's own frame. Intensities are the files' own, after NIfTI scaling.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.data.datastats import DataStats, Triple
+from autoseg.data.frame import Frame
 from autoseg.errors import WorkspaceError
 from autoseg.workspace.stored import read_stored
 
@@ -75,6 +76,12 @@ class Fingerprint:
     """One per channel; empty where every voxel is labelled."""
     nonzero_crop_ratio: float
     """Median over cases of the volume of the box around non-zero voxels, as a share of the image, in (0, 1]."""
+    nonzero_size_mm_median: Triple | None = None
+    """Of that box; None in statistics of version 0.1, which lack it."""
+    labelled_outside: tuple[str, ...] = ()
+    """Cases with labelled voxels outside that box."""
+    outside_fraction: float = 0.0
+    """The largest share of a label value's voxels that lies outside."""
     class_names: tuple[str, ...]
     class_values: tuple[tuple[int, ...], ...]
     """Label values of each class."""
@@ -92,6 +99,14 @@ class Fingerprint:
     """Classes of one side whose counterpart, if there is one, is not known."""
     one_sided_rule: str = ""
     """What was seen of them."""
+    frame: Frame | None = None
+    """The data set's own axes, in which shapes and spacings are; None: X, Y, Z of RAS+."""
+    frame_rule: str = ""
+    """Why it has some."""
+
+    def size_mm_seen(self, *, cropped: bool) -> Triple:
+        """Median field of view that networks see: of the whole image, or of the box around voxels other than 0."""
+        return (self.nonzero_size_mm_median if cropped else None) or self.size_mm_median
 
     @classmethod
     def read(cls, datastats_yaml: Path) -> Fingerprint:
@@ -147,6 +162,11 @@ class Fingerprint:
                 for channel in data_set.background_intensity
             ),
             nonzero_crop_ratio=_figure(data_set.nonzero_crop_ratio.median),
+            nonzero_size_mm_median=None
+            if data_set.nonzero_size_mm is None
+            else _triple(data_set.nonzero_size_mm.median),
+            labelled_outside=data_set.labelled_outside,
+            outside_fraction=_figure(data_set.outside_fraction),
             class_names=tuple(c.name for c in classes),
             class_values=tuple(c.values for c in classes),
             class_num_cases=tuple(c.num_cases for c in classes),
@@ -156,6 +176,8 @@ class Fingerprint:
             lateral_rule="" if lateral is None else lateral.pairs_rule,
             one_sided=() if lateral is None else lateral.unsure,
             one_sided_rule="" if lateral is None else lateral.unsure_rule,
+            frame=data_set.frame,
+            frame_rule=data_set.frame_rule,
         )
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from autoseg.config.hyperparameters import NormalizeMode
-from autoseg.data.grid import Volume
+from autoseg.data.frame import Frame, Turn
+from autoseg.data.grid import Grid, Volume
 from autoseg.data.resampling import resample, resample_rows, resampled_shape
 from autoseg.data.stray import Usual, usual_of
 from autoseg.data.streams import ImageRows, MemoryImage
@@ -48,7 +49,14 @@ class Preprocessing:
 
     norms: tuple[ChannelNorm, ...]
     spacing_mm: tuple[float, float, float]
+    """Of the network's X, Y, Z."""
     crop_foreground: bool = False
+    frame: Frame | None = None
+    """Axes of the networks that are not RAS+."""
+
+    def turn_of(self, grid: Grid) -> Turn:
+        """How an image in RAS+ becomes one in the networks' axes."""
+        return Turn() if self.frame is None else self.frame.turn(grid.to_ras().affine[:3, :3])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +64,11 @@ class Prepared:
     """A preprocessed image and what is needed to go back."""
 
     image: torch.Tensor
-    """(C, X, Y, Z) float32 at the plan's spacing."""
+    """(C, X, Y, Z) float32 at the plan's spacing, in the networks' axes."""
     box: Region
     """The cropped region of the RAS volume."""
+    turn: Turn
+    """From RAS to the networks' axes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +180,7 @@ def normalize(channel: np.ndarray, norm: ChannelNorm, stats: ChannelStats | None
 
 
 class PreparedRows:
-    """An image as the network sees it, made row by row: cropped, normalised, resampled."""
+    """An image as the network sees it, made row by row: cropped, normalised, resampled; still with the axes of RAS."""
 
     def __init__(self, image: ImageRows, how: Preprocessing, region: Region | None = None) -> None:
         """Look at the whole image once, piece by piece, where its crop or normalisation needs that.
@@ -198,7 +208,9 @@ class PreparedRows:
         if region is not None:
             self.box = _common(self.box, region)
             self._box_shape = _shape_of(self.box)
-        self.shape = resampled_shape(self._box_shape, image.spacing_mm, how.spacing_mm)
+        self.turn = how.turn_of(image.grid)
+        """From RAS to the networks' axes."""
+        self.shape = resampled_shape(self._box_shape, image.spacing_mm, self.turn.triple_back(how.spacing_mm))
         """(X, Y, Z) on the network's grid."""
 
     @property
@@ -285,7 +297,8 @@ def prepare_image(volume: Volume, how: Preprocessing) -> Prepared:
         DataError: The number of channels is not the one the model was trained with.
     """
     rows = PreparedRows(MemoryImage(volume), how)
-    return Prepared(image=rows.rows(0, rows.shape[rows.axis]).contiguous(), box=rows.box)
+    image = rows.turn.apply(rows.rows(0, rows.shape[rows.axis]))
+    return Prepared(image=image.contiguous(), box=rows.box, turn=rows.turn)
 
 
 def prepare_label(target: np.ndarray, prepared: Prepared) -> torch.Tensor:
@@ -295,9 +308,9 @@ def prepare_label(target: np.ndarray, prepared: Prepared) -> torch.Tensor:
         target: (1 or K, X, Y, Z) uint8 in RAS, as `LabelMap.encode` returns it.
 
     Returns:
-        The same, cropped and resampled by nearest neighbour.
+        The same, cropped, resampled by nearest neighbour and turned.
     """
-    box = prepared.box
+    box, turn = prepared.box, prepared.turn
     cropped = np.ascontiguousarray(target[:, box[0], box[1], box[2]])
-    shape: tuple[int, int, int] = tuple(prepared.image.shape[1:])  # type: ignore[assignment]
-    return resample(torch.from_numpy(cropped), shape, nearest=True)
+    x, y, z = prepared.image.shape[1:]
+    return turn.apply(resample(torch.from_numpy(cropped), turn.triple_back((x, y, z)), nearest=True)).contiguous()

@@ -206,7 +206,7 @@ def _gaps(
 ) -> list[str]:
     """Say which jobs of the plan have no model, and why."""
     folds = range(datalist.num_fold) if settings.folds is None else settings.folds
-    missing = [(a, f) for f in folds for a in settings.algos if a not in algos_by_fold.get(f, ())]
+    missing = [(a, f) for f in folds for a in settings.networks if a not in algos_by_fold.get(f, ())]
     dropped = [f"{a}_{f}" for a, f in missing if workspace.read_job(a, f).state == "pruned"]
     failed = [f"{a}_{f}" for a, f in missing if f"{a}_{f}" not in dropped]
     gaps = []

@@ -25,6 +25,7 @@ from autoseg.workspace.files import write_json, write_text, write_yaml
 from autoseg.workspace.jobs import JobDir
 
 SCRIPTS = (
+    "autoseg/data/frame.py",
     "autoseg/data/resampling.py",
     "autoseg/data/windowing.py",
     "autoseg/export/scripts/__init__.py",

@@ -67,6 +67,10 @@ def preprocessing(plan: Plan, *, label: str = "") -> list[Config]:
     """
     keys = ["image", label] if label else ["image"]
     steps: list[Config] = [{**step, "keys": keys} for step in LOADING]
+    if plan.frame is not None:
+        steps.append(
+            {"_target_": "scripts.transforms.TurnToFramed", "keys": keys, **plan.frame.model_dump(mode="json")}
+        )
     if label:
         steps.append(_encode(plan, label))
     if plan.crop_foreground:

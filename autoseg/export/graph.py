@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from autoseg.data.preprocess import needs_stats
-from autoseg.export.source import load_network, read_source
+from autoseg.export.source import load_network, read_source, refuse_frame
 from autoseg.export.targets import Request
 from autoseg.inference.predictor import group_key
 from autoseg.plan import Plan
@@ -88,7 +88,12 @@ class Graph:
 
 
 def describe(plan: Plan, name: str, *, whole: bool) -> dict[str, Any]:
-    """What a program must know to run a graph as autoseg runs its network."""
+    """What a program must know to run a graph as autoseg runs its network.
+
+    Raises:
+        ConfigError: The program could not turn images as the network wants them.
+    """
+    refuse_frame(plan)
     label_map = plan.label_map
     shift = 0 if label_map.sigmoid else 1
     pairs = [[a + shift, b + shift] for a, b in plan.mirrored_classes]

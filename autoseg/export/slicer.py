@@ -22,7 +22,7 @@ from autoseg.data.terms import Term, term_of
 from autoseg.errors import ConfigError
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.export.bundle import network_def
-from autoseg.export.source import Source, load_network, read_source, refuse_regions
+from autoseg.export.source import Source, load_network, read_source, refuse_frame, refuse_regions
 from autoseg.export.targets import Request
 from autoseg.inference.chosen import read_codes
 from autoseg.plan import ChannelPlan, Plan
@@ -107,6 +107,7 @@ def _stem(request: Request, source: Source) -> str:
 
 
 def _check(plan: Plan) -> None:
+    refuse_frame(plan)
     refuse_regions(plan.label_map, "Slicer's script writes one of them alone")
     faults = []
     if len(plan.channels) > MOST_IMAGES:

@@ -113,6 +113,15 @@ def load_network(job: JobDir, plan: Plan) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def refuse_frame(plan: Plan) -> None:
+    """Raises: ConfigError: The network works in axes that only autoseg and its bundles turn images to."""
+    if plan.frame is not None:
+        raise ConfigError(
+            f"{plan.algo}_{plan.fold}: its network works in axes of the data set's own (`frame` in the plan), to which "
+            "nothing turns images in this format. Export a bundle: `autoseg export --format bundle`."
+        )
+
+
 def refuse_regions(label_map: LabelMap, why: str) -> None:
     """Raises: ConfigError: The classes may overlap."""
     if label_map.sigmoid:

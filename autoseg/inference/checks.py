@@ -70,7 +70,8 @@ def _tell_coarse(name: str, image: ImageRows, plan: Plan) -> None:
 
 def _spacing_faults(name: str, image: ImageRows, plan: Plan) -> list[str]:
     mm = [n * s for n, s in zip(image.shape, image.spacing_mm, strict=True)]
-    seen = sorted(length / target for length, target in zip(mm, plan.resample_resolution, strict=True))
+    target_mm = plan.preprocessing.turn_of(image.grid).triple_back(plan.resample_resolution)
+    seen = sorted(length / target for length, target in zip(mm, target_mm, strict=True))
     words = "x".join(f"{s:.4g}" for s in image.spacing_mm)
     if max(mm) > LARGEST_MM:
         what = f"so the image is {max(mm) / 1000:.4g} m long"

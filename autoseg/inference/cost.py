@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from autoseg.config.units import format_duration
+from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.streams import STREAM_VOXELS
@@ -32,6 +33,7 @@ from autoseg.inference.regions import KEPT_VALUES
 from autoseg.inference.restore import SLAB_ROWS, SLAB_VALUES, Member, labelled_slabs
 from autoseg.inference.windows import WindowModel, default_batch
 from autoseg.networks import divisor
+from autoseg.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ class Facts:
     """What is known of an image before it is read."""
 
     shape: Shape
-    """In RAS."""
+    """Of the image, in the networks' axes, as all that follows."""
     spacing_mm: tuple[float, float, float]
     num_channels: int
     axis: int
@@ -129,6 +131,22 @@ class Facts:
     def voxels(self) -> int:
         """Of one channel."""
         return math.prod(self.shape)
+
+
+def facts_for(plan: Plan, grid: Grid, num_channels: int, axis: int) -> Facts:
+    """Facts of an image for models of a plan.
+
+    Args:
+        grid: of the image's file.
+        axis: in RAS, along which its rows lie.
+    """
+    ras, turn = grid.to_ras(), plan.preprocessing.turn_of(grid)
+    return Facts(
+        shape=turn.triple(ras.shape),
+        spacing_mm=turn.triple(ras.spacing_mm),
+        num_channels=num_channels,
+        axis=turn.axes.index(axis),
+    )
 
 
 @dataclass(kw_only=True)

@@ -27,9 +27,10 @@ from autoseg.errors import AutosegError, DataError, ResourceError
 from autoseg.evaluation.tables import format_rows
 from autoseg.hardware.memory import PeakMemory
 from autoseg.inference.clock import PHASES, Clock
-from autoseg.inference.cost import Choice, Cost, Estimate, Facts, Limits, choose_options
+from autoseg.inference.cost import Choice, Cost, Estimate, Facts, Limits, choose_options, facts_for
 from autoseg.inference.items import Item
 from autoseg.inference.predictor import Predictor
+from autoseg.plan import Plan
 from autoseg.terminal import Progress
 from autoseg.version import __version__
 from autoseg.workspace.claims import Busy, Claim
@@ -190,7 +191,7 @@ class Server:
         on_gpu = predictor.device.type == "cuda"
         try:
             if self.limits.are_set:
-                facts = facts_of(item.images)
+                facts = facts_of(item.images, predictor.models[0].plan)
                 base = psutil.Process().memory_info().rss
                 case.choice = choose_options(self.cost, facts, options, self.limits, base)
                 predictor.options = case.choice.options
@@ -248,8 +249,8 @@ class Server:
         }
 
 
-def facts_of(images: Sequence[Path]) -> Facts:
-    """What the headers of an image's files say.
+def facts_of(images: Sequence[Path], plan: Plan) -> Facts:
+    """What the headers of an image's files say, for models of a plan.
 
     Raises:
         DataError: A file cannot be read.
@@ -259,7 +260,7 @@ def facts_of(images: Sequence[Path]) -> Facts:
     ras, channels = grid.to_ras(), sum(count for _, count in grids)
     longest = ras.shape.index(max(ras.shape))
     axis = int(ras_orientation(grid.affine)[2, 0]) if is_streamed(images) else longest
-    return Facts(shape=ras.shape, spacing_mm=ras.spacing_mm, num_channels=channels, axis=axis)
+    return facts_for(plan, grid, channels, axis)
 
 
 def format_timing(timing: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ from autoseg.data.streams import MemoryImage
 from autoseg.data.volumes import read_image, write_volume
 from autoseg.evaluation.calibration import Calibration
 from autoseg.inference.clock import Clock
-from autoseg.inference.cost import Cost, Facts, weights_bytes
+from autoseg.inference.cost import Cost, facts_for, weights_bytes
 from autoseg.inference.prob_files import ProbsGrid, RecordedRows, grid_of
 from autoseg.inference.restore import Member, labels_of_means
 from autoseg.inference.sides import BodyWatch
@@ -174,13 +174,9 @@ class LivePrediction:
         """What the prediction took, once all rows have passed."""
         predictor, rows, image = self._cost.predictor, self.member.rows, self._image
         assert isinstance(rows, ProbRows)
-        facts = Facts(
-            shape=image.array.shape[1:],
-            spacing_mm=image.spacing_mm,
-            num_channels=len(image.array),
-            axis=self._watched.axis,
-        )
+        facts = facts_for(predictor.models[0].plan, image.grid, len(image.array), self._watched.axis)
         on_cpu = predictor.device.type == "cpu"
+        window = predictor.models[0].plan.preprocessing.turn_of(image.grid).triple(rows.window)
         return PredictionCost(
             load_s=self._load_s + self._clock.seconds["load"],
             pre_s=self._clock.seconds["pre"],
@@ -188,7 +184,7 @@ class LivePrediction:
             rest_s=self._cost.rest_s * facts.voxels,
             image_bytes=self._cost.image_bytes(facts) if on_cpu else 0,
             weights_bytes=weights_bytes(predictor.models[0]),
-            window_bytes=self._cost.pass_bytes(0, rows.window, default_batch(rows.window, predictor.device)),
+            window_bytes=self._cost.pass_bytes(0, window, default_batch(window, predictor.device)),
             rows_bytes=self._cost.rows_bytes([0], facts, predictor.options) if on_cpu else 0,
         )
 

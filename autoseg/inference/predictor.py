@@ -20,6 +20,7 @@ from autoseg.config.reader import read_model
 from autoseg.config.settings import ClassCodes
 from autoseg.data.formats.format import LabelFile
 from autoseg.data.formats.table import write_label
+from autoseg.data.frame import Turn
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import PreparedRows, Region
@@ -236,11 +237,14 @@ class Predictor:
         rows, box = self._rows(image, models, region)
         return Member(rows=rows, box=box, num_models=len(indices))
 
-    def window_model(self, models: Sequence[Model], options: Options | None = None) -> WindowModel:
+    def window_model(
+        self, models: Sequence[Model], options: Options | None = None, turn: Turn | None = None
+    ) -> WindowModel:
         """What windows are passed through, for models of one group.
 
         Args:
             options: None: the predictor's.
+            turn: from the windows' axes to the networks'; None: they are the same.
         """
         options = options or self.options
         plan = models[0].plan
@@ -256,6 +260,7 @@ class Predictor:
             precision=options.precision or plan.precision,
             mirror_axes=plan.mirror_axes if mirror else (),
             mirrored_pairs=[(a + shift, b + shift) for a, b in plan.mirrored_classes],
+            turn=turn or Turn(),
         )
 
     def _rows(self, image: ImageRows, models: Sequence[Model], region: Region | None) -> tuple[ProbRows, Region]:
@@ -268,13 +273,13 @@ class Predictor:
                 return prepared.rows(start, stop)
 
         rows = ProbRows(
-            self.window_model(models),
+            self.window_model(models, turn=prepared.turn),
             fetch,
             prepared.shape,
             prepared.axis,
-            roi_size=plan.roi_size,
+            roi_size=prepared.turn.triple_back(plan.roi_size),
             overlap=plan.overlap if options.overlap is None else options.overlap,
-            divisor=divisor(plan),
+            divisor=prepared.turn.triple_back(divisor(plan)),
             window_batch=options.window_batch,
             background=prepared.background if options.skip_empty else None,
             clock=self.clock,
@@ -294,10 +299,13 @@ class Predictor:
 
     def _window_of(self, image: ImageRows) -> tuple[int, int, int]:
         """Voxels of an image that the models' largest window covers."""
-        sizes = []
-        for axis in range(3):
-            mm = max(m.plan.roi_size[axis] * m.plan.resample_resolution[axis] for m in self.models[: self.num_models])
-            sizes.append(math.ceil(mm / image.spacing_mm[axis]))
+        sizes = [1, 1, 1]
+        for model in self.models[: self.num_models]:
+            plan = model.plan
+            turn = plan.preprocessing.turn_of(image.grid)
+            roi, target_mm = turn.triple_back(plan.roi_size), turn.triple_back(plan.resample_resolution)
+            each = zip(sizes, roi, target_mm, image.spacing_mm, strict=True)
+            sizes = [max(size, math.ceil(edge * mm / own_mm)) for size, edge, mm, own_mm in each]
         return sizes[0], sizes[1], sizes[2]
 
     def locate(self, image: ImageRows) -> Region | None:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from autoseg.data.frame import Turn
 from autoseg.data.windowing import Shape, fit_window, mirrored_mean, window_starts, window_weights
 from autoseg.hardware.device import Precision, autocast
 from autoseg.inference.clock import Clock
@@ -50,6 +51,7 @@ class WindowModel:
         precision: Precision,
         mirror_axes: Sequence[int] = (),
         mirrored_pairs: Sequence[tuple[int, int]] = (),
+        turn: Turn = Turn(),  # noqa: B008 - frozen
     ) -> None:
         """Choose what is averaged.
 
@@ -59,9 +61,11 @@ class WindowModel:
                 its file names them; none: logits are averaged.
             num_outputs: K.
             sigmoid: outputs are independent; else exclusive, and softmax is over all.
-            mirror_axes: axes (0 X, 1 Y, 2 Z) mirrored in every combination, 2^n passes.
+            mirror_axes: axes of the networks (0 X, 1 Y, 2 Z) mirrored in every combination, 2^n passes.
             mirrored_pairs: outputs that change places when X is mirrored: left and right.
+            turn: from the windows' axes to those of the networks.
         """
+        self._turn = turn
         self.networks, self.num_outputs, self.independent = tuple(networks), num_outputs, sigmoid
         self.device, self.precision, self._mirror, self._pairs = device, precision, mirror_axes, mirrored_pairs
         self._heads: tuple[nn.Module, ...] = ()
@@ -76,9 +80,9 @@ class WindowModel:
             self.num_held = features
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Pass windows (B, C, X, Y, Z) through the networks: (B, X, Y, Z, A) float32, on the CPU."""
+        """Pass windows (B, C, X, Y, Z) through the networks, in their axes: (B, X, Y, Z, A) float32, on the CPU."""
         with torch.inference_mode(), _evaluating(self.networks), _headless(self._heads):
-            moved = batch.to(self.device, memory_format=torch.channels_last_3d)
+            moved = self._turn.apply(batch).to(self.device, memory_format=torch.channels_last_3d)
             outputs: list[torch.Tensor] = []
             for network in self.networks:
                 with autocast(self.device, self.precision):
@@ -90,7 +94,7 @@ class WindowModel:
             held = torch.cat(outputs, 1) if self._heads and len(outputs) > 1 else outputs[0]
             if len(self.networks) > 1 and not self._heads:
                 held.div_(len(self.networks))
-            return held.cpu().movedim(1, -1)
+            return self._turn.back(held.cpu()).movedim(1, -1)
 
     def probabilities(self, held: torch.Tensor) -> torch.Tensor:
         """Of averages (R, H, W, A): (R, H, W, K) float32, row by row, since with many classes a row's are large."""

@@ -13,6 +13,7 @@ from autoseg.data.datalists.datalist import read_cases
 from autoseg.pipeline.analysis import run_cases
 from autoseg.pipeline.budget import Rounds, RunBudget
 from autoseg.pipeline.job_plans import JobPlans, select_jobs
+from autoseg.pipeline.networks import with_networks
 from autoseg.pseudolabel.rounds import How, cases_to_fill
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.workspace import Workspace
@@ -75,24 +76,31 @@ class RunContext:
     """Folder of the run or the round -> its budget, in the order in which they were opened."""
     up_to_date: set[tuple[Path, str]] = field(default_factory=set)
     """Folders and stages that were checked by this command."""
+    networks: tuple[AlgoName, ...] | None = None
+    """What `algos` comes to; None until the data are analyzed."""
     complete: bool = True
     """False once a part of a stage failed."""
 
+    def settle_networks(self) -> None:
+        """Settle `algos`, once the data are analyzed and the number of rounds is stored."""
+        self.networks = with_networks(self.workspace, self.settings, anew=self.request.plans_jobs).networks
+
     @property
     def job_settings(self) -> Settings:
-        """The settings that jobs are planned and trained with.
+        """The settings that jobs are planned, trained and combined with: `algos` is settled.
 
         A locator is trained outside the run, whose time is spent; a budget on its own command line is its own.
         """
+        settings = self.settings if self.networks is None else self.settings.model_copy(update={"algos": self.networks})
         if self.request.algo == LOCATOR and "budget" not in self.request.words:
-            return self.settings.model_copy(update={"budget": None})
-        return self.settings
+            return settings.model_copy(update={"budget": None})
+        return settings
 
     def jobs_in(self, place: Workspace) -> JobPlans:
         """The jobs asked for in the folder of the run or a round, and what they are planned from."""
         datalist = read_cases(place, self.settings.dataroot)
         request = self.request
-        jobs = select_jobs(self.settings, datalist, request.algo, request.fold, num_fold=self.listed.num_fold)
+        jobs = select_jobs(self.job_settings, datalist, request.algo, request.fold, num_fold=self.listed.num_fold)
         return JobPlans(
             workspace=place,
             datalist=datalist,
@@ -123,7 +131,7 @@ class RunContext:
         num_to_fill = len(cases_to_fill(datalist, label_map.names, How.of(self.settings)))
         return Rounds(
             number=self.workspace.num_rounds,
-            jobs=tuple(select_jobs(self.settings, datalist, self.request.algo, self.request.fold)),
+            jobs=tuple(select_jobs(self.job_settings, datalist, self.request.algo, self.request.fold)),
             to_fill=num_to_fill,
             held_out=len(datalist.training) / datalist.num_fold,
         )

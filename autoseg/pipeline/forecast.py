@@ -19,6 +19,7 @@ from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import read_cases
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.hardware.limits import available_cores
+from autoseg.pipeline.networks import with_networks
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.workspace import Workspace
 
@@ -90,6 +91,7 @@ def plan_run(input_path: Path, overrides: Mapping[str, str]) -> str:
     workspace = Workspace(settings.work_dir)
     with workspace.lock():
         place = workspace.latest()
+        settings = with_networks(place, settings, anew=False)  # as the plans that were just made
         text = forecast_text(make_forecast(place, settings), settings)
         if workspace.num_rounds > 1:
             text += f"\nThis is round {place.round} of {workspace.num_rounds}; others take about as long."
@@ -110,7 +112,7 @@ def make_forecast(workspace: Workspace, settings: Settings) -> Forecast:
     datalist = read_cases(workspace, settings.dataroot)
     fingerprint = Fingerprint.read(workspace.datastats)
     folds = settings.folds or tuple(range(datalist.num_fold))
-    jobs = [workspace.read_job(algo, fold) for fold in folds for algo in settings.algos]
+    jobs = [workspace.read_job(algo, fold) for fold in folds for algo in settings.networks]
     costs: dict[str, Cost] = {}
     measured: dict[str, tuple[float, float, float]] = {}
     caches: dict[str, float] = {}

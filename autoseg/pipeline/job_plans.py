@@ -28,12 +28,21 @@ def select_jobs(
     """The jobs asked for, algorithm by algorithm within each fold, so that a first fold of all is done early.
 
     Args:
+        settings: with `algos` settled.
         algo, fold: this one alone; None: those of the settings.
         num_fold: of the run; a first round of few cases may have fewer.
 
     Raises:
         ConfigError: There is no such fold.
     """
+    folds = select_folds(settings, datalist, algo, fold, num_fold=num_fold)
+    return [(a, f) for f in folds for a in ((algo,) if algo else settings.networks)]
+
+
+def select_folds(
+    settings: Settings, datalist: Datalist, algo: AlgoName | None, fold: int | None, *, num_fold: int | None = None
+) -> tuple[int, ...]:
+    """The folds of the jobs asked for. Args, Raises: as `select_jobs`."""
     folds = settings.folds if settings.folds is not None else tuple(range(datalist.num_fold))
     if num_fold is not None and datalist.num_fold < num_fold:
         folds = tuple(f for f in folds if f < datalist.num_fold) or tuple(range(datalist.num_fold))
@@ -47,7 +56,7 @@ def select_jobs(
     ]
     if faults:
         raise ConfigError(faults)
-    return [(a, f) for f in folds for a in ((algo,) if algo else settings.algos)]
+    return folds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

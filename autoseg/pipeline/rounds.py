@@ -49,6 +49,7 @@ def steps(run: RunContext) -> Iterator[Step]:
             why = why_one_round(datalist, label_map, settings)
             raise ConfigError(f"{between[0].name}: there is nothing to fill in: {why}.")
         workspace.plan_rounds(number)
+        run.settle_networks()
         yield from ((workspace, stage) for stage in each)
         return
     first = first_round(datalist, label_map, settings)
@@ -57,6 +58,7 @@ def steps(run: RunContext) -> Iterator[Step]:
 
         class_dice(Workspace(workspace.root / "round_1"))  # says what is missing, before anything is stored
     workspace.plan_rounds(number)
+    run.settle_networks()
     place = _begin(run, 1)
     write_datalist(first, place.datalist, settings.dataroot)
     if run.request.is_whole or not each:

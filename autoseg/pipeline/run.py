@@ -38,7 +38,7 @@ from autoseg.pipeline.budget import work_began
 from autoseg.pipeline.context import Request, RunContext
 from autoseg.pipeline.freshness import reasons_to_run, require
 from autoseg.pipeline.history import keep_settings, load_with_kept, note_settings, remember_command, remember_input
-from autoseg.pipeline.job_plans import select_jobs
+from autoseg.pipeline.job_plans import select_folds
 from autoseg.pipeline.rounds import steps
 from autoseg.pipeline.stages import STAGES, stages_named
 from autoseg.terminal import show
@@ -111,7 +111,7 @@ def run_stages(
     )
     check_num_fold(listed, settings, origins)
     check_same_data(workspace, listed, settings)
-    select_jobs(settings, listed, request.algo, request.fold)  # a fold that is not there is said now, not in an hour
+    select_folds(settings, listed, request.algo, request.fold)  # a fold that is not there is said now, not in an hour
     with workspace.lock(), log_to(workspace.log):
         put_back = note_settings(workspace)
         remember_input(workspace, settings, origins, input_path)

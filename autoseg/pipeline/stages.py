@@ -135,9 +135,9 @@ def ensemble(run: RunContext, place: Workspace) -> Outcome:
     if run.request.accept:
         accept_jobs(trained)
     check_jobs(trained)
-    score_folds(place, datalist, run.settings, models)
+    score_folds(place, datalist, run.job_settings, models)
     with case_progress("ensemble") as progress:
-        result = build_ensemble(place, datalist, run.settings, models, progress=progress)
+        result = build_ensemble(place, datalist, run.job_settings, models, progress=progress)
     return Outcome(text="\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
 
 

@@ -11,12 +11,14 @@ from pydantic import JsonValue
 
 from autoseg.config.docs import doc_lines, setting_docs
 from autoseg.config.load import load_settings
+from autoseg.config.networks import AUTO
 from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.weights.tables import Table, read_table
 from autoseg.workspace.jobs import JobDir, StoredOrigin, read_origins
 from autoseg.workspace.layout import check_readable
+from autoseg.workspace.networks import read_chosen
 from autoseg.workspace.settings import read_settings
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.stored import read_stored
@@ -70,7 +72,7 @@ def explain(work_dir_or_input: Path, stages: Sequence[Stage[Any]], key: str | No
     else:
         settings, origins = load_settings(work_dir_or_input)
         workspace = Workspace(settings.work_dir)
-        entries = _current_settings(settings, origins)
+        entries = _with_choice(workspace, _current_settings(settings, origins))
     workspace = workspace.latest()
     entries += [entry for folder in job_folders(workspace) for entry in plan_entries(folder)]
     if key is None:
@@ -108,7 +110,17 @@ def stored_settings(workspace: Workspace) -> list[Entry]:
         entries += [
             Entry(place="settings", key=k, value=v, origin=item.origin) for k, v in values.items() if v is not None
         ]
-    return entries
+    return _with_choice(workspace, entries)
+
+
+def _with_choice(workspace: Workspace, entries: list[Entry]) -> list[Entry]:
+    """The settings with what `algos: auto` came to, once that is known."""
+    return [
+        Entry(place=entry.place, key=entry.key, value=list(chosen.networks), origin="planner", rule=chosen.rule)
+        if (entry.key, entry.value) == ("algos", AUTO) and (chosen := read_chosen(workspace))
+        else entry
+        for entry in entries
+    ]
 
 
 def _current_settings(settings: Settings, origins: dict[str, str]) -> list[Entry]:

@@ -217,7 +217,7 @@ def inputs_digest(workspace: Workspace, table: Sequence[Stage[Any]]) -> str:
     jobs = [path for pattern in patterns for path in sorted(w.root.glob(f"*_*/{pattern}"))]
     digests = []
     audit = Unreadable().or_else(w, w.latest).audit
-    for path in (w.settings, w.datastats, w.faults, w.scores, w.ensemble_spec, audit, *jobs):
+    for path in (w.settings, w.chosen_networks, w.datastats, w.faults, w.scores, w.ensemble_spec, audit, *jobs):
         try:  # by content: some are written by every command, mostly as they were
             digests.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
         except OSError:

@@ -246,6 +246,7 @@ def _data(run: Run) -> Content | None:
         "classes": [{**c.model_dump(), "median": _median_of(volumes[c.name])} for c in data_set.classes],
         "intensity": data_set.foreground_intensity,
         "orientations": data_set.orientations,
+        "frame_rule": data_set.frame_rule,
         "lateral": data_set.lateral,
         "groups": run.datastats.label_groups,
         "few": FEW,
@@ -286,7 +287,7 @@ def _plan(run: Run) -> Content | None:
             for (other, value, origin, rule), where in rows.items()
             if other == key
         ]  # fmt: skip
-    return {"algos": algos}
+    return {"algos": algos, "networks": run.settings.get("algos")}
 
 
 def _training(run: Run) -> Content | None:

@@ -26,6 +26,7 @@ from autoseg.data.datalists.cases import Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.launch import Task, launch, stop_with_launcher
+from autoseg.pipeline.networks import with_any_network, with_networks
 from autoseg.pipeline.training_jobs import in_this_process, job_resources
 from autoseg.sweep.trial import Sweep, run_trial
 from autoseg.workspace.files import PUBLIC, SECRET, digest, log_to
@@ -85,7 +86,7 @@ def run_sweep(
         until = None if budget is None else begin + parse_duration(budget)
     except ConfigError as error:
         raise ConfigError(f"--budget: {error}") from None
-    space = read_space(settings, origins)
+    read_space(with_any_network(settings), origins)  # what is wrong with it is said before the data are read
     if settings.gpus_per_job > 1:
         raise ConfigError(f"gpus_per_job: {settings.gpus_per_job} was set, but a trial trains on one device. Set 1.")
     run_input(("analyze",), input_path, overrides)
@@ -96,6 +97,8 @@ def run_sweep(
     if wrong:
         raise ConfigError(f"sweep.folds: no fold {wrong[0]}. The datalist has folds 0 to {datalist.num_fold - 1}.")
     with workspace.lock(), log_to(workspace.log):
+        settings = with_networks(workspace, settings, anew=True)
+        space = read_space(settings, origins)
         study = open_study(workspace, settings, origins, datalist)
         if settings.sweep.pruner != "none" and not study.is_pruned:
             log.warning("sweep.pruner: has no effect with two objectives: every trial trains to its end")
@@ -141,7 +144,7 @@ def open_study(workspace: Workspace, settings: Settings, origins: Mapping[str, s
     from autoseg.sweep.space import read_space
     from autoseg.sweep.study import Study
 
-    fixed = {algo: settings.hyper(algo) for algo in settings.algos}
+    fixed = {algo: settings.hyper(algo) for algo in settings.networks}
     made_of = {
         "cases": digest([[c.name, c.fold, case_digest(c)] for c in datalist.training]),
         "settings": digest([fixed, settings.seed]),
@@ -170,7 +173,7 @@ def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, or
     from autoseg.algos.inputs import planning
     from autoseg.algos.planner import make_plan
 
-    jobs: list[tuple[AlgoName, int]] = [(settings.algos[0], settings.sweep.folds[0])]
+    jobs: list[tuple[AlgoName, int]] = [(settings.networks[0], settings.sweep.folds[0])]
     return make_plan(next(planning(workspace, datalist, settings, origins, jobs)))[0]
 
 

@@ -122,14 +122,14 @@ def read_space(settings: Settings, origins: Mapping[str, str]) -> Space:
             _check_effect(key, settings, origins)
         except ConfigError as error:
             faults += [f"{where}: {message}" for message in error.messages]
-    if not settings.sweep.parameters and len(settings.algos) == 1:
+    if not settings.sweep.parameters and len(settings.networks) == 1:
         faults.append(
             "sweep.parameters: nothing to search. Name settings and their ranges, such as "
             "sweep: {parameters: {learning_rate: {low: 1e-4, high: 1e-2, log: true}}}."
         )
     if faults:
         raise ConfigError(faults)
-    return Space(algos=settings.algos, parameters=tuple(parameters))
+    return Space(algos=settings.networks, parameters=tuple(parameters))
 
 
 def _is_hyper(doc: SettingDoc) -> bool:
@@ -176,10 +176,10 @@ def _check_value(key: str, value: Any, annotation: Any) -> None:
 def _check_effect(key: str, settings: Settings, origins: Mapping[str, str]) -> None:
     """Refuse a range that could change nothing."""
     algo, _, name = key.rpartition(".")
-    if algo and algo not in settings.algos:
-        raise ConfigError(f"has no effect: {algo} is not among algos ({', '.join(settings.algos)}).")
+    if algo and algo not in settings.networks:
+        raise ConfigError(f"has no effect: {algo} is not among algos ({', '.join(settings.networks)}).")
     if not algo:
-        for other in settings.algos:
+        for other in settings.networks:
             if getattr(settings.network(other), name) is not None:
                 place = origins.get(f"{other}.{name}", "input.yaml")
                 raise ConfigError(f"has no effect on {other}, whose own {name} is set at {place}. Remove that one.")

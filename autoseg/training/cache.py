@@ -22,7 +22,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,9 +31,9 @@ import numpy as np
 
 from autoseg.data.datalists.cases import Case, case_digest, read_case_label
 from autoseg.data.formats.table import read_grid
-from autoseg.data.grid import in_mm
-from autoseg.data.labels import LabelMap
-from autoseg.data.preprocess import prepare_image, prepare_label
+from autoseg.data.grid import Grid, in_mm
+from autoseg.data.labels import UNSURE, LabelMap
+from autoseg.data.preprocess import Region, prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import DataError
@@ -140,8 +140,16 @@ def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
             f"{case.name}: {num_channels} channels, but the plan's `channels` has {len(plan.channels)}. "
             "Undo the edit of the plan."
         )
-    prepared = prepare_image(image, plan.preprocessing)
-    target = prepare_label(label_map.encode(label.array[0]), prepared).numpy()
+    prepared, encoded = prepare_image(image, plan.preprocessing), label_map.encode(label.array[0])
+    if plan.crop_foreground and (num_lost := _num_outside(encoded, prepared.box)):
+        log.warning(
+            "%s: %d labelled voxels lie outside the box around voxels other than 0, so it is not cropped. Predictions "
+            "are background there; with crop_foreground: false they are not.",
+            case.name,
+            num_lost,
+        )
+        prepared = prepare_image(image, replace(plan.preprocessing, crop_foreground=False))
+    target = prepare_label(encoded, prepared).numpy()
     # A value that float16 cannot hold would become infinite; no normalisation gets near.
     half = prepared.image.numpy().clip(-60000, 60000).astype(np.float16)
     arrays = {"image": half, "target": target}
@@ -149,6 +157,12 @@ def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
         arrays["weight"] = prepare_label(read_label(case.weight).array.astype(np.uint8), prepared).numpy()
     points = _points(target, len(label_map.names), sigmoid=label_map.sigmoid)
     return {**arrays, "lost": _lost(label.array[0], points, label_map), "points": points}
+
+
+def _num_outside(encoded: np.ndarray, box: Region) -> int:
+    """Voxels outside a box that a target, (1 or K, X, Y, Z), gives a class."""
+    has_class: np.ndarray = np.any((encoded > 0) & (encoded < UNSURE), axis=0)
+    return int(has_class.sum()) - int(has_class[box].sum())
 
 
 def _lost(label: np.ndarray, points: np.ndarray, label_map: LabelMap) -> np.ndarray:
@@ -215,17 +229,21 @@ class FreshArray:
 
 def expected_bytes(plan: Plan, case: Case) -> int:
     """What a case takes in the cache, from its header alone; points come on top, a hundredth in most data sets."""
-    grid = read_grid(case.images[0])[0].to_ras()
-    voxels = math.prod(resampled_shape(grid.shape, grid.spacing_mm, plan.resample_resolution))
+    voxels = math.prod(_resampled_shape(plan, read_grid(case.images[0])[0]))
     extra = case.weight is not None
     return voxels * (2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1) + extra)
 
 
 def preparing_bytes(plan: Plan, case: Case) -> int:
     """Memory that preparing a case takes at most, from its header alone."""
-    grid = read_grid(case.images[0])[0].to_ras()
-    resampled = resampled_shape(grid.shape, grid.spacing_mm, plan.resample_resolution)
-    return PREPARING_BYTES * len(plan.channels) * max(math.prod(grid.shape), math.prod(resampled))
+    grid = read_grid(case.images[0])[0]
+    return PREPARING_BYTES * len(plan.channels) * max(math.prod(grid.shape), math.prod(_resampled_shape(plan, grid)))
+
+
+def _resampled_shape(plan: Plan, grid: Grid) -> tuple[int, int, int]:
+    """Of an image on a grid, at the plan's spacing."""
+    ras, turn = grid.to_ras(), plan.preprocessing.turn_of(grid)
+    return resampled_shape(ras.shape, ras.spacing_mm, turn.triple_back(plan.resample_resolution))
 
 
 def _workers(plan: Plan, cases: Sequence[Case], wanted: int | None) -> int:

@@ -12,6 +12,7 @@ work_dir/
     sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
     ensemble/                            ensemble.json, seal.json, scores.json, out_of_fold/, predictions/
     state/<stage>.json                   what each finished stage was made from
+    state/networks.json                  what `algos: auto` came to, and why
     state/layout.json                    the version of all this; see layout.py
     state/digests.jsonl                  what files hold, by inode, size and times, so that bytes are read once
     state/usage.jsonl                    time, memory and disk of each stage
@@ -150,6 +151,11 @@ class Workspace:
     def steps(self) -> Path:
         """Training steps that were measured for the run's plans."""
         return self.run / "state" / "steps.json"
+
+    @property
+    def chosen_networks(self) -> Path:
+        """What `algos: auto` came to, in all rounds."""
+        return self.run / "state" / "networks.json"
 
     @property
     def ensemble(self) -> Path:

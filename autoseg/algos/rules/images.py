@@ -119,6 +119,11 @@ def window(
     return Window(bounds=(low, high), mean=(low + high) / 2, std=(high - low) / 4, rule=rule)
 
 
+SMALL_BOX = 0.75
+"""Share of the image that the box around voxels other than 0 has, under which zeros are no part of the body. Source:
+nnU-Net normalises by non-zero voxels then; it crops always, and here it pays from there on, by choice."""
+
+
 def channels(draft: Draft) -> None:
     """Normalisation of each channel, primary modality first, then the extra ones.
 
@@ -138,7 +143,7 @@ def channels(draft: Draft) -> None:
             plan |= {"bounds": list(clipped.bounds), "mean": clipped.mean, "std": clipped.std}
             exceptions += [clipped.rule] if clipped.rule else []
         else:
-            plan["nonzero"] = fingerprint.nonzero_crop_ratio < 0.75
+            plan["nonzero"] = fingerprint.nonzero_crop_ratio < SMALL_BOX
         plans.append(plan)
     rule = (
         "CT: clip to the foreground's 0.5 and 99.5 percentiles, then the foreground's z-score; others: each image's "
@@ -167,6 +172,22 @@ def image_ranges(draft: Draft) -> None:
         for f, b in zip(fingerprint.foreground, _backgrounds(fingerprint), strict=True)
     ]
     draft.put("image_ranges", ranges, "lowest 0.5 and highest 99.5 percentile of a training image; judges new ones")
+
+
+SIDES_DEGREES = 30.0
+"""Between the networks' X and right up to which a mirrored image has left and right changed. A choice, that of
+`autoseg.data.frame.OBLIQUE_DEGREES`."""
+
+
+def frame(draft: Draft) -> None:
+    """The networks' axes, as the analysis has them; all outside the networks stays in RAS+."""
+    found = draft.inputs.fingerprint.frame
+    if found is None:
+        draft.put("frame", None, "right, front and up: no slices that lie between them")
+        return
+    value = {"axes": [list(axis) for axis in found.axes], "slices": found.slices}
+    rule = draft.inputs.fingerprint.frame_rule
+    draft.put("frame", value, f"{rule}; images are turned to these axes for the networks, and labels back")
 
 
 def resample_resolution(draft: Draft) -> None:
@@ -213,6 +234,24 @@ def _rounded(length_mm: float) -> float:
     return round(length_mm, max(4, 3 - math.floor(math.log10(length_mm))))
 
 
+MOST_OUTSIDE = 0.005
+"""Share of a class' voxels outside the box up to which images are cropped: its Dice loses half of that. A choice."""
+
+
 def crop_foreground(draft: Draft) -> None:
-    """Whether zero borders are cropped away."""
-    draft.put("crop_foreground", False, "off: zero borders are cheap to skip and a crop moves windows")
+    """Whether images are cropped to their voxels other than 0, as nnU-Net does with all; outside is background.
+
+    Where the box is most of the image, a crop gains little; where a class lies outside of it, it would be lost.
+    """
+    fingerprint = draft.inputs.fingerprint
+    share, cases, lost = fingerprint.nonzero_crop_ratio, fingerprint.labelled_outside, fingerprint.outside_fraction
+    words = f"the box around voxels other than 0 is {share:.2f} of the median image"
+    names = ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
+    outside = f"{100 * lost:.2g} % of a class at most lies outside of it, in {names}"
+    if share >= SMALL_BOX:
+        draft.put("crop_foreground", False, f"{words}, so there is little to crop (under {SMALL_BOX:g}: cropped)")
+    elif lost > MOST_OUTSIDE:
+        draft.put("crop_foreground", False, f"{words}, but {outside} (over {100 * MOST_OUTSIDE:g} %: not cropped)")
+    else:
+        rest = f"{outside}: learned from as a whole" if cases else "no class lies outside of it"
+        draft.put("crop_foreground", True, f"{words}, under {SMALL_BOX:g} (nnU-Net crops always); {rest}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from autoseg.algos.draft import Draft
+from autoseg.algos.rules.images import SIDES_DEGREES
 from autoseg.algos.rules.start import adopted_network
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.windowing import fit_window, window_starts
@@ -29,7 +30,7 @@ def network(draft: Draft) -> None:
     settled = draft.fixed("roi_size") or draft.fit.roi_size
     draft.sizing = Sizing(
         spacing_mm=spacing_mm,
-        median_shape=resampled_shape((1, 1, 1), fingerprint.size_mm_median, spacing_mm),
+        median_shape=resampled_shape((1, 1, 1), fingerprint.size_mm_seen(cropped=draft["crop_foreground"]), spacing_mm),
         num_outputs=inputs.label_map.num_outputs,
         memory_gib=hardware.memory_gib,
         on_gpu=hardware.on_gpu,
@@ -145,6 +146,11 @@ def mirror_axes(draft: Draft) -> None:
     unsure = [name for name in fingerprint.one_sided if name in draft.inputs.label_map.names]
     if unsure and draft.fixed("lateral_pairs") is None:
         draft.put("mirror_axes", [], f"none: {fingerprint.one_sided_rule}; lateral_pairs or mirror_axes would say more")
+        return
+    frame = fingerprint.frame
+    if frame is not None and frame.lateral_degrees > SIDES_DEGREES and draft["lateral_pairs"]:
+        rule = f"none: X lies {frame.lateral_degrees:.0f} degrees from right, so a mirrored image is not its other side"
+        draft.put("mirror_axes", [], rule)
         return
     draft.put("mirror_axes", [0], "left and right alone: mirrored up and down or front to back no body exists")
 

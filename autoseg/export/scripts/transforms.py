@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms.inverse import InvertibleTransform
-from monai.transforms.spatial.array import Resize
+from monai.transforms.spatial.array import Orientation, Resize
 from monai.transforms.transform import MapTransform
 from monai.utils.misc import ensure_tuple_rep
 from monai.utils.type_conversion import convert_to_dst_type
 
+from autoseg.data.frame import Frame
 from autoseg.data.resampling import resampled_shape
 
 Items = dict[Hashable, Any]
@@ -61,6 +63,47 @@ class ResampleFieldOfViewd(MapTransform, InvertibleTransform):
         items: Items = dict(data)
         for key in self.key_iterator(items):
             items[key] = self.resizer.inverse(items[key])
+        return items
+
+
+class TurnToFramed(MapTransform, InvertibleTransform):
+    """Turn images in RAS to the axes that the network works in, where these are its data set's own."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        axes: Sequence[Sequence[float]],
+        slices: int,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """Set up.
+
+        Args:
+            axes: directions of the network's X, Y, Z in the RAS+ world.
+            slices: the axis that slices are stacked along.
+        """
+        super().__init__(keys, allow_missing_keys)
+        x, y, z = ((float(a), float(b), float(c)) for a, b, c in axes)
+        self.frame = Frame((x, y, z), slices)
+        self.orientation = Orientation(axcodes="RAS", labels=None)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> Items:
+        """Images of (C, X, Y, Z) as MetaTensor, no voxel changed."""
+        items: Items = dict(data)
+        for key in self.key_iterator(items):
+            turn = self.frame.turn(np.asarray(items[key].affine)[:3, :3])
+            codes = (("R", "L"), ("A", "P"), ("S", "I"))
+            self.orientation.axcodes = "".join(
+                codes[axis][flipped] for axis, flipped in zip(turn.axes, turn.flipped, strict=True)
+            )
+            items[key] = self.orientation(items[key])
+        return items
+
+    def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> Items:
+        """Back to RAS."""
+        items: Items = dict(data)
+        for key in self.key_iterator(items):
+            items[key] = self.orientation.inverse(items[key])
         return items
 
 
