@@ -161,11 +161,9 @@ def test_summary_without_cases() -> None:
     assert math.isnan(mean_score([[math.nan]]))
 
 
-def test_interval_is_seeded_and_has_the_width_of_theory() -> None:
+def test_interval_has_the_width_of_theory() -> None:
     values = np.random.default_rng(0).normal(0.8, 0.1, (400, 1)).tolist()
-    found, again, other = summarise(values, ["a"]), summarise(values, ["a"]), summarise(values, ["a"], seed=1)
-    assert found == again
-    assert found != other
+    found = summarise(values, ["a"])
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.15)
 
 

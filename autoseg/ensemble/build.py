@@ -114,19 +114,20 @@ def build_ensemble(
         classes=trained.named.names,
         network_classes=trained.names,
         test_scores=test_scores,
+        patients={c.name: c.group for c in (*datalist.training, *held_back) if c.group is not None},
         finished=finished,
         spec=spec,
         gaps=tuple(gaps),
         failures=(*failures, *not_predicted),
     )
-    return _write(workspace, results, settings.seed)
+    return _write(workspace, results)
 
 
-def _write(workspace: Workspace, results: Results, seed: int) -> EnsembleResult:
+def _write(workspace: Workspace, results: Results) -> EnsembleResult:
     """Write scores.txt and scores.json."""
     tables = tuple(results.tables())
     write_text(workspace.ensemble / "scores.txt", "\n\n".join([*tables, *results.gaps, *results.failures]) + "\n")
-    write_json(workspace.scores, results.to_json(seed))
+    write_json(workspace.scores, results.to_json())
     return EnsembleResult(
         spec=results.spec,
         candidates=results.candidates,

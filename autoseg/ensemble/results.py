@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ class Results:
     """Of the networks, which have the probabilities; merged sides are one."""
     test_scores: Mapping[str, Sequence[float]]
     """Testing case -> Dice per class; those with a label."""
+    patients: Mapping[str, str]
+    """Case -> its patient, where the list names one."""
     finished: Finished
     spec: EnsembleSpec
     gaps: tuple[str, ...]
@@ -80,18 +82,19 @@ class Results:
         return f"{title}\n" + format_rows(["class", "before", "after", "what"], rows)
 
     def _testing_table(self) -> str:
-        summary = summarise(list(self.test_scores.values()), self.classes)
+        summary = summarise(list(self.test_scores.values()), self.classes, patients=self._patients(self.test_scores))
         rows = [[c.name, format_score(c.mean), format_score(c.std), str(c.num)] for c in summary.classes]
         rows.append(["mean", format_score(summary.mean), "", str(summary.num_cases)])
         return "Dice of the ensemble on the testing cases\n" + format_rows(["class", "mean", "std", "n"], rows)
 
     # -- scores.json
-    def to_json(self, seed: int) -> dict[str, Any]:
-        """Plain data.
+    def _patients(self, names: Iterable[str]) -> list[str | None]:
+        """The patient of each case."""
+        return [self.patients.get(name) for name in names]
 
-        Args:
-            seed: of the bootstrap.
-        """
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; patients are numbered there, not named."""
+        numbers = {patient: i for i, patient in enumerate(dict.fromkeys(self.patients.values()))}
         return {
             "version": __version__,
             "metric": "dice",
@@ -102,18 +105,19 @@ class Results:
                     "name": c.name,
                     "combine": c.combine,
                     "members": [list(m) for m in c.members],
-                    **summarise(list(c.scores.values()), self.classes, seed=seed).to_json(),
+                    **summarise([*c.scores.values()], self.classes, patients=self._patients(c.scores)).to_json(),
                 }
                 for c in self.candidates
             ],
             "cases": [{"name": c.name, "fold": c.fold, "dice": to_plain(dict(c.dice))} for c in self.cases],
+            "patients": {name: numbers[patient] for name, patient in self.patients.items()},
             "testing": to_plain(dict(self.test_scores)),
             "gaps": list(self.gaps),
             "failures": list(self.failures),
-            **self._ensemble_json(seed),
+            **self._ensemble_json(),
         }
 
-    def _ensemble_json(self, seed: int) -> dict[str, Any]:
+    def _ensemble_json(self) -> dict[str, Any]:
         """The chosen ensemble's own part, postprocessing included.
 
         Each metric per case and over all cases; calibration of the probabilities, before postprocessing.
@@ -124,7 +128,9 @@ class Results:
             "tolerance_mm": TOLERANCE_MM,
             "metrics": {m.name: m.to_json() for m in METRICS},
             **{
-                m.name: m.summarise([*finished.scores[m.name].values()], self.classes, seed=seed).to_json()
+                m.name: m.summary(
+                    [*finished.scores[m.name].values()], self.classes, self._patients(finished.scores[m.name])
+                ).to_json()
                 for m in METRICS
             },
             "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,

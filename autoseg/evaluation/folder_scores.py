@@ -30,6 +30,8 @@ class Evaluation:
     """Case -> the file that was scored."""
     notes: tuple[str, ...]
     """What was paired by more than the name, or left out, in sentences."""
+    patients: dict[str, str]
+    """Case -> its patient, for cases whose names say that they belong together."""
     tolerance_mm: float | None
     """Of the surface Dice; None: each class has its own."""
     scoring: Scoring
@@ -51,8 +53,10 @@ class Evaluation:
         names = self.classes if classes is None else classes
         places = [self.classes.index(n) for n in names]
         return {
-            metric.name: metric.summarise(
-                [[row[i] for i in places] for row in self.scores[metric.name].values()], names
+            metric.name: metric.summary(
+                [[row[i] for i in places] for row in self.scores[metric.name].values()],
+                names,
+                [self.patients.get(case) for case in self.scores[metric.name]],
             )
             for metric in self.metrics
         }

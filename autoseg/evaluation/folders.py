@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.data.datalists.groups import LikelyGroups, likely_groups
 from autoseg.data.datalists.names import RULE, Pairing, pair_files
 from autoseg.data.formats.table import SUFFIXES_TEXT, image_files, stem_of
 from autoseg.data.grid import Volume
@@ -73,7 +74,12 @@ def evaluate(
             by_case[stem_of(path)] = _score(pred, truth, label_map, tolerance_mm, scoring)
     if faults:
         raise DataError(faults)
-    notes = (*_pairing_notes(pairing), *_value_notes(label_map, label_values, pred_values, classes, scoring))
+    likely = likely_groups(list(by_case))
+    notes = (
+        *_pairing_notes(pairing),
+        *_patient_notes(likely),
+        *_value_notes(label_map, label_values, pred_values, classes, scoring),
+    )
     return Evaluation(
         classes=label_map.names,
         scores={
@@ -82,6 +88,7 @@ def evaluate(
         missing=tuple(missing),
         predictions={stem_of(label): pred for label, pred in pairing.pairs.items()},
         notes=notes,
+        patients=dict(likely.of),
         tolerance_mm=tolerance_mm if scoring == "autoseg" else None,
         scoring=scoring,
     )
@@ -208,6 +215,16 @@ def _pairing_notes(pairing: Pairing) -> list[str]:
     if pairing.rest:
         notes.append(f"No label, not scored: {', '.join(p.name for p in pairing.rest)}")
     return notes
+
+
+def _patient_notes(likely: LikelyGroups) -> list[str]:
+    """How many cases are taken for those of one patient."""
+    if not likely.of:
+        return []
+    return [
+        f"By their names {len(likely.of)} cases are {likely.kind} of {len(likely.members)} patients or stacks; the "
+        "intervals take them so."
+    ]
 
 
 def _value_notes(

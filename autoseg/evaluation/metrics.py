@@ -18,9 +18,8 @@ from monai.metrics.surface_dice import compute_surface_dice
 
 from autoseg.data.labels import IGNORE, LabelMap
 from autoseg.errors import DataError
+from autoseg.evaluation.intervals import Patients, mean_interval
 
-NUM_BOOTSTRAP = 2000
-"""Resamples of the cases for an interval; its ends then vary by about a fiftieth of its width."""
 MAX_TABLE = 1 << 20
 """Cells of the largest table of value pairs that is counted directly."""
 TOLERANCE_MM = 2.0
@@ -215,7 +214,7 @@ class ClassSummary:
     q25: float
     q75: float
     low: float
-    """Ends of the 95 % bootstrap interval of the mean."""
+    """Ends of the 95 % interval of the mean, see `intervals.mean_interval`; NaN where it is not known."""
     high: float
 
 
@@ -228,7 +227,7 @@ class Summary:
     """Mean over the classes of their means over cases; classes without a case left out."""
     low: float
     high: float
-    """Ends of its 95 % bootstrap interval, cases drawn whole."""
+    """Ends of its 95 % interval."""
     num_cases: int
 
     def to_json(self) -> dict[str, Any]:
@@ -260,13 +259,20 @@ def mean_score(per_case: Sequence[Sequence[float]]) -> float:
     return sum(means) / len(means) if means else math.nan
 
 
-def summarise(per_case: Sequence[Sequence[float]], names: Sequence[str], *, seed: int = 0) -> Summary:
+def summarise(
+    per_case: Sequence[Sequence[float]],
+    names: Sequence[str],
+    *,
+    patients: Patients | None = None,
+    within: tuple[float, float] = (0.0, 1.0),
+) -> Summary:
     """Sum up scores of cases.
 
     Args:
         per_case: for each case, a value per class; NaN does not count.
         names: of the classes.
-        seed: of the bootstrap.
+        patients: of each case; None: every case is a patient of its own.
+        within: range of the values, to which the ends of intervals are cut.
     """
     num_cases = len(per_case)
     scores = np.full((max(1, num_cases), len(names)), np.nan)
@@ -275,21 +281,18 @@ def summarise(per_case: Sequence[Sequence[float]], names: Sequence[str], *, seed
     with warnings.catch_warnings():
         # A class without any case is NaN here, and said to be so by its `num` of 0.
         warnings.filterwarnings("ignore", "Mean of empty slice|All-NaN slice|Degrees of freedom", RuntimeWarning)
-        means = np.full((NUM_BOOTSTRAP, len(names)), np.nan)
-        rng = np.random.default_rng(seed)
-        for i in range(NUM_BOOTSTRAP):
-            means[i] = np.nanmean(scores[rng.integers(len(scores), size=len(scores))], axis=0)
-        low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
-        low_mean, high_mean = np.nanpercentile(np.nanmean(means, axis=1), [2.5, 97.5])
         quartiles = np.nanpercentile(scores, [25, 50, 75], axis=0)
         by_class, std = np.nanmean(scores, axis=0), np.nanstd(scores, axis=0)
         mean = float(np.nanmean(by_class))
+    of_classes = patients if num_cases else None
+    ends = [mean_interval(scores[:, i : i + 1], of_classes, within=within) for i in range(len(names))]
     classes = [
         ClassSummary(
             name=name, num=int((~np.isnan(scores[:, i])).sum()), mean=float(by_class[i]), std=float(std[i]),
             median=float(quartiles[1, i]), q25=float(quartiles[0, i]), q75=float(quartiles[2, i]),
-            low=float(low[i]), high=float(high[i]),
+            low=ends[i][0], high=ends[i][1],
         )
         for i, name in enumerate(names)
     ]  # fmt: skip
-    return Summary(classes=tuple(classes), mean=mean, low=float(low_mean), high=float(high_mean), num_cases=num_cases)
+    low, high = mean_interval(scores, of_classes, within=within)
+    return Summary(classes=tuple(classes), mean=mean, low=low, high=high, num_cases=num_cases)

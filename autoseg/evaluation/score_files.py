@@ -87,6 +87,8 @@ class Scores(Stored):
     """Name of the chosen combination."""
     candidates: tuple[CandidateScores, ...]
     cases: tuple[CaseDice, ...]
+    patients: dict[str, int] = {}
+    """Case -> number of its patient, where the list names one; the others stand alone."""
     testing: dict[str, PerClass]
     gaps: tuple[str, ...]
     """Jobs without a model, in words."""

@@ -6,6 +6,7 @@ case was not annotated for, are left out before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from autoseg.data.labels import LabelMap
+from autoseg.evaluation.intervals import Patients
 from autoseg.evaluation.metrics import TOLERANCE_MM, Summary, dice_per_class, nsd, scores_of_masks, summarise
 
 
@@ -54,8 +56,20 @@ class Metric:
     higher_is_better: bool = True
     needs_tolerance: bool = False
     """Whether values depend on the accepted deviation of surfaces."""
-    summarise: Callable[..., Summary] = summarise
-    """How cases and classes are averaged: takes the values of each case and the classes' names."""
+    least: float = 0.0
+    """No value lies below it."""
+
+    def summary(
+        self, values: Sequence[Sequence[float]], names: Sequence[str], patients: Patients | None = None
+    ) -> Summary:
+        """Cases and classes averaged.
+
+        Args:
+            values: a value per class of each case; NaN does not count.
+            names: of the classes.
+            patients: of each case; None: every case is a patient of its own.
+        """
+        return summarise(values, names, patients=patients, within=(self.least, 1.0 if self.is_share else math.inf))
 
     def heading(self, tolerance_mm: float | None) -> str:
         """Name with what its values are measured in: `nsd 2 mm`."""

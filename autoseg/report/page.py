@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,9 @@ from autoseg.data.formats.table import image_digest
 from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.evaluation.calibration import expected_error
+from autoseg.evaluation.intervals import case_means, compare
 from autoseg.evaluation.score_files import PerClass, Scores
 from autoseg.report import figures
-from autoseg.report.compare import case_means, compare
 from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_finished, plain, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.terminal import printable
@@ -127,7 +127,14 @@ def render(workspace: Workspace, stages: Sequence[Stage[Any]], *, live: bool = F
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        score=_score, number=_number, size=_size, duration=format_duration, figure=_figure, breakable=_breakable
+        score=_score,
+        interval=_interval,
+        signed=_signed,
+        number=_number,
+        size=_size,
+        duration=format_duration,
+        figure=_figure,
+        breakable=_breakable,
     )
     folder = Path(__file__).parent
     page = environment.get_template("report.html.j2").render(
@@ -151,6 +158,16 @@ def render(workspace: Workspace, stages: Sequence[Stage[Any]], *, live: bool = F
 
 def _score(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _interval(item: Any) -> str:
+    """`low` and `high` of a summary or a row; a dash where too few patients say nothing."""
+    low, high = (item["low"], item["high"]) if isinstance(item, dict) else (item.low, item.high)
+    return "-" if _score(low) == "-" else f"{_score(low)} to {_score(high)}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:+.4f}"
 
 
 def _number(value: float | None) -> str:
@@ -195,7 +212,7 @@ def _glance(run: Run) -> list[tuple[str, str, str]]:
     if run.scores:
         chosen = run.scores.dice  # the ensemble's, postprocessing included
         if chosen.mean is not None:
-            interval = f"95 % interval {_score(chosen.low)} to {_score(chosen.high)}"
+            interval = f"95 % interval {_interval(chosen)}"
             facts.append(("Mean Dice", _score(chosen.mean), f"{interval}, {chosen.num_cases} cases"))
             counted = [(c.mean, c.name) for c in chosen.classes if c.mean is not None]
             if len(chosen.classes) > 1 and counted:
@@ -320,17 +337,17 @@ def _scores(run: Run) -> Content | None:
     ensemble = {n: plain(scores["dice"]) for n, scores in run.scores.ensemble.items()}
     groups = {label: list(ensemble.values())} if ensemble else {}
     groups |= {name: [plain(v) for v in cases.values()] for name, cases in by_algo.items() if name != label}
-    seed, spec = run.seed, run.ensemble
-    tables = [(f"Dice of the {label}", _fold_table(classes, ensemble, fold_of, seed))] if ensemble else []
+    patients, spec = run.scores.patients, run.ensemble
+    tables = [(f"Dice of the {label}", _fold_table(classes, ensemble, fold_of, patients))] if ensemble else []
     others = [
-        (f"Dice of {name}", _fold_table(classes, {n: plain(v) for n, v in cases.items()}, fold_of, seed))
+        (f"Dice of {name}", _fold_table(classes, {n: plain(v) for n, v in cases.items()}, fold_of, patients))
         for name, cases in by_algo.items()
         if name != label
     ]
     plots = [(figures.score_boxes("Dice", classes, groups), "Every case's Dice on data its models never saw.")]
     for metric, by_case in _further_scores(run.scores):
         title, axis, caption = metric.texts(run.scores.tolerance_mm)
-        tables.append((f"{title} of the {label}", _fold_table(classes, by_case, fold_of, seed)))
+        tables.append((f"{title} of the {label}", _fold_table(classes, by_case, fold_of, patients, metric)))
         boxes = figures.score_boxes(axis, classes, {label: list(by_case.values())}, is_share=metric.is_share)
         plots.append((boxes, caption))
     return {
@@ -378,15 +395,17 @@ def _by_segmenter(scores: Scores) -> dict[str, dict[str, PerClass]]:
 
 
 def _fold_table(
-    classes: Sequence[str], scores: dict[str, list[float]], fold_of: dict[str, int], seed: int
+    classes: Sequence[str],
+    scores: dict[str, list[float]],
+    fold_of: dict[str, int],
+    patients: Mapping[str, int],
+    metric: Metric | None = None,
 ) -> dict[str, Any]:
-    from autoseg.evaluation.metrics import (
-        mean_score,
-        summarise,  # it loads torch
-    )
+    from autoseg.evaluation.metrics import mean_score  # it loads torch
+    from autoseg.evaluation.scores import DICE
 
     folds = sorted({fold_of[n] for n in scores})
-    summary = summarise(list(scores.values()), classes, seed=seed)
+    summary = (metric or DICE).summary(list(scores.values()), classes, [patients.get(n) for n in scores])
     by_fold = {f: [v for n, v in scores.items() if fold_of[n] == f] for f in folds}
     rows = []
     for i, c in enumerate(summary.classes):
@@ -418,7 +437,9 @@ def _testing(run: Run, scores: Scores) -> Content | None:
     return {
         "num": num,
         "scored": len(held),
-        "summary": summarise(list(held.values()), scores.classes, seed=run.seed) if held else None,
+        "summary": summarise(list(held.values()), scores.classes, patients=[scores.patients.get(n) for n in held])
+        if held
+        else None,
     }
 
 
@@ -445,7 +466,7 @@ def _comparison(run: Run) -> Content | None:
         "chosen": chosen,
         "raw": bool(raw),
         "plot": figures.intervals(rows, chosen),
-        "tests": compare(means, pairs, seed=run.seed),
+        "tests": compare(means, pairs, run.scores.patients),
     }
 
 
