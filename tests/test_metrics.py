@@ -16,7 +16,8 @@ from monai.metrics.surface_dice import compute_surface_dice
 from autoseg.data.labels import LabelMap
 from autoseg.data.phantoms import ellipsoid
 from autoseg.errors import DataError
-from autoseg.evaluation.metrics import dice_of_targets, dice_per_class, mean_score, nsd, summarise, to_plain
+from autoseg.evaluation.metrics import dice_of_targets, dice_per_class, mean_score, summarise, to_plain
+from autoseg.evaluation.surfaces import nsd
 
 THREE = LabelMap(names=("a", "b", "c"), values=((1,), (2, 5), (9,)))
 NESTED = LabelMap(names=("whole", "core", "rest"), values=((1, 2, 4), (2, 4), (7,)), sigmoid=True)

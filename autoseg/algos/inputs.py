@@ -12,6 +12,8 @@ from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
+from autoseg.errors import ConfigError
+from autoseg.evaluation.tolerances import faults_of
 from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:  # both load torch, which the commands that only look up what is planned do not need
@@ -52,6 +54,8 @@ def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerpri
         settings, datalist.labels, in_files, regions=datalist.regions, ignore_label=datalist.ignore_label
     )
     check_classes(settings.inference, label_map.names)
+    if faults := faults_of(settings.surface_tolerance_mm, label_map.names, "surface_tolerance_mm"):
+        raise ConfigError(faults)
     return merge_left_right(label_map) if settings.merge_left_right else label_map
 
 

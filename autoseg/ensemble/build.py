@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.config.settings import EnsembleSettings, Settings
-from autoseg.config.units import parse_duration, parse_size
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.labels import LabelMap, check_classes
 from autoseg.data.volumes import read_label
+from autoseg.ensemble.cleaning import choose_rules
 from autoseg.ensemble.combine import (
     Candidate,
-    CaseCost,
     CaseScore,
+    Choosing,
     Chosen,
-    candidates,
-    choose,
     costs_of,
     pareto_rows,
 )
 from autoseg.ensemble.finish import Finished, finish_out_of_fold
+from autoseg.ensemble.labels import OutOfFoldLabels
+from autoseg.ensemble.optimism import ChosenAgain, choose_again, speaking_for
 from autoseg.ensemble.out_of_fold import (
     Progress,
     case_digest,
@@ -34,11 +34,13 @@ from autoseg.ensemble.out_of_fold import (
     score_out_of_fold,
 )
 from autoseg.ensemble.results import Results
-from autoseg.errors import DataError, ResourceError, WorkspaceError
+from autoseg.errors import ConfigError, DataError, ResourceError, WorkspaceError
 from autoseg.evaluation.metrics import mean_score, to_plain
+from autoseg.evaluation.scores import metric_named
+from autoseg.evaluation.tolerances import faults_of, of_classes
 from autoseg.inference.ensemble_spec import EnsembleSpec, ParetoRow, seal_ensemble
 from autoseg.inference.files import segment
-from autoseg.inference.postprocess import ClassRule, set_rules
+from autoseg.inference.postprocess import ClassRule, deeds, set_rules
 from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.plan import read_plan
 from autoseg.version import __version__
@@ -89,19 +91,21 @@ def build_ensemble(
             "`autoseg status` says why jobs failed."
         )
     how = settings.combining
+    metric = metric_named(how.select_by)
     algos_by_fold = {f: sorted(a for a, g in set(jobs_done) if g == f) for f in sorted({f for _, f in jobs_done})}
     gaps = _gaps(workspace, algos_by_fold, settings, datalist)
     for gap in gaps:
         log.warning("ensemble: %s", gap)
     scored, failures = score_out_of_fold(
-        workspace, datalist, algos_by_fold, combine=how.combine, device=settings.device, progress=progress
-    )
-    able = candidates(scored, algos_by_fold, how)
-    costs = costs_of(scored)
-    choice = _chosen(able, how, costs)
+        workspace, datalist, algos_by_fold, combine=how.combine, device=settings.device, progress=progress,
+        select_by=metric, tolerance_mm=settings.surface_tolerance_mm,
+    )  # fmt: skip
+    choosing = Choosing(how=how, metric=metric, algos_by_fold=algos_by_fold, costs=costs_of(scored))
+    able = choosing.candidates(scored)
+    choice = _chosen(able, choosing)
     trained = _classes_of(workspace, choice.candidate)
-    finished = _finished(workspace, datalist, settings, how, scored, choice.candidate, trained.named)
-    spec = _spec(how, choice, finished, trained.named, pareto_rows(able, costs))
+    finished, again = _finished(workspace, datalist, settings, scored, choice.candidate, trained.named, choosing)
+    spec = _spec(how, choice, finished, trained.named, pareto_rows(able, choosing.costs))
     workspace.ensemble_seal.unlink(missing_ok=True)  # at no moment is there one that does not belong to the other
     write_json(workspace.ensemble_spec, spec.model_dump(mode="json"))
     seal_ensemble(workspace, spec)
@@ -116,6 +120,8 @@ def build_ensemble(
         test_scores=test_scores,
         patients={c.name: c.group for c in (*datalist.training, *held_back) if c.group is not None},
         finished=finished,
+        again=again,
+        metric=metric,
         spec=spec,
         gaps=tuple(gaps),
         failures=(*failures, *not_predicted),
@@ -137,15 +143,9 @@ def _write(workspace: Workspace, results: Results) -> EnsembleResult:
     )
 
 
-def _chosen(able: Sequence[Candidate], how: EnsembleSettings, costs: CaseCost | None) -> Chosen:
+def _chosen(able: Sequence[Candidate], choosing: Choosing) -> Chosen:
     """The candidate that the settings choose, within their budgets."""
-    choice = choose(
-        able,
-        how,
-        costs,
-        max_s=parse_duration(how.max_time) if how.max_time else None,
-        max_gb=parse_size(how.max_memory) / 1e9 if how.max_memory else None,
-    )
+    choice = choosing.choose(able)
     if choice.given_up:
         log.warning("ensemble: given up for the budget: %s", choice.given_up)
     return choice
@@ -161,25 +161,28 @@ def _finished(
     workspace: Workspace,
     datalist: Datalist,
     settings: Settings,
-    how: EnsembleSettings,
     scored: Sequence[CaseScore],
     chosen: Candidate,
     label_map: LabelMap,
-) -> Finished:
-    """Postprocess and score what the chosen candidate says of every case."""
+    choosing: Choosing,
+) -> tuple[Finished, ChosenAgain | None]:
+    """Postprocess and score what the chosen candidate says of every case; choose again without each fold."""
     names = label_map.names
     check_classes(settings.inference, names)
+    if faults := faults_of(settings.surface_tolerance_mm, names, "surface_tolerance_mm"):
+        raise ConfigError(faults)
     by_name = {case.name: case for case in datalist.training}
-    finished = finish_out_of_fold(
-        workspace,
-        {c.name: (by_name[c.name], chosen.combination(c.fold).name) for c in scored if c.name in chosen.scores},
-        label_map,
-        base=set_rules(names, settings.inference.slice_run, settings.inference.min_voxels),
-        choose_rules=how.postprocess == "auto",
+    labels = OutOfFoldLabels(
+        workspace=workspace, label_map=label_map, tolerance_mm=of_classes(settings.surface_tolerance_mm, names)
     )
-    for rule in finished.rules:
+    base = set_rules(names, settings.inference.slice_run, settings.inference.min_voxels)
+    cases, rules = speaking_for(chosen, scored, by_name), tuple(base)
+    if choosing.how.postprocess == "auto":
+        rules = choose_rules(labels, cases, base, choosing.metric)
+    for rule in rules:
         log.info("ensemble: %s: %s%s", rule.name, rule.words, _gain(rule))
-    return finished
+    again = choose_again(labels, scored, by_name, choosing, base)
+    return finish_out_of_fold(labels, cases, rules), again
 
 
 def _spec(
@@ -234,7 +237,7 @@ def _predict_testing(
         Case -> Dice per class, and a message for each case that failed.
     """
     models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
-    rules = [rule.model_dump(exclude={"dice_before", "dice_after"}) for rule in spec.postprocessing]
+    rules = deeds(spec.postprocessing)
     predictor: Predictor | None = None
     scores: dict[str, list[float]] = {}
     failures: list[str] = []

@@ -11,8 +11,9 @@ import numpy as np
 
 from autoseg.ensemble.combine import Candidate, CaseScore
 from autoseg.ensemble.finish import Finished
-from autoseg.evaluation.metrics import TOLERANCE_MM, summarise, to_plain
-from autoseg.evaluation.scores import METRICS
+from autoseg.ensemble.optimism import ChosenAgain
+from autoseg.evaluation.metrics import mean_score, summarise, to_plain
+from autoseg.evaluation.scores import DICE, METRICS, Metric
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.version import __version__
@@ -34,6 +35,10 @@ class Results:
     patients: Mapping[str, str]
     """Case -> its patient, where the list names one."""
     finished: Finished
+    again: ChosenAgain | None
+    """What was chosen without each fold; None with one fold alone."""
+    metric: Metric
+    """That decided."""
     spec: EnsembleSpec
     gaps: tuple[str, ...]
     failures: tuple[str, ...]
@@ -50,9 +55,37 @@ class Results:
             processed = ", postprocessing included" if self.finished.rules else ""
             title = f"Dice of the ensemble ({self.chosen.name}){processed}"
             tables.append(format_table(title, self.classes, self._by_fold(self.finished.dice)))
+        if self.again is not None and self.again.dice:
+            tables.append(self._optimism_words())
         if self.test_scores:
             tables.append(self._testing_table())
         return tables
+
+    def _optimism_words(self) -> str:
+        """The Dice with and without choices made on the same cases."""
+        plain, nested = self._plain_and_again()
+        return (
+            f"Mean Dice {format_score(plain)}; {format_score(nested)} where the combination and the postprocessing are "
+            f"chosen again without the fold they are scored on: the choice flatters by {plain - nested:.4f}"
+        )
+
+    def _plain_and_again(self) -> tuple[float, float]:
+        """Mean Dice of the cases that were scored both ways: as chosen, and chosen without their fold."""
+        again = {} if self.again is None else self.again.dice
+        shared = [name for name in again if name in self.finished.dice]
+        return mean_score([self.finished.dice[n] for n in shared]), mean_score([again[n] for n in shared])
+
+    def _again_json(self) -> dict[str, Any] | None:
+        if self.again is None or not self.again.dice:
+            return None
+        plain, nested = self._plain_and_again()
+        names = [name for name in self.again.dice if name in self.finished.dice]
+        summary = summarise([self.again.dice[n] for n in names], self.classes, patients=self._patients(names))
+        return {
+            "dice": summary.to_json(),
+            "optimism": to_plain(plain - nested),
+            "combinations": {str(fold): name for fold, name in self.again.combinations.items()},
+        }
 
     def _by_fold(self, scores: Mapping[str, Sequence[float]]) -> list[tuple[int, Sequence[float]]]:
         fold_of = {case.name: case.fold for case in self.cases}
@@ -61,15 +94,18 @@ class Results:
     def _candidates_table(self) -> str:
         costs = {row.name: row for row in self.spec.pareto}
         rows = []
-        for c in sorted(self.candidates, key=lambda c: -1.0 if math.isnan(c.mean) else c.mean, reverse=True):
+        for c in sorted(self.candidates, key=lambda c: c.rank, reverse=True):
             row = costs.get(c.name)
             cost = ["-", "-", ""]
             if row is not None:
                 cost = [f"{row.seconds:.2f}", f"{row.gb:.2f}", "x" if row.on_front else ""]
             name = ("* " if c is self.chosen else "  ") + c.name
-            rows.append([name, format_score(c.mean), *cost, str(len(c.scores)), str(len(c.members))])
-        header = ["  combination", "dice", "s/image", "GB", "front", "cases", "models"]
-        title = "Out-of-fold Dice of each combination and what it takes, * chosen"
+            decided = [] if self.metric is DICE else [format_score(c.selected_mean)]
+            rows.append([name, format_score(c.mean), *decided, *cost, str(len(c.scores)), str(len(c.members))])
+        decides = [] if self.metric is DICE else [self.metric.heading(self.finished.tolerance_mm)]
+        header = ["  combination", "dice", *decides, "s/image", "GB", "front", "cases", "models"]
+        by = "" if self.metric is DICE else f" by {self.metric.short_title}"
+        title = f"Out-of-fold Dice of each combination and what it takes, * chosen{by}"
         given_up = f"\nGiven up for the budget: {self.spec.given_up}." if self.spec.given_up else ""
         return f"{title}\n{format_rows(header, rows)}{given_up}"
 
@@ -97,7 +133,7 @@ class Results:
         numbers = {patient: i for i, patient in enumerate(dict.fromkeys(self.patients.values()))}
         return {
             "version": __version__,
-            "metric": "dice",
+            "metric": self.metric.name,
             "classes": list(self.classes),
             "chosen": self.chosen.name,
             "candidates": [
@@ -105,6 +141,7 @@ class Results:
                     "name": c.name,
                     "combine": c.combine,
                     "members": [list(m) for m in c.members],
+                    "selected": to_plain(c.selected_mean),
                     **summarise([*c.scores.values()], self.classes, patients=self._patients(c.scores)).to_json(),
                 }
                 for c in self.candidates
@@ -125,7 +162,7 @@ class Results:
         finished = self.finished
         counted = [c for c in finished.calibration.values() if c is not None]
         return {
-            "tolerance_mm": TOLERANCE_MM,
+            "tolerance_mm": finished.tolerance_mm,
             "metrics": {m.name: m.to_json() for m in METRICS},
             **{
                 m.name: m.summary(
@@ -134,6 +171,7 @@ class Results:
                 for m in METRICS
             },
             "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
+            "chosen_again": self._again_json(),
             "calibrated": list(self.network_classes),
             "ensemble": {n: to_plain({m: scores[n] for m, scores in finished.scores.items()}) for n in finished.dice},
         }

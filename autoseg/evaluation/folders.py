@@ -18,8 +18,8 @@ from autoseg.errors import ConfigError, DataError
 from autoseg.evaluation.flare23 import TOLERANCES_MM, flare23_scores
 from autoseg.evaluation.folder_scores import Evaluation, Scoring, format_evaluation, to_json
 from autoseg.evaluation.label_values import LabelValues, shown
-from autoseg.evaluation.metrics import TOLERANCE_MM
-from autoseg.evaluation.scores import METRICS, Comparison
+from autoseg.evaluation.scores import Comparison, score_case
+from autoseg.evaluation.tolerances import TOLERANCE_MM, Tolerance, faults_of, of_classes
 from autoseg.terminal import show
 from autoseg.workspace.files import write_json
 
@@ -34,7 +34,7 @@ def evaluate(
     labels: Path,
     *,
     classes: Sequence[str] | None = None,
-    tolerance_mm: float = TOLERANCE_MM,
+    tolerance_mm: Tolerance = TOLERANCE_MM,
     scoring: Scoring = "autoseg",
 ) -> Evaluation:
     """Score every label file's prediction.
@@ -45,7 +45,7 @@ def evaluate(
         labels: folder of label files.
         classes: names of the label values 1, 2, ...; or label values; None: every value that occurs in `labels`
             but 0 and 255.
-        tolerance_mm: of the surface Dice.
+        tolerance_mm: of the surface Dice; of every class, or of each that has its own.
         scoring: flare23: by that challenge's rules, classes and tolerances.
 
     Raises:
@@ -59,6 +59,10 @@ def evaluate(
     faults = list(pairing.faults)
     label_values, pred_values = LabelValues(), LabelValues()
     label_map = _label_map(classes, scoring, truths, faults)
+    if wrong := faults_of(tolerance_mm, label_map.names, "--surface_tolerance_mm"):
+        raise ConfigError(wrong)
+    if scoring == "flare23" and tolerance_mm != TOLERANCE_MM:
+        raise ConfigError("--surface_tolerance_mm: no effect together with --scoring flare23, which has its own.")
     by_case: dict[str, dict[str, list[float]]] = {}
     missing = []
     for path in truths:
@@ -89,7 +93,7 @@ def evaluate(
         predictions={stem_of(label): pred for label, pred in pairing.pairs.items()},
         notes=notes,
         patients=dict(likely.of),
-        tolerance_mm=tolerance_mm if scoring == "autoseg" else None,
+        tolerance_mm=of_classes(tolerance_mm, label_map.names) if scoring == "autoseg" else None,
         scoring=scoring,
     )
 
@@ -116,7 +120,7 @@ def _label_map(classes: Sequence[str] | None, scoring: Scoring, truths: Sequence
 
 
 def _score(
-    pred: np.ndarray, truth: Volume, label_map: LabelMap, tolerance_mm: float, scoring: Scoring
+    pred: np.ndarray, truth: Volume, label_map: LabelMap, tolerance_mm: Tolerance, scoring: Scoring
 ) -> dict[str, list[float]]:
     """Metric -> value per class of one case."""
     label = truth.array[0]
@@ -126,7 +130,7 @@ def _score(
     case = Comparison(
         pred=pred, label=label, label_map=label_map, spacing_mm=truth.spacing_mm, tolerance_mm=tolerance_mm
     )
-    return {metric.name: metric.score(case) for metric in METRICS}
+    return score_case(case)
 
 
 def _named(classes: Sequence[str]) -> LabelMap:
@@ -268,14 +272,16 @@ def evaluate_folders(
     *,
     classes: Sequence[str] | None = None,
     output: Path | None = None,
-    tolerance_mm: float = TOLERANCE_MM,
+    tolerance_mm: Tolerance = TOLERANCE_MM,
     scoring: Scoring = "autoseg",
+    lesions: bool = False,
 ) -> int:
     """Score a folder, print the table, and write every score as JSON where asked for.
 
     Args:
         predictions, labels, classes, tolerance_mm, scoring: as `evaluate` takes them.
         output: JSON file.
+        lesions: print the scores of lesions, too.
 
     Returns:
         Exit code 0.
@@ -284,7 +290,7 @@ def evaluate_folders(
         ConfigError, DataError: as `evaluate`; the output cannot be written.
     """
     evaluation = evaluate(Path(predictions), Path(labels), classes=classes, tolerance_mm=tolerance_mm, scoring=scoring)
-    show(format_evaluation(evaluation))
+    show(format_evaluation(evaluation, lesions=lesions))
     if output is not None:
         try:
             write_json(Path(output), to_json(evaluation))

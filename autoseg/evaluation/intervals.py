@@ -129,7 +129,7 @@ def _unskewed(quantile: float, skewness: float) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class PairedTest:
     """One pair of segmenters."""
 
     first: str
@@ -175,7 +175,7 @@ def compare(
     scores: Mapping[str, Mapping[str, float]],
     pairs: Sequence[tuple[str, str]],
     patient_of: Mapping[str, Hashable] | None = None,
-) -> list[Comparison]:
+) -> list[PairedTest]:
     """Compare pairs of segmenters by Wilcoxon's signed-rank test on patients.
 
     A patient with several cases takes part with the mean of its differences.
@@ -199,7 +199,7 @@ def compare(
         changes.append((first, second, change, *mean_interval(change[:, None], patients)))
     adjusted = holm(raw)
     return [
-        Comparison(
+        PairedTest(
             first=first, second=second, num=len(change), difference=float(change.mean()), low=low, high=high,
             wins=int((change > 0).sum()), losses=int((change < 0).sum()), p=p,
         )

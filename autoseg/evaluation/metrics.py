@@ -1,4 +1,4 @@
-"""The one place for scores: Dice, normalised surface Dice, and how they are summed up.
+"""Dice from counts of label values, and how scores of cases are summed up.
 
 A class absent from prediction and label is not counted (NaN); absent from one of the two it scores 0. Classes a
 case was not annotated for are not counted. Means are over cases, then over classes.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from monai.metrics.surface_dice import compute_surface_dice
 
 from autoseg.data.labels import IGNORE, LabelMap
 from autoseg.errors import DataError
@@ -22,9 +20,6 @@ from autoseg.evaluation.intervals import Patients, mean_interval
 
 MAX_TABLE = 1 << 20
 """Cells of the largest table of value pairs that is counted directly."""
-TOLERANCE_MM = 2.0
-"""Accepted deviation of a boundary. Source: between the 1 and 3 mm of Nikolov et al. 2018 for most organs; FLARE's
-challenges take 2 mm for many."""
 CHUNK_VOXELS = 1 << 22
 """Voxels whose value pairs are counted at a time: 32 MiB of indices."""
 
@@ -122,79 +117,6 @@ def _only(names: Sequence[str], scores: list[float], annotated: Collection[str] 
     if annotated is None:
         return scores
     return [s if n in annotated else math.nan for n, s in zip(names, scores, strict=True)]
-
-
-# -- surfaces
-
-
-def nsd(pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float) -> float:
-    """Normalised surface Dice of one class: the share of both surfaces within a tolerance of the other.
-
-    Args:
-        pred, label: boolean masks (X, Y, Z) on one grid.
-        spacing_mm: edge lengths of a voxel.
-        tolerance_mm: accepted deviation of the boundary, >= 0.
-
-    Returns:
-        Value in [0, 1]; NaN if both are empty, 0 if one is.
-
-    Raises:
-        DataError: The shapes differ.
-
-    Source: Nikolov et al. 2018, by MONAI with surface elements of sub-voxel area, as DeepMind's surface-distance.
-    """
-    _check_shapes(pred, label)
-    if not pred.any() or not label.any():
-        return math.nan if pred.any() == label.any() else 0.0
-    either = pred | label
-    # With a margin of one background voxel, so that a surface on the volume's border is closed.
-    box = []
-    for axis in range(3):
-        line = np.flatnonzero(either.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(int(line[0]), int(line[-1]) + 1))
-    masks = [torch.from_numpy(np.pad(m[tuple(box)], 1))[None, None] for m in (pred, label)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)  # MONAI warns of its own call
-        surface_dice = compute_surface_dice(
-            masks[0],
-            masks[1],
-            [tolerance_mm],
-            include_background=True,
-            spacing=[float(s) for s in spacing_mm],
-            use_subvoxels=True,
-        )
-    return float(surface_dice[0, 0])
-
-
-def scores_of_masks(
-    function: Callable[[np.ndarray, np.ndarray], float],
-    pred: np.ndarray,
-    label: np.ndarray,
-    label_map: LabelMap,
-    *,
-    annotated: Collection[str] | None = None,
-) -> list[float]:
-    """Score each class of a label map by its masks, from values as they stand in label files.
-
-    Args:
-        function: takes the boolean masks (X, Y, Z) of prediction and label.
-        pred, label, annotated: as `dice_per_class` takes them. Voxels the label marks as ignored are background
-            in both.
-
-    Returns:
-        One value per class; NaN where not annotated.
-
-    Raises:
-        DataError: The shapes differ.
-    """
-    _check_shapes(pred, label)
-    if label_map.ignore_label is not None:
-        pred = np.where(label == label_map.ignore_label, 0, pred)
-    scores = []
-    for name, values in zip(label_map.names, label_map.values, strict=True):
-        counts = annotated is None or name in annotated
-        scores.append(function(np.isin(pred, values), np.isin(label, values)) if counts else math.nan)
-    return scores
 
 
 # -- summaries

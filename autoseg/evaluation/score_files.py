@@ -47,6 +47,18 @@ class CandidateScores(ScoreSummary):
     combine: str
     members: tuple[tuple[str, int], ...]
     """Algorithm and fold of each model."""
+    selected: Score = None
+    """Mean of the metric that decided; None in runs of 0.1."""
+
+
+class ChosenAgain(Stored):
+    """The Dice where all that was chosen on out-of-fold cases was chosen again without the fold it is scored on."""
+
+    dice: ScoreSummary
+    optimism: Score
+    """How much higher the Dice of what was chosen on the same cases is."""
+    combinations: dict[int, str]
+    """Fold -> combination chosen by the others."""
 
 
 class CaseDice(Stored):
@@ -82,6 +94,7 @@ class Scores(Stored):
     version: str
     """Of autoseg."""
     metric: str
+    """That decided between combinations and rules of postprocessing."""
     classes: tuple[str, ...]
     chosen: str
     """Name of the chosen combination."""
@@ -94,10 +107,12 @@ class Scores(Stored):
     """Jobs without a model, in words."""
     failures: tuple[str, ...]
     """Cases that could not be predicted, in words."""
-    tolerance_mm: float
-    """Of surfaces, for metrics that need one."""
+    tolerance_mm: float | dict[str, float]
+    """Of surfaces, for metrics that need one; of all classes, or of each."""
     metrics: dict[str, MetricNote] = {"dice": SHARE, "nsd": SHARE}
     """By name; runs of 0.1 do not list them."""
+    chosen_again: ChosenAgain | None = None
+    """None with one fold alone, and in runs of 0.1."""
     dice: ScoreSummary
     """The ensemble's, postprocessing included, as are the other metrics' and `ensemble`."""
     calibration: tuple[tuple[tuple[float, float, float], ...], ...] | None

@@ -24,6 +24,7 @@ from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.evaluation.calibration import expected_error
 from autoseg.evaluation.intervals import case_means, compare
 from autoseg.evaluation.score_files import PerClass, Scores
+from autoseg.evaluation.tolerances import words_of
 from autoseg.report import figures
 from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_finished, plain, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
@@ -369,6 +370,7 @@ def _further_scores(scores: Scores) -> list[tuple[Metric, dict[str, list[float]]
 
     by_case = scores.ensemble
     computed = [m for m in METRICS[1:] if by_case and all(m.name in values for values in by_case.values())]
+    # A class that no case has parts of says nothing of lesions.
     return [(m, {n: plain(values[m.name]) for n, values in by_case.items()}) for m in computed]
 
 
@@ -378,7 +380,7 @@ def _further_means(scores: Scores) -> list[tuple[str, str, str]]:
     for metric, _ in _further_scores(scores):
         summary = scores.summary_of(metric.name)
         if summary is not None and summary.mean is not None:
-            measure = f"within {scores.tolerance_mm:g} mm" if metric.needs_tolerance else metric.unit
+            measure = f"within {words_of(scores.tolerance_mm)}" if metric.needs_tolerance else metric.unit
             means.append((f"Mean {metric.short_title}", _score(summary.mean), measure))
     return means
 
