@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from autoseg.config.settings import EnsembleSettings, SelectBy
+from autoseg.data.datalists.cases import Case
+from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
+from autoseg.data.volumes import write_volume
+from autoseg.ensemble.cleaning import choose_rules
+from autoseg.ensemble.combine import CaseScore, Choosing
+from autoseg.ensemble.labels import OutOfFoldLabels
+from autoseg.ensemble.optimism import speaking_for
 from autoseg.errors import ConfigError, DataError
 from autoseg.evaluation.lesions import lesions_of
+from autoseg.evaluation.metrics import dice_per_class, mean_score
 from autoseg.evaluation.scores import METRICS, Comparison, metric_named, score_case
 from autoseg.evaluation.tolerances import parse_tolerance, words_of
+from autoseg.inference.postprocess import ClassRule
+from autoseg.workspace.files import write_json
+from autoseg.workspace.workspace import Workspace
 
 ONE = LabelMap(names=("a",), values=((1,),))
 TWO = LabelMap(names=("a", "b"), values=((1,), (2, 3)), ignore_label=255)
@@ -223,3 +238,85 @@ def test_tolerances_are_read() -> None:
     assert words_of({"a": 1.0, "b": 2.5}) == "a 1 mm, b 2.5 mm"
     assert metric_named("nsd").heading(2.0) == "nsd 2 mm"
     assert metric_named("nsd").heading({"a": 1.0}) == "nsd"
+
+
+# -- deciding
+
+
+def lesion_study(folder: Path, num: int, seed: int) -> tuple[Workspace, list[CaseScore], dict[str, Case]]:
+    """Out-of-fold labels of two networks on a phantom with one large and many small lesions.
+
+    `whole` draws the large one to the voxel and misses the small ones; `spots` finds all, draws them one voxel too
+    small on a side, and adds a speck that is none.
+    """
+    rng = np.random.default_rng(seed)
+    workspace, scored, cases = Workspace(folder), [], {}
+    grid = Grid(shape=(40, 30, 30), affine=np.eye(4))
+    for i in range(num):
+        label = np.zeros((40, 30, 30), np.uint8)
+        label[3:18, 4:19, 4:19] = 1
+        whole = label.copy()
+        spots = label.copy()
+        spots[3:5] = 0
+        for x in (22, 28, 34):
+            y, z = rng.integers(2, 20, 2)
+            label[x : x + 4, y : y + 4, z : z + 4] = 1
+            spots[x : x + 3, y : y + 4, z : z + 4] = 1
+        spots[21 + int(rng.integers(0, 2)), 27, 27] = 1
+        name = f"case_{i}"
+        case = Case(name=name, images=(folder / f"{name}.nii.gz",), label=folder / "labels" / f"{name}.nii.gz")
+        dice = {}
+        for algo, pred in (("whole", whole), ("spots", spots)):
+            write_volume(workspace.out_of_fold / algo / f"{name}.nii.gz", pred, grid)
+            dice[algo] = dice_per_class(pred, label, ONE)
+        assert case.label is not None
+        write_volume(case.label, label, grid)
+        write_volume(case.images[0], label, grid)
+        record = {"made_from": "", "fold": i % 2, "dice": dice, "cost": None}
+        write_json(workspace.ensemble / "records" / f"{name}.json", record)
+        cases[name] = case
+        scored.append(CaseScore(name=name, fold=i % 2, dice=dice))
+    return workspace, scored, cases
+
+
+def decided(folder: Path, by: str, seed: int) -> tuple[str, tuple[ClassRule, ...], float]:
+    """What is chosen by a metric on a study, and the lesion F1 of that on cases held out of it."""
+    metric = metric_named(by)
+    workspace, scored, cases = lesion_study(folder / by / "choose", 8, seed)
+    labels = OutOfFoldLabels(workspace=workspace, label_map=ONE, tolerance_mm=2.0)
+    how = EnsembleSettings.model_validate({"select_by": by})
+    if by != "dice":
+        selected = [
+            {a: labels.scores((cases[c.name], a), (), [metric])[by] for a in c.dice} for c in scored
+        ]  # fmt: skip
+        scored = [replace(c, selected=s) for c, s in zip(scored, selected, strict=True)]
+    choosing = Choosing(how=how, metric=metric, algos_by_fold={0: ("whole",), 1: ("whole",)}, costs=None)
+    entrants = [
+        candidate
+        for algo in ("whole", "spots")
+        for candidate in replace(choosing, algos_by_fold={0: (algo,), 1: (algo,)}).candidates(scored)
+    ]
+    chosen = choosing.choose(entrants).candidate
+    rules = choose_rules(labels, speaking_for(chosen, scored, cases), (), metric)
+    held_out, held_scored, held_cases = lesion_study(folder / by / "held out", 8, seed + 100)
+    there = OutOfFoldLabels(workspace=held_out, label_map=ONE, tolerance_mm=2.0)
+    f1 = metric_named("lesion_f1")
+    values = there.mean_scores(speaking_for(chosen, held_scored, held_cases), rules, f1)
+    return chosen.name, rules, mean_score([*values.values()])
+
+
+def test_choosing_by_lesion_f1_changes_the_choice_and_gains_on_held_out_cases(tmp_path: Path) -> None:
+    by_dice, by_lesions = decided(tmp_path, "dice", 0), decided(tmp_path, "lesion_f1", 0)
+    assert (by_dice[0], by_lesions[0]) == ("whole", "spots")
+    assert by_dice[1] == ()
+    (rule,) = by_lesions[1]
+    assert rule.min_mm3 == 10.0  # the speck goes, the small lesions stay
+    assert rule.gain_low is not None
+    assert rule.gain_low > 0
+    assert by_dice[2] == pytest.approx(2 / 5)  # one of four lesions
+    assert by_lesions[2] == 1.0
+
+
+def test_settings_can_name_every_metric_that_decides() -> None:
+    names = {metric.name for metric in METRICS if not metric.name.startswith("lesion_sensitivity_")}
+    assert set(get_args(SelectBy)) == names

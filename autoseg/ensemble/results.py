@@ -113,9 +113,15 @@ class Results:
         def score(value: float | None) -> str:
             return format_score(math.nan if value is None else value)
 
-        rows = [[r.name, score(r.dice_before), score(r.dice_after), r.words] for r in self.finished.rules]
-        title = "Postprocessing, by the out-of-fold Dice before and after; a dash: as was set"
-        return f"{title}\n" + format_rows(["class", "before", "after", "what"], rows)
+        rows = [
+            [r.name, score(r.dice_before), score(r.dice_after), score(r.gain), score(r.gain_low), r.words]
+            for r in self.finished.rules
+        ]
+        title = (
+            f"Postprocessing: out-of-fold Dice before and after, gain in {self.metric.short_title}, lower end of "
+            "its 95 % interval; a dash: as was set"
+        )
+        return f"{title}\n" + format_rows(["class", "before", "after", "gain", "at least", "what"], rows)
 
     def _testing_table(self) -> str:
         summary = summarise(list(self.test_scores.values()), self.classes, patients=self._patients(self.test_scores))

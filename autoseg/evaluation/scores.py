@@ -101,6 +101,8 @@ class Metric:
     needs_tolerance: bool = False
     """Whether values depend on the accepted deviation of surfaces."""
     family: Family = "whole"
+    is_headline: bool = False
+    """Whether its mean stands on top of the report."""
 
     def summary(
         self, values: Sequence[Sequence[float]], names: Sequence[str], patients: Patients | None = None
@@ -189,12 +191,14 @@ METRICS: tuple[Metric, ...] = (
         axis="Surface Dice within {tolerance}",
         meaning="Every case's surface Dice: the share of both surfaces within {tolerance}.",
         needs_tolerance=True,
+        is_headline=True,
     ),
     Metric(
         name="hd95",
         score=partial(_distance, Surfaces.hausdorff_mm),
         short_title="95 % Hausdorff distance",
         meaning="The distance within which 95 % of each surface lies from the other.",
+        is_headline=True,
         unit="mm",
         is_share=False,
         higher_is_better=False,

@@ -346,14 +346,21 @@ def _scores(run: Run) -> Content | None:
         if name != label
     ]
     plots = [(figures.score_boxes("Dice", classes, groups), "Every case's Dice on data its models never saw.")]
+    lesions = []
     for metric, by_case in _further_scores(run.scores):
         title, axis, caption = metric.texts(run.scores.tolerance_mm)
-        tables.append((f"{title} of the {label}", _fold_table(classes, by_case, fold_of, patients, metric)))
+        table = f"{title} of the {label}", _fold_table(classes, by_case, fold_of, patients, metric)
+        (lesions if metric.family == "lesions" else tables).append(table)
+        if metric.family == "lesions":
+            continue
         boxes = figures.score_boxes(axis, classes, {label: list(by_case.values())}, is_share=metric.is_share)
         plots.append((boxes, caption))
     return {
         "tables": tables,
         "others": others,
+        "lesions": lesions,
+        "again": run.scores.chosen_again,
+        "select_by": _words_of_metric(run.scores.metric),
         "plots": plots,
         "testing": _testing(run, run.scores),
         "rules": () if spec is None else spec.postprocessing,
@@ -370,8 +377,13 @@ def _further_scores(scores: Scores) -> list[tuple[Metric, dict[str, list[float]]
 
     by_case = scores.ensemble
     computed = [m for m in METRICS[1:] if by_case and all(m.name in values for values in by_case.values())]
-    # A class that no case has parts of says nothing of lesions.
     return [(m, {n: plain(values[m.name]) for n, values in by_case.items()}) for m in computed]
+
+
+def _words_of_metric(name: str) -> str:
+    from autoseg.evaluation.scores import metric_named  # it loads torch
+
+    return metric_named(name).short_title
 
 
 def _further_means(scores: Scores) -> list[tuple[str, str, str]]:
@@ -379,7 +391,7 @@ def _further_means(scores: Scores) -> list[tuple[str, str, str]]:
     means = []
     for metric, _ in _further_scores(scores):
         summary = scores.summary_of(metric.name)
-        if summary is not None and summary.mean is not None:
+        if metric.is_headline and summary is not None and summary.mean is not None:
             measure = f"within {words_of(scores.tolerance_mm)}" if metric.needs_tolerance else metric.unit
             means.append((f"Mean {metric.short_title}", _score(summary.mean), measure))
     return means
