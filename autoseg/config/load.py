@@ -11,7 +11,7 @@ from autoseg.config.docs import setting_docs
 from autoseg.config.nodes import json_for_yaml
 from autoseg.config.passwords import take_password
 from autoseg.config.reader import Origins, read_plain, read_value, read_with_origins
-from autoseg.config.settings import Settings
+from autoseg.config.settings import PATHS, Settings
 from autoseg.config.types import suggest
 from autoseg.errors import ConfigError
 
@@ -70,7 +70,9 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
     folder = path.absolute().parent
     places = {}
     faults = []
-    for key, kind in (("datalist", "file"), ("dataroot", "folder"), ("work_dir", "")):
+    for key, kind in zip(PATHS, ("file", "folder", "", "file"), strict=True):
+        if getattr(settings, key) is None:
+            continue
         written: Path = getattr(settings, key).expanduser()
         on_command_line = origins[key] == "command line"
         base, name = (Path.cwd(), "the current folder") if on_command_line else (folder, f"the folder of {path.name}")

@@ -224,6 +224,10 @@ class SweepSettings(Strict):
     """Trials at once; null: as many as this machine or the Ray cluster has places, one on Slurm."""
 
 
+PATHS = ("datalist", "dataroot", "work_dir", "meta")
+"""Settings that are paths; `meta` may be missing."""
+
+
 class RunSettings(HyperSettings):
     """All of input.yaml but the networks' blocks."""
 
@@ -247,8 +251,13 @@ class RunSettings(HyperSettings):
         + ", ".join(f"{recipe} ({NETWORKS[algo].own.__name__})" for recipe, algo in RECIPE_ALGO.items())
         + ".",
     )
+    meta: Path | None = None
+    """CSV with further facts of the cases, such as site, scanner, sex or age, one row a case; relative to the folder of
+    input.yaml. Scores are shown by group of each. Further keys of a case in the datalist do the same."""
     num_fold: Annotated[int, Field(ge=2)] = 5
     """Folds made where the datalist has none."""
+    folds_by: str | None = None
+    """Key of the cases, such as site, each value of which becomes a fold: models are scored on sites they never saw."""
     folds: Annotated[tuple[FoldIndex, ...], Field(min_length=1), AfterValidator(check_unique)] | None = None
     """Train these folds only; null: all."""
     class_names: Annotated[tuple[str | ClassSpec, ...], Field(min_length=1)] | None = None

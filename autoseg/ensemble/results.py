@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ import numpy as np
 from autoseg.ensemble.combine import Candidate, CaseScore
 from autoseg.ensemble.finish import Finished
 from autoseg.ensemble.optimism import ChosenAgain
+from autoseg.evaluation.intervals import case_means, difference_to_rest
 from autoseg.evaluation.metrics import mean_score, summarise, to_plain
 from autoseg.evaluation.scores import DICE, METRICS, Metric
+from autoseg.evaluation.subgroups import SubgroupRow, Value, factors_of, rows_to_json, table_of
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.version import __version__
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +35,12 @@ class Results:
     """Of the user."""
     network_classes: tuple[str, ...]
     """Of the networks, which have the probabilities; merged sides are one."""
-    test_scores: Mapping[str, Sequence[float]]
-    """Testing case -> Dice per class; those with a label."""
+    external: Mapping[str, Mapping[str, Sequence[float]]]
+    """Held-back case -> metric -> value per class; those with a label."""
     patients: Mapping[str, str]
     """Case -> its patient, where the list names one."""
+    facts: Mapping[str, Mapping[str, Value]]
+    """Case -> what it may be grouped by, such as its site; of training cases and of testing ones."""
     finished: Finished
     again: ChosenAgain | None
     """What was chosen without each fold; None with one fold alone."""
@@ -42,6 +49,11 @@ class Results:
     spec: EnsembleSpec
     gaps: tuple[str, ...]
     failures: tuple[str, ...]
+
+    @property
+    def test_scores(self) -> dict[str, Sequence[float]]:
+        """Held-back case -> Dice per class."""
+        return {name: scores[DICE.name] for name, scores in self.external.items()}
 
     # -- for people
     def tables(self) -> list[str]:
@@ -74,6 +86,39 @@ class Results:
         again = {} if self.again is None else self.again.dice
         shared = [name for name in again if name in self.finished.dice]
         return mean_score([self.finished.dice[n] for n in shared]), mean_score([again[n] for n in shared])
+
+    def subgroups(self) -> list[SubgroupRow]:
+        """The ensemble's out-of-fold Dice by group of cases."""
+        return self._groups_of(self.finished.dice)
+
+    def _groups_of(self, dice: Mapping[str, Sequence[float]]) -> list[SubgroupRow]:
+        factors, notes = factors_of({name: self.facts.get(name, {}) for name in dice})
+        for note in notes:
+            log.info("ensemble: no table by %s", note)
+        return table_of(factors, dice, self.patients)
+
+    def _external_json(self) -> dict[str, Any] | None:
+        """Every metric on the cases with a label that no model has learned from, and how their Dice differs."""
+        if not self.test_scores:
+            return None
+        metrics = [m for m in METRICS if all(m.name in values for values in self.external.values())]
+        patients = self._patients(self.external)
+        inside = dict.fromkeys(case_means(self.finished.dice), False) | dict.fromkeys(
+            case_means(self.test_scores), True
+        )
+        means = {**case_means(self.finished.dice), **case_means(self.test_scores)}
+        other = difference_to_rest([means[n] for n in inside], [*inside.values()], self._patients(inside))
+        return {
+            "metrics": {
+                m.name: m.summary([v[m.name] for v in self.external.values()], self.classes, patients).to_json()
+                for m in metrics
+            },
+            "difference": to_plain(other.difference),
+            "low": to_plain(other.low),
+            "high": to_plain(other.high),
+            "p": to_plain(other.p),
+            "subgroups": rows_to_json(self._groups_of(self.test_scores)),
+        }
 
     def _again_json(self) -> dict[str, Any] | None:
         if self.again is None or not self.again.dice:
@@ -178,6 +223,8 @@ class Results:
             },
             "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
             "chosen_again": self._again_json(),
+            "subgroups": rows_to_json(self.subgroups()),
+            "external": self._external_json(),
             "calibrated": list(self.network_classes),
             "ensemble": {n: to_plain({m: scores[n] for m, scores in finished.scores.items()}) for n in finished.dice},
         }

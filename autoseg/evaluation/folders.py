@@ -59,10 +59,7 @@ def evaluate(
     faults = list(pairing.faults)
     label_values, pred_values = LabelValues(), LabelValues()
     label_map = _label_map(classes, scoring, truths, faults)
-    if wrong := faults_of(tolerance_mm, label_map.names, "--surface_tolerance_mm"):
-        raise ConfigError(wrong)
-    if scoring == "flare23" and tolerance_mm != TOLERANCE_MM:
-        raise ConfigError("--surface_tolerance_mm: no effect together with --scoring flare23, which has its own.")
+    _check_tolerance(tolerance_mm, label_map, scoring)
     by_case: dict[str, dict[str, list[float]]] = {}
     missing = []
     for path in truths:
@@ -79,11 +76,8 @@ def evaluate(
     if faults:
         raise DataError(faults)
     likely = likely_groups(list(by_case))
-    notes = (
-        *_pairing_notes(pairing),
-        *_patient_notes(likely),
-        *_value_notes(label_map, label_values, pred_values, classes, scoring),
-    )
+    notes = [*_pairing_notes(pairing), *_patient_notes(likely)]
+    notes += _value_notes(label_map, label_values, pred_values, classes, scoring)
     return Evaluation(
         classes=label_map.names,
         scores={
@@ -91,7 +85,7 @@ def evaluate(
         },
         missing=tuple(missing),
         predictions={stem_of(label): pred for label, pred in pairing.pairs.items()},
-        notes=notes,
+        notes=tuple(notes),
         patients=dict(likely.of),
         tolerance_mm=of_classes(tolerance_mm, label_map.names) if scoring == "autoseg" else None,
         scoring=scoring,
@@ -117,6 +111,14 @@ def _label_map(classes: Sequence[str] | None, scoring: Scoring, truths: Sequence
             raise ConfigError("--classes: no effect together with --scoring flare23, which has its own. Leave it out.")
         return _named(tuple(TOLERANCES_MM))
     return _named(classes) if classes is not None else _occurring(truths, faults)
+
+
+def _check_tolerance(tolerance_mm: Tolerance, label_map: LabelMap, scoring: Scoring) -> None:
+    """Refuse tolerances of classes that are none, and any where the challenge has its own."""
+    if wrong := faults_of(tolerance_mm, label_map.names, "--surface_tolerance_mm"):
+        raise ConfigError(wrong)
+    if scoring == "flare23" and tolerance_mm != TOLERANCE_MM:
+        raise ConfigError("--surface_tolerance_mm: no effect together with --scoring flare23, which has its own.")
 
 
 def _score(

@@ -247,8 +247,8 @@ def difference_to_rest(values: Sequence[float], inside: Sequence[bool], patients
     """Compare a group of cases with all others.
 
     The test is by ranks, of patients' mean scores: with the long tails that scores have, a t test finds differences
-    that are not there up to six times too often, and a permutation test of the means hardly finds those that are
-    (`benchmarks/intervals.py`). Where patients have cases on both sides, their own differences are tested, and the
+    that are not there up to six times too often, and permuting means hardly finds those that are
+    (docs/results.md). Where patients have cases on both sides, their own differences are tested, and the
     other patients leave the test.
 
     Args:

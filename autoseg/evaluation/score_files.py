@@ -61,6 +61,35 @@ class ChosenAgain(Stored):
     """Fold -> combination chosen by the others."""
 
 
+class SubgroupScores(Stored):
+    """`autoseg.evaluation.subgroups.SubgroupRow`, and its finding in words."""
+
+    factor: str
+    level: str
+    num: int
+    num_patients: int
+    mean: Score
+    low: Score
+    high: Score
+    difference: Score
+    difference_low: Score
+    difference_high: Score
+    p: Score
+    finding: str
+
+
+class ExternalScores(Stored):
+    """Cases with a label that no model has learned from: those of `testing`, and of `validation` beside folds."""
+
+    metrics: dict[str, ScoreSummary]
+    difference: Score
+    """Of their mean Dice to that of the out-of-fold cases."""
+    low: Score
+    high: Score
+    p: Score
+    subgroups: tuple[SubgroupScores, ...]
+
+
 class CaseDice(Stored):
     """One case by models that never saw it."""
 
@@ -111,6 +140,10 @@ class Scores(Stored):
     """Of surfaces, for metrics that need one; of all classes, or of each."""
     metrics: dict[str, MetricNote] = {"dice": SHARE, "nsd": SHARE}
     """By name; runs of 0.1 do not list them."""
+    subgroups: tuple[SubgroupScores, ...] = ()
+    """The ensemble's out-of-fold Dice by group of cases."""
+    external: ExternalScores | None = None
+    """None where no such case has a label, and in runs of 0.1."""
     chosen_again: ChosenAgain | None = None
     """None with one fold alone, and in runs of 0.1."""
     dice: ScoreSummary

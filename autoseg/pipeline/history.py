@@ -12,7 +12,7 @@ from pathlib import Path
 from autoseg.config.load import load_settings
 from autoseg.config.networks import AlgoName
 from autoseg.config.passwords import without_passwords
-from autoseg.config.settings import Settings
+from autoseg.config.settings import PATHS, Settings
 from autoseg.pipeline.context import Request
 from autoseg.version import __version__
 from autoseg.workspace.files import PUBLIC, SECRET, write_json, write_text
@@ -24,7 +24,7 @@ from autoseg.workspace.workspace import Workspace
 log = logging.getLogger(__name__)
 
 SELECTS_WORK = frozenset(
-    ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers", "launcher", "address", "retries")
+    (*PATHS, "algos", "folds", "device", "num_workers", "launcher", "address", "retries")
     + ("jobs_per_device", "gpus_per_job", "cpus_per_job")
 )
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
@@ -139,6 +139,7 @@ def remember_input(workspace: Workspace, settings: Settings, origins: Mapping[st
 def remember_settings(workspace: Workspace, settings: Settings, origins: Mapping[str, str]) -> None:
     """Store the settings of a run or a round, each with its origin, paths relative to the folder."""
     resolved = settings.model_dump(mode="json")
-    for key in ("datalist", "dataroot", "work_dir"):
-        resolved[key] = os.path.relpath(getattr(settings, key), workspace.root)
+    for key in PATHS:
+        if getattr(settings, key) is not None:
+            resolved[key] = os.path.relpath(getattr(settings, key), workspace.root)
     write_settings(workspace, resolved, origins, mode=_mode_of(settings.sweep.storage is not None))

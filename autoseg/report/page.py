@@ -23,8 +23,8 @@ from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.evaluation.calibration import expected_error
 from autoseg.evaluation.intervals import case_means, compare
-from autoseg.evaluation.score_files import PerClass, Scores
-from autoseg.evaluation.tolerances import words_of
+from autoseg.evaluation.score_files import PerClass, Scores, ScoreSummary
+from autoseg.evaluation.tolerances import Tolerance, words_of
 from autoseg.report import figures
 from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_finished, plain, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
@@ -131,6 +131,7 @@ def render(workspace: Workspace, stages: Sequence[Stage[Any]], *, live: bool = F
         score=_score,
         interval=_interval,
         signed=_signed,
+        pvalue=_pvalue,
         number=_number,
         size=_size,
         duration=format_duration,
@@ -169,6 +170,10 @@ def _interval(item: Any) -> str:
 
 def _signed(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:+.4f}"
+
+
+def _pvalue(value: float | None) -> str:
+    return "-" if value is None else "< 0.001" if value < 0.001 else _score(value)
 
 
 def _number(value: float | None) -> str:
@@ -346,7 +351,7 @@ def _scores(run: Run) -> Content | None:
         if name != label
     ]
     plots = [(figures.score_boxes("Dice", classes, groups), "Every case's Dice on data its models never saw.")]
-    lesions = []
+    lesions: list[tuple[str, Content]] = []
     for metric, by_case in _further_scores(run.scores):
         title, axis, caption = metric.texts(run.scores.tolerance_mm)
         table = f"{title} of the {label}", _fold_table(classes, by_case, fold_of, patients, metric)
@@ -360,6 +365,7 @@ def _scores(run: Run) -> Content | None:
         "others": others,
         "lesions": lesions,
         "again": run.scores.chosen_again,
+        "subgroups": run.scores.subgroups,
         "select_by": _words_of_metric(run.scores.metric),
         "plots": plots,
         "testing": _testing(run, run.scores),
@@ -384,6 +390,15 @@ def _words_of_metric(name: str) -> str:
     from autoseg.evaluation.scores import metric_named  # it loads torch
 
     return metric_named(name).short_title
+
+
+def _further_summaries(
+    summaries: Mapping[str, ScoreSummary], tolerance_mm: Tolerance
+) -> list[tuple[str, ScoreSummary]]:
+    """Title of each metric besides Dice, and its summary."""
+    from autoseg.evaluation.scores import METRICS  # it loads torch
+
+    return [(m.texts(tolerance_mm)[0], summaries[m.name]) for m in METRICS[1:] if m.name in summaries]
 
 
 def _further_means(scores: Scores) -> list[tuple[str, str, str]]:
@@ -446,14 +461,17 @@ def _testing(run: Run, scores: Scores) -> Content | None:
     num = 0 if run.summary is None else run.summary.cases.get("testing", 0)
     if not num and not held:
         return None
-    from autoseg.evaluation.metrics import summarise
+    from autoseg.evaluation.scores import DICE  # it loads torch
 
+    external = scores.external
     return {
         "num": num,
         "scored": len(held),
-        "summary": summarise(list(held.values()), scores.classes, patients=[scores.patients.get(n) for n in held])
+        "summary": DICE.summary([*held.values()], scores.classes, [scores.patients.get(n) for n in held])
         if held
         else None,
+        "external": external,
+        "further": [] if external is None else _further_summaries(external.metrics, scores.tolerance_mm),
     }
 
 

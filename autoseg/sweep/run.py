@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from autoseg.config.load import load_settings
 from autoseg.config.networks import AlgoName
-from autoseg.config.settings import Settings
+from autoseg.config.settings import PATHS, Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
-PLACES = ("datalist", "dataroot", "work_dir")
-"""Settings that are paths."""
 
 
 class SweepFile(Stored):
@@ -150,15 +148,20 @@ def open_study(workspace: Workspace, settings: Settings, origins: Mapping[str, s
     return Study(workspace.root / settings.sweep.study, settings.sweep, space, made_of, seed=settings.seed)
 
 
+def _places(settings: Settings) -> list[str]:
+    """Settings that are paths and have a value."""
+    return [key for key in PATHS if getattr(settings, key) is not None]
+
+
 def _portable(settings: Settings, origins: Mapping[str, str], until: float | None) -> SweepFile:
     """What other processes and machines need to join, with paths from the work_dir."""
-    places = {key: Path(os.path.relpath(getattr(settings, key), settings.work_dir)) for key in PLACES}
+    places = {key: Path(os.path.relpath(getattr(settings, key), settings.work_dir)) for key in _places(settings)}
     return SweepFile(settings=settings.model_copy(update=places), origins=dict(origins), until=until)
 
 
 def _with_places_from(root: Path, settings: Settings) -> Settings:
     """Settings as `_portable` stored them, with paths from here."""
-    places = {key: Path(os.path.normpath(root / getattr(settings, key))) for key in PLACES}
+    places = {key: Path(os.path.normpath(root / getattr(settings, key))) for key in _places(settings)}
     return settings.model_copy(update=places)
 
 

@@ -161,6 +161,11 @@ class Workspace:
         return self.ensemble / "seal.json"
 
     @property
+    def subgroups(self) -> Path:
+        """Out-of-fold Dice by group of cases, a table."""
+        return self.ensemble / "subgroups.csv"
+
+    @property
     def scores(self) -> Path:
         """Out-of-fold scores per case, class, fold and algorithm."""
         return self.ensemble / "scores.json"
