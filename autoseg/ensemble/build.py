@@ -11,6 +11,7 @@ from autoseg.config.settings import EnsembleSettings, Settings
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datastats import StatsByCase
 from autoseg.data.labels import LabelMap, check_classes
+from autoseg.ensemble import suspicious
 from autoseg.ensemble.cleaning import choose_rules
 from autoseg.ensemble.combine import (
     Candidate,
@@ -33,6 +34,7 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.metrics import mean_score
 from autoseg.evaluation.scores import metric_named
 from autoseg.evaluation.subgroups import Value, rows_to_csv
+from autoseg.evaluation.suspicion import Suspicion
 from autoseg.evaluation.tolerances import faults_of, of_classes
 from autoseg.inference.ensemble_spec import EnsembleSpec, ParetoRow, seal_ensemble
 from autoseg.inference.postprocess import ClassRule, set_rules
@@ -94,7 +96,7 @@ def build_ensemble(
     able = choosing.candidates(scored)
     choice = _chosen(able, choosing)
     trained = _classes_of(workspace, choice.candidate)
-    finished, again = _finished(workspace, datalist, settings, scored, choice.candidate, trained.named, choosing)
+    finished, again, doubts = _finished(workspace, datalist, settings, scored, choice, trained.named, choosing)
     spec = _spec(how, choice, finished, trained.named, pareto_rows(able, choosing.costs))
     _write_spec(workspace, spec)
     held_back = [*datalist.testing, *datalist.validation]
@@ -112,6 +114,7 @@ def build_ensemble(
         patients={c.name: c.group for c in (*datalist.training, *held_back) if c.group is not None},
         finished=finished,
         again=again,
+        suspicious=doubts,
         metric=metric,
         spec=spec,
         gaps=tuple(gaps),
@@ -149,6 +152,7 @@ def _write(workspace: Workspace, results: Results) -> EnsembleResult:
     write_text(workspace.ensemble / "scores.txt", "\n\n".join([*tables, *results.gaps, *results.failures]) + "\n")
     write_json(workspace.scores, results.to_json())
     write_text(workspace.subgroups, rows_to_csv(results.subgroups()))
+    write_text(workspace.suspicious_labels, suspicious.rows_to_csv(results.suspicious))
     return EnsembleResult(
         spec=results.spec,
         candidates=results.candidates,
@@ -177,11 +181,15 @@ def _finished(
     datalist: Datalist,
     settings: Settings,
     scored: Sequence[CaseScore],
-    chosen: Candidate,
+    choice: Chosen,
     label_map: LabelMap,
     choosing: Choosing,
-) -> tuple[Finished, ChosenAgain | None]:
-    """Postprocess and score what the chosen candidate says of every case; choose again without each fold."""
+) -> tuple[Finished, ChosenAgain | None, list[Suspicion]]:
+    """Postprocess and score what the chosen candidate says of every case; choose again without each fold.
+
+    Returns:
+        What is handed out, the choices made again, and the labels that it contradicts.
+    """
     names = label_map.names
     check_classes(settings.inference, names)
     if faults := faults_of(settings.surface_tolerance_mm, names, "surface_tolerance_mm"):
@@ -191,13 +199,13 @@ def _finished(
         workspace=workspace, label_map=label_map, tolerance_mm=of_classes(settings.surface_tolerance_mm, names)
     )
     base = set_rules(names, settings.inference.slice_run, settings.inference.min_voxels)
-    cases, rules = speaking_for(chosen, scored, by_name), tuple(base)
+    cases, rules = speaking_for(choice.candidate, scored, by_name), tuple(base)
     if choosing.how.postprocess == "auto":
         rules = choose_rules(labels, cases, base, choosing.metric)
     for rule in rules:
         log.info("ensemble: %s: %s%s", rule.name, rule.words, _gain(rule))
     again = choose_again(labels, scored, by_name, choosing, base)
-    return finish_out_of_fold(labels, cases, rules), again
+    return finish_out_of_fold(labels, cases, rules), again, suspicious.suspicious_labels(labels, cases, rules)
 
 
 def _spec(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from autoseg.evaluation.score_files import PerClass
+from autoseg.evaluation.suspicion import Kind
 from autoseg.workspace.stored import Score, Stored, read_stored
 
 
@@ -38,6 +39,16 @@ class StoredParts(Stored):
     holes: tuple[int, int]
 
 
+class StoredContradiction(Stored):
+    """`autoseg.evaluation.suspicion.Contradiction`."""
+
+    name: str
+    kind: Kind
+    gain: float
+    partner: str
+    shift_mm: float
+
+
 class CaseRecord(Stored):
     """A case out of fold, or a held-back case, which has no fold and only the ensemble's Dice.
 
@@ -63,6 +74,7 @@ class CaseRecord(Stored):
     """By digest of the combination and its rules, as are `finished` and the scores by metrics."""
     options: dict[str, tuple[tuple[Score, ...] | None, ...]] = {}
     """Scores of each class with each of its options of postprocessing, by digest of combination, rules and metric."""
+    contradictions: dict[str, tuple[StoredContradiction, ...]] = {}
     finished: dict[str, PerClass] = {}
     in_ensemble: str = ""
     """Digest of the rules that the file in out_of_fold/ensemble was made with."""

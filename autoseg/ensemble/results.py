@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from autoseg.ensemble import suspicious
 from autoseg.ensemble.combine import Candidate, CaseScore
 from autoseg.ensemble.finish import Finished
 from autoseg.ensemble.optimism import ChosenAgain
@@ -17,6 +18,7 @@ from autoseg.evaluation.intervals import case_means, difference_to_rest
 from autoseg.evaluation.metrics import mean_score, summarise, to_plain
 from autoseg.evaluation.scores import DICE, METRICS, Metric
 from autoseg.evaluation.subgroups import SubgroupRow, Value, factors_of, rows_to_json, table_of
+from autoseg.evaluation.suspicion import Suspicion
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.version import __version__
@@ -42,6 +44,8 @@ class Results:
     facts: Mapping[str, Mapping[str, Value]]
     """Case -> what it may be grouped by, such as its site; of training cases and of testing ones."""
     finished: Finished
+    suspicious: Sequence[Suspicion]
+    """Labels that the ensemble contradicts."""
     again: ChosenAgain | None
     """What was chosen without each fold; None with one fold alone."""
     metric: Metric
@@ -225,6 +229,7 @@ class Results:
             "chosen_again": self._again_json(),
             "subgroups": rows_to_json(self.subgroups()),
             "external": self._external_json(),
+            "suspicious": suspicious.rows_to_json(self.suspicious),
             "calibrated": list(self.network_classes),
             "ensemble": {n: to_plain({m: scores[n] for m, scores in finished.scores.items()}) for n in finished.dice},
         }

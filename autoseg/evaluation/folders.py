@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +80,7 @@ def evaluate(
     notes += _value_notes(label_map, label_values, pred_values, classes, scoring)
     return Evaluation(
         classes=label_map.names,
-        scores={
-            metric: {n: scores[metric] for n, scores in by_case.items()} for metric in next(iter(by_case.values()))
-        },
+        scores=_by_metric(by_case),
         missing=tuple(missing),
         predictions={stem_of(label): pred for label, pred in pairing.pairs.items()},
         notes=tuple(notes),
@@ -90,6 +88,11 @@ def evaluate(
         tolerance_mm=of_classes(tolerance_mm, label_map.names) if scoring == "autoseg" else None,
         scoring=scoring,
     )
+
+
+def _by_metric(by_case: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
+    """Metric -> case -> values."""
+    return {metric: {n: scores[metric] for n, scores in by_case.items()} for metric in next(iter(by_case.values()))}
 
 
 def _label_files(predictions: Path, labels: Path) -> tuple[list[Path], list[Path]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from autoseg.workspace.stored import Score, Stored, read_stored
 from autoseg.workspace.workspace import Workspace
@@ -78,6 +78,32 @@ class SubgroupScores(Stored):
     finding: str
 
 
+class SuspiciousLabel(Stored):
+    """A class of a case whose label the out-of-fold prediction contradicts."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    case: str
+    name: str = Field(alias="class")
+    suspicion: float
+    kind: str
+    gain: float
+    partner: str
+    shift_mm: float
+
+    @property
+    def words(self) -> str:
+        """What speaks against the label."""
+        return {
+            "missing": "the models see it where nothing is labelled",
+            "extra": "the models see nothing where it is labelled",
+            "swapped": f"seems to be exchanged with {self.partner}",
+            "left and right": f"left and right seem to be exchanged ({self.partner})",
+            "shifted": f"fits once it is moved by {self.shift_mm:g} mm",
+            "mirrored": "fits once it is mirrored from left to right",
+        }.get(self.kind, self.kind)
+
+
 class ExternalScores(Stored):
     """Cases with a label that no model has learned from: those of `testing`, and of `validation` beside folds."""
 
@@ -142,6 +168,8 @@ class Scores(Stored):
     """By name; runs of 0.1 do not list them."""
     subgroups: tuple[SubgroupScores, ...] = ()
     """The ensemble's out-of-fold Dice by group of cases."""
+    suspicious: tuple[SuspiciousLabel, ...] = ()
+    """The most suspicious first."""
     external: ExternalScores | None = None
     """None where no such case has a label, and in runs of 0.1."""
     chosen_again: ChosenAgain | None = None

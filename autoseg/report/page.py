@@ -575,6 +575,13 @@ def _pictures(run: Run, wanted: dict[str, str], means: dict[str, float]) -> list
     return contents
 
 
+def _suspicious(run: Run) -> Content | None:
+    """Labels that the models contradict, the most suspicious first."""
+    if not run.scores:
+        return None
+    return {"rows": run.scores.suspicious[:MOST_ROWS], "num_rows": len(run.scores.suspicious), "few": FEW}
+
+
 def _pseudolabels(run: Run) -> Content | None:
     """What was accepted and rejected, and pictures of the most suspicious labels that were accepted."""
     if not run.audit:
@@ -689,6 +696,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("scores", "Scores", _scores, "autoseg ensemble"),
     ("comparison", "Comparison", _comparison, "autoseg ensemble"),
     ("cases", "Cases", _cases, "autoseg ensemble"),
+    ("suspicious", "Suspicious labels", _suspicious, "autoseg ensemble"),
     ("pseudolabels", "Pseudo-labels", _pseudolabels, "autoseg pseudolabel"),
     ("calibration", "Calibration", _calibration, "autoseg ensemble"),
     ("usage", "Time, memory, disk", _usage, "autoseg run"),

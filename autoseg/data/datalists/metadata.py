@@ -74,21 +74,7 @@ def add_table(datalist: Datalist, path: Path) -> Datalist:
     Raises:
         ConfigError: The table cannot be read, has no such column, a row twice, or none of the cases.
     """
-    header, rows = _read_table(path)
-    column = next((name for name in header if name.strip().casefold() in CASE_COLUMNS), None)
-    if column is None:
-        raise ConfigError(f"meta: {path}: no column `case`. Found {', '.join(header)}. Name the cases in one.")
-    reserved = [n for n in header if n != column and (n in RESERVED or misspelt(n, RESERVED))]
-    if reserved:
-        raise ConfigError(
-            f"meta: {path}: column {reserved[0]}: the datalist has this for each case. Move it there, or rename it."
-        )
-    by_key: dict[str, dict[str, str]] = {}
-    for row in rows:
-        key = _plain(row[column])
-        if key in by_key:
-            raise ConfigError(f"meta: {path}: {row[column]} has two rows. Keep one.")
-        by_key[key] = row
+    by_key = _facts_of(path)
     used: set[str] = set()
 
     def with_row(case: Case) -> Case:
@@ -97,8 +83,7 @@ def add_table(datalist: Datalist, path: Path) -> Datalist:
         if key is None:
             return case
         used.add(key)
-        row = {name: _number(text) for name, text in by_key[key].items() if name != column}
-        return replace(case, meta={**case.meta, **{n: v for n, v in row.items() if v is not None}})
+        return replace(case, meta={**case.meta, **by_key[key]})
 
     known = replace(
         datalist,
@@ -122,6 +107,27 @@ def add_table(datalist: Datalist, path: Path) -> Datalist:
 
 RESERVED = ("label", "fold", "annotated", "group")
 """Keys of a case that a table cannot have."""
+
+
+def _facts_of(path: Path) -> dict[str, dict[str, MetaValue]]:
+    """What a table says: name or path of a case -> key -> value, without empty cells."""
+    header, rows = _read_table(path)
+    column = next((name for name in header if name.casefold() in CASE_COLUMNS), None)
+    if column is None:
+        raise ConfigError(f"meta: {path}: no column `case`. Found {', '.join(header)}. Name the cases in one.")
+    reserved = [n for n in header if n != column and (n in RESERVED or misspelt(n, RESERVED))]
+    if reserved:
+        raise ConfigError(
+            f"meta: {path}: column {reserved[0]}: the datalist has this for each case. Move it there, or rename it."
+        )
+    by_key: dict[str, dict[str, MetaValue]] = {}
+    for row in rows:
+        key = _plain(row[column])
+        if key in by_key:
+            raise ConfigError(f"meta: {path}: {row[column]} has two rows. Keep one.")
+        values = {name: _number(text) for name, text in row.items() if name != column}
+        by_key[key] = {name: value for name, value in values.items() if value is not None}
+    return by_key
 
 
 def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
