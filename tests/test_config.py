@@ -134,8 +134,7 @@ def test_text_from_the_command_line_is_not_yaml(write: Write, text: str) -> None
         ("class_names: [[a]]", "class_names[0]: expected text or {name, index}, found [a]."),
         (
             "ensemble: sometimes",
-            "ensemble: expected {method, num_best, combine, select_by, postprocess, max_time, max_memory} or true or "
-            "false, found sometimes.",
+            "ensemble: expected a block of settings or true or false, found sometimes.",
         ),
         ("extra_modalities: ct", "extra_modalities: expected a mapping of names to texts, found ct."),
         (

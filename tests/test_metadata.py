@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autoseg.cli.main import run_command
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
 from autoseg.data.datalists.metadata import misspelt
@@ -262,3 +264,43 @@ def test_the_table_as_csv() -> None:
     ]  # fmt: skip
     assert float(table[1]["mean"]) == pytest.approx(0.8)
     assert json.dumps(rows_to_json(rows), allow_nan=False)
+
+
+# -- a run
+
+
+def test_a_finished_run_learns_of_sites_without_training_again(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
+    folder, work_dir = tmp_path / "run", tmp_path / "run" / "work_dir"
+    listed = json.loads((folder / "datalist.json").read_text())
+    listed["testing"] = [
+        {**case, "label": case["image"].replace("images", "labels"), "site": "away"} for case in listed["testing"]
+    ]
+    for case in listed["testing"]:  # what was predicted serves as a label
+        name = Path(case["image"]).name
+        shutil.copy2(work_dir / "ensemble" / "predictions" / name, folder / "labels" / name)
+    (folder / "datalist.json").write_text(json.dumps(listed))
+    rows = [f"{Path(case['image']).name},{'AB'[i % 2]}" for i, case in enumerate(listed["training"])]
+    (folder / "facts.csv").write_text("\n".join(["case,site", *rows]))
+    before = {path: path.read_bytes() for path in work_dir.glob("*_?/job.json")}
+    assert before
+    assert run_command(["run", "--input", str(folder / "input.yaml"), "--meta", str(folder / "facts.csv")]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    table = list(csv.DictReader(io.StringIO((work_dir / "ensemble" / "subgroups.csv").read_text())))
+    sites = [row for row in table if row["factor"] == "site"]
+    assert [(row["level"], row["num"]) for row in sites] == [("A", "4"), ("B", "4")]
+    assert {row["factor"] for row in table} == {"site", "size (ml)"}
+    scores = json.loads((work_dir / "ensemble" / "scores.json").read_text())
+    means = {name: np.mean([v for v in case["dice"] if v is not None]) for name, case in scores["ensemble"].items()}
+    expected = np.mean([means[Path(c["image"]).name.partition(".")[0]] for c in listed["training"][::2]])
+    assert float(sites[0]["mean"]) == pytest.approx(expected, abs=1e-5)
+    # Chosen again by one fold for the other; held-back cases with a label have every metric.
+    assert scores["chosen_again"]["combinations"].keys() == {"0", "1"}
+    assert scores["external"]["metrics"].keys() == scores["metrics"].keys()
+    page = (work_dir / "report.html").read_text()
+    for text in ("Out-of-fold Dice by group", "External validation", "2 cases that no model", "Suspicious labels"):
+        assert text in page
+    assert (work_dir / "ensemble" / "suspicious_labels.csv").read_text().startswith("case,class,suspicion,kind,")
+    # The run's own list keeps what the table said; its folder can be moved.
+    assert json.loads((work_dir / "datalist.json").read_text())["training"][0]["site"] == "A"
+    assert str(folder) not in (work_dir / "settings.yaml").read_text()
