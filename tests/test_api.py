@@ -37,7 +37,7 @@ def test_run_gives_what_the_files_say(finished_run: Path, tmp_path: Path) -> Non
         name: [r["dice"] for r in mine if r["class"] == name and r["dice"] is not None] for name in result.classes
     }
     assert {n: pytest.approx(sum(v) / len(v), abs=1e-5) for n, v in by_class.items()} == result.dice_by_class
-    assert set(mine[0]) == {"case", "fold", "class", "segmenter", "dice", "nsd"}
+    assert set(mine[0]) == {"case", "fold", "class", "segmenter", *scores["metrics"]}
 
 
 def test_settings_are_checked_like_flags(finished_run: Path) -> None:

@@ -13,7 +13,9 @@ from tiny_jobs import TensorRows
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
 from autoseg.evaluation.calibration import LOWEST, NUM_BINS, Calibration, expected_error
-from autoseg.evaluation.metrics import TOLERANCE_MM, nsd, scores_of_masks
+from autoseg.evaluation.scores import Comparison, metric_named, score_case
+from autoseg.evaluation.surfaces import nsd
+from autoseg.evaluation.tolerances import TOLERANCE_MM
 from autoseg.inference.restore import Member, labels_of_means
 
 MAP = LabelMap(names=("a", "b"), values=((1,), (4,)), ignore_label=255)
@@ -88,7 +90,10 @@ def test_surface_dice_leaves_out_ignored_voxels_and_unannotated_classes() -> Non
     pred = label.copy()
     pred[6:9, 3:9, 3:9] = 1  # half of it too much, but there the truth is unknown
     label[6:9, 3:9, 3:9] = 255
-    scores = scores_of_masks(lambda p, t: nsd(p, t, (1.0, 1.0, 1.0), 1.0), pred, label, MAP, annotated=["a"])
+    case = Comparison(
+        pred=pred, label=label, label_map=MAP, spacing_mm=(1.0, 1.0, 1.0), annotated=["a"], tolerance_mm=1.0
+    )
+    scores = score_case(case, [metric_named("nsd")])["nsd"]
     assert scores[0] == 1.0
     assert np.isnan(scores[1])
 

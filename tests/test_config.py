@@ -80,7 +80,8 @@ def test_text_from_the_command_line_is_not_yaml(write: Write, text: str) -> None
         ("segresnet: {num_fold: 3}", "segresnet.num_fold: unknown key. It belongs at the top level, not in a block."),
         (
             "ensemble: {qqq: 3}",
-            "ensemble.qqq: unknown key. Known: combine, max_memory, max_time, method, num_best, postprocess.",
+            "ensemble.qqq: unknown key. "
+            "Known: combine, max_memory, max_time, method, num_best, postprocess, select_by.",
         ),
         ("modality: MRI", "modality: already given on line 1. Keep one of the two."),
         ("num_epochs: 1e3", "num_epochs: expected a whole number >= 1, found 1e3. Write 1000."),
@@ -133,8 +134,7 @@ def test_text_from_the_command_line_is_not_yaml(write: Write, text: str) -> None
         ("class_names: [[a]]", "class_names[0]: expected text or {name, index}, found [a]."),
         (
             "ensemble: sometimes",
-            "ensemble: expected {method, num_best, combine, postprocess, max_time, max_memory} or true or false, "
-            "found sometimes.",
+            "ensemble: expected a block of settings or true or false, found sometimes.",
         ),
         ("extra_modalities: ct", "extra_modalities: expected a mapping of names to texts, found ct."),
         (

@@ -98,8 +98,8 @@ def test_extra_modalities_follow_as_channels(root: Path, put: Put) -> None:
     del training[1]["pet"]
     training[0]["ct2"] = "images/c4.nii.gz"
     assert faults(put(training), extra_modalities=("pet",)) == [
-        "training[0]: ct2: unknown key. Known: annotated, fold, group, image, label, pet. "
-        "For another image, name the key under extra_modalities.",
+        "training[0]: ct2: images/c4.nii.gz is named like an image. Name the key under extra_modalities to read it "
+        "as a channel, or leave it out.",
         "training[1]: no pet. Expected the path of a file.",
     ]
 

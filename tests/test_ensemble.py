@@ -20,7 +20,7 @@ from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_image, read_label, write_volume
-from autoseg.ensemble import build as build_module
+from autoseg.ensemble import held_back as held_back_module
 from autoseg.ensemble import out_of_fold as out_of_fold_module
 from autoseg.ensemble.build import EnsembleResult, build_ensemble
 from autoseg.ensemble.combine import (
@@ -137,7 +137,7 @@ def test_the_whole_stage(workspace: Workspace, datalist: Datalist, monkeypatch: 
 
     times = {p: p.stat().st_mtime_ns for p in workspace.ensemble.rglob("*.nii.gz")}
     monkeypatch.setattr(out_of_fold_module, "Predictor", never)
-    monkeypatch.setattr(build_module, "Predictor", never)
+    monkeypatch.setattr(held_back_module, "Predictor", never)
     again = build(workspace, datalist)
     assert again.spec == result.spec
     assert again.tables == result.tables
@@ -154,7 +154,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             super().__init__(jobs, **more)
 
     monkeypatch.setattr(out_of_fold_module, "Predictor", Counting)
-    monkeypatch.setattr(build_module, "Predictor", Counting)
+    monkeypatch.setattr(held_back_module, "Predictor", Counting)
     return loaded
 
 

@@ -16,7 +16,7 @@ from autoseg.data.grid import Grid
 from autoseg.data.phantoms import ellipsoid
 from autoseg.data.volumes import write_volume
 from autoseg.evaluation.flare23 import LEAST_DICE, TOLERANCES_MM, TUBES, flare23_scores
-from autoseg.evaluation.metrics import nsd
+from autoseg.evaluation.surfaces import nsd
 
 SHAPE = (24, 20, 16)
 SPACINGS = ((1.0, 1.0, 1.0), (0.71, 1.13, 2.37))

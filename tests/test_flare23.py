@@ -26,7 +26,7 @@ from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap, check_classes, merge_left_right
 from autoseg.data.volumes import write_volume
 from autoseg.evaluation.flare23 import TOLERANCES_MM, flare23_scores
-from autoseg.evaluation.metrics import nsd
+from autoseg.evaluation.surfaces import nsd
 
 SHAPE = (24, 20, 16)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

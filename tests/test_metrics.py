@@ -16,7 +16,8 @@ from monai.metrics.surface_dice import compute_surface_dice
 from autoseg.data.labels import LabelMap
 from autoseg.data.phantoms import ellipsoid
 from autoseg.errors import DataError
-from autoseg.evaluation.metrics import dice_of_targets, dice_per_class, mean_score, nsd, summarise, to_plain
+from autoseg.evaluation.metrics import dice_of_targets, dice_per_class, mean_score, summarise, to_plain
+from autoseg.evaluation.surfaces import nsd
 
 THREE = LabelMap(names=("a", "b", "c"), values=((1,), (2, 5), (9,)))
 NESTED = LabelMap(names=("whole", "core", "rest"), values=((1, 2, 4), (2, 4), (7,)), sigmoid=True)
@@ -161,11 +162,9 @@ def test_summary_without_cases() -> None:
     assert math.isnan(mean_score([[math.nan]]))
 
 
-def test_interval_is_seeded_and_has_the_width_of_theory() -> None:
+def test_interval_has_the_width_of_theory() -> None:
     values = np.random.default_rng(0).normal(0.8, 0.1, (400, 1)).tolist()
-    found, again, other = summarise(values, ["a"]), summarise(values, ["a"]), summarise(values, ["a"], seed=1)
-    assert found == again
-    assert found != other
+    found = summarise(values, ["a"])
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.15)
 
 

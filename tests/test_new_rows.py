@@ -56,19 +56,22 @@ TEXT = Format(
 '''
 METRIC = '''
 
-def volume_error(pred: np.ndarray, label: np.ndarray, case: Comparison) -> float:
+def volume_difference(masks: ClassMasks) -> float:
     """Difference of the volumes in ml; NaN where both are empty."""
-    voxel_ml = float(np.prod(case.spacing_mm)) / 1000
-    return abs(int(pred.sum()) - int(label.sum())) * voxel_ml if pred.any() or label.any() else float("nan")
+    voxel_ml = math.prod(masks.spacing_mm) / 1000
+    pred, label = masks.voxels
+    return math.nan if masks.is_empty else abs(pred - label) * voxel_ml
 
+
+# -- the table
 
 DICE ='''
 ROW = """METRICS: tuple[Metric, ...] = (
     DICE,
     Metric(
         name="volume",
-        score=per_class(volume_error),
-        short_title="volume error",
+        score=volume_difference,
+        short_title="volume difference",
         unit="ml",
         is_share=False,
         higher_is_better=False,
@@ -85,7 +88,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(formats / "table.py", "\n\nFORMATS", "\nfrom autoseg.data.formats.text import TEXT\n\nFORMATS")
     put(formats / "table.py", "= (NIFTI, ", "= (TEXT, NIFTI, ")
     scores = folder / "autoseg" / "evaluation" / "scores.py"
-    put(scores, "\n\nDICE =", METRIC)
+    put(scores, "\n\n# -- the table\n\nDICE =", METRIC)
     put(scores, "METRICS: tuple[Metric, ...] = (\n    DICE,\n", ROW)
     return folder
 
@@ -148,7 +151,8 @@ def test_a_new_format_is_analysed_predicted_and_evaluated_and_a_new_metric_is_sh
     assert labels[0].any()
     # The metric, in the table and the file of `evaluate`.
     assert next(line for line in text.splitlines() if line.startswith("class ")).split() == (
-        ["class", "dice", "std", "95%", "low", "high", "volume", "ml", "std", "nsd", "2", "mm", "std", "n"]
+        ["class", "dice", "std", "95%", "low", "high", "volume", "ml", "std", "nsd", "2", "mm", "std"]
+        + ["hd95", "mm", "std", "asd", "mm", "std", "volume_error", "std", "n"]
     )
     truth = nib.load(finished_run / "labels" / "phantom_000.nii.gz")
     voxel_ml = np.prod(truth.header.get_zooms()) / 1000
@@ -164,5 +168,5 @@ def test_a_new_format_is_analysed_predicted_and_evaluated_and_a_new_metric_is_sh
     before = json.loads((finished_run / "work_dir" / "ensemble" / "scores.json").read_text())
     assert [scores[name] for name in ("dice", "nsd")] == [before[name] for name in ("dice", "nsd")]
     page = (run / "work_dir" / "report.html").read_text()
-    assert "Volume error (ml) of the" in page
-    assert "volume error. Lower is better." in page
+    assert "Volume difference (ml) of the" in page
+    assert "volume difference. Lower is better." in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,16 @@ from scipy import ndimage
 from autoseg.data import components
 from autoseg.data.labels import LabelMap
 from autoseg.evaluation.metrics import dice_per_class, mean_score
-from autoseg.inference.postprocess import SIZES_MM3, ClassRule, clean, longest_run, measure_parts, propose
+from autoseg.inference.postprocess import (
+    SIZES_MM3,
+    ClassRule,
+    clean,
+    longest_run,
+    measure_parts,
+    option_dice,
+    options,
+    propose,
+)
 
 TWO = LabelMap(names=("a", "b"), values=((3,), (7,)))
 MM = (1.0, 2.0, 1.5)
@@ -155,7 +165,8 @@ def cohort() -> tuple[list[np.ndarray], list[np.ndarray]]:
 def test_only_what_raises_a_class_is_chosen() -> None:
     preds, truths = cohort()
     parts = [measure_parts(p, t, TWO, MM) for p, t in zip(preds, truths, strict=True)]
-    found = propose(TWO.names, parts)
+    tried = [[option_dice(of_class) for of_class in case] for case in parts]
+    found = propose(TWO.names, tried)
     assert set(found) == {"a"}
     rule = found["a"]
     assert rule.fill_holes
@@ -163,8 +174,31 @@ def test_only_what_raises_a_class_is_chosen() -> None:
     assert (rule.largest, rule.min_mm3) == (False, 100.0)
     before, after = scored(preds, truths), scored(preds, truths, [rule])
     assert mean_score(before) < mean_score(after) == 1.0
-    assert rule.dice_before == pytest.approx(np.mean([row[0] for row in before]))
-    assert rule.dice_after == pytest.approx(np.mean([row[0] for row in after]))
+    gains = [a[0] - b[0] for b, a in zip(before, after, strict=True)]
+    assert rule.gain == pytest.approx(np.mean(gains))
+    assert rule.gain_low is not None
+    assert 0 < rule.gain_low <= rule.gain
+    # The same gain in one case of three is no evidence; nor is it that of three scans of one patient.
+    assert propose(TWO.names, [tried[0], *[[[1.0] * 18, [1.0] * 18]] * 2]) == {}
+    assert propose(TWO.names, tried, patients=["p"] * 3) == {}
+
+
+def test_a_score_of_which_less_is_better_decides_too() -> None:
+    places = [option.largest for option in options("a")]
+    rng = np.random.default_rng(0)
+    tried = [[[1.0 - 0.5 * largest + 0.1 * rng.random() for largest in places]] for _ in range(8)]
+    assert propose(("a",), [[[1 - v for v in case[0]]] for case in tried])["a"].largest
+    rule = propose(("a",), tried, higher_is_better=False)["a"]
+    assert rule.largest
+    assert rule.gain == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_class_that_is_rightly_taken_away_counts_as_right() -> None:
+    # In six healthy scans the specks are all there is: without them the Dice is not counted.
+    tried = [[[0.0] * 16 + [math.nan] * 2] for _ in range(6)] + [[[0.9] * 18]] * 3
+    rule = propose(("a",), tried)["a"]
+    assert rule.largest
+    assert rule.gain == pytest.approx(6 / 9)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -189,8 +223,9 @@ def test_ignored_voxels_and_classes_that_are_not_annotated_do_not_count() -> Non
     for truth in truths:
         truth[24:] = 255  # every speck lies where nothing counts
     parts = [measure_parts(p, t, ignoring, MM) for p, t in zip(preds, truths, strict=True)]
-    assert not propose(("a", "b"), parts)["a"].min_mm3
-    assert propose(("a", "b"), [[None, case[1]] for case in parts]) == {}
+    tried = [[option_dice(of_class) for of_class in case] for case in parts]
+    assert not propose(("a", "b"), tried)["a"].min_mm3
+    assert propose(("a", "b"), [[None, case[1]] for case in tried]) == {}
 
 
 @pytest.mark.parametrize(("connectivity", "count"), [(6, 2), (26, 1)])

@@ -25,11 +25,11 @@ from processes import wait_for
 from autoseg.cli.main import run_command
 from autoseg.config.settings import Settings
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.evaluation.intervals import case_means, compare, holm
 from autoseg.pipeline.stages import STAGES
 from autoseg.pseudolabel.audit import audit_json, make_row
 from autoseg.pseudolabel.evidence import ClassEvidence
 from autoseg.pseudolabel.rounds import How
-from autoseg.report.compare import case_means, compare, holm
 from autoseg.report.page import SECTIONS, make_report
 from autoseg.report.pictures import outline, picture_case, shown_box
 from autoseg.report.serve import LiveReport, make_server

@@ -13,6 +13,8 @@ from autoseg.data.datalists.cases import Datalist
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
 from autoseg.data.terms import check_codes
+from autoseg.errors import ConfigError
+from autoseg.evaluation.tolerances import faults_of
 from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:  # both load torch, which the commands that only look up what is planned do not need
@@ -57,6 +59,8 @@ def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerpri
     )
     check_classes(settings.inference, label_map.names)
     check_codes(settings.codes, label_map.names)
+    if faults := faults_of(settings.surface_tolerance_mm, label_map.names, "surface_tolerance_mm"):
+        raise ConfigError(faults)
     return merge_left_right(label_map) if settings.merge_left_right else label_map
 
 

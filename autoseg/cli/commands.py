@@ -248,8 +248,10 @@ class Commands:
         classes: str | None = None,
         output: Path | None = None,
         scoring: Literal["autoseg", "flare23"] = "autoseg",
+        surface_tolerance_mm: str | None = None,
+        lesions: bool = False,
     ) -> int:
-        """Score predictions against labels: Dice and surface Dice per case and class.
+        """Score predictions against labels: Dice, surfaces, volumes and lesions, per case and class.
 
         Files of the same name are paired. Of the rest, those whose names differ in upper and lower case, signs between
         letters and digits, _0000, or an ending such as _seg, _label or _pred; these pairs are told.
@@ -261,13 +263,24 @@ class Commands:
                 scored but 0 and 255.
             output: JSON file for all scores.
             scoring: Rules: ours, or exactly those of the FLARE23 challenge, for its 14 classes.
+            surface_tolerance_mm: Accepted deviation of surfaces: 2, or class by class such as liver=5,tumor=1.
+            lesions: Show the scores of lesions, too: of each class's connected parts. The JSON file always has them.
 
         Example:
             autoseg evaluate --predictions predictions --labels labelsTs --classes anterior,posterior
         """
         from autoseg.evaluation.folders import evaluate_folders
+        from autoseg.evaluation.tolerances import parse_tolerance
 
-        return evaluate_folders(predictions, labels, classes=_names(classes), output=output, scoring=scoring)
+        return evaluate_folders(
+            predictions,
+            labels,
+            classes=_names(classes),
+            output=output,
+            scoring=scoring,
+            tolerance_mm=parse_tolerance(surface_tolerance_mm),
+            lesions=lesions,
+        )
 
     def explain(self, key: str | None = None, *, input: Path = INPUT, work_dir: Path | None = None) -> int:
         """Tell what each setting and planned value is, where it came from, and by which rule.

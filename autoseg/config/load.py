@@ -12,7 +12,7 @@ from autoseg.config.docs import setting_docs
 from autoseg.config.nodes import json_for_yaml
 from autoseg.config.passwords import take_password
 from autoseg.config.reader import Origins, read_plain, read_value, read_with_origins
-from autoseg.config.settings import Settings, map_weights
+from autoseg.config.settings import PATHS, Settings, map_weights
 from autoseg.config.types import suggest
 from autoseg.errors import ConfigError
 
@@ -95,7 +95,9 @@ def _places(path: Path, settings: Settings, origins: Mapping[str, str]) -> tuple
         return Path(os.path.normpath(base / written)), where, looked
 
     places: dict[str, Any] = {}
-    for key, kind in (("datalist", "file"), ("dataroot", "folder"), ("work_dir", "")):
+    for key, kind in zip(PATHS, ("file", "folder", "", "file"), strict=True):
+        if getattr(settings, key) is None:
+            continue
         places[key], where, looked = resolve(key, getattr(settings, key))
         resolved: Path = places[key]
         if kind and not resolved.exists():

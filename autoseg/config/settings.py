@@ -19,6 +19,7 @@ from autoseg.config.fields import (
     Duration,
     FoldIndex,
     MemorySize,
+    NotNegative,
     Positive,
     Share,
     ShareBelowOne,
@@ -66,19 +67,36 @@ class ClassCodes(Strict):
 
 FormatName = Literal["auto", "nifti", "nrrd", "seg.nrrd", "mha", "dicomseg", "rtstruct"]
 """Of label files, as `autoseg predict` writes them; `autoseg.data.formats.table` has a writer of each name."""
+SelectBy = Literal[
+    "dice",
+    "nsd",
+    "hd95",
+    "asd",
+    "volume_error",
+    "lesion_f1",
+    "lesion_sensitivity",
+    "lesion_false",
+    "lesion_false_healthy",
+    "panoptic_quality",
+]
+"""Metrics of `autoseg.evaluation.scores` that can decide."""
 
 
 class EnsembleSettings(Strict):
     """How models are combined."""
 
     method: Literal["auto", "best_by_fold", "best_n"] = "auto"
-    """auto: the combination with the best out-of-fold Dice."""
+    """auto: the combination with the best out-of-fold score, see select_by."""
     num_best: Count = 2
     """Models per fold for best_n."""
     combine: Literal["auto", "mean", "vote"] = "auto"
     """Mean of the probabilities, or majority of the labels."""
+    select_by: SelectBy = "dice"
+    """Out-of-fold score that decides which models are combined and what is cleaned, such as lesion_f1; docs/metrics.md
+    explains them. Which weights of a model are kept goes by Dice."""
     postprocess: Literal["auto", "off"] = "auto"
-    """auto: clean the classes whose out-of-fold Dice that raises: largest component, no small parts, no holes."""
+    """auto: clean the classes whose out-of-fold score that surely raises: largest component, no small parts, no
+    holes."""
     max_time: Duration | None = None
     """Time to segment an image, such as 15s, that the chosen models may take; measured on the out-of-fold cases."""
     max_memory: MemorySize | None = None
@@ -252,6 +270,10 @@ def _check_algos(algos: tuple[str, ...] | str) -> tuple[str, ...] | str:
     return algos if isinstance(algos, str) else check_unique(algos)
 
 
+PATHS = ("datalist", "dataroot", "work_dir", "meta")
+"""Settings that are paths; `meta` may be missing."""
+
+
 class RunSettings(HyperSettings):
     """All of input.yaml but the networks' blocks."""
 
@@ -278,8 +300,13 @@ class RunSettings(HyperSettings):
         + ", ".join(f"{recipe} ({NETWORKS[algo].own.__name__})" for recipe, algo in RECIPE_ALGO.items())
         + ".",
     )
+    meta: Path | None = None
+    """CSV with further facts of the cases, such as site, scanner, sex or age, one row a case; relative to the folder of
+    input.yaml. Scores are shown by group of each. Further keys of a case in the datalist do the same."""
     num_fold: Annotated[int, Field(ge=2)] = 5
     """Folds made where the datalist has none."""
+    folds_by: str | None = None
+    """Key of the cases, such as site, each value of which becomes a fold: models are scored on sites they never saw."""
     folds: Annotated[tuple[FoldIndex, ...], Field(min_length=1), AfterValidator(check_unique)] | None = None
     """Train these folds only; null: all."""
     class_names: Annotated[tuple[str | ClassSpec, ...], Field(min_length=1)] | None = None
@@ -290,6 +317,8 @@ class RunSettings(HyperSettings):
     """Label value of voxels to leave out of loss and metrics, such as 255."""
     extra_modalities: dict[str, str] = Field(default_factory=dict)
     """More images of a case: key in the datalist -> normalisation (ct, mri, pet, meanstd, ...)."""
+    surface_tolerance_mm: NotNegative | dict[str, NotNegative] = 2.0
+    """Deviation of a surface, mm, that surface Dice accepts: of all classes, or class -> its own, the others' 2."""
     merge_left_right: bool = False
     """Train classes that differ in left and right alone as one; predictions are split again."""
     partial_labels: Literal["off", "infer", "declared"] = "off"

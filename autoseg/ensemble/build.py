@@ -6,43 +6,42 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from autoseg.config.settings import EnsembleSettings, Settings
-from autoseg.config.units import parse_duration, parse_size
 from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datastats import StatsByCase
 from autoseg.data.labels import LabelMap, check_classes
-from autoseg.data.volumes import read_label
+from autoseg.ensemble import suspicious
+from autoseg.ensemble.cleaning import choose_rules
 from autoseg.ensemble.combine import (
     Candidate,
-    CaseCost,
     CaseScore,
+    Choosing,
     Chosen,
-    candidates,
-    choose,
     costs_of,
     pareto_rows,
 )
 from autoseg.ensemble.finish import Finished, finish_out_of_fold
+from autoseg.ensemble.held_back import predict_held_back
+from autoseg.ensemble.labels import OutOfFoldLabels
+from autoseg.ensemble.optimism import ChosenAgain, choose_again, speaking_for
 from autoseg.ensemble.out_of_fold import (
     Progress,
-    case_digest,
-    floats,
-    label_on_image,
-    read_record,
-    score_of,
     score_out_of_fold,
 )
 from autoseg.ensemble.results import Results
-from autoseg.errors import DataError, ResourceError, WorkspaceError
-from autoseg.evaluation.metrics import mean_score, to_plain
+from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.evaluation.metrics import mean_score
+from autoseg.evaluation.scores import metric_named
+from autoseg.evaluation.subgroups import Value, rows_to_csv
+from autoseg.evaluation.suspicion import Suspicion
+from autoseg.evaluation.tolerances import faults_of, of_classes
 from autoseg.inference.ensemble_spec import EnsembleSpec, ParetoRow, seal_ensemble
-from autoseg.inference.files import segment
 from autoseg.inference.postprocess import ClassRule, set_rules
-from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.plan import read_plan
 from autoseg.version import __version__
-from autoseg.workspace.files import digest, write_json, write_text
+from autoseg.workspace.files import write_json, write_text
+from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -84,49 +83,76 @@ def build_ensemble(
         WorkspaceError: No job was trained, or a model cannot be loaded.
     """
     if not jobs_done:
-        raise WorkspaceError(
-            f"{workspace.root}: no trained job to make an ensemble of. Run `autoseg train`; "
-            "`autoseg status` says why jobs failed."
-        )
-    how = settings.combining
+        advice = "Run `autoseg train`; `autoseg status` says why jobs failed."
+        raise WorkspaceError(f"{workspace.root}: no trained job to make an ensemble of. {advice}")
+    how, metric = settings.combining, metric_named(settings.combining.select_by)
     algos_by_fold = {f: sorted(a for a, g in set(jobs_done) if g == f) for f in sorted({f for _, f in jobs_done})}
     gaps = _gaps(workspace, algos_by_fold, settings, datalist)
-    for gap in gaps:
-        log.warning("ensemble: %s", gap)
     scored, failures = score_out_of_fold(
-        workspace, datalist, algos_by_fold, combine=how.combine, device=settings.device, progress=progress
-    )
-    able = candidates(scored, algos_by_fold, how)
-    costs = costs_of(scored)
-    choice = _chosen(able, how, costs)
+        workspace, datalist, algos_by_fold, combine=how.combine, device=settings.device, progress=progress,
+        select_by=metric, tolerance_mm=settings.surface_tolerance_mm,
+    )  # fmt: skip
+    choosing = Choosing(how=how, metric=metric, algos_by_fold=algos_by_fold, costs=costs_of(scored))
+    able = choosing.candidates(scored)
+    choice = _chosen(able, choosing)
     trained = _classes_of(workspace, choice.candidate)
-    finished = _finished(workspace, datalist, settings, how, scored, choice.candidate, trained.named)
-    spec = _spec(how, choice, finished, trained.named, pareto_rows(able, costs))
-    workspace.ensemble_seal.unlink(missing_ok=True)  # at no moment is there one that does not belong to the other
-    write_json(workspace.ensemble_spec, spec.model_dump(mode="json"))
-    seal_ensemble(workspace, spec)
+    finished, again, doubts = _finished(workspace, datalist, settings, scored, choice, trained.named, choosing)
+    spec = _spec(how, choice, finished, trained.named, pareto_rows(able, choosing.costs))
+    _write_spec(workspace, spec)
     held_back = [*datalist.testing, *datalist.validation]
-    test_scores, not_predicted = _predict_testing(workspace, held_back, spec, settings, progress)
+    external, not_predicted = predict_held_back(
+        workspace, held_back, spec, settings, trained.named, finished.tolerance_mm, progress
+    )
     results = Results(
         candidates=tuple(able),
         chosen=choice.candidate,
         cases=tuple(scored),
         classes=trained.named.names,
         network_classes=trained.names,
-        test_scores=test_scores,
+        external=external,
+        facts=_facts(workspace, (*datalist.training, *held_back), trained.named),
+        patients={c.name: c.group for c in (*datalist.training, *held_back) if c.group is not None},
         finished=finished,
+        again=again,
+        suspicious=doubts,
+        metric=metric,
         spec=spec,
         gaps=tuple(gaps),
         failures=(*failures, *not_predicted),
     )
-    return _write(workspace, results, settings.seed)
+    return _write(workspace, results)
 
 
-def _write(workspace: Workspace, results: Results, seed: int) -> EnsembleResult:
+def _write_spec(workspace: Workspace, spec: EnsembleSpec) -> None:
+    """Write ensemble.json and its seal."""
+    workspace.ensemble_seal.unlink(missing_ok=True)  # at no moment is there one that does not belong to the other
+    write_json(workspace.ensemble_spec, spec.model_dump(mode="json"))
+    seal_ensemble(workspace, spec)
+
+
+def _facts(workspace: Workspace, cases: Sequence[Case], label_map: LabelMap) -> dict[str, dict[str, Value]]:
+    """What each case may be grouped by: what the list says of it, its foreground's volume, its annotated classes."""
+    volumes: dict[str, float] = {}
+    if workspace.datastats_by_case.exists():
+        values = sorted({value for of_class in label_map.values for value in of_class})
+        stats = read_stored(workspace.datastats_by_case, StatsByCase).stats_by_cases
+        volumes = {c.name: c.volume_ml(values) for c in stats if c.label_stats is not None}
+    facts: dict[str, dict[str, Value]] = {}
+    for case in cases:
+        facts[case.name] = dict(case.meta)
+        if case.name in volumes:
+            facts[case.name]["size (ml)"] = round(volumes[case.name], 4)
+        facts[case.name]["annotated"] = "all" if case.annotated is None else ", ".join(sorted(case.annotated)) or "none"
+    return facts
+
+
+def _write(workspace: Workspace, results: Results) -> EnsembleResult:
     """Write scores.txt and scores.json."""
     tables = tuple(results.tables())
     write_text(workspace.ensemble / "scores.txt", "\n\n".join([*tables, *results.gaps, *results.failures]) + "\n")
-    write_json(workspace.scores, results.to_json(seed))
+    write_json(workspace.scores, results.to_json())
+    write_text(workspace.subgroups, rows_to_csv(results.subgroups()))
+    write_text(workspace.suspicious_labels, suspicious.rows_to_csv(results.suspicious))
     return EnsembleResult(
         spec=results.spec,
         candidates=results.candidates,
@@ -136,15 +162,9 @@ def _write(workspace: Workspace, results: Results, seed: int) -> EnsembleResult:
     )
 
 
-def _chosen(able: Sequence[Candidate], how: EnsembleSettings, costs: CaseCost | None) -> Chosen:
+def _chosen(able: Sequence[Candidate], choosing: Choosing) -> Chosen:
     """The candidate that the settings choose, within their budgets."""
-    choice = choose(
-        able,
-        how,
-        costs,
-        max_s=parse_duration(how.max_time) if how.max_time else None,
-        max_gb=parse_size(how.max_memory) / 1e9 if how.max_memory else None,
-    )
+    choice = choosing.choose(able)
     if choice.given_up:
         log.warning("ensemble: given up for the budget: %s", choice.given_up)
     return choice
@@ -160,25 +180,32 @@ def _finished(
     workspace: Workspace,
     datalist: Datalist,
     settings: Settings,
-    how: EnsembleSettings,
     scored: Sequence[CaseScore],
-    chosen: Candidate,
+    choice: Chosen,
     label_map: LabelMap,
-) -> Finished:
-    """Postprocess and score what the chosen candidate says of every case."""
+    choosing: Choosing,
+) -> tuple[Finished, ChosenAgain | None, list[Suspicion]]:
+    """Postprocess and score what the chosen candidate says of every case; choose again without each fold.
+
+    Returns:
+        What is handed out, the choices made again, and the labels that it contradicts.
+    """
     names = label_map.names
     check_classes(settings.inference, names)
+    if faults := faults_of(settings.surface_tolerance_mm, names, "surface_tolerance_mm"):
+        raise ConfigError(faults)
     by_name = {case.name: case for case in datalist.training}
-    finished = finish_out_of_fold(
-        workspace,
-        {c.name: (by_name[c.name], chosen.combination(c.fold).name) for c in scored if c.name in chosen.scores},
-        label_map,
-        base=set_rules(names, settings.inference.slice_run, settings.inference.min_voxels),
-        choose_rules=how.postprocess == "auto",
+    labels = OutOfFoldLabels(
+        workspace=workspace, label_map=label_map, tolerance_mm=of_classes(settings.surface_tolerance_mm, names)
     )
-    for rule in finished.rules:
+    base = set_rules(names, settings.inference.slice_run, settings.inference.min_voxels)
+    cases, rules = speaking_for(choice.candidate, scored, by_name), tuple(base)
+    if choosing.how.postprocess == "auto":
+        rules = choose_rules(labels, cases, base, choosing.metric)
+    for rule in rules:
         log.info("ensemble: %s: %s%s", rule.name, rule.words, _gain(rule))
-    return finished
+    again = choose_again(labels, scored, by_name, choosing, base)
+    return finish_out_of_fold(labels, cases, rules), again, suspicious.suspicious_labels(labels, cases, rules)
 
 
 def _spec(
@@ -215,6 +242,8 @@ def _gaps(
     if failed:
         names = ", ".join(failed)
         gaps.append(f"not trained, so left out: {names}. `autoseg status` says why; `autoseg train` tries again.")
+    for gap in gaps:
+        log.warning("ensemble: %s", gap)
     return gaps
 
 
@@ -222,47 +251,3 @@ def _gain(rule: ClassRule) -> str:
     if rule.dice_before is None or rule.dice_after is None:
         return ", as was set"
     return f", Dice {rule.dice_before:.4f} -> {rule.dice_after:.4f}"
-
-
-def _predict_testing(
-    workspace: Workspace, cases: Sequence[Case], spec: EnsembleSpec, settings: Settings, progress: Progress | None
-) -> tuple[dict[str, list[float]], list[str]]:
-    """Predict the cases with the ensemble, and score those with a label.
-
-    Returns:
-        Case -> Dice per class, and a message for each case that failed.
-    """
-    models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
-    rules = [rule.model_dump(exclude={"dice_before", "dice_after"}) for rule in spec.postprocessing]
-    predictor: Predictor | None = None
-    scores: dict[str, list[float]] = {}
-    failures: list[str] = []
-    for done, case in enumerate(cases, 1):
-        target = workspace.predictions / f"{case.name}.nii.gz"
-        path = workspace.ensemble / "records" / f"{case.name}.json"
-        try:
-            key = case_digest(case, models, digest([spec.combine, rules]))
-            record = read_record(path, key, [target], len(spec.classes))
-            if record is None:
-                if predictor is None:
-                    jobs = [workspace.job_dir(a, f) for a, f in spec.members]
-                    predictor = Predictor(jobs, device=settings.device, combine=spec.combine, rules=spec.postprocessing)
-                record = {"made_from": key, "dice": _predict_case(predictor, case, target)}
-                write_json(path, record)
-            if record["dice"] is not None:
-                scores[case.name] = floats(record["dice"])
-        except (DataError, ResourceError) as error:
-            log.error("%s: not predicted: %s", case.name, error)
-            failures.extend(f"{case.name}: {message}" for message in error.messages)
-        if progress is not None:
-            progress(done, len(cases), case.name)
-    return scores, failures
-
-
-def _predict_case(predictor: Predictor, case: Case, target: Path) -> list[float | None] | None:
-    segment(predictor, case.images, target)
-    if case.label is None:
-        return None
-    label, pred = label_on_image(case), read_label(target).array[0]
-    scores: list[float | None] = to_plain(score_of(case, pred, label, predictor.label_map.named))
-    return scores

@@ -13,8 +13,10 @@ from itertools import combinations
 from typing import Literal
 
 from autoseg.config.settings import EnsembleSettings
+from autoseg.config.units import parse_duration, parse_size
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.metrics import mean_score
+from autoseg.evaluation.scores import Metric
 from autoseg.inference.ensemble_spec import ParetoRow
 from autoseg.inference.predictor import Combine
 
@@ -62,8 +64,17 @@ class CaseScore:
     fold: int
     dice: Mapping[str, Sequence[float]]
     """Name of the combination -> Dice per class, NaN where not counted."""
+    selected: Mapping[str, Sequence[float]] | None = None
+    """The same by the metric that decides; None where that is Dice."""
     cost: CaseCost | None = None
     """What its fold's models took."""
+    group: str | None = None
+    """Patient; None: the case stands alone."""
+
+    @property
+    def deciding(self) -> Mapping[str, Sequence[float]]:
+        """Scores by the metric that decides."""
+        return self.dice if self.selected is None else self.selected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +101,26 @@ class Candidate:
     """Fold -> algorithms whose models of that fold take part."""
     scores: Mapping[str, Sequence[float]]
     """Case -> Dice per class, for every case that could be scored."""
+    selected: Mapping[str, Sequence[float]] | None = None
+    """The same by the metric that decides; None where that is Dice."""
+    higher_is_better: bool = True
+    """By that metric."""
 
     @property
     def mean(self) -> float:
         """Out-of-fold mean Dice."""
         return mean_score(list(self.scores.values()))
+
+    @property
+    def selected_mean(self) -> float:
+        """Out-of-fold mean of the metric that decides."""
+        return self.mean if self.selected is None else mean_score(list(self.selected.values()))
+
+    @property
+    def rank(self) -> float:
+        """The higher, the better; candidates without a score come last."""
+        mean = self.selected_mean
+        return -math.inf if math.isnan(mean) else mean if self.higher_is_better else -mean
 
     @property
     def members(self) -> tuple[tuple[str, int], ...]:
@@ -121,14 +147,46 @@ def combinations_of(algos: Sequence[str], combine: Literal["auto", "mean", "vote
     return tuple(listed)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choosing:
+    """All that decides besides the scores."""
+
+    how: EnsembleSettings
+    metric: Metric
+    """`how.select_by`."""
+    algos_by_fold: Mapping[int, Sequence[str]]
+    """Fold -> algorithms trained for it."""
+    costs: CaseCost | None
+    """What an image takes; None where nothing was measured."""
+
+    def candidates(self, cases: Sequence[CaseScore]) -> list[Candidate]:
+        """Every candidate with its scores of some cases."""
+        return candidates(cases, self.algos_by_fold, self.how, higher_is_better=self.metric.higher_is_better)
+
+    def choose(self, entrants: Sequence[Candidate]) -> Chosen:
+        """Choose one within the budgets: see `choose`."""
+        return choose(
+            entrants,
+            self.how,
+            self.costs,
+            max_s=parse_duration(self.how.max_time) if self.how.max_time else None,
+            max_gb=parse_size(self.how.max_memory) / 1e9 if self.how.max_memory else None,
+        )
+
+
 def candidates(
-    cases: Sequence[CaseScore], algos_by_fold: Mapping[int, Sequence[str]], settings: EnsembleSettings
+    cases: Sequence[CaseScore],
+    algos_by_fold: Mapping[int, Sequence[str]],
+    settings: EnsembleSettings,
+    *,
+    higher_is_better: bool = True,
 ) -> list[Candidate]:
     """Make every candidate and look up its scores.
 
     Args:
         cases: as scored; each has the scores of `combinations_of` its fold's algorithms.
         algos_by_fold: fold -> algorithms trained for it.
+        higher_is_better: by the metric that decides.
 
     Returns:
         Combinations first, each with the algorithms it has in a fold; then best_by_fold and best_n.
@@ -137,36 +195,54 @@ def candidates(
     entrants = []
     for wanted in combinations_of(algos, settings.combine):
         by_fold = {f: tuple(a for a in wanted.algos if a in available) for f, available in algos_by_fold.items()}
-        entrants.append(_candidate(wanted.name, wanted.combine, by_fold, cases))
+        entrants.append(_candidate(wanted.name, wanted.combine, by_fold, cases, higher_is_better))
+
+    def best(num: int) -> dict[int, tuple[str, ...]]:
+        return _best(cases, algos_by_fold, num, higher_is_better)
+
     if len(algos) > 1:
         combine: Combine = "vote" if settings.combine == "vote" else "mean"
-        entrants.append(_candidate("best_by_fold", combine, _best(cases, algos_by_fold, 1), cases))
+        entrants.append(_candidate("best_by_fold", combine, best(1), cases, higher_is_better))
         if 1 < settings.num_best < len(algos) or settings.method == "best_n":
-            by_fold = _best(cases, algos_by_fold, settings.num_best)
-            entrants.append(_candidate(f"best_{settings.num_best}", combine, by_fold, cases))
+            by_fold = best(settings.num_best)
+            entrants.append(_candidate(f"best_{settings.num_best}", combine, by_fold, cases, higher_is_better))
     return entrants
 
 
 def _candidate(
-    name: str, combine: Combine, by_fold: Mapping[int, tuple[str, ...]], cases: Sequence[CaseScore]
+    name: str,
+    combine: Combine,
+    by_fold: Mapping[int, tuple[str, ...]],
+    cases: Sequence[CaseScore],
+    higher_is_better: bool,
 ) -> Candidate:
-    scores = {}
+    scores: dict[str, Sequence[float]] = {}
+    selected: dict[str, Sequence[float]] = {}
     for case in cases:
         here = Combination(algos=by_fold.get(case.fold, ()), combine=combine).name
         if here in case.dice:
             scores[case.name] = case.dice[here]
-    return Candidate(name=name, combine=combine, by_fold={f: a for f, a in by_fold.items() if a}, scores=scores)
+            selected[case.name] = case.deciding[here]
+    return Candidate(
+        name=name,
+        combine=combine,
+        by_fold={f: a for f, a in by_fold.items() if a},
+        scores=scores,
+        selected=None if all(case.selected is None for case in cases) else selected,
+        higher_is_better=higher_is_better,
+    )
 
 
 def _best(
-    cases: Sequence[CaseScore], algos_by_fold: Mapping[int, Sequence[str]], num: int
+    cases: Sequence[CaseScore], algos_by_fold: Mapping[int, Sequence[str]], num: int, higher_is_better: bool
 ) -> dict[int, tuple[str, ...]]:
-    """The `num` algorithms with the highest mean Dice of each fold."""
+    """The `num` algorithms with the best mean of each fold; of a fold without cases, those with the best of all."""
     best = {}
     for fold, algos in algos_by_fold.items():
-        of_fold = [case for case in cases if case.fold == fold]
-        means = {a: mean_score([case.dice[a] for case in of_fold if a in case.dice]) for a in algos}
-        ranked = sorted(algos, key=lambda a: (-1.0 if math.isnan(means[a]) else means[a], a), reverse=True)
+        of_fold = [case for case in cases if case.fold == fold] or cases
+        means = {a: mean_score([case.deciding[a] for case in of_fold if a in case.dice]) for a in algos}
+        ranks = {a: -math.inf if math.isnan(m) else m if higher_is_better else -m for a, m in means.items()}
+        ranked = sorted(algos, key=lambda a: (ranks[a], a), reverse=True)
         best[fold] = tuple(sorted(ranked[:num]))
     return best
 
@@ -233,7 +309,7 @@ def choose(
 ) -> Chosen:
     """Choose a candidate as the settings say.
 
-    auto: of the combinations that score the most cases the one with the highest mean Dice, single algorithms
+    auto: of the combinations that score the most cases the one with the best mean of `select_by`, single algorithms
     included; in a tie the one with fewer models. best_by_fold and best_n pick their members on the very cases
     they are scored on, which flatters them, so they are chosen only where asked for.
 
@@ -253,7 +329,7 @@ def choose(
         fixed = [c for c in entrants if not c.name.startswith("best_")]
         most = max(len(c.scores) for c in fixed)
         able = [c for c in fixed if len(c.scores) == most]
-    able.sort(key=lambda c: (-1.0 if math.isnan(c.mean) else c.mean, -len(c.members)), reverse=True)
+    able.sort(key=lambda c: (c.rank, -len(c.members)), reverse=True)
     if costs is None or (max_s is None and max_gb is None):
         return Chosen(candidate=able[0], members=able[0].members, given_up="")
 

@@ -28,6 +28,8 @@ from autoseg.ensemble.combine import CaseCost, CaseScore, Combination, ModelCost
 from autoseg.ensemble.records import read_case_record
 from autoseg.errors import DataError
 from autoseg.evaluation.metrics import dice_per_class, to_plain
+from autoseg.evaluation.scores import DICE, Comparison, Metric, score_case
+from autoseg.evaluation.tolerances import TOLERANCE_MM, Tolerance
 from autoseg.inference.cost import Cost
 from autoseg.inference.files import writing
 from autoseg.inference.held_out import (
@@ -89,6 +91,25 @@ def score_of(case: Case, pred: np.ndarray, label: Volume, label_map: LabelMap) -
     return dice_per_class(pred, label.array[0], label_map, annotated=case.annotated)
 
 
+def metric_key(metric: Metric, tolerance_mm: Tolerance) -> str:
+    """What names a metric's values in a record: those of surfaces depend on the tolerance."""
+    return f"{metric.name} {digest(tolerance_mm)}" if metric.needs_tolerance else metric.name
+
+
+def comparison_of(
+    case: Case, pred: np.ndarray, label: Volume, label_map: LabelMap, tolerance_mm: Tolerance
+) -> Comparison:
+    """A prediction (X, Y, Z) in RAS of a case and its label, to be scored."""
+    return Comparison(
+        pred=pred,
+        label=label.array[0],
+        label_map=label_map,
+        spacing_mm=label.spacing_mm,
+        annotated=case.annotated,
+        tolerance_mm=tolerance_mm,
+    )
+
+
 def label_on_image(case: Case) -> Volume:
     """Read a case's label, and make sure that it fits the image.
 
@@ -111,6 +132,9 @@ class Fold:
     algos: tuple[str, ...]
     combine: Merging
     device: str
+    select_by: Metric = DICE
+    tolerance_mm: Tolerance = TOLERANCE_MM
+    """Of surfaces."""
     wanted: tuple[Combination, ...] = field(init=False)
     """Combinations to score; each algorithm alone first, in their order."""
     models: dict[str, str] = field(init=False)
@@ -191,6 +215,26 @@ class Fold:
         record = {"made_from": made_from, "fold": self.fold, **scores}
         write_json(self.record_file(case), record)
         return record
+
+    def deciding(self, case: Case) -> dict[str, list[float]] | None:
+        """Scores of each combination's labels by the metric that decides, kept in the record; None for Dice.
+
+        Raises:
+            DataError: The label cannot be read.
+        """
+        metric = self.select_by
+        if metric is DICE:
+            return None
+        record = read_case_record(self.record_file(case))
+        kept = record.setdefault("selected", {}).setdefault(metric_key(metric, self.tolerance_mm), {})
+        if lacking := [c for c in self.wanted if c.name not in kept]:
+            label = read_case_label(case)
+            for combination in lacking:
+                pred = read_label(self.output(combination, case)).array[0]
+                comparison = comparison_of(case, pred, label, self.label_map.named, self.tolerance_mm)
+                kept[combination.name] = to_plain(score_case(comparison, [metric])[metric.name])
+            write_json(self.record_file(case), record)
+        return {c.name: floats(kept[c.name]) for c in self.wanted}
 
     def _probs_file(self, algo: str, case: Case) -> Path:
         return probs_file(self.workspace.job_dir(algo, self.fold), case.name)
@@ -300,7 +344,7 @@ def score_cases(
     failures: list[str] = []
     for case in cases:
         try:
-            scores.append(_from_record(case, fold.read(case) or fold.score(case)))
+            scores.append(_from_record(case, fold.read(case) or fold.score(case), fold.deciding(case)))
         except DataError as error:
             log.error("%s: not scored: %s", case.name, error)
             failures.extend(f"{case.name}: {message}" for message in error.messages)
@@ -316,6 +360,8 @@ def score_out_of_fold(
     combine: Merging,
     device: str,
     progress: Progress | None = None,
+    select_by: Metric = DICE,
+    tolerance_mm: Tolerance = TOLERANCE_MM,
 ) -> tuple[list[CaseScore], list[str]]:
     """Score every case of the folds that have a trained model.
 
@@ -337,7 +383,10 @@ def score_out_of_fold(
             progress(num_done, total, case.name)
 
     for fold, algos in sorted(algos_by_fold.items()):
-        models = Fold(workspace=workspace, fold=fold, algos=tuple(algos), combine=combine, device=device)
+        models = Fold(
+            workspace=workspace, fold=fold, algos=tuple(algos), combine=combine, device=device, select_by=select_by,
+            tolerance_mm=tolerance_mm,
+        )  # fmt: skip
         scored, failed = score_cases(models, datalist.val_cases(fold), after_case)
         scores += scored
         failures += failed
@@ -349,7 +398,7 @@ def floats(values: Sequence[float | None]) -> list[float]:
     return [math.nan if v is None else float(v) for v in values]
 
 
-def _from_record(case: Case, record: Mapping[str, Any]) -> CaseScore:
+def _from_record(case: Case, record: Mapping[str, Any], selected: Mapping[str, Sequence[float]] | None) -> CaseScore:
     dice = {name: floats(values) for name, values in record["dice"].items()}
     cost = record["cost"]
     models = {algo: ModelCost(**of_model) for algo, of_model in cost["models"].items()}
@@ -357,6 +406,8 @@ def _from_record(case: Case, record: Mapping[str, Any]) -> CaseScore:
         name=case.name,
         fold=record["fold"],
         dice=dice,
+        selected=selected,
+        group=case.group,
         cost=CaseCost(rest_s=cost["rest_s"], base=cost["base"], models=models),
     )
 

@@ -9,7 +9,8 @@ from pydantic import ConfigDict
 
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.score_files import PerClass
-from autoseg.workspace.stored import Stored, read_stored
+from autoseg.evaluation.suspicion import Kind
+from autoseg.workspace.stored import Score, Stored, read_stored
 
 
 class StoredModelCost(Stored):
@@ -39,6 +40,16 @@ class StoredParts(Stored):
     holes: tuple[int, int]
 
 
+class StoredContradiction(Stored):
+    """`autoseg.evaluation.suspicion.Contradiction`."""
+
+    name: str
+    kind: Kind
+    gain: float
+    partner: str
+    shift_mm: float
+
+
 class CaseRecord(Stored):
     """A case out of fold, or a held-back case, which has no fold and only the ensemble's Dice.
 
@@ -55,11 +66,16 @@ class CaseRecord(Stored):
     fold: int | None = None
     dice: dict[str, PerClass] | PerClass | None
     """Out of fold by combination, without postprocessing."""
+    selected: dict[str, dict[str, PerClass]] = {}
+    """The same by the metrics that decided, see `autoseg.ensemble.out_of_fold.metric_key`."""
     calibration: dict[str, tuple[tuple[tuple[float, float, float], ...], ...]] = {}
     """By combination that is a mean."""
     cost: StoredCaseCost | None = None
     parts: dict[str, tuple[StoredParts | None, ...]] = {}
     """By digest of the combination and its rules, as are `finished` and the scores by metrics."""
+    options: dict[str, tuple[tuple[Score, ...] | None, ...]] = {}
+    """Scores of each class with each of its options of postprocessing, by digest of combination, rules and metric."""
+    contradictions: dict[str, tuple[StoredContradiction, ...]] = {}
     finished: dict[str, PerClass] = {}
     in_ensemble: str = ""
     """Digest of the rules that the file in out_of_fold/ensemble was made with."""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from autoseg.ensemble import suspicious
 from autoseg.ensemble.combine import Candidate, CaseScore
 from autoseg.ensemble.finish import Finished
-from autoseg.evaluation.metrics import TOLERANCE_MM, summarise, to_plain
-from autoseg.evaluation.scores import METRICS
+from autoseg.ensemble.optimism import ChosenAgain
+from autoseg.evaluation.intervals import case_means, difference_to_rest
+from autoseg.evaluation.metrics import mean_score, summarise, to_plain
+from autoseg.evaluation.scores import DICE, METRICS, Metric
+from autoseg.evaluation.subgroups import SubgroupRow, Value, factors_of, rows_to_json, table_of
+from autoseg.evaluation.suspicion import Suspicion
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.version import __version__
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +37,27 @@ class Results:
     """Of the user."""
     network_classes: tuple[str, ...]
     """Of the networks, which have the probabilities; merged sides are one."""
-    test_scores: Mapping[str, Sequence[float]]
-    """Testing case -> Dice per class; those with a label."""
+    external: Mapping[str, Mapping[str, Sequence[float]]]
+    """Held-back case -> metric -> value per class; those with a label."""
+    patients: Mapping[str, str]
+    """Case -> its patient, where the list names one."""
+    facts: Mapping[str, Mapping[str, Value]]
+    """Case -> what it may be grouped by, such as its site; of training cases and of testing ones."""
     finished: Finished
+    suspicious: Sequence[Suspicion]
+    """Labels that the ensemble contradicts."""
+    again: ChosenAgain | None
+    """What was chosen without each fold; None with one fold alone."""
+    metric: Metric
+    """That decided."""
     spec: EnsembleSpec
     gaps: tuple[str, ...]
     failures: tuple[str, ...]
+
+    @property
+    def test_scores(self) -> dict[str, Sequence[float]]:
+        """Held-back case -> Dice per class."""
+        return {name: scores[DICE.name] for name, scores in self.external.items()}
 
     # -- for people
     def tables(self) -> list[str]:
@@ -48,9 +71,70 @@ class Results:
             processed = ", postprocessing included" if self.finished.rules else ""
             title = f"Dice of the ensemble ({self.chosen.name}){processed}"
             tables.append(format_table(title, self.classes, self._by_fold(self.finished.dice)))
+        if self.again is not None and self.again.dice:
+            tables.append(self._optimism_words())
         if self.test_scores:
             tables.append(self._testing_table())
         return tables
+
+    def _optimism_words(self) -> str:
+        """The Dice with and without choices made on the same cases."""
+        plain, nested = self._plain_and_again()
+        return (
+            f"Mean Dice {format_score(plain)}; {format_score(nested)} where the combination and the postprocessing are "
+            f"chosen again without the fold they are scored on: the choice flatters by {plain - nested:.4f}"
+        )
+
+    def _plain_and_again(self) -> tuple[float, float]:
+        """Mean Dice of the cases that were scored both ways: as chosen, and chosen without their fold."""
+        again = {} if self.again is None else self.again.dice
+        shared = [name for name in again if name in self.finished.dice]
+        return mean_score([self.finished.dice[n] for n in shared]), mean_score([again[n] for n in shared])
+
+    def subgroups(self) -> list[SubgroupRow]:
+        """The ensemble's out-of-fold Dice by group of cases."""
+        return self._groups_of(self.finished.dice)
+
+    def _groups_of(self, dice: Mapping[str, Sequence[float]]) -> list[SubgroupRow]:
+        factors, notes = factors_of({name: self.facts.get(name, {}) for name in dice})
+        for note in notes:
+            log.info("ensemble: no table by %s", note)
+        return table_of(factors, dice, self.patients)
+
+    def _external_json(self) -> dict[str, Any] | None:
+        """Every metric on the cases with a label that no model has learned from, and how their Dice differs."""
+        if not self.test_scores:
+            return None
+        metrics = [m for m in METRICS if all(m.name in values for values in self.external.values())]
+        patients = self._patients(self.external)
+        inside = dict.fromkeys(case_means(self.finished.dice), False) | dict.fromkeys(
+            case_means(self.test_scores), True
+        )
+        means = {**case_means(self.finished.dice), **case_means(self.test_scores)}
+        other = difference_to_rest([means[n] for n in inside], [*inside.values()], self._patients(inside))
+        return {
+            "metrics": {
+                m.name: m.summary([v[m.name] for v in self.external.values()], self.classes, patients).to_json()
+                for m in metrics
+            },
+            "difference": to_plain(other.difference),
+            "low": to_plain(other.low),
+            "high": to_plain(other.high),
+            "p": to_plain(other.p),
+            "subgroups": rows_to_json(self._groups_of(self.test_scores)),
+        }
+
+    def _again_json(self) -> dict[str, Any] | None:
+        if self.again is None or not self.again.dice:
+            return None
+        plain, nested = self._plain_and_again()
+        names = [name for name in self.again.dice if name in self.finished.dice]
+        summary = summarise([self.again.dice[n] for n in names], self.classes, patients=self._patients(names))
+        return {
+            "dice": summary.to_json(),
+            "optimism": to_plain(plain - nested),
+            "combinations": {str(fold): name for fold, name in self.again.combinations.items()},
+        }
 
     def _by_fold(self, scores: Mapping[str, Sequence[float]]) -> list[tuple[int, Sequence[float]]]:
         fold_of = {case.name: case.fold for case in self.cases}
@@ -59,15 +143,18 @@ class Results:
     def _candidates_table(self) -> str:
         costs = {row.name: row for row in self.spec.pareto}
         rows = []
-        for c in sorted(self.candidates, key=lambda c: -1.0 if math.isnan(c.mean) else c.mean, reverse=True):
+        for c in sorted(self.candidates, key=lambda c: c.rank, reverse=True):
             row = costs.get(c.name)
             cost = ["-", "-", ""]
             if row is not None:
                 cost = [f"{row.seconds:.2f}", f"{row.gb:.2f}", "x" if row.on_front else ""]
             name = ("* " if c is self.chosen else "  ") + c.name
-            rows.append([name, format_score(c.mean), *cost, str(len(c.scores)), str(len(c.members))])
-        header = ["  combination", "dice", "s/image", "GB", "front", "cases", "models"]
-        title = "Out-of-fold Dice of each combination and what it takes, * chosen"
+            decided = [] if self.metric is DICE else [format_score(c.selected_mean)]
+            rows.append([name, format_score(c.mean), *decided, *cost, str(len(c.scores)), str(len(c.members))])
+        decides = [] if self.metric is DICE else [self.metric.heading(self.finished.tolerance_mm)]
+        header = ["  combination", "dice", *decides, "s/image", "GB", "front", "cases", "models"]
+        by = "" if self.metric is DICE else f" by {self.metric.short_title}"
+        title = f"Out-of-fold Dice of each combination and what it takes, * chosen{by}"
         given_up = f"\nGiven up for the budget: {self.spec.given_up}." if self.spec.given_up else ""
         return f"{title}\n{format_rows(header, rows)}{given_up}"
 
@@ -75,26 +162,33 @@ class Results:
         def score(value: float | None) -> str:
             return format_score(math.nan if value is None else value)
 
-        rows = [[r.name, score(r.dice_before), score(r.dice_after), r.words] for r in self.finished.rules]
-        title = "Postprocessing, by the out-of-fold Dice before and after; a dash: as was set"
-        return f"{title}\n" + format_rows(["class", "before", "after", "what"], rows)
+        rows = [
+            [r.name, score(r.dice_before), score(r.dice_after), score(r.gain), score(r.gain_low), r.words]
+            for r in self.finished.rules
+        ]
+        title = (
+            f"Postprocessing: out-of-fold Dice before and after, gain in {self.metric.short_title}, lower end of "
+            "its 95 % interval; a dash: as was set"
+        )
+        return f"{title}\n" + format_rows(["class", "before", "after", "gain", "at least", "what"], rows)
 
     def _testing_table(self) -> str:
-        summary = summarise(list(self.test_scores.values()), self.classes)
+        summary = summarise(list(self.test_scores.values()), self.classes, patients=self._patients(self.test_scores))
         rows = [[c.name, format_score(c.mean), format_score(c.std), str(c.num)] for c in summary.classes]
         rows.append(["mean", format_score(summary.mean), "", str(summary.num_cases)])
         return "Dice of the ensemble on the testing cases\n" + format_rows(["class", "mean", "std", "n"], rows)
 
     # -- scores.json
-    def to_json(self, seed: int) -> dict[str, Any]:
-        """Plain data.
+    def _patients(self, names: Iterable[str]) -> list[str | None]:
+        """The patient of each case."""
+        return [self.patients.get(name) for name in names]
 
-        Args:
-            seed: of the bootstrap.
-        """
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; patients are numbered there, not named."""
+        numbers = {patient: i for i, patient in enumerate(dict.fromkeys(self.patients.values()))}
         return {
             "version": __version__,
-            "metric": "dice",
+            "metric": self.metric.name,
             "classes": list(self.classes),
             "chosen": self.chosen.name,
             "candidates": [
@@ -102,18 +196,20 @@ class Results:
                     "name": c.name,
                     "combine": c.combine,
                     "members": [list(m) for m in c.members],
-                    **summarise(list(c.scores.values()), self.classes, seed=seed).to_json(),
+                    "selected": to_plain(c.selected_mean),
+                    **summarise([*c.scores.values()], self.classes, patients=self._patients(c.scores)).to_json(),
                 }
                 for c in self.candidates
             ],
             "cases": [{"name": c.name, "fold": c.fold, "dice": to_plain(dict(c.dice))} for c in self.cases],
+            "patients": {name: numbers[patient] for name, patient in self.patients.items()},
             "testing": to_plain(dict(self.test_scores)),
             "gaps": list(self.gaps),
             "failures": list(self.failures),
-            **self._ensemble_json(seed),
+            **self._ensemble_json(),
         }
 
-    def _ensemble_json(self, seed: int) -> dict[str, Any]:
+    def _ensemble_json(self) -> dict[str, Any]:
         """The chosen ensemble's own part, postprocessing included.
 
         Each metric per case and over all cases; calibration of the probabilities, before postprocessing.
@@ -121,13 +217,19 @@ class Results:
         finished = self.finished
         counted = [c for c in finished.calibration.values() if c is not None]
         return {
-            "tolerance_mm": TOLERANCE_MM,
+            "tolerance_mm": finished.tolerance_mm,
             "metrics": {m.name: m.to_json() for m in METRICS},
             **{
-                m.name: m.summarise([*finished.scores[m.name].values()], self.classes, seed=seed).to_json()
+                m.name: m.summary(
+                    [*finished.scores[m.name].values()], self.classes, self._patients(finished.scores[m.name])
+                ).to_json()
                 for m in METRICS
             },
             "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
+            "chosen_again": self._again_json(),
+            "subgroups": rows_to_json(self.subgroups()),
+            "external": self._external_json(),
+            "suspicious": suspicious.rows_to_json(self.suspicious),
             "calibrated": list(self.network_classes),
             "ensemble": {n: to_plain({m: scores[n] for m, scores in finished.scores.items()}) for n in finished.dice},
         }

@@ -14,7 +14,7 @@ import numpy as np
 
 from autoseg.data.grid import Grid
 from autoseg.data.volumes import stored_array
-from autoseg.evaluation.metrics import nsd
+from autoseg.evaluation.surfaces import nsd
 
 TOLERANCES_MM: dict[str, float] = {
     "liver": 5,

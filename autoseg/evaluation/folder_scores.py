@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autoseg.evaluation.metrics import ClassSummary, Summary, to_plain
-from autoseg.evaluation.scores import METRICS, Metric
+from autoseg.evaluation.scores import METRICS, Family, Metric
 from autoseg.evaluation.tables import format_rows, format_score
+from autoseg.evaluation.tolerances import Tolerance
 
 Scoring = Literal["autoseg", "flare23"]
 INTERVAL = ("95% low", "high")
@@ -30,7 +31,9 @@ class Evaluation:
     """Case -> the file that was scored."""
     notes: tuple[str, ...]
     """What was paired by more than the name, or left out, in sentences."""
-    tolerance_mm: float | None
+    patients: dict[str, str]
+    """Case -> its patient, for cases whose names say that they belong together."""
+    tolerance_mm: Tolerance | None
     """Of the surface Dice; None: each class has its own."""
     scoring: Scoring
 
@@ -46,40 +49,56 @@ class Evaluation:
             return {}
         return {"organs": tuple(n for n in self.classes if n != "tumor"), "tumor": ("tumor",)}
 
-    def summaries(self, classes: Sequence[str] | None = None) -> dict[str, Summary]:
-        """Each metric over cases and some classes; None: all."""
+    def summaries(self, classes: Sequence[str] | None = None, family: Family | None = None) -> dict[str, Summary]:
+        """Each metric, of a family or of all, over cases and some classes; None: all."""
         names = self.classes if classes is None else classes
         places = [self.classes.index(n) for n in names]
         return {
-            metric.name: metric.summarise(
-                [[row[i] for i in places] for row in self.scores[metric.name].values()], names
+            metric.name: metric.summary(
+                [[row[i] for i in places] for row in self.scores[metric.name].values()],
+                names,
+                [self.patients.get(case) for case in self.scores[metric.name]],
             )
             for metric in self.metrics
+            if family in (None, metric.family)
         }
 
 
-def format_evaluation(evaluation: Evaluation) -> str:
+def format_evaluation(evaluation: Evaluation, *, lesions: bool = False) -> str:
     """The scores as a table: mean and deviation over cases, per class; then of groups of classes and of all.
 
     The first metric has its 95 % interval, too. A group of one class is that class' row.
+
+    Args:
+        lesions: add a table of the scores of lesions.
     """
-    summaries = evaluation.summaries()
+    tables = [_table(evaluation, "whole")]
+    if lesions:
+        tables.append(_table(evaluation, "lesions"))
+    lines = ["\n\n".join(tables)]
+    if evaluation.missing:
+        lines.append(f"No prediction, scored as an empty one: {', '.join(evaluation.missing)}")
+    lines += evaluation.notes
+    return "\n".join(lines)
+
+
+def _table(evaluation: Evaluation, family: Family) -> str:
+    """The metrics of a family."""
+    summaries = evaluation.summaries(family=family)
     by_class = {}
     for i, name in enumerate(evaluation.classes):
         columns = {metric: (summary.classes[i], summary.classes[i].std) for metric, summary in summaries.items()}
         by_class[name] = _row(name, columns, next(iter(summaries.values())).classes[i].num)
-    means = {name: _means(name, evaluation.summaries(classes)) for name, classes in evaluation.groups.items()}
+    means = {name: _means(name, evaluation.summaries(classes, family)) for name, classes in evaluation.groups.items()}
     rows = [row for name, row in by_class.items() if name not in means]
     rows += [by_class.get(name, row) for name, row in means.items()]
     rows.append(_means("mean", summaries))
     header = ["class"]
     for metric in evaluation.metrics:
+        if metric.family != family:
+            continue
         header += [metric.heading(evaluation.tolerance_mm), "std", *(INTERVAL if len(header) == 1 else ())]
-    lines = [format_rows([*header, "n"], rows)]
-    if evaluation.missing:
-        lines.append(f"No prediction, scored as an empty one: {', '.join(evaluation.missing)}")
-    lines += evaluation.notes
-    return "\n".join(lines)
+    return format_rows([*header, "n"], rows)
 
 
 def _means(name: str, summaries: Mapping[str, Summary]) -> list[str]:

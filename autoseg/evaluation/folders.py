@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from autoseg.data.datalists.groups import LikelyGroups, likely_groups
 from autoseg.data.datalists.names import RULE, Pairing, pair_files
 from autoseg.data.formats.label_files import SegmentValues, label_files
 from autoseg.data.formats.table import SUFFIXES_TEXT, stem_of
@@ -18,9 +19,9 @@ from autoseg.errors import ConfigError, DataError
 from autoseg.evaluation.flare23 import TOLERANCES_MM, flare23_scores
 from autoseg.evaluation.folder_scores import Evaluation, Scoring, format_evaluation, to_json
 from autoseg.evaluation.label_values import LabelValues, shown
-from autoseg.evaluation.metrics import TOLERANCE_MM
-from autoseg.evaluation.scores import METRICS, Comparison
+from autoseg.evaluation.scores import Comparison, score_case
 from autoseg.evaluation.segmentations import classes_by_name, shared_grid
+from autoseg.evaluation.tolerances import TOLERANCE_MM, Tolerance, faults_of, of_classes
 from autoseg.terminal import show
 from autoseg.workspace.files import write_json
 
@@ -35,7 +36,7 @@ def evaluate(
     labels: Path,
     *,
     classes: Sequence[str] | None = None,
-    tolerance_mm: float = TOLERANCE_MM,
+    tolerance_mm: Tolerance = TOLERANCE_MM,
     scoring: Scoring = "autoseg",
 ) -> Evaluation:
     """Score every label file's prediction.
@@ -46,7 +47,7 @@ def evaluate(
         labels: folder of label files, which may be segmentations (DICOM, folders of masks): names then decide.
         classes: names of the label values 1, 2, ...; or label values; None: every value that occurs in `labels`
             but 0 and 255.
-        tolerance_mm: of the surface Dice.
+        tolerance_mm: of the surface Dice; of every class, or of each that has its own.
         scoring: flare23: by that challenge's rules, classes and tolerances.
 
     Raises:
@@ -60,6 +61,7 @@ def evaluate(
     faults = list(pairing.faults)
     label_values, pred_values = LabelValues(), LabelValues()
     label_map, values = _classes(classes, scoring, truths, pairing, faults)
+    _check_tolerance(tolerance_mm, label_map, scoring)
     by_case: dict[str, dict[str, list[float]]] = {}
     missing = []
     for path in truths:
@@ -75,18 +77,24 @@ def evaluate(
             by_case[stem_of(path)] = _score(pred, truth, label_map, tolerance_mm, scoring)
     if faults:
         raise DataError(faults)
-    notes = (*_pairing_notes(pairing), *_value_notes(label_map, label_values, pred_values, classes, scoring))
+    likely = likely_groups(list(by_case))
+    notes = [*_pairing_notes(pairing), *_patient_notes(likely)]
+    notes += _value_notes(label_map, label_values, pred_values, classes, scoring)
     return Evaluation(
         classes=label_map.names,
-        scores={
-            metric: {n: scores[metric] for n, scores in by_case.items()} for metric in next(iter(by_case.values()))
-        },
+        scores=_by_metric(by_case),
         missing=tuple(missing),
         predictions={stem_of(label): pred for label, pred in pairing.pairs.items()},
-        notes=notes,
-        tolerance_mm=tolerance_mm if scoring == "autoseg" else None,
+        notes=tuple(notes),
+        patients=dict(likely.of),
+        tolerance_mm=of_classes(tolerance_mm, label_map.names) if scoring == "autoseg" else None,
         scoring=scoring,
     )
+
+
+def _by_metric(by_case: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
+    """Metric -> case -> values."""
+    return {metric: {n: scores[metric] for n, scores in by_case.items()} for metric in next(iter(by_case.values()))}
 
 
 def _label_files(predictions: Path, labels: Path) -> tuple[list[Path], list[Path]]:
@@ -120,8 +128,16 @@ def _label_map(classes: Sequence[str] | None, scoring: Scoring, truths: Sequence
     return _named(classes) if classes is not None else _occurring(truths, faults)
 
 
+def _check_tolerance(tolerance_mm: Tolerance, label_map: LabelMap, scoring: Scoring) -> None:
+    """Refuse tolerances of classes that are none, and any where the challenge has its own."""
+    if wrong := faults_of(tolerance_mm, label_map.names, "--surface_tolerance_mm"):
+        raise ConfigError(wrong)
+    if scoring == "flare23" and tolerance_mm != TOLERANCE_MM:
+        raise ConfigError("--surface_tolerance_mm: no effect together with --scoring flare23, which has its own.")
+
+
 def _score(
-    pred: np.ndarray, truth: Volume, label_map: LabelMap, tolerance_mm: float, scoring: Scoring
+    pred: np.ndarray, truth: Volume, label_map: LabelMap, tolerance_mm: Tolerance, scoring: Scoring
 ) -> dict[str, list[float]]:
     """Metric -> value per class of one case."""
     label = truth.array[0]
@@ -131,7 +147,7 @@ def _score(
     case = Comparison(
         pred=pred, label=label, label_map=label_map, spacing_mm=truth.spacing_mm, tolerance_mm=tolerance_mm
     )
-    return {metric.name: metric.score(case) for metric in METRICS}
+    return score_case(case)
 
 
 def _named(classes: Sequence[str]) -> LabelMap:
@@ -223,6 +239,16 @@ def _pairing_notes(pairing: Pairing) -> list[str]:
     return notes
 
 
+def _patient_notes(likely: LikelyGroups) -> list[str]:
+    """How many cases are taken for those of one patient."""
+    if not likely.of:
+        return []
+    return [
+        f"By their names {len(likely.of)} cases are {likely.kind} of {len(likely.members)} patients or stacks; the "
+        "intervals take them so."
+    ]
+
+
 def _value_notes(
     label_map: LabelMap,
     label_values: LabelValues,
@@ -264,14 +290,16 @@ def evaluate_folders(
     *,
     classes: Sequence[str] | None = None,
     output: Path | None = None,
-    tolerance_mm: float = TOLERANCE_MM,
+    tolerance_mm: Tolerance = TOLERANCE_MM,
     scoring: Scoring = "autoseg",
+    lesions: bool = False,
 ) -> int:
     """Score a folder, print the table, and write every score as JSON where asked for.
 
     Args:
         predictions, labels, classes, tolerance_mm, scoring: as `evaluate` takes them.
         output: JSON file.
+        lesions: print the scores of lesions, too.
 
     Returns:
         Exit code 0.
@@ -280,7 +308,7 @@ def evaluate_folders(
         ConfigError, DataError: as `evaluate`; the output cannot be written.
     """
     evaluation = evaluate(Path(predictions), Path(labels), classes=classes, tolerance_mm=tolerance_mm, scoring=scoring)
-    show(format_evaluation(evaluation))
+    show(format_evaluation(evaluation, lesions=lesions))
     if output is not None:
         try:
             write_json(Path(output), to_json(evaluation))

@@ -1,4 +1,4 @@
-"""The one place for scores: Dice, normalised surface Dice, and how they are summed up.
+"""Dice from counts of label values, and how scores of cases are summed up.
 
 A class absent from prediction and label is not counted (NaN); absent from one of the two it scores 0. Classes a
 case was not annotated for are not counted. Means are over cases, then over classes.
@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from monai.metrics.surface_dice import compute_surface_dice
 
 from autoseg.data.labels import IGNORE, LabelMap
 from autoseg.errors import DataError
+from autoseg.evaluation.intervals import Patients, mean_interval
 
-NUM_BOOTSTRAP = 2000
-"""Resamples of the cases for an interval; its ends then vary by about a fiftieth of its width."""
 MAX_TABLE = 1 << 20
 """Cells of the largest table of value pairs that is counted directly."""
-TOLERANCE_MM = 2.0
-"""Accepted deviation of a boundary. Source: between the 1 and 3 mm of Nikolov et al. 2018 for most organs; FLARE's
-challenges take 2 mm for many."""
 CHUNK_VOXELS = 1 << 22
 """Voxels whose value pairs are counted at a time: 32 MiB of indices."""
 
@@ -125,79 +119,6 @@ def _only(names: Sequence[str], scores: list[float], annotated: Collection[str] 
     return [s if n in annotated else math.nan for n, s in zip(names, scores, strict=True)]
 
 
-# -- surfaces
-
-
-def nsd(pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float) -> float:
-    """Normalised surface Dice of one class: the share of both surfaces within a tolerance of the other.
-
-    Args:
-        pred, label: boolean masks (X, Y, Z) on one grid.
-        spacing_mm: edge lengths of a voxel.
-        tolerance_mm: accepted deviation of the boundary, >= 0.
-
-    Returns:
-        Value in [0, 1]; NaN if both are empty, 0 if one is.
-
-    Raises:
-        DataError: The shapes differ.
-
-    Source: Nikolov et al. 2018, by MONAI with surface elements of sub-voxel area, as DeepMind's surface-distance.
-    """
-    _check_shapes(pred, label)
-    if not pred.any() or not label.any():
-        return math.nan if pred.any() == label.any() else 0.0
-    either = pred | label
-    # With a margin of one background voxel, so that a surface on the volume's border is closed.
-    box = []
-    for axis in range(3):
-        line = np.flatnonzero(either.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(int(line[0]), int(line[-1]) + 1))
-    masks = [torch.from_numpy(np.pad(m[tuple(box)], 1))[None, None] for m in (pred, label)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)  # MONAI warns of its own call
-        surface_dice = compute_surface_dice(
-            masks[0],
-            masks[1],
-            [tolerance_mm],
-            include_background=True,
-            spacing=[float(s) for s in spacing_mm],
-            use_subvoxels=True,
-        )
-    return float(surface_dice[0, 0])
-
-
-def scores_of_masks(
-    function: Callable[[np.ndarray, np.ndarray], float],
-    pred: np.ndarray,
-    label: np.ndarray,
-    label_map: LabelMap,
-    *,
-    annotated: Collection[str] | None = None,
-) -> list[float]:
-    """Score each class of a label map by its masks, from values as they stand in label files.
-
-    Args:
-        function: takes the boolean masks (X, Y, Z) of prediction and label.
-        pred, label, annotated: as `dice_per_class` takes them. Voxels the label marks as ignored are background
-            in both.
-
-    Returns:
-        One value per class; NaN where not annotated.
-
-    Raises:
-        DataError: The shapes differ.
-    """
-    _check_shapes(pred, label)
-    if label_map.ignore_label is not None:
-        pred = np.where(label == label_map.ignore_label, 0, pred)
-    scores = []
-    for name, values in zip(label_map.names, label_map.values, strict=True):
-        counts = annotated is None or name in annotated
-        scores.append(function(np.isin(pred, values), np.isin(label, values)) if counts else math.nan)
-    return scores
-
-
 # -- summaries
 
 
@@ -215,7 +136,7 @@ class ClassSummary:
     q25: float
     q75: float
     low: float
-    """Ends of the 95 % bootstrap interval of the mean."""
+    """Ends of the 95 % interval of the mean, see `intervals.mean_interval`; NaN where it is not known."""
     high: float
 
 
@@ -228,7 +149,7 @@ class Summary:
     """Mean over the classes of their means over cases; classes without a case left out."""
     low: float
     high: float
-    """Ends of its 95 % bootstrap interval, cases drawn whole."""
+    """Ends of its 95 % interval."""
     num_cases: int
 
     def to_json(self) -> dict[str, Any]:
@@ -260,13 +181,20 @@ def mean_score(per_case: Sequence[Sequence[float]]) -> float:
     return sum(means) / len(means) if means else math.nan
 
 
-def summarise(per_case: Sequence[Sequence[float]], names: Sequence[str], *, seed: int = 0) -> Summary:
+def summarise(
+    per_case: Sequence[Sequence[float]],
+    names: Sequence[str],
+    *,
+    patients: Patients | None = None,
+    within: tuple[float, float] = (0.0, 1.0),
+) -> Summary:
     """Sum up scores of cases.
 
     Args:
         per_case: for each case, a value per class; NaN does not count.
         names: of the classes.
-        seed: of the bootstrap.
+        patients: of each case; None: every case is a patient of its own.
+        within: range of the values, to which the ends of intervals are cut.
     """
     num_cases = len(per_case)
     scores = np.full((max(1, num_cases), len(names)), np.nan)
@@ -275,21 +203,18 @@ def summarise(per_case: Sequence[Sequence[float]], names: Sequence[str], *, seed
     with warnings.catch_warnings():
         # A class without any case is NaN here, and said to be so by its `num` of 0.
         warnings.filterwarnings("ignore", "Mean of empty slice|All-NaN slice|Degrees of freedom", RuntimeWarning)
-        means = np.full((NUM_BOOTSTRAP, len(names)), np.nan)
-        rng = np.random.default_rng(seed)
-        for i in range(NUM_BOOTSTRAP):
-            means[i] = np.nanmean(scores[rng.integers(len(scores), size=len(scores))], axis=0)
-        low, high = np.nanpercentile(means, [2.5, 97.5], axis=0)
-        low_mean, high_mean = np.nanpercentile(np.nanmean(means, axis=1), [2.5, 97.5])
         quartiles = np.nanpercentile(scores, [25, 50, 75], axis=0)
         by_class, std = np.nanmean(scores, axis=0), np.nanstd(scores, axis=0)
         mean = float(np.nanmean(by_class))
+    of_classes = patients if num_cases else None
+    ends = [mean_interval(scores[:, i : i + 1], of_classes, within=within) for i in range(len(names))]
     classes = [
         ClassSummary(
             name=name, num=int((~np.isnan(scores[:, i])).sum()), mean=float(by_class[i]), std=float(std[i]),
             median=float(quartiles[1, i]), q25=float(quartiles[0, i]), q75=float(quartiles[2, i]),
-            low=float(low[i]), high=float(high[i]),
+            low=ends[i][0], high=ends[i][1],
         )
         for i, name in enumerate(names)
     ]  # fmt: skip
-    return Summary(classes=tuple(classes), mean=mean, low=float(low_mean), high=float(high_mean), num_cases=num_cases)
+    low, high = mean_interval(scores, of_classes, within=within)
+    return Summary(classes=tuple(classes), mean=mean, low=low, high=high, num_cases=num_cases)

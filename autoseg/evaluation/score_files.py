@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from autoseg.workspace.stored import Score, Stored, read_stored
 from autoseg.workspace.workspace import Workspace
@@ -47,6 +47,73 @@ class CandidateScores(ScoreSummary):
     combine: str
     members: tuple[tuple[str, int], ...]
     """Algorithm and fold of each model."""
+    selected: Score = None
+    """Mean of the metric that decided; None in runs of 0.1."""
+
+
+class ChosenAgain(Stored):
+    """The Dice where all that was chosen on out-of-fold cases was chosen again without the fold it is scored on."""
+
+    dice: ScoreSummary
+    optimism: Score
+    """How much higher the Dice of what was chosen on the same cases is."""
+    combinations: dict[int, str]
+    """Fold -> combination chosen by the others."""
+
+
+class SubgroupScores(Stored):
+    """`autoseg.evaluation.subgroups.SubgroupRow`, and its finding in words."""
+
+    factor: str
+    level: str
+    num: int
+    num_patients: int
+    mean: Score
+    low: Score
+    high: Score
+    difference: Score
+    difference_low: Score
+    difference_high: Score
+    p: Score
+    finding: str
+
+
+class SuspiciousLabel(Stored):
+    """A class of a case whose label the out-of-fold prediction contradicts."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    case: str
+    name: str = Field(alias="class")
+    suspicion: float
+    kind: str
+    gain: float
+    partner: str
+    shift_mm: float
+
+    @property
+    def words(self) -> str:
+        """What speaks against the label."""
+        return {
+            "missing": "the models see it where nothing is labelled",
+            "extra": "the models see nothing where it is labelled",
+            "swapped": f"seems to be exchanged with {self.partner}",
+            "left and right": f"left and right seem to be exchanged ({self.partner})",
+            "shifted": f"fits once it is moved by {self.shift_mm:g} mm",
+            "mirrored": "fits once it is mirrored from left to right",
+        }.get(self.kind, self.kind)
+
+
+class ExternalScores(Stored):
+    """Cases with a label that no model has learned from: those of `testing`, and of `validation` beside folds."""
+
+    metrics: dict[str, ScoreSummary]
+    difference: Score
+    """Of their mean Dice to that of the out-of-fold cases."""
+    low: Score
+    high: Score
+    p: Score
+    subgroups: tuple[SubgroupScores, ...]
 
 
 class CaseDice(Stored):
@@ -82,20 +149,31 @@ class Scores(Stored):
     version: str
     """Of autoseg."""
     metric: str
+    """That decided between combinations and rules of postprocessing."""
     classes: tuple[str, ...]
     chosen: str
     """Name of the chosen combination."""
     candidates: tuple[CandidateScores, ...]
     cases: tuple[CaseDice, ...]
+    patients: dict[str, int] = {}
+    """Case -> number of its patient, where the list names one; the others stand alone."""
     testing: dict[str, PerClass]
     gaps: tuple[str, ...]
     """Jobs without a model, in words."""
     failures: tuple[str, ...]
     """Cases that could not be predicted, in words."""
-    tolerance_mm: float
-    """Of surfaces, for metrics that need one."""
+    tolerance_mm: float | dict[str, float]
+    """Of surfaces, for metrics that need one; of all classes, or of each."""
     metrics: dict[str, MetricNote] = {"dice": SHARE, "nsd": SHARE}
     """By name; runs of 0.1 do not list them."""
+    subgroups: tuple[SubgroupScores, ...] = ()
+    """The ensemble's out-of-fold Dice by group of cases."""
+    suspicious: tuple[SuspiciousLabel, ...] = ()
+    """The most suspicious first."""
+    external: ExternalScores | None = None
+    """None where no such case has a label, and in runs of 0.1."""
+    chosen_again: ChosenAgain | None = None
+    """None with one fold alone, and in runs of 0.1."""
     dice: ScoreSummary
     """The ensemble's, postprocessing included, as are the other metrics' and `ensemble`."""
     calibration: tuple[tuple[tuple[float, float, float], ...], ...] | None

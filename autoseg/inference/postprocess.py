@@ -18,13 +18,14 @@ from pydantic import Field
 from autoseg.config.fields import Strict
 from autoseg.data.components import box_of_label, number_components
 from autoseg.data.labels import LabelMap
+from autoseg.evaluation.intervals import Patients, mean_interval
 
 BODY_AXIS = 2
 """Z, up, in RAS: the axis that slices are counted along."""
 SIZES_MM3 = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """Volumes below which components may be chosen to be removed."""
 LEAST_GAIN = 1e-6
-"""Dice by which a class must rise; anything less is rounding."""
+"""Score by which a class must rise; anything less is rounding."""
 
 
 class ClassRule(Strict):
@@ -46,6 +47,10 @@ class ClassRule(Strict):
     """Mean out-of-fold Dice of the class without all this; null where it was set, not chosen."""
     dice_after: float | None = None
     """The same with it."""
+    gain: float | None = None
+    """How much better the score that decides is for it, mean over cases; null where it was set."""
+    gain_low: float | None = None
+    """Lower end of the 95 % interval of that, above 0."""
 
     @property
     def words(self) -> str:
@@ -58,6 +63,11 @@ class ClassRule(Strict):
             "holes filled" if self.fill_holes else "",
         ]
         return ", ".join(part for part in parts if part) or "nothing"
+
+
+def deeds(rules: Sequence[ClassRule]) -> list[dict[str, Any]]:
+    """What rules do, as plain data, without what it came to."""
+    return [rule.model_dump(exclude={"dice_before", "dice_after", "gain", "gain_low"}) for rule in rules]
 
 
 def set_rules(names: Sequence[str], slice_run: Collection[str], min_voxels: Mapping[str, int]) -> tuple[ClassRule, ...]:
@@ -277,38 +287,91 @@ def _dice(parts: Mapping[str, Any], rule: ClassRule) -> float:
     return 2 * right / total if total else math.nan
 
 
-def propose(names: Sequence[str], cases: Sequence[Sequence[Mapping[str, Any] | None]]) -> dict[str, ClassRule]:
-    """For each class the cleaning with the highest mean Dice, where that is above the Dice without.
+def options(name: str) -> list[ClassRule]:
+    """What may be chosen for a class, the mildest first; the first does nothing."""
+    return [
+        ClassRule(name=name, largest=largest, min_mm3=size, fill_holes=fill)
+        for largest, size in [(False, 0.0), *((False, s) for s in SIZES_MM3), (True, 0.0)]
+        for fill in (False, True)
+    ]
+
+
+def option_dice(parts: Mapping[str, Any]) -> list[float]:
+    """Dice of a class of one case with each of its `options`, from what `measure_parts` counted."""
+    return [_dice(parts, option) for option in options("")]
+
+
+def gains(before: Sequence[float], after: Sequence[float], higher_is_better: bool) -> list[float]:
+    """How much better a score is in each case; NaN where neither counts.
+
+    Where one alone counts, the other is of a class that is neither there nor predicted, which is as right as can be.
+    """
+    perfect = 1.0 if higher_is_better else 0.0
+
+    def gain(b: float, a: float) -> float:
+        if math.isnan(b) and math.isnan(a):
+            return math.nan
+        change = (perfect if math.isnan(a) else a) - (perfect if math.isnan(b) else b)
+        return change if higher_is_better else -change
+
+    return [gain(b, a) for b, a in zip(before, after, strict=True)]
+
+
+def sure_gain(changes: Sequence[float], patients: Patients | None) -> tuple[float, float]:
+    """The mean gain and the lower end of its 95 % interval, NaN where a single patient counts.
+
+    Where all gain alike, nothing says how much others would differ, and the gain itself is the end.
+    """
+    known = [c for c in changes if not math.isnan(c)]
+    if not known:
+        return math.nan, math.nan
+    mean = sum(known) / len(known)
+    low, _ = mean_interval([[c] for c in changes], patients)
+    if math.isnan(low) and max(known) - min(known) < LEAST_GAIN and _several(changes, patients):
+        return mean, mean
+    return mean, low
+
+
+def _several(changes: Sequence[float], patients: Patients | None) -> bool:
+    """Whether the values that count are of two patients or more."""
+    places = [i for i, c in enumerate(changes) if not math.isnan(c)]
+    return len({i if patients is None or patients[i] is None else f"patient {patients[i]}" for i in places}) > 1
+
+
+def propose(
+    names: Sequence[str],
+    cases: Sequence[Sequence[Sequence[float] | None]],
+    *,
+    patients: Patients | None = None,
+    higher_is_better: bool = True,
+) -> dict[str, ClassRule]:
+    """For each class the cleaning with the highest mean gain, of those whose gain is surely above 0.
 
     Args:
         names: of the classes.
-        cases: for each case `measure_parts`' result, None for a class that it does not annotate.
+        cases: for each case and class the score with each of the class's `options`, None for a class that it does not
+            annotate.
+        patients: of each case; None: every case is a patient of its own.
+        higher_is_better: whether a higher score is better.
 
     Returns:
         Class -> rule, for the classes that gain.
 
     Source: nnU-Net decides so for the largest component, by the cross-validation's predictions
-    (`remove_connected_components.py`); holes and small objects are decided by the same rule here.
+    (`remove_connected_components.py`); holes and small objects are decided by the same rule here. That the lower end of
+    the gain's interval must be positive keeps out most of what only chance speaks for.
     """
     rules = {}
     for i, name in enumerate(names):
-        measured = [case[i] for case in cases if case[i] is not None]
-        options = [
-            ClassRule(name=name, largest=largest, min_mm3=size, fill_holes=fill)
-            for largest, size in [(False, 0.0), *((False, s) for s in SIZES_MM3), (True, 0.0)]
-            for fill in (False, True)
-        ]
-        scores = [_mean([_dice(parts, option) for parts in measured if parts is not None]) for option in options]
-        if math.isnan(scores[0]):
-            continue
-        best = max(
-            range(len(options)), key=lambda k: (round(scores[k], 9), -k) if not math.isnan(scores[k]) else (-1.0, 0)
-        )
-        if scores[best] > scores[0] + LEAST_GAIN:
-            rules[name] = options[best].model_copy(update={"dice_before": scores[0], "dice_after": scores[best]})
+        of_class = [case[i] for case in cases]
+        measured = [values for values in of_class if values is not None]
+        known = None
+        if patients is not None:
+            known = [p for p, values in zip(patients, of_class, strict=True) if values is not None]
+        best_gain = LEAST_GAIN
+        for k, option in enumerate(options(name)):
+            changes = gains([v[0] for v in measured], [v[k] for v in measured], higher_is_better)
+            gain, low = sure_gain(changes, known)
+            if low > 0 and round(gain, 9) > round(best_gain, 9):
+                rules[name], best_gain = option.model_copy(update={"gain": gain, "gain_low": low}), gain
     return rules
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else math.nan

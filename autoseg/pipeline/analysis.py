@@ -39,10 +39,17 @@ def analysis_inputs(listed: Datalist, settings: Settings) -> dict[str, str]:
     inputs["version of autoseg"] = __version__
     for case in listed.training:
         inputs[f"case {case.name}"] = digest([_content(case), case.fold, case.annotated, case.group])
+    meta = [[c.name, dict(c.meta)] for cases in _roles(listed) for c in cases if c.meta]
+    if meta:  # a run of a list without any is not done again
+        inputs["further facts of the cases"] = digest(meta)
     inputs["testing, validation and unlabeled cases"] = digest(
         [[_content(c) for c in cases] for cases in (listed.testing, listed.validation, listed.unlabeled)]
     )
     return inputs
+
+
+def _roles(listed: Datalist) -> tuple[tuple[Case, ...], ...]:
+    return listed.training, listed.validation, listed.testing, listed.unlabeled
 
 
 def _content(case: Case) -> str:
@@ -122,6 +129,11 @@ def check_num_fold(listed: Datalist, settings: Settings, origins: Mapping[str, s
         ConfigError: They differ.
     """
     place = origins.get("num_fold", "default")
+    if place != "default" and settings.folds_by is not None:
+        raise ConfigError(
+            f"{place}: num_fold: no effect together with folds_by: {settings.folds_by}, which makes "
+            f"{listed.num_fold} folds. Leave one of the two out."
+        )
     if place == "default" or listed.folds_made or settings.num_fold == listed.num_fold:
         return
     if listed.num_fold == 1:

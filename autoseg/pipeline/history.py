@@ -15,7 +15,7 @@ from autoseg.config.load import load_settings
 from autoseg.config.networks import AlgoName
 from autoseg.config.nodes import json_for_yaml
 from autoseg.config.passwords import without_passwords
-from autoseg.config.settings import Settings, map_weights
+from autoseg.config.settings import PATHS, Settings, map_weights
 from autoseg.pipeline.context import Request
 from autoseg.version import __version__
 from autoseg.workspace.files import PUBLIC, SECRET, write_json, write_text
@@ -27,7 +27,7 @@ from autoseg.workspace.workspace import Workspace
 log = logging.getLogger(__name__)
 
 SELECTS_WORK = frozenset(
-    ("work_dir", "datalist", "dataroot", "algos", "folds", "device", "num_workers", "launcher", "address", "retries")
+    (*PATHS, "algos", "folds", "device", "num_workers", "launcher", "address", "retries")
     + ("jobs_per_device", "gpus_per_job", "cpus_per_job")
 )
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
@@ -166,7 +166,8 @@ def remember_input(workspace: Workspace, settings: Settings, origins: Mapping[st
 def remember_settings(workspace: Workspace, settings: Settings, origins: Mapping[str, str]) -> None:
     """Store the settings of a run or a round, each with its origin, paths relative to the folder."""
     resolved = settings.model_dump(mode="json")
-    for key in ("datalist", "dataroot", "work_dir"):
-        resolved[key] = os.path.relpath(getattr(settings, key), workspace.root)
+    for key in PATHS:
+        if getattr(settings, key) is not None:
+            resolved[key] = os.path.relpath(getattr(settings, key), workspace.root)
     resolved[WEIGHTS] = _weights_from(settings, workspace)
     write_settings(workspace, resolved, origins, mode=_mode_of(settings.sweep.storage is not None))

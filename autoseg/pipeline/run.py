@@ -108,6 +108,8 @@ def run_stages(
         num_fold=settings.num_fold,
         seed=settings.seed,
         extra_modalities=tuple(settings.extra_modalities),
+        meta=settings.meta,
+        folds_by=settings.folds_by,
     )
     check_num_fold(listed, settings, origins)
     check_same_data(workspace, listed, settings)

@@ -35,6 +35,8 @@ class How:
     max_disagreement: float
     reject: float
     min_dice: float
+    folds_by: str | None = None
+    """Key of the cases whose values are the folds, in every round."""
 
     @classmethod
     def of(cls, settings: Settings) -> How:
@@ -43,6 +45,7 @@ class How:
         both = settings.strategy == "both"
         return cls(
             strategy=settings.strategy,
+            folds_by=settings.folds_by,
             exclude=options.exclude,
             rounds=options.rounds,
             continues=both if options.start is None else options.start == "previous",
@@ -158,7 +161,21 @@ def first_round(datalist: Datalist, label_map: LabelMap, settings: Settings) -> 
         return replace(datalist, training=tuple(full))
     if num_fold < 2:
         raise ConfigError(_too_few(datalist, known, full))
+    if settings.folds_by is not None:
+        return replace(datalist, training=_renumbered(full, datalist, settings.folds_by))
     return replace(datalist, training=deal_folds(full, num_fold=num_fold, seed=settings.seed))
+
+
+def _renumbered(cases: Sequence[Case], datalist: Datalist, key: str) -> tuple[Case, ...]:
+    """Some of the cases, whose folds are values of a key, in as many folds as they have values.
+
+    Raises:
+        ConfigError: They have one value alone.
+    """
+    folds = sorted({c.fold for c in cases if c.fold is not None})
+    if len(folds) < 2:
+        raise ConfigError(f"folds_by: {key}: the fully annotated cases, which train first, have one value alone.")
+    return tuple(replace(c, fold=None if c.fold is None else folds.index(c.fold)) for c in cases)
 
 
 def _too_few(datalist: Datalist, known: Sequence[str], full: Sequence[Case]) -> str:
@@ -177,6 +194,14 @@ def _too_few(datalist: Datalist, known: Sequence[str], full: Sequence[Case]) -> 
     )
 
 
+def _by_value(cases: Sequence[Case], previous: Datalist, key: str) -> tuple[Case, ...]:
+    """All cases in the folds that the values of a key have in the round before; new values are dealt out in turn."""
+    fold_of = {str(c.meta[key]): c.fold for c in previous.training if key in c.meta}
+    new = sorted({str(c.meta[key]) for c in cases if key in c.meta} - set(fold_of))
+    fold_of |= {value: i % previous.num_fold for i, value in enumerate(new)}
+    return tuple(replace(c, fold=fold_of[str(c.meta[key])]) if key in c.meta else c for c in cases)
+
+
 def later_round(datalist: Datalist, previous: Datalist, how: How, *, number: int, seed: int) -> Datalist:
     """The cases of a round after the first: all, in new folds unless it goes on from the previous one's weights.
 
@@ -192,12 +217,16 @@ def later_round(datalist: Datalist, previous: Datalist, how: How, *, number: int
     """
     if datalist.num_fold == 1:
         return datalist
+    if how.folds_by is not None and not how.continues:
+        return datalist
     if not how.continues:
         dealt = deal_folds(datalist.training, num_fold=datalist.num_fold, seed=seed + number - 1)
         return replace(datalist, training=dealt)
     fold_of = {c.name: c.fold for c in previous.training}
     fold_of_patient: dict[str | None, int | None] = {c.group: c.fold for c in previous.training if c.group is not None}
     new = [c for c in datalist.training if c.name not in fold_of and c.group not in fold_of_patient]
+    if how.folds_by is not None:
+        return replace(datalist, training=_by_value(datalist.training, previous, how.folds_by))
     num_fold = min(datalist.num_fold, len({c.group or f"case {c.name}" for c in new}))
     if num_fold > 1:
         fold_of |= {c.name: c.fold for c in deal_folds(new, num_fold=num_fold, seed=seed + number - 1)}

@@ -283,7 +283,8 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], chosen: str) -> P
             is_chosen = name == chosen
             axes.hlines(i, low, high, color=COLOURS[1] if is_chosen else COLOURS[0], linewidth=3 if is_chosen else 2)
             axes.plot(mean, i, "D" if is_chosen else "o", color="black", markersize=6 if is_chosen else 4)
-            alt.append(f"{name} {mean:.3f}, {low:.3f} to {high:.3f}{', chosen' if is_chosen else ''}.")
+            ends = "" if math.isnan(low) else f", {low:.3f} to {high:.3f}"
+            alt.append(f"{name} {mean:.3f}{ends}{', chosen' if is_chosen else ''}.")
         _label_rows(axes, [("* " if r[0] == chosen else "") + r[0] for r in rows], most=60)
         axes.set_xlabel("Dice, mean and 95 % interval; * and diamond: chosen")
     return plots[0]

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,10 @@ from autoseg.data.formats.table import image_digest
 from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.evaluation.calibration import expected_error
-from autoseg.evaluation.score_files import PerClass, Scores
+from autoseg.evaluation.intervals import case_means, compare
+from autoseg.evaluation.score_files import PerClass, Scores, ScoreSummary
+from autoseg.evaluation.tolerances import Tolerance, words_of
 from autoseg.report import figures
-from autoseg.report.compare import case_means, compare
 from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_finished, plain, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.terminal import printable
@@ -130,7 +131,15 @@ def render(workspace: Workspace, stages: Sequence[Stage[Any]], *, live: bool = F
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        score=_score, number=_number, size=_size, duration=format_duration, figure=_figure, breakable=_breakable
+        score=_score,
+        interval=_interval,
+        signed=_signed,
+        pvalue=_pvalue,
+        number=_number,
+        size=_size,
+        duration=format_duration,
+        figure=_figure,
+        breakable=_breakable,
     )
     folder = Path(__file__).parent
     page = environment.get_template("report.html.j2").render(
@@ -154,6 +163,20 @@ def render(workspace: Workspace, stages: Sequence[Stage[Any]], *, live: bool = F
 
 def _score(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _interval(item: Any) -> str:
+    """`low` and `high` of a summary or a row; a dash where too few patients say nothing."""
+    low, high = (item["low"], item["high"]) if isinstance(item, dict) else (item.low, item.high)
+    return "-" if _score(low) == "-" else f"{_score(low)} to {_score(high)}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:+.4f}"
+
+
+def _pvalue(value: float | None) -> str:
+    return "-" if value is None else "< 0.001" if value < 0.001 else _score(value)
 
 
 def _number(value: float | None) -> str:
@@ -198,7 +221,7 @@ def _glance(run: Run) -> list[tuple[str, str, str]]:
     if run.scores:
         chosen = run.scores.dice  # the ensemble's, postprocessing included
         if chosen.mean is not None:
-            interval = f"95 % interval {_score(chosen.low)} to {_score(chosen.high)}"
+            interval = f"95 % interval {_interval(chosen)}"
             facts.append(("Mean Dice", _score(chosen.mean), f"{interval}, {chosen.num_cases} cases"))
             counted = [(c.mean, c.name) for c in chosen.classes if c.mean is not None]
             if len(chosen.classes) > 1 and counted:
@@ -338,22 +361,30 @@ def _scores(run: Run) -> Content | None:
     ensemble = {n: plain(scores["dice"]) for n, scores in run.scores.ensemble.items()}
     groups = {label: list(ensemble.values())} if ensemble else {}
     groups |= {name: [plain(v) for v in cases.values()] for name, cases in by_algo.items() if name != label}
-    seed, spec = run.seed, run.ensemble
-    tables = [(f"Dice of the {label}", _fold_table(classes, ensemble, fold_of, seed))] if ensemble else []
+    patients, spec = run.scores.patients, run.ensemble
+    tables = [(f"Dice of the {label}", _fold_table(classes, ensemble, fold_of, patients))] if ensemble else []
     others = [
-        (f"Dice of {name}", _fold_table(classes, {n: plain(v) for n, v in cases.items()}, fold_of, seed))
+        (f"Dice of {name}", _fold_table(classes, {n: plain(v) for n, v in cases.items()}, fold_of, patients))
         for name, cases in by_algo.items()
         if name != label
     ]
     plots = [(figures.score_boxes("Dice", classes, groups), "Every case's Dice on data its models never saw.")]
+    lesions: list[tuple[str, Content]] = []
     for metric, by_case in _further_scores(run.scores):
         title, axis, caption = metric.texts(run.scores.tolerance_mm)
-        tables.append((f"{title} of the {label}", _fold_table(classes, by_case, fold_of, seed)))
+        table = f"{title} of the {label}", _fold_table(classes, by_case, fold_of, patients, metric)
+        (lesions if metric.family == "lesions" else tables).append(table)
+        if metric.family == "lesions":
+            continue
         boxes = figures.score_boxes(axis, classes, {label: list(by_case.values())}, is_share=metric.is_share)
         plots.append((boxes, caption))
     return {
         "tables": tables,
         "others": others,
+        "lesions": lesions,
+        "again": run.scores.chosen_again,
+        "subgroups": run.scores.subgroups,
+        "select_by": _words_of_metric(run.scores.metric),
         "plots": plots,
         "testing": _testing(run, run.scores),
         "rules": () if spec is None else spec.postprocessing,
@@ -373,13 +404,28 @@ def _further_scores(scores: Scores) -> list[tuple[Metric, dict[str, list[float]]
     return [(m, {n: plain(values[m.name]) for n, values in by_case.items()}) for m in computed]
 
 
+def _words_of_metric(name: str) -> str:
+    from autoseg.evaluation.scores import metric_named  # it loads torch
+
+    return metric_named(name).short_title
+
+
+def _further_summaries(
+    summaries: Mapping[str, ScoreSummary], tolerance_mm: Tolerance
+) -> list[tuple[str, ScoreSummary]]:
+    """Title of each metric besides Dice, and its summary."""
+    from autoseg.evaluation.scores import METRICS  # it loads torch
+
+    return [(m.texts(tolerance_mm)[0], summaries[m.name]) for m in METRICS[1:] if m.name in summaries]
+
+
 def _further_means(scores: Scores) -> list[tuple[str, str, str]]:
     """The mean of every metric besides Dice."""
     means = []
     for metric, _ in _further_scores(scores):
         summary = scores.summary_of(metric.name)
-        if summary is not None and summary.mean is not None:
-            measure = f"within {scores.tolerance_mm:g} mm" if metric.needs_tolerance else metric.unit
+        if metric.is_headline and summary is not None and summary.mean is not None:
+            measure = f"within {words_of(scores.tolerance_mm)}" if metric.needs_tolerance else metric.unit
             means.append((f"Mean {metric.short_title}", _score(summary.mean), measure))
     return means
 
@@ -396,15 +442,17 @@ def _by_segmenter(scores: Scores) -> dict[str, dict[str, PerClass]]:
 
 
 def _fold_table(
-    classes: Sequence[str], scores: dict[str, list[float]], fold_of: dict[str, int], seed: int
+    classes: Sequence[str],
+    scores: dict[str, list[float]],
+    fold_of: dict[str, int],
+    patients: Mapping[str, int],
+    metric: Metric | None = None,
 ) -> dict[str, Any]:
-    from autoseg.evaluation.metrics import (
-        mean_score,
-        summarise,  # it loads torch
-    )
+    from autoseg.evaluation.metrics import mean_score  # it loads torch
+    from autoseg.evaluation.scores import DICE
 
     folds = sorted({fold_of[n] for n in scores})
-    summary = summarise(list(scores.values()), classes, seed=seed)
+    summary = (metric or DICE).summary(list(scores.values()), classes, [patients.get(n) for n in scores])
     by_fold = {f: [v for n, v in scores.items() if fold_of[n] == f] for f in folds}
     rows = []
     for i, c in enumerate(summary.classes):
@@ -431,12 +479,17 @@ def _testing(run: Run, scores: Scores) -> Content | None:
     num = 0 if run.summary is None else run.summary.cases.get("testing", 0)
     if not num and not held:
         return None
-    from autoseg.evaluation.metrics import summarise
+    from autoseg.evaluation.scores import DICE  # it loads torch
 
+    external = scores.external
     return {
         "num": num,
         "scored": len(held),
-        "summary": summarise(list(held.values()), scores.classes, seed=run.seed) if held else None,
+        "summary": DICE.summary([*held.values()], scores.classes, [scores.patients.get(n) for n in held])
+        if held
+        else None,
+        "external": external,
+        "further": [] if external is None else _further_summaries(external.metrics, scores.tolerance_mm),
     }
 
 
@@ -463,7 +516,7 @@ def _comparison(run: Run) -> Content | None:
         "chosen": chosen,
         "raw": bool(raw),
         "plot": figures.intervals(rows, chosen),
-        "tests": compare(means, pairs, seed=run.seed),
+        "tests": compare(means, pairs, run.scores.patients),
     }
 
 
@@ -538,6 +591,13 @@ def _pictures(run: Run, wanted: dict[str, str], means: dict[str, float]) -> list
             }
         )
     return contents
+
+
+def _suspicious(run: Run) -> Content | None:
+    """Labels that the models contradict, the most suspicious first."""
+    if not run.scores:
+        return None
+    return {"rows": run.scores.suspicious[:MOST_ROWS], "num_rows": len(run.scores.suspicious), "few": FEW}
 
 
 def _pseudolabels(run: Run) -> Content | None:
@@ -655,6 +715,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("scores", "Scores", _scores, "autoseg ensemble"),
     ("comparison", "Comparison", _comparison, "autoseg ensemble"),
     ("cases", "Cases", _cases, "autoseg ensemble"),
+    ("suspicious", "Suspicious labels", _suspicious, "autoseg ensemble"),
     ("pseudolabels", "Pseudo-labels", _pseudolabels, "autoseg pseudolabel"),
     ("calibration", "Calibration", _calibration, "autoseg ensemble"),
     ("usage", "Time, memory, disk", _usage, "autoseg run"),

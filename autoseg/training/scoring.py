@@ -147,7 +147,7 @@ def score_validation(
             "again. Such files may take up to %.0f%% of the free disk.",
             paths.root.name, scorer.num_without, len(cases), scorer.why_not, 100 * DISK_SHARE,
         )  # fmt: skip
-    summary = summarise(scores, label_map.names)
+    summary = summarise(scores, label_map.names, patients=[case.group for case in cases])
     table = {
         case.name: to_plain(dict(zip(label_map.names, row, strict=True)))
         for case, row in zip(cases, scores, strict=True)

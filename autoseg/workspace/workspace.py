@@ -173,6 +173,16 @@ class Workspace:
         return self.ensemble / "seal.json"
 
     @property
+    def subgroups(self) -> Path:
+        """Out-of-fold Dice by group of cases, a table."""
+        return self.ensemble / "subgroups.csv"
+
+    @property
+    def suspicious_labels(self) -> Path:
+        """Labels that the out-of-fold predictions contradict, a table."""
+        return self.ensemble / "suspicious_labels.csv"
+
+    @property
     def scores(self) -> Path:
         """Out-of-fold scores per case, class, fold and algorithm."""
         return self.ensemble / "scores.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from autoseg.data.formats.table import image_digest, read_grid
 from autoseg.data.grid import Volume
 from autoseg.data.volumes import read_label
 from autoseg.workspace.files import digest
+
+MetaValue = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,8 @@ class Case:
     the analysis has settled it, and None means: all."""
     group: str | None = None
     """Patient; cases of one patient are never split over folds."""
+    meta: Mapping[str, MetaValue] = field(default_factory=dict, hash=False)
+    """What else the list or a table says of it, such as site or age, under the user's own keys."""
     completed: Completed | None = None
     """What a later round of training learns from in place of the label."""
     weight: Path | None = None

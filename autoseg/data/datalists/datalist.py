@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.datalists import foreign
+from autoseg.data.datalists import foreign, metadata
 from autoseg.data.datalists.cases import Case, Completed, Datalist, case_digest
 from autoseg.data.datalists.completed import read_completed
 from autoseg.data.datalists.listfile import load_json
@@ -21,7 +21,14 @@ __all__ = ["Case", "Completed", "Datalist", "case_digest", "read_cases", "read_d
 
 
 def read_datalist(
-    path: Path, dataroot: Path, *, num_fold: int = 5, seed: int = 0, extra_modalities: Sequence[str] = ()
+    path: Path,
+    dataroot: Path,
+    *,
+    num_fold: int = 5,
+    seed: int = 0,
+    extra_modalities: Sequence[str] = (),
+    meta: Path | None = None,
+    folds_by: str | None = None,
 ) -> Datalist:
     """Read a datalist.json, or the dataset.json of MSD or nnU-Net, strictly.
 
@@ -31,6 +38,8 @@ def read_datalist(
         num_fold: folds made where the file has none; they are balanced over the cases' annotated classes.
         seed: of those folds.
         extra_modalities: keys of a case's further images; they follow `image` as channels, in this order.
+        meta: a table of further facts of the cases; see `metadata.add_table`.
+        folds_by: a key of the cases, each value of which becomes a fold; instead of `num_fold`.
 
     Raises:
         ConfigError: The file or anything in it is wrong; all faults at once.
@@ -46,7 +55,19 @@ def read_datalist(
         raw = foreign.nnunet_to_plain(raw, root)
     elif foreign.is_msd(raw):
         raw = foreign.msd_to_plain(raw, root)
-    return build_datalist(raw, root, path=path, num_fold=num_fold, seed=seed, extra_modalities=extra_modalities)
+    datalist = build_datalist(
+        raw,
+        root,
+        path=path,
+        num_fold=None if folds_by else num_fold,
+        seed=seed,
+        extra_modalities=extra_modalities,
+    )
+    if meta is not None:
+        datalist = metadata.add_table(datalist, meta)
+    if folds_by is not None:
+        datalist = replace(datalist, training=metadata.folds_by(datalist.training, folds_by, path=path))
+    return datalist
 
 
 def read_cases(workspace: Workspace, dataroot: Path) -> Datalist:
@@ -126,7 +147,7 @@ def _item(case: Case, path: Path, root: Path, extra_modalities: Sequence[str], *
         item["annotated"] = list(case.annotated)
     if case.group is not None:
         item["group"] = case.group
-    return item
+    return {**item, **case.meta}
 
 
 def _relative(file: Path, path: Path, root: Path) -> str:

@@ -9,14 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.config.types import nearest, suggest
-from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.config.types import nearest
+from autoseg.data.datalists.cases import Case, Datalist, MetaValue
 from autoseg.data.datalists.folds import deal_folds, fold_faults
 from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels
+from autoseg.data.datalists.metadata import PATIENT_KEYS, meta_value, misspelt
 from autoseg.data.datalists.names import slashes, unique_names
 from autoseg.data.datalists.segments import segment_values, with_values
 from autoseg.data.formats.label_files import masks_of
-from autoseg.data.formats.table import is_image
+from autoseg.data.formats.table import has_image_suffix, is_image
 from autoseg.errors import ConfigError
 from autoseg.terminal import printable
 
@@ -70,6 +71,7 @@ class _Reader:
     def __init__(self, raw: Any, root: Path, path: Path, extra: tuple[str, ...]) -> None:
         self.raw, self.root, self.path, self.extra = raw, root, path, extra
         self.faults: list[str] = []
+        self.dropped: set[str] = set()
         self.missing: list[str] = []
         self.first_missing = ""
         self.num_files = 0
@@ -91,6 +93,7 @@ class _Reader:
             raise ConfigError(self.faults)
         values = segment_values(table.labels, table.regions)
         cases = {role: [with_values(case, values) for case in cases[role]] for role in ROLES}
+        self.warn(cases)
         images = [case.images[0].relative_to(self.root) for role in ROLES for case in cases[role]]
         names = iter(unique_names(images))
         cases = {role: [replace(case, name=next(names)) for case in cases[role]] for role in ROLES}
@@ -147,7 +150,7 @@ class _Reader:
         if not isinstance(raw, dict):
             self.fault(where, f"{type(raw).__name__}. Expected an object such as {{image, label, fold}}.")
             return None
-        self.check_keys(where, raw)
+        meta = self.meta(where, raw)
         images = self.images(where, raw)
         return Case(
             name=where,
@@ -156,16 +159,41 @@ class _Reader:
             fold=self.fold(where, raw),
             annotated=self.annotated(where, raw),
             group=self.group(where, raw),
+            meta=meta,
         )
 
-    def check_keys(self, where: str, raw: dict[str, Any]) -> None:
-        """Keys of a case that mean nothing."""
+    def meta(self, where: str, raw: dict[str, Any]) -> dict[str, MetaValue]:
+        """Further keys of a case; those that look like a misspelt key of ours, or name an image, are faults."""
         valid = (*ITEM_KEYS, *self.extra)
-        for key in raw:
-            if key not in valid:
-                remedy = suggest(key, valid)
-                remedy += "" if nearest(key, valid) else " For another image, name the key under extra_modalities."
-                self.fault(where, f"{key}: unknown key. {remedy}")
+        meta: dict[str, MetaValue] = {}
+        for key, value in raw.items():
+            if key in valid:
+                continue
+            if known := misspelt(key, valid):
+                self.fault(where, f"{key}: unknown key. Did you mean {known}?")
+            elif isinstance(value, str) and has_image_suffix(Path(value)):
+                self.fault(
+                    where,
+                    f"{key}: {value} is named like an image. Name the key under extra_modalities to read it as a "
+                    "channel, or leave it out.",
+                )
+            elif (kept := meta_value(value)) is not None:
+                meta[key] = kept
+            elif value not in (None, ""):
+                self.dropped.add(key)
+        return meta
+
+    def warn(self, cases: dict[str, list[Case]]) -> None:
+        """Say what is not kept of further keys, and which of them means a patient."""
+        for key in sorted(self.dropped):
+            logger.warning("%s: %s: lists and objects are not kept of further keys of a case.", self.path, key)
+        for key in sorted({k for role in ROLES for c in cases[role] for k in c.meta if k.casefold() in PATIENT_KEYS}):
+            if not any(c.group for role in ROLES for c in cases[role]):
+                logger.warning(
+                    "%s: %s is kept as metadata alone. Call it `group` for scans of one patient to stay in one fold.",
+                    self.path,
+                    key,
+                )
 
     def label(self, role: str, where: str, raw: dict[str, Any], images: tuple[Path, ...]) -> Path | None:
         """The label file, which cases to learn from must have."""

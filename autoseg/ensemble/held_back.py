@@ -1,0 +1,98 @@
+"""Predictions of the cases that no model has learned from or was chosen by, and their scores where they have labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Case
+from autoseg.data.labels import LabelMap
+from autoseg.data.volumes import read_label
+from autoseg.ensemble.out_of_fold import (
+    Progress,
+    case_digest,
+    comparison_of,
+    floats,
+    label_on_image,
+    metric_key,
+    read_record,
+)
+from autoseg.errors import DataError, ResourceError
+from autoseg.evaluation.metrics import to_plain
+from autoseg.evaluation.scores import DICE, METRICS, score_case
+from autoseg.evaluation.tolerances import Tolerance
+from autoseg.inference.ensemble_spec import EnsembleSpec
+from autoseg.inference.files import segment
+from autoseg.inference.postprocess import deeds
+from autoseg.inference.predictor import Predictor, model_digest
+from autoseg.workspace.files import digest, write_json
+from autoseg.workspace.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def predict_held_back(
+    workspace: Workspace,
+    cases: Sequence[Case],
+    spec: EnsembleSpec,
+    settings: Settings,
+    label_map: LabelMap,
+    tolerance_mm: Tolerance,
+    progress: Progress | None,
+) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+    """Predict the cases with the ensemble, and score those with a label.
+
+    Args:
+        label_map: of the user's classes.
+        tolerance_mm: of surfaces.
+
+    Returns:
+        Case -> metric -> value per class, and a message for each case that failed.
+    """
+    models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
+    predictor: Predictor | None = None
+    scores: dict[str, dict[str, list[float]]] = {}
+    failures: list[str] = []
+    for done, case in enumerate(cases, 1):
+        target = workspace.predictions / f"{case.name}.nii.gz"
+        path = workspace.ensemble / "records" / f"{case.name}.json"
+        try:
+            key = case_digest(case, models, digest([spec.combine, deeds(spec.postprocessing)]))
+            if read_record(path, key, [target]) is None:
+                if predictor is None:
+                    jobs = [workspace.job_dir(a, f) for a, f in spec.members]
+                    predictor = Predictor(jobs, device=settings.device, combine=spec.combine, rules=spec.postprocessing)
+                segment(predictor, case.images, target)
+                write_json(path, {"made_from": key, "dice": None})
+            if case.label is not None:
+                scores[case.name] = _scores(case, path, key, target, label_map, tolerance_mm)
+        except (DataError, ResourceError) as error:
+            log.error("%s: not predicted: %s", case.name, error)
+            failures.extend(f"{case.name}: {message}" for message in error.messages)
+        if progress is not None:
+            progress(done, len(cases), case.name)
+    return scores, failures
+
+
+def _scores(
+    case: Case, path: Path, key: str, target: Path, label_map: LabelMap, tolerance_mm: Tolerance
+) -> dict[str, list[float]]:
+    """Metric -> value per class of a prediction, kept in the case's record."""
+    record = read_record(path, key, [target])
+    assert record is not None
+    stores = {m.name: record.setdefault(m.name, {}) for m in METRICS if m is not DICE}
+    keys = {m.name: metric_key(m, tolerance_mm) for m in METRICS}
+    lacking = [m for m in METRICS if (record["dice"] is None if m is DICE else keys[m.name] not in stores[m.name])]
+    if lacking:
+        label, pred = label_on_image(case), read_label(target).array[0]
+        for name, values in score_case(comparison_of(case, pred, label, label_map, tolerance_mm), lacking).items():
+            if name == DICE.name:
+                record["dice"] = to_plain(values)
+            else:
+                stores[name][keys[name]] = to_plain(values)
+        write_json(path, record)
+    return {
+        m.name: floats(record["dice"] if m is DICE else stores[m.name][keys[m.name]]) for m in METRICS
+    }  # fmt: skip

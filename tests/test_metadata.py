@@ -1,0 +1,306 @@
+"""Further facts of cases: kept, read from a table, made into folds, and looked at group by group."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoseg.cli.main import run_command
+from autoseg.data.datalists.cases import Datalist
+from autoseg.data.datalists.datalist import read_datalist, write_datalist
+from autoseg.data.datalists.metadata import misspelt
+from autoseg.errors import ConfigError
+from autoseg.evaluation.subgroups import factors_of, rows_to_csv, rows_to_json, table_of
+
+Put = Callable[..., Path]
+NUM = 8
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with small files that are only listed, not read."""
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for i in range(NUM + 2):
+            (tmp_path / kind / f"c{i}.nii.gz").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def put(root: Path) -> Put:
+    """Writes a datalist of the cases, with further keys."""
+
+    def write(*further: dict[str, Any], **top: Any) -> Path:
+        items = [
+            {"image": f"images/c{i}.nii.gz", "label": f"labels/c{i}.nii.gz", **(further[i % len(further)])}
+            for i in range(NUM)
+        ]
+        path = root / "datalist.json"
+        path.write_text(json.dumps({"training": items, **top}))
+        return path
+
+    return write
+
+
+def faults(call: Callable[[], Datalist]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    return list(caught.value.messages)
+
+
+def test_further_keys_are_kept_and_written_again(root: Path, put: Put) -> None:
+    facts = {"site": "Bern", "age": 61, "weight": 70.5, "smoker": False, "scanner": " Sola ", "note": ""}
+    path = put(facts, testing=[{"image": "images/c8.nii.gz", "site": "Basel"}])
+    data = read_datalist(path, root)
+    assert data.training[0].meta == {"site": "Bern", "age": 61, "weight": 70.5, "smoker": False, "scanner": "Sola"}
+    assert data.testing[0].meta == {"site": "Basel"}
+    write_datalist(data, root / "again.json", root)
+    assert read_datalist(root / "again.json", root) == data
+    assert len({*data.training}) == NUM  # cases can still be kept in sets
+
+
+@pytest.mark.parametrize(
+    "key", ["age", "sex", "site", "scanner", "stage", "grade", "folder", "imaging_date", "labeler"]
+)
+def test_no_usual_fact_is_taken_for_a_misspelt_key(key: str) -> None:
+    assert misspelt(key, ("image", "label", "fold", "annotated", "group")) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("lable", "label"), ("Image", "image"), ("images", "image"), ("imgae", "image"), ("labels", "label"),
+        ("flod", "fold"), ("folds", "fold"), ("anotated", "annotated"), ("annotted", "annotated"), ("gruop", "group"),
+        ("image2", "image"),
+    ],
+)  # fmt: skip
+def test_misspelt_keys_are_still_faults(root: Path, put: Put, key: str, meant: str) -> None:
+    assert misspelt(key, ("image", "label", "fold", "annotated", "group")) == meant
+    path = put({key: "x"})
+    assert faults(lambda: read_datalist(path, root))[0] == (
+        f"{path}: training[0]: {key}: unknown key. Did you mean {meant}?"
+    )
+
+
+def test_what_is_not_kept_and_what_means_a_patient_is_said(
+    root: Path, put: Put, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = put({"patient_id": "7", "box": [1, 2], "t2": "images/c9.nii.gz"})
+    assert faults(lambda: read_datalist(path, root))[0] == (
+        f"{path}: training[0]: t2: images/c9.nii.gz is named like an image. Name the key under extra_modalities to "
+        "read it as a channel, or leave it out."
+    )
+    path = put({"patient_id": "7", "box": [1, 2]})
+    with caplog.at_level(logging.WARNING):
+        assert read_datalist(path, root).training[0].meta == {"patient_id": "7"}
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{path}: box: lists and objects are not kept of further keys of a case.",
+        f"{path}: patient_id is kept as metadata alone. Call it `group` for scans of one patient to stay in one fold.",
+    ]
+
+
+# -- a table
+
+
+def test_a_table_is_joined_by_name_file_or_path(root: Path, put: Put, caplog: pytest.LogCaptureFixture) -> None:
+    path = put({"site": "old"})
+    table = root / "meta.csv"
+    table.write_text(
+        "\ufeffcase;site;age;note\nc0;Bern;61;\nc1.nii.gz;Basel;7,5;x\n./images/c2.nii.gz;Chur;;y\n"
+        f"{root}/images/c3.nii.gz;Chur;50.5;\nnobody;Bern;1;\n"
+    )
+    with caplog.at_level(logging.WARNING):
+        data = read_datalist(path, root, meta=table)
+    assert [dict(c.meta) for c in data.training[:5]] == [
+        {"site": "Bern", "age": 61},
+        {"site": "Basel", "age": "7,5", "note": "x"},
+        {"site": "Chur", "note": "y"},
+        {"site": "Chur", "age": 50.5},
+        {"site": "old"},
+    ]
+    assert [r.getMessage() for r in caplog.records] == ["meta.csv: 1 rows are of no case: nobody"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty. Expected a header and a row for each case."),
+        ("id,site\nc0,Bern\n", "no column `case`. Found id, site. Name the cases in one."),
+        ("case,site\nc0,Bern\nc0,Basel\n", "c0 has two rows. Keep one."),
+        ("case,site\nc0\n", "row 2 has 1 cells, the header 2. Correct the row."),
+        ("case,site,site\nc0,a,b\n", "column 'site' stands twice. Keep one."),
+        ("case,fold\nc0,1\n", "column fold: the datalist has this for each case. Move it there, or rename it."),
+        ("case,Group\nc0,1\n", "column Group: the datalist has this for each case. Move it there, or rename it."),
+        (
+            "case,site\nx,Bern\n",
+            "none of its 1 rows is of a case. Found x, and cases such as c0. Expected names of cases, or of their "
+            "images' files.",
+        ),
+        ('case,site\nc0,"Bern\n', "not a CSV table (unexpected end of data). Correct it."),
+    ],
+)
+def test_faults_of_a_table(root: Path, put: Put, text: str, message: str) -> None:
+    path, table = put({}), root / "meta.csv"
+    table.write_text(text)
+    assert faults(lambda: read_datalist(path, root, meta=table)) == [f"meta: {table}: {message}"]
+
+
+# -- folds by site
+
+
+def test_each_site_is_a_fold(root: Path, put: Put) -> None:
+    data = read_datalist(put({"site": "Chur"}, {"site": "Bern"}, {"site": "Chur"}, {"site": 3}), root, folds_by="site")
+    assert [c.fold for c in data.training] == [2, 1, 2, 0] * 2
+    assert data.num_fold == 3
+    for fold in range(3):
+        seen = {c.meta["site"] for c in data.train_cases(fold)}
+        assert not seen & {c.meta["site"] for c in data.val_cases(fold)}
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (
+            ({"site": "a", "fold": 0}, {"site": "b", "fold": 1}),
+            "datalist.json has folds of its own. Leave one of the two",
+        ),
+        (({"site": "a"}, {"age": 3}), "site: 4 of 8 training cases do not have it: c1, c3, c5, c7. Found age, site."),
+        (({},), "site: 8 of 8 training cases do not have it: c0, c1, c2, c3, c4 and 3 more. The cases have no further"),
+        (({"site": "a"},), "site: all 8 training cases have a. Expected two values."),
+        (
+            ({"site": "a", "group": "p"}, {"site": "b", "group": "p"}),
+            "site: patient 'p' has cases of a and b. Cases of a patient must be in one fold.",
+        ),
+    ],
+)
+def test_faults_of_folds_by_site(root: Path, put: Put, further: tuple[dict[str, Any], ...], message: str) -> None:
+    path = put(*further)
+    (text,) = faults(lambda: read_datalist(path, root, folds_by="site"))
+    assert text.startswith(f"folds_by: {message}")
+
+
+# -- groups
+
+
+def test_facts_become_groups() -> None:
+    facts: dict[str, dict[str, Any]] = {
+        f"c{i}": {"site": "AB"[i % 2], "age": 20 + 2 * i, "grade": 3 - i % 3, "id": f"x{i}", "all": 1, "old": i > 20}
+        for i in range(30)
+    }
+    del facts["c4"]["site"]
+    factors, notes = factors_of(facts)
+    by_name = {f.name: f for f in factors}
+    assert {name: f.levels for name, f in by_name.items()} == {
+        "site": ("A", "B", "not given"),
+        "age": ("up to 39.33", "39.33 to 58.67", "over 58.67"),
+        "grade": ("1", "2", "3"),
+        "old": ("no", "yes"),
+    }
+    assert notes == ("id: 30 different values make no groups.",)
+    assert by_name["site"].level_of["c4"] == "not given"
+    counts = [list(by_name["age"].level_of.values()).count(level) for level in by_name["age"].levels]
+    assert counts == [10, 10, 10]
+
+
+def study(effect: float, seed: int = 0) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]], dict[str, int]]:
+    """Scores of 120 scans of 60 patients of three sites, the second of which is worse, and one class many lack."""
+    rng = np.random.default_rng(seed)
+    facts, scores, patients = {}, {}, {}
+    for p in range(60):
+        site = "ABC"[p % 3]
+        of_patient = rng.beta(18, 2) - effect * (site == "B")
+        for s in range(2):
+            name = f"c{p}_{s}"
+            facts[name] = {"site": site, "sex": "mf"[p // 3 % 2]}
+            hard = of_patient - 0.4 if site == "C" or p % 2 else math.nan
+            scores[name] = [of_patient + 0.01 * rng.standard_normal(), hard]
+            patients[name] = p
+    return facts, scores, patients
+
+
+def test_the_site_that_differs_is_found_and_no_other() -> None:
+    facts, scores, patients = study(0.1)
+    rows = {(r.factor, r.level): r for r in table_of(factors_of(facts)[0], scores, patients)}
+    assert {key: row.words for key, row in rows.items() if key[0] == "sex"} == {
+        ("sex", "f"): "no clear difference", ("sex", "m"): "no clear difference",
+    }  # fmt: skip
+    worse = rows["site", "B"]
+    assert worse.words == "lower"
+    assert worse.difference == pytest.approx(-0.1, abs=0.04)
+    assert worse.difference_low < worse.difference < worse.difference_high < 0
+    assert (worse.num, worse.num_patients) == (40, 20)
+    # All cases of C have the hard class, which lowers their mean, but not what C is compared by.
+    assert rows["site", "C"].mean < rows["site", "A"].mean - 0.05
+    assert rows["site", "C"].words != "lower"
+    # One test, shown twice.
+    assert rows["sex", "m"].p == rows["sex", "f"].p
+    assert rows["sex", "m"].difference == pytest.approx(-rows["sex", "f"].difference)
+
+
+def test_sites_without_an_effect_are_found_in_at_most_one_of_twenty_runs() -> None:
+    found = 0
+    for seed in range(200):
+        facts, scores, patients = study(0.0, seed)
+        found += any(row.p is not None and row.p < 0.05 for row in table_of(factors_of(facts)[0], scores, patients))
+    assert found <= 10
+
+
+def test_the_table_as_csv() -> None:
+    facts: dict[str, dict[str, Any]] = {f"c{i}": {"site": "=1+1" if i < 2 else "b, c"} for i in range(5)}
+    rows = table_of(factors_of(facts)[0], {name: [0.5 + 0.1 * i] for i, name in enumerate(facts)}, {})
+    table = list(csv.DictReader(io.StringIO(rows_to_csv(rows))))
+    assert [(r["level"], r["num"], r["p"], r["finding"]) for r in table] == [
+        ("'=1+1", "2", "", "too few to test"), ("b, c", "3", "", "too few to test"),
+    ]  # fmt: skip
+    assert float(table[1]["mean"]) == pytest.approx(0.8)
+    assert json.dumps(rows_to_json(rows), allow_nan=False)
+
+
+# -- a run
+
+
+def test_a_finished_run_learns_of_sites_without_training_again(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
+    folder, work_dir = tmp_path / "run", tmp_path / "run" / "work_dir"
+    listed = json.loads((folder / "datalist.json").read_text())
+    listed["testing"] = [
+        {**case, "label": case["image"].replace("images", "labels"), "site": "away"} for case in listed["testing"]
+    ]
+    for case in listed["testing"]:  # what was predicted serves as a label
+        name = Path(case["image"]).name
+        shutil.copy2(work_dir / "ensemble" / "predictions" / name, folder / "labels" / name)
+    (folder / "datalist.json").write_text(json.dumps(listed))
+    rows = [f"{Path(case['image']).name},{'AB'[i % 2]}" for i, case in enumerate(listed["training"])]
+    (folder / "facts.csv").write_text("\n".join(["case,site", *rows]))
+    before = {path: path.read_bytes() for path in work_dir.glob("*_?/job.json")}
+    assert before
+    assert run_command(["run", "--input", str(folder / "input.yaml"), "--meta", str(folder / "facts.csv")]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    table = list(csv.DictReader(io.StringIO((work_dir / "ensemble" / "subgroups.csv").read_text())))
+    sites = [row for row in table if row["factor"] == "site"]
+    assert [(row["level"], row["num"]) for row in sites] == [("A", "4"), ("B", "4")]
+    assert {row["factor"] for row in table} == {"site", "size (ml)"}
+    scores = json.loads((work_dir / "ensemble" / "scores.json").read_text())
+    means = {name: np.mean([v for v in case["dice"] if v is not None]) for name, case in scores["ensemble"].items()}
+    expected = np.mean([means[Path(c["image"]).name.partition(".")[0]] for c in listed["training"][::2]])
+    assert float(sites[0]["mean"]) == pytest.approx(expected, abs=1e-5)
+    # Chosen again by one fold for the other; held-back cases with a label have every metric.
+    assert scores["chosen_again"]["combinations"].keys() == {"0", "1"}
+    assert scores["external"]["metrics"].keys() == scores["metrics"].keys()
+    page = (work_dir / "report.html").read_text()
+    for text in ("Out-of-fold Dice by group", "External validation", "2 cases that no model", "Suspicious labels"):
+        assert text in page
+    assert (work_dir / "ensemble" / "suspicious_labels.csv").read_text().startswith("case,class,suspicion,kind,")
+    # The run's own list keeps what the table said; its folder can be moved.
+    assert json.loads((work_dir / "datalist.json").read_text())["training"][0]["site"] == "A"
+    assert str(folder) not in (work_dir / "settings.yaml").read_text()
