@@ -62,7 +62,7 @@ def requests(driver: Any) -> list[str]:
     """Addresses that were asked for since the last call; data in the page and the browser's own pages left out."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    return [url for url in urls if not url.startswith(("data:", "chrome:"))]
+    return [url for url in urls if not url.startswith(("data:", "chrome:", "chrome-untrusted:"))]
 
 
 def screenshot(driver: Any, path: Path) -> None:

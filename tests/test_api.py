@@ -96,7 +96,7 @@ def test_faults_in_mappings_are_named(input_yaml: Path) -> None:
     assert sorted(m.partition(", found")[0] for m in caught.value.messages) == [
         "--class_weights.tumor: expected a number > 0",
         "--inference.min_voxels.tumor: expected a whole number >= 1",
-        "--weights: unknown key. Did you mean --class_weights?",
+        "--weights: unknown key. Did you mean --init_weights?",
     ]
 
 
