@@ -241,6 +241,8 @@ def test_an_interrupt_in_a_callback_of_pythons_own_is_not_lost() -> None:
 import signal, time
 from autoseg.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+
 class Watched:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)

@@ -48,7 +48,8 @@ def _keep_interrupt(lost: sys.UnraisableHookArgs) -> None:
     torch has so many of these (of weak references) that one in ten was lost while plans were made.
     """
     if lost.exc_type is KeyboardInterrupt:
-        threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()  # once the callback is over
+        # Once the callback is over; to the main thread, whose sleep it ends.
+        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(lost)
 
