@@ -17,6 +17,7 @@ from autoseg.config.hyperparameters import NormalizeMode
 from autoseg.data import streams
 from autoseg.data.formats import raw
 from autoseg.data.grid import Grid, Volume
+from autoseg.data.histograms import Histogram
 from autoseg.data.preprocess import ChannelNorm, PreparedRows, Preprocessing, channel_stats, normalize, prepare_image
 from autoseg.data.streams import FileImage, LabelRows, MemoryImage, open_image
 from autoseg.data.volumes import read_image, write_volume
