@@ -9,10 +9,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
+from autoseg.hardware.packages import extras, install_advice, needs, rivals
 from autoseg.version import __version__
 
 State = Literal["ok", "warn", "bad"]
@@ -94,36 +94,30 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Every package autoseg needs is there in a version it takes."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    try:
-        wanted = requires("autoseg3d") or []
-    except PackageNotFoundError:
-        advice = "Install it: pip install -e . in its folder."
-        yield Check(name="Packages", state="warn", found="autoseg is run from its source, not installed", advice=advice)
-        return
-    wrong, num = [], 0
-    for text in wanted:
-        try:
-            need = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
-            continue
-        num += 1
-        try:
-            have = version(need.name)
-        except PackageNotFoundError:
-            wrong.append(f"{need.name} is missing")
-            continue
-        if not need.specifier.contains(have, prereleases=True):
-            wrong.append(f"{need.name} is {have}, wanted {need.specifier}")
-    if wrong:
-        advice = "Install them in autoseg's folder: pip install -c constraints.txt -e ."
-        yield Check(name="Packages", state="bad", found="; ".join(wrong), advice=advice)
+    """Every package autoseg needs is there in a version it takes, and no other package has its name."""
+    needed = needs()
+    if needed is None:
+        found = "autoseg is run from its source, not installed"
+        yield Check(name="Packages", state="warn", found=found, advice=install_advice())
+    elif wrong := [need for need in needed if not need.fits]:
+        texts = [
+            f"{n.name} is {n.installed}, wanted {n.wanted}" if n.installed else f"{n.name} is missing" for n in wrong
+        ]
+        advice = install_advice(missing=[need.text for need in wrong])
+        yield Check(name="Packages", state="bad", found="; ".join(texts), advice=advice)
     else:
-        yield Check(name="Packages", state="ok", found=f"all {num} that are needed are there")
+        yield Check(name="Packages", state="ok", found=f"all {len(needed)} that are needed are there")
+    if also := rivals():
+        advice = (
+            "Files of one may have replaced the other's. In a new environment (python -m venv) install this one alone."
+        )
+        found = f"`import autoseg` may mean another package; installed, too: {', '.join(also)}"
+        yield Check(name="Same name", state="warn", found=found, advice=advice)
+    if have := {name: all(need.fits for need in added) for name, added in extras().items()}:
+        there, missing = [n for n in have if have[n]], [n for n in have if not have[n]]
+        found = f"{', '.join(there) or 'none'}{'; not installed: ' if missing else ''}{', '.join(missing)}"
+        advice = f"Only where you need them. {install_advice(','.join(missing))}" if missing else ""
+        yield Check(name="Extras", state="ok", found=found, advice=advice)
 
 
 def _torch() -> Iterator[Check]:
