@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-extras test-gpu test-slow test-lowest lint docs site package clean
+.PHONY: demo test test-extras test-gpu test-slow test-lowest lint docs site package sbom release-check clean
 
 demo: $(STAMP)
 	$(BIN)/autoseg demo
@@ -52,6 +52,19 @@ package: $(VENV)/.release
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
+# What a user's environment holds, as CycloneDX: the wheel with the tested versions, and nothing that tests.
+sbom: package
+	$(PYTHON) -m venv --clear $(VENV)-sbom
+	$(VENV)-sbom/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt dist/*.whl
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json \
+		$(VENV)-sbom/bin/python
+
+# What has to hold before a tag is set; the script prints what people do besides.
+release-check: $(VENV)/.release
+	$(BIN)/python .ci/release_check.py
+	$(MAKE) package
+	$(BIN)/python -m pytest -q -m slow tests/test_package.py
+
 # torch goes first and alone, so that its pinned version is chosen before anything else asks for one.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; some minutes)"
@@ -69,4 +82,4 @@ $(VENV)/.release: $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest dist autoseg_demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-sbom dist sbom.json autoseg_demo .mypy_cache .pytest_cache .ruff_cache
