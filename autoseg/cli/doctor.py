@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autoseg.hardware.packages import extras, install_advice, needs, rivals
+from autoseg.hardware.system import open_files_limit
 from autoseg.version import __version__
 
 State = Literal["ok", "warn", "bad"]
@@ -86,11 +88,12 @@ def _python() -> Iterator[Check]:
         yield Check(name="Python", state="bad", found=version, advice=f"Install Python {least} or newer.")
     else:
         yield Check(name="Python", state="ok", found=version)
-    if not hasattr(os, "fork"):
-        advice = "Use Linux, macOS, or WSL on Windows: a run locks its folder in a way Windows lacks."
-        yield Check(name="System", state="bad", found=platform.system(), advice=advice)
+    found = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    if sys.platform.startswith("linux"):
+        yield Check(name="System", state="ok", found=found)
     else:
-        yield Check(name="System", state="ok", found=f"{platform.system()} {platform.release()}, {platform.machine()}")
+        advice = "Runs are tested on Linux. Here report what fails, or use Linux; on Windows WSL is one."
+        yield Check(name="System", state="warn", found=found, advice=advice)
 
 
 def _packages() -> Iterator[Check]:
@@ -192,15 +195,15 @@ def _disk(place: Path) -> Iterator[Check]:
 
 def _writing(place: Path) -> Iterator[Check]:
     """Files can be made, renamed and locked."""
-    import fcntl
+    from autoseg.workspace.claims import Claim
 
     try:
         with tempfile.TemporaryDirectory(prefix=".autoseg-doctor-", dir=place) as folder:
             path = Path(folder) / "file"
             path.write_bytes(b"x")
             os.replace(path, path.with_name("renamed"))
-            with open(path.with_name("renamed"), "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with Claim(Path(folder) / ".claims", "doctor"):  # as a run locks its jobs
+                pass
     except OSError as error:
         advice = f"Give a folder that you may write to with --folder and work_dir; or ask for the right on {place}."
         reason = error.strerror or str(error)
@@ -226,10 +229,11 @@ def _shared_memory() -> Iterator[Check]:
 
 
 def _open_files() -> Iterator[Check]:
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    low = soft != resource.RLIM_INFINITY and soft < GOOD_OPEN_FILES
-    advice = f"Raise it: ulimit -n {GOOD_OPEN_FILES if hard == -1 else min(hard, GOOD_OPEN_FILES)}" if low else ""
-    shown = "no limit" if soft == resource.RLIM_INFINITY else f"{soft} at once"
+    limit = open_files_limit()
+    if limit is None:
+        return
+    soft, hard = limit
+    low = soft < GOOD_OPEN_FILES
+    advice = f"Raise it: ulimit -n {min(hard, GOOD_OPEN_FILES):g}" if low else ""
+    shown = "no limit" if math.isinf(soft) else f"{soft:g} at once"
     yield Check(name="Open files", state="warn" if low else "ok", found=shown, advice=advice)
