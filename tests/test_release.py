@@ -10,11 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import yaml
 
+from autoseg.data.formats.table import read_grid
+from autoseg.export.pack import pack
 from autoseg.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,15 +166,16 @@ def test_a_challenge_container_needs_no_home_and_no_network(
     entry = module_of(ROOT / "examples" / "grand_challenge" / "segment.py")
     images = tmp_path / "input" / "images" / "mr"
     images.mkdir(parents=True)
-    words = ["--input", str(tmp_path / "input"), "--output", str(tmp_path / "output"), "--suffix", ".nii.gz"]
-    words += ["--model", str(finished_run / "work_dir")]
+    pack(finished_run / "work_dir", tmp_path / "model.zip")
+    words = ["--input", str(tmp_path / "input"), "--output", str(tmp_path / "output")]
+    words += ["--model", str(tmp_path / "model.zip")]
     assert entry.main(words) == 2
     assert "no image in a format that is read" in capsys.readouterr().err
     shutil.copy(finished_run / "images" / "phantom_000.nii.gz", images / "case.nii.gz")
     assert entry.main(words) == 0
     assert capsys.readouterr().out == "1 images segmented\n"
-    result = nib.load(tmp_path / "output" / "images" / "segmentation" / "case.nii.gz")
-    source = nib.load(images / "case.nii.gz")
+    result, _ = read_grid(tmp_path / "output" / "images" / "segmentation" / "case.mha")
+    source, _ = read_grid(images / "case.nii.gz")
     assert result.shape == source.shape
     np.testing.assert_allclose(result.affine, source.affine, atol=1e-4)
     (images.parent / "ct").mkdir()
