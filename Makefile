@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-extras test-gpu test-slow lint docs site clean
+.PHONY: demo test test-extras test-gpu test-slow test-lowest lint docs site package sbom release-check clean
 
 demo: $(STAMP)
 	$(BIN)/autoseg demo
@@ -25,6 +25,14 @@ test-gpu: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow"
 
+# The oldest packages that pyproject.toml allows, in an environment of their own. The tools that test may be new ones. Old packages
+# warn of what new Pythons deprecate, which is no fault of ours: warnings are not errors here.
+test-lowest:
+	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -q -W default -m "not slow and not gpu" -n auto --maxprocesses 4 \
+		--dist loadfile --no-loadscope-reorder
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +46,25 @@ site: $(STAMP)
 	$(PIP) -e '.[docs]'
 	$(BIN)/zensical build -f mkdocs.yml --strict
 
+# sdist and wheel in dist/: the wheel is built from the sdist, so that what the sdist lacks is seen.
+package: $(VENV)/.release
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+# What a user's environment holds, as CycloneDX: the wheel with the tested versions, and nothing that tests.
+sbom: package
+	$(PYTHON) -m venv --clear $(VENV)-sbom
+	$(VENV)-sbom/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt dist/*.whl
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json \
+		$(VENV)-sbom/bin/python
+
+# What has to hold before a tag is set; the script prints what people do besides.
+release-check: $(VENV)/.release
+	$(BIN)/python .ci/release_check.py
+	$(MAKE) package
+	$(BIN)/python -m pytest -q -m slow tests/test_package.py
+
 # torch goes first and alone, so that its pinned version is chosen before anything else asks for one.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; some minutes)"
@@ -50,5 +77,9 @@ $(VENV)/.extras: $(STAMP)
 	$(PIP) -e '.[ci]'
 	touch $@
 
+$(VENV)/.release: $(STAMP)
+	$(PIP) -e '.[release]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) autoseg_demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-sbom dist sbom.json autoseg_demo .mypy_cache .pytest_cache .ruff_cache

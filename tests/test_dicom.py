@@ -32,6 +32,7 @@ from autoseg.data.grid import corners_apart_mm
 from autoseg.data.streams import FileImage
 from autoseg.data.volumes import read_image
 from autoseg.errors import DataError
+from autoseg.hardware.packages import install_advice
 
 SINGLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "single"
 SHAPE = (7, 6, 5)
@@ -148,7 +149,7 @@ def test_a_compression_without_a_decoder_names_the_extra(tmp_path: Path) -> None
         data["PixelData"].is_undefined_length = True
     text = refusal(save_slices(tmp_path / "series", slices))
     assert text.startswith("pixels compressed as High-Throughput JPEG 2000")
-    assert text.endswith("pip install -c constraints.txt -e '.[formats]'.")
+    assert text.endswith("pip install -c constraints.txt -e '.[formats]'")
 
 
 def test_gantry_tilt_is_read_exactly_with_a_warning(tmp_path: Path) -> None:
@@ -432,7 +433,7 @@ def test_without_pydicom_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     series = write_series(tmp_path / "images" / "series", voxels(), OBLIQUE)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     text = refusal(series)
-    assert text == f"DICOM, and pydicom is not installed. {dicom_files.INSTALL}"
+    assert text == f"DICOM, and pydicom is not installed. {install_advice('formats')}"
     assert image_files(tmp_path / "images") == [series]  # not silently left out
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from autoseg.cli.bug_report import bug_report, without_places
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
 from autoseg.cli.completion import completion
 from autoseg.cli.doctor import doctor, examine
@@ -18,6 +19,8 @@ from autoseg.cli.main import run_command
 from autoseg.config.docs import setting_docs
 from autoseg.config.schema import input_schema, schema_text
 from autoseg.config.settings import Settings
+from autoseg.hardware import packages
+from autoseg.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,13 +69,111 @@ def test_little_memory_and_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_package_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "autoseg.cli.doctor.requires", lambda name: ["numpy>=99", "no-such-package", "ray; extra == 'ray'"]
+        "autoseg.hardware.packages.requires", lambda name: ["numpy>=99", "no-such-package", "ray; extra == 'ray'"]
     )
     found = next(c for c in examine(tmp_path) if c.name == "Packages")
     assert found.state == "bad"
     assert "wanted >=99" in found.found
     assert "no-such-package is missing" in found.found
     assert "ray" not in found.found
+    assert found.advice == "In the folder of autoseg: pip install -c constraints.txt -e ."
+    monkeypatch.setattr("autoseg.hardware.packages.is_checkout", lambda: False)
+    found = next(c for c in examine(tmp_path) if c.name == "Packages")
+    assert found.advice == "Run: pip install 'numpy>=99' no-such-package"
+
+
+def test_advice_for_who_has_the_wheel_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packages.install_advice("ray") == "In the folder of autoseg: pip install -c constraints.txt -e '.[ray]'"
+    monkeypatch.setattr(packages, "PACKAGE", Path("/usr/lib/python3/site-packages/autoseg"))
+    assert packages.install_advice("ray") == "Run: pip install 'autoseg3d[ray]'"
+    assert packages.install_advice("ray,slurm") == "Run: pip install 'autoseg3d[ray,slurm]'"
+
+
+def test_an_extra_that_is_not_there_is_said_and_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["numpy>=2", "pydicom>=3; extra == 'formats'", "no-such-package; extra == 'cloud'"]
+    monkeypatch.setattr(packages, "requires", lambda name: lines)
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: Message({"Provides-Extra": ["cloud", "formats"]}))
+    found = next(c for c in examine(tmp_path) if c.name == "Extras")
+    there, _, missing = found.found.partition("; not installed: ")
+    assert (found.state, missing) == ("ok", "cloud")
+    assert set(there.split(", ")) <= {"formats", "none"}
+    assert found.advice == (
+        "Only where you need them. In the folder of autoseg: pip install -c constraints.txt -e '.[cloud]'"
+    )
+
+
+class Message(dict[str, list[str]]):
+    """Metadata as importlib.metadata gives them."""
+
+    def get_all(self, name: str) -> list[str]:
+        return self[name]
+
+
+def distribution(folder: Path, name: str, number: str) -> None:
+    """An installed distribution whose module is called autoseg."""
+    info = folder / f"{name}-{number}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+    (info / "top_level.txt").write_text("autoseg\n")
+
+
+def test_another_package_called_autoseg_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Same name" not in states(tmp_path)
+    distribution(tmp_path / "site", "autoseg", "0.0.9")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    found = next(c for c in examine(tmp_path) if c.name == "Same name")
+    assert found.state == "warn"
+    assert found.found == "`import autoseg` may mean another package; installed, too: autoseg 0.0.9"
+    distribution(tmp_path / "site", "autoseg3d", "0.1.0")
+    found = next(c for c in examine(tmp_path) if c.name == "Same name")
+    assert "autoseg3d 0.1.0" in found.found
+
+
+# -- the report of a bug
+
+
+def test_the_report_of_a_bug_has_figures_and_no_names(finished_run: Path, tmp_path: Path) -> None:
+    work_dir = shutil.copytree(finished_run / "work_dir", tmp_path / "Doe Jane" / "work_dir")
+    path = work_dir / "settings.yaml"
+    stored = yaml.safe_load(path.read_text())
+    secrets = {"name": "DOE^JANE", "datalist": "/data/doe jane/list.json", "dataroot": "/data/doe jane"}
+    for key, value in secrets.items():
+        stored[key] = {"value": value, "origin": "input.yaml:1"}
+    stored["class_names"] = {"value": ["doe", {"name": "jane", "index": [1, 2]}], "origin": "command line"}
+    stored["sweep"] = {"value": {"storage": "postgresql://doe:secret@host/db", "folds": [0]}, "origin": "input.yaml:2"}
+    path.write_text(yaml.safe_dump(stored, sort_keys=False))
+    text = bug_report(tmp_path / "Doe Jane", work_dir)
+    for word in ("doe", "jane", "secret", "phantom_0", str(tmp_path).lower(), str(Path.home()).lower() + "/"):
+        assert word not in text.lower()
+    lines = text.splitlines()
+    assert "- algos: [segresnet, dints]" in lines
+    assert "- learning_rate: 0.003" in lines
+    assert "- dataroot: (not shown)" in lines
+    assert "- class_names: [(not shown), {name: (not shown), index: [1, 2]}]" in lines
+    assert "- sweep: {storage: (not shown), folds: [0]}" in lines
+    assert "- segresnet done: 2" in lines
+    assert any(line.startswith("- train: ok after ") for line in lines)
+    assert f"| autoseg | {__version__} |" in lines
+
+
+def test_places_are_taken_out() -> None:
+    text = "3.11 at /home/jane doe/bin/python, 5 GB free at C:\\Users\\Doe (and 3.5 of 7 GB/s, 1/2), in ~/scans/doe.nii"
+    assert without_places(text, ["/home/jane doe"]) == (
+        "3.11 at (path)(path), 5 GB free at (path) (and 3.5 of 7 GB/s, 1/2), in (path)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("doctor --work_dir x", "--work_dir: has an effect with --report alone. Add --report, or leave it out."),
+        ("doctor --report --json", "--json: the report is Markdown. Give --report or --json, not both."),
+        ("doctor --report --work_dir x", "--work_dir x: not a run's folder. Expected one with settings.yaml in it."),
+    ],
+)
+def test_mistakes(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(words.split()) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make_job(tmp_path / "work", "segresnet", 0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     command = re.escape(
-        "needs onnx, onnxscript. In the folder of autoseg: pip install -c constraints.txt -e '.[export]'."
+        "needs onnx, onnxscript. In the folder of autoseg: pip install -c constraints.txt -e '.[export]'"
     )
     with pytest.raises(ResourceError, match=command):
         export(tmp_path / "work", "onnx", algo="segresnet")

@@ -113,3 +113,10 @@ def test_no_torch_on_import(module: str) -> None:
     code = f"import sys, {module}; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_importing_the_package_loads_only_what_python_itself_begins_with() -> None:
+    """Counted, not timed: `import autoseg` is its version and typing, on any machine well under 100 ms."""
+    code = "import sys, typing; before = {*sys.modules}; import autoseg; print(sorted({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['__future__', 'autoseg', 'autoseg.version']\n"

@@ -268,10 +268,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ResourceError) as error:
         launch([script("a_0", "pass")], settings(launcher=launcher), lambda t, c: False, output=tmp_path)
-    # From the checkout: nothing of that name is on PyPI.
-    assert str(error.value) == (
-        f"{message} Install it in autoseg's folder: pip install -c constraints.txt -e '.[{launcher}]'."
-    )
+    assert str(error.value) == f"{message} In the folder of autoseg: pip install -c constraints.txt -e '.[{launcher}]'"
 
 
 @pytest.mark.extra("submitit")

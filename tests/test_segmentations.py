@@ -26,7 +26,6 @@ from autoseg.cli.init import init_data_folder
 from autoseg.data.datalists.cases import Case, case_digest, read_case_label
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.datalists.segments import segment_values, table_of
-from autoseg.data.formats import dicom_files
 from autoseg.data.formats.label_files import label_files, open_segmentation, own_grid, read_stored_label
 from autoseg.data.formats.stored import FileFaultError
 from autoseg.data.formats.table import read_header, read_stored_volume
@@ -34,6 +33,7 @@ from autoseg.data.grid import Grid
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import DataError
 from autoseg.evaluation.folders import evaluate
+from autoseg.hardware.packages import install_advice
 
 SINGLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "single"
 SHAPE = (9, 8, 7)
@@ -370,7 +370,7 @@ def test_values_are_part_of_what_a_case_is(tmp_path: Path) -> None:
 def test_without_pydicom_a_segmentation_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_dicom(tmp_path / "labels" / "seg.dcm", seg_of(masks(), OBLIQUE))
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    assert refusal(path, GRID) == f"DICOM, and pydicom is not installed. {dicom_files.INSTALL}"
+    assert refusal(path, GRID) == f"DICOM, and pydicom is not installed. {install_advice('formats')}"
     assert label_files(path.parent) == [path.parent]  # not silently left out
 
 

@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -21,6 +20,7 @@ from autoseg.data.formats.content import BYTES_READ
 from autoseg.data.formats.label_files import SegmentValues
 from autoseg.data.formats.stored import FileFaultError, Finding
 from autoseg.data.formats.table import image_digest, read_header
+from autoseg.hardware import system
 from autoseg.hardware.limits import available_cores, available_memory_bytes, workers_for
 from autoseg.workspace.claims import HEARTBEAT
 
@@ -36,7 +36,6 @@ LARGEST_LOOKED_AT = 8
 """Files, the largest ones, whose headers are read to plan memory."""
 LOOK_S = 1.0
 """Between two looks at how much the processes have read."""
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +132,8 @@ def _in_processes(
 ) -> Iterator[Result]:
     # A fork starts in milliseconds, but is sound only while no other thread can hold a lock; heartbeats hold none.
     others = [t for t in threading.enumerate() if t is not threading.current_thread()]
-    can_fork = sys.platform.startswith("linux") and all(t.name.startswith(HEARTBEAT) for t in others)
-    context = multiprocessing.get_context("fork" if can_fork else "spawn")
+    forks = system.can_fork() and all(t.name.startswith(HEARTBEAT) for t in others)
+    context = multiprocessing.get_context("fork" if forks else "spawn")
     read = context.Value(ctypes.c_ulonglong)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), read))
     try:
@@ -174,10 +173,7 @@ def _start_worker(parent: int, read: Synchronized[int]) -> None:
 
     BYTES_READ.add = add
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    system.end_with_parent(parent)
 
 
 def _measure_part(tasks: Sequence[Task], free_bytes: int) -> list[Result]:

@@ -394,7 +394,9 @@ class Commands:
             show(status.job_status(work_dir, job) if job else status.status(work_dir, STAGES))
         return 0
 
-    def doctor(self, *, folder: Path = Path("."), json: bool = False) -> int:
+    def doctor(
+        self, *, folder: Path = Path("."), json: bool = False, report: bool = False, work_dir: Path | None = None
+    ) -> int:
         """Check this machine: Python, packages, torch, GPU, memory, disk, rights, shared memory, open files.
 
         Exit code 2 where a run cannot work.
@@ -402,12 +404,24 @@ class Commands:
         Args:
             folder: Where a run would write.
             json: Print the findings as JSON.
+            report: Print what a bug report needs instead, as Markdown; without paths and names of cases or classes.
+            work_dir: With --report, a run's folder: its settings, stages and states of jobs are added.
 
         Example:
             autoseg doctor
+            autoseg doctor --report --work_dir work_dir
         """
         from autoseg.cli.doctor import doctor
 
+        if work_dir is not None and not report:
+            raise ConfigError("--work_dir: has an effect with --report alone. Add --report, or leave it out.")
+        if report and json:
+            raise ConfigError("--json: the report is Markdown. Give --report or --json, not both.")
+        if report:
+            from autoseg.cli.bug_report import bug_report
+
+            show(bug_report(folder, work_dir))
+            return 0
         text, code = doctor(folder, as_json=json)
         show(text)
         return code

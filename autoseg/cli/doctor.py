@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -9,10 +10,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
+from autoseg.hardware.packages import extras, install_advice, needs, rivals
+from autoseg.hardware.system import open_files_limit
 from autoseg.version import __version__
 
 State = Literal["ok", "warn", "bad"]
@@ -86,44 +88,39 @@ def _python() -> Iterator[Check]:
         yield Check(name="Python", state="bad", found=version, advice=f"Install Python {least} or newer.")
     else:
         yield Check(name="Python", state="ok", found=version)
-    if not hasattr(os, "fork"):
-        advice = "Use Linux, macOS, or WSL on Windows: a run locks its folder in a way Windows lacks."
-        yield Check(name="System", state="bad", found=platform.system(), advice=advice)
+    found = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    if sys.platform.startswith("linux"):
+        yield Check(name="System", state="ok", found=found)
     else:
-        yield Check(name="System", state="ok", found=f"{platform.system()} {platform.release()}, {platform.machine()}")
+        advice = "Runs are tested on Linux. Here report what fails, or use Linux; on Windows WSL is one."
+        yield Check(name="System", state="warn", found=found, advice=advice)
 
 
 def _packages() -> Iterator[Check]:
-    """Every package autoseg needs is there in a version it takes."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    try:
-        wanted = requires("autoseg3d") or []
-    except PackageNotFoundError:
-        advice = "Install it: pip install -e . in its folder."
-        yield Check(name="Packages", state="warn", found="autoseg is run from its source, not installed", advice=advice)
-        return
-    wrong, num = [], 0
-    for text in wanted:
-        try:
-            need = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
-            continue
-        num += 1
-        try:
-            have = version(need.name)
-        except PackageNotFoundError:
-            wrong.append(f"{need.name} is missing")
-            continue
-        if not need.specifier.contains(have, prereleases=True):
-            wrong.append(f"{need.name} is {have}, wanted {need.specifier}")
-    if wrong:
-        advice = "Install them in autoseg's folder: pip install -c constraints.txt -e ."
-        yield Check(name="Packages", state="bad", found="; ".join(wrong), advice=advice)
+    """Every package autoseg needs is there in a version it takes, and no other package has its name."""
+    needed = needs()
+    if needed is None:
+        found = "autoseg is run from its source, not installed"
+        yield Check(name="Packages", state="warn", found=found, advice=install_advice())
+    elif wrong := [need for need in needed if not need.fits]:
+        texts = [
+            f"{n.name} is {n.installed}, wanted {n.wanted}" if n.installed else f"{n.name} is missing" for n in wrong
+        ]
+        advice = install_advice(missing=[need.text for need in wrong])
+        yield Check(name="Packages", state="bad", found="; ".join(texts), advice=advice)
     else:
-        yield Check(name="Packages", state="ok", found=f"all {num} that are needed are there")
+        yield Check(name="Packages", state="ok", found=f"all {len(needed)} that are needed are there")
+    if also := rivals():
+        advice = (
+            "Files of one may have replaced the other's. In a new environment (python -m venv) install this one alone."
+        )
+        found = f"`import autoseg` may mean another package; installed, too: {', '.join(also)}"
+        yield Check(name="Same name", state="warn", found=found, advice=advice)
+    if have := {name: all(need.fits for need in added) for name, added in extras().items()}:
+        there, missing = [n for n in have if have[n]], [n for n in have if not have[n]]
+        found = f"{', '.join(there) or 'none'}{'; not installed: ' if missing else ''}{', '.join(missing)}"
+        advice = f"Only where you need them. {install_advice(','.join(missing))}" if missing else ""
+        yield Check(name="Extras", state="ok", found=found, advice=advice)
 
 
 def _torch() -> Iterator[Check]:
@@ -198,15 +195,15 @@ def _disk(place: Path) -> Iterator[Check]:
 
 def _writing(place: Path) -> Iterator[Check]:
     """Files can be made, renamed and locked."""
-    import fcntl
+    from autoseg.workspace.claims import Claim
 
     try:
         with tempfile.TemporaryDirectory(prefix=".autoseg-doctor-", dir=place) as folder:
             path = Path(folder) / "file"
             path.write_bytes(b"x")
             os.replace(path, path.with_name("renamed"))
-            with open(path.with_name("renamed"), "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with Claim(Path(folder) / ".claims", "doctor"):  # as a run locks its jobs
+                pass
     except OSError as error:
         advice = f"Give a folder that you may write to with --folder and work_dir; or ask for the right on {place}."
         reason = error.strerror or str(error)
@@ -232,10 +229,11 @@ def _shared_memory() -> Iterator[Check]:
 
 
 def _open_files() -> Iterator[Check]:
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    low = soft != resource.RLIM_INFINITY and soft < GOOD_OPEN_FILES
-    advice = f"Raise it: ulimit -n {GOOD_OPEN_FILES if hard == -1 else min(hard, GOOD_OPEN_FILES)}" if low else ""
-    shown = "no limit" if soft == resource.RLIM_INFINITY else f"{soft} at once"
+    limit = open_files_limit()
+    if limit is None:
+        return
+    soft, hard = limit
+    low = soft < GOOD_OPEN_FILES
+    advice = f"Raise it: ulimit -n {min(hard, GOOD_OPEN_FILES):g}" if low else ""
+    shown = "no limit" if math.isinf(soft) else f"{soft:g} at once"
     yield Check(name="Open files", state="warn" if low else "ok", found=shown, advice=advice)

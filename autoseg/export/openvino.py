@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import tempfile
 from pathlib import Path
 
 from autoseg.export.graph import KEY, Graph, write_graphs
 from autoseg.export.onnx import onnx_bytes
 from autoseg.export.targets import Request
+from autoseg.hardware.system import replace
 
 
 def write(request: Request) -> list[Path]:
@@ -27,4 +27,4 @@ def _write(graph: Graph, path: Path) -> None:
         made = Path(folder) / path.name
         openvino.save_model(model, made, compress_to_fp16=False)
         for part in (made.with_suffix(".bin"), made):
-            os.replace(part, path.with_name(part.name))
+            replace(part, path.with_name(part.name))

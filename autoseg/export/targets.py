@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from autoseg.errors import ConfigError, ResourceError
+from autoseg.hardware.packages import install_advice
 from autoseg.workspace.archive import is_packed, opened_model
 from autoseg.workspace.workspace import Workspace
 
@@ -137,10 +138,7 @@ def export(
     if idle := [key for key, value in given.items() if value and key not in target.takes]:
         raise ConfigError(f"--{idle[0]}: no effect with --format {format}. Leave it out.")
     if missing := [package for package in target.packages if importlib.util.find_spec(package) is None]:
-        raise ResourceError(
-            f"--format {format} needs {', '.join(missing)}. In the folder of autoseg: "
-            f"pip install -c constraints.txt -e '.[{target.extra}]'."
-        )
+        raise ResourceError(f"--format {format} needs {', '.join(missing)}. {install_advice(target.extra)}")
     if output is None and is_packed(Path(work_dir)):
         raise ConfigError("--output: missing. A packed model is not written into; give a folder.")
     folder = Path(output) if output is not None else Path(work_dir) / "export"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from autoseg.hardware.system import num_cores_allowed
+
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 MEMBERSHIP = Path("/proc/self/cgroup")
@@ -25,7 +27,7 @@ JOBS_AT_ONCE = "AUTOSEG_JOBS_AT_ONCE"
 
 def available_cores() -> int:
     """Cores this process may use: affinity and a container's quota count, not what the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores_allowed()
     for group in _groups("cpu"):
         quota, period = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
         if both := _text(group / "cpu.max").split():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from autoseg.config.settings import Settings
+from autoseg.hardware.system import ask_to_stop, own_session, stop_this_process
 from autoseg.workspace.files import open_append
 
 log = logging.getLogger(__name__)
@@ -96,8 +96,8 @@ def start(command: Sequence[str], output: Path, environment: Mapping[str, str]) 
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            start_new_session=True,
             env={**os.environ, **environment, LAUNCHER_PID: str(os.getpid())},
+            **own_session(),
         )
 
 
@@ -105,7 +105,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Let processes save and end; kill those that do not within `SAVING_S`."""
     for process in processes:
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            ask_to_stop(process)
     for process in processes:
         try:
             process.wait(SAVING_S)
@@ -138,7 +138,7 @@ def stop_with_launcher() -> None:
         while launcher is not None and launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
             pause.wait(1.0)
         log.warning("the process that started this one is gone: saving and stopping")
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop_this_process()
 
     pause = threading.Event()
     threading.Thread(target=watch, daemon=True, name="watch of the launcher").start()

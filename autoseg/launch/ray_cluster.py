@@ -9,6 +9,7 @@ from typing import Any
 
 from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError
+from autoseg.hardware.packages import install_advice
 from autoseg.launch import Ended, Task, run_command
 
 log = logging.getLogger(__name__)
@@ -80,10 +81,7 @@ def _import() -> Any:
     try:
         import ray
     except ImportError:
-        raise ResourceError(
-            "launcher: ray is not installed. Install it in autoseg's folder: "
-            "pip install -c constraints.txt -e '.[ray]'."
-        ) from None
+        raise ResourceError(f"launcher: ray is not installed. {install_advice('ray')}") from None
     return ray
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from autoseg.config.settings import Settings
 from autoseg.config.units import parse_duration
 from autoseg.errors import ResourceError
+from autoseg.hardware.packages import install_advice
 from autoseg.launch import Ended, Task, start, stop
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,7 @@ def run_on_slurm(tasks: Sequence[Task], settings: Settings, ended: Ended, output
     try:
         import submitit
     except ImportError:
-        raise ResourceError(
-            "launcher: submitit is not installed. Install it in autoseg's folder: "
-            "pip install -c constraints.txt -e '.[slurm]'."
-        ) from None
+        raise ResourceError(f"launcher: submitit is not installed. {install_advice('slurm')}") from None
     slurm = settings.slurm
     if slurm.cluster == "slurm" and shutil.which("sbatch") is None:
         raise ResourceError(

@@ -17,13 +17,14 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from autoseg.config.passwords import with_environment, without_passwords
 from autoseg.config.settings import SweepSettings
 from autoseg.errors import ConfigError, ResourceError
+from autoseg.hardware.system import is_windows
 from autoseg.sweep.space import Space
 from autoseg.workspace.claims import Busy, Claim
 from autoseg.workspace.files import digest
@@ -174,7 +175,8 @@ def _open_storage(url: str | None, folder: Path) -> BaseStorage:
     if url is None:
         path = str(folder / "study.journal")
         # A file that exists once is a lock on every file system, NFS among them.
-        lock = JournalFileSymlinkLock(path, grace_period=JOURNAL_GRACE_S)
+        kind = JournalFileOpenLock if is_windows() else JournalFileSymlinkLock  # links need a right there
+        lock = kind(path, grace_period=JOURNAL_GRACE_S)
         return JournalStorage(JournalFileBackend(path, lock_obj=lock))
     shown, address = without_passwords(url), with_environment(url)
     if "://" not in address:

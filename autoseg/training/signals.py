@@ -6,6 +6,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from autoseg.hardware.system import stop_signals
+
 
 class StopSignals:
     """Catches SIGTERM and Ctrl-C while a block runs, so that everything can be saved first."""
@@ -23,7 +25,7 @@ class StopSignals:
             self.received = signal.Signals(number).name
 
         try:
-            self._previous = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+            self._previous = {n: signal.signal(n, note) for n in stop_signals()}
         except ValueError:  # not the main thread: signals are somebody else's
             self._previous = {}
         return self

@@ -28,6 +28,7 @@ import psutil
 from pydantic import Field
 
 from autoseg.errors import WorkspaceError
+from autoseg.hardware.system import let_go, replace
 from autoseg.workspace.files import open_half, open_new, open_regular
 from autoseg.workspace.stored import Moment, Stored
 
@@ -214,7 +215,7 @@ class Claim:
         self._thread.join()
         if self.is_held():
             with self._written(released=True) as half:
-                os.replace(half, _path(self.folder, self.number))
+                replace(half, _path(self.folder, self.number))
 
     def is_held(self) -> bool:
         """Whether this process is still the holder."""
@@ -277,6 +278,7 @@ class Claim:
             with file:
                 file.write(holder.model_dump_json().encode())
                 file.flush()
+                let_go(file)
                 yield half
         finally:
             half.unlink(missing_ok=True)

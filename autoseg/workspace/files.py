@@ -7,7 +7,6 @@ nothing is written through a link, and nothing is read from a pipe or a device, 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -25,6 +24,7 @@ from typing import IO, Any
 import yaml
 
 from autoseg.errors import WorkspaceError
+from autoseg.hardware.system import let_go, lock, open_descriptor, replace, set_mode
 from autoseg.terminal import printable
 
 PUBLIC, SECRET = 0o666, 0o600
@@ -59,7 +59,7 @@ def open_regular(path: Path, *, follow: bool = True) -> IO[bytes]:
     """
     # Looked at before it is opened, since opening a device may act on it, and after it, since it may have changed.
     _check_regular(path, os.stat(path, follow_symlinks=follow).st_mode)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    descriptor = open_descriptor(path, os.O_RDONLY, follow=follow)
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
         return os.fdopen(descriptor, "rb")
@@ -89,9 +89,8 @@ def open_append(path: Path, *, mode: int = PUBLIC) -> IO[bytes]:
         OSError: It cannot be made or written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags, mode)
+        descriptor = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode, follow=False)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a pipe that nobody reads
             raise WorkspaceError(_not_ours(path)) from None
@@ -101,7 +100,7 @@ def open_append(path: Path, *, mode: int = PUBLIC) -> IO[bytes]:
         if not stat.S_ISREG(kind):
             raise WorkspaceError(_not_ours(path))
         if mode == SECRET and stat.S_IMODE(kind) & ~SECRET:
-            os.fchmod(descriptor, SECRET)
+            set_mode(descriptor, path, SECRET)
         return os.fdopen(descriptor, "ab", buffering=0)
     except BaseException:
         os.close(descriptor)
@@ -114,7 +113,7 @@ def open_new(path: Path, *, mode: int = PUBLIC) -> IO[bytes]:
     Raises:
         OSError: As `open`; FileExistsError: something stands there.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode, follow=False)
     return os.fdopen(descriptor, "w+b")
 
 
@@ -134,7 +133,7 @@ def open_half(path: Path, *, mode: int = PUBLIC) -> tuple[Path, IO[bytes]]:
         half = path.with_name(_OF_THIS_MACHINE + uuid.uuid4().hex[:12])  # short: as long as every file system takes
         file = open_new(half, mode=mode)
         with suppress(OSError):  # no locks here; or `remove_halves` looks at it just now
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno())
         if os.fstat(file.fileno()).st_nlink:
             return half, file
         file.close()  # it was taken away before it was locked
@@ -148,14 +147,14 @@ def remove_halves(halves: Iterable[Path]) -> None:
     """
     for path in halves:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = open_descriptor(path, os.O_RDWR, follow=False)
         except OSError:
             continue
         try:
             # On some file systems a lock is only seen by the machine that has it.
             is_ours = path.name.startswith(_OF_THIS_MACHINE)
             if is_ours or time.time() - os.fstat(descriptor).st_mtime > STRANGERS_HALF_S:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(descriptor)
                 path.unlink()
         except OSError:  # it is being written, or cannot be locked
             continue
@@ -247,7 +246,8 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], *, mode: int 
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(half, path)  # before it is closed, and with it the lock gone
+            let_go(file)
+            replace(half, path)  # before it is closed, and with it the lock gone
     finally:
         half.unlink(missing_ok=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from autoseg.hardware.limits import available_cores, memory_limit_bytes
+from autoseg.hardware.system import peak_memory_bytes
 from autoseg.version import __version__
 from autoseg.workspace.files import PUBLIC, append_text
 from autoseg.workspace.stored import Moment, Seconds, Stored, read_stored_lines
@@ -90,7 +90,7 @@ def measured(workspace: Workspace, stage: str, *, forks: bool = False) -> Iterat
     finally:
         stop.set()
         if forks:
-            peak = max(peak, _high_water())
+            peak = max(peak, peak_memory_bytes() or 0)
         else:
             watcher.join()
         line = UsageLine(
@@ -168,13 +168,6 @@ def _memory(process: Any) -> int:
         except psutil.Error:
             continue
     return total
-
-
-def _high_water() -> int:
-    """Bytes of this process and of its largest child that has ended, each at its highest since it began."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(resource.getrusage(w).ru_maxrss for w in who) * unit
 
 
 def _cpu_s() -> float:

@@ -23,10 +23,10 @@ import numpy as np
 
 from autoseg.data.formats.format import word_digests
 from autoseg.data.formats.stored import FileFaultError
+from autoseg.hardware.packages import install_advice
 from autoseg.workspace.digests import FileSignature, file_signature
 from autoseg.workspace.files import open_regular
 
-INSTALL = "In the folder of autoseg: pip install -c constraints.txt -e '.[formats]'."
 PREAMBLE_BYTES, MAGIC = 128, b"DICM"
 NO_PREAMBLE = (b"\x08\0\x00\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x08\0\x16\0", b"\x02\0\0\0")
 """What a file begins with that was written without a preamble: a first field of group 8, or of group 2."""
@@ -143,7 +143,7 @@ def need_pydicom() -> None:
         import pydicom  # noqa: F401
     except ImportError:
         finding = "DICOM, and pydicom is not installed"
-        raise FileFaultError("unreadable", finding, INSTALL) from None
+        raise FileFaultError("unreadable", finding, install_advice("formats")) from None
 
 
 _is_quiet: ContextVar[bool] = ContextVar("_is_quiet", default=False)
@@ -370,7 +370,7 @@ def check_decoder(file: DicomFile) -> None:
         remedy = "Convert it, e.g. with gdcmconv --raw."
         raise FileFaultError("unreadable", "pixels compressed in a way that is not read", remedy) from None
     finding = f"pixels compressed as {syntax.name}, for which no decoder is installed"
-    raise FileFaultError("unreadable", finding, INSTALL)
+    raise FileFaultError("unreadable", finding, install_advice("formats"))
 
 
 def read_pixels(path: Path, indices: list[int] | None) -> list[np.ndarray]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.data.formats.dicom_files import INSTALL
 from autoseg.data.formats.dicom_sources import (
     MANUFACTURER,
     MODEL,
@@ -23,6 +22,7 @@ from autoseg.data.formats.format import LabelFile
 from autoseg.data.segments import Segment, layers_of, mask_of
 from autoseg.data.terms import Code
 from autoseg.errors import DataError
+from autoseg.hardware.packages import install_advice
 from autoseg.version import __version__
 
 NAME = "DICOM-SEG"
@@ -37,7 +37,9 @@ def need_highdicom() -> None:
     try:
         import highdicom  # noqa: F401
     except ImportError:
-        raise DataError(f"{NAME} is written by highdicom, which is not installed. {INSTALL}") from None
+        raise DataError(
+            f"{NAME} is written by highdicom, which is not installed. {install_advice('formats')}"
+        ) from None
 
 
 def write_seg(path: Path, label: LabelFile, sources: Sources) -> None:
