@@ -10,7 +10,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from autoseg.analyzer.histograms import Histogram
 from tiny_jobs import make_job
 
 from autoseg.config.hyperparameters import NormalizeMode
