@@ -16,7 +16,7 @@ def test_help_lists_every_setting_but_the_networks_copies() -> None:
     listed = [match[1] for line in lines if (match := re.match(r"  --([\w.]+)  ", line))]
     copies = {f"{algo}.{key}" for algo in (*ALGOS, LOCATOR) for key in HyperSettings.model_fields}
     blocks = {key for key, doc in setting_docs().items() if doc.type == "a block of settings"}
-    flags = ["input", "settings"]  # run's own
+    flags = ["input", "settings", "accept"]  # run's own
     assert sorted(listed) == sorted([*flags, *(set(setting_docs()) - copies - blocks)])
     assert {"inference.overlap", "overlap", "sweep.folds", "locator.init_filters"} <= set(listed)
 

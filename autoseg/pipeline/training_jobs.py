@@ -11,7 +11,6 @@ from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.errors import ConfigError
-from autoseg.inference.seals import check_jobs
 from autoseg.launch import Task, launch
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.files import last_lines
@@ -51,6 +50,8 @@ def train_jobs(
         ChangedJobsError: Weights of done jobs are not those that training left; all of them.
         Interrupted: A signal came; everything is saved.
     """
+    from autoseg.inference.seals import check_jobs  # it loads torch, which an analysis and its report do not need
+
     _check_plans(workspace, jobs)
     opened = {(algo, fold): _open_reasons(workspace, datalist, algo, fold) for algo, fold in jobs}
     if not again:
