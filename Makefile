@@ -17,7 +17,7 @@ test: lint
 
 # What `make test` skips where a package is missing; here a missing one is a failure.
 test-extras: $(VENV)/.extras
-	AUTOSEG_TEST_EXTRAS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "extra"
+	AUTOSEG_TEST_EXTRAS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "extra and not slow"
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -m "gpu"
