@@ -28,6 +28,7 @@ from autoseg.evaluation.folders import evaluate, evaluate_folders
 from autoseg.inference.checks import check_image
 from autoseg.inference.cost import Limits
 from autoseg.inference.ensemble_spec import EnsembleSpec
+from autoseg.plan import FramePlan
 from autoseg.workspace.claims import Claim
 from autoseg.workspace.files import write_json, write_yaml
 from autoseg.workspace.workspace import Workspace
@@ -598,3 +599,13 @@ def test_an_image_far_coarser_than_the_models_is_warned_of(tmp_path: Path, caplo
     volume = volume_of(np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), np.diag([1, 1, 10, 1.0]))
     check_image("a.nii.gz", MemoryImage(volume), plan)
     assert caplog.messages == []
+
+
+def test_coarse_is_meant_along_the_axes_of_the_models(caplog: pytest.LogCaptureFixture) -> None:
+    frame = FramePlan(axes=((0, 0, 1), (1, 0, 0), (0, 1, 0)), slices=0)  # the models' X is the image's Z
+    plan = tiny_plan().model_copy(update={"resample_resolution": (8.0, 1.0, 1.0), "frame": frame})
+    noise = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    check_image("a.nii.gz", MemoryImage(volume_of(noise, np.diag([4, 30, 30, 1.0]))), plan)
+    assert caplog.messages == []  # 450 of the models' voxels each; 900 with the axes taken for each other
+    check_image("a.nii.gz", MemoryImage(volume_of(noise, np.diag([4, 40, 40, 1.0]))), plan)
+    assert "each of which becomes 800 of the models' (1x1x8 mm)" in caplog.messages[0]

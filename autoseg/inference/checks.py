@@ -56,7 +56,8 @@ def check_image(name: str, image: ImageRows, plan: Plan) -> None:
 
 def _tell_coarse(name: str, image: ImageRows, plan: Plan) -> None:
     """Warn of an image far coarser than what the models work at: most of the work is for what it does not show."""
-    stretch = [s / target for s, target in zip(image.spacing_mm, plan.resample_resolution, strict=True)]
+    target_mm = _target_mm(image, plan)
+    stretch = [s / target for s, target in zip(image.spacing_mm, target_mm, strict=True)]
     each = math.prod(max(1.0, s) for s in stretch)
     if each <= MOST_STRETCH:
         return
@@ -64,14 +65,18 @@ def _tell_coarse(name: str, image: ImageRows, plan: Plan) -> None:
         "%s: voxels of %s mm, each of which becomes %.0f of the models' (%s mm), so it takes long and its labels are "
         "no finer than its voxels. Is the spacing in mm?",
         name, "x".join(f"{s:.4g}" for s in image.spacing_mm), each,
-        "x".join(f"{s:.4g}" for s in plan.resample_resolution),
+        "x".join(f"{s:.4g}" for s in target_mm),
     )  # fmt: skip
+
+
+def _target_mm(image: ImageRows, plan: Plan) -> tuple[float, float, float]:
+    """The models' voxel size in the order of the image's axes."""
+    return plan.preprocessing.turn_of(image.grid).triple_back(plan.resample_resolution)
 
 
 def _spacing_faults(name: str, image: ImageRows, plan: Plan) -> list[str]:
     mm = [n * s for n, s in zip(image.shape, image.spacing_mm, strict=True)]
-    target_mm = plan.preprocessing.turn_of(image.grid).triple_back(plan.resample_resolution)
-    seen = sorted(length / target for length, target in zip(mm, target_mm, strict=True))
+    seen = sorted(length / target for length, target in zip(mm, _target_mm(image, plan), strict=True))
     words = "x".join(f"{s:.4g}" for s in image.spacing_mm)
     if max(mm) > LARGEST_MM:
         what = f"so the image is {max(mm) / 1000:.4g} m long"
