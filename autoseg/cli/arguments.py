@@ -11,11 +11,14 @@ import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from autoseg.errors import ConfigError
 
 WIDTH = 100
+TYPES_OF_COMMANDS = ("autoseg.config.settings", "autoseg.export.targets")
+"""Modules whose names stand in the commands' signatures, looked through in this order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,13 +169,15 @@ def setting_types() -> dict[str, Any]:
 
 def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of a command's parameters; names of the settings' module and of the table of exports are understood."""
-    try:
-        hints = typing.get_type_hints(function)
-    except NameError:  # importing the settings takes half of a quick command's time, so only where one needs them
-        from autoseg.config import settings
-        from autoseg.export import targets
-
-        hints = typing.get_type_hints(function, {**function.__globals__, **vars(targets), **vars(settings)})
+    names = dict(function.__globals__)
+    for module in TYPES_OF_COMMANDS:
+        try:
+            hints = typing.get_type_hints(function, names)
+            break
+        except NameError:  # importing one takes up to half of a quick command's time, so only where it is needed
+            names |= vars(import_module(module))
+    else:
+        hints = typing.get_type_hints(function, names)
     return {p.name: hints[p.name] for p in _parameters(function)}
 
 
