@@ -393,6 +393,11 @@ class RunSettings(HyperSettings):
         text = named.get(algo, NO_WEIGHTS)
         return None if text == NO_WEIGHTS else Path(text)
 
+    def with_paths(self, place: Callable[[Path], Path]) -> Self:
+        """The settings with each of their paths in another form."""
+        places = {key: place(path) for key in PATHS if (path := getattr(self, key)) is not None}
+        return self.model_copy(update={**places, "init_weights": map_weights(self.init_weights, place)})
+
     @property
     def networks(self) -> tuple[AlgoName, ...]:
         """The networks to train; where `algos` is auto, `autoseg.pipeline.networks` has to settle it first."""

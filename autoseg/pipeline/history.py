@@ -68,9 +68,9 @@ def _json(text: str) -> Any:
         return None
 
 
-def _weights_from(settings: Settings, workspace: Workspace) -> str | dict[str, str]:
-    """`init_weights` with paths from the run's folder, which may be moved together with what they lead to."""
-    return map_weights(settings.init_weights, lambda path: Path(os.path.relpath(path, workspace.root)))
+def _with_paths_from(workspace: Workspace, settings: Settings) -> Settings:
+    """The settings with paths from the run's folder, which may be moved together with what they lead to."""
+    return settings.with_paths(lambda path: Path(os.path.relpath(path, workspace.root)))
 
 
 def load_with_kept(input_path: Path, request: Request) -> tuple[Settings, dict[str, str], dict[str, str]]:
@@ -108,7 +108,7 @@ def keep_settings(workspace: Workspace, words: Mapping[str, str], settings: Sett
     """
     kept = {key: without_passwords(text) for key, text in words.items() if key not in SELECTS_WORK}
     if WEIGHTS in kept:
-        kept[WEIGHTS] = json_for_yaml(_weights_from(settings, workspace))
+        kept[WEIGHTS] = json_for_yaml(_with_paths_from(workspace, settings).init_weights)
     write_json(_kept_path(workspace), kept, mode=_mode_of(STORAGE in words))
 
 
@@ -165,9 +165,5 @@ def remember_input(workspace: Workspace, settings: Settings, origins: Mapping[st
 
 def remember_settings(workspace: Workspace, settings: Settings, origins: Mapping[str, str]) -> None:
     """Store the settings of a run or a round, each with its origin, paths relative to the folder."""
-    resolved = settings.model_dump(mode="json")
-    for key in PATHS:
-        if getattr(settings, key) is not None:
-            resolved[key] = os.path.relpath(getattr(settings, key), workspace.root)
-    resolved[WEIGHTS] = _weights_from(settings, workspace)
-    write_settings(workspace, resolved, origins, mode=_mode_of(settings.sweep.storage is not None))
+    relative = _with_paths_from(workspace, settings).model_dump(mode="json")
+    write_settings(workspace, relative, origins, mode=_mode_of(settings.sweep.storage is not None))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from autoseg.config.load import load_settings
 from autoseg.config.networks import AlgoName
-from autoseg.config.settings import PATHS, Settings, map_weights
+from autoseg.config.settings import Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist
@@ -151,24 +151,15 @@ def open_study(workspace: Workspace, settings: Settings, origins: Mapping[str, s
     return Study(workspace.root / settings.sweep.study, settings.sweep, space, made_of, seed=settings.seed)
 
 
-def _places(settings: Settings) -> list[str]:
-    """Settings that are paths and have a value."""
-    return [key for key in PATHS if getattr(settings, key) is not None]
-
-
 def _portable(settings: Settings, origins: Mapping[str, str], until: float | None) -> SweepFile:
     """What other processes and machines need to join, with paths from the work_dir."""
-    places = {key: Path(os.path.relpath(getattr(settings, key), settings.work_dir)) for key in _places(settings)}
-    weights = map_weights(settings.init_weights, lambda path: Path(os.path.relpath(path, settings.work_dir)))
-    moved = settings.model_copy(update={**places, "init_weights": weights})
-    return SweepFile(settings=moved, origins=dict(origins), until=until)
+    relative = settings.with_paths(lambda path: Path(os.path.relpath(path, settings.work_dir)))
+    return SweepFile(settings=relative, origins=dict(origins), until=until)
 
 
 def _with_places_from(root: Path, settings: Settings) -> Settings:
     """Settings as `_portable` stored them, with paths from here."""
-    places = {key: Path(os.path.normpath(root / getattr(settings, key))) for key in _places(settings)}
-    weights = map_weights(settings.init_weights, lambda path: Path(os.path.normpath(root / path)))
-    return settings.model_copy(update={**places, "init_weights": weights})
+    return settings.with_paths(lambda path: Path(os.path.normpath(root / path)))
 
 
 def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, origins: Mapping[str, str]) -> Plan:
