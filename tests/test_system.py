@@ -10,6 +10,7 @@ import shutil
 import signal
 import stat
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from autoseg.workspace.workspace import Workspace
 PACKAGE = Path(__file__).resolve().parents[1] / "autoseg"
 OF_ONE_SYSTEM = re.compile(
     r"\bimport (?:fcntl|resource|pwd|grp|msvcrt|winreg)\b|\bos\.(?:fork|O_(?:NOFOLLOW|NONBLOCK|CLOEXEC|BINARY)|fchmod|"
-    r"sched_getaffinity|kill|killpg|setsid|getppid|replace)\b|\bprctl\b|start_new_session|SIGKILL|SIGBREAK"
+    r"sched_getaffinity|kill|killpg|setsid|getppid|replace)\b|\bprctl\b|start_new_session|pthread_kill|SIGKILL|SIGBREAK"
 )
 ELSEWHERE = {"cli/doctor.py": "os.replace", "export/run.py": "os.replace"}
 """Doctor tries what the system does, without a second try; export/run.py is a file that needs no other of autoseg."""
@@ -189,3 +190,14 @@ def test_a_process_stops_itself_without_being_killed() -> None:
     with StopSignals() as signals:
         system.stop_this_process()
     assert signals.received == "SIGTERM"
+
+
+def test_another_thread_does_what_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there_is_pthread_kill in (True, False):
+        if not there_is_pthread_kill:
+            monkeypatch.delattr(signal, "pthread_kill")
+        with StopSignals() as signals:
+            thread = threading.Thread(target=system.interrupt_main_thread)
+            thread.start()
+            thread.join()
+        assert signals.received == "SIGINT"

@@ -48,10 +48,15 @@ def _keep_interrupt(lost: sys.UnraisableHookArgs) -> None:
     torch has so many of these (of weak references) that one in ten was lost while plans were made.
     """
     if lost.exc_type is KeyboardInterrupt:
-        # Once the callback is over; to the main thread, whose sleep it ends.
-        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+        threading.Timer(0.05, _interrupt_again).start()  # once the callback is over
     else:
         sys.__unraisablehook__(lost)
+
+
+def _interrupt_again() -> None:
+    from autoseg.hardware.system import interrupt_main_thread  # here: what it imports would slow the help
+
+    interrupt_main_thread()
 
 
 def _execute(call: Call) -> int:

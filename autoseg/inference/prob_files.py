@@ -21,6 +21,7 @@ import torch
 
 from autoseg.config.fields import Strict
 from autoseg.data.preprocess import Region
+from autoseg.hardware.system import let_go, replace
 from autoseg.inference.restore import Rows
 from autoseg.workspace.files import open_half
 
@@ -237,7 +238,8 @@ class RecordedRows:
         try:
             self._archive.close()
             file.flush()
-            half.replace(self._path)
+            let_go(file)
+            replace(half, self._path)
             file.close()
         except OSError as failure:
             self._give_up(failure.strerror or str(failure))
