@@ -5,7 +5,6 @@ They stand in state/steps.json of the run, so that jobs planned later, or after 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -53,7 +52,7 @@ class Measurements:
         values = plan.model_dump(mode="json")
         step = [len(plan.channels), plan.num_outputs, *(values[key] for key in STEP_KEYS)]
         machine = [str(device), find_hardware(device).name, torch.get_num_threads(), torch.__version__]
-        key = digest(json.dumps([step, machine]))
+        key = digest([step, machine])
         if key not in self.state.steps:
             begin = time.perf_counter()
             self.state.steps[key] = measure_step(plan, device, most_s)

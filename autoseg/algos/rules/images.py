@@ -174,11 +174,6 @@ def image_ranges(draft: Draft) -> None:
     draft.put("image_ranges", ranges, "lowest 0.5 and highest 99.5 percentile of a training image; judges new ones")
 
 
-SIDES_DEGREES = 30.0
-"""Between the networks' X and right up to which a mirrored image has left and right changed. A choice, that of
-`autoseg.data.frame.OBLIQUE_DEGREES`."""
-
-
 def frame(draft: Draft) -> None:
     """The networks' axes, as the analysis has them; all outside the networks stays in RAS+."""
     found = draft.inputs.fingerprint.frame

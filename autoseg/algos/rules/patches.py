@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 
 from autoseg.algos.draft import Draft
-from autoseg.algos.rules.images import SIDES_DEGREES
 from autoseg.algos.rules.start import adopted_network
+from autoseg.data.frame import OBLIQUE_DEGREES
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.windowing import fit_window, window_starts
 from autoseg.errors import ConfigError
 from autoseg.networks import network_file
 from autoseg.networks.sizing import LEAST_GPU_BATCH, NetworkChoice, Sizing, round_up
 
+SIDES_DEGREES = OBLIQUE_DEGREES
+"""Between the networks' X and right up to which a mirrored image has left and right changed. A choice."""
 ROUNDED_UP = "rounded up to what the network can halve"
 """In the rule of a patch that is not the one the user gave."""
 
