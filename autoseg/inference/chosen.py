@@ -27,8 +27,8 @@ def read_ensemble(workspace: Workspace) -> EnsembleSpec:
     path = workspace.ensemble_spec
     if not path.exists():
         raise WorkspaceError(
-            f"{path}: no ensemble yet. Run `autoseg ensemble` (or `autoseg run`) first, "
-            "or name a trained job with --algo and --fold."
+            f"{path}: no ensemble yet. Run `autoseg ensemble` (or `autoseg run`) first; `predict` and `export` take a "
+            "trained job by --algo and --fold, too."
         )
     return read_stored(path, EnsembleSpec)
 
