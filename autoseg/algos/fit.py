@@ -95,11 +95,7 @@ class Fitting:
     def cost(self, plan: Plan) -> StepCost | None:
         """What one process' share of a plan's step takes on the device; None where memory does not suffice."""
         plan = plan.model_copy(update={"batch_size": max(1, plan.batch_size // self.processes)})
-        cost = self.measured.of(plan, self.device, self.left_s)
-        if cost is not None and cost.slowed > 1:
-            text = "%s: other work slowed this machine %.1f times while a step was measured; planned as without it"
-            log.warning(text, plan.algo, cost.slowed)
-        return cost
+        return self.measured.of(plan, self.device, self.left_s)
 
     def measure(self, fit: Fit) -> Candidate | None:
         """The plan and its step; None where memory does not suffice."""

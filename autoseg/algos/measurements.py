@@ -5,6 +5,7 @@ They stand in state/steps.json of the run, so that jobs planned later, or after 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from autoseg.plan import Plan
 from autoseg.training.measure import StepCost, measure_step
 from autoseg.workspace.files import digest
 from autoseg.workspace.stored import Seconds, Stored, read_stored, write_stored
+
+log = logging.getLogger(__name__)
 
 STEP_KEYS = ("algo", "network", "roi_size", "batch_size", "precision", "loss", "optimizer", "sigmoid")
 """Of a plan, beside the numbers of channels and outputs: plans alike in these have the same step."""
@@ -55,7 +58,10 @@ class Measurements:
         key = digest([step, machine])
         if key not in self.state.steps:
             begin = time.perf_counter()
-            self.state.steps[key] = measure_step(plan, device, most_s)
+            cost = self.state.steps[key] = measure_step(plan, device, most_s)
+            if cost is not None and cost.slowed > 1:
+                text = "%s: other work slowed this machine %.1f times while a step was measured; planned as without it"
+                log.warning(text, plan.algo, cost.slowed)
             self.state.spent_s[plan.algo] = self.spent_s(plan.algo) + time.perf_counter() - begin
             if self.path is not None:
                 write_stored(self.path, self.state)
