@@ -309,6 +309,22 @@ def test_images_that_cannot_be_referred_to_are_refused(tmp_path: Path, name: str
     assert not (tmp_path / "a.dcm").exists()
 
 
+@pytest.mark.parametrize("name", ["dicomseg", "rtstruct"])
+def test_a_damaged_field_that_reading_does_not_need_is_named_without_its_value(tmp_path: Path, name: str) -> None:
+    slices = slices_of(np.zeros(SHAPE, np.int16), OBLIQUE)
+    for data in slices:
+        data.add_new("SmallestImagePixelValue", "SS", 5)
+    series = save_slices(tmp_path / "series", slices)
+    last = sorted(series.iterdir())[-1]
+    field = b"\x28\0\x06\1SS"
+    last.write_bytes(last.read_bytes().replace(field + b"\2\0\5\0", field + b"\3\0\5\0\0"))  # three bytes, not two
+    assert read_grid(series)[0].shape == SHAPE
+    with pytest.raises(DataError) as caught:
+        WRITERS[name].write(tmp_path / "a.dcm", label_of(series, organs()))
+    assert str(caught.value) == f"{last}: a damaged DICOM header (BytesLengthException). Copy or export it again."
+    assert not (tmp_path / "a.dcm").exists()
+
+
 def test_odd_fields_of_a_patient_neither_stop_nor_leave_the_file(tmp_path: Path) -> None:
     """Names in another alphabet come through; a sex is written as the standard has it, or left empty."""
     slices = slices_of(np.zeros(SHAPE, np.int16), OBLIQUE, SpecificCharacterSet="ISO_IR 100", PatientSex="FEMALE")

@@ -172,8 +172,8 @@ def quiet() -> Iterator[None]:
         config.settings.reading_validation_mode = mode
 
 
-def _damages() -> tuple[type[Exception], ...]:
-    """What pydicom and the decoders below it raise on damaged files."""
+def damages() -> tuple[type[Exception], ...]:
+    """What pydicom and the decoders below it raise on damaged files; pydicom's own are no errors of Python's."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     return (*DAMAGES, BytesLengthException, InvalidDicomError)
@@ -189,7 +189,7 @@ def naming_damage(what: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except _damages() as error:
+    except damages() as error:
         raise FileFaultError("unreadable", f"{what} ({type(error).__name__})", "Copy or export it again.") from None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.data.formats.dicom_files import DAMAGES, quiet
+from autoseg.data.formats.dicom_files import damages, naming_damage, quiet
 from autoseg.data.formats.dicom_series import Series
 from autoseg.data.formats.stored import lps_to_ras
 from autoseg.data.grid import Grid
@@ -82,13 +82,10 @@ def check_source(path: Path, format_name: str, *, is_dicom: bool) -> None:
 def _read(path: Path) -> Any:
     from pydicom import dcmread
 
-    try:
-        with quiet(), open_regular(path) as file:
-            data = dcmread(file, stop_before_pixels=True, force=True)
-            data.decode()
-            return data
-    except DAMAGES as error:
-        raise DataError(f"{path}: a damaged DICOM header ({type(error).__name__}). Copy or export it again.") from None
+    with naming_damage(f"{path}: a damaged DICOM header"), open_regular(path) as file:
+        data = dcmread(file, stop_before_pixels=True, force=True)
+        data.decode()
+        return data
 
 
 def read_sources(series: Series) -> Sources:
@@ -159,7 +156,7 @@ def saying_faults(path: Path, format_name: str) -> Iterator[None]:
             yield
     except DataError:
         raise
-    except DAMAGES as error:
+    except damages() as error:
         raise DataError(
             f"{path}: {format_name} cannot be made of the fields of these images ({type(error).__name__}). "
             "Choose another --format."
