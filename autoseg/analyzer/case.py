@@ -279,7 +279,7 @@ def _measure(
 ) -> CaseStats:
     """The statistics of a sound case. Empties `volumes`: the image is let go before components are sought."""
     grid = volumes[0].grid
-    orientation, axes = _orientation(grid.affine[:3, :3].tobytes())
+    orientation, axes, directions = _orientation(grid.affine[:3, :3].tobytes())
     x, y, z = axes
     by_channel: list[dict[int, Histogram]] = []
     cropped, cropped_shapes, nonzero = [], [], []
@@ -320,7 +320,7 @@ def _measure(
         orientation=orientation,
         shape=(grid.shape[x], grid.shape[y], grid.shape[z]),
         spacing_mm=(grid.spacing_mm[x], grid.spacing_mm[y], grid.spacing_mm[z]),
-        directions=_directions(grid),
+        directions=directions,
         cropped_shapes=tuple(cropped_shapes),
         nonzero_shape=(box[x].stop - box[x].start, box[y].stop - box[y].start, box[z].stop - box[z].start),
         outside=() if label is None else _outside(label, box, ignore_label),
@@ -368,14 +368,9 @@ def _outside(label: np.ndarray, box: Box, ignore_label: int | None) -> tuple[tup
     return tuple(sorted((value, num) for value, num in counts.items() if value != ignore_label))
 
 
-def _directions(grid: Grid) -> Directions:
-    x, y, z = (tuple(step) for step in grid.to_ras().affine[:3, :3].T.tolist())
-    return x, y, z
-
-
 @lru_cache(maxsize=1024)
-def _orientation(linear: bytes) -> tuple[str, tuple[int, int, int]]:
-    """Anatomical name of an affine's stored axes, and the stored axis that each of X, Y, Z (RAS+) comes from.
+def _orientation(linear: bytes) -> tuple[str, tuple[int, int, int], Directions]:
+    """Anatomical name of an affine's stored axes; of each of X, Y, Z (RAS+) the stored axis, and a step of one voxel.
 
     Args:
         linear: the affine's (3, 3) part, float64; most cases of a data set share one.
@@ -384,7 +379,8 @@ def _orientation(linear: bytes) -> tuple[str, tuple[int, int, int]]:
     affine[:3, :3] = np.frombuffer(linear).reshape(3, 3)
     ornt = axes_of(affine)
     x, y, z = np.argsort(ornt[:, 0]).tolist()
-    return "".join(ornt2axcodes(ornt)), (x, y, z)
+    steps = (affine[:3, :3] * ornt[:, 1] + 0.0).T.tolist()  # no zero is negative
+    return "".join(ornt2axcodes(ornt)), (x, y, z), (tuple(steps[x]), tuple(steps[y]), tuple(steps[z]))
 
 
 def _classes(
