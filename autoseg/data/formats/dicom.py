@@ -293,7 +293,9 @@ def files(path: Path) -> tuple[Path, ...]:
     path = path.parent if path.name == DIRECTORY else path
     if path.is_dir():
         return tuple(dicom_files(path)) or (path,)
-    return tuple(file.path for file in _series_of(read_dicom(path))[0].files)
+    file = read_dicom(path)
+    # A segmentation is one file: the others of its folder need no look.
+    return tuple(f.path for f in _series_of(file)[0].files) if file.frames else (path,)
 
 
 def find(folder: Path) -> list[Path]:
