@@ -50,3 +50,9 @@ class WorkspaceError(AutosegError):
 
 class ResourceError(AutosegError):
     """Memory, disk, a device or an optional package is missing."""
+
+
+def some_of(words: Iterable[object], most: int = 12) -> str:
+    """Words separated by commas, the rest counted."""
+    texts = [str(w) for w in words]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

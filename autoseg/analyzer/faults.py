@@ -7,7 +7,7 @@ found and what to do.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.groups import likely_groups
 from autoseg.data.formats.label_files import value_names
 from autoseg.data.labels import LabelMap
+from autoseg.errors import some_of
 
 Role = Literal["training", "validation", "testing", "unlabeled"]
 
@@ -105,7 +106,7 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap, named: Mappi
         faults.append(
             Fault(
                 kind="label_values",
-                finding=f"class_names leave out {listed(left_out)}, which the datalist names",
+                finding=f"class_names leave out {some_of(left_out)}, which the datalist names",
                 remedy="They count as background. Name them, too, if they are to be learned.",
                 severity="warning",
             )
@@ -120,8 +121,8 @@ def check_labels(measured: Sequence[Measured], label_map: LabelMap, named: Mappi
             faults.append(
                 Fault(
                     kind="label_values",
-                    finding=f"label {values} {listed(odd)} not declared",
-                    remedy=f"Expected {listed(sorted(known))}. Name them in class_names, or correct the label.",
+                    finding=f"label {values} {some_of(odd)} not declared",
+                    remedy=f"Expected {some_of(sorted(known))}. Name them in class_names, or correct the label.",
                     case=m.case.name,
                     file=m.label_file,
                 )
@@ -156,7 +157,7 @@ def _check_names(m: Measured, known: Collection[str], label_map: LabelMap) -> li
         Fault(
             kind="annotated",
             finding=f"annotated for {', '.join(unknown)}, no class of the data set",
-            remedy=f"Expected some of {listed(label_map.names)}. Correct `annotated` in the datalist.",
+            remedy=f"Expected some of {some_of(label_map.names)}. Correct `annotated` in the datalist.",
             case=m.case.name,
         )
     ]
@@ -169,7 +170,7 @@ def _check_present(m: Measured, label_map: LabelMap) -> list[Fault]:
         faults.append(
             Fault(
                 kind="annotated",
-                finding=f"has {listed(extra)} but is not declared as annotated for it",
+                finding=f"has {some_of(extra)} but is not declared as annotated for it",
                 remedy="Add it to `annotated` in the datalist, or remove it from the label.",
                 case=m.case.name,
                 file=m.label_file,
@@ -289,7 +290,7 @@ def check_shared_labels(measured: Sequence[Measured]) -> list[Fault]:
     for file, (first, *others) in groups.items():
         if not others:
             continue
-        names = listed(m.case.name for m in others)
+        names = some_of(m.case.name for m in others)
         if len(groups) == 1:
             faults.append(
                 Fault(
@@ -384,7 +385,7 @@ def check_class_counts(measured: Sequence[Measured], label_map: LabelMap, num_fo
         faults.append(
             Fault(
                 kind="few_cases",
-                finding=f"{counted(len(never), 'class', 'classes')} in no training case: {listed(never)}",
+                finding=f"{counted(len(never), 'class', 'classes')} in no training case: {some_of(never)}",
                 remedy="What does not occur cannot be learned. Check class_names and the labels, or leave it out.",
                 severity="warning",
             )
@@ -413,12 +414,6 @@ def _leaks(a: Measured, b: Measured) -> bool:
     if a.role == b.role == "training":
         return a.case.fold != b.case.fold
     return "training" in (a.role, b.role)
-
-
-def listed(words: Iterable[object], most: int = 12) -> str:
-    """Words separated by commas, the rest counted."""
-    texts = [str(w) for w in words]
-    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def counted(number: int, word: str, many: str = "") -> str:

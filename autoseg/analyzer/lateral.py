@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoseg.analyzer.faults import Fault, Measured, counted, listed
+from autoseg.analyzer.faults import Fault, Measured, counted
 from autoseg.data.labels import LabelMap
+from autoseg.errors import some_of
 
 MOST_CASES = 50
 """Cases that are compared, evenly spread over the data set; more tell nothing new."""
@@ -211,7 +212,7 @@ def _unsure(
         seen = f"{_couples(names, likely)} look like left and right of one structure{few}, which is not sure"
         return sorted({k for pair in likely for k in pair}), seen, True
     alone = [] if pairs else [k for k in rest if _is_on_one_side(places, plane, k)]
-    words = listed((names[k] for k in alone), most=4)
+    words = some_of((names[k] for k in alone), most=4)
     return alone, f"on one side in {num} and without a known counterpart: {words}" if alone else "", False
 
 
@@ -331,4 +332,4 @@ def _is_on_one_side(places: Places, plane: Plane, k: int) -> bool:
 
 
 def _couples(names: Sequence[str], pairs: Sequence[Pair]) -> str:
-    return listed((f"{names[a]} and {names[b]}" for a, b in pairs), most=4)
+    return some_of((f"{names[a]} and {names[b]}" for a, b in pairs), most=4)

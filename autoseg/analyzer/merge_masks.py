@@ -22,7 +22,7 @@ from autoseg.data.formats.stored import FileFaultError
 from autoseg.data.formats.table import LABEL_SUFFIX
 from autoseg.data.grid import Grid, ras_orientation
 from autoseg.data.volumes import write_volume
-from autoseg.errors import DataError
+from autoseg.errors import DataError, some_of
 from autoseg.workspace.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ def _check_names(folder: Path, names: Sequence[str], available: Sequence[str]) -
     faults = []
     unknown = [n for n in names if n not in available]
     if unknown:
-        known = ", ".join(available[:20]) + (f" and {len(available) - 20} more" if len(available) > 20 else "")
-        faults.append(f"{folder}: no case has a mask {', '.join(unknown)}. Found {known}.")
+        faults.append(f"{folder}: no case has a mask {', '.join(unknown)}. Found {some_of(available, most=20)}.")
     twice = sorted({n for n in names if list(names).count(n) > 1})
     if twice:
         faults.append(f"classes: {', '.join(twice)} is named twice. Name each class once.")

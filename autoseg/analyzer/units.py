@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from autoseg.analyzer.case import CaseStats
-from autoseg.analyzer.faults import Fault, Measured, counted, listed
+from autoseg.analyzer.faults import Fault, Measured, counted
 from autoseg.config.settings import Settings
 from autoseg.data.grid import in_mm
+from autoseg.errors import some_of
 
 FINEST_MM = 0.005
 """Voxel edges below are finer than micro-CT: a microscope's, in micrometres for mm, or rightly in mm."""
@@ -74,7 +75,7 @@ def check_intensities(measured: Sequence[Measured], settings: Settings) -> list[
         high = max(m.stats.intensity[channel].max for m in odd)
         what = f"no value below 0, and up to {high:g}," if is_ct else "a background that is not 0"
         where = f" in channel {channel}" if num_channels > 1 else ""
-        names = "" if len(odd) == len(having) else f" ({listed((m.case.name for m in odd), most=4)})"
+        names = "" if len(odd) == len(having) else f" ({some_of((m.case.name for m in odd), most=4)})"
         num = f"{len(odd)} of {counted(len(having), 'case')}"
         faults.append(
             Fault(

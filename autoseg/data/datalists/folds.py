@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from autoseg.data.datalists.cases import Case
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, some_of
 
 MOST_FOLDS = 10
 """Folds without a case that are listed."""
@@ -38,8 +38,9 @@ def fold_faults(training: Sequence[Case]) -> list[str]:
         return []
     faults = []
     if without:
-        some = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
-        faults.append(f"{some}: no fold, but other cases have one. Give every training case a fold, or none.")
+        faults.append(
+            f"{some_of(without, most=3)}: no fold, but other cases have one. Give every training case a fold, or none."
+        )
     return faults + _number_faults(training, is_whole=not without) + _patient_faults(training)
 
 

@@ -23,7 +23,7 @@ from autoseg.data.formats.table import (
     suffix_of,
     tell_left_out,
 )
-from autoseg.errors import DataError
+from autoseg.errors import DataError, some_of
 
 Plain = dict[str, Any]
 """The content of a datalist.json; paths relative to the data root."""
@@ -137,7 +137,9 @@ def nnunet_to_plain(raw: dict[str, Any], root: Path) -> Plain:
         images = _by_case(root / "imagesTr", suffix)
         labels = {p.name[: -len(suffix)]: p for p in image_files(root / "labelsTr") if p.name.endswith(suffix)}
         if lost := sorted(set(labels) - set(images)):
-            raise DataError(f"{root / 'labelsTr'}: no image {_some(lost)} in imagesTr (expected NAME_0000{suffix}).")
+            raise DataError(
+                f"{root / 'labelsTr'}: no image {some_of(lost, most=5)} in imagesTr (expected NAME_0000{suffix})."
+            )
         faults = [
             f"{root / 'imagesTr'}: {n} has {len(f)} channels. Expected {num_channels}, as in channel_names."
             for n, f in images.items()
@@ -163,7 +165,7 @@ def _no_case(folder: Path, pattern: str, suffix: str) -> str:
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     if suffix in SUFFIXES and any(name.endswith(suffix) for name in names):
         return ""
-    found = f"found {_some(names, 3)}" if names else "the folder is empty"
+    found = f"found {some_of(names, most=3)}" if names else "the folder is empty"
     remedy = (
         "Correct file_ending in dataset.json, or the files' names."
         if suffix in SUFFIXES
@@ -208,9 +210,9 @@ def take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
     rest = sorted(set(names) - set(fold_of))
     if odd or num_val != len(fold_of) or (rest and len(splits) != 1):
         why = (
-            f"{_some(odd)} not in the data set"
+            f"{some_of(odd, most=5)} not in the data set"
             if odd
-            else f"{_some(rest)} in no fold"
+            else f"{some_of(rest, most=5)} in no fold"
             if rest
             else "a case in two folds"
         )
@@ -304,7 +306,7 @@ def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path
     by_image, by_label = best
     if lost := [by_label[k][0].name for k in sorted(set(by_label) - set(by_image))]:
         raise DataError(
-            f"{labels}: no image in {images.name}/ for {_some(lost)}. Expected the same file name in both, "
+            f"{labels}: no image in {images.name}/ for {some_of(lost, most=5)}. Expected the same file name in both, "
             f"but for endings such as _image and _seg; found images such as {image_paths[0].name}."
         )
     matched = [(by_image[k], by_label[k][0]) for k in sorted(by_label)]
@@ -336,11 +338,6 @@ def _shared_start(stems: Sequence[str]) -> str:
 
 def _without(ending: str, stem: str) -> str:
     return re.sub(ending, "", stem, flags=re.IGNORECASE) or stem
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _one(path: Path, root: Path) -> str:

@@ -12,7 +12,7 @@ from autoseg.data.datalists.listfile import load_json
 from autoseg.data.datalists.listreader import build_datalist
 from autoseg.data.datalists.studies import dicom_to_plain, masks_to_plain
 from autoseg.data.formats.table import image_files, pictures_instead
-from autoseg.errors import DataError
+from autoseg.errors import DataError, some_of
 
 EXPECTED = (
     "an MSD data set (dataset.json with `training`), an nnU-Net raw data set (dataset.json with `channel_names`, "
@@ -95,6 +95,5 @@ def _contents(root: Path) -> str:
     if below := next((p for p in folders if (p / "dataset.json").is_file() or (p / "datalist.json").is_file()), None):
         return f"it has no dataset.json, but {below.name}/ has a list: give that folder"
     num_images = len(image_files(root))
-    names = ", ".join(f"{p.name}/" for p in folders[:5]) + (f" and {len(folders) - 5} more" if len(folders) > 5 else "")
-    listed = f"folders {names}" if folders else "no folders"
-    return f"it has no dataset.json, and {listed} and {num_images} image files in it"
+    names = f"folders {some_of((f'{p.name}/' for p in folders), most=5)}" if folders else "no folders"
+    return f"it has no dataset.json, and {names} and {num_images} image files in it"

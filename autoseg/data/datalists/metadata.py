@@ -16,12 +16,14 @@ from typing import Any
 
 from autoseg.data.datalists.cases import Case, Datalist, MetaValue
 from autoseg.data.formats.table import stem_of
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, some_of
 
 logger = logging.getLogger(__name__)
 
 CASE_COLUMNS = ("case", "image", "name")
 """Column of a table that says which case a row is of."""
+RESERVED = ("label", "fold", "annotated", "group")
+"""Keys of a case that a table cannot have."""
 PATIENT_KEYS = frozenset(("patient", "patient_id", "patientid", "subject", "subject_id", "subjectid", "participant_id"))
 """Keys that mean a patient, who is called `group` in a datalist."""
 MOST_LISTED = 5
@@ -99,14 +101,10 @@ def add_table(datalist: Datalist, path: Path) -> Datalist:
             f"such as {first}. Expected names of cases, or of their images' files."
         )
     if unused := [key for key in by_key if key not in used]:
-        logger.warning("%s: %d rows are of no case: %s", path.name, len(unused), _some(unused))
+        logger.warning("%s: %d rows are of no case: %s", path.name, len(unused), some_of(unused, MOST_LISTED))
     if without := [c.name for c in known.training if not c.meta]:
-        logger.warning("%s: %d training cases have no row: %s", path.name, len(without), _some(without))
+        logger.warning("%s: %d training cases have no row: %s", path.name, len(without), some_of(without, MOST_LISTED))
     return known
-
-
-RESERVED = ("label", "fold", "annotated", "group")
-"""Keys of a case that a table cannot have."""
 
 
 def _facts_of(path: Path) -> dict[str, dict[str, MetaValue]]:
@@ -179,11 +177,6 @@ def _number(text: str) -> MetaValue | None:
     return meta_value(text)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more
-
-
 def folds_by(cases: Sequence[Case], key: str, *, path: Path) -> tuple[Case, ...]:
     """The cases with a fold for each value of a key, such as each site: models are scored where they never were.
 
@@ -197,7 +190,8 @@ def folds_by(cases: Sequence[Case], key: str, *, path: Path) -> tuple[Case, ...]
         known = sorted({k for case in cases for k in case.meta})
         has = f"Found {', '.join(known)}." if known else "The cases have no further keys."
         raise ConfigError(
-            f"folds_by: {key}: {len(lacking)} of {len(cases)} training cases do not have it: {_some(lacking)}. {has}"
+            f"folds_by: {key}: {len(lacking)} of {len(cases)} training cases do not have it: "
+            f"{some_of(lacking, MOST_LISTED)}. {has}"
         )
     levels = sorted({str(case.meta[key]) for case in cases})
     if len(levels) < 2:

@@ -14,7 +14,7 @@ from typing import Any
 from autoseg.data.formats.dicom_tree import Tree, TreeScan, label_path, read_tree
 from autoseg.data.formats.label_files import MASK_FOLDERS, masks_of
 from autoseg.data.formats.table import image_files
-from autoseg.errors import DataError
+from autoseg.errors import DataError, some_of
 
 Plain = dict[str, Any]
 """The content of a datalist.json; paths relative to the data root."""
@@ -80,9 +80,8 @@ def _notes(root: Path, tree: Tree, beside: Sequence[TreeScan]) -> list[str]:
         kinds = _counted([scan.modality for scan in beside])
         notes.append(f"left out, series of studies in which others have the segmentation: {kinds}.")
     if tree.homeless:
-        names = ", ".join(path.relative_to(root).as_posix() for path in tree.homeless[:MOST_NAMED])
-        more = f" and {len(tree.homeless) - MOST_NAMED} more" if len(tree.homeless) > MOST_NAMED else ""
-        notes.append(f"left out, segmentations of scans that are not there: {names}{more}.")
+        names = some_of((path.relative_to(root).as_posix() for path in tree.homeless), MOST_NAMED)
+        notes.append(f"left out, segmentations of scans that are not there: {names}.")
     if tree.left_out:
         notes.append(f"left out, no volumes: {_counted(tree.left_out)}.")
     return notes
@@ -106,7 +105,7 @@ def masks_to_plain(root: Path) -> Plain | None:
         masks = next((case / name for name in MASK_FOLDERS if (case / name).is_dir() and masks_of(case / name)), None)
         images = [p for p in image_files(case) if p.parent == case and p.is_file()]
         if masks is not None and len(images) > 1:
-            names = ", ".join(p.name for p in images[:MOST_NAMED])
+            names = some_of((p.name for p in images), MOST_NAMED)
             faults.append(f"{case}: {len(images)} images beside {masks.name}/ ({names}). Expected one.")
         if len(images) == 1:
             item = {"image": images[0].relative_to(root).as_posix()}

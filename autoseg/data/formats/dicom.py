@@ -38,6 +38,7 @@ from autoseg.data.formats.dicom_sources import Sources, check_source, read_sourc
 from autoseg.data.formats.format import Format, LabelFile, LabelWriter, Origin
 from autoseg.data.formats.segmentation import Segmentation
 from autoseg.data.formats.stored import FileFaultError, Finding, Header, StoredVolume, scaled
+from autoseg.errors import some_of
 
 DIRECTORY = "DICOMDIR"
 """A medium's table of contents: it stands for its folder."""
@@ -198,9 +199,8 @@ def _not_one(folder: Path, study: Study) -> FileFaultError:
         others = ", ".join(f"{n} {m}" for m, n in study.other_modalities)
         finding = f"a folder without a scan in DICOM{f' ({others} files)' if others else ''}"
         return FileFaultError("unreadable", finding, "Give the folder of the series.")
-    listed = [f"{g.words} ({g.files[0].path.relative_to(folder)})" for g in study.volumes[:MOST_NAMES]]
-    more = f" and {len(study.volumes) - MOST_NAMES} more" if len(study.volumes) > MOST_NAMES else ""
-    finding = f"a folder of {len(study.volumes)} DICOM series: {', '.join(listed)}{more}"
+    names = (f"{group.words} ({group.files[0].path.relative_to(folder)})" for group in study.volumes)
+    finding = f"a folder of {len(study.volumes)} DICOM series: {some_of(names, MOST_NAMES)}"
     return FileFaultError("not_3d", finding, "Give a file of the one that is meant: it stands for its series.")
 
 

@@ -27,7 +27,7 @@ from autoseg.data.formats.table import (
     suffix_of,
 )
 from autoseg.data.grid import Grid, corners_of
-from autoseg.errors import DataError
+from autoseg.errors import DataError, some_of
 
 MASK_FOLDERS = ("segmentations", "segmentation", "masks", "labels")
 """Folders inside a case's folder in which masks are looked for, besides the case's folder itself."""
@@ -247,10 +247,9 @@ def _check_room(grid: Grid, free_bytes: int | None) -> None:
 
 def _no_values(segmentation: Segmentation) -> FileFaultError:
     names = list(segmentation.numbers)
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return FileFaultError(
         "label_names",
-        f"its segments are known by name ({', '.join(names[:MOST_NAMED])}{more}), and no label values are named",
+        f"its segments are known by name ({some_of(names, MOST_NAMED)}), and no label values are named",
         'Expected `labels` in the datalist, such as {"1": "' + names[0] + '"}; `autoseg init` writes them.',
     )
 
@@ -260,8 +259,7 @@ def _left_out(segmentation: Segmentation, values: SegmentValues) -> list[Finding
     rest = [name for name in segmentation.numbers if name not in dict(values)]
     if not rest:
         return []
-    more = f" and {len(rest) - MOST_NAMED} more" if len(rest) > MOST_NAMED else ""
-    finding = f"segments that are no class: {', '.join(rest[:MOST_NAMED])}{more}"
+    finding = f"segments that are no class: {some_of(rest, MOST_NAMED)}"
     remedy = "They count as background. Name them in `labels` of the datalist if they are to be learned."
     return [Finding("label_names", finding, remedy, is_fault=False)]
 

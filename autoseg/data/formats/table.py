@@ -23,7 +23,7 @@ from autoseg.data.formats.nifti import NIFTI
 from autoseg.data.formats.nrrd import NRRD
 from autoseg.data.formats.stored import FileFaultError, Header, StoredSlices, StoredVolume, brief, check_room
 from autoseg.data.grid import Grid
-from autoseg.errors import DataError
+from autoseg.errors import DataError, some_of
 from autoseg.workspace.digests import FileSignature, content_digest, file_signature
 from autoseg.workspace.files import SpecialFileError, open_regular
 
@@ -98,8 +98,7 @@ def tell_left_out(folder: Path, images: Iterable[Path]) -> None:
     others = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in parts)
     names = sorted(p.name for p in others if not p.name.lower().endswith(SIDE_SUFFIXES))
     if names:
-        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        words = ", ".join(names[:MOST_NAMES]) + more
+        words = some_of(names, MOST_NAMES)
         logger.warning("%s: left out, of no format that is read: %s. Read are %s.", folder, words, PATTERNS_TEXT)
 
 
