@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,17 +39,13 @@ def analysis_inputs(listed: Datalist, settings: Settings) -> dict[str, str]:
     inputs["version of autoseg"] = __version__
     for case in listed.training:
         inputs[f"case {case.name}"] = digest([_content(case), case.fold, case.annotated, case.group])
-    meta = [[c.name, dict(c.meta)] for cases in _roles(listed) for c in cases if c.meta]
+    meta = [[c.name, dict(c.meta)] for c in listed.cases if c.meta]
     if meta:  # a run of a list without any is not done again
         inputs["further facts of the cases"] = digest(meta)
     inputs["testing, validation and unlabeled cases"] = digest(
         [[_content(c) for c in cases] for cases in (listed.testing, listed.validation, listed.unlabeled)]
     )
     return inputs
-
-
-def _roles(listed: Datalist) -> tuple[tuple[Case, ...], ...]:
-    return listed.training, listed.validation, listed.testing, listed.unlabeled
 
 
 def _content(case: Case) -> str:
@@ -67,17 +63,7 @@ def settled_cases(listed: Datalist, annotated: Mapping[str, tuple[str, ...]], se
         listed: the datalist as it was read.
         annotated: case -> classes; a case that is not there counts as annotated for all.
     """
-
-    def settled(cases: Sequence[Case]) -> tuple[Case, ...]:
-        return tuple(replace(c, annotated=annotated.get(c.name)) for c in cases)
-
-    kept = replace(
-        listed,
-        training=settled(listed.training),
-        validation=settled(listed.validation),
-        testing=settled(listed.testing),
-        unlabeled=settled(listed.unlabeled),
-    )
+    kept = listed.changed(lambda case: replace(case, annotated=annotated.get(case.name)))
     if listed.folds_made and settings.partial_labels == "infer":  # when they were made, this was not known
         kept = replace(kept, training=deal_folds(kept.training, num_fold=listed.num_fold, seed=settings.seed))
     return kept

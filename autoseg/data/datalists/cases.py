@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -121,6 +121,11 @@ class Datalist:
     """Whether the folds were made when the list was read, since it has none."""
 
     @property
+    def cases(self) -> tuple[Case, ...]:
+        """All of them, whatever their role."""
+        return (*self.training, *self.validation, *self.testing, *self.unlabeled)
+
+    @property
     def num_fold(self) -> int:
         """Number of folds."""
         return 1 + max((c.fold for c in self.training if c.fold is not None), default=-1)
@@ -132,6 +137,16 @@ class Datalist:
     def val_cases(self, fold: int) -> tuple[Case, ...]:
         """The cases a fold's model never sees, with the labels their annotators made."""
         return tuple(c for c in self.training if c.fold == fold and c.label is not None)
+
+    def changed(self, change: Callable[[Case], Case]) -> Datalist:
+        """The same list with every case changed, whatever its role."""
+        return replace(
+            self,
+            training=tuple(map(change, self.training)),
+            validation=tuple(map(change, self.validation)),
+            testing=tuple(map(change, self.testing)),
+            unlabeled=tuple(map(change, self.unlabeled)),
+        )
 
     def without(self, names: Collection[str]) -> Datalist:
         """The same list less some cases, whatever their role."""

@@ -87,13 +87,7 @@ def add_table(datalist: Datalist, path: Path) -> Datalist:
         used.add(key)
         return replace(case, meta={**case.meta, **by_key[key]})
 
-    known = replace(
-        datalist,
-        training=tuple(map(with_row, datalist.training)),
-        validation=tuple(map(with_row, datalist.validation)),
-        testing=tuple(map(with_row, datalist.testing)),
-        unlabeled=tuple(map(with_row, datalist.unlabeled)),
-    )
+    known = datalist.changed(with_row)
     if not used:
         first = datalist.training[0].name if datalist.training else "none"
         raise ConfigError(

@@ -69,23 +69,12 @@ def name_segments(datalist: Datalist) -> tuple[Datalist, list[str]]:
     """
     if datalist.labels or datalist.regions:
         return datalist, []
-    cases = [c for c in (*datalist.training, *datalist.validation, *datalist.testing) if c.label is not None]
-    labels, regions, notes = table_of([(case.label, partial(_image_grid, case)) for case in cases if case.label])
+    labels, regions, notes = table_of([(c.label, partial(_image_grid, c)) for c in datalist.cases if c.label])
     if not labels and not regions:
         return datalist, []
     values = segment_values(labels, regions)
-
-    def named(listed: Sequence[Case]) -> tuple[Case, ...]:
-        return tuple(with_values(case, values) for case in listed)
-
-    return replace(
-        datalist,
-        labels=labels,
-        regions=regions,
-        training=named(datalist.training),
-        validation=named(datalist.validation),
-        testing=named(datalist.testing),
-    ), notes
+    named = datalist.changed(partial(with_values, values=values))
+    return replace(named, labels=labels, regions=regions), notes
 
 
 def _image_grid(case: Case) -> Grid:
