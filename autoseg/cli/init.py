@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from autoseg.data.datalists.groups import LikelyGroups, likely_groups
 from autoseg.data.datalists.layouts import find_layout
 from autoseg.data.datalists.listreader import build_datalist
 from autoseg.data.datalists.segments import name_segments
-from autoseg.data.formats.format import word_digests
+from autoseg.data.formats.format import Origin, word_digests
 from autoseg.data.formats.table import origin_of, stem_of
 from autoseg.data.volumes import read_image
 from autoseg.errors import ConfigError
@@ -148,10 +148,11 @@ def init_data_folder(
     datalist = build_datalist(layout.plain, root, path=layout.source, num_fold=num_fold, seed=seed)
     modality = _modality(datalist, layout.source)
     datalist, class_notes = _with_class_names(datalist)
-    datalist, group_notes = _with_groups(datalist, num_fold=num_fold, seed=seed)
+    origins = {case.name: origin_of(case.images[0]) for case in datalist.cases}
+    datalist, group_notes = _with_groups(datalist, origins, num_fold=num_fold, seed=seed)
     write_datalist(datalist, list_path, root, extra_modalities=tuple(modality.extra))
     write_text(input_yaml, _input_text(input_yaml, _dataroot(root, target), datalist, modality))
-    listed = (*datalist.training, *datalist.validation, *datalist.testing, *datalist.unlabeled)
+    path_notes = _names_in_paths(datalist.cases, origins, root)
     shown = os.path.relpath(input_yaml)
     return InitResult(
         input_yaml=input_yaml,
@@ -164,7 +165,7 @@ def init_data_folder(
         classes=_classes(datalist),
         modality=modality.name,
         modality_reason=modality.reason,
-        notes=(*layout.notes, *modality.notes, *class_notes, *group_notes, *_names_in_paths(listed, root)),
+        notes=(*layout.notes, *modality.notes, *class_notes, *group_notes, *path_notes),
         next_command=shlex.join(["autoseg", "run", "--input", str(input_yaml) if shown.startswith("..") else shown]),
     )
 
@@ -189,12 +190,14 @@ def _with_class_names(datalist: Datalist) -> tuple[Datalist, list[str]]:
     return replace(datalist, labels={v: f"class_{v}" for v in values}), notes
 
 
-def _with_groups(datalist: Datalist, *, num_fold: int, seed: int) -> tuple[Datalist, list[str]]:
+def _with_groups(
+    datalist: Datalist, origins: Mapping[str, Origin], *, num_fold: int, seed: int
+) -> tuple[Datalist, list[str]]:
     """The list with groups of cases that belong together by their names, and folds that keep them; and what to say."""
     listed = (*datalist.training, *datalist.unlabeled)
     if any(c.group is not None for c in listed) or not datalist.folds_made:
         return datalist, []  # what others decided is left alone; `autoseg analyze` says which groups are split
-    likely = _of_one_patient(listed) or likely_groups([c.name for c in listed])
+    likely = _of_one_patient(listed, origins) or likely_groups([c.name for c in listed])
     num_units = likely.num_units([c.name for c in datalist.training])
     if num_units == len(datalist.training):
         return datalist, []
@@ -214,12 +217,12 @@ def _with_groups(datalist: Datalist, *, num_fold: int, seed: int) -> tuple[Datal
     return replace(datalist, training=training, unlabeled=grouped(datalist.unlabeled)), [note]
 
 
-def _of_one_patient(cases: Sequence[Case]) -> LikelyGroups | None:
+def _of_one_patient(cases: Sequence[Case], origins: Mapping[str, Origin]) -> LikelyGroups | None:
     """Cases whose files say that they are of one patient, under numbers that say nothing of whom; None where none are.
 
     One patient in all files is what anonymising leaves, and tells nothing.
     """
-    patients = {case.name: origin_of(case.images[0]).patient for case in cases}
+    patients = {case.name: origins[case.name].patient for case in cases}
     counts = Counter(patient for patient in patients.values() if patient)
     if len(counts) < 2:
         return None
@@ -228,12 +231,12 @@ def _of_one_patient(cases: Sequence[Case]) -> LikelyGroups | None:
     return LikelyGroups(of=of, kind="scans") if of else None
 
 
-def _names_in_paths(cases: Sequence[Case], root: Path) -> list[str]:
+def _names_in_paths(cases: Sequence[Case], origins: Mapping[str, Origin], root: Path) -> list[str]:
     """A note where names of folders or files hold a patient's name or number: cases are called by them."""
     num = 0
     for case in cases:
         words = word_digests(case.images[0].relative_to(root).as_posix())
-        num += not words.isdisjoint(origin_of(case.images[0]).words)
+        num += not words.isdisjoint(origins[case.name].words)
     if not num:
         return []
     return [
