@@ -392,33 +392,35 @@ def _sources(label: LabelFile) -> Sources:
         return read_sources(_open(label.images[0])[0])
 
 
-def _checker(name: str, need: Callable[[], None]) -> Callable[[Sequence[Path]], None]:
-    """What refuses an image that nothing in DICOM can be written of."""
+def _writer(
+    name: str, suffix: str, title: str, need: Callable[[], None], write: Callable[[Path, LabelFile, Sources], None]
+) -> LabelWriter:
+    """A way to write segmentations of a series.
+
+    Args:
+        title: of the format, for messages.
+        need: make sure that what writes it is installed.
+        write: a file, from the label and the headers of its images.
+    """
 
     def check(images: Sequence[Path]) -> None:
         path = images[0]
         need()
         folder = path.parent if path.name == DIRECTORY else path
         first = next(dicom_files(folder), None) if folder.is_dir() else path if is_dicom(path) else None
-        check_source(first or path, name, is_dicom=first is not None)
+        check_source(first or path, title, is_dicom=first is not None)
 
-    return check
+    return LabelWriter(
+        name=name,
+        suffixes=(suffix, ".dcm"),
+        write=lambda path, label: write(path, label, _sources(label)),
+        check=check,
+        keeps_overlaps=True,
+    )
 
 
-SEG = LabelWriter(
-    name="dicomseg",
-    suffixes=(".seg.dcm", ".dcm"),
-    write=lambda path, label: write_seg(path, label, _sources(label)),
-    check=_checker(dicom_seg_writer.NAME, need_highdicom),
-    keeps_overlaps=True,
-)
-RTSTRUCT = LabelWriter(
-    name="rtstruct",
-    suffixes=(".rtstruct.dcm", ".dcm"),
-    write=lambda path, label: write_rtstruct(path, label, _sources(label)),
-    check=_checker(dicom_rtstruct_writer.NAME, need_pydicom),
-    keeps_overlaps=True,
-)
+SEG = _writer("dicomseg", ".seg.dcm", dicom_seg_writer.NAME, need_highdicom, write_seg)
+RTSTRUCT = _writer("rtstruct", ".rtstruct.dcm", dicom_rtstruct_writer.NAME, need_pydicom, write_rtstruct)
 
 DICOM = Format(
     name="DICOM",

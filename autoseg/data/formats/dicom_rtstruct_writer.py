@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from autoseg.data.formats.dicom_sources import (
+    DESCRIPTION,
     EMPTY,
     MANUFACTURER,
     MODEL,
@@ -104,11 +105,10 @@ def _structure_set(label: LabelFile, sources: Sources) -> Any:
     data.PositionReferenceIndicator = first.get("PositionReferenceIndicator", "")
     data.SOPClassUID, data.SOPInstanceUID = RTStructureSetStorage, generate_uid()
     data.SeriesInstanceUID, data.Modality = generate_uid(), "RTSTRUCT"
-    data.SeriesNumber = 1000 + int(first.get("SeriesNumber") or 0) % 1000
-    data.SeriesDescription, data.OperatorsName = "Segmentation by autoseg", ""
+    data.SeriesNumber, data.SeriesDescription, data.OperatorsName = sources.segmentation_number, DESCRIPTION, ""
     data.Manufacturer, data.ManufacturerModelName, data.SoftwareVersions = MANUFACTURER, MODEL, __version__
     data.InstanceNumber = 1
-    data.StructureSetLabel, data.StructureSetName = "Segmentation", "Segmentation by autoseg"
+    data.StructureSetLabel, data.StructureSetName = "Segmentation", DESCRIPTION
     data.StructureSetDate, data.StructureSetTime = now()
     data.InstanceCreationDate, data.InstanceCreationTime = data.StructureSetDate, data.StructureSetTime
     data.ApprovalStatus = "UNAPPROVED"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from autoseg.data.formats.dicom_sources import (
+    DESCRIPTION,
     MANUFACTURER,
     MODEL,
     Sources,
@@ -68,7 +69,7 @@ def _segmentation(label: LabelFile, sources: Sources) -> Any:
             for number, (name, segment) in enumerate(zip(names, label.segments, strict=True), 1)
         ],
         series_instance_uid=generate_uid(),
-        series_number=_series_number(sources),
+        series_number=sources.segmentation_number,
         sop_instance_uid=generate_uid(),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -77,7 +78,7 @@ def _segmentation(label: LabelFile, sources: Sources) -> Any:
         device_serial_number="0",
         content_label="SEGMENTATION",
         content_description="Automatic segmentation",
-        series_description="Segmentation by autoseg",
+        series_description=DESCRIPTION,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=bool(label.array.any()),
         specific_character_set="ISO_IR 192",
@@ -96,11 +97,6 @@ def _numbered(label: LabelFile) -> np.ndarray:
     for number, segment in enumerate(label.segments, 1):
         table[list(segment.values)] = number
     return table[label.array]
-
-
-def _series_number(sources: Sources) -> int:
-    """Beyond those that scanners give, so that viewers list it behind its images."""
-    return 1000 + int(sources.first.get("SeriesNumber") or 0) % 1000
 
 
 def _description(number: int, name: str, segment: Segment, algorithm: Any) -> Any:

@@ -26,6 +26,8 @@ from autoseg.errors import DataError
 from autoseg.workspace.files import open_regular, write_atomic
 
 MANUFACTURER, MODEL = "autoseg", "autoseg3d"
+DESCRIPTION = "Segmentation by autoseg"
+"""Of the series."""
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 """Fields without which nothing can refer to an image."""
 EMPTY = (
@@ -50,6 +52,11 @@ class Sources:
     def first(self) -> Any:
         """The header that stands for all."""
         return self.images[0]
+
+    @property
+    def segmentation_number(self) -> int:
+        """Of the segmentation's series: beyond those that scanners give, so that viewers list it behind its images."""
+        return 1000 + int(self.first.get("SeriesNumber") or 0) % 1000
 
     def by_image(self, array: np.ndarray) -> np.ndarray:
         """(images, rows, columns): the slices (I, J, K) of a label in the order of the images' frames."""
