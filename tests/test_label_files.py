@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from autoseg.data.formats.format import LabelFile
 from autoseg.data.formats.label_files import value_names
-from autoseg.data.formats.table import WRITERS, read_grid, writer_of
+from autoseg.data.formats.table import WRITERS, read_grid, read_stored_volume, writer_of
 from autoseg.data.grid import Grid, corners_apart_mm
 from autoseg.data.labels import LabelMap
 from autoseg.data.segments import class_colours, layers_of, mask_of, segments_of
@@ -79,6 +79,16 @@ def test_large_values_in_nrrd_and_mha(tmp_path: Path) -> None:
     for suffix in (".nrrd", ".mha"):
         path = write(tmp_path / f"a{suffix}", array, OBLIQUE)
         np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, array)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha"])
+def test_labels_of_the_other_byte_order_are_the_same_file(tmp_path: Path, suffix: str) -> None:
+    array = labels(60000, np.uint16) // 7000 * 7000
+    classes = LabelMap(names=tuple("abcdefgh"), values=tuple((7000 * n,) for n in range(1, 9)))
+    little = write(tmp_path / f"little{suffix}", array.astype("<u2"), OBLIQUE, classes)
+    big = write(tmp_path / f"big{suffix}", array.astype(">u2"), OBLIQUE, classes)
+    assert big.read_bytes() == little.read_bytes()
+    np.testing.assert_array_equal(read_stored_volume(big).array[..., 0], array)
 
 
 def test_rows_and_a_whole_label_are_one_file_in_every_format(tmp_path: Path) -> None:

@@ -31,9 +31,10 @@ class LabelFile:
     """The files of the image that it was made from, for formats that refer to them."""
 
     def pieces(self) -> Iterator[memoryview]:
-        """The voxels slice by slice, first axis running fastest."""
+        """The voxels slice by slice, first axis running fastest; little-endian."""
+        dtype = self.array.dtype.newbyteorder("<")
         for k in range(self.array.shape[2]):
-            yield np.ascontiguousarray(self.array[:, :, k].T).data
+            yield np.ascontiguousarray(self.array[:, :, k].T, dtype).data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

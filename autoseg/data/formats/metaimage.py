@@ -178,12 +178,8 @@ def write_mha(path: Path, label: LabelFile) -> None:
     affine = lps_to_ras(label.grid.affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     kinds = {"u1": "MET_UCHAR", "u2": "MET_USHORT", "u4": "MET_UINT"}
-    dtype = label.array.dtype.newbyteorder("<")
     pack = zlib.compressobj(1)
-    packed = [
-        pack.compress(np.asarray(label.array[:, :, k].T, dtype, order="C").data) for k in range(label.grid.shape[2])
-    ]
-    packed.append(pack.flush())
+    packed = [*map(pack.compress, label.pieces()), pack.flush()]
     lines = (
         *("ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False"),
         *("CompressedData = True", f"CompressedDataSize = {sum(map(len, packed))}"),

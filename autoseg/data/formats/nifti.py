@@ -73,7 +73,7 @@ def write_nifti(path: Path, label: LabelFile) -> None:
     """Write a label file; `path`: `.nii.gz`, compressed at level 1 as nibabel does, or `.nii`."""
     grid = label.grid
     shell = nib.Nifti1Image(np.broadcast_to(np.zeros((), label.array.dtype), grid.shape), grid.affine)
-    header = shell.header
+    header = shell.header.as_byteswapped("<")
     header.set_xyzt_units("mm")
     write_place(header, grid)
     header.set_slope_inter(1, 0)

@@ -75,14 +75,9 @@ def _one_line(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n")
 
 
-def _little(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-
-
 def write_nrrd(path: Path, label: LabelFile) -> None:
     """Write a plain label map."""
-    pieces = (_little(label.array[:, :, k].T).data for k in range(label.array.shape[2]))
-    _write(path, label.grid, label.array.dtype, (), pieces, 1)
+    _write(path, label.grid, label.array.dtype, (), label.pieces(), 1)
 
 
 def write_seg_nrrd(path: Path, label: LabelFile) -> None:
@@ -94,7 +89,7 @@ def write_seg_nrrd(path: Path, label: LabelFile) -> None:
     layers = layers_of(label.array, label.segments)
     is_plain = all(len(segment.values) == 1 for segment in label.segments)
     values = {s.name: s.values[0] if is_plain else n for n, s in enumerate(label.segments, 1)}
-    dtype = np.dtype(np.uint8 if max(values.values(), default=0) < 256 else np.uint16)
+    dtype = np.dtype("u1" if max(values.values(), default=0) < 256 else "<u2")
     tables = []
     for members in layers:
         table = np.zeros(65536, dtype)
@@ -105,7 +100,7 @@ def write_seg_nrrd(path: Path, label: LabelFile) -> None:
     def pieces() -> Iterable[memoryview]:
         for k in range(label.array.shape[2]):
             plane = label.array[:, :, k].T
-            yield _little(np.stack([table[plane] for table in tables], axis=-1)).data
+            yield np.ascontiguousarray(np.stack([table[plane] for table in tables], axis=-1)).data
 
     keys = [
         ("Segmentation_ContainedRepresentationNames", "Binary labelmap|"),
