@@ -1,7 +1,8 @@
 """DICOM files: what their headers say of their images, and their pixels. pydicom's, which is an extra.
 
-Only the fields that are needed are read, so that no name and no number of a patient is ever in memory; and messages
-hold no text of pydicom, which may quote a field.
+Only the fields that are needed are read. A patient's name and number are among them where cases are compared by
+patient, and become digests at once; whole headers are read by those who write labels in DICOM (`dicom_sources`).
+Messages hold no text of pydicom, which may quote a field.
 """
 
 from __future__ import annotations
