@@ -41,9 +41,9 @@ def open_seg(path: Path) -> Segmentation:
     with naming_damage(f"a damaged DICOM-SEG header in {path.name}"):
         kind = str(value_of(data, "SegmentationType") or "BINARY")
         names = {int(item.SegmentNumber): _name(item) for item in several(value_of(data, "SegmentSequence"))}
-        if (described := len(several(value_of(data, "PerFrameFunctionalGroupsSequence")))) != (
-            stored := int(value_of(data, "NumberOfFrames") or 1)
-        ):
+        described = len(several(value_of(data, "PerFrameFunctionalGroupsSequence")))
+        stored = int(value_of(data, "NumberOfFrames") or 1)
+        if described != stored:
             finding = f"{described} frames described and {stored} stored"
             raise FileFaultError("unreadable", finding, "Copy or export it again.")
         frames = list(frames_of(path, data))

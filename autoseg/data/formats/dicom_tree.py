@@ -141,7 +141,7 @@ def _scan_of(place: Place, scans: dict[str, tuple[Group, Place]]) -> str | None:
         if place.study and (other.study, other.patient) == (place.study, place.patient)
     }
     of_frame = [series for series, other in of_study.items() if place.frame and other.frame == place.frame]
-    return of_frame[0] if len(of_frame) == 1 else next(iter(of_study)) if len(of_study) == 1 else None
+    return next((candidates[0] for candidates in (of_frame, [*of_study]) if len(candidates) == 1), None)
 
 
 def label_path(scan: TreeScan, others: Sequence[Path]) -> Path | None:
