@@ -217,6 +217,11 @@ def check_inside(root: Path, folder: Path | None = None) -> list[Path]:
 # -- reading and writing
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder in the order of their names; hidden ones are left out."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def last_lines(path: Path, count: int) -> list[str]:
     """The last lines of a text file; none where it is missing, or is a link, a pipe or a device."""
     try:

@@ -13,6 +13,7 @@ from autoseg.data.datalists.listreader import build_datalist
 from autoseg.data.datalists.studies import dicom_to_plain, masks_to_plain
 from autoseg.data.formats.table import image_files, pictures_instead
 from autoseg.errors import DataError, some_of
+from autoseg.workspace.files import subfolders
 
 EXPECTED = (
     "an MSD data set (dataset.json with `training`), an nnU-Net raw data set (dataset.json with `channel_names`, "
@@ -91,7 +92,7 @@ def recognise(folder: Path, *, num_fold: int | None = 5, seed: int = 0, own_list
 
 def _contents(root: Path) -> str:
     """What is in the folder instead, and whether a folder below would do."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = subfolders(root)
     if below := next((p for p in folders if (p / "dataset.json").is_file() or (p / "datalist.json").is_file()), None):
         return f"it has no dataset.json, but {below.name}/ has a list: give that folder"
     num_images = len(image_files(root))

@@ -15,6 +15,7 @@ from autoseg.data.formats.dicom_tree import Tree, TreeScan, label_path, read_tre
 from autoseg.data.formats.label_files import MASK_FOLDERS, masks_of
 from autoseg.data.formats.table import image_files
 from autoseg.errors import DataError, some_of
+from autoseg.workspace.files import subfolders
 
 Plain = dict[str, Any]
 """The content of a datalist.json; paths relative to the data root."""
@@ -101,7 +102,7 @@ def masks_to_plain(root: Path) -> Plain | None:
     """
     plain: Plain = {"training": [], "unlabeled": []}
     faults = []
-    for case in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+    for case in subfolders(root):
         masks = next((case / name for name in MASK_FOLDERS if (case / name).is_dir() and masks_of(case / name)), None)
         images = [p for p in image_files(case) if p.parent == case and p.is_file()]
         if masks is not None and len(images) > 1:

@@ -39,6 +39,7 @@ from autoseg.data.formats.format import Format, LabelFile, LabelWriter, Origin
 from autoseg.data.formats.segmentation import Segmentation
 from autoseg.data.formats.stored import FileFaultError, Finding, Header, StoredVolume, scaled
 from autoseg.errors import some_of
+from autoseg.workspace.files import subfolders
 
 DIRECTORY = "DICOMDIR"
 """A medium's table of contents: it stands for its folder."""
@@ -306,8 +307,7 @@ def find(folder: Path) -> list[Path]:
     """
     if next(dicom_files(folder, deep=False), None) is not None:
         return _find_in_study(folder)
-    folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return [path for below in folders for path in _find_in_study(below)]
+    return [path for below in subfolders(folder) for path in _find_in_study(below)]
 
 
 def _find_in_study(folder: Path) -> list[Path]:
@@ -361,7 +361,7 @@ def _open_segmentation(file: DicomFile) -> Segmentation:
 def find_labels(folder: Path) -> list[Path]:
     """What stands for the segmentations of a folder: its own files, and subfolders that hold some."""
     own = list(dicom_files(folder, deep=False))
-    below = {p: list(dicom_files(p)) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    below = {path: list(dicom_files(path)) for path in subfolders(folder)}
     if not own and not any(below.values()):
         return []
     try:

@@ -28,6 +28,7 @@ from autoseg.data.formats.table import (
 )
 from autoseg.data.grid import Grid, corners_of
 from autoseg.errors import DataError, some_of
+from autoseg.workspace.files import subfolders
 
 MASK_FOLDERS = ("segmentations", "segmentation", "masks", "labels")
 """Folders inside a case's folder in which masks are looked for, besides the case's folder itself."""
@@ -52,8 +53,7 @@ def label_files(folder: Path, *, deep: bool = False) -> list[Path]:
         deep: search files in subfolders, which then are no folders of masks.
     """
     found = {path for row in FORMATS if row.find_labels is not None for path in row.find_labels(folder)}
-    below = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    masks = () if deep else (p for p in below if p not in found and masks_of(p))
+    masks = () if deep else (p for p in subfolders(folder) if p not in found and masks_of(p))
     return sorted({*image_files(folder, deep=deep), *found, *masks})
 
 
