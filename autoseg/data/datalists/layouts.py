@@ -65,7 +65,7 @@ def find_layout(folder: Path, *, own_list: bool = True) -> Layout:
     if (pair := foreign.pairs_to_plain(root)) is not None:
         return Layout(kind=f"pair of folders {pair[1]}", source=root, plain=pair[0])
     if (cases := masks_to_plain(root)) is not None:
-        return Layout(kind="folder of cases with masks", source=root, plain=cases)
+        return Layout(kind="folder of cases with masks", source=root, plain=cases[0], notes=tuple(cases[1]))
     if (studies := dicom_to_plain(root)) is not None:
         return Layout(kind="DICOM of patients", source=root, plain=studies[0], notes=tuple(studies[1]))
     reason = "; ".join(reasons or [_contents(root)])

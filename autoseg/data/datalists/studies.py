@@ -92,16 +92,19 @@ def _counted(words: Sequence[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in sorted(Counter(words).items()))
 
 
-def masks_to_plain(root: Path) -> Plain | None:
+def masks_to_plain(root: Path) -> tuple[Plain, list[str]] | None:
     """Convert a folder with a folder for each case: an image, and masks in a folder such as segmentations/.
 
-    Cases without masks are unlabeled. None where no case has both.
+    Cases without masks are unlabeled.
+
+    Returns:
+        The list and notes for people; None where no case has both.
 
     Raises:
         DataError: A case has several images beside its masks.
     """
     plain: Plain = {"training": [], "unlabeled": []}
-    faults = []
+    faults, left_out = [], []
     for case in subfolders(root):
         masks = next((case / name for name in MASK_FOLDERS if (case / name).is_dir() and masks_of(case / name)), None)
         images = [p for p in image_files(case) if p.parent == case and p.is_file()]
@@ -112,8 +115,11 @@ def masks_to_plain(root: Path) -> Plain | None:
             item = {"image": images[0].relative_to(root).as_posix()}
             label = {} if masks is None else {"label": masks.relative_to(root).as_posix()}
             plain["unlabeled" if masks is None else "training"].append(item | label)
+        elif masks is not None or images:
+            left_out.append(case.name)
     if not plain["training"] and not faults:
         return None
     if faults:
         raise DataError(faults)
-    return plain
+    listed = some_of(left_out, MOST_NAMED)
+    return plain, [f"left out, folders with no image that is read, or several: {listed}."] if left_out else []
