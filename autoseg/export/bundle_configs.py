@@ -504,12 +504,6 @@ def evaluate() -> Config:
 DISTRIBUTED: Config = {
     "device": "$torch.device('cuda', int(os.environ['LOCAL_RANK'])) if torch.cuda.is_available() else "
     "torch.device('cpu')",
-    "network": {
-        "_target_": "torch.nn.parallel.DistributedDataParallel",
-        "module": "$@network_def.to(@device)",
-        "device_ids": "$[@device] if torch.cuda.is_available() else None",
-        "find_unused_parameters": True,
-    },
     "validate#sampler": {
         "_target_": "DistributedSampler",
         "dataset": "@validate#dataset",
@@ -519,19 +513,31 @@ DISTRIBUTED: Config = {
     "validate#dataloader#sampler": "@validate#sampler",
     "initialize": [
         "$import torch.distributed as dist",
+        "$import torch.distributed.nn",  # holds on to the group that is there when it is imported, as it soon would be
         "$dist.is_initialized() or dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')",
         "$torch.cuda.is_available() and torch.cuda.set_device(@device)",
         "$monai.utils.set_determinism(seed=@seed)",
     ],
     "finalize": ["$dist.is_initialized() and dist.destroy_process_group()"],
 }
-"""What several processes need, one a GPU; on a CPU they talk by gloo."""
+"""What several processes need, one a GPU; on a CPU they talk by gloo.
+
+Nothing may hold the group by which metrics are gathered once it is destroyed: its threads would outlive Python, and one
+that frees a tensor then aborts the process (PyTorch 2.13 with gloo)."""
 
 
 def multi_gpu_train() -> Config:
     """`configs/multi_gpu_train.json`, laid over train.json."""
     return {
         **DISTRIBUTED,
+        "network": {
+            "_target_": "torch.nn.parallel.DistributedDataParallel",
+            "module": "$@network_def.to(@device)",
+            "device_ids": "$[@device] if torch.cuda.is_available() else None",
+            # Its own, since the network is held until Python ends, and with it the threads of its group.
+            "process_group": "$dist.new_group()",
+            "find_unused_parameters": True,
+        },
         "train#sampler": {
             "_target_": "DistributedSampler",
             "dataset": "@train#dataset",
