@@ -23,14 +23,14 @@ from autoseg.data.preprocess import ChannelNorm, channel_stats, needs_stats, nor
 from autoseg.data.resampling import resample
 from autoseg.data.windowing import window_starts, window_weights
 from autoseg.ensemble.predict import predict_files
-from autoseg.errors import ConfigError, ResourceError
+from autoseg.errors import ConfigError, ResourceError, WorkspaceError
 from autoseg.export import run as runner
 from autoseg.export.graph import Normalised, describe
 from autoseg.export.pack import pack
-from autoseg.export.source import load_network
 from autoseg.export.targets import TARGETS, export
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.postprocess import ClassRule
+from autoseg.inference.predictor import load_network
 from autoseg.plan import Plan
 from autoseg.workspace.files import write_json
 from autoseg.workspace.workspace import Workspace
@@ -301,6 +301,16 @@ def test_tensorrt_says_that_it_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.M
     make_job(tmp_path / "work", "segresnet", 0)
     with pytest.raises(ResourceError, match=r"torch finds no GPU here, .* Export onnx, and build the engine there\."):
         export(tmp_path / "work", "tensorrt", algo="segresnet")
+
+
+def test_damaged_weights_are_not_exported(tmp_path: Path) -> None:
+    plan = plan_of("segresnet")
+    job = write_trained(tmp_path / "work", "segresnet", plan)
+    weights = torch.load(job.model, weights_only=True)
+    next(iter(weights.values())).view(-1)[0] = torch.nan
+    torch.save(weights, job.model)
+    with pytest.raises(WorkspaceError, match="1 weights are NaN or infinite"):
+        export(tmp_path / "work", "torchscript", algo="segresnet")
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from autoseg.data.preprocess import needs_stats
-from autoseg.export.source import load_network, read_source, refuse_frame
+from autoseg.export.source import read_source, refuse_frame
 from autoseg.export.targets import Request
-from autoseg.inference.predictor import group_key
+from autoseg.inference.predictor import group_key, load_network
 from autoseg.plan import Plan
 from autoseg.version import __version__
 from autoseg.workspace.files import digest

@@ -22,9 +22,10 @@ from autoseg.data.terms import Term, term_of
 from autoseg.errors import ConfigError
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.export.bundle import network_def
-from autoseg.export.source import Source, load_network, read_source, refuse_frame, refuse_regions
+from autoseg.export.source import Source, read_source, refuse_frame, refuse_regions
 from autoseg.export.targets import Request
 from autoseg.inference.chosen import read_codes
+from autoseg.inference.predictor import load_network
 from autoseg.plan import ChannelPlan, Plan
 from autoseg.version import __version__
 from autoseg.workspace.files import write_atomic, write_json

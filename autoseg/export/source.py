@@ -6,16 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from autoseg.config.networks import LOCATOR
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.inference.chosen import own_jobs, read_ensemble, run_at
 from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble
-from autoseg.inference.predictor import check_alike, read_weights
+from autoseg.inference.predictor import check_alike
 from autoseg.inference.seals import check_jobs
-from autoseg.networks import build_network
 from autoseg.plan import Plan, read_plan
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.settings import StoredSetting, read_settings
@@ -96,21 +93,6 @@ def read_source(
         plans=plans,
         settings=read_settings(run) if run.settings.exists() else {},
     )
-
-
-def load_network(job: JobDir, plan: Plan) -> nn.Module:
-    """A job's network with its weights on the CPU, none of its layers replaced, in evaluation mode.
-
-    Raises:
-        ConfigError, WorkspaceError: The plan or the weights are damaged, or do not belong together.
-    """
-    network = build_network(plan)
-    try:
-        network.load_state_dict(read_weights(job))
-    except (RuntimeError, TypeError, AttributeError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise WorkspaceError(f"{job.root.name}: the weights are not of the network in its plan ({words}).") from error
-    return network.eval().requires_grad_(False)
 
 
 def refuse_frame(plan: Plan) -> None:

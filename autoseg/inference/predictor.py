@@ -85,6 +85,17 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
         compared = read_stored(job.validation, ValidationFile).half_precision
         if compared is not None and not compared.is_equal:
             plan = plan.model_copy(update={"precision": "fp32"})
+    network = to_device(load_network(job, plan), device, plan.precision, trained=False)
+    return Model(name=name, plan=plan, network=network, heads=heads(plan.algo, network))
+
+
+def load_network(job: JobDir, plan: Plan) -> nn.Module:
+    """A job's network with its weights on the CPU, none of its layers replaced, in evaluation mode.
+
+    Raises:
+        ConfigError: No network can be built by the plan.
+        WorkspaceError: The weights are damaged, or of another network than the plan describes.
+    """
     weights = read_weights(job)
     network = build_network(plan)
     try:
@@ -92,14 +103,13 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
     except (RuntimeError, TypeError, AttributeError) as error:
         raise WorkspaceError(
             f"{job.model}: not the weights of the network in {job.plan.name} ({_first_line(error)}). "
-            f"Undo the change of the plan, or train {name} again."
+            f"Undo the change of the plan, or train {job.root.name} again."
         ) from error
     if broken := [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]:
         raise WorkspaceError(
             f"{job.model}: {len(broken)} weights are NaN or infinite ({broken[0]} first). {_again(job)}"
         )
-    network = to_device(network.eval().requires_grad_(False), device, plan.precision, trained=False)
-    return Model(name=name, plan=plan, network=network, heads=heads(plan.algo, network))
+    return network.eval().requires_grad_(False)
 
 
 def read_weights(job: JobDir) -> dict[str, torch.Tensor]:
