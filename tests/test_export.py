@@ -303,6 +303,14 @@ def test_tensorrt_says_that_it_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.M
         export(tmp_path / "work", "tensorrt", algo="segresnet")
 
 
+def test_tensorrts_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    make_job(tmp_path / "work", "segresnet", 0)
+    with pytest.raises(ResourceError, match=r"needs onnx, onnxscript, tensorrt\. Run `pip install onnx onnxscript te"):
+        export(tmp_path / "work", "tensorrt", algo="segresnet")
+
+
 def test_damaged_weights_are_not_exported(tmp_path: Path) -> None:
     plan = plan_of("segresnet")
     job = write_trained(tmp_path / "work", "segresnet", plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -20,12 +21,18 @@ def write(request: Request) -> list[Path]:
     """Write `<job>.plan` for each model, and its description beside it.
 
     Raises:
-        ResourceError: There is no GPU, or TensorRT cannot build the engine.
+        ResourceError: There is no GPU, a package is missing, or TensorRT cannot build the engine.
     """
     if not torch.cuda.is_available():
         raise ResourceError(
             "--format tensorrt: torch finds no GPU here, and an engine can be built only on a GPU of the kind that it "
             "is to run on. Export onnx, and build the engine there."
+        )
+    # Looked for here and not by the table of formats: without a GPU, packages would be installed for nothing.
+    if missing := [name for name in ("onnx", "onnxscript", "tensorrt") if importlib.util.find_spec(name) is None]:
+        raise ResourceError(
+            f"--format tensorrt needs {', '.join(missing)}. Run `pip install {' '.join(missing)}`, or export onnx and "
+            "build the engine with TensorRT's own tools."
         )
     return write_graphs(request, ".plan", _write)
 
