@@ -203,6 +203,10 @@ def test_two_resolutions_in_one_folder(tmp_path: Path, monkeypatch: pytest.Monke
     other = bundle_of(tmp_path, tiny_plan(fold=3, classes=PLANS["gaps, one channel"]["classes"]))
     with pytest.raises(ConfigError, match="its channels is another"):
         export_bundle(jobs[:1], tmp_path / "wrong", lowres=other)
+    frame = {"axes": [[0.8, 0.6, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, 1.0]], "slices": 2}
+    turned = bundle_of(tmp_path, Plan.model_validate({**low.model_dump(), "fold": 4, "frame": frame}))
+    with pytest.raises(ConfigError, match="its frame is another"):
+        export_bundle(jobs[:1], tmp_path / "wrong", lowres=turned)
 
 
 @pytest.mark.parametrize("algo", ALGOS)

@@ -121,7 +121,7 @@ def write(request: Request) -> list[Path]:
 
 def _check_lowres(plans: Sequence[Plan], low: Plan) -> None:
     plan = plans[0]
-    shared = ("network", "classes", "channels", "roi_size", "sigmoid", "crop_foreground", "algo")
+    shared = ("network", "classes", "channels", "roi_size", "sigmoid", "crop_foreground", "frame", "algo")
     differing = [key for key in shared if getattr(plan, key) != getattr(low, key)]
     if len(plans) > 1 or differing:
         why = f"its {differing[0]} is another" if differing else "an ensemble has no place for one"
