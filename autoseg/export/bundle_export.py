@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +18,7 @@ from autoseg.inference.predictor import read_weights
 from autoseg.networks import divisor
 from autoseg.plan import Plan, read_plan
 from autoseg.terminal import printable
-from autoseg.workspace.files import write_atomic, write_json
+from autoseg.workspace.files import write_atomic, write_folder, write_json
 from autoseg.workspace.jobs import JobDir
 
 Weights = dict[str, torch.Tensor]
@@ -103,19 +100,15 @@ def write(request: Request) -> list[Path]:
     if target.exists():
         raise ConfigError(f"--output: {target} is there already. Remove it, or give another folder or --name.")
     spec = source.spec
-    part = target.with_name(f".part-{uuid.uuid4().hex[:12]}")
-    try:
+    with write_folder(target) as folder:
         export_bundle(
             [*source.jobs.values()],
-            part,
+            folder,
             name=name,
             combine=spec.combine if spec is not None else "mean",
             rules=[rule.model_dump(mode="json") for rule in spec.postprocessing] if spec is not None else (),
             scores={"mean_dice": spec.dice} if spec is not None and spec.dice is not None else None,
         )
-        os.rename(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return [target]
 
 

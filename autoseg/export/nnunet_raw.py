@@ -9,10 +9,7 @@ Source: nnU-Net's documentation, dataset_format.md, region_based_training.md, ig
 from __future__ import annotations
 
 import logging
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.export.targets import Request
 from autoseg.inference.chosen import run_at
 from autoseg.plan import read_plan
-from autoseg.workspace.files import write_json
+from autoseg.workspace.files import write_folder, write_json
 from autoseg.workspace.settings import StoredSetting, read_settings
 from autoseg.workspace.workspace import Workspace
 
@@ -56,17 +53,13 @@ def write(request: Request) -> list[Path]:
     folder = request.folder / _folder_name(request.name or str(_value(settings, "name") or "autoseg"))
     if folder.exists():
         raise ConfigError(f"--output: {folder} is there already. Remove it, or give another folder or --name.")
-    part = folder.with_name(f".part-{uuid.uuid4().hex[:12]}")
-    try:
+    with write_folder(folder) as part:
         _write_cases(part, datalist, label_map)
         write_json(part / "splits_final.json", splits_of(datalist.training))
         licence = read_licence(run.root / str(_value(settings, "datalist") or ""))
         write_json(
             part / "dataset.json", dataset_json(datalist, label_map, _channel_names(datalist, settings), licence)
         )
-        os.rename(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return [folder]
 
 

@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
-import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +27,7 @@ from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.predictor import read_weights
 from autoseg.version import __version__
 from autoseg.workspace.archive import FORMAT, MANIFEST, MOST_TEXT, Manifest, Part, is_packed, opened_model
-from autoseg.workspace.files import write_atomic
+from autoseg.workspace.files import json_text, write_atomic, write_folder
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
@@ -146,7 +143,7 @@ def _spec(model: Source) -> EnsembleSpec:
 
 
 def _json(data: object) -> bytes:
-    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+    return json_text(data).encode()
 
 
 def _yaml(data: object) -> bytes:
@@ -215,15 +212,11 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 def _write_folder(output: Path, model: Source, licence: str) -> None:
     """The parts in a folder that is there whole or not at all."""
-    folder = output.absolute().with_name(f".part-{uuid.uuid4().hex[:12]}")
     parts = {}
-    try:
+    with write_folder(output) as folder:
         for name, data in _parts(model, licence):
             parts[name] = _part(name, data)
             write_atomic(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
         write_atomic(folder / MANIFEST, lambda file: file.write(_manifest(model, parts)))
         if output.is_dir():
             output.rmdir()  # empty, as was made sure
-        os.rename(folder, output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

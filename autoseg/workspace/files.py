@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import socket
 import stat
 import time
@@ -257,6 +258,18 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], *, mode: int 
         half.unlink(missing_ok=True)
 
 
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which is moved to a path where nothing stands yet; nothing is left where it is not filled."""
+    half = path.absolute().with_name(HALF + uuid.uuid4().hex[:12])
+    half.mkdir(parents=True)
+    try:
+        yield half
+        os.rename(half, path)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
 def write_text(path: Path, text: str, *, mode: int = PUBLIC) -> None:
     """Write a text file atomically."""
     write_atomic(path, lambda file: file.write(text.encode()), mode=mode)
@@ -274,7 +287,12 @@ def append_text(path: Path, text: str, *, mode: int = PUBLIC) -> None:
 
 def write_json(path: Path, data: Any, *, mode: int = PUBLIC) -> None:
     """Write plain data as JSON, atomically."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n", mode=mode)
+    write_text(path, json_text(data), mode=mode)
+
+
+def json_text(data: Any) -> str:
+    """Plain data as `write_json` writes it."""
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_yaml(path: Path, data: Any, *, mode: int = PUBLIC) -> None:
