@@ -122,20 +122,16 @@ def cleaning(plan: Plan, rules: Sequence[Mapping[str, Any]]) -> list[Config]:
     Args:
         rules: of the postprocessing, as plain data: `name` of a class, and what is done to it.
     """
-    places = {c.name: place for place, c in enumerate(plan.classes)}
+    places, painted = {c.name: place for place, c in enumerate(plan.classes)}, plan.label_map.painted_values
     kept = []
     for rule in rules:
         place = places[rule["name"]]
-        where = {"channel": place, "value": 1} if plan.sigmoid else {"channel": 0, "value": _painted(plan)[place]}
+        where = {"channel": place, "value": 1} if plan.sigmoid else {"channel": 0, "value": painted[place]}
         kept.append({**where, **{key: rule[key] for key in CLEANING if rule.get(key)}})
     if not kept:
         return []
     clean: Config = {"_target_": "scripts.finishing.CleanLabelsd", "keys": "pred", "rules": kept}
     return [_encode(plan, "pred"), clean, _paint(plan)] if plan.sigmoid else [clean]
-
-
-def _painted(plan: Plan) -> tuple[int, ...]:
-    return plan.label_map.painted_values
 
 
 def _paint(plan: Plan) -> Config:
@@ -246,9 +242,12 @@ LOADING: list[Config] = [
 ]
 
 
-def member(plans: Sequence[Plan], network_defs: Sequence[Config]) -> Config:
-    """Networks of one preprocessing as a part of an ensemble."""
-    plan = plans[0]
+def member(plan: Plan, network_defs: Sequence[Config]) -> Config:
+    """Networks of one preprocessing as a part of an ensemble.
+
+    Args:
+        plan: of any of them.
+    """
     own = {"pixdim": list(plan.resample_resolution), "overlap": plan.overlap}
     own["mirror_axes"] = list(plan.mirror_axes) if plan.tta else []
     steps = preprocessing(plan)[len(LOADING) :]

@@ -14,8 +14,7 @@ from autoseg.export.bundle import network_def, outputs, write_configs, write_rea
 from autoseg.export.bundle_metadata import left_out, metadata
 from autoseg.export.source import read_source
 from autoseg.export.targets import Request
-from autoseg.inference.predictor import read_weights
-from autoseg.networks import divisor
+from autoseg.inference.predictor import group_key, read_weights
 from autoseg.plan import Plan, read_plan
 from autoseg.terminal import printable
 from autoseg.workspace.files import write_atomic, write_folder, write_json
@@ -132,12 +131,10 @@ def _ensemble(
     vote = combine == "vote"
     groups: dict[Any, list[int]] = {}
     for place, plan in enumerate(plans):
-        mirroring = plan.tta and (plan.mirror_axes, plan.mirrored_classes)
-        alike = plan.algo, plan.preprocessing, plan.roi_size, plan.overlap, divisor(plan), mirroring
-        groups.setdefault(place if vote else alike, []).append(place)
+        groups.setdefault(place if vote else group_key(plan), []).append(place)
     members, weights = [], Weights()
     for number, places in enumerate(groups.values()):
-        members.append(bundle_configs.member([plans[i] for i in places], [network_def(plans[i]) for i in places]))
+        members.append(bundle_configs.member(plans[places[0]], [network_def(plans[i]) for i in places]))
         for k, place in enumerate(places):
             for key, tensor in read_weights(jobs[place]).items():
                 weights[f"members.{number}.networks.{k}.{key}"] = tensor
