@@ -21,7 +21,7 @@ MOST_WINDOWS = 1 << 16
 
 def write(request: Request) -> list[Path]:
     """Write `<job>.onnx` for each model."""
-    return write_graphs(request, ".onnx", lambda graph, path: _write(graph, path))
+    return write_graphs(request, ".onnx", _write)
 
 
 def _write(graph: Graph, path: Path) -> None:

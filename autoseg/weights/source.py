@@ -24,6 +24,7 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.networks import network_file
 from autoseg.plan import ChannelPlan, read_plan
 from autoseg.weights.checkpoint import Checkpoint, read_checkpoint
+from autoseg.weights.fitting import BACKGROUND
 from autoseg.weights.layouts import shapes_as_ours
 from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import open_regular
@@ -35,7 +36,6 @@ ADAPTATION_PLAN = "adaptation_plan.json"
 OUR_PREFIXES = {"key_to_encoder": "encoder.stages", "key_to_stem": "encoder.stem"}
 """Keys of an adaptation plan -> what they stand for in our residual-encoder U-Net. nnU-Net, too, takes encoder and stem
 alone, since the decoder was trained to draw images. Source: nnU-Net's `PretrainedTrainer`."""
-BACKGROUND = "background"
 MOST_SIDECAR = 10_000_000
 """Bytes of a JSON file beside weights that are read: those of nnU-Net have some thousands."""
 

@@ -77,7 +77,7 @@ class Manifest(Stored):
 
 def is_packed(path: Path) -> bool:
     """Whether a path is a packed model, or a file that should be one, and no work_dir."""
-    return path.is_file() or (path / MANIFEST).is_file() or (path.exists() and not path.is_dir())
+    return (path / MANIFEST).is_file() or (path.exists() and not path.is_dir())
 
 
 @contextmanager
