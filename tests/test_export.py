@@ -164,6 +164,16 @@ def test_the_runner_reads_and_writes_nifti_as_nibabel(tmp_path: Path, dtype: typ
     np.testing.assert_allclose(written.affine, loaded.affine)
 
 
+@pytest.mark.parametrize(("slope", "inter"), [(np.nan, np.nan), (0, 5), (1, 0), (1, 5), (2, 0), (0.5, -3)])
+def test_the_runner_scales_intensities_as_nibabel(tmp_path: Path, slope: float, inter: float) -> None:
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(np.arange(27, dtype=np.int16).reshape(3, 3, 3), np.eye(4)), path)
+    data = bytearray(path.read_bytes())
+    data[112:120] = np.array([slope, inter], "<f4").tobytes()
+    path.write_bytes(data)
+    np.testing.assert_array_equal(runner.read_nifti(path)[0][..., 0], nib.load(path).get_fdata())
+
+
 # -- labels
 
 

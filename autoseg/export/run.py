@@ -122,7 +122,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Header]:
     if len(data) < int(offset) + math.prod(shape) * dtype.itemsize:
         raise RunError(f"{path}: cut off: fewer voxels than the header says.")
     voxels = np.frombuffer(data, dtype, math.prod(shape), int(offset)).reshape(shape, order="F").astype(np.float32)
-    if slope not in (0.0, 1.0) or (slope and inter):
+    if slope and math.isfinite(slope) and (slope, inter) != (1, 0):  # 0 and NaN: voxels are as stored
         voxels = voxels * np.float32(slope) + np.float32(inter)
     return voxels, _affine(data, order), {"bytes": data[:348], "order": order, "shape": shape[:3]}
 
