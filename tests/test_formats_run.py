@@ -21,6 +21,7 @@ from test_formats_everywhere import AFFINE, without_paths, write_segmentation
 from autoseg.cli.main import run_command
 from autoseg.data.grid import Grid
 from autoseg.data.phantoms import make_phantom
+from autoseg.export.targets import export
 
 SHAPE = (26, 24, 20)
 PLANTED = {
@@ -121,6 +122,19 @@ def test_training_and_scores_are_those_of_nifti_bit_by_bit(runs: tuple[Path, Pat
         np.testing.assert_array_equal(*(np.asarray(image.dataobj) for image in images))
         np.testing.assert_array_equal(*(image.affine for image in images))
     assert len(list((runs[1] / "predictions").glob("p*.nii.gz"))) == 6
+
+
+def test_a_data_set_for_nnunet_has_the_labels_of_nifti(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    written = []
+    for root in runs:
+        (folder,) = export(root / "work_dir", "nnunet_raw", output=tmp_path / root.name)
+        labels = sorted(folder.glob("labelsT*/*.nii.gz"))
+        written.append({path.name: np.asarray(nib.load(path).dataobj) for path in labels})
+    nifti, mixed = written
+    assert [*nifti] == [*mixed] == [f"p{number}.nii.gz" for number in range(6)]
+    for name, array in nifti.items():
+        assert set(np.unique(array)) == {0, 1, 2}
+        np.testing.assert_array_equal(mixed[name], array)
 
 
 def test_no_patient_comes_up_in_what_a_run_writes(

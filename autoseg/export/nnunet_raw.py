@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.data.datalists.cases import Case, Datalist, read_case_label
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.datalists.listfile import read_licence
 from autoseg.data.formats.table import LABEL_SUFFIX
 from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
-from autoseg.data.volumes import read_image, read_label, write_volume
+from autoseg.data.volumes import read_image, write_volume
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.export.targets import Request
 from autoseg.inference.chosen import run_at
@@ -120,8 +120,7 @@ def _write_images(case: Case, folder: Path) -> Grid:
 
 
 def _write_label(case: Case, grid: Grid, folder: Path, table: np.ndarray) -> None:
-    assert case.label is not None
-    values = read_label(case.label).array[0]
+    values = read_case_label(case).array[0]
     write_volume(folder / f"{case.name}{LABEL_SUFFIX}", table[values], grid)
 
 
