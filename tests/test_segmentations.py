@@ -521,6 +521,19 @@ def test_segmentations_are_scored_by_name(tmp_path: Path, kinds: tuple[str, str]
     )
 
 
+def test_values_without_names_need_names_where_segments_are_numbered_otherwise(tmp_path: Path) -> None:
+    parts = masks(0)
+    save_dicom(tmp_path / "labels" / "a.dcm", seg_of({name: parts[name] for name in ("tumor", "liver")}, OBLIQUE))
+    (tmp_path / "preds").mkdir()
+    nib.save(nib.Nifti1Image(expected(), OBLIQUE), tmp_path / "preds" / "a.nii.gz")
+    save_dicom(tmp_path / "labels" / "b.dcm", seg_of(parts, OBLIQUE))
+    with pytest.raises(DataError, match="order: --classes liver,tumor") as caught:
+        evaluate(tmp_path / "preds", tmp_path / "labels")
+    assert "while 1 label files hold values without names" in str(caught.value)
+    scores = evaluate(tmp_path / "preds", tmp_path / "labels", classes=("liver", "tumor")).scores["dice"]
+    assert scores == {"a": [1.0, 1.0], "b": [0.0, 0.0]}
+
+
 # -- damage
 
 

@@ -12,6 +12,9 @@ from autoseg.data.formats.table import read_header, reading
 from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
 
+BY_CLASSES = "Or name the classes of the values 1, 2, ... in their order: --classes liver,tumor."
+"""What else helps in a comparison where names and values contradict each other."""
+
 
 def shared_grid(label: Path, prediction: Path | None) -> Grid | None:
     """The grid that a label and its prediction are put on: of the one that is a label map, else one that holds both.
@@ -45,7 +48,7 @@ def classes_by_name(pairs: Mapping[Path, Path], labels: Sequence[Path]) -> tuple
     opened = [open_segmentation(path) for path, _, _ in paths]
     if all(segmentation is None or segmentation.is_label_map for segmentation in opened):
         return None
-    numbers, regions, _ = table_of([(path, partial(_grid, label, pred)) for path, label, pred in paths])
+    numbers, regions, _ = table_of([(path, partial(_grid, label, pred)) for path, label, pred in paths], BY_CLASSES)
     values = segment_values(numbers, regions)
     names, numbered = zip(*values, strict=True)
     return LabelMap(names=names, values=numbered, sigmoid=bool(regions)), values

@@ -82,12 +82,13 @@ def _image_grid(case: Case) -> Grid:
 
 
 def table_of(
-    labels: Sequence[tuple[Path, Callable[[], Grid]]],
+    labels: Sequence[tuple[Path, Callable[[], Grid]]], numbers_remedy: str = ""
 ) -> tuple[dict[int, str], dict[str, tuple[int, ...]], list[str]]:
     """The classes that label files name.
 
     Args:
         labels: files, and what reads the grid that each is put on.
+        numbers_remedy: what else helps where files without names hold the values that names contradict.
 
     Returns:
         Value -> name, or name -> values where segments overlap; neither where no file names any. And notes for people.
@@ -99,7 +100,7 @@ def table_of(
     if not names.numbers:
         return {}, {}, []
     notes = ["class names are those of the segments in the label files."]
-    return *_table(names, notes), notes
+    return *_table(names, notes, numbers_remedy), notes
 
 
 def _gather(labels: Sequence[tuple[Path, Callable[[], Grid]]]) -> _Names:
@@ -138,7 +139,7 @@ def _find_overlaps(path: Path, segmentation: Segmentation, grid: Grid, names: _N
                 names.overlapping.setdefault(members, stem_of(path))
 
 
-def _table(names: _Names, notes: list[str]) -> tuple[dict[int, str], dict[str, tuple[int, ...]]]:
+def _table(names: _Names, notes: list[str], numbers_remedy: str) -> tuple[dict[int, str], dict[str, tuple[int, ...]]]:
     """`labels`, or `regions` where segments overlap.
 
     Raises:
@@ -160,7 +161,7 @@ def _table(names: _Names, notes: list[str]) -> tuple[dict[int, str], dict[str, t
     if agree and all(0 < number <= HIGHEST_VALUE for number in by_number):
         return {number: name for number, (name,) in sorted(by_number.items())}, {}
     if names.num_plain:
-        raise DataError(_contradiction(names, "have different numbers"))
+        raise DataError(f"{_contradiction(names, 'have different numbers')} {numbers_remedy}".rstrip())
     return dict(enumerate(sorted(names.numbers), start=1)), {}
 
 
