@@ -9,8 +9,8 @@ from typing import Any
 from autoseg.data.formats.table import stem_of
 from autoseg.data.volumes import write_volume
 from autoseg.ensemble.labels import OutOfFoldLabels, Speaking, rules_key
-from autoseg.ensemble.out_of_fold import floats
 from autoseg.ensemble.records import read_case_record
+from autoseg.evaluation.score_files import floats
 from autoseg.evaluation.scores import DICE, METRICS
 from autoseg.evaluation.tolerances import Tolerance
 from autoseg.inference.files import writing

@@ -14,13 +14,13 @@ from autoseg.ensemble.out_of_fold import (
     Progress,
     case_digest,
     comparison_of,
-    floats,
     label_on_image,
     metric_key,
     read_record,
 )
 from autoseg.errors import DataError, ResourceError
 from autoseg.evaluation.metrics import to_plain
+from autoseg.evaluation.score_files import floats
 from autoseg.evaluation.scores import DICE, METRICS, score_case
 from autoseg.evaluation.tolerances import Tolerance
 from autoseg.inference.ensemble_spec import EnsembleSpec
@@ -93,6 +93,4 @@ def _scores(
             else:
                 stores[name][keys[name]] = to_plain(values)
         write_json(path, record)
-    return {
-        m.name: floats(record["dice"] if m is DICE else stores[m.name][keys[m.name]]) for m in METRICS
-    }  # fmt: skip
+    return {m.name: floats(record["dice"] if m is DICE else stores[m.name][keys[m.name]]) for m in METRICS}

@@ -13,9 +13,10 @@ from autoseg.data.datalists.cases import Case, read_case_label
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
-from autoseg.ensemble.out_of_fold import comparison_of, floats, metric_key
+from autoseg.ensemble.out_of_fold import comparison_of, metric_key
 from autoseg.ensemble.records import read_case_record
 from autoseg.evaluation.metrics import to_plain
+from autoseg.evaluation.score_files import floats
 from autoseg.evaluation.scores import DICE, Metric, score_case
 from autoseg.evaluation.tolerances import Tolerance
 from autoseg.inference.postprocess import ClassRule, clean, deeds, measure_parts, option_dice, options

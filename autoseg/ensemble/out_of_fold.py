@@ -8,7 +8,6 @@ What jobs kept of their predictions (`autoseg.inference.held_out`) is merged; a 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from autoseg.ensemble.combine import CaseCost, CaseScore, Combination, ModelCost
 from autoseg.ensemble.records import read_case_record
 from autoseg.errors import DataError
 from autoseg.evaluation.metrics import dice_per_class, to_plain
+from autoseg.evaluation.score_files import floats
 from autoseg.evaluation.scores import DICE, Comparison, Metric, score_case
 from autoseg.evaluation.tolerances import TOLERANCE_MM, Tolerance
 from autoseg.inference.cost import Cost
@@ -391,11 +391,6 @@ def score_out_of_fold(
         scores += scored
         failures += failed
     return scores, failures
-
-
-def floats(values: Sequence[float | None]) -> list[float]:
-    """Scores as a record has them; null is NaN."""
-    return [math.nan if v is None else float(v) for v in values]
 
 
 def _from_record(case: Case, record: Mapping[str, Any], selected: Mapping[str, Sequence[float]] | None) -> CaseScore:

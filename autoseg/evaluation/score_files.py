@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -12,6 +14,11 @@ from autoseg.workspace.workspace import Workspace
 PerClass = tuple[Score, ...]
 """A score for each class; None: not counted."""
 AGAIN = "Undo the edit, or delete the file and run `autoseg ensemble` again."
+
+
+def floats(values: Sequence[float | None]) -> list[float]:
+    """Scores as they are counted with: NaN where not counted."""
+    return [math.nan if v is None else float(v) for v in values]
 
 
 class ClassScores(Stored):

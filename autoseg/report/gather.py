@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -223,11 +222,6 @@ def inputs_digest(workspace: Workspace, table: Sequence[Stage[Any]]) -> str:
         except OSError:
             continue
     return digest([digests, stages_shown(workspace, table)])
-
-
-def plain(values: Sequence[float | None]) -> list[float]:
-    """Scores as floats, NaN where not counted."""
-    return [math.nan if v is None else float(v) for v in values]
 
 
 def by_number(name: str) -> tuple[Any, ...]:

@@ -25,10 +25,10 @@ from autoseg.data.labels import LabelMap
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.evaluation.calibration import expected_error
 from autoseg.evaluation.intervals import case_means, compare
-from autoseg.evaluation.score_files import PerClass, Scores, ScoreSummary
+from autoseg.evaluation.score_files import PerClass, Scores, ScoreSummary, floats
 from autoseg.evaluation.tolerances import Tolerance, words_of
 from autoseg.report import figures
-from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_finished, plain, stages_shown
+from autoseg.report.gather import Run, by_number, clock, inputs_digest, last_finished, stages_shown
 from autoseg.report.pictures import CasePicture, picture_case
 from autoseg.terminal import printable
 from autoseg.version import __version__
@@ -358,13 +358,13 @@ def _scores(run: Run) -> Content | None:
     fold_of = {c.name: c.fold for c in run.scores.cases}
     by_algo = _by_segmenter(run.scores)
     label = f"ensemble ({chosen})" if chosen not in by_algo else chosen
-    ensemble = {n: plain(scores["dice"]) for n, scores in run.scores.ensemble.items()}
+    ensemble = {n: floats(scores["dice"]) for n, scores in run.scores.ensemble.items()}
     groups = {label: list(ensemble.values())} if ensemble else {}
-    groups |= {name: [plain(v) for v in cases.values()] for name, cases in by_algo.items() if name != label}
+    groups |= {name: [floats(v) for v in cases.values()] for name, cases in by_algo.items() if name != label}
     patients, spec = run.scores.patients, run.ensemble
     tables = [(f"Dice of the {label}", _fold_table(classes, ensemble, fold_of, patients))] if ensemble else []
     others = [
-        (f"Dice of {name}", _fold_table(classes, {n: plain(v) for n, v in cases.items()}, fold_of, patients))
+        (f"Dice of {name}", _fold_table(classes, {n: floats(v) for n, v in cases.items()}, fold_of, patients))
         for name, cases in by_algo.items()
         if name != label
     ]
@@ -401,7 +401,7 @@ def _further_scores(scores: Scores) -> list[tuple[Metric, dict[str, list[float]]
 
     by_case = scores.ensemble
     computed = [m for m in METRICS[1:] if by_case and all(m.name in values for values in by_case.values())]
-    return [(m, {n: plain(values[m.name]) for n, values in by_case.items()}) for m in computed]
+    return [(m, {n: floats(values[m.name]) for n, values in by_case.items()}) for m in computed]
 
 
 def _words_of_metric(name: str) -> str:
@@ -475,7 +475,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def _testing(run: Run, scores: Scores) -> Content | None:
-    held = {n: plain(v) for n, v in scores.testing.items()}
+    held = {n: floats(v) for n, v in scores.testing.items()}
     num = 0 if run.summary is None else run.summary.cases.get("testing", 0)
     if not num and not held:
         return None
