@@ -178,6 +178,13 @@ def test_a_missing_image_is_said(copied: Path) -> None:
     assert "Mean Dice" in text
 
 
+def test_a_metric_that_there_is_not_is_a_fault_of_the_file(copied: Path) -> None:
+    path = copied / "work_dir" / "ensemble" / "scores.json"
+    path.write_text(path.read_text().replace('"metric": "dice"', '"metric": "likeness"'))
+    text = make_report(copied / "work_dir", STAGES).read_text()
+    assert "scores.json: metric: found &#39;likeness&#39;, expected &#39;dice&#39;" in text
+
+
 def test_a_fault_of_the_report_costs_no_run(
     copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from autoseg.config.settings import SelectBy
 from autoseg.workspace.stored import Score, Stored, read_stored
 from autoseg.workspace.workspace import Workspace
 
@@ -155,7 +156,7 @@ class Scores(Stored):
 
     version: str
     """Of autoseg."""
-    metric: str
+    metric: SelectBy
     """That decided between combinations and rules of postprocessing."""
     classes: tuple[str, ...]
     chosen: str
