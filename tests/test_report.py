@@ -30,8 +30,9 @@ from autoseg.pipeline.stages import STAGES
 from autoseg.pseudolabel.audit import audit_json, make_row
 from autoseg.pseudolabel.evidence import ClassEvidence
 from autoseg.pseudolabel.rounds import How
-from autoseg.report.page import SECTIONS, make_report
+from autoseg.report.page import make_report
 from autoseg.report.pictures import outline, picture_case, shown_box
+from autoseg.report.sections import SECTIONS
 from autoseg.report.serve import LiveReport, make_server
 from autoseg.workspace.files import write_json, write_yaml
 from autoseg.workspace.workspace import Workspace

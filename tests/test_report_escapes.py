@@ -22,7 +22,8 @@ from autoseg.pseudolabel.audit import audit_json, make_row
 from autoseg.pseudolabel.evidence import ClassEvidence
 from autoseg.pseudolabel.rounds import How
 from autoseg.report import figures
-from autoseg.report.page import SECTIONS, make_report
+from autoseg.report.page import make_report
+from autoseg.report.sections import SECTIONS
 from autoseg.terminal import printable
 from autoseg.workspace.files import write_json, write_yaml
 from autoseg.workspace.jobs import EpochLine

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from autoseg.data.datalists.cases import Case, read_case_label
+from autoseg.data.formats.table import image_digest
 from autoseg.data.labels import UNSURE, LabelMap
 from autoseg.data.slices import PLANES, as_seen, gray_window, to_gray
 from autoseg.data.volumes import read_image, read_label
+from autoseg.workspace.files import digest
 
 MOST_SLICES = 24
 """Slices of a plane: with three planes and three cases a report stays in a few MB."""
@@ -84,6 +87,35 @@ def picture_case(case: Case, prediction: Path, label_map: LabelMap) -> CasePictu
     offset = [b.start for b in box]
     planes = tuple(_plane(name, axis, gray, targets, label_map, spacing, offset) for name, axis in PLANES)
     return CasePicture(planes=planes, window=window, spacing_mm=spacing, shape=(x, y, z))
+
+
+class KeptPictures:
+    """Pictures of the last page, so that a live view does not make them anew."""
+
+    def __init__(self) -> None:
+        """None so far."""
+        self._known: dict[str, CasePicture] = {}
+        self._shown: set[str] = set()
+
+    @contextmanager
+    def page(self) -> Iterator[None]:
+        """While a page is made; afterwards those that are not on it are dropped."""
+        self._shown.clear()
+        yield
+        for key in set(self._known) - self._shown:
+            del self._known[key]
+
+    def picture(self, case: Case, prediction: Path, label_map: LabelMap) -> CasePicture:
+        """As `picture_case`, made once as long as the files stay as they are."""
+        files = [*case.images, *([] if case.label is None else [case.label]), prediction]
+        key = digest([str(prediction), case.segment_values, *(image_digest(p) for p in files if p.exists())])
+        if key not in self._known:
+            self._known[key] = picture_case(case, prediction, label_map)
+        self._shown.add(key)
+        return self._known[key]
+
+
+KEPT = KeptPictures()
 
 
 def _is_class(target: np.ndarray) -> np.ndarray:
