@@ -30,6 +30,7 @@ from autoseg.pipeline.stages import STAGES
 from autoseg.pseudolabel.audit import audit_json, make_row
 from autoseg.pseudolabel.evidence import ClassEvidence
 from autoseg.pseudolabel.rounds import How
+from autoseg.report.filters import FILTERS
 from autoseg.report.page import make_report
 from autoseg.report.pictures import outline, picture_case, shown_box
 from autoseg.report.sections import SECTIONS
@@ -71,6 +72,7 @@ def test_a_run_ends_with_a_whole_report(report: str) -> None:
     page = Page(report)
     assert [s["id"] for s in page.all("section")] == [name for name, *_ in SECTIONS if name != "pseudolabels"]
     assert "could not be made" not in report
+    assert ">- to -<" not in report
     assert "Not yet." not in report
     assert len([i for i in page.all("img") if (i["src"] or "").startswith("data:image/svg+xml")]) >= 9
     assert len([i for i in page.all("img") if (i["src"] or "").startswith("data:image/png")]) == 9  # 3 cases, 3 planes
@@ -130,6 +132,12 @@ def test_names_from_the_data_are_escaped(copied: Path) -> None:
 
 def test_no_absolute_path_of_the_machine(report: str, finished_run: Path) -> None:
     assert str(finished_run) not in report
+
+
+def test_intervals_that_are_not_known_are_dashes() -> None:
+    assert FILTERS["signed_interval"](-0.01, 0.25) == "-0.0100 to +0.2500"
+    assert [FILTERS["signed_interval"](end, end) for end in (None, math.nan)] == ["-", "-"]
+    assert FILTERS["interval"]({"low": None, "high": None}) == "-"
 
 
 # -- unfinished and damaged runs

@@ -27,6 +27,11 @@ def signed(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:+.4f}"
 
 
+def signed_interval(low: float | None, high: float | None) -> str:
+    """The interval of a difference."""
+    return "-" if signed(low) == "-" else f"{signed(low)} to {signed(high)}"
+
+
 def pvalue(value: float | None) -> str:
     """A p value."""
     return "-" if value is None else "< 0.001" if value < 0.001 else score(value)
@@ -66,6 +71,7 @@ FILTERS = {
     "score": score,
     "interval": interval,
     "signed": signed,
+    "signed_interval": signed_interval,
     "pvalue": pvalue,
     "number": number,
     "size": size,

@@ -33,8 +33,8 @@ def glance(run: Run) -> list[tuple[str, str, str]]:
     if run.scores:
         chosen = run.scores.dice  # the ensemble's, postprocessing included
         if chosen.mean is not None:
-            interval = f"95 % interval {filters.interval(chosen)}"
-            facts.append(("Mean Dice", filters.score(chosen.mean), f"{interval}, {chosen.num_cases} cases"))
+            interval = "" if chosen.low is None else f"95 % interval {filters.interval(chosen)}, "
+            facts.append(("Mean Dice", filters.score(chosen.mean), f"{interval}{chosen.num_cases} cases"))
             counted = [(c.mean, c.name) for c in chosen.classes if c.mean is not None]
             if len(chosen.classes) > 1 and counted:
                 hardest = min(counted, key=lambda pair: pair[0])
