@@ -23,6 +23,8 @@ from autoseg.workspace.workspace import Workspace
 if TYPE_CHECKING:
     from autoseg.pseudolabel.audit import AuditRow
 
+ELSEWHERE = ("algo", "fold", "seed", "init_weights")
+"""Values of a plan that stand in other sections."""
 MOST_PICTURES = 3
 """Cases whose pseudo-labels are shown in pictures."""
 
@@ -112,7 +114,7 @@ def _plan(run: Run) -> Content | None:
         rows: dict[tuple[str, ...], list[str]] = {}
         for e in entries:
             rows.setdefault((e.key, _value(e.value), e.origin, e.rule), []).append(e.place)
-        keys = list(dict.fromkeys(e.key for e in entries if e.key not in ("algo", "fold", "seed")))
+        keys = list(dict.fromkeys(e.key for e in entries if e.key not in ELSEWHERE))
         algos[algo] = [
             {
                 "key": key, "value": value, "origin": origin, "rule": rule,
