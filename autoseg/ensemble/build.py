@@ -13,22 +13,12 @@ from autoseg.data.datastats import StatsByCase
 from autoseg.data.labels import LabelMap, check_classes
 from autoseg.ensemble import suspicious
 from autoseg.ensemble.cleaning import choose_rules
-from autoseg.ensemble.combine import (
-    Candidate,
-    CaseScore,
-    Choosing,
-    Chosen,
-    costs_of,
-    pareto_rows,
-)
+from autoseg.ensemble.combine import Candidate, CaseScore, Choosing, Chosen, costs_of, pareto_rows
 from autoseg.ensemble.finish import Finished, finish_out_of_fold
 from autoseg.ensemble.held_back import predict_held_back
 from autoseg.ensemble.labels import OutOfFoldLabels
 from autoseg.ensemble.optimism import ChosenAgain, choose_again, speaking_for
-from autoseg.ensemble.out_of_fold import (
-    Progress,
-    score_out_of_fold,
-)
+from autoseg.ensemble.out_of_fold import Progress, score_out_of_fold
 from autoseg.ensemble.results import Results
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.metrics import mean_score
@@ -151,7 +141,7 @@ def _write(workspace: Workspace, results: Results) -> EnsembleResult:
     tables = tuple(results.tables())
     write_text(workspace.ensemble / "scores.txt", "\n\n".join([*tables, *results.gaps, *results.failures]) + "\n")
     write_json(workspace.scores, results.to_json())
-    write_text(workspace.subgroups, rows_to_csv(results.subgroups()))
+    write_text(workspace.subgroups, rows_to_csv(results.subgroups))
     write_text(workspace.suspicious_labels, suspicious.rows_to_csv(results.suspicious))
     return EnsembleResult(
         spec=results.spec,

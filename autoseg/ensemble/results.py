@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from autoseg.version import __version__
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """All that was found."""
 
@@ -91,6 +92,7 @@ class Results:
         shared = [name for name in again if name in self.finished.dice]
         return mean_score([self.finished.dice[n] for n in shared]), mean_score([again[n] for n in shared])
 
+    @cached_property
     def subgroups(self) -> list[SubgroupRow]:
         """The ensemble's out-of-fold Dice by group of cases."""
         return self._groups_of(self.finished.dice)
@@ -107,11 +109,9 @@ class Results:
             return None
         metrics = [m for m in METRICS if all(m.name in values for values in self.external.values())]
         patients = self._patients(self.external)
-        inside = dict.fromkeys(case_means(self.finished.dice), False) | dict.fromkeys(
-            case_means(self.test_scores), True
-        )
-        means = {**case_means(self.finished.dice), **case_means(self.test_scores)}
-        other = difference_to_rest([means[n] for n in inside], [*inside.values()], self._patients(inside))
+        apart, external = case_means(self.finished.dice), case_means(self.test_scores)
+        means = {**apart, **external}
+        other = difference_to_rest([*means.values()], [n in external for n in means], self._patients(means))
         return {
             "metrics": {
                 m.name: m.summary([v[m.name] for v in self.external.values()], self.classes, patients).to_json()
@@ -227,7 +227,7 @@ class Results:
             },
             "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
             "chosen_again": self._again_json(),
-            "subgroups": rows_to_json(self.subgroups()),
+            "subgroups": rows_to_json(self.subgroups),
             "external": self._external_json(),
             "suspicious": suspicious.rows_to_json(self.suspicious),
             "calibrated": list(self.network_classes),
