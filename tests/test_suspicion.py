@@ -7,7 +7,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from autoseg.data.labels import LabelMap
-from autoseg.evaluation.suspicion import contradictions, ranked
+from autoseg.ensemble.suspicious import rows_to_csv
+from autoseg.evaluation.suspicion import Contradiction, Suspicion, contradictions, ranked
 
 ORGANS = LabelMap(names=("left lung", "right lung", "liver", "node"), values=((1,), (2,), (3,), (4,)))
 MM = (1.0, 1.0, 2.0)
@@ -89,3 +90,9 @@ def test_what_does_not_count_is_not_judged() -> None:
     (missing, extra) = contradictions(pred, label, ignoring, MM)
     assert (missing.kind, missing.gain, extra.gain) == ("missing", 1.0, 0.0)
     assert ranked({}) == []
+
+
+def test_names_are_no_formulas_in_a_spreadsheet() -> None:
+    said = Contradiction(name="@node", kind="swapped", gain=0.5, partner="+liver")
+    text = rows_to_csv([Suspicion(case="=1+1", contradiction=said, suspicion=0.25)])
+    assert text == "case,class,suspicion,kind,gain,partner,shift_mm\n'=1+1,'@node,0.25,swapped,0.5,'+liver,0.0\n"

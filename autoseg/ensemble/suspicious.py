@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +10,7 @@ from autoseg.data.datalists.cases import read_case_label
 from autoseg.ensemble.labels import OutOfFoldLabels, Speaking, rules_key
 from autoseg.ensemble.records import read_case_record
 from autoseg.evaluation.suspicion import Contradiction, Suspicion, contradictions, ranked
+from autoseg.evaluation.tables import csv_text
 from autoseg.inference.postprocess import ClassRule
 from autoseg.workspace.files import write_json
 
@@ -64,8 +63,4 @@ def rows_to_json(rows: Sequence[Suspicion]) -> list[dict[str, Any]]:
 
 def rows_to_csv(rows: Sequence[Suspicion]) -> str:
     """A table with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows_to_json(rows))
-    return text.getvalue()
+    return csv_text(COLUMNS, rows_to_json(rows))

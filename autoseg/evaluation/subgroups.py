@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 
 from autoseg.evaluation.intervals import ALPHA, case_means, difference_to_rest, holm, mean_interval
 from autoseg.evaluation.metrics import class_means, to_plain
+from autoseg.evaluation.tables import csv_text
 
 MOST_LEVELS = 20
 """Values of a text that make groups; more are names of something, and are left out."""
@@ -179,17 +177,4 @@ def rows_to_json(rows: Sequence[SubgroupRow]) -> list[dict[str, Any]]:
 
 def rows_to_csv(rows: Sequence[SubgroupRow]) -> str:
     """A table with a header; empty cells where a figure is not known."""
-    text = io.StringIO()
-    names = [*SubgroupRow.__dataclass_fields__, "finding"]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows_to_json(rows):
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    # A spreadsheet takes such a text for a formula.
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value
+    return csv_text([*SubgroupRow.__dataclass_fields__, "finding"], rows_to_json(rows))

@@ -1,9 +1,12 @@
-"""Score tables as text."""
+"""Tables as text."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,3 +59,20 @@ def _line(cells: Sequence[float], mean: float) -> list[str]:
     known = [c for c in cells if not math.isnan(c)]
     std = float(np.std(known)) if known else math.nan
     return [format_score(v) for v in (*cells, mean, std)]
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for spreadsheets, with a header; empty cells for None and NaN."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    # A spreadsheet takes such a text for a formula.
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value
