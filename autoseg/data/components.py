@@ -67,7 +67,7 @@ class Numbered:
 
 
 def box_of_label(label: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest box that holds all that is not 0, slices of length 0 where nothing is.
+    """The smallest box that holds all of a label map or mask that is not 0, slices of length 0 where nothing is.
 
     Components of anything but 0, and what they enclose, are the same in it as in the whole.
     """

@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from autoseg.data.components import box_of_label
 from autoseg.errors import DataError
 
 
@@ -68,7 +69,7 @@ def surfaces_of(pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float]
     """
     if pred.shape != label.shape:
         raise DataError(f"the prediction is {pred.shape}, the label {label.shape}. Expected one grid.")
-    box = box_of_mask(pred | label)
+    box = box_of_label(pred | label)
     pred, label = pred[box], label[box]
     if not pred.any() or not label.any():
         return None
@@ -83,13 +84,6 @@ def surfaces_of(pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float]
         distances.append(distance[order])
         areas.append(area[order])
     return Surfaces(distance_mm=(distances[0], distances[1]), area_mm2=(areas[0], areas[1]))
-
-
-def box_of_mask(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest box that holds a mask (X, Y, Z); slices of length 0 where it is empty."""
-    places = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    x, y, z = (slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0) for at in places)
-    return x, y, z
 
 
 def _codes(mask: np.ndarray) -> np.ndarray:

@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 from scipy.ndimage import binary_opening
 
+from autoseg.data.components import box_of_label
 from autoseg.data.labels import LabelMap
 from autoseg.data.side_names import sided_pairs
-from autoseg.evaluation.surfaces import box_of_mask
 
 Kind = Literal["missing", "extra", "swapped", "left and right", "shifted", "mirrored"]
 LEAST_SUSPICION = 0.05
@@ -68,7 +68,7 @@ def contradictions(
     """
     if label_map.ignore_label is not None:
         pred = np.where(label == label_map.ignore_label, 0, pred)
-    box = box_of_mask((pred > 0) | (label > 0))
+    box = box_of_label((pred > 0) | (label > 0))
     pred, label = pred[box], label[box]
     names = [n for n in label_map.names if annotated is None or n in annotated]
     values = dict(zip(label_map.names, label_map.values, strict=True))
