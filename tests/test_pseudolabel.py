@@ -421,6 +421,25 @@ def test_folds_of_a_later_round() -> None:
     assert later_round(listed, listed, BOTH, number=2, seed=0) == listed
 
 
+def test_folds_by_a_key_are_its_values_in_every_round() -> None:
+    settings = make_settings(strategy="two_stage", folds_by="site")
+    how = How.of(settings)
+    listed = Datalist(
+        training=tuple(
+            replace(c, fold=i % 3, meta={"site": "ABC"[i % 3]})
+            for i, c in enumerate(cases(None, ("a",), None, None, ("a",), None))
+        )
+    )
+    first = first_round(listed, AB, settings)  # site B is annotated in part
+    assert [(c.meta["site"], c.fold) for c in first.training] == [("A", 0), ("C", 1), ("A", 0), ("C", 1)]
+    assert later_round(listed, first, how, number=2, seed=0) == listed
+    kept = later_round(listed, first, replace(how, continues=True), number=2, seed=0)
+    assert {(c.meta["site"], c.fold) for c in kept.training} == {("A", 0), ("B", 0), ("C", 1)}
+    alone = replace(listed, training=tuple(replace(c, annotated=("a",)) if c.fold else c for c in listed.training))
+    with pytest.raises(ConfigError, match="which train first, have one value alone. Set `strategy: both` or"):
+        first_round(alone, AB, settings)
+
+
 # -- the stage, with networks of random weights
 
 

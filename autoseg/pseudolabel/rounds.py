@@ -17,6 +17,9 @@ from autoseg.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = "Set `strategy: both` or `strategy: marginal`, which train on every labelled case at once."
+"""What helps where two_stage cannot begin."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
@@ -174,7 +177,9 @@ def _renumbered(cases: Sequence[Case], datalist: Datalist, key: str) -> tuple[Ca
     """
     folds = sorted({c.fold for c in cases if c.fold is not None})
     if len(folds) < 2:
-        raise ConfigError(f"folds_by: {key}: the fully annotated cases, which train first, have one value alone.")
+        raise ConfigError(
+            f"folds_by: {key}: the fully annotated cases, which train first, have one value alone. {AT_ONCE}"
+        )
     return tuple(replace(c, fold=None if c.fold is None else folds.index(c.fold)) for c in cases)
 
 
@@ -190,7 +195,7 @@ def _too_few(datalist: Datalist, known: Sequence[str], full: Sequence[Case]) -> 
         complete = "one patient alone is, which leaves none to validate on"
     return (
         f"strategy: two_stage begins with the cases that are annotated for all {len(known)} classes, but {complete}. "
-        "Set `strategy: both` or `strategy: marginal`, which train on every labelled case at once."
+        f"{AT_ONCE}"
     )
 
 
@@ -217,16 +222,16 @@ def later_round(datalist: Datalist, previous: Datalist, how: How, *, number: int
     """
     if datalist.num_fold == 1:
         return datalist
-    if how.folds_by is not None and not how.continues:
-        return datalist
     if not how.continues:
+        if how.folds_by is not None:
+            return datalist
         dealt = deal_folds(datalist.training, num_fold=datalist.num_fold, seed=seed + number - 1)
         return replace(datalist, training=dealt)
+    if how.folds_by is not None:
+        return replace(datalist, training=_by_value(datalist.training, previous, how.folds_by))
     fold_of = {c.name: c.fold for c in previous.training}
     fold_of_patient: dict[str | None, int | None] = {c.group: c.fold for c in previous.training if c.group is not None}
     new = [c for c in datalist.training if c.name not in fold_of and c.group not in fold_of_patient]
-    if how.folds_by is not None:
-        return replace(datalist, training=_by_value(datalist.training, previous, how.folds_by))
     num_fold = min(datalist.num_fold, len({c.group or f"case {c.name}" for c in new}))
     if num_fold > 1:
         fold_of |= {c.name: c.fold for c in deal_folds(new, num_fold=num_fold, seed=seed + number - 1)}
