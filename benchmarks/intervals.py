@@ -136,9 +136,8 @@ def tests(repeats: int, rng: np.random.Generator) -> None:
         hits = 0
         for _ in range(repeats):
             (first, patient), (second, _) = draw("good", sizes, rng), draw("good", sizes, rng)
-            scores = {"a": dict(enumerate(first)), "b": dict(enumerate(second))}
-            named = {n: {str(i): float(v) for i, v in by_case.items()} for n, by_case in scores.items()}
-            p = compare(named, [("a", "b")], {str(i): int(who) for i, who in enumerate(patient)})[0].p
+            scores = {name: {str(i): v for i, v in enumerate(of)} for name, of in (("a", first), ("b", second))}
+            p = compare(scores, [("a", "b")], {str(i): who for i, who in enumerate(patient.tolist())})[0].p
             hits += p is not None and p < 0.05
         print(f"| {design} | {hits / repeats:.3f} |", flush=True)
 

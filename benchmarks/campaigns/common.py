@@ -185,7 +185,7 @@ def weight_digests(work_dir: Path) -> dict[str, str]:
 
 
 def files_of(work_dir: Path) -> set[str]:
-    """Names of all files, but for those that tell of the machine or of what was done when."""
+    """Names of all files and links."""
     return {str(path.relative_to(work_dir)) for path in work_dir.rglob("*") if path.is_file() or path.is_symlink()}
 
 
@@ -287,12 +287,12 @@ class Report:
         return "\n".join(lines)
 
 
-def plain_lines(text: str) -> set[str]:
-    """Lines without times, numbers and paths' changing parts: what a command says, to compare with another one's."""
-    return {re.sub(r"\d+(\.\d+)?", "#", line) for line in text.splitlines()}
-
-
 def words_about(said: str, usual: str) -> Sequence[str]:
-    """Lines of one text whose like is not in another."""
-    known = plain_lines(usual)
-    return [line for line in said.splitlines() if re.sub(r"\d+(\.\d+)?", "#", line) not in known]
+    """Lines of one text whose like, numbers apart, is not in another."""
+    known = {without_numbers(line) for line in usual.splitlines()}
+    return [line for line in said.splitlines() if without_numbers(line) not in known]
+
+
+def without_numbers(line: str) -> str:
+    """A line without times, counts and the numbers in paths."""
+    return re.sub(r"\d+(\.\d+)?", "#", line)
