@@ -22,6 +22,11 @@ def interval(item: Any) -> str:
     return "-" if score(low) == "-" else f"{score(low)} to {score(high)}"
 
 
+def quartiles(row: Any) -> str:
+    """The quartiles of a row of scores; a dash where no case has one."""
+    return "-" if score(row.q25) == "-" else f"{score(row.q25)} to {score(row.q75)}"
+
+
 def signed(value: float | None) -> str:
     """A difference of scores."""
     return "-" if value is None or math.isnan(value) else f"{value:+.4f}"
@@ -70,6 +75,7 @@ def breakable(text: str) -> Markup:
 FILTERS = {
     "score": score,
     "interval": interval,
+    "quartiles": quartiles,
     "signed": signed,
     "signed_interval": signed_interval,
     "pvalue": pvalue,
