@@ -22,9 +22,9 @@ def interval(item: Any) -> str:
     return "-" if score(low) == "-" else f"{score(low)} to {score(high)}"
 
 
-def quartiles(row: Any) -> str:
-    """The quartiles of a row of scores; a dash where no case has one."""
-    return "-" if score(row.q25) == "-" else f"{score(row.q25)} to {score(row.q75)}"
+def quartiles(row: dict[str, float]) -> str:
+    """`q25` and `q75` of a row of scores; a dash where no case has one."""
+    return "-" if score(row["q25"]) == "-" else f"{score(row['q25'])} to {score(row['q75'])}"
 
 
 def signed(value: float | None) -> str:
