@@ -209,6 +209,53 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "interrupted. The same command goes on from here.\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v holds on Linux alone")
+def test_too_few_addresses_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    """With 0.5 GiB its libraries cannot be loaded, and with 0.75 it aborts, which nothing can catch."""
+    code = (
+        "import resource, sys; from autoseg.cli.main import run_command\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "code = run_command(['status']); print('torch' in sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr == (
+        "error: the address space of this process is limited to 1.00 GiB (ulimit -v). Loading PyTorch takes 1.5 GiB, "
+        "images take more, and a GPU tens of GiB. Say `ulimit -v unlimited`, or ask the batch system for more memory.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "limit", "words"),
+    [
+        (MemoryError(), None, "memory ran out. Close other programs, or allow this one more memory."),
+        (SystemError("error return without exception set"), 4 << 30, "memory ran out."),
+        (SystemError("error return without exception set"), None, ""),
+        (RuntimeError("can't start new thread"), None, "can't start new thread. Allow more processes (ulimit -u)"),
+        (ImportError("libx.so: failed to map segment from shared object"), None, "failed to map segment"),
+        (RuntimeError("a bug"), 4 << 30, ""),
+    ],
+)
+def test_a_shortage_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    limit: int | None,
+    words: str,
+) -> None:
+    def fail(call: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_execute", fail)
+    monkeypatch.setattr("autoseg.hardware.system.address_space_limit_bytes", lambda: limit)
+    if not words:
+        with pytest.raises(type(error)):
+            run_command(["status"])
+        return
+    assert run_command(["status"]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_no_bug(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)

@@ -85,6 +85,15 @@ def open_files_limit() -> tuple[float, float] | None:
     return soft, hard
 
 
+def address_space_limit_bytes() -> int | None:
+    """Addresses this process may use, as `ulimit -v` sets them; None where there is no such limit."""
+    resource = _resource()
+    if resource is None or not hasattr(resource, "RLIMIT_AS"):
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else int(limit)
+
+
 # -- signals
 
 
