@@ -73,7 +73,7 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
         WorkspaceError: The weights are missing, damaged, or of another network than the plan describes.
     """
     name = job.root.name
-    if not job.model.exists() and not job.packed_model.exists():
+    if job.weights is None:
         raise WorkspaceError(f"{job.model}: missing; {name} has not been trained. Run `autoseg train`.")
     plan = read_model(job.plan, Plan)
     if faults := plan_faults(plan):
@@ -118,7 +118,7 @@ def read_weights(job: JobDir) -> dict[str, torch.Tensor]:
     Raises:
         WorkspaceError: The file is damaged, or holds no weights.
     """
-    path = job.model if job.model.exists() else job.packed_model
+    path = job.weights or job.model
     try:
         if path == job.packed_model:
             return load_file(path)

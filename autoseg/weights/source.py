@@ -166,14 +166,14 @@ def find_source(path: Path, algo: AlgoName) -> Source:
 
 def _in_folder(path: Path, algo: AlgoName) -> Source:
     """The weights that a folder holds."""
-    if (own := _weights_of(JobDir(path))) is not None:
+    if (own := JobDir(path).weights) is not None:
         return find_source(own, algo)
     for inside in ("fold_all/checkpoint_final.pth", "checkpoint_final.pth"):
         if (path / inside).is_file():
             return find_source(path / inside, algo)
     try:
         place = Workspace(path).finished()
-        done = [job for job in place.jobs() if job.algo == algo and _weights_of(place.job_dir(job.algo, job.fold))]
+        done = [job for job in place.jobs() if job.algo == algo and place.job_dir(job.algo, job.fold).weights]
     except WorkspaceError as error:
         raise ConfigError(error.messages) from None
     if not done:
@@ -183,12 +183,7 @@ def _in_folder(path: Path, algo: AlgoName) -> Source:
         )
     best = max(done, key=lambda job: (job.dice if job.dice is not None else -1.0, -job.fold))
     paths = place.job_dir(best.algo, best.fold)
-    return Source(weights=_weights_of(paths) or paths.model, plan=paths)
-
-
-def _weights_of(paths: JobDir) -> Path | None:
-    """The weights of a job, in a work_dir or a packed model; None: it has none yet."""
-    return next((path for path in (paths.model, paths.packed_model) if path.exists()), None)
+    return Source(weights=paths.weights or paths.model, plan=paths)
 
 
 def _training_digests(job: Job) -> list[str]:

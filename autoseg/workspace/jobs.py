@@ -120,6 +120,11 @@ class JobDir:
         return self.root / "models" / "model.safetensors"
 
     @property
+    def weights(self) -> Path | None:
+        """The file of the best weights, in a work_dir or a packed model; None: there is none yet."""
+        return next((path for path in (self.model, self.packed_model) if path.exists()), None)
+
+    @property
     def checkpoint(self) -> Path:
         """All that is needed to go on with training."""
         return self.root / "models" / "checkpoint.pt"
