@@ -196,6 +196,30 @@ def test_later_models_look_where_the_first_found_something(tmp_path: Path, wante
     assert first == wanted[1] + (0 if kept else 3 * 3 * 4)
 
 
+@pytest.mark.parametrize(
+    ("options", "locator"),
+    [
+        (Options(crop_to_first=True), False),
+        (Options(locate=True), True),
+        (Options(locate=True, crop_to_first=True), True),
+    ],
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_done_never_shrinks_while_the_region_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options, locator: bool, kept: bool
+) -> None:
+    """Windows that are not laid out yet count as over all of the image, so that the time left is no jump backwards."""
+    if not kept:
+        monkeypatch.setattr(regions, "KEPT_VALUES", 1)
+    predictor = predictor_of(tmp_path, 3, locator=locator, options=options)
+    shares: list[float] = []
+    predictor.clock.watch = shares.append
+    labels_of(predictor)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert min(shares) < 0.1
+
+
 def test_fewer_models(tmp_path: Path) -> None:
     predictor = predictor_of(tmp_path, 3, options=Options(num_models=2))
     labels_of(predictor)

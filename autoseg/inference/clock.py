@@ -12,17 +12,19 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class Clock:
-    """Seconds by phase, and how far the windows are.
+    """Seconds by phase, and how far the networks are: voxels of windows, each counted for every pass through one.
 
     Phases nest, since everything streams: the inner one stops the outer one's time.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
-        self.num_windows, self.num_passed = 0, 0
-        """Windows of the image, each counted for every network that it passes through, and those that have passed."""
+        self.expected_voxels, self.passed_voxels = 0, 0
+        """Of the windows that are laid out, and of those that have passed."""
+        self.foreseen_voxels = 0
+        """Of windows that are not laid out yet, since the region where they lie is still looked for; at most."""
         self.watch: Callable[[float], None] = lambda share: None
-        """Called with the share of the windows that have passed."""
+        """Called with the share that has passed."""
         self._open: list[Phase] = []
         self._since = 0.0
 
@@ -37,14 +39,14 @@ class Clock:
             self._turn()
             self._open.pop()
 
-    def expect(self, num_windows: int) -> None:
-        """So many more windows are to pass."""
-        self.num_windows += num_windows
+    def expect(self, num_voxels: int) -> None:
+        """Windows of so many more voxels are to pass."""
+        self.expected_voxels += num_voxels
 
-    def passed(self, num_windows: int) -> None:
-        """So many windows have passed."""
-        self.num_passed += num_windows
-        self.watch(self.num_passed / self.num_windows)
+    def passed(self, num_voxels: int) -> None:
+        """Windows of so many voxels have passed."""
+        self.passed_voxels += num_voxels
+        self.watch(self.passed_voxels / (self.expected_voxels + self.foreseen_voxels))
 
     def _turn(self) -> None:
         now = time.perf_counter()

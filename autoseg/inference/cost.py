@@ -23,7 +23,7 @@ from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.streams import STREAM_VOXELS
-from autoseg.data.windowing import Shape, fit_window, window_starts
+from autoseg.data.windowing import Shape, fit_window
 from autoseg.errors import ResourceError
 from autoseg.hardware.device import Precision
 from autoseg.hardware.memory import PeakMemory
@@ -31,7 +31,7 @@ from autoseg.inference.options import Options
 from autoseg.inference.predictor import Model, Predictor
 from autoseg.inference.regions import KEPT_VALUES
 from autoseg.inference.restore import SLAB_ROWS, SLAB_VALUES, Member, labelled_slabs
-from autoseg.inference.windows import WindowModel, default_batch
+from autoseg.inference.windows import WindowModel, count_windows, default_batch
 from autoseg.networks import divisor
 from autoseg.plan import Plan
 
@@ -273,7 +273,7 @@ class Cost:
             shape = resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
             window = fit_window(shape, plan.roi_size, divisor(plan))
             overlap = plan.overlap if options.overlap is None else options.overlap
-            count = math.prod(len(window_starts(max(s, w), w, overlap)) for s, w in zip(shape, window, strict=True))
+            count = count_windows(shape, window, overlap)
             mirror = plan.tta if options.mirror is None else options.mirror
             cost = self.window(index, window, options.precision, headless=held != plan.num_outputs)
             seconds += count * cost.seconds * (2 ** len(plan.mirror_axes) if mirror else 1)

@@ -24,8 +24,10 @@ from autoseg.data.frame import Turn
 from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import PreparedRows, Region
+from autoseg.data.resampling import resampled_shape
 from autoseg.data.streams import ImageRows, LabelRows, MemoryImage, open_image
 from autoseg.data.volumes import write_volume
+from autoseg.data.windowing import fit_window
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.hardware.device import Precision, pick_device, resolve_precision, to_device
@@ -33,11 +35,11 @@ from autoseg.inference.checks import check_image
 from autoseg.inference.clock import Clock
 from autoseg.inference.options import Options
 from autoseg.inference.postprocess import BODY_AXIS, ClassRule, clean
-from autoseg.inference.regions import KeptRows, located, region_of
+from autoseg.inference.regions import KeptRows, can_keep, located, region_of
 from autoseg.inference.restore import Member, labelled_slabs
 from autoseg.inference.seals import check_jobs
 from autoseg.inference.sides import BodyWatch, split_sides
-from autoseg.inference.windows import ProbRows, WindowModel
+from autoseg.inference.windows import ProbRows, WindowModel, count_windows
 from autoseg.networks import build_network, divisor, heads, plan_faults
 from autoseg.plan import Plan
 from autoseg.workspace.digests import content_digest
@@ -329,14 +331,35 @@ class Predictor:
             log.info("the locator finds nothing; the whole image is looked at")
         return region
 
+    def _foreseen_voxels(self, image: ImageRows, groups: Sequence[Sequence[int]], region: Region | None = None) -> int:
+        """Voxels that pass through the networks of some groups where nothing more is cropped; see `Clock`."""
+        shape = image.shape if region is None else tuple(part.stop - part.start for part in region)
+        total = 0
+        for models in ([self.models[i] for i in indices] for indices in groups):
+            plan = models[0].plan
+            turn = plan.preprocessing.turn_of(image.grid)
+            own = resampled_shape(turn.triple(shape), turn.triple(image.spacing_mm), plan.resample_resolution)
+            window = fit_window(own, plan.roi_size, divisor(plan))
+            overlap = plan.overlap if self.options.overlap is None else self.options.overlap
+            num_windows = count_windows(own, window, overlap)
+            total += num_windows * math.prod(window) * self.window_model(models).num_passes
+        return total
+
     def _members(self, image: ImageRows) -> list[Member]:
         """The models' members, one for each where they vote, over what is left of the image by cropping."""
         apart = self.combine == "vote"
+        crops = self.options.crop_to_first and self.num_models > 1
+        if self.options.locate and self.locator is not None:
+            every = [(0,), *self.groups()] if crops else self.groups()
+            self.clock.foreseen_voxels = self._foreseen_voxels(image, every)
         region = self.locate(image)
-        if not self.options.crop_to_first or self.num_models == 1:
+        self.clock.foreseen_voxels = 0
+        if not crops:
             return self.each(image, region) if apart else self.grouped(image, region)
         rows, box = self._rows(image, self.models[:1], region)
+        self.clock.foreseen_voxels = self._foreseen_voxels(image, self.groups(int(can_keep(rows))), region)
         first = KeptRows(rows)
+        self.clock.foreseen_voxels = 0
         others = [a for a in range(3) if a != BODY_AXIS]
         smaller = region_of(
             first.foreground, box, image.shape, image.spacing_mm, self._window_of(image), keep=(others[0], others[1])

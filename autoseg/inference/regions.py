@@ -20,6 +20,11 @@ KEPT_VALUES = 1 << 28
 """Probabilities of the first model that are kept as float16, 512 MiB; where there are more it runs again."""
 
 
+def can_keep(rows: ProbRows) -> bool:
+    """Whether a model's probabilities are few enough to be kept."""
+    return rows.num_outputs * math.prod(rows.shape) <= KEPT_VALUES
+
+
 class KeptRows:
     """A model's probabilities that are all there: made once, looked at, then handed out."""
 
@@ -32,7 +37,7 @@ class KeptRows:
         self.shape, self.axis, self.num_outputs = rows.shape, rows.axis, rows.num_outputs
         length = rows.shape[rows.axis]
         self._held: torch.Tensor | None = None
-        if keep and rows.num_outputs * math.prod(rows.shape) <= KEPT_VALUES:
+        if keep and can_keep(rows):
             plane = [s for a, s in enumerate(rows.shape) if a != rows.axis]
             self._held = torch.empty((length, *plane, rows.num_outputs), dtype=torch.float16)
         foreground = []

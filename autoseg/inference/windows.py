@@ -79,6 +79,11 @@ class WindowModel:
             self._heads, self._last = tuple(layer for own in heads for layer in own), tuple(last)
             self.num_held = features
 
+    @property
+    def num_passes(self) -> int:
+        """Passes through a network that a window takes: one for each network and mirroring."""
+        return int(len(self.networks) * 2 ** len(self._mirror))
+
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Pass windows (B, C, X, Y, Z) through the networks, in their axes: (B, X, Y, Z, A) float32, on the CPU."""
         with torch.inference_mode(), _evaluating(self.networks), _headless(self._heads):
@@ -164,7 +169,7 @@ class ProbRows:
         if divisor is not None:
             roi_size = fit_window(shape, roi_size, divisor)
         self.shape, self.axis, self.num_outputs = shape, axis, model.num_outputs
-        self._model, self._fetch, self._roi = model, fetch, roi_size
+        self._model, self._fetch, self._roi, self._overlap = model, fetch, roi_size, overlap
         self.independent = model.independent
         self._window_batch = default_batch(roi_size, model.device) if window_batch is None else window_batch
         self._background = background
@@ -178,7 +183,8 @@ class ProbRows:
         self._starts = [window_starts(s, r, overlap) for s, r in zip(self._padded, roi_size, strict=True)]
         self._weights = [window_weights(s, r, overlap) for s, r in zip(self._padded, roi_size, strict=True)]
         self._plane = [a for a in range(3) if a != axis]
-        self._clock.expect(self.num_windows * len(model.networks))
+        self._window_voxels = model.num_passes * math.prod(roi_size)
+        self._clock.expect(self.num_windows * self._window_voxels)
         self._next = 0  # position along the axis of the windows to compute next
         self._image: torch.Tensor | None = None  # the rows under these windows, padded
         self._image_end = 0
@@ -192,7 +198,7 @@ class ProbRows:
     @property
     def num_windows(self) -> int:
         """Windows over the whole volume; each is passed through every network."""
-        return math.prod(len(starts) for starts in self._starts)
+        return count_windows(self.shape, self._roi, self._overlap)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Probabilities (stop - start, K, H, W) float32 of some rows, on the CPU; rows before `start` are forgotten.
@@ -232,7 +238,7 @@ class ProbRows:
                     self._nothing = self._pass(window[None]).movedim(axis + 1, 1)[0]
                 else:
                     self.num_skipped += 1
-                self._clock.passed(len(self._model.networks))
+                self._clock.passed(self._window_voxels)
                 self._add(self._nothing, place, inside, first - before, deep, alone=len(places) == 1)
             else:
                 full.append((place, window))
@@ -242,7 +248,7 @@ class ProbRows:
             for (place, _), held in zip(chosen, batch, strict=True):  # (rows, H, W, A) each
                 self._add(held, place, inside, first - before, deep, alone=len(places) == 1)
             del batch, held  # not beside the next ones
-            self._clock.passed(len(chosen) * len(self._model.networks))
+            self._clock.passed(len(chosen) * self._window_voxels)
         self._next += 1
 
     def _is_empty(self, window: torch.Tensor) -> bool:
@@ -319,6 +325,11 @@ class ProbRows:
             logits = self._model(batch)
         self.network_s += time.perf_counter() - begin
         return logits
+
+
+def count_windows(shape: Shape, window: Shape, overlap: float) -> int:
+    """Windows over a volume, padded where it is smaller than one."""
+    return math.prod(len(window_starts(max(s, w), w, overlap)) for s, w in zip(shape, window, strict=True))
 
 
 def default_batch(window: Shape, device: torch.device) -> int:
