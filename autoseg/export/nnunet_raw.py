@@ -28,7 +28,7 @@ from autoseg.export.targets import Request
 from autoseg.inference.chosen import run_at
 from autoseg.plan import read_plan
 from autoseg.workspace.files import write_folder, write_json
-from autoseg.workspace.settings import StoredSetting, read_settings
+from autoseg.workspace.settings import StoredSetting, read_any_settings
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def write(request: Request) -> list[Path]:
     """
     run = run_at(request.workspace)
     workspace = run.finished()
-    settings = read_settings(run) if run.settings.exists() else {}
+    settings = read_any_settings(run)
     datalist = _cases(run, settings)
     label_map = _label_map(workspace)
     folder = request.folder / _folder_name(request.name or str(_value(settings, "name") or "autoseg"))

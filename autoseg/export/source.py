@@ -15,7 +15,7 @@ from autoseg.inference.predictor import check_alike
 from autoseg.inference.seals import check_jobs
 from autoseg.plan import Plan, read_plan
 from autoseg.workspace.jobs import JobDir
-from autoseg.workspace.settings import StoredSetting, read_settings
+from autoseg.workspace.settings import StoredSetting, read_any_settings
 from autoseg.workspace.workspace import Workspace
 
 
@@ -91,7 +91,7 @@ def read_source(
         spec=spec,
         jobs={job.root.name: job for job in jobs},
         plans=plans,
-        settings=read_settings(run) if run.settings.exists() else {},
+        settings=read_any_settings(run),
     )
 
 

@@ -13,7 +13,7 @@ from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.workspace.files import check_inside
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.layout import check_readable
-from autoseg.workspace.settings import read_settings
+from autoseg.workspace.settings import read_any_settings
 from autoseg.workspace.stored import check_stored, read_stored
 from autoseg.workspace.workspace import Workspace
 
@@ -35,9 +35,7 @@ def read_ensemble(workspace: Workspace) -> EnsembleSpec:
 
 def read_inference(workspace: Workspace) -> InferenceSettings:
     """How the run's settings want images to be segmented; as by default where they do not say."""
-    if not workspace.settings.exists():
-        return InferenceSettings()
-    stored = read_settings(workspace).get("inference")
+    stored = read_any_settings(workspace).get("inference")
     values = stored.value if stored is not None else None
     remedy = "Undo the edit, or run `autoseg ensemble` again."
     return check_stored(values or {}, InferenceSettings, f"{workspace.settings}: inference", remedy)
@@ -51,9 +49,7 @@ class _Codes(Strict):
 
 def read_codes(workspace: Workspace) -> dict[str, str | ClassCodes]:
     """What the run's settings say that classes are; empty where they do not."""
-    if not workspace.settings.exists():
-        return {}
-    stored = read_settings(workspace).get("codes")
+    stored = read_any_settings(workspace).get("codes")
     values = {"codes": stored.value or {}} if stored is not None else {}
     remedy = "Undo the edit, or run `autoseg ensemble` again."
     return check_stored(values, _Codes, f"{workspace.settings}", remedy).codes

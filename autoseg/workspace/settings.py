@@ -29,6 +29,15 @@ def read_settings(workspace: Workspace) -> dict[str, StoredSetting]:
     return read_stored(workspace.settings, dict[str, StoredSetting])
 
 
+def read_any_settings(workspace: Workspace) -> dict[str, StoredSetting]:
+    """The same; empty where there are none, as in a packed model.
+
+    Raises:
+        WorkspaceError: The file is damaged.
+    """
+    return read_settings(workspace) if workspace.settings.exists() else {}
+
+
 def write_settings(
     workspace: Workspace, values: Mapping[str, Any], origins: Mapping[str, str], *, mode: int = PUBLIC
 ) -> None:
