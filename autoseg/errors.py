@@ -52,7 +52,8 @@ class ResourceError(AutosegError):
     """Memory, disk, a device or an optional package is missing."""
 
 
-def some_of(words: Iterable[object], most: int = 12) -> str:
-    """Words separated by commas, the rest counted."""
+def some_of(words: Iterable[object], most: int = 12, separator: str = ", ") -> str:
+    """Words side by side, the rest counted: "a, b and 3 more", or with another separator "a; b; and 3 more"."""
     texts = [str(w) for w in words]
-    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+    rest = f"{separator.rstrip(', ')} and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + rest

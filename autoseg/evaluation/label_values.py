@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.errors import DataError
+from autoseg.errors import DataError, some_of
 
 MOST_SHOWN = 8
 """Values that are named in a sentence."""
@@ -51,9 +51,7 @@ class LabelValues:
 
 def shown(values: Collection[int]) -> str:
     """Values in words, at most some of them."""
-    ordered = sorted(values)
-    more = f" and {len(ordered) - MOST_SHOWN} more" if len(ordered) > MOST_SHOWN else ""
-    return f"{', '.join(map(str, ordered[:MOST_SHOWN]))}{more}"
+    return some_of(sorted(values), MOST_SHOWN)
 
 
 def _share_equal(label: np.ndarray) -> float:

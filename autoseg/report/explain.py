@@ -14,7 +14,7 @@ from autoseg.config.load import load_settings
 from autoseg.config.networks import AUTO
 from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError, some_of
 from autoseg.weights.tables import Table, read_table
 from autoseg.workspace.jobs import JobDir, StoredOrigin, read_origins
 from autoseg.workspace.layout import check_readable
@@ -174,14 +174,13 @@ def plan_entries(folder: Path) -> list[Entry]:
 def _start_entry(place: str, table: Table) -> Entry:
     """What a job's network starts with, as a value among those of its plan."""
     notable = [f"{row.state} {row.place}" + f": {row.note}" * bool(row.note) for row in table.notable]
-    told = "".join(f"; {text}" for text in notable[:MOST_TENSORS])
-    more = f"; and {len(notable) - MOST_TENSORS} more (init_weights.json)" if len(notable) > MOST_TENSORS else ""
+    told = some_of([table.counts, *notable], MOST_TENSORS + 1, "; ")
     return Entry(
         place=place,
         key="init_weights",
         value=f"{table.share:.1%} of the weights from {table.source}",
         origin="the file" + f", {table.kind}" * bool(table.kind),
-        rule=f"{table.counts}{told}{more}",
+        rule=told + " (init_weights.json)" * (len(notable) > MOST_TENSORS),
     )
 
 

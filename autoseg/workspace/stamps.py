@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from autoseg.errors import some_of
 from autoseg.workspace.stored import Moment, Stored
 
 NOT_DONE = "not done yet"
@@ -34,9 +35,8 @@ def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     differences["gone"] = [name for name in old if name not in new]
     words = []
     for what, names in differences.items():
-        if len(names) > MOST_NAMED:
-            names = [*names[: MOST_NAMED - 1], f"and {len(names) - MOST_NAMED + 1} more"]
         if names:
             verb = "" if what == "changed" else "is " if len(names) == 1 else "are "
-            words.append(f"{', '.join(names)} {verb}{what}")
+            shown = some_of(names, MOST_NAMED)
+            words.append(f"{shown} {verb}{what}")
     return words

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from autoseg.config.nodes import load_plain
 from autoseg.config.types import suggest
-from autoseg.errors import WorkspaceError
+from autoseg.errors import WorkspaceError, some_of
 from autoseg.version import __version__
 from autoseg.workspace.files import PUBLIC, open_regular, write_json
 
@@ -102,8 +102,7 @@ def check_stored(data: Any, kind: type[T], place: str, remedy: str = REMEDY) -> 
         value: T = _adapter(cast(Hashable, kind)).validate_python(data)
     except ValidationError as error:
         faults = [_words_of(item, kind) for item in error.errors(include_url=False, include_context=False)]
-        more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
-        raise WorkspaceError(f"{place}: {'; '.join(faults[:MOST_FAULTS])}{more}. {remedy}") from None
+        raise WorkspaceError(f"{place}: {some_of(faults, MOST_FAULTS, '; ')}. {remedy}") from None
     return value
 
 

@@ -12,7 +12,7 @@ from autoseg.config.hyperparameters import PLANNED_AS
 from autoseg.config.types import suggest
 from autoseg.data.fingerprint import BackgroundIntensity, Fingerprint, ForegroundIntensity
 from autoseg.data.labels import LabelMap
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, some_of
 
 MOST_VOXELS = 1e10
 """Of a median image as the network sees it: 40 GB as float32, fifty times a whole body at 1 mm."""
@@ -241,8 +241,7 @@ def crop_foreground(draft: Draft) -> None:
     fingerprint = draft.inputs.fingerprint
     share, cases, lost = fingerprint.nonzero_crop_ratio, fingerprint.labelled_outside, fingerprint.outside_fraction
     words = f"the box around voxels other than 0 is {share:.2f} of the median image"
-    names = ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
-    outside = f"{100 * lost:.2g} % of a class at most lies outside of it, in {names}"
+    outside = f"{100 * lost:.2g} % of a class at most lies outside of it, in {some_of(cases, most=3)}"
     if share >= SMALL_BOX:
         draft.put("crop_foreground", False, f"{words}, so there is little to crop (under {SMALL_BOX:g}: cropped)")
     elif lost > MOST_OUTSIDE:

@@ -22,7 +22,7 @@ from autoseg.data.formats.label_files import (
 from autoseg.data.formats.segmentation import Segmentation, on_grid
 from autoseg.data.formats.table import read_grid, reading, stem_of
 from autoseg.data.grid import Grid
-from autoseg.errors import DataError
+from autoseg.errors import DataError, some_of
 
 HIGHEST_VALUE = 65534
 """A label's highest value; the next one marks unsure voxels."""
@@ -196,10 +196,9 @@ def _regions(names: _Names, notes: list[str]) -> dict[str, tuple[int, ...]]:
         raise DataError(
             f"Segments overlap in {len(names.together)} ways. Expected at most {HIGHEST_VALUE}. Keep fewer."
         )
-    pairs = _in_order(names.overlapping)[:MOST_PAIRS]
-    more = f", and {len(names.overlapping) - len(pairs)} more" if len(names.overlapping) > len(pairs) else ""
-    words = ", ".join(f"{' and '.join(sorted(members))} in {names.overlapping[members]}" for members in pairs)
-    notes.append(f"segments overlap ({words}{more}): classes are regions, learned with sigmoid.")
+    pairs = _in_order(names.overlapping)
+    words = (f"{' and '.join(sorted(members))} in {names.overlapping[members]}" for members in pairs)
+    notes.append(f"segments overlap ({some_of(words, MOST_PAIRS)}): classes are regions, learned with sigmoid.")
     return {
         name: tuple(n for n, members in enumerate(sets, start=1) if name in members) for name in sorted(names.numbers)
     }
