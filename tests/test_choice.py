@@ -20,7 +20,7 @@ from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.hardware.facts import Hardware
 from autoseg.pipeline import forecast
-from autoseg.pipeline.networks import with_any_network, with_networks
+from autoseg.pipeline.networks import warn_of_untrained, with_any_network, with_networks
 from autoseg.pipeline.run import run_input
 from autoseg.pipeline.stages import STAGES
 from autoseg.report.explain import explain
@@ -85,6 +85,21 @@ def test_a_short_budget_on_a_cpu_trains_fewer() -> None:
     )
     assert len(choose(replace(CPU, num_cores=20), budget_s=11 * 18).networks) == 3
     assert len(choose(GPU, budget_s=60).networks) == 3, "no measurement on a GPU says that fewer are better"
+
+
+def test_what_is_set_of_networks_that_are_not_trained_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make_phantoms(tmp_path, num_cases=2, num_fold=2)
+    path.write_text(
+        f"{path.read_text()}init_weights: {{unet: datalist.json, dints: datalist.json}}\ndints: {{batch_size: 1}}\n"
+    )
+    settings, origins = load_settings(path, {"swinunetr.roi_size": "[32, 32, 32]"})
+    warn_of_untrained(settings, origins, ("dints", "swinunetr", "unet"))
+    assert not caplog.messages
+    warn_of_untrained(settings, origins, ("segresnet", "unet"))
+    assert caplog.messages == [
+        "init_weights: dints, swinunetr, dints: without effect, since this run trains segresnet, unet. "
+        "Name the network in algos, or take the lines out."
+    ]
 
 
 def test_auto_is_what_is_taken_and_names_win(tmp_path: Path) -> None:

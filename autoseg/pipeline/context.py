@@ -13,7 +13,7 @@ from autoseg.data.datalists.datalist import read_cases
 from autoseg.pipeline.analysis import run_cases
 from autoseg.pipeline.budget import Rounds, RunBudget
 from autoseg.pipeline.job_plans import JobPlans, select_jobs
-from autoseg.pipeline.networks import with_networks
+from autoseg.pipeline.networks import warn_of_untrained, with_networks
 from autoseg.pseudolabel.rounds import How, cases_to_fill
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.workspace import Workspace
@@ -84,6 +84,8 @@ class RunContext:
     def settle_networks(self) -> None:
         """Settle `algos`, once the data are analyzed and the number of rounds is stored."""
         self.networks = with_networks(self.workspace, self.settings, anew=self.request.plans_jobs).networks
+        if self.request.keeps_settings:
+            warn_of_untrained(self.settings, self.origins, self.networks)
 
     @property
     def job_settings(self) -> Settings:

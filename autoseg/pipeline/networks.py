@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from autoseg.algos.inputs import job_hardware
-from autoseg.config.networks import AUTO, AUTO_ALGOS
+from autoseg.config.networks import ALGOS, AUTO, AUTO_ALGOS, AlgoName
 from autoseg.config.settings import Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.datalist import read_datalist
@@ -41,6 +42,20 @@ def with_networks(workspace: Workspace, settings: Settings, *, anew: bool) -> Se
     if chosen is None or anew:
         chosen = _up_to_date(Workspace(workspace.run), settings, chosen)
     return settings.model_copy(update={"algos": chosen.networks})
+
+
+def warn_of_untrained(settings: Settings, origins: Mapping[str, str], trained: Collection[AlgoName]) -> None:
+    """Say what was set of networks that the run does not train."""
+    given = {key.partition(".")[0] for key, origin in origins.items() if origin != "default"}
+    weights = settings.init_weights if isinstance(settings.init_weights, dict) else {}
+    others = [algo for algo in ALGOS if algo not in trained]
+    unused = [*(f"init_weights: {algo}" for algo in others if algo in weights), *(a for a in others if a in given)]
+    if unused:
+        log.warning(
+            "%s: without effect, since this run trains %s. Name the network in algos, or take the lines out.",
+            ", ".join(unused),
+            ", ".join(trained),
+        )
 
 
 def with_any_network(settings: Settings) -> Settings:
