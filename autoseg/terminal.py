@@ -195,7 +195,19 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
-class _Formatter(logging.Formatter):
+class LineFormatter(logging.Formatter):
+    """A line a record, its traceback aside: no name from a file begins a line of its own, or sends a command."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - Python's name
+        """The line without a traceback."""
+        return printable(super().formatMessage(record), one_line=True)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - Python's name
+        """The traceback."""
+        return printable(super().formatException(ei))
+
+
+class _Formatter(LineFormatter):
     """Plain lines; warnings and errors say that they are. Verbose: with time and module."""
 
     def __init__(self, *, verbose: bool) -> None:
@@ -203,7 +215,7 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        text = printable(super().format(record))
+        text = super().format(record)
         if record.levelno < logging.WARNING:
             return text
         style = "red" if record.levelno >= logging.ERROR else "yellow"

@@ -39,6 +39,11 @@ def test_parts_of_one_thing(names: list[str], kind: str, group: str) -> None:
     assert len(found.of) == len(names)
 
 
+@pytest.mark.parametrize("name", ["ä", "患者", "-", "?!", "", "é é"])
+def test_names_without_a_word_in_latin_letters_are_names(name: str) -> None:
+    assert not likely_groups([name, f"{name}b", "case_1"]).of
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -383,6 +383,10 @@ def test_results_errors_and_logs_show_names_and_obey_none(
         logging.getLogger("autoseg").warning("case %s", EVIL)
     assert f"case {SAFE}\n" in (tmp_path / "run.log").read_text()
     assert f"case {SAFE}\n" in capsys.readouterr().err
+    with log_to(tmp_path / "forged.log"):  # a line of its own would look like one of ours
+        logging.getLogger("autoseg").info("1/1 %s", "a\nerror: all is lost")
+    assert r"1/1 a\nerror: all is lost" in capsys.readouterr().err
+    assert (tmp_path / "forged.log").read_text().count("\n") == 1
     root = make_phantoms(tmp_path / "data", num_cases=2, num_testing=0, shape=(24, 24, 24), num_fold=2).parent
     listed = (root / "datalist.json").read_text()
     (root / "datalist.json").write_text(listed.replace("sphere", json.dumps(EVIL)[1:-1]))

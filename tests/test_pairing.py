@@ -146,9 +146,11 @@ def test_raw_images_are_no_labels(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 3000, SHAPE).astype(np.uint16)
     for folder in (preds, labels):
         write_volume(folder / "a.nii.gz", noise, Grid(shape=SHAPE, affine=np.eye(4)))
-        with pytest.raises(DataError, match="different values, .*: an image, no label map") as caught:
-            evaluate(preds, labels, classes=("1",))
-        assert str(folder) in caught.value.messages[0]
+        for classes in (("1",), None):
+            with pytest.raises(DataError, match="different values, .*: an image, no label map") as caught:
+                evaluate(preds, labels, classes=classes)
+            assert str(folder) in caught.value.messages[0]
+            assert len(caught.value.messages) == 1
         write_label(folder / "a.nii.gz", 1)
 
 

@@ -129,13 +129,13 @@ def run_command(argv: Sequence[str]) -> int:
         return _execute(parse(Commands, TAKES_SETTINGS, words))
     except AutosegError as error:
         for message in error.messages:
-            tell(f"{paint('error:', 'red', sys.stderr)} {printable(message)}")
+            tell(f"{paint('error:', 'red', sys.stderr)} {printable(message, one_line=True)}")
         return 2
     except OSError as error:
         if error.errno not in MACHINES_FAULTS:
             raise
         name = error.filename2 or error.filename  # the second is where a file was to be moved to
-        place = printable(f"{name}: ") if name else ""
+        place = printable(f"{name}: ", one_line=True) if name else ""
         reason, advice = error.strerror, MACHINES_FAULTS[error.errno]
         tell(f"{paint('error:', 'red', sys.stderr)} {place}{reason}. {advice}")
         return 2

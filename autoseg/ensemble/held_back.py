@@ -69,7 +69,7 @@ def predict_held_back(
             if case.label is not None:
                 scores[case.name] = _scores(case, path, key, target, label_map, tolerance_mm)
         except (DataError, ResourceError) as error:
-            log.error("%s: not predicted: %s", case.name, error)
+            log.error("%s: not predicted: %s", case.name, " ".join(error.messages))
             failures.extend(f"{case.name}: {message}" for message in error.messages)
         if progress is not None:
             progress(done, len(cases), case.name)

@@ -346,7 +346,7 @@ def score_cases(
         try:
             scores.append(_from_record(case, fold.read(case) or fold.score(case), fold.deciding(case)))
         except DataError as error:
-            log.error("%s: not scored: %s", case.name, error)
+            log.error("%s: not scored: %s", case.name, " ".join(error.messages))
             failures.extend(f"{case.name}: {message}" for message in error.messages)
         after_case(case)
     return scores, failures

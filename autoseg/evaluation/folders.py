@@ -171,15 +171,15 @@ def _named(classes: Sequence[str]) -> LabelMap:
 
 def _occurring(truths: Sequence[Path], faults: list[str]) -> LabelMap:
     """One class per value that occurs in the label files."""
-    values: set[int] = set()
+    found = LabelValues()
     for path in truths:
         try:
-            values |= set(np.unique(read_label(path).array).tolist())
+            found.add(path, read_label(path).array[0])
         except DataError as error:
             faults.extend(error.messages)
-    classes = sorted(values - NO_CLASS)
+    classes = sorted({*found.first} - NO_CLASS)
     if not classes:
-        raise DataError(faults or [_no_class(truths[0].parent, values)])
+        raise DataError(faults or [_no_class(truths[0].parent, {*found.first})])
     return LabelMap(names=tuple(str(v) for v in classes), values=tuple((v,) for v in classes))
 
 

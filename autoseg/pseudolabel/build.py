@@ -176,7 +176,7 @@ def _predict_cases(
         try:
             evidence[case.name] = maker.predict(case, wanted)
         except (DataError, ResourceError) as error:
-            log.error("%s: no pseudo-labels: %s", case.name, error)
+            log.error("%s: no pseudo-labels: %s", case.name, " ".join(error.messages))
             failures[case.name] = error.messages
         if progress is not None:
             progress(done, len(todo), case.name)

@@ -185,7 +185,7 @@ class JobRun:
             log.error("%s", error)
         except AutosegError as error:
             self._note("failed", str(error), can_retry=isinstance(error, ResourceError))
-            log.error("%s: %s", job.name, error)
+            log.error("%s: %s", job.name, " ".join(error.messages))
         except Exception as error:  # one job's bug or lack of memory must not stop the others; its traceback is kept
             if isinstance(error, OSError) and (advice := MACHINES_FAULTS.get(error.errno or 0)):
                 place = error.filename2 or error.filename or self.paths.root

@@ -26,7 +26,7 @@ import yaml
 
 from autoseg.errors import WorkspaceError
 from autoseg.hardware.system import let_go, lock, open_descriptor, replace, set_mode
-from autoseg.terminal import printable
+from autoseg.terminal import LineFormatter
 
 PUBLIC, SECRET = 0o666, 0o600
 """Permissions of new files: as the user's umask has it; the user's alone, where passwords may stand in them."""
@@ -301,21 +301,13 @@ def write_yaml(path: Path, data: Any, *, mode: int = PUBLIC) -> None:
     write_text(path, yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=None, width=120), mode=mode)
 
 
-class _LogFormatter(logging.Formatter):
-    """Lines in which a name is a name: a log is read on terminals, too."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        return printable(super().format(record))
-
-
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Copy the package's log into a file, with the time before each line."""
     handler = logging.StreamHandler(
         io.TextIOWrapper(open_append(path), "utf-8", errors="backslashreplace", write_through=True)
     )
-    handler.setFormatter(_LogFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(LineFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("autoseg")
     logger.addHandler(handler)
     try:

@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 PARTS: Mapping[str, str] = {
     **dict.fromkeys(("frame", "frames"), "frames"),
@@ -93,7 +94,7 @@ def _without_parts(name: str) -> tuple[str, str]:
     words = list(WORD.finditer(rest))
     cuts: list[tuple[int, int]] = []
     doubtful: list[tuple[int, int]] = []
-    for word, after in zip(words, [*words[1:], None], strict=True):
+    for word, after in zip_longest(words, words[1:]):
         text = word.group().lower()
         number = after if after is not None and after.group().isdigit() and after.start() - word.end() <= 1 else None
         if number is not None and text in PARTS:
