@@ -178,10 +178,16 @@ class Progress:
             self.bar.close()
 
 
+SHOWN_ELSEWHERE = {"is_shown_elsewhere": True}
+"""`extra` of a record for the run's log alone, since a command's result says the same."""
+
+
 class _Handler(logging.Handler):
     """Lines to stderr, above a bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "is_shown_elsewhere", False):
+            return
         try:
             text = self.format(record)
             tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
@@ -198,11 +204,12 @@ class _Handler(logging.Handler):
 class LineFormatter(logging.Formatter):
     """A line a record, its traceback aside: no name from a file begins a line of its own, or sends a command."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - Python's name
-        """The line without a traceback."""
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line without a traceback; `%(mark)s` in a format says of what is no plain word that it is none."""
+        record.mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         return printable(super().formatMessage(record), one_line=True)
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - Python's name
+    def formatException(self, ei: Any) -> str:
         """The traceback."""
         return printable(super().formatException(ei))
 

@@ -381,7 +381,7 @@ def test_results_errors_and_logs_show_names_and_obey_none(
     assert f"{SAFE}: not a run's folder" in capsys.readouterr().err
     with log_to(tmp_path / "run.log"):
         logging.getLogger("autoseg").warning("case %s", EVIL)
-    assert f"case {SAFE}\n" in (tmp_path / "run.log").read_text()
+    assert f" warning: case {SAFE}\n" in (tmp_path / "run.log").read_text()
     assert f"case {SAFE}\n" in capsys.readouterr().err
     with log_to(tmp_path / "forged.log"):  # a line of its own would look like one of ours
         logging.getLogger("autoseg").info("1/1 %s", "a\nerror: all is lost")

@@ -163,6 +163,9 @@ def test_text_of_a_data_set_is_text_in_input_yaml(tmp_path: Path, end: str) -> N
     assert given == {"modality", "datalist", "dataroot", "class_names"}
     assert (read.modality, read.class_names) == (modality, (name, "yes"))
     assert yaml.safe_load(text)["modality"] == modality
+    assert [line[:11] for line in str(result).splitlines()] == [
+        "Recognised:", "Cases:     ", "Classes:   ", "Modality:  ", "Wrote:     ", "Next:      "
+    ]  # fmt: skip
     assert text == printable(text).replace("\r", "")
     assert len(text.splitlines()) == text.count("\n")
     assert modality in result.modality_reason

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from processes import autoseg
 
+from autoseg.cli.main import run_command
 from autoseg.data.phantoms import make_phantoms
 
 SMALL = {
@@ -152,6 +153,26 @@ def test_what_changes_prediction_alone_scores_again_and_trains_nothing(copied: P
     again = autoseg("train", "--input", path, "--fold", "0", "--again")
     assert "scoring its model again" not in again.stderr
     assert "epoch 2" in again.stderr
+
+
+def test_the_log_has_what_the_analysis_says_and_what_ended_the_run(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the terminal, which says it once; a batch system keeps its output elsewhere, or not at all."""
+    path = sorted((copied / "images").glob("*.nii.gz"))[0]
+    image = nib.load(path)
+    values = np.asarray(image.dataobj).astype(np.float32)
+    values[0, 0, 0] = 3e38
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+    assert run_command(["analyze", "--input", str(copied / "input.yaml")]) == 0
+    shown = capsys.readouterr()
+    log = copied / "work_dir" / "run.log"
+    assert len(re.findall(r" warning: analyze: \S+ \(images/\S+\): 1 voxel as far as 3e\+38", log.read_text())) == 1
+    assert (shown.out + shown.err).count("as far as 3e+38") == 1
+    path.write_bytes(path.read_bytes()[:100])
+    assert run_command(["analyze", "--input", str(copied / "input.yaml")]) == 2
+    assert capsys.readouterr().err.count("ends early or is damaged") == 1
+    assert len(re.findall(r" error: \S+ \(images/\S+\): the file ends early or is damaged", log.read_text())) == 1
 
 
 def test_an_invalid_edit_is_named(copied: Path) -> None:

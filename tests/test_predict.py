@@ -472,6 +472,31 @@ def test_an_image_of_one_value(work_dir, tmp_path, caplog, monkeypatch, streamed
     assert predict_files(work_dir, path, tmp_path / "out", device="cpu") == 0
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_is_doubtful_in_an_image_is_told(work_dir, tmp_path, caplog, monkeypatch, streamed: bool) -> None:
+    """As the analysis tells of training images: two affines that differ, and stray voxels."""
+    if streamed:
+        monkeypatch.setattr(streams, "STREAM_VOXELS", 10)
+    path = write_image(tmp_path / "a.nii.gz", np.diag([1.0, 1, 1, 1]), shape=(20, 18, 60))
+    assert predict_files(work_dir, path, tmp_path / "out", device="cpu") == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    image = nib.load(path)
+    values = np.asarray(image.dataobj).copy()
+    values[3, 3, 31] = 3e38
+    odd = nib.Nifti1Image(values, image.affine)
+    odd.set_sform(np.eye(4), 1)
+    odd.set_qform(np.array([[1, 0, 0, 30], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 1)
+    nib.save(odd, path)
+    assert predict_files(work_dir, path, tmp_path / "out", device="cpu") == 0
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 2
+    assert told[0] == (
+        f"{path}: sform (its affine) and qform put corners 30 mm (30 voxels) apart. The affine is used. Export it "
+        "again if that is wrong."
+    )
+    assert told[1].startswith(f"{path}: a few voxels lie far outside of -2.")
+
+
 def test_an_image_without_voxels(work_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "none.nii"
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 0), np.float32), np.eye(4)), path)

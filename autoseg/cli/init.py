@@ -96,7 +96,7 @@ class InitResult:
             f"Wrote:      {self.input_yaml} and {self.datalist}",
             f"Next:       {self.next_command}",
         ]
-        return "\n".join(lines)
+        return "\n".join(printable(line, one_line=True) for line in lines)  # a name makes no line of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

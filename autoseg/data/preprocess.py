@@ -214,6 +214,11 @@ class PreparedRows:
         """(X, Y, Z) on the network's grid."""
 
     @property
+    def usual(self) -> tuple[Usual | None, ...]:
+        """What is usual in each channel that has stray voxels; None where it has none, or is clipped to bounds."""
+        return tuple(stats.usual if stats is not None else None for stats in self._stats)
+
+    @property
     def background(self) -> tuple[float, ...] | None:
         """What nothing looks like to the network in each channel: the normalised intensity of a place without body.
 

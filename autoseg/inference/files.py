@@ -18,6 +18,7 @@ import torch
 from autoseg.data.formats.format import LabelFile
 from autoseg.data.formats.table import (
     read_grid,
+    read_header,
     write_label,
 )
 from autoseg.data.grid import ras_orientation
@@ -76,7 +77,11 @@ def segment(
         DataError: The image cannot be read, or does not have the model's channels.
         ResourceError: The label file cannot be written.
     """
-    channels = sum(read_grid(path)[1] for path in images)
+    headers = [read_header(path) for path in images]
+    for path, header in zip(images, headers, strict=True):
+        for found in header.warnings:
+            log.warning("%s: %s. %s", path, found.finding, found.remedy)
+    channels = sum(header.num_channels for header in headers)
     if channels != predictor.num_channels:
         names = " and ".join(path.name for path in images) if len(images) < 3 else f"the {len(images)} files"
         raise DataError(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.data.datalists.names import loose_key, slashes, unique_names
+from autoseg.data.datalists.names import loose_key, path_hint, unique_names
 from autoseg.data.formats.format import LabelWriter
 from autoseg.data.formats.table import (
     PATTERNS_TEXT,
@@ -150,8 +150,8 @@ def _in_list(path: Path) -> list[Path]:
         raise ConfigError(f"--image: {path}: holds a NUL character, so it is no text. Expected a path on each line.")
     lines = [line.strip() for line in text.splitlines()]
     named = [line for line in lines if line and not line.startswith("#")]
-    if lost := next((line for line in named if slashes(line) and not (path.parent / line).exists()), ""):
-        raise ConfigError(f"--image: {path} names {lost}, which is not there.{slashes(lost)}")
+    if lost := next((line for line in named if path_hint(line) and not (path.parent / line).exists()), ""):
+        raise ConfigError(f"--image: {path} names {lost}, which is not there.{path_hint(lost)}")
     paths = [path.parent / line for line in named]
     if not paths:
         raise ConfigError(f"--image: {path} names no image. Expected the path of one on each line.")

@@ -25,6 +25,7 @@ from autoseg.data.grid import Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import PreparedRows, Region
 from autoseg.data.resampling import resampled_shape
+from autoseg.data.stray import Usual
 from autoseg.data.streams import ImageRows, LabelRows, MemoryImage, open_image
 from autoseg.data.volumes import write_volume
 from autoseg.data.windowing import fit_window
@@ -213,6 +214,7 @@ class Predictor:
         self.codes = codes or {}
         self.clock = Clock()
         """Of the image at hand; whoever wants an image's own time gives a new one before it."""
+        self._usual: tuple[Usual | None, ...] = ()
         check_jobs([*jobs, *([locator] if locator else [])])
         self.models = tuple(load_model(job, self.device, options.precision) for job in jobs)
         self.locator = load_model(locator, self.device, options.precision) if locator else None
@@ -279,6 +281,7 @@ class Predictor:
         plan, options = models[0].plan, self.options
         with self.clock.at("pre"):
             prepared = PreparedRows(_Timed(image, self.clock), plan.preprocessing, region)
+        self._usual = prepared.usual
 
         def fetch(start: int, stop: int) -> torch.Tensor:
             with self.clock.at("pre"):
@@ -461,6 +464,7 @@ class Predictor:
         if isinstance(image, MemoryImage):
             check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
             labels = self._whole(image)
+            self._tell_strays(images[0])
             with self.clock.at("write"):
                 if look is not None:
                     look(image, labels)
@@ -479,10 +483,22 @@ class Predictor:
                     inner[image.axis] = slice(None)
                     whole[tuple(inner)] = part
                     out.write(region[image.axis].start, whole)
+                self._tell_strays(images[0])
                 if self.needs_volume:
                     self.finish(out.volume(), image.spacing_mm, watched.midline() if watched else 0.0)
                 if look is not None:
                     look(image, out.volume())
+
+    def _tell_strays(self, name: Path) -> None:
+        """Warn of stray voxels in the image at hand, which the networks did not see as they are."""
+        for channel, usual in enumerate(self._usual):
+            if usual is not None:
+                which = "" if len(self._usual) == 1 else f"channel {channel}: "
+                log.warning(
+                    "%s: %sa few voxels lie far outside of %.4g to %.4g, where 99 %% are; they count as the nearest of "
+                    "these. Is the image damaged?",
+                    *(name, which, usual.low, usual.high),
+                )
 
 
 class _Timed:

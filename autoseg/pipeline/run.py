@@ -41,7 +41,7 @@ from autoseg.pipeline.history import keep_settings, load_with_kept, note_setting
 from autoseg.pipeline.job_plans import select_folds
 from autoseg.pipeline.rounds import steps
 from autoseg.pipeline.stages import STAGES, stages_named
-from autoseg.terminal import show
+from autoseg.terminal import SHOWN_ELSEWHERE, show
 from autoseg.workspace.files import log_to, write_json
 from autoseg.workspace.stages import Outcome, Stage
 from autoseg.workspace.stamps import NOT_DONE
@@ -130,6 +130,8 @@ def run_stages(
         except AutosegError as error:
             if isinstance(error, ConfigError | WorkspaceError) and not accepted:
                 put_back()
+            for message in error.messages:
+                log.error("%s", message, extra=SHOWN_ELSEWHERE)  # the command line shows it as it ends
             draw_report(run)  # with the faults that ended it
             raise
         if run.budgets:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.terminal import SHOWN_ELSEWHERE
 from autoseg.workspace.stages import DONE, NOT_YET, Outcome, Stage
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def analyze(run: RunContext, place: Workspace) -> Outcome:
     write_datalist(kept, place.datalist, run.settings.dataroot)
     remember_data(place, kept, run.settings)
     write_json(summary_path(place), analysis.summary())
+    for fault in (*analysis.faults, *analysis.warnings):
+        log.warning("analyze: %s", fault, extra=SHOWN_ELSEWHERE)  # the terminal has the command's result
     return Outcome(text=analysis.text())
 
 

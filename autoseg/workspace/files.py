@@ -307,7 +307,7 @@ def log_to(path: Path) -> Iterator[None]:
     handler = logging.StreamHandler(
         io.TextIOWrapper(open_append(path), "utf-8", errors="backslashreplace", write_through=True)
     )
-    handler.setFormatter(LineFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(LineFormatter("%(asctime)s %(mark)s%(message)s", "%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("autoseg")
     logger.addHandler(handler)
     try:

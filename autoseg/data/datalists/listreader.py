@@ -14,7 +14,7 @@ from autoseg.data.datalists.cases import Case, Datalist, MetaValue
 from autoseg.data.datalists.folds import deal_folds, fold_faults
 from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels
 from autoseg.data.datalists.metadata import PATIENT_KEYS, meta_value, misspelt
-from autoseg.data.datalists.names import slashes, unique_names
+from autoseg.data.datalists.names import path_hint, unique_names
 from autoseg.data.datalists.segments import segment_values, with_values
 from autoseg.data.formats.label_files import masks_of
 from autoseg.data.formats.table import has_image_suffix, is_image
@@ -276,7 +276,7 @@ class _Reader:
             self.fault(where, f"{value} is a folder without DICOM files. Expected a file, or {expected}.")
         elif not exists:
             self.first_missing = self.first_missing or value
-            self.missing.append(f"{self.path}: {where}: no file {value} in {self.root}.{slashes(value)}")
+            self.missing.append(f"{self.path}: {where}: no file {value} in {self.root}.{path_hint(value)}")
         return path
 
     def check_files(self) -> None:
@@ -285,7 +285,7 @@ class _Reader:
             self.faults.append(
                 f"{self.path}: none of its {self.num_files} files is in dataroot {self.root}, "
                 f"not even the first: {self.first_missing}. "
-                f"{slashes(self.first_missing).strip() or 'Set dataroot to the folder the paths start from.'}"
+                f"{path_hint(self.first_missing).strip() or 'Set dataroot to the folder the paths start from.'}"
             )
             return
         self.faults += [f"{m} Copy it there, or correct the path." for m in self.missing[:MOST_LINES]]
