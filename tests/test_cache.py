@@ -17,7 +17,14 @@ from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
 from autoseg.hardware import limits
 from autoseg.training import cache
-from autoseg.training.cache import CachedCase, FreshArray, expected_bytes, load_cases, resampling_warnings
+from autoseg.training.cache import (
+    CachedCase,
+    FreshArray,
+    expected_bytes,
+    load_cases,
+    remove_unused,
+    resampling_warnings,
+)
 from autoseg.training.patches import cut_batch, filled_classes, make_sampler
 
 
@@ -185,3 +192,13 @@ def test_a_case_prepared_anew_is_prepared_once_for_image_and_target(
         np.asarray(case.image)
     np.asarray(opened[0].image)
     assert len(calls) == 5  # two are kept, the rest were let go
+
+
+def test_only_entries_of_the_cache_are_tidied_up(tmp_path: Path) -> None:
+    mine, entry = tmp_path / "scans" / "2024", tmp_path / "0123456789abcdef" / "fedcba9876543210"
+    for folder in (mine, entry):
+        folder.mkdir(parents=True)
+        (folder / "a").touch()
+    assert remove_unused(tmp_path, (), ()) == 1
+    assert (mine / "a").exists()
+    assert not entry.exists()

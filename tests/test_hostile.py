@@ -174,6 +174,22 @@ def test_a_run_refuses_a_work_dir_whose_links_lead_out(
     assert (sorted(outside.rglob("*")) if outside.is_dir() else outside.read_bytes()) == before
 
 
+def test_a_link_that_goes_while_it_is_looked_at_is_none(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = copied / "work_dir" / "brief"
+    link.symlink_to("/")
+    real = os.path.realpath
+
+    def gone(path: str | Path, **more: bool) -> str:
+        if Path(path) == link:
+            raise FileNotFoundError
+        return real(path, **more)
+
+    with pytest.raises(WorkspaceError, match="brief: a link that leads out"):
+        check_inside(copied / "work_dir")
+    monkeypatch.setattr("os.path.realpath", gone)
+    assert check_inside(copied / "work_dir") == []
+
+
 def test_links_inside_the_work_dir_and_one_to_it_are_let_be(copied: Path, tmp_path: Path) -> None:
     work_dir = copied / "work_dir"
     (work_dir / "shortcut").symlink_to("segresnet_0")

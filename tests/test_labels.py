@@ -126,6 +126,7 @@ def test_left_and_right_are_paired() -> None:
     [
         (("a", "b"), ((1,),), {}, "class_names: 2 names for 1 sets of label values."),
         (("a", "a"), ((1,), (2,)), {}, "class_names: a is named twice. Give each class its own name."),
+        (("a", " "), ((1,), (2,)), {}, "class_names: a name is empty. Give each class a name."),
         (("a",), ((70000,),), {}, "class_names: label values must lie in 0..65534, found [70000]."),
         (("a",), ((65535,),), {}, "class_names: label values must lie in 0..65534, found [65535]."),
         (

@@ -117,6 +117,18 @@ def test_train_honours_an_edit_and_says_so(copied: Path) -> None:
     assert "weight_decay: 0.001  # command line" in text
 
 
+def test_train_says_what_input_yaml_no_longer_says(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "input.yaml"
+    assert run_command(["train", "--input", str(path)]) == 0
+    assert "planned before" not in capsys.readouterr().err
+    path.write_text(path.read_text().replace("num_epochs: 2", "num_epochs: 3"))
+    assert run_command(["train", "--input", str(path)]) == 0
+    assert (
+        "warning: segresnet_0, segresnet_1: planned before this: settings changed. The plans count as they are; run "
+        "`autoseg generate`, or `autoseg run`, to plan anew.\n"
+    ) in capsys.readouterr().err
+
+
 def test_what_follows_from_a_value_on_the_command_line_comes_with_it(tmp_path: Path) -> None:
     """A budget would end at the epochs planned without one; a rate belongs to its optimizer."""
     network = {k: v for k, v in SMALL["segresnet"].items() if k != "learning_rate"}  # type: ignore[attr-defined]

@@ -126,6 +126,21 @@ def test_the_reader_says_what_was_found_and_expected(tmp_path: Path) -> None:
     assert [two.a for two in read_stored_lines(lines, Two)] == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["input.yaml", "datalist.json", "cache/mine.txt", "ensemble/mine.txt"])
+def test_a_work_dir_of_others_is_not_written_over(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """`work_dir: .` wrote the run's datalist.json over the user's, and a run tidies its cache."""
+    other = tmp_path / "other"
+    (other / name).parent.mkdir(parents=True)
+    (other / name).write_text("mine")
+    assert run_command(["analyze", "--input", str(finished_run / "input.yaml"), "--work_dir", str(other)]) == 2
+    said = capsys.readouterr().err
+    assert f"{other}: holds no run, but {name.partition('/')[0]}, which a run would write over or tidy up." in said
+    assert [path for path in other.rglob("*") if path.is_file()] == [other / name]
+    assert (other / name).read_text() == "mine"
+
+
 def test_a_work_dir_of_the_first_version_is_read_and_not_written(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

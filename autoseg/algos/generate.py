@@ -103,7 +103,7 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
     earlier = workspace.earlier_plan(algo, fold)
     if earlier is not None:
         inputs = replace(inputs, earlier=read_model(earlier, Plan))
-    stage, sources = f"generate/{algo}_{fold}", _sources(inputs)
+    stage, sources = _stage(inputs), _sources(inputs)
     if not workspace.stale(stage, sources) and paths.plan.exists():
         return False
     edits = edited_values(paths)
@@ -126,6 +126,16 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
         log.info("%s_%d: starts with %s", algo, fold, table.summary)
     workspace.stamp(stage, sources)
     return True
+
+
+def outdated(workspace: Workspace, inputs: PlanInputs) -> list[str]:
+    """What of the user's changed since a job was planned, by name; a new machine or version is none of it."""
+    reasons = workspace.stale(_stage(inputs), _sources(inputs))
+    return [reason for reason in reasons if reason.split(" ", 1)[0] in ("settings", "statistics", "classes")]
+
+
+def _stage(inputs: PlanInputs) -> str:
+    return f"generate/{inputs.algo}_{inputs.fold}"
 
 
 def _with_edits(generated: dict[str, Any], edits: dict[str, Any], paths: JobDir) -> Plan:

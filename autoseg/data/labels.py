@@ -48,6 +48,8 @@ class LabelMap:
         if len(set(self.names)) != len(self.names):
             twice = sorted({n for n in self.names if self.names.count(n) > 1})
             faults.append(f"class_names: {', '.join(twice)} is named twice. Give each class its own name.")
+        if not all(name.strip() for name in self.names):
+            faults.append("class_names: a name is empty. Give each class a name.")
         flat = [v for vs in self.values for v in vs]
         if len(self.names) >= UNSURE:
             faults.append(f"class_names: {len(self.names)} classes. Expected at most {UNSURE - 1}.")

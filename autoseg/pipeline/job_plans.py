@@ -14,7 +14,7 @@ from autoseg.config.networks import LOCATOR, AlgoName
 from autoseg.config.settings import Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, some_of
 from autoseg.pipeline.budget import RunBudget
 from autoseg.pipeline.training_jobs import in_this_process, train_jobs
 from autoseg.workspace.workspace import Workspace
@@ -83,11 +83,12 @@ class JobPlans:
         A plan that is there is never made anew by `train`, so that what was planned or edited is what is trained.
         """
         from autoseg.algos.draft import Fit
-        from autoseg.algos.generate import edit_job
+        from autoseg.algos.generate import edit_job, outdated
         from autoseg.algos.planner import make_plan
         from autoseg.plan import read_plan
 
         each_s = parse_duration(self.settings.budget) if self.settings.budget is not None else None
+        older: dict[str, list[str]] = {}
         for inputs in self._inputs(self.jobs, self._shares(each_s)):
             paths = self.workspace.job_dir(inputs.algo, inputs.fold)
             if not paths.plan.exists():
@@ -96,6 +97,14 @@ class JobPlans:
                 plan, origins = make_plan(inputs, Fit(step_s=read_plan(paths).step_s))
                 if keys := edit_job(self.workspace, plan, origins):
                     log.info("%s_%d: %s taken from the command line", inputs.algo, inputs.fold, ", ".join(keys))
+            elif reasons := outdated(self.workspace, inputs):
+                older.setdefault(" and ".join(reasons), []).append(f"{inputs.algo}_{inputs.fold}")
+        for what, names in older.items():
+            log.warning(
+                "%s: planned before this: %s. The plans count as they are; run `autoseg generate`, or `autoseg run`, "
+                "to plan anew.",
+                *(some_of(names), what),
+            )
 
     def train(self, *, begun: float, again: bool = False) -> bool:
         """Train every job that is not done.

@@ -40,7 +40,7 @@ from autoseg.errors import DataError
 from autoseg.hardware.limits import available_memory_bytes, jobs_at_once, workers_for
 from autoseg.plan import Plan
 from autoseg.workspace.claims import Busy, Claim
-from autoseg.workspace.files import digest, write_atomic
+from autoseg.workspace.files import digest, is_digest, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ def remove_unused(root: Path, plans: Iterable[Plan], cases: Iterable[Case]) -> i
     """
     preparations = {preparation_digest(plan) for plan in plans}
     used = {case_digest(case) for case in cases}
-    unused = [entry for entry in root.glob("*/*") if entry.parent.name not in preparations or entry.name not in used]
+    entries = [entry for entry in root.glob("*/*") if is_digest(entry.parent.name) and is_digest(entry.name)]
+    unused = [entry for entry in entries if entry.parent.name not in preparations or entry.name not in used]
     for entry in unused:
         shutil.rmtree(entry, ignore_errors=True)  # another job may be removing it, too
     for folder in root.glob("*"):

@@ -23,6 +23,10 @@ LAYOUT = 2
 wrongly, and add a line to the table above."""
 
 
+WRITTEN_OVER = ("input.yaml", "datalist.json", "report.html", "cache", "ensemble", "pseudolabels", "init_weights")
+"""Files that a run writes, and folders in which it removes what it needs no longer: those of others would be lost."""
+
+
 class Layout(Stored):
     """What stands in state/layout.json."""
 
@@ -53,6 +57,11 @@ def _holds_run(root: Path) -> bool:
     return any(path.exists() for path in marks) or any(root.glob("*_*/job.json"))
 
 
+def _holds(path: Path) -> bool:
+    """Whether a path is a file, or a folder with something in it."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
 def _read(path: Path) -> Layout:
     remedy = f'Write {{"layout": {LAYOUT}, "version": "{__version__}"}} if this version made the run.'
     raw = read_stored(path, dict[str, object], remedy=remedy)  # a newer one may have keys that are not known here
@@ -78,7 +87,8 @@ def check_writable(root: Path) -> list[Path]:
         Halves of files, as `check_inside` has them.
 
     Raises:
-        WorkspaceError: An older or a newer version made it, its layout.json is damaged, or links lead out of it.
+        WorkspaceError: An older or a newer version made it, its layout.json is damaged, links lead out of it, or it
+            holds no run, but others' files where a run's would lie.
     """
     halves = check_inside(root)
     layout = layout_of(root)
@@ -87,6 +97,11 @@ def check_writable(root: Path) -> list[Path]:
             f"{root}: made by autoseg 0.1, which knew cases by their files' times, so {__version__} can show "
             "it and predict with it (predict, status, report, evaluate) but not go on with it. Give another work_dir, "
             "or delete this one."
+        )
+    if layout == 0 and (taken := [name for name in WRITTEN_OVER if _holds(root / name)]):
+        raise WorkspaceError(
+            f"{root}: holds no run, but {' and '.join(taken)}, which a run would write over or tidy up. Give a "
+            "work_dir of its own, such as an empty folder."
         )
     return halves
 

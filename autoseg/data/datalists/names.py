@@ -62,7 +62,7 @@ def file_name(text: str) -> str:
 
 
 def path_hint(path: str) -> str:
-    """What to say of a path that is not there and is written as on Windows, or with blanks around; empty for another."""
+    """What to say of a path that is not there, written as on Windows or with blanks around; empty for another."""
     if path != path.strip():
         return " It begins or ends with a blank."
     return " Its folders are parted by backslashes; write slashes (/)." if "\\" in path else ""
