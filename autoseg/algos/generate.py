@@ -103,7 +103,7 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
     earlier = workspace.earlier_plan(algo, fold)
     if earlier is not None:
         inputs = replace(inputs, earlier=read_model(earlier, Plan))
-    stage, sources = f"generate/{algo}_{fold}", _sources(inputs)
+    stage, sources = f"generate/{algo}_{fold}", plan_sources(inputs)
     if not workspace.stale(stage, sources) and paths.plan.exists():
         return False
     edits = edited_values(paths)
@@ -144,7 +144,7 @@ def _with_edits(generated: dict[str, Any], edits: dict[str, Any], paths: JobDir)
         ) from None
 
 
-def _sources(inputs: PlanInputs) -> dict[str, str]:
+def plan_sources(inputs: PlanInputs) -> dict[str, str]:
     """Digests of all that decides a plan, by name."""
     settings, label_map = inputs.settings, inputs.label_map
     sources = {

@@ -1,6 +1,7 @@
 """A run from start to end: the first file to read.
 
     analyze   -> datastats.yaml, faults.json, datalist.json as used
+    pretrain  -> pretraining/<algo>_<fold>/models/model.pt, where pretrain.method says how
     generate  -> <algo>_<fold>/configs/hyper_parameters.yaml
     train     -> <algo>_<fold>/models/model.pt, validation.json
     ensemble  -> ensemble/scores.json, ensemble.json, predictions/

@@ -193,7 +193,7 @@ class TrainingRun(JobRun):
         if self.first_weights is not None:
             network.load_state_dict(torch.load(self.first_weights, map_location="cpu", weights_only=True))
             return
-        start = read_start(self.workspace, self.job.algo)
+        start = read_start(self.workspace, self.job.algo, self.job.fold)
         table = None if start is None else start.load(network, plan)
         if self.processes.is_first:
             keep_table(self.paths, table)
@@ -202,14 +202,21 @@ class TrainingRun(JobRun):
 
     def _leaks(self, val_cases: tuple[Case, ...]) -> list[str]:
         """A warning where the weights that the job starts from have seen cases that it is judged by."""
-        start = None if self.first_weights is not None else read_start(self.workspace, self.job.algo)
-        num = 0 if start is None else start.seen_in_training([training_digest(case) for case in val_cases])
-        if start is None or not num:
+        start = None if self.first_weights is not None else read_start(self.workspace, self.job.algo, self.job.fold)
+        if start is None:
             return []
-        return [
-            f"{start.start.source} has learned from {num} of the {len(val_cases)} cases of this fold, so its Dice here "
-            "says too much. Start from weights of other cases, or judge by cases that neither has seen."
-        ]
+        warnings = []
+        if num := start.seen_in_training([training_digest(case) for case in val_cases]):
+            warnings.append(
+                f"{start.start.source} has learned from {num} of the {len(val_cases)} cases of this fold, so its Dice "
+                "here says too much. Start from weights of other cases, or judge by cases that neither has seen."
+            )
+        if num := len({*start.start.images_seen} & {case.name for case in val_cases}):
+            warnings.append(
+                f"{start.start.source} has learned from the images of {num} of the {len(val_cases)} cases of this "
+                "fold, without their labels (pretrain.all_images), so its Dice here may say a little too much."
+            )
+        return warnings
 
     def _finish(self, plan: Plan, val_cases: tuple[Case, ...], result: TrainResult) -> None:
         """Score the trained model.
