@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,23 @@ def test_a_twin_is_trained_by_a_worker_that_knows_its_folder_alone(copied: Path)
     assert done.returncode == 0, done.stderr
     assert (twins / "segresnet_0" / "models" / "model.pt").exists()
     assert "starts with" not in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_do_a_planned_pretraining(copied: Path) -> None:
+    """torchrun with two processes, over gloo, as for several GPUs."""
+    work = copied / "work_dir"
+    paths = pretraining_place(Workspace(work)).job_dir("segresnet", 0)
+    before = torch.load(paths.model, weights_only=True)
+    paths.model.unlink()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "autoseg"]
+    command += ["pretrain", "--work_dir", str(work), "--algo", "segresnet", "--fold", "0", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = torch.load(paths.model, weights_only=True)
+    for name, tensor in before.items():
+        torch.testing.assert_close(tensor, after[name], atol=1e-4, rtol=1e-3)
+    assert json.loads(paths.job.read_text())["state"] == "done"
 
 
 def test_other_runs_start_from_it_too(copied: Path, tmp_path: Path) -> None:

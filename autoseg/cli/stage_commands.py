@@ -116,7 +116,7 @@ def pretrain(
     Args:
         input: The settings; input.yaml where not given.
         algo: With --work_dir alone: this network's pretraining, and no more.
-        fold: With --work_dir alone: that of this fold, from 0; where one is for all folds, the first of them.
+        fold: With --work_dir alone: that of this fold; 0 where one is for all folds.
         wait: Where another process is working on it, wait for it instead of ending.
     """
     if algo is None and fold is None:

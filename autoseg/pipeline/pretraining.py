@@ -151,7 +151,7 @@ def _write_plan(
     from autoseg.workspace.files import digest
 
     settings, place = run.job_settings, pretraining_place(run.workspace)
-    fold = min(folds) if images.fold is None else images.fold
+    fold = images.fold or 0
     paths = place.job_dir(algo, fold)
     likely_s = _likely_s(settings, len(settings.networks) * len(folds))
     [inputs] = planning(run.workspace, datalist, settings, run.origins, [(algo, fold)], likely_s, keeps_starts=False)
@@ -183,9 +183,10 @@ def _write_plan(
 
 
 def _forget(place: Workspace, names: Sequence[Name]) -> None:
-    """Take the lessons from jobs that are not wanted any more, so that nothing starts from them; their files stay."""
+    """Take the lessons from other jobs of the same networks, so that nothing starts from them; their files stay."""
+    algos = {algo for algo, _ in names}
     for name in lessons(place):
-        if name not in names:
+        if name[0] in algos and name not in names:
             place.job_dir(*name).lesson.unlink(missing_ok=True)
 
 

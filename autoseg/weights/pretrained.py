@@ -32,7 +32,7 @@ def keep_pretrained(workspace: Workspace, algo: AlgoName, fold: int) -> StartWei
     plan = read_plan(paths)
     start = Start(
         source=f"{place.root.name}/{algo}_{number}",
-        digest=content_digest(paths.model, paths.plan, paths.lesson),
+        digest=content_digest(paths.model, paths.plan),
         kind=lesson.words,
         network={key: value for key, value in plan.network.items() if key != DEEP_SUPERVISION},
         spacing_mm=plan.resample_resolution,

@@ -1,6 +1,6 @@
 """What pretraining leaves in a run's folder: pretraining/<algo>_<fold>/, jobs as those of training are.
 
-Where one pretraining serves all folds, it has the number of the first of them.
+Where one pretraining serves all folds, it has the number 0.
 """
 
 from __future__ import annotations
