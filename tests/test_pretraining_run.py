@@ -16,6 +16,7 @@ from processes import autoseg
 from test_pipeline import SMALL
 
 from autoseg.config.load import load_settings
+from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError
 from autoseg.pipeline.budget import RunBudget, pretraining_s
@@ -112,6 +113,7 @@ def test_status_explain_and_report_know_the_stage(copied: Path) -> None:
     status = autoseg("status", "--work_dir", work).stdout
     assert "\nPretraining\nJob" in status
     assert "2/2" in status
+    assert "\nFrom scratch (compare_scratch)\nJob" in status
     explained = autoseg("explain", "pretrain", "--work_dir", work).stdout
     assert explained.startswith("pretrain: a stage of the run.")
     assert "so far:   done" in explained
@@ -237,6 +239,17 @@ def test_a_budget_ends_pretraining_and_is_kept_by_the_plan(tmp_path: Path) -> No
     last = json.loads(place.job_dir("segresnet", 0).metrics.read_text().splitlines()[-1])
     assert last["progress"] == 1.0
     assert last["epoch"] < 10_000
+
+
+def test_twins_have_their_share_of_a_budget(copied: Path, tmp_path: Path) -> None:
+    path, jobs = copied / "input.yaml", [("segresnet", 0), ("segresnet", 1)]
+    shares = {}
+    for compared in ("true", "false"):
+        settings, _ = load_settings(path, {"budget": "1000s", "compare_scratch": compared})
+        budget = RunBudget(Workspace(tmp_path / compared), settings, 1)
+        budget.give(read_datalist(copied / "work_dir" / "datalist.json", copied), jobs, jobs)
+        shares[compared] = budget.state.jobs["segresnet_0"]
+    assert shares["true"] == pytest.approx(shares["false"] / 2, rel=0.01)
 
 
 def test_twins_are_no_use_without_weights_and_that_is_said(tmp_path: Path) -> None:

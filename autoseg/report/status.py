@@ -17,6 +17,7 @@ from autoseg.workspace.files import last_lines
 from autoseg.workspace.jobs import EpochLine, Job
 from autoseg.workspace.layout import check_readable
 from autoseg.workspace.pretraining import LessonLine, pretraining_place
+from autoseg.workspace.scratch import scratch_place
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.stored import Unreadable
 from autoseg.workspace.usage import read_usage
@@ -53,7 +54,7 @@ def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable
     width = max(9, *map(len, shown))
     lines = [f"{'Stage':<{width}} Done"]
     lines += [f"{name:<{width}} {_stage_time(workspace, name, unreadable)}" for name in shown]
-    lines += _pretraining_lines(workspace, unreadable)
+    lines += _beside("Pretraining", pretraining_place(workspace), unreadable)
     jobs = []
     rounds = unreadable.or_else((), workspace.rounds)
     for number, place in enumerate(rounds or [workspace], 1):
@@ -65,6 +66,7 @@ def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable
         jobs += jobs_here
         if jobs_here:
             lines += ["", *_table([_cells(place, job, claim) for job, claim in jobs_here])]
+        lines += _beside("From scratch (compare_scratch)", scratch_place(place), unreadable)
     if not jobs and not unreadable.messages:
         return [*lines, "", "No training jobs yet. `autoseg generate` plans them."]
     states = [job.state for job, _ in jobs]
@@ -75,11 +77,10 @@ def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable
     return lines
 
 
-def _pretraining_lines(workspace: Workspace, unreadable: Unreadable) -> list[str]:
-    """How far each pretraining is; nothing where there is none."""
-    place = pretraining_place(workspace)
+def _beside(title: str, place: Workspace, unreadable: Unreadable) -> list[str]:
+    """The jobs of a folder beside those of training, and how far they are; nothing where there is none."""
     jobs = place.readable_jobs(unreadable) if place.root.is_dir() else []
-    return ["", "Pretraining", *_table([_cells(place, job, claim) for job, claim in jobs])] if jobs else []
+    return ["", title, *_table([_cells(place, job, claim) for job, claim in jobs])] if jobs else []
 
 
 def job_status(work_dir: Path, name: str) -> str:
