@@ -27,7 +27,7 @@ from train import machine, written
 
 from autoseg.data.datalists.cases import Case
 from autoseg.plan import Plan
-from autoseg.training.batches import Batches
+from autoseg.training.batches import LabelledBatches
 from autoseg.training.cache import CachedCase, load_cases
 from autoseg.training.patches import make_sampler
 from autoseg.training.trainer import Trainer
@@ -108,7 +108,7 @@ def cost(output: Path, label: str) -> None:
             plan = make_plan(
                 2, spacing_mm, roi_size=roi, batch_size=batch, augment=strength, num_steps_per_epoch=COST_STEPS
             )
-            batches = Batches(
+            batches = LabelledBatches(
                 plan,
                 make_sampler([case], plan),
                 torch.device("cpu"),

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("inference",),
     ("export",),
     ("training",),
-    ("algos",),
+    ("algos", "pretraining"),
     ("analyzer", "ensemble", "pseudolabel", "launch"),
     ("report",),
     ("pipeline",),

@@ -45,7 +45,8 @@ def test_the_manual_names_every_command_that_takes_settings() -> None:
 
 def test_rows_fit_together() -> None:
     assert len({*NAMES}) == len(NAMES)
-    assert [stage.name for stage in STAGES if stage.where == "run"] == NAMES[:1], "rounds follow from the analysis"
+    assert [stage.name for stage in STAGES if stage.where == "run"] == NAMES[:2], "rounds follow from the analysis"
+    assert [stage.name for stage in STAGES if not stage.needs] == NAMES[:1]
     for stage in STAGES:
         assert stage.doc.endswith(".")
         for name in stage.needs:
@@ -72,7 +73,7 @@ def test_stages_that_cannot_be_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as mixed:
         stages_named(["pseudolabel", "train"])
     assert str(mixed.value) == (
-        "pseudolabel: runs between rounds. Run it by itself, or analyze, generate, train, ensemble together."
+        "pseudolabel: runs between rounds. Run it by itself, or analyze, pretrain, generate, train, ensemble together."
     )
 
 

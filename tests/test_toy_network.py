@@ -26,6 +26,7 @@ from torch import nn
 from autoseg.networks.sizing import LearningRates, NetworkChoice, Shapes, Sizing, fit_roi
 
 ENCODER = r"0\\."
+LATENT = "0"
 LEARNING_RATES = LearningRates(gpu=1e-3, cpu=2e-3, muon=3e-3, source="a toy's")
 SECONDS_PER_MEGAVOXEL = 0.1
 RUNGS = GPU_RUNGS = range(1)

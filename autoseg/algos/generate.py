@@ -103,7 +103,7 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
     earlier = workspace.earlier_plan(algo, fold)
     if earlier is not None:
         inputs = replace(inputs, earlier=read_model(earlier, Plan))
-    stage, sources = _stage(inputs), _sources(inputs)
+    stage, sources = _stage(inputs), plan_sources(inputs)
     if not workspace.stale(stage, sources) and paths.plan.exists():
         return False
     edits = edited_values(paths)
@@ -130,7 +130,7 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
 
 def outdated(workspace: Workspace, inputs: PlanInputs) -> list[str]:
     """What of the user's changed since a job was planned, by name; a new machine or version is none of it."""
-    reasons = workspace.stale(_stage(inputs), _sources(inputs))
+    reasons = workspace.stale(_stage(inputs), plan_sources(inputs))
     return [reason for reason in reasons if reason.split(" ", 1)[0] in ("settings", "statistics", "classes")]
 
 
@@ -154,7 +154,7 @@ def _with_edits(generated: dict[str, Any], edits: dict[str, Any], paths: JobDir)
         ) from None
 
 
-def _sources(inputs: PlanInputs) -> dict[str, str]:
+def plan_sources(inputs: PlanInputs) -> dict[str, str]:
     """Digests of all that decides a plan, by name."""
     settings, label_map = inputs.settings, inputs.label_map
     sources = {

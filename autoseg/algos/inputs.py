@@ -79,12 +79,17 @@ def planning(
     origins: Mapping[str, str],
     jobs: Sequence[tuple[AlgoName, int]],
     budget_s: Callable[[str], float | None] = lambda name: None,
+    *,
+    keeps_starts: bool = True,
 ) -> Iterator[PlanInputs]:
     """What each job is planned from. The weights that it starts from are copied into the run's folder here.
 
     Args:
         budget_s: a job's seconds by its name, where its algorithm has no budget of its own.
+        keeps_starts: copy first weights; else jobs are planned without any, and what was copied stays.
     """
+    from autoseg.networks import network_file
+    from autoseg.weights.pretrained import keep_pretrained
     from autoseg.weights.start import keep_start
 
     fingerprint = Fingerprint.read(workspace.datastats)
@@ -92,7 +97,10 @@ def planning(
     if settings.launcher == "local" and not hardware.on_gpu:
         hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
     label_map = run_label_map(settings, datalist, fingerprint)
-    starts = {algo: keep_start(workspace, algo, settings.first_weights(algo)) for algo in {a: 0 for a, _ in jobs}}
+    algos = {algo: 0 for algo, _ in jobs} if keeps_starts else {}
+    pretrained = {algo for algo in algos if settings.is_pretrained(algo) and network_file(algo).LATENT}
+    others = [algo for algo in algos if algo not in pretrained]
+    starts = {algo: keep_start(workspace, algo, settings.first_weights(algo)) for algo in others}
     for algo, fold in jobs:
         own = settings.network(algo).budget
         job_s = parse_duration(own) if own else budget_s(f"{algo}_{fold}")
@@ -106,6 +114,6 @@ def planning(
             origins=dict(origins),
             hardware=hardware,
             budget_s=job_s,
-            start=starts[algo],
+            start=keep_pretrained(workspace, algo, fold) if algo in pretrained else starts.get(algo),
             budget_origin=origins.get(f"{algo}.budget" if own else "budget", "") if job_s else "",
         )

@@ -32,7 +32,12 @@ class HasOverrides(Protocol):
 
 def stage_commands() -> dict[str, Callable[..., int]]:
     """The commands of all stages by name, in the order of the table, each with its documentation."""
-    written: dict[str, Callable[..., int]] = {"analyze": analyze, "train": train, "ensemble": ensemble}
+    written: dict[str, Callable[..., int]] = {
+        "analyze": analyze,
+        "pretrain": pretrain,
+        "train": train,
+        "ensemble": ensemble,
+    }
     return {stage.name: written.get(stage.name) or _made_command(stage) for stage in STAGES}
 
 
@@ -95,6 +100,44 @@ def analyze(self: HasOverrides, *, input: Path = INPUT, data: Path | None = None
     analysis = analyze_folder(data)
     show(dumps(analysis.summary(), indent=1) if json else analysis.text())
     return 2 if analysis.faults else 0
+
+
+@_documented("pretrain")
+def pretrain(
+    self: HasOverrides,
+    *,
+    input: Path | None = None,
+    algo: AlgoName | None = None,
+    fold: int | None = None,
+    wait: bool = False,
+) -> int:
+    """Run the stage, or do one planned pretraining as a worker.
+
+    Args:
+        input: The settings; input.yaml where not given.
+        algo: With --work_dir alone: this network's pretraining, and no more.
+        fold: With --work_dir alone: that of this fold; 0 where one is for all folds.
+        wait: Where another process is working on it, wait for it instead of ending.
+    """
+    if algo is None and fold is None:
+        if wait:
+            raise ConfigError("--wait: no effect without --algo and --fold. Leave it out.")
+        return run_stages(("pretrain",), input or INPUT, self.overrides)
+    from autoseg.pipeline.worker import is_planned
+
+    if algo is None or fold is None or input is not None or not is_planned(self.overrides):
+        raise ConfigError(
+            "--algo and --fold: together they name one planned pretraining, with no other settings. Give the run's "
+            "folder with --work_dir, or leave both out to do all of the stage; --algos names networks."
+        )
+    if fold < 0:
+        raise ConfigError(f"--fold: expected a whole number >= 0, found {fold}.")
+    from autoseg.pipeline.pretraining import work_on_pretraining
+    from autoseg.pipeline.worker import value_of
+
+    device, workers = (value_of(self.overrides, key) for key in ("device", "num_workers"))
+    root = Path(self.overrides["work_dir"])
+    return work_on_pretraining(root, algo, fold, device=device, num_workers=workers, wait=wait)
 
 
 @_documented("train")

@@ -53,7 +53,7 @@ def setting_docs() -> dict[str, SettingDoc]:
 def _rank(entry: tuple[str, str, Any, Any]) -> int:
     """Place of a setting in help and manual; the order within a place is that of the models."""
     block, name, _, _ = entry
-    blocks = (*NETWORKS, "ensemble", "inference", "slurm", "sweep", "pseudolabel")
+    blocks = (*NETWORKS, "ensemble", "inference", "slurm", "sweep", "pseudolabel", "pretrain")
     return 2 if block or name in blocks else int(name in HyperSettings.model_fields)
 
 
@@ -84,7 +84,8 @@ def settings_manual() -> str:
         "# Settings",
         "",
         "Made from `autoseg/config/` by `make docs`; do not edit. Every key of `input.yaml`, which may also",
-        "be given to `run`, `analyze`, `generate`, `train`, `ensemble`, `pseudolabel`, `sweep`, `plan` and `retry` as",
+        "be given to `run`, `analyze`, `pretrain`, `generate`, `train`, `ensemble`, `pseudolabel`, `sweep`, `plan` and "
+        "`retry` as",
         "a flag (`--num_epochs 50`), then wins.",
         "`planned` means: derived from the data and the machine; `autoseg explain KEY` tells how.",
     ]

@@ -210,27 +210,53 @@ class Range(Strict):
         return self
 
 
-NO_WEIGHTS = "none"
-"""`init_weights` of networks that start with random numbers."""
+class PretrainSettings(Strict):
+    """What encoders learn from images alone, before any label is seen."""
+
+    method: Literal["none", "contrastive", "mae"] = "none"
+    """mae: draw what is masked; contrastive: repair two damaged views of a patch, and tell them from other patches'."""
+    budget: Duration | None = None
+    """Time for all of it, such as 1h; null: a quarter of the run's budget; without one, epochs alone decide."""
+    all_images: bool = False
+    """Learn from the images of cases that models are scored on, too, never from their labels."""
+    epochs: Count = 500
+    """Passes over the images; with a budget, the most that are made."""
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Of mae: share of each patch that is masked."""
+    mask_block: Count = 16
+    """Of mae: edge of the blocks that are masked, in voxels; a quarter of the patch's edge at most."""
+    temperature: Positive = 0.05
+    """Of contrastive: how sharply the nearest of the other patches count."""
 
 
-def map_weights(value: str | dict[str, str], place: Callable[[Path], Path]) -> str | dict[str, str]:
+NO_WEIGHTS, PRETRAINED = "none", "pretrain"
+"""`init_weights` of networks that start with random numbers, and with what `pretrain` taught them."""
+
+InitWeights = str | dict[str, str] | None
+
+
+def map_weights(value: InitWeights, place: Callable[[Path], Path]) -> InitWeights:
     """`init_weights` with each of its paths in another form."""
 
     def placed(text: str) -> str:
-        return text if text == NO_WEIGHTS else str(place(Path(text)))
+        return text if text in (NO_WEIGHTS, PRETRAINED) else str(place(Path(text)))
 
-    return {name: placed(text) for name, text in value.items()} if isinstance(value, dict) else placed(value)
+    if isinstance(value, dict):
+        return {name: placed(text) for name, text in value.items()}
+    return None if value is None else placed(value)
 
 
-def _check_weights(value: str | dict[str, str]) -> str | dict[str, str]:
+def _check_weights(value: InitWeights) -> InitWeights:
     unknown = [name for name in value if name not in NETWORKS] if isinstance(value, dict) else []
     if unknown:
         raise ValueError(f"no network {unknown[0]}. {suggest(unknown[0], NETWORKS)}")
     return value
 
 
-RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "report", "init_weights")
+RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "report", "init_weights") + (
+    "pretraining",
+    "scratch",
+)
 
 
 def _check_study(name: str) -> str:
@@ -334,9 +360,15 @@ class RunSettings(HyperSettings):
     category, modifier, region, region_modifier}; classes that are not listed are found by their names."""
     on_fault: Literal["stop", "skip"] = "stop"
     """A faulty case stops the run, or is set aside and listed."""
-    init_weights: Annotated[str | dict[str, str], AfterValidator(_check_weights)] = NO_WEIGHTS
+    init_weights: Annotated[InitWeights, AfterValidator(_check_weights)] = None
     """Weights to start from: a file, the folder of a job, a bundle or a work_dir, for all networks or for some
-    ({segresnet: FILE}); relative to the folder of input.yaml. none: random ones."""
+    ({segresnet: FILE}); relative to the folder of input.yaml. none: random ones; pretrain: what `pretrain` taught them;
+    null: that where it has a method."""
+    pretrain: PretrainSettings = PretrainSettings()
+    """What encoders learn from images alone, before any label is seen."""
+    compare_scratch: bool = False
+    """Train each job that starts from weights from random ones, too, by the same plan, and test the difference on the
+    same cases."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of folds, patches, augmentation and weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -382,16 +414,37 @@ class RunSettings(HyperSettings):
             )
         return self
 
-    def first_weights(self, algo: AlgoName) -> Path | None:
-        """The file or folder that a network's first weights come from; None: they are random.
+    @model_validator(mode="after")
+    def _check_pretrained(self) -> Self:
+        named = self.init_weights
+        values = named.values() if isinstance(named, dict) else (named,)
+        if PRETRAINED in values and self.pretrain.method == "none":
+            raise ValueError(
+                "init_weights: pretrain needs a way to pretrain. Set pretrain.method: mae or contrastive, or leave "
+                "init_weights out."
+            )
+        return self
+
+    def _weights_of(self, algo: AlgoName) -> str:
+        """`init_weights` of one network.
 
         One for all networks is for those of an ensemble; the locator, which finds a region alone, has to be named.
         """
         named = self.init_weights
+        if named is None:
+            named = NO_WEIGHTS if self.pretrain.method == "none" else PRETRAINED
         if not isinstance(named, dict):
             named = {algo: named} if NETWORKS[algo].in_ensemble else {}
-        text = named.get(algo, NO_WEIGHTS)
-        return None if text == NO_WEIGHTS else Path(text)
+        return named.get(algo, NO_WEIGHTS)
+
+    def first_weights(self, algo: AlgoName) -> Path | None:
+        """The file or folder that a network's first weights come from; None: they are random, or of `pretrain`."""
+        text = self._weights_of(algo)
+        return None if text in (NO_WEIGHTS, PRETRAINED) else Path(text)
+
+    def is_pretrained(self, algo: AlgoName) -> bool:
+        """Whether a network is to start with what `pretrain` teaches it; see `autoseg.weights.pretrained`."""
+        return self._weights_of(algo) == PRETRAINED
 
     def with_paths(self, place: Callable[[Path], Path]) -> Self:
         """The settings with each of their paths in another form."""

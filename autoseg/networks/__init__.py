@@ -28,6 +28,9 @@ class NetworkFile(Protocol):
     ENCODER: str
     """Names of the weights that make features of an image: a regular expression that they begin with. Those are what
     weights from elsewhere are good for, whatever they were trained to tell."""
+    LATENT: str
+    """Name of the module that makes the encoder's coarsest features, (B, F, X, Y, Z) or (B, places, F), alone or last
+    of a list; empty: the network is not pretrained on images alone."""
     LEARNING_RATES: LearningRates
     SECONDS_PER_MEGAVOXEL: float
     """Seconds of a training step for a million voxels of the CPU-sized network, on two cores, where none was

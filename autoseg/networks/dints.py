@@ -22,6 +22,8 @@ from autoseg.networks.sizing import (
 
 ENCODER = r"dints_space\.|stem_down\."
 """Names of the weights that make features of an image: a regular expression that they begin with."""
+LATENT = ""
+"""It is not pretrained: which of its weights there are follows from the topology, which is searched with labels."""
 LEARNING_RATES = LearningRates(
     gpu=2e-4, cpu=5e-3, muon=1e-2, source="as SegResNet's, since it is trained by AdamW here (Auto3DSeg's: SGD, 0.2)"
 )

@@ -7,6 +7,8 @@ from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, Ne
 
 __all__ = ["ENCODER", "build", "choose", "divisor", "heads", "read_shapes"]
 
+LATENT = ""
+"""It is not pretrained: it is small, and looks at images coarsely."""
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
 """Source: SegResNet's, which it is."""
 SECONDS_PER_MEGAVOXEL = 3.2

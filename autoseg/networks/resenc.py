@@ -32,6 +32,8 @@ __all__ = ["GPU_RUNGS", "RUNGS", "build", "choose", "divisor", "heads", "read_sh
 
 ENCODER = r"encoder\."
 """Names of the weights that make features of an image: a regular expression that they begin with."""
+LATENT = "encoder"
+"""The module that makes the encoder's coarsest features, by which pretraining compares images."""
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
 """Source: SegResNet's, whose building blocks it shares; nnU-Net trains it by SGD with 1e-2."""
 SECONDS_PER_MEGAVOXEL = 3.2

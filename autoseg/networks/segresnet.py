@@ -25,6 +25,8 @@ from autoseg.networks.topology import Topology, patch_and_topology
 
 ENCODER = r"encoder\."
 """Names of the weights that make features of an image: a regular expression that they begin with."""
+LATENT = "encoder"
+"""The module that makes the encoder's coarsest features, by which pretraining compares images."""
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="Auto3DSeg's")
 """Source: Auto3DSeg's on a GPU; on a CPU ten times as much for small networks and short schedules, and Muon's on the
 hippocampus, between 2e-3 and 5e-3 (docs/results.md)."""

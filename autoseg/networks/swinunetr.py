@@ -22,6 +22,8 @@ from autoseg.networks.sizing import (
 
 ENCODER = r"swinViT\."
 """Names of the weights that make features of an image: a regular expression that they begin with."""
+LATENT = "swinViT"
+"""The module that makes the encoder's coarsest features, by which pretraining compares images."""
 LEARNING_RATES = LearningRates(gpu=4e-4, cpu=4e-3, muon=1e-2, source="Auto3DSeg's")
 """Source: Auto3DSeg's on a GPU; those on a CPU and Muon's: the hippocampus (docs/results.md)."""
 SECONDS_PER_MEGAVOXEL = 3.1

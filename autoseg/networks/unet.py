@@ -11,6 +11,8 @@ from autoseg.networks.sizing import CPU_BATCH, CPU_BATCH_RULE, LearningRates, Ne
 
 ENCODER = r"model\.(1\.submodule\.)*(0|conv|residual)\."
 """Names of the weights that make features of an image: a regular expression that they begin with."""
+LATENT = ""
+"""It is not pretrained: its modules are nested, so that no single one makes the coarsest features."""
 LEARNING_RATES = LearningRates(gpu=2e-4, cpu=2e-3, muon=4e-3, source="as SegResNet's")
 """Source: SegResNet's."""
 SECONDS_PER_MEGAVOXEL = 2.0

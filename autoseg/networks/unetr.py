@@ -28,6 +28,8 @@ from autoseg.networks.unetr_layers import HEAD, PATCH
 
 ENCODER = r"vit\."
 """Names of the weights that make features of an image: a regular expression that they begin with."""
+LATENT = "vit.norm"
+"""The module that makes the encoder's coarsest features, by which pretraining compares images."""
 LEARNING_RATES = LearningRates(gpu=1e-4, cpu=1e-3, muon=4e-3, source="the paper's and Clara's")
 """Source: the paper's and Clara's on a GPU; on a CPU ten times as much, as SegResNet's, and SegResNet's for Muon: not
 measured."""

@@ -27,6 +27,7 @@ from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration, parse_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.workspace.jobs import Job
+from autoseg.workspace.pretraining import pretraining_place
 from autoseg.workspace.stored import Seconds, Stored, read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
 
@@ -43,6 +44,8 @@ FILL_FACTOR = 1.3
 """Seconds of pseudo-labels over those of the same predictions alone: probabilities are merged, judged and written; 1.17
 was measured. Held-back cases need no such factor: five models took 0.87 of five predictions, each of them scored
 (docs/results.md)."""
+PRETRAINING_SHARE = 0.25
+"""Share of a run's budget for pretraining, where its settings say nothing else. A choice."""
 LEAST_KEPT = 2
 """Algorithms that are always kept, so that there is something to make an ensemble of."""
 HOPELESS = 0.9
@@ -88,6 +91,13 @@ def work_began() -> float:
     return time.monotonic() - (age_s if age_s < STARTING_S else 0.0)
 
 
+def pretraining_s(settings: Settings) -> float | None:
+    """Seconds for all pretraining of a run; None: it has no budget."""
+    if settings.pretrain.budget is not None:
+        return parse_duration(settings.pretrain.budget)
+    return None if settings.budget is None else PRETRAINING_SHARE * parse_duration(settings.budget)
+
+
 class RunBudget:
     """A run's budget, kept over restarts."""
 
@@ -114,7 +124,10 @@ class RunBudget:
         self.rounds = rounds or Rounds()
         self.state = BudgetState(budget_s=parse_duration(settings.budget))
         self.before_s, self.dropped_before = 0.0, dict[str, str]()
-        """Seconds of the rounds before this one; algorithms that they dropped."""
+        """Seconds of pretraining and of the rounds before this one; algorithms that they dropped."""
+        first = pretraining_place(workspace)
+        if workspace.root != first.root and (stored := self._stored(first)):
+            self.before_s += stored.spent_s
         for earlier in workspace.rounds():
             if earlier.round < workspace.round and (stored := self._stored(earlier)):
                 self.before_s += stored.spent_s
@@ -183,11 +196,20 @@ class RunBudget:
         fixed_s += self.later * sum(parse_duration(own[algo]) for algo, _ in again if own[algo])
         num_waves = self._waves(sharing) + self.later * self._waves([job for job in again if not own[job[0]]])
         free_s = self.left_s - self.reserved_s(datalist, among) - fixed_s / self.num_places
+        if self.settings.compare_scratch:  # each job that starts from weights has a twin of its own length
+            open_jobs = {f"{algo}_{fold}" for algo, fold in among}
+            twins_s = sum(s for name, s in self.state.jobs.items() if name not in open_jobs and self._has_twin(name))
+            free_s -= twins_s / self.num_places
+            num_waves *= 2
         share_s = max(1.0, free_s / num_waves)
         for algo, fold in jobs:
             if not own[algo]:
                 self.state.jobs[f"{algo}_{fold}"] = round(share_s, 1)
         self.save()
+
+    def _has_twin(self, name: str) -> bool:
+        algo, _, fold = name.rpartition("_")
+        return self.workspace.read_job(algo, int(fold)).state == "done"
 
     def _waves(self, jobs: Sequence[tuple[AlgoName, int]]) -> int:
         """How many jobs one place does after the other; the first fold is through before any other begins."""

@@ -55,7 +55,7 @@ class Request:
     @property
     def draws_report(self) -> bool:
         """Not for an analysis alone: it is over sooner than its figures are drawn, and often repeated."""
-        return any(stage.where != "run" for stage in self.stages)
+        return any(stage.needs for stage in self.stages)
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class RunContext:
             return None  # there is none; or it was given to `train` alone and is each job's
         if place.root not in self.budgets:
             since = max((budget.counts_from for budget in self.budgets.values()), default=self.begun)
-            rounds = Rounds() if place.root == self.workspace.root else self._rounds()
+            rounds = self._rounds() if place.run != place.root else Rounds()
             self.budgets[place.root] = RunBudget(
                 place, self.job_settings, num_places(self.settings), rounds=rounds, since=since
             )

@@ -226,7 +226,7 @@ def work_on_fold(work_dir: Path, part: Part, *, device: str | None, wait: bool) 
             "Run `autoseg train` first."
         )
     stop_with_launcher()
-    from autoseg.training.job import DEVICE_NAME
+    from autoseg.training.job_run import DEVICE_NAME
 
     device = device or settings.device
     cases = part.of(read_cases(workspace, settings.dataroot).val_cases(part.fold))

@@ -180,7 +180,7 @@ def _measure(
             if len(times) >= 3 and sum(times) > 0.3 * MEASURE_S and max(times) < 1.2 * min(times):
                 break
         begin = time.monotonic()
-        trainer.validator.predict(case[0])
+        trainer.validator.score(case[0])
         predict_s = time.monotonic() - begin
         size = sum(t.numel() * t.element_size() for t in trainer.step.network.state_dict().values()) / 2**30
     return sorted(times)[len(times) // 2], predict_s, memory.peak_gib, size, prepare_s

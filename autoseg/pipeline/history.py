@@ -56,7 +56,7 @@ def kept_settings(workspace: Workspace) -> dict[str, str]:
     remedy = "Undo the edit, or delete the file and give those settings on the command line again."
     kept = read_stored(path, dict[str, str], remedy=remedy) if path.exists() else {}
     if WEIGHTS in kept:
-        value = check_stored(_json(kept[WEIGHTS]), dict[str, str] | str, f"{path}: {WEIGHTS}", remedy)  # type: ignore[arg-type]
+        value = check_stored(_json(kept[WEIGHTS]), dict[str, str] | str | None, f"{path}: {WEIGHTS}", remedy)  # type: ignore[arg-type]
         kept[WEIGHTS] = json_for_yaml(map_weights(value, lambda p: Path(os.path.normpath(workspace.root / p))))
     return kept
 

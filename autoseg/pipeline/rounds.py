@@ -6,7 +6,9 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import write_datalist
+from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError
 from autoseg.pipeline.analysis import run_cases
 from autoseg.pipeline.context import RunContext
@@ -32,40 +34,63 @@ def steps(run: RunContext) -> Iterator[Step]:
         AutosegError: A stage that comes before has not been done, or the strategy does not fit the labels.
     """
     workspace, settings = run.workspace, run.settings
+    once = [stage for stage in run.request.stages if stage.where == "run" and stage.needs]
     for stage in run.request.stages:
-        if stage.where == "run":
+        if stage.where == "run" and stage not in once:
             yield workspace, stage
     between = [stage for stage in run.request.stages if stage.where == "between rounds"]
     each = [stage for stage in run.request.stages if stage.where == "each round"]
-    if not between and not each:
+    if not between and not each and not once:
         return
     require(run, workspace, "analyze")
     datalist, label_map = run_cases(workspace, settings)
     if run.request.keeps_settings:
         warn_of_unused(settings, run.origins)
     number = count_rounds(datalist, label_map, settings)
-    if number == 1:
-        if between and not run.request.is_whole:
-            why = why_one_round(datalist, label_map, settings)
-            raise ConfigError(f"{between[0].name}: there is nothing to fill in: {why}.")
-        workspace.plan_rounds(number)
-        run.settle_networks()
-        yield from ((workspace, stage) for stage in each)
-        return
-    first = first_round(datalist, label_map, settings)
-    if not each:
-        from autoseg.pseudolabel.build import class_dice
-
-        class_dice(Workspace(workspace.root / "round_1"))  # says what is missing, before anything is stored
+    if between and not run.request.is_whole:
+        _check_alone(run, between[0], datalist, label_map, number)
+    first = datalist if number == 1 else first_round(datalist, label_map, settings)
     workspace.plan_rounds(number)
     run.settle_networks()
+    yield from ((workspace, stage) for stage in once)
+    if number == 1:
+        yield from ((workspace, stage) for stage in each)
+    elif between or each:
+        yield from _in_rounds(run, first, number, between, each)
+
+
+def _check_alone(
+    run: RunContext, stage: Stage[RunContext], datalist: Datalist, label_map: LabelMap, number: int
+) -> None:
+    """Say what speaks against a stage between rounds by itself, before anything is stored.
+
+    Raises:
+        ConfigError: There is one round.
+        WorkspaceError: The first one is not done.
+    """
+    if number == 1:
+        why = why_one_round(datalist, label_map, run.settings)
+        raise ConfigError(f"{stage.name}: there is nothing to fill in: {why}.")
+    from autoseg.pseudolabel.build import class_dice
+
+    class_dice(Workspace(run.workspace.root / "round_1"))
+
+
+def _in_rounds(
+    run: RunContext, first: Datalist, number: int, between: list[Stage[RunContext]], each: list[Stage[RunContext]]
+) -> Iterator[Step]:
+    """The stages of a run with several rounds: in all of them, or in the one that was begun last.
+
+    Args:
+        first: the cases of the first round.
+    """
     place = _begin(run, 1)
-    write_datalist(first, place.datalist, settings.dataroot)
+    write_datalist(first, place.datalist, run.settings.dataroot)
     if run.request.is_whole or not each:
         yield from _all_rounds(run, place, number, between, each)
         return
-    place = workspace.latest()
-    remember_settings(place, settings, run.origins)
+    place = run.workspace.latest()
+    remember_settings(place, run.settings, run.origins)
     yield from ((place, stage) for stage in each)
 
 

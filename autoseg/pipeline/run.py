@@ -1,6 +1,7 @@
 """A run from start to end: the first file to read.
 
     analyze   -> datastats.yaml, faults.json, datalist.json as used
+    pretrain  -> pretraining/<algo>_<fold>/models/model.pt, where pretrain.method says how
     generate  -> <algo>_<fold>/configs/hyper_parameters.yaml
     train     -> <algo>_<fold>/models/model.pt, validation.json
     ensemble  -> ensemble/scores.json, ensemble.json, predictions/
@@ -142,10 +143,13 @@ def run_stages(
 
 
 def _measured_stage(run: RunContext, place: Workspace, stage: Stage[RunContext]) -> None:
-    """Run one stage; note its time, memory and disk, also where it ends in an error."""
+    """Run one stage, unless it is left out; note its time, memory and disk, also where it ends in an error."""
     is_round = place.root != run.workspace.root
     if is_round:
         log.info("round %d of %d: %s", place.round, run.workspace.num_rounds, stage.name)
+    if reason := stage.left_out(run, place):
+        log.info("%s: left out (%s)", stage.name, reason)
+        return
     name = f"round {place.round}: {stage.name}" if is_round else stage.name
     try:
         with measured(run.workspace, name, forks=stage.forks):
@@ -161,9 +165,6 @@ def run_stage(run: RunContext, place: Workspace, stage: Stage[RunContext]) -> No
         run.budget_in(place)  # its time counts from here on
     for needed in stage.needs:
         require(run, place, needed)
-    if reason := stage.left_out(run, place):
-        log.info("%s: left out (%s)", stage.name, reason)
-        return
     stage.ready(run, place)
     outcome = Outcome()
     if stage.inputs is None:

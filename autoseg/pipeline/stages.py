@@ -66,6 +66,30 @@ def analysis_summary(place: Workspace) -> Any:
     return read_stored(summary_path(place), AnalysisSummary).model_dump(mode="json")
 
 
+# -- pretrain
+
+
+def pretrain_left_out(run: RunContext, place: Workspace) -> str:
+    """The settings may want none, as they do by default."""
+    from autoseg.pipeline.pretraining import left_out
+
+    return left_out(run.job_settings)
+
+
+def pretrain(run: RunContext, place: Workspace) -> Outcome:
+    """Teach the networks' encoders by images alone; see pipeline/pretraining.py."""
+    from autoseg.pipeline.pretraining import pretrain_run
+
+    return Outcome(complete=pretrain_run(run))
+
+
+def pretrained(place: Workspace) -> str:
+    """How many of the planned pretrainings are done."""
+    from autoseg.workspace.pretraining import how_far
+
+    return how_far(place)
+
+
 # -- generate and train
 
 
@@ -84,7 +108,13 @@ def train(run: RunContext, place: Workspace) -> Outcome:
         accept_jobs([place.job_dir(algo, fold) for algo, fold in trained_models(place)])
     if not run.request.plans_jobs:
         jobs.edit()
-    return Outcome(complete=jobs.train(begun=run.begun, again=run.request.again))
+    complete, text = jobs.train(begun=run.begun, again=run.request.again), ""
+    if run.settings.compare_scratch:
+        from autoseg.pipeline.scratch import train_scratch
+
+        all_done, text = train_scratch(place, jobs.datalist, jobs.settings, jobs.jobs, again=run.request.again)
+        complete = complete and all_done
+    return Outcome(text=text, complete=complete)
 
 
 def planned_jobs(place: Workspace) -> list[Job]:
@@ -224,6 +254,23 @@ STAGES: tuple[Stage[RunContext], ...] = (
         out_of_date="the analysis is out of date",
         digests_what_it_reads=True,
         forks=True,
+    ),
+    Stage(
+        name="pretrain",
+        doc="Teach the networks' encoders by images alone, without labels, where pretrain.method says how.",
+        help=(
+            "With --work_dir, --algo and --fold but no --input it does that one planned pretraining, on any machine "
+            "that sees the\nfolder."
+        ),
+        example=("autoseg pretrain --pretrain.method contrastive --algos unetr\nautoseg run --algos unetr"),
+        reads="all images that no model is scored on",
+        writes="`pretraining/<algo>_<fold>/`: the encoder's weights, `lesson.json`, `metrics.jsonl`",
+        where="run",
+        needs=("analyze",),
+        left_out=pretrain_left_out,
+        run=pretrain,
+        how_far=pretrained,
+        keeps_settings=True,
     ),
     Stage(
         name="generate",

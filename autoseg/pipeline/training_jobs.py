@@ -74,26 +74,32 @@ def train_jobs(
             job.state, job.error, job.starts = "pending", "", 0
             workspace.write_job(job)
         todo.append((algo, fold))
-    attempts = _Attempts(workspace, settings.retries)
+    attempts = Attempts(workspace, settings.retries)
     if in_this_process(settings):
         _train_here(workspace, settings, todo, attempts, begun, before)
     elif todo:
         tasks = [_task(workspace, settings, algo, fold) for algo, fold in _longest_first(workspace, settings, todo)]
         output = workspace.root / "state" / "launch"
         launch(tasks, settings, attempts.ended, output=output, memory_gib=attempts.memory_gib)
-    return _all_done([workspace.read_job(algo, fold) for algo, fold in jobs], time.monotonic() - begin)
+    return all_done([workspace.read_job(algo, fold) for algo, fold in jobs], "train", time.monotonic() - begin)
 
 
-def _all_done(results: Sequence[Job], seconds: float) -> bool:
-    """Say what became of the jobs; whether all but dropped ones are done."""
+def all_done(results: Sequence[Job], stage: str, seconds: float | None = None) -> bool:
+    """Say what became of the jobs of a stage; whether all but dropped ones are done.
+
+    Args:
+        seconds: that they took; None: it is not said.
+    """
     dropped = [job for job in results if job.state == "pruned"]
     bad = [job for job in results if job.state not in ("done", "pruned")]
     if len(results) > 1:
         left_out = f", {len(dropped)} dropped" if dropped else ""
         num_done = len(results) - len(bad) - len(dropped)
-        log.info("train: %d of %d jobs done%s in %.0f s", num_done, len(results), left_out, seconds)
+        took = "" if seconds is None else f" in {seconds:.0f} s"
+        log.info("%s: %d of %d jobs done%s%s", stage, num_done, len(results), left_out, took)
         for job in bad:
-            log.warning("train: %s %s: %s", job.name, job.state, job.error.splitlines()[0] if job.error else "")
+            why = job.error.splitlines()[0] if job.error else ""
+            log.warning("%s: %s %s: %s", stage, job.name, job.state, why)
     return not bad
 
 
@@ -151,7 +157,7 @@ def _train_here(
     workspace: Workspace,
     settings: Settings,
     todo: Sequence[tuple[AlgoName, int]],
-    attempts: _Attempts,
+    attempts: Attempts,
     begun: float | None,
     before: Callable[[AlgoName, int], bool],
 ) -> None:
@@ -207,7 +213,7 @@ def _cluster_has_gpus(settings: Settings) -> bool:
     return settings.slurm.cluster == "slurm"
 
 
-class _Attempts:
+class Attempts:
     """Says of each job that ended whether it is tried again."""
 
     def __init__(self, workspace: Workspace, retries: int) -> None:
@@ -215,6 +221,7 @@ class _Attempts:
         self.failures: dict[str, int] = {}
 
     def memory_gib(self, task: Task) -> float | None:
+        """Memory that a task's job took when it was last tried; None: not known."""
         return self._read(task).memory_gib
 
     def _read(self, task: Task) -> Job:
@@ -236,7 +243,8 @@ class _Attempts:
             job.state, job.can_retry = "failed", True
             self.workspace.write_job(job)
         if job.state == "done":
-            log.info("%s: done, Dice %.4f, %s", job.name, job.dice or 0.0, format_duration(job.seconds))
+            dice = "" if job.dice is None else f" Dice {job.dice:.4f},"
+            log.info("%s: done,%s %s", job.name, dice, format_duration(job.seconds))
             return False
         if live or job.state in ("running", "pending"):
             return True  # another worker has it; `--wait` waits for it

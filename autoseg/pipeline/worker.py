@@ -34,7 +34,7 @@ def planned_settings(workspace: Workspace) -> Settings:
         raise WorkspaceError(f"{workspace.root}: not a run's folder. Run `autoseg generate` first.")
     stored = {key: item.value for key, item in read_settings(workspace).items()}
     settings = check_stored(stored, Settings, str(workspace.settings))
-    dataroot = Path(os.path.normpath(workspace.root / settings.dataroot))
+    dataroot = Path(os.path.normpath(workspace.settings.parent / settings.dataroot))
     if not dataroot.is_dir():
         raise WorkspaceError(
             f"{workspace.settings}: the data folder {dataroot} is not there. Mount it, or give --input input.yaml."

@@ -21,6 +21,8 @@ from autoseg.evaluation.score_files import Scores
 from autoseg.report.explain import Entry, plan_entries, stored_settings
 from autoseg.workspace.files import digest
 from autoseg.workspace.jobs import EpochLine, Job
+from autoseg.workspace.pretraining import pretraining_place
+from autoseg.workspace.scratch import scratch_place
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.stored import Unreadable, read_stored, read_stored_lines
 from autoseg.workspace.usage import CommandLine, UsageLine, read_usage
@@ -212,8 +214,9 @@ def stages_shown(workspace: Workspace, table: Sequence[Stage[Any]]) -> list[tupl
 def inputs_digest(workspace: Workspace, table: Sequence[Stage[Any]]) -> str:
     """A digest of what a report shows, but for the files that every command writes."""
     w = workspace
-    patterns = ("job.json", "metrics.jsonl", "init_weights.json", "configs/hyper_parameters.yaml")
-    jobs = [path for pattern in patterns for path in sorted(w.root.glob(f"*_*/{pattern}"))]
+    patterns = ("job.json", "metrics.jsonl", "init_weights.json", "lesson.json", "configs/hyper_parameters.yaml")
+    places = (w.root, pretraining_place(w).root, scratch_place(w).root)
+    jobs = [path for root in places for pattern in patterns for path in sorted(root.glob(f"*_*/{pattern}"))]
     digests = []
     audit = Unreadable().or_else(w, w.latest).audit
     for path in (w.settings, w.chosen_networks, w.datastats, w.faults, w.scores, w.ensemble_spec, audit, *jobs):

@@ -13,10 +13,12 @@ from autoseg.errors import AutosegError
 from autoseg.report import figures, filters, score_sections
 from autoseg.report.gather import Run, clock
 from autoseg.report.pictures import KEPT
+from autoseg.report.pretraining import pretrainings, scratch_tests
 from autoseg.report.score_sections import FEW, MOST_ROWS, Content
 from autoseg.weights.tables import Table, read_table
 from autoseg.workspace.files import open_regular
 from autoseg.workspace.jobs import EpochLine
+from autoseg.workspace.pretraining import pretraining_place
 from autoseg.workspace.stored import Unreadable
 from autoseg.workspace.workspace import Workspace
 
@@ -147,7 +149,12 @@ def _training(run: Run) -> Content | None:
             }
         )  # fmt: skip
     plots = [(figures.learning_curves(a, f), f"{a}: loss and Dice on the held-out fold.") for a, f in curves.items()]
-    return {"rows": rows, "plots": plots, "starts": _starts(run)}
+    return {"rows": rows, "plots": plots, "starts": _starts(run), "tests": scratch_tests(run)}
+
+
+def _pretraining(run: Run) -> Content | None:
+    rows = pretrainings(run)
+    return {"rows": rows, "notes": sorted({row["scores"] for row in rows})} if rows else None
 
 
 def _starts(run: Run) -> list[Content]:
@@ -262,6 +269,7 @@ def _reproduce(run: Run) -> Content | None:
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("data", "The data", _data, "autoseg analyze"),
     ("plan", "The plan", _plan, "autoseg generate"),
+    ("pretraining", "Pretraining", _pretraining, "autoseg pretrain"),
     ("training", "Training", _training, "autoseg train"),
     ("scores", "Scores", score_sections.scores, "autoseg ensemble"),
     ("comparison", "Comparison", score_sections.comparison, "autoseg ensemble"),
@@ -276,6 +284,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
 
 
 def sections_of(workspace: Workspace) -> list[tuple[str, str, Callable[[Run], Content | None], str]]:
-    """The sections that a run has: pseudo-labels only where it has rounds of training."""
+    """The sections that a run has: pseudo-labels where it has rounds of training, pretraining where there is any."""
     has_rounds = Unreadable().or_else(True, lambda: workspace.num_rounds > 1)
-    return [section for section in SECTIONS if section[0] != "pseudolabels" or has_rounds]
+    left_out = set() if has_rounds else {"pseudolabels"}
+    left_out |= set() if pretraining_place(workspace).root.is_dir() else {"pretraining"}
+    return [section for section in SECTIONS if section[0] not in left_out]

@@ -16,6 +16,8 @@ from autoseg.workspace.claims import ClaimState
 from autoseg.workspace.files import last_lines
 from autoseg.workspace.jobs import EpochLine, Job
 from autoseg.workspace.layout import check_readable
+from autoseg.workspace.pretraining import LessonLine, pretraining_place
+from autoseg.workspace.scratch import scratch_place
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.stored import Unreadable
 from autoseg.workspace.usage import read_usage
@@ -52,6 +54,7 @@ def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable
     width = max(9, *map(len, shown))
     lines = [f"{'Stage':<{width}} Done"]
     lines += [f"{name:<{width}} {_stage_time(workspace, name, unreadable)}" for name in shown]
+    lines += _beside("Pretraining", pretraining_place(workspace), unreadable)
     jobs = []
     rounds = unreadable.or_else((), workspace.rounds)
     for number, place in enumerate(rounds or [workspace], 1):
@@ -63,6 +66,7 @@ def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable
         jobs += jobs_here
         if jobs_here:
             lines += ["", *_table([_cells(place, job, claim) for job, claim in jobs_here])]
+        lines += _beside("From scratch (compare_scratch)", scratch_place(place), unreadable)
     if not jobs and not unreadable.messages:
         return [*lines, "", "No training jobs yet. `autoseg generate` plans them."]
     states = [job.state for job, _ in jobs]
@@ -71,6 +75,12 @@ def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable
     if any(state in ("failed", "diverged") for state in states):
         lines.append("`autoseg retry` tries the failed ones again.")
     return lines
+
+
+def _beside(title: str, place: Workspace, unreadable: Unreadable) -> list[str]:
+    """The jobs of a folder beside those of training, and how far they are; nothing where there is none."""
+    jobs = place.readable_jobs(unreadable) if place.root.is_dir() else []
+    return ["", title, *_table([_cells(place, job, claim) for job, claim in jobs])] if jobs else []
 
 
 def job_status(work_dir: Path, name: str) -> str:
@@ -168,7 +178,7 @@ def _cells(workspace: Workspace, job: Job, claim: ClaimState) -> tuple[str, ...]
     epoch = _last_epoch(workspace.job_dir(job.algo, job.fold).metrics) if is_begun else None
     dice, left, reached, seconds = job.dice, None, "", job.seconds
     if epoch is not None:
-        dice = epoch.best_dice if dice is None else dice
+        dice = epoch.best_dice if dice is None and isinstance(epoch, EpochLine) else dice
         left = epoch.time_left_s if running else None
         reached = f"{epoch.epoch}/{epoch.num_epochs}" if epoch.num_epochs else str(epoch.epoch)
         seconds = seconds if job.state == "done" else epoch.seconds
@@ -187,11 +197,12 @@ def _cells(workspace: Workspace, job: Job, claim: ClaimState) -> tuple[str, ...]
     )
 
 
-def _last_epoch(path: Path) -> EpochLine | None:
+def _last_epoch(path: Path) -> EpochLine | LessonLine | None:
     """The last whole line of metrics.jsonl; one that is being written, or is no epoch, is passed over."""
     for line in reversed(last_lines(path, 2)):
-        try:
-            return EpochLine.model_validate_json(line)
-        except ValueError:
-            continue
+        for kind in (EpochLine, LessonLine):
+            try:
+                return kind.model_validate_json(line)
+            except ValueError:
+                continue
     return None

@@ -5,8 +5,10 @@ Legend: B batch, C channels, K classes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -32,44 +34,45 @@ class Samples:
     def __len__(self) -> int:
         return len(self.image)
 
-    def part(self, first: int, number: int) -> Samples:
+    def part(self, first: int, number: int) -> Self:
         """Some of them, from one on."""
-        chosen = slice(first, first + number)
-        return Samples(
-            image=self.image[chosen],
-            target=self.target[chosen],
-            unannotated=None if self.unannotated is None else self.unannotated[chosen],
-            filled=None if self.filled is None else self.filled[chosen],
-        )
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {n: None if t is None else t[first : first + number] for n, t in tensors.items()}
+        return replace(self, **chosen)
 
 
-class Batches:
-    """Cuts the patches of each step and changes them at random."""
+class OnHost(Protocol):
+    """What is cut on the host."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        sampler: Sampler,
-        device: torch.device,
-        *,
-        indices: range,
-        batch_size: int,
-        roi: tuple[int, int, int],
-        ahead: bool,
-    ) -> None:
+    def pinned(self) -> Self:
+        """The same in memory that a GPU copies from without a wait."""
+
+
+HostT = TypeVar("HostT", bound=OnHost)
+
+
+class Batches(ABC, Generic[HostT]):
+    """What the steps of a job learn from: cut on the host, for a GPU a step ahead, and finished on the device."""
+
+    def __init__(self, roi: tuple[int, int, int], *, ahead: bool) -> None:
         """Set up.
 
         Args:
-            indices: of the batch, the samples that this process cuts.
-            batch_size: of all processes together.
             roi: patch in voxels; it may be made smaller later.
             ahead: cut the next step's patches while this one computes. For a GPU: on a CPU a second thread would take
                 the processor from the network.
         """
-        self.plan, self.sampler, self.device = plan, sampler, device
-        self.indices, self.batch_size, self._roi = indices, batch_size, roi
+        self._roi = roi
         self._cutter = ThreadPoolExecutor(1, "autoseg-cut") if ahead else None
-        self._next: tuple[int, Future[Patches]] | None = None
+        self._next: tuple[int, Future[HostT]] | None = None
+
+    @abstractmethod
+    def cut(self, step: int) -> HostT:
+        """What a step learns from, on the host: a function of the step's number alone."""
+
+    @abstractmethod
+    def finish(self, cut: HostT) -> Samples:
+        """The samples on the device, changed at random as was drawn when they were cut."""
 
     @property
     def roi(self) -> tuple[int, int, int]:
@@ -88,30 +91,64 @@ class Batches:
 
     def samples(self, step: int) -> Samples:
         """The samples of a step: the same whenever they are asked for."""
-        patches = self._patches(step)
-        unannotated = self.sampler.unannotated[patches.cases]
-        filled = self.sampler.filled[patches.cases]
-        image = patches.image.to(self.device, non_blocking=True)
-        target = patches.target.to(self.device, non_blocking=True)
+        return self.finish(self._cut_or_ahead(step))
+
+    def _cut_or_ahead(self, step: int) -> HostT:
+        if self._cutter is None:
+            return self.cut(step)
+        ahead, self._next = self._next, None
+        cut = ahead[1].result() if ahead is not None and ahead[0] == step else self._pinned(step)
+        self._next = step + 1, self._cutter.submit(self._pinned, step + 1)
+        return cut
+
+    def _pinned(self, step: int) -> HostT:
+        return self.cut(step).pinned()
+
+
+class LabelledBatches(Batches[Patches]):
+    """Cuts the patches of each step with their labels and changes them at random."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sampler: Sampler,
+        device: torch.device,
+        *,
+        indices: range,
+        batch_size: int,
+        roi: tuple[int, int, int],
+        ahead: bool,
+    ) -> None:
+        """Set up.
+
+        Args:
+            indices: of the batch, the samples that this process cuts.
+            batch_size: of all processes together.
+            roi: patch in voxels; it may be made smaller later.
+            ahead: as `Batches` takes it.
+        """
+        super().__init__(roi, ahead=ahead)
+        self.plan, self.sampler, self.device = plan, sampler, device
+        self.indices, self.batch_size = indices, batch_size
+
+    def finish(self, cut: Patches) -> Samples:
+        """As `Batches.finish`."""
+        unannotated = self.sampler.unannotated[cut.cases]
+        filled = self.sampler.filled[cut.cases]
+        image = cut.image.to(self.device, non_blocking=True)
+        target = cut.target.to(self.device, non_blocking=True)
         # Looked at here, where they are NumPy's: on the device the loss would have to wait for the answer.
         hidden, guessed = (
             torch.from_numpy(classes).to(self.device) if classes.any() else None for classes in (unannotated, filled)
         )
-        turned = {i: one.to(self.device) for i, one in patches.turned.items()}
+        turned = {i: one.to(self.device) for i, one in cut.turned.items()}
         pairs = self.plan.mirrored_classes
-        augment_batch(image, target, patches.draws, turned, lateral_pairs=pairs, sigmoid=self.plan.sigmoid)
+        augment_batch(image, target, cut.draws, turned, lateral_pairs=pairs, sigmoid=self.plan.sigmoid)
         return Samples(image=image, target=target, unannotated=hidden, filled=guessed)
 
-    def _patches(self, step: int) -> Patches:
-        if self._cutter is None:
-            return self._cut(step)
-        ahead, self._next = self._next, None
-        patches = ahead[1].result() if ahead is not None and ahead[0] == step else self._cut(step)
-        self._next = step + 1, self._cutter.submit(self._cut, step + 1)
-        return patches
-
-    def _cut(self, step: int) -> Patches:
-        patches = cut_batch(
+    def cut(self, step: int) -> Patches:
+        """As `Batches.cut`."""
+        return cut_batch(
             self.sampler,
             seed=self.plan.seed,
             step=step,
@@ -120,7 +157,6 @@ class Batches:
             roi=self.roi,
             draw=self._draw,
         )
-        return patches if self._cutter is None else patches.pinned()
 
     def _draw(self, rng: np.random.Generator, case: int) -> Draw:
         return draw_sample(self.plan, rng, self.sampler.unannotated[case], self.sampler.filled[case])

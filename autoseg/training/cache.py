@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -41,6 +41,9 @@ from autoseg.hardware.limits import available_memory_bytes, jobs_at_once, worker
 from autoseg.plan import Plan
 from autoseg.workspace.claims import Busy, Claim
 from autoseg.workspace.files import digest, is_digest, write_atomic
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +67,9 @@ class CachedCase:
     name: str
     image: np.ndarray
     """(C, X, Y, Z) float16."""
-    target: np.ndarray
-    """(1 or K, X, Y, Z) uint8, 255 where ignored."""
-    points: np.ndarray
+    target: np.ndarray = field(default_factory=lambda: np.zeros((1, 0, 0, 0), np.uint8))
+    """(1 or K, X, Y, Z) uint8, 255 where ignored; empty of a case without a label."""
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int32))
     """(N, 4) int32: class from 0, x, y, z; sorted by class."""
     lost: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     """(L,) int32: classes from 0 that its label has, and of which no voxel is left in the target."""
@@ -131,17 +134,24 @@ def _points(target: np.ndarray, num_classes: int, *, sigmoid: bool) -> np.ndarra
 
 
 def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
-    """Read and preprocess a case: image, target, lost, points and any weight, as `CachedCase` has them."""
+    """Read and preprocess a case: image, target, lost, points and any weight, as `CachedCase` has them.
+
+    Of one without a label, as pretraining takes it, the image alone, and no points.
+    """
     label_map = plan.label_map
-    image, label = read_image(case.images), read_case_label(case)
-    if differs := label.grid.differs_from(image.grid):
-        raise DataError(f"{case.name}: label and image lie on different grids ({differs}). Export the label again.")
+    image = read_image(case.images)
     if (num_channels := len(image.array)) != len(plan.channels):
         raise DataError(
             f"{case.name}: {num_channels} channels, but the plan's `channels` has {len(plan.channels)}. "
             "Undo the edit of the plan."
         )
-    prepared, encoded = prepare_image(image, plan.preprocessing), label_map.encode(label.array[0])
+    prepared = prepare_image(image, plan.preprocessing)
+    if case.label is None:
+        return {"image": _half(prepared.image), "points": np.zeros((0, 4), np.int32)}
+    label = read_case_label(case)
+    if differs := label.grid.differs_from(image.grid):
+        raise DataError(f"{case.name}: label and image lie on different grids ({differs}). Export the label again.")
+    encoded = label_map.encode(label.array[0])
     if plan.crop_foreground and (num_lost := _num_outside(encoded, prepared.box)):
         log.warning(
             "%s: %d labelled voxels lie outside the box around voxels other than 0, so it is not cropped. Predictions "
@@ -151,13 +161,17 @@ def _prepare(plan: Plan, case: Case) -> dict[str, np.ndarray]:
         )
         prepared = prepare_image(image, replace(plan.preprocessing, crop_foreground=False))
     target = prepare_label(encoded, prepared).numpy()
-    # A value that float16 cannot hold would become infinite; no normalisation gets near.
-    half = prepared.image.numpy().clip(-60000, 60000).astype(np.float16)
-    arrays = {"image": half, "target": target}
+    arrays = {"image": _half(prepared.image), "target": target}
     if case.weight is not None:
         arrays["weight"] = prepare_label(read_label(case.weight).array.astype(np.uint8), prepared).numpy()
     points = _points(target, len(label_map.names), sigmoid=label_map.sigmoid)
     return {**arrays, "lost": _lost(label.array[0], points, label_map), "points": points}
+
+
+def _half(image: torch.Tensor) -> np.ndarray:
+    """A prepared image as float16; what that cannot hold would become infinite, and no normalisation gets near."""
+    half: np.ndarray = image.numpy().clip(-60000, 60000).astype(np.float16)
+    return half
 
 
 def _num_outside(encoded: np.ndarray, box: Region) -> int:
@@ -231,8 +245,8 @@ class FreshArray:
 def expected_bytes(plan: Plan, case: Case) -> int:
     """What a case takes in the cache, from its header alone; points come on top, a hundredth in most data sets."""
     voxels = math.prod(_resampled_shape(plan, read_grid(case.images[0])[0]))
-    extra = case.weight is not None
-    return voxels * (2 * len(plan.channels) + (len(plan.classes) if plan.sigmoid else 1) + extra)
+    label = 0 if case.label is None else len(plan.classes) if plan.sigmoid else 1
+    return voxels * (2 * len(plan.channels) + label + (case.weight is not None))
 
 
 def preparing_bytes(plan: Plan, case: Case) -> int:
@@ -316,6 +330,8 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
 
 def _array_names(case: Case) -> tuple[str, ...]:
     """What is stored of a case, in the order in which it is written."""
+    if case.label is None:
+        return ("image", "points")
     return ("image", "target", *(("weight",) if case.weight is not None else ()), "lost", "points")
 
 
@@ -402,10 +418,10 @@ def _prepare_fresh(
         except DataError as error:
             faults.extend(error.messages)
             prepared = dict.fromkeys(("image", "target", "points", "lost"), np.zeros((1, 1, 1, 1)))
-        points, lost = prepared.pop("points"), prepared.pop("lost")
-        arrays = {n: cast(np.ndarray, FreshArray(make, n, array.shape)) for n, array in prepared.items()}
-        known = {"annotated": case.annotated, "by_annotators": case.by_annotators}
-        return CachedCase(name=case.name, points=points, lost=lost, **known, **arrays)  # type: ignore[arg-type]
+        known: dict[str, Any] = {"annotated": case.annotated, "by_annotators": case.by_annotators}
+        known |= {name: prepared.pop(name) for name in ("points", "lost") if name in prepared}
+        known |= {n: cast(np.ndarray, FreshArray(make, n, array.shape)) for n, array in prepared.items()}
+        return CachedCase(name=case.name, **known)
 
     if items:
         log.info("looking through %d cases that are not kept", len(items))

@@ -104,7 +104,11 @@ class Checkpointer:
         return read_state(self.paths.checkpoint, self.identity)
 
 
+def on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights as they are stored."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
 def save_weights(network: nn.Module, paths: JobDir) -> None:
     """Write a bare state dict, as a MONAI bundle wants it."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_tensors(paths.model, weights)
+    write_tensors(paths.model, on_cpu(network.state_dict()))

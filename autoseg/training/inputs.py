@@ -34,7 +34,7 @@ def weights_inputs(workspace: Workspace, algo: str, fold: int) -> dict[str, str]
     """The weights that a job starts from, those of the round before over those from elsewhere: name -> digest."""
     if (earlier := workspace.first_weights(algo, fold)) is not None:
         return {"weights of the previous round": content_digest(earlier)}
-    start = read_start(workspace, algo)
+    start = read_start(workspace, algo, fold)
     return {} if start is None else {"init_weights": start.start.digest}
 
 

@@ -9,11 +9,8 @@ job; the job of a dead worker is taken over and goes on from its checkpoint.
 from __future__ import annotations
 
 import logging
-import os
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +21,12 @@ from autoseg.config.reader import read_model
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.datalist import read_cases
-from autoseg.errors import MACHINES_FAULTS, AutosegError, ConfigError, ResourceError
-from autoseg.hardware.device import pick_device, resolve_precision
-from autoseg.hardware.memory import MemoryWatch
-from autoseg.inference.seals import ChangedJobsError, check_jobs, seal_job
+from autoseg.errors import AutosegError
+from autoseg.inference.seals import check_jobs, seal_job
 from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
 from autoseg.training.cache import load_cases, remove_unused, resampling_warnings
-from autoseg.training.errors import Diverged, Interrupted, Pruned
+from autoseg.training.errors import Diverged
 from autoseg.training.inputs import (
     cases_for,
     job_inputs,
@@ -40,38 +35,20 @@ from autoseg.training.inputs import (
     training_digest,
     weights_inputs,
 )
-from autoseg.training.processes import Processes, of_first
+from autoseg.training.job_run import JobRun, run_claimed
+from autoseg.training.processes import of_first
 from autoseg.training.progress import Progress, TrainResult
-from autoseg.training.schedule import LEAST_TRAINING_SHARE
 from autoseg.training.scoring import compare_precision, score_validation, time_scoring
 from autoseg.training.search import search_for_job, wants_search
-from autoseg.training.trainer import DIVERGED_DICE, DIVERGED_STEPS, Trainer
+from autoseg.training.trainer import DIVERGED_STEPS, Trainer
+from autoseg.training.validation import DIVERGED_DICE
 from autoseg.weights.start import log_table, read_start
 from autoseg.weights.tables import keep_table
-from autoseg.workspace.claims import Busy, Claim, LostClaim
-from autoseg.workspace.digests import DIGESTS
-from autoseg.workspace.files import digest, log_to
-from autoseg.workspace.jobs import Job, JobState
+from autoseg.workspace.files import digest
+from autoseg.workspace.jobs import Job
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-
-JOB_SAMPLE_S = 0.05
-"""Seconds between two looks at a process' memory while a job trains."""
-
-
-DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
-"""Environment variable in which a launcher says what `autoseg status` is to call the device."""
-
-RESTART_RATE = 0.25
-"""A diverged job is tried once more with its learning rate times this. A choice: rates that a factor of two parts are
-both fine or both not, as the table of rates in docs/results.md has it."""
-
-
-FEWEST_STEPS = 10
-"""Of a job with a budget: what was trained for less has learned nothing and is no model. A choice; the shortest
-schedule that gave a usable model of phantoms had 60 steps."""
 
 
 def run_job(
@@ -103,112 +80,35 @@ def run_job(
         ChangedJobsError: It is done, but its weights are not those that training left; nothing was changed.
         Interrupted: A signal came; the job is saved as pending and goes on next time.
     """
-    started = time.monotonic() if started is None else started
-    paths = workspace.job_dir(algo, fold)
-    where = pick_device(device)
-    processes = Processes.joined(where)
-    DIGESTS.open(workspace.digests)
-    with ExitStack() as stack:
-        claim = None
-        if processes.is_first:
-            name = os.environ.get(DEVICE_NAME, str(where))
-            asked = time.monotonic()
-            claim = stack.enter_context(Claim(paths.claims, f"{algo}_{fold}", device=name, wait=wait))
-            started += time.monotonic() - asked  # another worker's time is not this one's
-        stack.enter_context(log_to(paths.log))
-        run = JobRun(
-            workspace,
-            dataroot,
-            workspace.read_job(algo, fold),
-            processes=processes,
-            claim=claim,
-            num_workers=num_workers,
-            started=started,
-            after_epoch=after_epoch,
-        )
-        return run.to_its_end()
+
+    def make(job: Job, **common: Any) -> TrainingRun:
+        options: dict[str, Any] = {"dataroot": dataroot, "num_workers": num_workers, "after_epoch": after_epoch}
+        return TrainingRun(job, **options, **common)
+
+    return run_claimed(workspace, algo, fold, make, device=device, wait=wait, started=started)
 
 
-class JobRun:
-    """One start of a job, by one of its processes: what is to be done, and what became of it."""
+class TrainingRun(JobRun):
+    """One start of a job, by one of its processes."""
 
     def __init__(
         self,
-        workspace: Workspace,
-        dataroot: Path,
         job: Job,
         *,
-        processes: Processes,
-        claim: Claim | None,
+        dataroot: Path,
         num_workers: int | None,
         started: float,
         after_epoch: Callable[[Progress, float], None] | None,
+        **common: Any,
     ) -> None:
-        """Set up; arguments as `run_job` takes them.
-
-        Args:
-            job: its state as it was stored.
-            claim: on the job; None in processes but the first, which write nothing.
-        """
-        self.workspace, self.dataroot, self.job = workspace, dataroot, job
-        self.paths = workspace.job_dir(job.algo, job.fold)
-        self.processes, self.claim, self.num_workers = processes, claim, num_workers
-        self.started, self.after_epoch = started, after_epoch
-        self.memory = MemoryWatch(processes.device, JOB_SAMPLE_S)
-        self.first_weights = workspace.first_weights(job.algo, job.fold)
-        self.weights = weights_inputs(workspace, job.algo, job.fold)
-        self.trainer: Trainer | None = None
-
-    # -- what becomes of it
-    def to_its_end(self) -> Job:
-        """Do what is to be done, and store what became of it. Raises: as `run_job`."""
-        job = self.job
-        try:
-            self._work()
-        except Interrupted:
-            self._note("pending")
-            raise
-        except (Busy, ChangedJobsError):
-            raise
-        except LostClaim as error:
-            log.error("%s", error)
-            return self.workspace.read_job(job.algo, job.fold)  # as the new holder has it
-        except Pruned:
-            assert self.trainer is not None
-            job.seconds = self.trainer.progress.elapsed_s
-            self._note("pruned")
-            self._remove(self.paths.checkpoint)
-        except Diverged as error:
-            job.restart = {}
-            self._note("diverged", str(error), can_retry=False)
-            self._remove(self.paths.checkpoint, self.paths.model)  # of a run that learned nothing
-            log.error("%s", error)
-        except AutosegError as error:
-            self._note("failed", str(error), can_retry=isinstance(error, ResourceError))
-            log.error("%s: %s", job.name, " ".join(error.messages))
-        except Exception as error:  # one job's bug or lack of memory must not stop the others; its traceback is kept
-            if isinstance(error, OSError) and (advice := MACHINES_FAULTS.get(error.errno or 0)):
-                place = error.filename2 or error.filename or self.paths.root
-                self._note("failed", f"{place}: {error.strerror}. {advice}")
-                log.error("%s: %s", job.name, job.error)
-            else:
-                self._note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-                log.exception("%s failed", job.name)
-        return job
-
-    def _note(self, state: JobState, error: str = "", *, can_retry: bool = True) -> None:
-        self.job.state, self.job.error, self.job.can_retry = state, error, can_retry
-        if self.claim is not None:
-            self.claim.check()
-            self.workspace.write_job(self.job)
-
-    def _remove(self, *files: Path) -> None:
-        if self.processes.is_first:
-            for path in files:
-                path.unlink(missing_ok=True)
+        """Set up; arguments as `run_job` takes them, the others as `JobRun`."""
+        super().__init__(job, started=started, **common)
+        self.dataroot, self.num_workers, self.after_epoch = dataroot, num_workers, after_epoch
+        self.first_weights = self.workspace.first_weights(job.algo, job.fold)
+        self.weights = weights_inputs(self.workspace, job.algo, job.fold)
 
     # -- what is to be done
-    def _work(self) -> None:
+    def work(self) -> None:
         """Find out what is to be done, and do it."""
         job, paths = self.job, self.paths
         plan = checked_plan(paths)
@@ -230,7 +130,7 @@ class JobRun:
         if of_first(wants_search(plan, paths)):
             plan = self._search(plan, train_cases)
             inputs = job_inputs(plan, train_cases, val_cases, self.weights)
-        self._begin(inputs)
+        self.begin(inputs)
         log.info(
             "%s: training on %d cases, validating on %d, %s",
             job.name, len(train_cases), len(val_cases), self.processes.device,
@@ -241,15 +141,15 @@ class JobRun:
     def _score_again(self, plan: Plan, val_cases: tuple[Case, ...], inputs: dict[str, str]) -> None:
         """The weights are as wanted, but the model predicts in another way now."""
         check_jobs([self.paths])
-        self._note("running")
+        self.note("running")
         if self.processes.is_first:
             log.info("%s: Dice %.4f", self.job.name, self._score(plan, val_cases))
         self.job.inputs = inputs
-        self._note("done")
+        self.note("done")
 
     def _search(self, plan: Plan, train_cases: tuple[Case, ...]) -> Plan:
         """Search the network's topology, by the first process; the plan that has it."""
-        self._note("running")
+        self.note("running")
         if self.processes.is_first:
             cached = load_cases(self.workspace.cache, plan, train_cases, num_workers=self.num_workers)
             took_s = search_for_job(plan, cached, self.paths, self.processes.device, self.first_weights)
@@ -257,16 +157,6 @@ class JobRun:
             self.started = min(self.started, time.monotonic() - took_s)
         of_first(None)  # the others wait for the topology
         return read_plan(self.paths)
-
-    def _begin(self, inputs: dict[str, str]) -> None:
-        """Note that the job is trained from now on."""
-        job, claim = self.job, self.claim
-        if claim is not None and claim.before.holder is not None and job.state == "running":
-            log.info("%s: taking over from %s, which is gone", job.name, claim.before.holder.name)
-        job.inputs, job.started, job.dice, job.memory_gib = inputs, time.time(), None, None
-        job.starts += 1
-        self._note("running")
-        self._remove(self.paths.seal)  # what it covers is about to change
 
     def _train(self, plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> TrainResult:
         """Train; after a divergence once more, with a lower learning rate."""
@@ -278,10 +168,10 @@ class JobRun:
         if self.processes.is_first:
             tidy_cache(self.workspace, self.dataroot)
         cached = load_cases(self.workspace.cache, plan, (*train_cases, *val_cases), num_workers=self.num_workers)
-        self._warn([*resampling_warnings(cached[: len(train_cases)], plan), *self._leaks(val_cases)])
+        self.warn([*resampling_warnings(cached[: len(train_cases)], plan), *self._leaks(val_cases)])
 
-        def train(changes: Mapping[str, Any], started: float) -> TrainResult:
-            self.trainer = trainer = Trainer(
+        def make(changes: Mapping[str, Any], started: float) -> Trainer:
+            trainer = Trainer(
                 plan.model_copy(update=dict(changes)),
                 cached[: len(train_cases)],
                 cached[len(train_cases) :],
@@ -292,36 +182,18 @@ class JobRun:
                 inputs=digest(job.inputs),
                 start=lambda network: self._start(network, plan),
                 before_write=self.claim.check if self.claim is not None else lambda: None,
-                after_epoch=self._epoch_ended,
+                after_epoch=self.epoch_ended,
             )
-            return trainer.run()
+            return trainer
 
-        lost_s = 0.0
-        try:
-            result = train(job.restart, self.started)
-        except Diverged as error:
-            if job.restart:
-                raise
-            assert self.trainer is not None
-            lost_s = self.trainer.progress.elapsed_s
-            job.restart = of_first(_restart(plan, lost_s, self.processes.device))
-            log.warning(
-                "%s Starting once more with learning_rate %g%s.", str(error).split(" Lower")[0],
-                job.restart["learning_rate"], " in fp32" if "precision" in job.restart else "",
-            )  # fmt: skip
-            self._remove(paths.checkpoint, paths.model)
-            self._note("running")
-            of_first(None)  # no process looks for the checkpoint before it is gone
-            result = train(job.restart, time.monotonic())
-        job.seconds, job.memory_gib = lost_s + result.seconds, self.memory.peak_gib
-        return result
+        return self.train_or_restart(plan, make)
 
     def _start(self, network: nn.Module, plan: Plan) -> None:
         """Put the weights that the job starts from, if any, into its fresh network, and account for them."""
         if self.first_weights is not None:
             network.load_state_dict(torch.load(self.first_weights, map_location="cpu", weights_only=True))
             return
-        start = read_start(self.workspace, self.job.algo)
+        start = read_start(self.workspace, self.job.algo, self.job.fold)
         table = None if start is None else start.load(network, plan)
         if self.processes.is_first:
             keep_table(self.paths, table)
@@ -330,30 +202,21 @@ class JobRun:
 
     def _leaks(self, val_cases: tuple[Case, ...]) -> list[str]:
         """A warning where the weights that the job starts from have seen cases that it is judged by."""
-        start = None if self.first_weights is not None else read_start(self.workspace, self.job.algo)
-        num = 0 if start is None else start.seen_in_training([training_digest(case) for case in val_cases])
-        if start is None or not num:
+        start = None if self.first_weights is not None else read_start(self.workspace, self.job.algo, self.job.fold)
+        if start is None:
             return []
-        return [
-            f"{start.start.source} has learned from {num} of the {len(val_cases)} cases of this fold, so its Dice here "
-            "says too much. Start from weights of other cases, or judge by cases that neither has seen."
-        ]
-
-    def _warn(self, warnings: Sequence[str]) -> None:
-        """Log warnings and keep them for the report."""
-        self.job.warnings = tuple(warnings)
-        if warnings and self.processes.is_first:
-            for warning in warnings:
-                log.warning("%s: %s", self.job.name, warning)
-            self._note("running")
-
-    def _epoch_ended(self, progress: Progress, dice: float) -> None:
-        job = self.job
-        if self.claim is not None and (job.starts or job.memory_gib is None):
-            job.starts, job.memory_gib = 0, self.memory.peak_gib
-            self.workspace.write_job(job)
-        if self.after_epoch is not None:
-            self.after_epoch(progress, dice)
+        warnings = []
+        if num := start.seen_in_training([training_digest(case) for case in val_cases]):
+            warnings.append(
+                f"{start.start.source} has learned from {num} of the {len(val_cases)} cases of this fold, so its Dice "
+                "here says too much. Start from weights of other cases, or judge by cases that neither has seen."
+            )
+        if num := len({*start.start.images_seen} & {case.name for case in val_cases}):
+            warnings.append(
+                f"{start.start.source} has learned from the images of {num} of the {len(val_cases)} cases of this "
+                "fold, without their labels (pretrain.all_images), so its Dice here may say a little too much."
+            )
+        return warnings
 
     def _finish(self, plan: Plan, val_cases: tuple[Case, ...], result: TrainResult) -> None:
         """Score the trained model.
@@ -364,13 +227,7 @@ class JobRun:
         """
         job = self.job
         assert self.trainer is not None
-        scheduled = plan.num_epochs * plan.num_steps_per_epoch
-        if plan.budget_s is not None and result.steps < min(FEWEST_STEPS, scheduled):
-            raise ConfigError(
-                f"{job.name}: its {format_duration(plan.budget_s)} of the budget were enough for {result.steps} of the "
-                f"{FEWEST_STEPS} steps that a model needs at least, so the job is not done. Give a longer budget, "
-                "fewer algos or folds, or leave the machine to this run."
-            )
+        self.check_length(plan, result)
         if plan.memory_gib is not None and job.memory_gib is not None:
             log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
         if self.processes.is_first:
@@ -383,10 +240,10 @@ class JobRun:
                 )
             seal_job(self.paths)
             log.info("%s: Dice %.4f after %d steps, %s", job.name, dice, result.steps, format_duration(job.seconds))
-        self._note("done")
+        self.note("done")
         # The other processes are through sooner, and until the scores are there it may be needed again; with average
         # and optimizer it takes up to four times the model.
-        self._remove(self.paths.checkpoint)
+        self.remove(self.paths.checkpoint)
 
     def _score(self, plan: Plan, val_cases: tuple[Case, ...]) -> float:
         """Score the model as it will predict; its mean Dice."""
@@ -411,16 +268,3 @@ def tidy_cache(workspace: Workspace, dataroot: Path) -> None:
         return
     if removed:
         log.info("cache: %d entries removed that no case or plan of the run needs any more", removed)
-
-
-def _restart(plan: Plan, spent_s: float, device: torch.device) -> dict[str, Any]:
-    """What a diverged job's second try changes in its plan: a lower learning rate, and the time that is left.
-
-    On a CPU also fp32 instead of bf16, whose kernels have been wrong before (`repair_bf16`).
-    """
-    changes: dict[str, Any] = {"learning_rate": plan.learning_rate * RESTART_RATE}
-    if device.type == "cpu" and resolve_precision(device, plan.precision) == "bf16":
-        changes["precision"] = "fp32"
-    if plan.budget_s is not None:
-        changes["budget_s"] = max(plan.budget_s - spent_s, LEAST_TRAINING_SHARE * plan.budget_s)
-    return changes

@@ -11,7 +11,7 @@ from typing import Any
 
 from autoseg.workspace.files import append_text, write_text
 from autoseg.workspace.jobs import EpochLine
-from autoseg.workspace.stored import read_stored_lines
+from autoseg.workspace.stored import Stored, read_stored_lines
 
 
 @dataclass(kw_only=True)
@@ -37,9 +37,10 @@ class Progress:
     validations: int = 0
     """Marks of the budget's validation plan that have passed."""
     validated_step: int = 0
-    best_dice: float = -1.0
+    best_score: float = -math.inf
+    """Highest of the validations; -inf: none yet."""
     best_epoch: int = 0
-    last_dice: float = math.nan
+    last_score: float = math.nan
     ended: bool = False
     """Whether the schedule is through, its last validation included."""
 
@@ -53,7 +54,7 @@ class Progress:
 class TrainResult:
     """What a job came to."""
 
-    best_dice: float
+    best_score: float
     best_epoch: int
     epochs: int
     steps: int
@@ -64,9 +65,9 @@ class TrainResult:
 class Curve:
     """A job's metrics.jsonl: one line an epoch."""
 
-    def __init__(self, path: Path, *, is_written: bool) -> None:
-        """Say whether this process writes the file."""
-        self.path, self.is_written = path, is_written
+    def __init__(self, path: Path, kind: type[Stored] = EpochLine, *, is_written: bool) -> None:
+        """Give the type of its lines, and say whether this process writes the file."""
+        self.path, self.kind, self.is_written = path, kind, is_written
         self.lines: list[dict[str, Any]] = []
 
     def start(self, lines: list[dict[str, Any]]) -> None:
@@ -77,7 +78,7 @@ class Curve:
 
     def go_on_after(self, epoch: int) -> None:
         """Begin it with those of its lines that a checkpoint of this epoch knows of."""
-        lines = read_stored_lines(self.path, EpochLine)[:epoch]
+        lines = read_stored_lines(self.path, self.kind)[:epoch]
         self.start([line.model_dump(mode="json", exclude_unset=True) for line in lines])
 
     def add(self, line: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from autoseg.networks.dints import LEARNING_RATES, path_depths, reached_nodes
 from autoseg.networks.sizing import shorter_roi
 from autoseg.plan import Plan
 from autoseg.terminal import Progress as Bar
-from autoseg.training.batches import Batches
+from autoseg.training.batches import LabelledBatches
 from autoseg.training.cache import CachedCase
 from autoseg.training.checkpoint import read_state, write_tensors
 from autoseg.training.errors import Diverged
@@ -173,7 +173,9 @@ class Search:
         """Set the patch and how many of them a step takes."""
         self.roi, self.batch = roi, batch
         self.batches = [
-            Batches(self.plan, sampler, self.device, indices=range(batch), batch_size=batch, roi=roi, ahead=False)
+            LabelledBatches(
+                self.plan, sampler, self.device, indices=range(batch), batch_size=batch, roi=roi, ahead=False
+            )
             for sampler in self.samplers
         ]
 

@@ -50,22 +50,35 @@ def batch_loss(
     )
 
 
+Loss = Callable[[nn.Module, Samples], torch.Tensor]
+"""Of a network on some samples, with the graph to its weights."""
+
+
+def segmentation_loss(plan: Plan, device: torch.device) -> Loss:
+    """The loss of segmenting, as the plan has it."""
+    class_weights = torch.tensor(plan.each_class("class_weights"), device=device)
+    return lambda model, samples: batch_loss(model, samples, plan, device, class_weights=class_weights)
+
+
 class TrainingStep:
     """Forward, loss, backward and update: the trainer's on patches, and on noise where a step is measured."""
 
-    def __init__(self, plan: Plan, network: nn.Module, device: torch.device, model: nn.Module | None = None) -> None:
+    def __init__(
+        self, plan: Plan, network: nn.Module, device: torch.device, model: nn.Module | None = None, *, loss: Loss
+    ) -> None:
         """Make the optimizer.
 
         Args:
             network: on the device; its weights are what is trained.
             model: what samples are passed through: the network among those of other processes; None: the network.
+            loss: what its gradients are of.
         """
+        self.loss = loss
         self.plan, self.network, self.device = plan, network, device
         self.model = network if model is None else model
         self.optimizer = make_optimizer(network, plan)
         half = resolve_precision(device, plan.precision) == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self.class_weights = torch.tensor(plan.each_class("class_weights"), device=device)
 
     def gradients(self, samples: Samples, micro_batch: int) -> torch.Tensor:
         """Compute the gradients of the samples' mean loss.
@@ -82,7 +95,7 @@ class TrainingStep:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for first in range(0, len(samples), micro_batch):
             part = samples.part(first, micro_batch)
-            loss = batch_loss(self.model, part, self.plan, self.device, class_weights=self.class_weights)
+            loss = self.loss(self.model, part)
             loss = loss * (len(part) / len(samples))
             self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -117,7 +130,7 @@ def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
     """
     torch.manual_seed(plan.seed)
     network = to_device(build_network(plan).train(), device, plan.precision, trained=True)
-    step = TrainingStep(plan, network, device)
+    step = TrainingStep(plan, network, device, loss=segmentation_loss(plan, device))
     num_classes = len(plan.classes)
     image = torch.randn(plan.batch_size, len(plan.channels), *plan.roi_size, device=device)
     outputs, highest = (num_classes, 2) if plan.sigmoid else (1, plan.num_outputs)

@@ -22,21 +22,19 @@ from torch import nn
 from autoseg.config.units import format_duration
 from autoseg.errors import ResourceError, WorkspaceError
 from autoseg.hardware.device import to_device
-from autoseg.networks import build_network, divisor
+from autoseg.networks import divisor
 from autoseg.networks.sizing import shorter_roi
 from autoseg.plan import Plan
 from autoseg.terminal import Progress as Bar
-from autoseg.training.batches import Batches
 from autoseg.training.cache import CachedCase
-from autoseg.training.checkpoint import CHECKPOINT_S, Checkpointer, save_weights
+from autoseg.training.checkpoint import CHECKPOINT_S, Checkpointer, write_tensors
 from autoseg.training.errors import Diverged, Interrupted
-from autoseg.training.patches import make_sampler
 from autoseg.training.processes import Processes
 from autoseg.training.progress import Curve, Progress, TrainResult
 from autoseg.training.schedule import Schedule, ema_decay, encoder_share, learning_rate
 from autoseg.training.signals import StopSignals
 from autoseg.training.step import TrainingStep, lacks_memory
-from autoseg.training.validation import Validator
+from autoseg.training.task import SEGMENTATION, Task
 from autoseg.workspace.files import digest
 from autoseg.workspace.jobs import JobDir
 
@@ -46,11 +44,11 @@ MEASURED_STEP = 3
 """Step after which a budgeted job measures what validation and final scores take: the first steps allocate."""
 LOSS_CHECK_STEPS = 20
 """On a GPU the loss is looked at this often only: each look waits for all that was queued."""
-DIVERGED_DICE, DIVERGED_SHARE, DIVERGED_STEPS = 0.01, 0.25, 100
-"""A Dice below the first after this share of the schedule is divergence. Source: Auto3DSeg's rule, which ends the whole
-run; schedules of fewer steps are too short to tell."""
+DIVERGED_SHARE, DIVERGED_STEPS = 0.25, 100
+"""A score that shows nothing after this share of the schedule is divergence. Source: Auto3DSeg's rule, which ends the
+whole run; schedules of fewer steps are too short to tell."""
 TELLS_APART = 0.01
-"""Difference in Dice on a part of the cases below which the end of the schedule is trusted over an earlier epoch. A
+"""Difference in score on a part of the cases below which the end of the schedule is trusted over an earlier epoch. A
 choice."""
 
 
@@ -65,17 +63,19 @@ class Trainer:
         paths: JobDir,
         *,
         device: torch.device,
+        task: Task = SEGMENTATION,
         scoring: Callable[[int], float] | None = None,
         started: float | None = None,
         inputs: str = "",
         start: Callable[[nn.Module], None] = lambda network: None,
         before_write: Callable[[], None] = lambda: None,
-        after_epoch: Callable[[Progress, float], None] = lambda progress, dice: None,
+        after_epoch: Callable[[Progress, float], None] = lambda progress, score: None,
     ) -> None:
         """Set up a job.
 
         Args:
             train_cases, val_cases: preprocessed; the fold's.
+            task: what the network is trained for.
             paths: where checkpoints, weights and metrics go.
             scoring: gives the final score of a validation case by its index and returns the seconds that took; called
                 once, so that a budget keeps the time for all of them free. None: nothing follows training.
@@ -83,16 +83,17 @@ class Trainer:
             inputs: digest of the files the cases come from; a checkpoint made from others is not gone on with.
             start: puts the weights to start from into the fresh network, which has random ones.
             before_write: called before any file is written; raises where this process may not any more.
-            after_epoch: called after each epoch with the validation's Dice, NaN where none was due; may raise `Pruned`.
+            after_epoch: called after each epoch with the validation's score, NaN where none was due; may raise
+                `Pruned`.
         """
-        self.plan, self.paths, self.device, self.scoring = plan, paths, device, scoring
+        self.plan, self.paths, self.device, self.task, self.scoring = plan, paths, device, task, scoring
         self.name = paths.root.name
         self.before_write, self.after_epoch = before_write, after_epoch
         self.clock = started if started is not None else time.monotonic()
         self.processes = Processes.joined(device)
         self.schedule = Schedule(num_steps=plan.num_epochs * plan.num_steps_per_epoch, budget_s=plan.budget_s)
         self.progress = Progress()
-        self.curve = Curve(paths.metrics, is_written=self.processes.is_first)
+        self.curve = Curve(paths.metrics, task.epoch_line, is_written=self.processes.is_first)
         identity = digest([plan.identity(), [case.name for case in train_cases], inputs])
         self.checkpointer = Checkpointer(paths, identity, before_write)
         self.signals = StopSignals()
@@ -101,17 +102,9 @@ class Trainer:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the loss was last looked at
         self.micro_batch = self._samples_a_process()
         first = self.processes.rank * self.micro_batch
-        self.batches = Batches(
-            plan,
-            make_sampler(train_cases, plan),
-            device,
-            indices=range(first, first + self.micro_batch),
-            batch_size=plan.batch_size,
-            roi=plan.roi_size,
-            ahead=device.type == "cuda",
-        )
+        self.batches = task.batches(plan, train_cases, device, range(first, first + self.micro_batch))
         self.step, self.average = self._build_networks(start)
-        self.validator = Validator(
+        self.validator = task.validator(
             plan, val_cases, self.average, self.progress, self.processes, plan.roi_size, self.name
         )
 
@@ -128,7 +121,7 @@ class Trainer:
         """The step with the network that is trained, and the moving average of its weights, which is what is kept."""
         plan, device, several = self.plan, self.device, self.processes.are_several
         torch.manual_seed(plan.seed)
-        network = build_network(plan)
+        network = self.task.network(plan)
         start(network)
         average = copy.deepcopy(network).eval().requires_grad_(False)
         average = to_device(average, device, plan.precision, trained=False)
@@ -139,7 +132,7 @@ class Trainer:
         if several:
             ids = [device.index] if device.type == "cuda" else None
             model = nn.parallel.DistributedDataParallel(network, device_ids=ids)
-        return TrainingStep(plan, network, device, model), average
+        return TrainingStep(plan, network, device, model, loss=self.task.loss(plan, device)), average
 
     # -- the loop
     def run(self) -> TrainResult:
@@ -184,7 +177,7 @@ class Trainer:
             bar.close()
             self.batches.close()
         return TrainResult(
-            best_dice=p.best_dice,
+            best_score=p.best_score,
             best_epoch=p.best_epoch,
             epochs=p.epoch,
             steps=p.step,
@@ -313,21 +306,21 @@ class Trainer:
         due = self.validator.is_due(share)
         p.epoch += is_new
         p.validations = max(p.validations, self.validator.marks_passed(share))
-        dice = self.validator.validate(self._break_off) if due else math.nan
+        score = self.validator.validate(self._break_off) if due else math.nan
         self.before_write()
         p.ended = finished
-        if not math.isnan(dice):
-            self._keep_best(dice, share)
-        if finished and p.best_dice < 0:  # no time for a validation: the end of the schedule is kept
+        if not math.isnan(score):
+            self._keep_best(score, share)
+        if finished and p.best_score == -math.inf:  # no time for a validation: the end of the schedule is kept
             self._keep_weights()
         self._tick()
         if not is_new:
-            if not math.isnan(dice):
-                self.curve.change_last(self._scores(dice))
+            if not math.isnan(score):
+                self.curve.change_last(self.validator.line(score, p.best_score))
             return
-        self._write_line(dice)
+        self._write_line(score)
         p.epoch_loss, p.epoch_steps, p.epoch_s = 0.0, 0, 0.0
-        self.after_epoch(p, dice)
+        self.after_epoch(p, score)
 
     def _break_off(self) -> None:
         """End a validation when a signal has come and the checkpoint holds all that was trained."""
@@ -335,38 +328,30 @@ class Trainer:
         if self.signals.received and saved and not self.processes.are_several:
             raise Interrupted(self.signals.received)
 
-    def _keep_best(self, dice: float, share: float) -> None:
+    def _keep_best(self, score: float, share: float) -> None:
         """Keep the weights where they are the best so far.
 
         Raises:
             Diverged: Nothing was learned by now.
         """
         p = self.progress
-        tells = share >= DIVERGED_SHARE and p.step >= DIVERGED_STEPS and self.validator.covers_classes()
-        if dice < DIVERGED_DICE and tells:
+        tells = share >= DIVERGED_SHARE and p.step >= DIVERGED_STEPS
+        if tells and (words := self.validator.shows_nothing(score)):
             raise Diverged(
-                f"{self.name}: Dice {dice:.4f} after {share:.0%} of the schedule: nothing was learned. "
-                f"{self._lower_rate()}"
+                f"{self.name}: {words} after {share:.0%} of the schedule: nothing was learned. {self._lower_rate()}"
             )
-        p.last_dice, p.validated_step = dice, p.step
-        near_best = p.ended and self.validator.looks_at_part() and dice > p.best_dice - TELLS_APART
-        if dice > p.best_dice or near_best:
-            p.best_dice = dice
+        p.last_score, p.validated_step = score, p.step
+        near_best = p.ended and self.validator.looks_at_part() and score > p.best_score - TELLS_APART
+        if score > p.best_score or near_best:
+            p.best_score = score
             self._keep_weights()
 
     def _keep_weights(self) -> None:
         self.progress.best_epoch = self.progress.epoch
         if self.processes.is_first:
-            save_weights(self.average, self.paths)
+            write_tensors(self.paths.model, self.task.weights(self.average))
 
-    def _scores(self, dice: float) -> dict[str, float | None]:
-        best = self.progress.best_dice
-        return {
-            "val_dice": None if math.isnan(dice) else round(dice, 6),
-            "best_dice": None if best < 0 else round(best, 6),
-        }
-
-    def _write_line(self, dice: float) -> None:
+    def _write_line(self, score: float) -> None:
         """Add the epoch to the curve and to the log."""
         p, plan = self.progress, self.plan
         share = self._share()
@@ -379,7 +364,7 @@ class Trainer:
             "num_epochs": plan.num_epochs,
             "step": p.step,
             "train_loss": round(p.epoch_loss / max(1, p.epoch_steps), 6),
-            **self._scores(dice),
+            **self.validator.line(score, p.best_score),
             "lr": float(f"{rate:.6g}"),
             "progress": round(share, 4),
             "seconds": round(p.elapsed_s, 2),
@@ -388,7 +373,7 @@ class Trainer:
         }
         self.curve.add(line)
         if self.processes.is_first:
-            scored = "" if math.isnan(dice) else f"  dice {dice:.4f} (best {p.best_dice:.4f})"
+            scored = "" if math.isnan(score) else f"  {self.validator.words(score, p.best_score)}"
             of = f"/{plan.num_epochs}" if plan.budget_s is None else ""
             log.info(
                 "%s  epoch %d%s  loss %.4f%s  lr %.2e  %.1f samples/s  %s left",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -35,10 +36,15 @@ NEW_STEPS = 0.02
 fiftieth is done at a thousandth of the highest learning rate."""
 TWICE_SHARE, SCORED_SHARE = 0.01, 0.05
 """Share of a budget up to which a case is predicted twice to time it, and up to which its final score is timed, too."""
+DIVERGED_DICE = 0.01
+"""A Dice below it late in the schedule is divergence. Source: Auto3DSeg's rule, which ends the whole run."""
 
 
-class Validator:
-    """Scores the average of a job's weights on cases of its fold, as often as the plan or the budget allows."""
+class Validator(ABC):
+    """Scores the average of a job's weights on cases it does not learn from, as often as the plan or the budget allows.
+
+    What a score is says the class that derives from it: the higher the better.
+    """
 
     def __init__(
         self,
@@ -53,7 +59,7 @@ class Validator:
         """Set up.
 
         Args:
-            cases: the fold's, preprocessed.
+            cases: preprocessed.
             network: whose weights are validated; on the device.
             progress: of the job; what validation takes is noted there, so that a checkpoint keeps it.
             roi: window in voxels; it may be made smaller later.
@@ -95,15 +101,6 @@ class Validator:
         """Whether a validation leaves cases of the fold out."""
         return len(self.chosen()) < len(self.cases)
 
-    def covers_classes(self) -> bool:
-        """Whether a validation looks at all classes that the fold is annotated for: one hard class tells little."""
-
-        def annotated(cases: Iterable[CachedCase]) -> set[str]:
-            names = self.plan.label_map.names
-            return {n for case in cases for n in (names if case.annotated is None else case.annotated)}
-
-        return annotated(self.cases[i] for i in self.chosen()) == annotated(self.cases)
-
     # -- what it takes
     def expected_s(self) -> float:
         """Expected seconds of a validation; endless before the first was measured."""
@@ -112,24 +109,17 @@ class Validator:
         return self._seconds_of(self.cases[i] for i in self.chosen())
 
     def reserve_s(self) -> float:
-        """Seconds of a budget to keep for the last validation and the final scores, by what the last one took."""
-        p = self.progress
-        if self.plan.budget_s is None or not p.voxel_s:
+        """Seconds of a budget to keep for what follows training, by what the last validation took."""
+        if self.plan.budget_s is None or not self.progress.voxel_s:
             return 0.0
-        voxels = [self._voxels(case) for case in self.cases]
-        # A machine that has become busy is slower at the end, too.
-        slower = max(1.0, p.voxel_s / (p.first_voxel_s or p.voxel_s))
-        scored: float = sum(voxels)
-        if self.plan.precision == "auto" and resolve_precision(self.processes.device, "auto") != "fp32":
-            scored += COMPARISON * voxels[0]
-        return self.expected_s() + (p.scoring_voxel_s or p.voxel_s) * slower * scored
+        return self.expected_s()
 
     def _seconds_of(self, cases: Iterable[CachedCase]) -> float:
-        return self.progress.voxel_s * sum(map(self._voxels, cases)) / self.processes.world
+        return self.progress.voxel_s * sum(map(self.voxels, cases)) / self.processes.world
 
-    def _voxels(self, case: CachedCase) -> int:
-        """Voxels that are predicted for a case: those of a window at least."""
-        return max(math.prod(case.image.shape[1:]), math.prod(self.roi))
+    @abstractmethod
+    def voxels(self, case: CachedCase) -> int:
+        """Voxels that are passed through the network for a case."""
 
     def measure(self, schedule: Schedule, scoring: Callable[[int], float] | None) -> None:
         """Measure validation and final score of a case of middle size, so that a budget can keep their time free.
@@ -140,7 +130,7 @@ class Validator:
         """
         assert self.plan.budget_s is not None
         p, budget_s = self.progress, self.plan.budget_s
-        order = sorted(range(len(self.cases)), key=lambda i: self._voxels(self.cases[i]))
+        order = sorted(range(len(self.cases)), key=lambda i: self.voxels(self.cases[i]))
         index = order[len(order) // 2]
         case = self.cases[index]
 
@@ -152,17 +142,102 @@ class Validator:
         case_s = timed()
         if case_s <= TWICE_SHARE * budget_s:
             case_s = timed()  # the first allocates and chooses kernels
-        p.voxel_s = case_s / self._voxels(case)
+        p.voxel_s = case_s / self.voxels(case)
         if scoring is not None and self.processes.is_first and case_s <= SCORED_SHARE * budget_s:
-            p.scoring_voxel_s = scoring(index) / self._voxels(case)
+            p.scoring_voxel_s = scoring(index) / self.voxels(case)
         num = validation_plan(budget_s, self._seconds_of(self.cases), len(self.cases))[1]
         p.voxel_s, chosen = self.processes.from_first(p.voxel_s, num)  # all look at the same cases
         p.first_voxel_s, p.num_validated = p.voxel_s, int(chosen)
-        self._say_costs(schedule)
+        self.say_costs(schedule)
 
-    def _say_costs(self, schedule: Schedule) -> None:
+    def say_costs(self, schedule: Schedule) -> None:
+        """Say what was measured."""
+        if self.processes.is_first:
+            log.info("%s: validation on %d of %d cases", self.name, self.progress.num_validated, len(self.cases))
+
+    # -- the scores
+    def validate(self, before_case: Callable[[], None] = lambda: None) -> float:
+        """Mean over the parts of a score, such as classes, of the mean over the cases; NaN: none has one.
+
+        Args:
+            before_case: called before each case; may raise, to break off.
+        """
+        begin = time.monotonic()
+        p, world = self.progress, self.processes.world
+        chosen = self.chosen() or list(range(len(self.cases)))
+        scores = torch.full((len(self.cases), self.num_scores), math.nan, dtype=torch.float64)
+        for i in chosen[self.processes.rank :: world]:
+            before_case()
+            scores[i] = self.score(self.cases[i])
+        if self.processes.are_several:
+            total, seen = self.processes.add_up(torch.stack([scores.nan_to_num(0.0), (~scores.isnan()).double()]))
+            scores = torch.where(seen > 0, total, math.nan).cpu()
+        voxels = sum(self.voxels(self.cases[i]) for i in chosen) / world
+        (p.voxel_s,) = self.processes.from_first((time.monotonic() - begin) / voxels)
+        # Not measured yet where the job was begun without a budget.
+        p.first_voxel_s = p.first_voxel_s or p.voxel_s
+        return float(scores.nanmean(0).nanmean())
+
+    @property
+    @abstractmethod
+    def num_scores(self) -> int:
+        """Parts of a score."""
+
+    @abstractmethod
+    def score(self, case: CachedCase) -> torch.Tensor:
+        """The parts of a case's score, (S,) float64."""
+
+    @abstractmethod
+    def shows_nothing(self, score: float) -> str:
+        """What of a score late in the schedule says that nothing was learned, in words; empty where it does not."""
+
+    @abstractmethod
+    def line(self, score: float, best: float) -> dict[str, float | None]:
+        """A score and the best so far for a line of the curve.
+
+        Args:
+            score: NaN: there was no validation.
+            best: -inf: there is none yet.
+        """
+
+    @abstractmethod
+    def words(self, score: float, best: float) -> str:
+        """The same in words."""
+
+
+class DiceValidator(Validator):
+    """Scores by the Dice of each class at the network's spacing."""
+
+    def covers_classes(self) -> bool:
+        """Whether a validation looks at all classes that the fold is annotated for: one hard class tells little."""
+
+        def annotated(cases: Iterable[CachedCase]) -> set[str]:
+            names = self.plan.label_map.names
+            return {n for case in cases for n in (names if case.annotated is None else case.annotated)}
+
+        return annotated(self.cases[i] for i in self.chosen()) == annotated(self.cases)
+
+    def reserve_s(self) -> float:
+        """Seconds of a budget to keep for the last validation and the final scores, by what the last one took."""
+        p = self.progress
+        if self.plan.budget_s is None or not p.voxel_s:
+            return 0.0
+        voxels = [self.voxels(case) for case in self.cases]
+        # A machine that has become busy is slower at the end, too.
+        slower = max(1.0, p.voxel_s / (p.first_voxel_s or p.voxel_s))
+        scored: float = sum(voxels)
+        if self.plan.precision == "auto" and resolve_precision(self.processes.device, "auto") != "fp32":
+            scored += COMPARISON * voxels[0]
+        return self.expected_s() + (p.scoring_voxel_s or p.voxel_s) * slower * scored
+
+    def voxels(self, case: CachedCase) -> int:
+        """Voxels that are predicted for a case: those of a window at least."""
+        return max(math.prod(case.image.shape[1:]), math.prod(self.roi))
+
+    def say_costs(self, schedule: Schedule) -> None:
+        """As `Validator.say_costs`, and what the final scores will take."""
         p, num = self.progress, len(self.cases)
-        final = format_duration((p.scoring_voxel_s or p.voxel_s) * sum(map(self._voxels, self.cases)))
+        final = format_duration((p.scoring_voxel_s or p.voxel_s) * sum(map(self.voxels, self.cases)))
         if self.processes.is_first:
             log.info(
                 "%s: validation on %d of %d cases, final scores in about %s", self.name, p.num_validated, num, final
@@ -173,28 +248,25 @@ class Validator:
                 self.name, num, final, format_duration(self.plan.budget_s or 0.0),
             )  # fmt: skip
 
-    # -- the scores
-    def validate(self, before_case: Callable[[], None] = lambda: None) -> float:
-        """Mean Dice over classes of the mean over the fold's cases, at the network's spacing; NaN: none has one.
+    @property
+    def num_scores(self) -> int:
+        """Classes."""
+        return len(self.plan.label_map.names)
 
-        Args:
-            before_case: called before each case; may raise, to break off.
-        """
-        begin = time.monotonic()
-        p, world = self.progress, self.processes.world
-        chosen = self.chosen() or list(range(len(self.cases)))
-        scores = torch.full((len(self.cases), len(self.plan.label_map.names)), math.nan, dtype=torch.float64)
-        for i in chosen[self.processes.rank :: world]:
-            before_case()
-            scores[i] = self.score(self.cases[i])
-        if self.processes.are_several:
-            total, seen = self.processes.add_up(torch.stack([scores.nan_to_num(0.0), (~scores.isnan()).double()]))
-            scores = torch.where(seen > 0, total, math.nan).cpu()
-        voxels = sum(self._voxels(self.cases[i]) for i in chosen) / world
-        (p.voxel_s,) = self.processes.from_first((time.monotonic() - begin) / voxels)
-        # Not measured yet where the job was begun without a budget.
-        p.first_voxel_s = p.first_voxel_s or p.voxel_s
-        return float(scores.nanmean(0).nanmean())
+    def shows_nothing(self, score: float) -> str:
+        """A Dice of nearly nothing on cases that have all classes of the fold."""
+        return f"Dice {score:.4f}" if score < DIVERGED_DICE and self.covers_classes() else ""
+
+    def line(self, score: float, best: float) -> dict[str, float | None]:
+        """As `Validator.line`."""
+        return {
+            "val_dice": None if math.isnan(score) else round(score, 6),
+            "best_dice": None if best == -math.inf else round(best, 6),
+        }
+
+    def words(self, score: float, best: float) -> str:
+        """As `Validator.words`."""
+        return f"dice {score:.4f} (best {best:.4f})"
 
     def score(self, case: CachedCase) -> torch.Tensor:
         """Dice of each class at the network's spacing, (K,) float64."""

@@ -29,6 +29,7 @@ from autoseg.weights.layouts import shapes_as_ours
 from autoseg.workspace.digests import content_digest
 from autoseg.workspace.files import open_regular
 from autoseg.workspace.jobs import Job, JobDir
+from autoseg.workspace.pretraining import Lesson
 from autoseg.workspace.stored import Stored, read_stored
 from autoseg.workspace.workspace import Workspace
 
@@ -36,6 +37,8 @@ ADAPTATION_PLAN = "adaptation_plan.json"
 OUR_PREFIXES = {"key_to_encoder": "encoder.stages", "key_to_stem": "encoder.stem"}
 """Keys of an adaptation plan -> what they stand for in our residual-encoder U-Net. nnU-Net, too, takes encoder and stem
 alone, since the decoder was trained to draw images. Source: nnU-Net's `PretrainedTrainer`."""
+DEEP_SUPERVISION = "dsdepth"
+"""A network's number of outputs: one in pretraining, and so no fact of its weights."""
 MOST_SIDECAR = 10_000_000
 """Bytes of a JSON file beside weights that are read: those of nnU-Net have some thousands."""
 
@@ -107,10 +110,14 @@ class Source:
             job = read_stored(paths.job, Job) if paths.job.exists() else None
         except WorkspaceError as error:
             raise ConfigError(error.messages) from None
+        network = dict(plan.network) if plan.algo == algo else {}
+        lesson = read_stored(paths.lesson, Lesson) if paths.lesson.exists() else None
+        if lesson is not None:
+            network.pop(DEEP_SUPERVISION, None)
         return Facts(
-            kind=f"{plan.algo}_{plan.fold} of autoseg",
-            classes=tuple(c.name for c in plan.classes),
-            network=dict(plan.network) if plan.algo == algo else {},
+            kind=f"{plan.algo}_{plan.fold} of autoseg" if lesson is None else lesson.words,
+            classes=tuple(c.name for c in plan.classes) if lesson is None else None,
+            network=network,
             spacing_mm=plan.resample_resolution,
             channels=plan.channels,
             trained_on=tuple(_training_digests(job)) if job else (),

@@ -1,13 +1,14 @@
 """The weights that the jobs of a run start from: copied into its folder once, where every machine of it finds them.
 
 `keep_start` brings the copy up to date with the setting; jobs read it by `read_start`, and need the setting no more.
+What a run's own pretraining made is copied in the same way, by `keep_pretrained`; it may differ from fold to fold.
 """
 
 from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -35,7 +36,7 @@ MOST_SHOWN = 6
 
 
 class Start(Facts):
-    """What stands in init_weights/<algo>.json, beside the weights themselves."""
+    """What stands in init_weights/<algo>.json, or <algo>_<fold>.json, beside the weights themselves."""
 
     advice: ClassVar[str] = "Delete the folder init_weights and run `autoseg generate` again."
 
@@ -43,6 +44,8 @@ class Start(Facts):
     """What the file is called."""
     digest: str
     """Of the files that the weights were read from."""
+    images_seen: tuple[str, ...] = ()
+    """Cases of this run that models are scored on, and whose images they learned from without labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +95,35 @@ class StartWeights:
         return len({*self.start.trained_on} & {*digests})
 
 
-def read_start(workspace: Workspace, algo: AlgoName) -> StartWeights | None:
-    """The weights that jobs of a network start from; None: random ones.
+def read_start(workspace: Workspace, algo: AlgoName, fold: int) -> StartWeights | None:
+    """The weights that a job starts from, those of its fold over those of all; None: random ones.
 
     Raises:
         WorkspaceError: What tells of them is damaged.
     """
-    path = workspace.init_weights / f"{algo}.json"
-    if not path.exists():
-        return None
-    return StartWeights(start=read_stored(path, Start), path=path.with_suffix(".pt"))
+    for name in (f"{algo}_{fold}", algo):
+        path = workspace.init_weights / f"{name}.json"
+        if path.exists():
+            return StartWeights(start=read_stored(path, Start), path=path.with_suffix(".pt"))
+    return None
+
+
+def forget_starts(workspace: Workspace, algo: AlgoName, *, but: str = "") -> None:
+    """Remove the run's copies of a network's first weights, those of single folds included, but for one by its name."""
+    for path in workspace.init_weights.glob(f"{algo}*.json"):
+        name, _, fold = path.stem.rpartition("_")
+        if path.stem != but and (path.stem == algo or (name == algo and fold.isdecimal())):
+            path.unlink(missing_ok=True)  # first: without it the other is not used
+            path.with_suffix(".pt").unlink(missing_ok=True)
+
+
+def write_start(path: Path, start: Start, tensors: Mapping[str, torch.Tensor]) -> StartWeights:
+    """Write a copy of first weights, and what is known of them to a path beside it."""
+    contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    path.unlink(missing_ok=True)  # first: without it the other is not used
+    write_atomic(path.with_suffix(".pt"), lambda file: torch.save(contiguous, file))
+    write_stored(path, start)
+    return StartWeights(start=start, path=path.with_suffix(".pt"))
 
 
 def keep_start(workspace: Workspace, algo: AlgoName, source: Path | None) -> StartWeights | None:
@@ -114,9 +136,8 @@ def keep_start(workspace: Workspace, algo: AlgoName, source: Path | None) -> Sta
         ConfigError: There are no weights there, none that can be read, or they are the run's own.
     """
     path = workspace.init_weights / f"{algo}.json"
+    forget_starts(workspace, algo, but="" if source is None else algo)
     if source is None:
-        for file in (path, path.with_suffix(".pt")):
-            file.unlink(missing_ok=True)
         return None
     if is_beneath(source, workspace.run):
         raise ConfigError(
@@ -158,15 +179,11 @@ def _keep(path: Path, algo: AlgoName, home: Path, given: Path) -> StartWeights:
             return StartWeights(start=kept, path=path.with_suffix(".pt"))
         log.info("init_weights: %s of %s changed; taking it anew", found.weights.name, algo)
     tensors, facts = found.read(algo)
-    contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     name = given.name
     if home.is_dir():  # no path of this machine stands in a run's folder
         name = (Path(name) / found.weights.relative_to(home)).as_posix()
     start = Start(source=name, digest=digest, **facts.model_dump())
-    path.unlink(missing_ok=True)  # first: without it the other is not used
-    write_atomic(path.with_suffix(".pt"), lambda file: torch.save(contiguous, file))
-    write_stored(path, start)
-    return StartWeights(start=start, path=path.with_suffix(".pt"))
+    return write_start(path, start, tensors)
 
 
 def log_table(name: str, table: Table) -> None:

@@ -160,6 +160,11 @@ class JobDir:
         return self.root / "init_weights.json"
 
     @property
+    def lesson(self) -> Path:
+        """Of a job of pretraining: what it learns, and from which images; see `autoseg.workspace.pretraining`."""
+        return self.root / "lesson.json"
+
+    @property
     def log(self) -> Path:
         """The job's log."""
         return self.root / "train.log"

@@ -7,6 +7,8 @@ work_dir/
     analysis/cases.jsonl                 what was measured of each case, by content, so that nothing is read twice
     cache/                               preprocessed cases, keyed by content and settings
     init_weights/                        weights that jobs start from, copied once, and what is known of them
+    pretraining/<algo>_<fold>/           a job that taught an encoder by images alone, and its lesson.json
+    scratch/<algo>_<fold>/               a job's twin that starts from random weights (compare_scratch)
     <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json, seal.json
         validation/, held_out/               its labels of held-out cases; their probabilities, for the ensemble
     sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
@@ -56,6 +58,10 @@ FOLD = re.compile("0|[1-9][0-9]{0,3}")
 """A fold in the name of a job's folder."""
 
 
+SCRATCH = "scratch.json"
+"""Marks a folder of twins; see `autoseg.workspace.scratch`."""
+
+
 class RoundCount(Stored):
     """What stands in state/rounds.json."""
 
@@ -76,9 +82,12 @@ class Workspace:
     def __init__(self, root: Path, *, data_of: Workspace | None = None) -> None:
         """Give the folder, and for a sweep's trial the run whose cases and cache it shares."""
         self.root = Path(root)
-        self._data = data_of.root if data_of else self.root
+        self.is_scratch = (self.root / SCRATCH).exists()
+        """Whether it holds jobs' twins that start from random weights."""
+        of = Workspace(self.root.parent) if self.is_scratch and data_of is None else data_of
+        self._data = of.root if of else self.root
         is_round = (self.root / "round.json").exists()
-        self.run = self.root.parent if is_round else self.root
+        self.run: Path = of.run if of and self.is_scratch else self.root.parent if is_round else self.root
         """The folder that the rounds of a run share; `root` itself where this is no round."""
 
     # -- paths
@@ -90,7 +99,7 @@ class Workspace:
     @property
     def settings(self) -> Path:
         """Resolved settings with origins."""
-        return self.root / "settings.yaml"
+        return (self._data if self.is_scratch else self.root) / "settings.yaml"
 
     @property
     def datalist(self) -> Path:
@@ -125,7 +134,14 @@ class Workspace:
     @property
     def init_weights(self) -> Path:
         """Weights that jobs start from, one file a network; see `autoseg.weights.start`."""
+        if self.is_scratch:
+            return self.root / "init_weights"  # which there are none of
         return (self.run if self.run != self.root else self._data) / "init_weights"
+
+    @property
+    def pretraining(self) -> Path:
+        """What encoders learned from images alone; see `autoseg.workspace.pretraining`."""
+        return (self.run if self.run != self.root else self._data) / "pretraining"
 
     @property
     def pseudolabels(self) -> Path:
