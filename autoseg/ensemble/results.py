@@ -17,11 +17,13 @@ from autoseg.ensemble.finish import Finished
 from autoseg.ensemble.optimism import ChosenAgain
 from autoseg.evaluation.intervals import case_means, difference_to_rest
 from autoseg.evaluation.metrics import mean_score, summarise, to_plain
+from autoseg.evaluation.score_files import QualityCheck
 from autoseg.evaluation.scores import DICE, METRICS, Metric
 from autoseg.evaluation.subgroups import SubgroupRow, Value, factors_of, rows_to_json, table_of
 from autoseg.evaluation.suspicion import Suspicion
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.inference.ensemble_spec import EnsembleSpec
+from autoseg.inference.quality import QualityModel, Verdict
 from autoseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ class Results:
     finished: Finished
     suspicious: Sequence[Suspicion]
     """Labels that the ensemble contradicts."""
+    quality: QualityModel | None
+    """What predicts how good predictions are; None: too few cases."""
+    verdicts: Mapping[str, Verdict]
+    """Held-back case -> what is thought of its prediction."""
     again: ChosenAgain | None
     """What was chosen without each fold; None with one fold alone."""
     metric: Metric
@@ -122,6 +128,35 @@ class Results:
             "high": to_plain(other.high),
             "p": to_plain(other.p),
             "subgroups": rows_to_json(self._groups_of(self.test_scores)),
+        }
+
+    def _quality_json(self, check: QualityCheck) -> dict[str, Any]:
+        """How well Dice is predicted, and what is thought of the held-back cases, the worst first."""
+        verdicts = sorted(self.verdicts.items(), key=lambda item: (item[1].dice is None, item[1].dice, item[0]))
+        true = case_means(self.test_scores)
+        return {
+            "check": check.model_dump(mode="json"),
+            "held_back": [
+                {
+                    "case": name,
+                    "predicted": to_plain(verdict.dice),
+                    "dice": to_plain(true.get(name)),
+                    "reasons": list(verdict.reasons),
+                    "classes": [
+                        {
+                            "class": c.name,
+                            "predicted": to_plain(c.dice),
+                            "low": to_plain(c.low),
+                            "high": to_plain(c.high),
+                            "volume_ml": to_plain(c.volume_ml),
+                            "volume_low_ml": to_plain(c.volume_low_ml),
+                            "volume_high_ml": to_plain(c.volume_high_ml),
+                        }
+                        for c in verdict.classes
+                    ],
+                }
+                for name, verdict in verdicts
+            ],
         }
 
     def _again_json(self) -> dict[str, Any] | None:
@@ -230,6 +265,7 @@ class Results:
             "subgroups": rows_to_json(self.subgroups),
             "external": self._external_json(),
             "suspicious": suspicious.rows_to_json(self.suspicious),
+            "quality": None if self.quality is None else self._quality_json(self.quality.check),
             "calibrated": list(self.network_classes),
             "ensemble": {n: to_plain({m: scores[n] for m, scores in finished.scores.items()}) for n in finished.dice},
         }
