@@ -38,6 +38,8 @@ from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+NO_JOBS = "Run `autoseg train`; `autoseg status` says why jobs failed."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnsembleResult:
@@ -63,9 +65,8 @@ def build_ensemble(
 ) -> EnsembleResult:
     """Score every combination of the trained algorithms out of fold, choose one, and predict with it.
 
-    Writes, under `ensemble/`: scores.json and scores.txt, ensemble.json, out_of_fold/<combination>/ and
-    out_of_fold/ensemble/, and predictions/ for the testing cases and those held back for validation. What was
-    done before with the same models, files and settings is not done again.
+    Writes what lies under `ensemble/`, the predictions for the testing cases and those held back for validation
+    included. What was done before with the same models, files and settings is not done again.
 
     Args:
         jobs_done: algorithm and fold of each trained job.
@@ -75,8 +76,7 @@ def build_ensemble(
         WorkspaceError: No job was trained, or a model cannot be loaded.
     """
     if not jobs_done:
-        advice = "Run `autoseg train`; `autoseg status` says why jobs failed."
-        raise WorkspaceError(f"{workspace.root}: no trained job to make an ensemble of. {advice}")
+        raise WorkspaceError(f"{workspace.root}: no trained job to make an ensemble of. {NO_JOBS}")
     how, metric = settings.combining, metric_named(settings.combining.select_by)
     algos_by_fold = {f: sorted(a for a, g in set(jobs_done) if g == f) for f in sorted({f for _, f in jobs_done})}
     gaps = _gaps(workspace, algos_by_fold, settings, datalist)
@@ -89,13 +89,12 @@ def build_ensemble(
     choice = _chosen(able, choosing)
     trained = _classes_of(workspace, choice.candidate)
     done = _finished(workspace, datalist, settings, scored, choice, trained.named, choosing)
-    finished = done.finished
-    spec = _spec(how, choice, finished, trained.named, pareto_rows(able, choosing.costs))
-    quality = learn_quality(done.labels, done.cases, choice, finished, spec, trained, settings.device)
+    spec = _spec(how, choice, done.finished, trained.named, pareto_rows(able, choosing.costs))
+    quality = learn_quality(done.labels, done.cases, choice, done.finished, spec, trained, settings.device)
     _write_spec(workspace, spec, quality)
-    held_back = [*datalist.testing, *datalist.validation]
-    external, verdicts, not_predicted = predict_held_back(
-        workspace, held_back, spec, settings, trained.named, finished.tolerance_mm, quality, progress
+    cases = [*datalist.testing, *datalist.validation]
+    held_back = predict_held_back(
+        workspace, cases, spec, settings, trained.named, done.finished.tolerance_mm, quality, progress
     )
     results = Results(
         candidates=tuple(able),
@@ -103,18 +102,17 @@ def build_ensemble(
         cases=tuple(scored),
         classes=trained.named.names,
         network_classes=trained.names,
-        external=external,
-        facts=_facts(workspace, (*datalist.training, *held_back), trained.named),
-        patients={c.name: c.group for c in (*datalist.training, *held_back) if c.group is not None},
-        finished=finished,
+        held_back=held_back,
+        facts=_facts(workspace, (*datalist.training, *cases), trained.named),
+        patients={c.name: c.group for c in (*datalist.training, *cases) if c.group is not None},
+        finished=done.finished,
         again=done.again,
         suspicious=done.suspicious,
         quality=quality,
-        verdicts=verdicts,
         metric=metric,
         spec=spec,
         gaps=tuple(gaps),
-        failures=(*failures, *not_predicted),
+        failures=(*failures, *held_back.failures),
     )
     return _write(workspace, results)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ from autoseg.workspace.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBack:
+    """What predictions of held-back cases came to."""
+
+    scores: dict[str, dict[str, list[float]]]
+    """Case -> metric -> value per class, of those with a label."""
+    verdicts: dict[str, Verdict]
+    """Case -> what is thought of its prediction."""
+    failures: list[str]
+    """A message for each case that could not be predicted or scored."""
+
+
 def predict_held_back(
     workspace: Workspace,
     cases: Sequence[Case],
@@ -48,17 +61,13 @@ def predict_held_back(
     tolerance_mm: Tolerance,
     quality: QualityModel | None,
     progress: Progress | None,
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, Verdict], list[str]]:
+) -> HeldBack:
     """Predict the cases with the ensemble, say what is thought of them, and score those with a label.
 
     Args:
         label_map: of the user's classes.
         tolerance_mm: of surfaces.
         quality: what tells how good predictions are; None: nothing does.
-
-    Returns:
-        Case -> metric -> value per class; case -> what is thought of its prediction; and a message for each case that
-        failed.
     """
     models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
     predictor: Predictor | None = None
@@ -88,7 +97,7 @@ def predict_held_back(
             failures.extend(f"{case.name}: {message}" for message in error.messages)
         if progress is not None:
             progress(done, len(cases), case.name)
-    return scores, verdicts, failures
+    return HeldBack(scores=scores, verdicts=verdicts, failures=failures)
 
 
 def _predicted(predictor: Predictor, case: Case, target: Path) -> dict[str, Any]:
