@@ -28,15 +28,15 @@ from autoseg.ensemble.spoilt import KINDS, spoil
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.shapes import ClassShape, shapes_of
 from autoseg.export.pack import pack
+from autoseg.inference.appearance import FEATURES, Appearance
 from autoseg.inference.chosen import read_quality
 from autoseg.inference.cost import Cost
 from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble, seal_ensemble
 from autoseg.inference.held_out import predict_held_out, read_held_out
-from autoseg.inference.looks import FEATURES, Look
 from autoseg.inference.predictor import Predictor, job_digest
 from autoseg.inference.quality import QualityModel, cv_plus, judge
 from autoseg.inference.quality_file import COLUMNS
-from autoseg.inference.traits import FLOOR, ChannelLook, Traits, TraitsWatch, expected_dice, mirror_dice
+from autoseg.inference.traits import FLOOR, SeenChannel, Traits, TraitsWatch, expected_dice, mirror_dice
 from autoseg.inference.windows import ProbRows, WindowModel
 from autoseg.workspace.files import write_json, write_yaml
 from autoseg.workspace.stored import write_stored
@@ -195,14 +195,16 @@ def test_cv_plus_covers_what_it_says() -> None:
 # -- the fit
 
 
-def look(dice: float, random: np.random.Generator, fold: int, *, odd: float = 0.0, scale: float = 1.0) -> Look:
+def appearance(
+    dice: float, random: np.random.Generator, fold: int, *, odd: float = 0.0, scale: float = 1.0
+) -> Appearance:
     """A prediction whose probabilities expect somewhat more than its Dice."""
     sure = min(0.99, max(0.02, dice + 0.05 + random.normal(0, 0.01)))
     voxels = 1000.0
     alike = 1 - 0.5 * (1 - dice)
     counts = (voxels, voxels, sure * voxels, alike * voxels, voxels)
     quantiles = tuple(np.linspace(-2, 2, 21) * (1 + random.normal(0, 0.02)) + odd)
-    channel = ChannelLook(quantiles=quantiles, roughness=(0.1 + 0.002 * random.normal(),) * 3)
+    channel = SeenChannel(quantiles=quantiles, roughness=(0.1 + 0.002 * random.normal(),) * 3)
     shapes = [
         ClassShape(
             volume_ml=scale * 10 * math.exp(random.normal(0, 0.1)),
@@ -213,7 +215,7 @@ def look(dice: float, random: np.random.Generator, fold: int, *, odd: float = 0.
         for i in (-1, 1)
     ]
     traits = {f"segresnet_{fold}": Traits(classes=(counts, counts), channels=(channel,))}
-    return Look(traits=traits, shapes=shapes, spacing_mm=(1.0, 1.0, 1.0), shape=(40, 40, 40))
+    return Appearance(traits=traits, shapes=shapes, spacing_mm=(1.0, 1.0, 1.0), shape=(40, 40, 40))
 
 
 def study(num: int = 60, *, seed: int = 0) -> tuple[list[Studied], list[Studied]]:
@@ -222,20 +224,20 @@ def study(num: int = 60, *, seed: int = 0) -> tuple[list[Studied], list[Studied]
     cases, copies = [], []
     for i in range(num):
         dice = float(random.uniform(0.75, 0.95))
-        seen = look(dice, random, i % 2)
+        seen = appearance(dice, random, i % 2)
         truth = [
             s.model_copy(update={"volume_ml": s.volume_ml * math.exp(random.normal(0, 0.05))}) for s in seen.shapes
         ]
-        cases.append(Studied(case=f"case_{i}", fold=i % 2, look=seen, truth=truth, dice=[dice, dice]))
+        cases.append(Studied(case=f"case_{i}", fold=i % 2, appearance=seen, truth=truth, dice=[dice, dice]))
     for i in range(24):
         away = float(random.uniform(1, 4))
         bad = max(0.02, 0.8 - 0.2 * away)
-        seen = look(0.85, random, i % 2, odd=away)
+        seen = appearance(0.85, random, i % 2, odd=away)
         copies.append(
             Studied(
                 case=f"case_{i % num}",
                 fold=i % 2,
-                look=seen,
+                appearance=seen,
                 truth=cases[i % num].truth,
                 dice=[bad, bad],
                 kind="shading",
@@ -263,7 +265,7 @@ def test_the_fit_predicts_cases_that_it_did_not_see(model: QualityModel) -> None
     assert all(weight >= 0 for weight in model.weights)
     random = np.random.default_rng(9)
     for dice in (0.78, 0.86, 0.93):
-        verdict = judge(model, look(dice, random, 1))
+        verdict = judge(model, appearance(dice, random, 1))
         assert verdict.dice == pytest.approx(dice, abs=0.04)
         assert verdict.reasons == ()
         for of_class in verdict.classes:
@@ -278,8 +280,8 @@ def test_the_fit_predicts_cases_that_it_did_not_see(model: QualityModel) -> None
 
 def test_what_looks_like_training_but_is_not_is_flagged_and_predicted_lower(model: QualityModel) -> None:
     random = np.random.default_rng(3)
-    usual = judge(model, look(0.85, np.random.default_rng(3), 0))
-    odd = judge(model, look(0.85, random, 0, odd=3.0))
+    usual = judge(model, appearance(0.85, np.random.default_rng(3), 0))
+    odd = judge(model, appearance(0.85, random, 0, odd=3.0))
     assert usual.dice is not None
     assert odd.dice is not None
     assert odd.dice < usual.dice - 0.3
@@ -296,12 +298,12 @@ def test_what_looks_like_training_but_is_not_is_flagged_and_predicted_lower(mode
     ],
 )
 def test_grids_that_training_has_not_seen_are_flagged(model: QualityModel, changes: dict[str, Any], words: str) -> None:
-    seen = replace(look(0.85, np.random.default_rng(3), 0), **changes)
+    seen = replace(appearance(0.85, np.random.default_rng(3), 0), **changes)
     assert any(reason.startswith(words) for reason in judge(model, seen).reasons)
 
 
 def test_classes_that_are_not_found_are_flagged(model: QualityModel) -> None:
-    seen = look(0.85, np.random.default_rng(3), 0)
+    seen = appearance(0.85, np.random.default_rng(3), 0)
     none = ClassShape(volume_ml=0, largest=0, centre_mm=None, size_mm=None)
     verdict = judge(model, replace(seen, shapes=[none, seen.shapes[1]]))
     assert any(reason.startswith("sphere is not found (") for reason in verdict.reasons)
@@ -312,7 +314,7 @@ def test_classes_that_are_not_found_are_flagged(model: QualityModel) -> None:
 
 
 def test_worse_features_never_raise_the_prediction(model: QualityModel) -> None:
-    base = look(0.85, np.random.default_rng(3), 0)
+    base = appearance(0.85, np.random.default_rng(3), 0)
     job, traits = next(iter(base.traits.items()))
     last = 1.0
     for sure in (0.95, 0.8, 0.5, 0.2):
@@ -331,7 +333,7 @@ def test_a_class_that_may_be_absent_and_is_not_found_is_not_judged() -> None:
     none = ClassShape(volume_ml=0, largest=0, centre_mm=None, size_mm=None)
     cases = [replace(s, truth=[none if i % 3 else s.truth[0], s.truth[1]]) for i, s in enumerate(cases)]
     model = fit_quality(cases, copies, LABELS, "key")
-    seen = look(0.85, np.random.default_rng(3), 0)
+    seen = appearance(0.85, np.random.default_rng(3), 0)
     verdict = judge(model, replace(seen, shapes=[none, seen.shapes[1]]))
     assert (verdict.classes[0].dice, verdict.classes[0].low) == (None, None)
     assert verdict.classes[1].dice is not None
@@ -341,7 +343,7 @@ def test_a_class_that_may_be_absent_and_is_not_found_is_not_judged() -> None:
 def test_few_cases_give_predictions_without_intervals() -> None:
     cases, _ = study(FEWEST_CASES)
     model = fit_quality([replace(s, dice=[s.dice[0], math.nan]) for s in cases[:8]], [], LABELS, "key")
-    verdict = judge(model, cases[9].look)
+    verdict = judge(model, cases[9].appearance)
     assert verdict.dice is not None
     assert [c.low for c in verdict.classes] == [None, None]
     assert [c.volume_low_ml for c in verdict.classes] == [None, None]

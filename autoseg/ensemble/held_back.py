@@ -26,9 +26,9 @@ from autoseg.evaluation.metrics import to_plain
 from autoseg.evaluation.score_files import floats
 from autoseg.evaluation.scores import DICE, METRICS, score_case
 from autoseg.evaluation.tolerances import Tolerance
+from autoseg.inference.appearance import Appearance
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.files import segment
-from autoseg.inference.looks import Look
 from autoseg.inference.postprocess import deeds
 from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.inference.quality import QualityModel, Verdict, judge
@@ -88,7 +88,7 @@ def predict_held_back(
                     predictor.watches_traits = True
                 write_json(path, {"made_from": key, "dice": None, **_predicted(predictor, case, target)})
             if quality is not None:
-                verdicts[case.name] = judge(quality, _look(path))
+                verdicts[case.name] = judge(quality, _appearance(path))
                 table.put(case.name, quality_rows(case.name, verdicts[case.name]))
             if case.label is not None:
                 scores[case.name] = _scores(case, path, key, target, label_map, tolerance_mm)
@@ -102,23 +102,23 @@ def predict_held_back(
 
 def _predicted(predictor: Predictor, case: Case, target: Path) -> dict[str, Any]:
     """Write a case's labels; what its record says of how they look."""
-    looks: list[Look] = []
+    seen: list[Appearance] = []
     segment(
         predictor,
         case.images,
         target,
-        look=lambda image, labels: looks.append(predictor.look(labels, image.spacing_mm)),
+        look=lambda image, labels: seen.append(predictor.appearance(labels, image.spacing_mm)),
     )
-    shapes = StoredShapes(truth=(), said=tuple(looks[0].shapes), spacing_mm=looks[0].spacing_mm, shape=looks[0].shape)
-    traits = {job: of_job.model_dump(mode="json") for job, of_job in looks[0].traits.items()}
+    shapes = StoredShapes(truth=(), said=tuple(seen[0].shapes), spacing_mm=seen[0].spacing_mm, shape=seen[0].shape)
+    traits = {job: of_job.model_dump(mode="json") for job, of_job in seen[0].traits.items()}
     return {"traits": traits, "shapes": {"": shapes.model_dump(mode="json")}}
 
 
-def _look(path: Path) -> Look:
+def _appearance(path: Path) -> Appearance:
     """What a record says of how a prediction looks."""
     record = CaseRecord.model_validate(read_case_record(path))
     shapes = record.shapes[""]
-    return Look(traits=record.traits, shapes=shapes.said, spacing_mm=shapes.spacing_mm, shape=shapes.shape)
+    return Appearance(traits=record.traits, shapes=shapes.said, spacing_mm=shapes.spacing_mm, shape=shapes.shape)
 
 
 def _scores(

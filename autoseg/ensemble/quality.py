@@ -18,8 +18,8 @@ from autoseg.ensemble.finish import Finished
 from autoseg.ensemble.labels import OutOfFoldLabels, Speaking
 from autoseg.ensemble.quality_study import Studied, out_of_fold, spoilt_copies
 from autoseg.evaluation.score_files import QualityCheck
+from autoseg.inference.appearance import BEYOND, FEATURES, WITHIN, Reference, features_of, reference_of
 from autoseg.inference.ensemble_spec import EnsembleSpec
-from autoseg.inference.looks import BEYOND, FEATURES, WITHIN, Reference, features_of, reference_of
 from autoseg.inference.quality import (
     LEVEL,
     ClassQuality,
@@ -34,8 +34,8 @@ from autoseg.version import __version__
 
 log = logging.getLogger(__name__)
 
-FEWEST_CASES = 10
-"""Out of fold, under which nothing is fitted."""
+FEWEST_CASES = 8
+"""Out of fold, under which nothing is fitted: as many as intervals of scores hold from."""
 FEWEST_IN_CLASS = 20
 """Residuals of a class under which those of all classes are taken together."""
 PRIOR = 0.5
@@ -120,7 +120,7 @@ def fit_quality(cases: Sequence[Studied], copies: Sequence[Studied], label_map: 
         reference, fit = _learned(others[0], others[1], network)
         for s in (*cases, *copies):
             if part_of[s.case] == part:
-                is_odd = bool(reasons_of(reference, names, s.look))
+                is_odd = bool(reasons_of(reference, names, s.appearance))
                 tried += [_Tried(row, fit(row), is_odd) for row in _rows([s], reference, network)]
     radii, any_radius = _radii([t for t in tried if not t.row.studied.kind], len(names))
     odd_radii, any_odd = _radii([t for t in tried if t.is_odd], len(names))
@@ -129,8 +129,8 @@ def fit_quality(cases: Sequence[Studied], copies: Sequence[Studied], label_map: 
         volumes: dict[int, tuple[float, ...]] = dict.fromkeys(sorted({s.fold for s in cases}), ())
         for s in cases:
             truth = s.truth[i]
-            if truth is not None and s.look.shapes[i].volume_ml > 0:
-                error = volume_error(s.look.shapes[i].volume_ml, truth.volume_ml, whole.classes[i].offset_ml)
+            if truth is not None and s.appearance.shapes[i].volume_ml > 0:
+                error = volume_error(s.appearance.shapes[i].volume_ml, truth.volume_ml, whole.classes[i].offset_ml)
                 volumes[s.fold] = (*volumes[s.fold], round(error, 6))
         classes.append(
             ClassQuality(
@@ -201,7 +201,7 @@ def _rows(studied: Sequence[Studied], reference: Reference, network: Sequence[in
     rows = []
     for s in studied:
         for i, dice in enumerate(s.dice):
-            features = features_of(s.look, s.fold, reference, i, network[i])
+            features = features_of(s.appearance, s.fold, reference, i, network[i])
             if features is not None and not math.isnan(dice):
                 rows.append(_Row(s, i, features, dice))
     return rows
@@ -212,7 +212,7 @@ def _learned(cases: Sequence[Studied], copies: Sequence[Studied], network: Seque
 
     In one step copies, which are worse than they look, would pull down what is predicted of everything.
     """
-    reference = reference_of([s.look for s in cases], [s.fold for s in cases], [s.truth for s in cases], network)
+    reference = reference_of([s.appearance for s in cases], [s.fold for s in cases], [s.truth for s in cases], network)
     rows = _rows(cases, reference, network)
     intercepts, within = _fit_within(rows, len(network))
     beyond = _fit_beyond(_rows(copies, reference, network), _Fit(intercepts, within))

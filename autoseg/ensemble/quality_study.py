@@ -19,7 +19,7 @@ from autoseg.ensemble.records import CaseRecord, StoredShapes, read_case_record
 from autoseg.ensemble.spoilt import KINDS, spoil
 from autoseg.evaluation.metrics import dice_per_class
 from autoseg.evaluation.shapes import ClassShape, shapes_of
-from autoseg.inference.looks import Look
+from autoseg.inference.appearance import Appearance
 from autoseg.inference.postprocess import ClassRule, deeds
 from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.inference.traits import Traits
@@ -42,7 +42,7 @@ class Studied:
 
     case: str
     fold: int
-    look: Look
+    appearance: Appearance
     truth: Sequence[ClassShape | None]
     """The label's classes; None where the case is not annotated for one."""
     dice: Sequence[float]
@@ -83,7 +83,7 @@ def out_of_fold(
     candidate: Candidate,
     dice: Mapping[str, Sequence[float]],
 ) -> list[Studied]:
-    """Look at every case out of fold.
+    """Appearance at every case out of fold.
 
     Args:
         labels: of the run.
@@ -102,7 +102,7 @@ def out_of_fold(
         known = CaseRecord.model_validate(record)
         fold, shapes = record["fold"], known.shapes[key]
         algos = candidate.by_fold[fold]
-        look = Look(
+        appearance = Appearance(
             traits={f"{algo}_{fold}": known.traits[algo] for algo in algos},
             shapes=shapes.said,
             spacing_mm=shapes.spacing_mm,
@@ -112,7 +112,7 @@ def out_of_fold(
             Studied(
                 case=name,
                 fold=fold,
-                look=look,
+                appearance=appearance,
                 truth=shapes.truth,
                 dice=dice[name],
                 patient=speaking[0].group or "",
@@ -217,7 +217,7 @@ def _studied(copy: StoredCopy) -> Studied:
     return Studied(
         case=copy.case,
         fold=copy.fold,
-        look=Look(traits=copy.traits, shapes=copy.shapes, spacing_mm=copy.spacing_mm, shape=copy.shape),
+        appearance=Appearance(traits=copy.traits, shapes=copy.shapes, spacing_mm=copy.spacing_mm, shape=copy.shape),
         truth=copy.truth,
         dice=[math.nan if d is None else d for d in copy.dice],
         kind=copy.kind,

@@ -31,9 +31,9 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.evaluation.shapes import shapes_of
 from autoseg.hardware.device import Precision, pick_device, resolve_precision, to_device
+from autoseg.inference.appearance import Appearance
 from autoseg.inference.checks import check_image
 from autoseg.inference.clock import Clock
-from autoseg.inference.looks import Look
 from autoseg.inference.maps import MapFiles
 from autoseg.inference.options import Options
 from autoseg.inference.postprocess import BODY_AXIS, ClassRule, clean
@@ -449,7 +449,7 @@ class Predictor:
         self.finish(labels, image.spacing_mm, watched.midline() if watched else 0.0)
         return labels
 
-    def look(self, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> Look:
+    def appearance(self, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> Appearance:
         """What the prediction of the last image looks like, where `watches_traits` is set.
 
         Args:
@@ -458,11 +458,11 @@ class Predictor:
         """
         x, y, z = labels.shape
         shapes = shapes_of(labels, self.label_map.named, spacing_mm)
-        return Look(traits=self.traits(), shapes=shapes, spacing_mm=spacing_mm, shape=(x, y, z))
+        return Appearance(traits=self.traits(), shapes=shapes, spacing_mm=spacing_mm, shape=(x, y, z))
 
     def verdict(self, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> Verdict | None:
-        """What is thought of the prediction of the last image; None where nothing tells. Arguments as of `look`."""
-        return None if self.quality is None else judge(self.quality, self.look(labels, spacing_mm))
+        """What is thought of the prediction of the last image; None where nothing tells. See `appearance`."""
+        return None if self.quality is None else judge(self.quality, self.appearance(labels, spacing_mm))
 
     def check(self, volume: Volume, name: str) -> None:
         """Refuse an image in memory that cannot come out right.

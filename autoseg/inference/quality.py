@@ -15,9 +15,9 @@ import numpy as np
 
 from autoseg.data.labels import LabelMap
 from autoseg.evaluation.score_files import QualityCheck
-from autoseg.inference.looks import (
+from autoseg.inference.appearance import (
     FEATURES,
-    Look,
+    Appearance,
     Reference,
     class_distances,
     features_of,
@@ -133,20 +133,20 @@ def logistic(value: float) -> float:
     return 1 / (1 + math.exp(-value)) if value > -500 else 0.0
 
 
-def judge(model: QualityModel, look: Look) -> Verdict:
+def judge(model: QualityModel, appearance: Appearance) -> Verdict:
     """Say what is thought of a prediction."""
-    reasons = reasons_of(model.reference, [c.name for c in model.classes], look)
+    reasons = reasons_of(model.reference, [c.name for c in model.classes], appearance)
     classes = []
     for i, known in enumerate(model.classes):
-        dice = predicted_dice(model, look, i)
+        dice = predicted_dice(model, appearance, i)
         low = high = None
         if dice is not None:
             radius = known.radius_odd if reasons else known.radius
             if radius is not None:
                 reach = radius * spread(dice)
                 low, high = max(0.0, dice - reach), min(1.0, dice + reach)
-        volume = look.shapes[i].volume_ml
-        volume_low, volume_high = (None, None) if reasons else volume_interval(known, model.reference, look, i)
+        volume = appearance.shapes[i].volume_ml
+        volume_low, volume_high = (None, None) if reasons else volume_interval(known, model.reference, appearance, i)
         classes.append(
             ClassVerdict(
                 name=known.name,
@@ -161,11 +161,11 @@ def judge(model: QualityModel, look: Look) -> Verdict:
     return Verdict(classes=tuple(classes), reasons=tuple(reasons))
 
 
-def predicted_dice(model: QualityModel, look: Look, index: int) -> float | None:
+def predicted_dice(model: QualityModel, appearance: Appearance, index: int) -> float | None:
     """Mean over the folds of what is predicted of a class by each one's models; None where nothing is to be told."""
     known = model.classes[index]
     values = []
-    for fold, part in look.by_fold().items():
+    for fold, part in appearance.by_fold().items():
         features = features_of(part, fold, model.reference, index, known.network_index)
         if features is None:
             return None
@@ -199,13 +199,13 @@ def cv_plus(by_fold: Mapping[int, tuple[float, Sequence[float]]], level: float =
 
 
 def volume_interval(
-    known: ClassQuality, reference: Reference, look: Look, index: int
+    known: ClassQuality, reference: Reference, appearance: Appearance, index: int
 ) -> tuple[float | None, float | None]:
     """The interval of a class' true volume, ml; None, None where there are too few cases, or none to compare."""
-    shape, of_class = look.shapes[index], reference.classes[index]
+    shape, of_class = appearance.shapes[index], reference.classes[index]
     if shape.volume_ml == 0:
         return None, None
-    shares = _shares_by_fold(look.traits, known.network_index)
+    shares = _shares_by_fold(appearance.traits, known.network_index)
     said = {
         fold: math.log(shape.volume_ml * shares.get(fold, 1.0) + of_class.offset_ml)
         for fold, errors in known.volumes.items()
@@ -236,13 +236,13 @@ def _shares_by_fold(traits: Mapping[str, Traits], network_index: int) -> dict[in
 # -- what is odd
 
 
-def reasons_of(reference: Reference, names: Sequence[str], look: Look) -> list[str]:
+def reasons_of(reference: Reference, names: Sequence[str], appearance: Appearance) -> list[str]:
     """Why an image is not like the training data, in words; empty where it is."""
     reasons = []
-    image = image_distances(look, reference)
+    image = image_distances(appearance, reference)
     for name, words in (("spacing", "voxels of {} mm"), ("extent", "an extent of {} mm")):
         if image[name] > LEAST_OUTSIDE:
-            values = look.spacing_mm if name == "spacing" else look.size_mm
+            values = appearance.spacing_mm if name == "spacing" else appearance.size_mm
             least, most = reference.spacing_mm if name == "spacing" else reference.size_mm
             seen = _lengths(least) if least == most else f"{_lengths(least)} to {_lengths(most)}"
             reasons.append(f"{words.format(_lengths(values))}, training images have {seen}")
@@ -252,7 +252,7 @@ def reasons_of(reference: Reference, names: Sequence[str], look: Look) -> list[s
     ):
         if name in image and image[name] > _limit(reference, name):
             reasons.append(f"{words} ({_times(image[name], reference, name)})")
-    for name, shape, known in zip(names, look.shapes, reference.classes, strict=True):
+    for name, shape, known in zip(names, appearance.shapes, reference.classes, strict=True):
         away = class_distances(shape, known)
         for distance, words in (
             ("volume", _volume_words(shape.volume_ml, math.exp(known.log_ml[0]) - known.offset_ml)),

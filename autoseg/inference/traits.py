@@ -32,7 +32,7 @@ the last two are 0 where nothing is mirrored."""
 COLUMNS = 5
 
 
-class ChannelLook(Strict):
+class SeenChannel(Strict):
     """What a channel looks like to a network: normalised and resampled."""
 
     quantiles: tuple[float, ...]
@@ -46,7 +46,7 @@ class Traits(Strict):
 
     classes: tuple[ClassCounts, ...]
     """Of each of the network's classes."""
-    channels: tuple[ChannelLook, ...] | None
+    channels: tuple[SeenChannel, ...] | None
     """Of the image; None where a part of it was looked at alone."""
 
 
@@ -160,13 +160,13 @@ class TraitsWatch:
             for of_model in self._counts
         ]
 
-    def _channels(self) -> tuple[ChannelLook, ...]:
+    def _channels(self) -> tuple[SeenChannel, ...]:
         looks = []
         for values, rough in zip(np.concatenate(self._sampled, axis=1), self._rough, strict=True):
             quantiles = np.quantile(values, QUANTILES)
             span = max(float(quantiles[-1] - quantiles[0]), 1e-6)
             x, y, z = (_short(total / max(number, 1) / span) for total, number in rough)
-            looks.append(ChannelLook(quantiles=tuple(_short(q) for q in quantiles), roughness=(x, y, z)))
+            looks.append(SeenChannel(quantiles=tuple(_short(q) for q in quantiles), roughness=(x, y, z)))
         return tuple(looks)
 
 

@@ -262,9 +262,11 @@ def suspicious(run: Run) -> Content | None:
 
 def quality(run: Run) -> Content | None:
     """How well the Dice of predictions is predicted, and which of the held-back cases to look at first."""
-    if not run.scores or run.scores.quality is None:
+    if not run.scores:
         return None
     found = run.scores.quality
+    if found is None:
+        return {"check": None}
     return {
         "check": found.check,
         "plot": figures.predicted_dice(found.check.points) if found.check.points else None,

@@ -87,7 +87,7 @@ class Reference(Stored):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Appearance:
     """A predicted image."""
 
     traits: Mapping[str, Traits]
@@ -98,7 +98,7 @@ class Look:
     shape: tuple[int, int, int]
     """In RAS, voxels."""
 
-    def by_fold(self) -> dict[int, Look]:
+    def by_fold(self) -> dict[int, Appearance]:
         """The same, as the models of each fold alone see it."""
         folds = sorted({fold_of(job) for job in self.traits})
         return {f: replace(self, traits={j: t for j, t in self.traits.items() if fold_of(j) == f}) for f in folds}
@@ -120,23 +120,23 @@ def fold_of(job: str) -> int:
     return int(job.rpartition("_")[2])
 
 
-def mean_expected_dice(look: Look, index: int) -> float:
+def mean_expected_dice(appearance: Appearance, index: int) -> float:
     """Mean over the models of the Dice that each expects of its own labels of a class; NaN where none speaks for it."""
-    values = [expected_dice(traits.classes[index]) for traits in look.traits.values()]
+    values = [expected_dice(traits.classes[index]) for traits in appearance.traits.values()]
     known = [v for v in values if not math.isnan(v)]
     return sum(known) / len(known) if known else math.nan
 
 
-def doubt_of(look: Look, index: int) -> float:
+def doubt_of(appearance: Appearance, index: int) -> float:
     """The log odds that the probabilities of a class are wrong, by the Dice that they expect."""
-    expected = mean_expected_dice(look, index)
+    expected = mean_expected_dice(appearance, index)
     dice = LEAST_DICE if math.isnan(expected) else min(max(expected, LEAST_DICE), MOST_DICE)
     return math.log(1 / dice - 1)
 
 
-def mean_mirror_distance(look: Look, index: int) -> float:
+def mean_mirror_distance(appearance: Appearance, index: int) -> float:
     """Mean over the models of 1 - Dice of mirrored passes; NaN where nothing was mirrored, or nothing is there."""
-    values = [1 - mirror_dice(traits.classes[index]) for traits in look.traits.values()]
+    values = [1 - mirror_dice(traits.classes[index]) for traits in appearance.traits.values()]
     known = [v for v in values if not math.isnan(v)]
     return sum(known) / len(known) if known else math.nan
 
@@ -162,16 +162,16 @@ def class_distances(shape: ClassShape, reference: ClassReference) -> dict[str, f
     }
 
 
-def image_distances(look: Look, reference: Reference) -> dict[str, float]:
+def image_distances(appearance: Appearance, reference: Reference) -> dict[str, float]:
     """How far an image is from the training images: intensities and texture in deviations, its grid in log units."""
     distances = {
-        "spacing": max(map(_outside, look.spacing_mm, *reference.spacing_mm)),
-        "extent": max(map(_outside, look.size_mm, *reference.size_mm)),
+        "spacing": max(map(_outside, appearance.spacing_mm, *reference.spacing_mm)),
+        "extent": max(map(_outside, appearance.size_mm, *reference.size_mm)),
     }
     intensities, texture = [], []
     for algo, known in reference.channels.items():
         # All models of an algorithm prepare the image alike.
-        traits = next((t for job, t in look.traits.items() if algo_of(job) == algo and t.channels), None)
+        traits = next((t for job, t in appearance.traits.items() if algo_of(job) == algo and t.channels), None)
         if traits is None or traits.channels is None:
             continue
         for channel, of_channel in zip(traits.channels, known, strict=True):
@@ -183,27 +183,29 @@ def image_distances(look: Look, reference: Reference) -> dict[str, float]:
     return distances
 
 
-def features_of(look: Look, fold: int, reference: Reference, index: int, network_index: int) -> list[float] | None:
+def features_of(
+    appearance: Appearance, fold: int, reference: Reference, index: int, network_index: int
+) -> list[float] | None:
     """What the quality of a class is told by: `FEATURES`, each the worse the larger; None where nothing is to be told.
 
     Distances are logarithms of how many times as far an image is as the farthest case out of fold.
 
     Args:
-        look: at the prediction, by the models of one fold.
+        appearance: at the prediction, by the models of one fold.
         fold: theirs.
         reference: the training cases.
         index: of the user's class.
         network_index: of the networks' class that it is, or is part of.
 
     """
-    shape, known = look.shapes[index], reference.classes[index]
+    shape, known = appearance.shapes[index], reference.classes[index]
     if shape.volume_ml == 0 and known.share_present < OFTEN_THERE:
         return None  # such images are in the training data, and whether this is one the probabilities do not tell
     of_doubt, of_mirroring = reference.doubt[index], reference.mirroring[index]
-    doubt = of_doubt.above(doubt_of(look, network_index), fold)
-    mirrored = mean_mirror_distance(look, network_index)
+    doubt = of_doubt.above(doubt_of(appearance, network_index), fold)
+    mirrored = mean_mirror_distance(appearance, network_index)
     mirroring = 0.0 if math.isnan(mirrored) else of_mirroring.above(mirrored, fold)
-    distances = class_distances(shape, known) | image_distances(look, reference)
+    distances = class_distances(shape, known) | image_distances(appearance, reference)
     names = ("volume", "shape", "pieces", "intensities", "texture")
     return [
         doubt,
@@ -228,7 +230,7 @@ def _outside(value: float, least: float, most: float) -> float:
 
 
 def reference_of(
-    looks: Sequence[Look],
+    appearances: Sequence[Appearance],
     folds: Sequence[int],
     truths: Sequence[Sequence[ClassShape | None]],
     network_index: Sequence[int],
@@ -236,21 +238,28 @@ def reference_of(
     """What cases out of fold are like.
 
     Args:
-        looks: at their predictions.
+        appearances: of their predictions.
         folds: theirs.
         truths: the classes in their labels; None for those a case is not annotated for.
         network_index: of each of the user's classes.
     """
     classes = [_class_reference([truth[i] for truth in truths]) for i in range(len(network_index))]
-    spacings, sizes = np.array([look.spacing_mm for look in looks]), np.array([look.size_mm for look in looks])
+    spacings, sizes = (
+        np.array([appearance.spacing_mm for appearance in appearances]),
+        np.array([appearance.size_mm for appearance in appearances]),
+    )
     doubt, mirroring = [], []
     for i, index in enumerate(network_index):
-        there = [(fold, look) for fold, look in zip(folds, looks, strict=True) if look.shapes[i].volume_ml > 0]
-        doubt.append(_usual([(fold, doubt_of(look, index)) for fold, look in there]))
-        mirroring.append(_usual([(fold, mean_mirror_distance(look, index)) for fold, look in there]))
+        there = [
+            (fold, appearance)
+            for fold, appearance in zip(folds, appearances, strict=True)
+            if appearance.shapes[i].volume_ml > 0
+        ]
+        doubt.append(_usual([(fold, doubt_of(appearance, index)) for fold, appearance in there]))
+        mirroring.append(_usual([(fold, mean_mirror_distance(appearance, index)) for fold, appearance in there]))
     bare = Reference(
         classes=tuple(classes),
-        channels=_channel_references(looks),
+        channels=_channel_references(appearances),
         spacing_mm=(_triple(spacings.min(axis=0)), _triple(spacings.max(axis=0))),
         size_mm=(_triple(sizes.min(axis=0)), _triple(sizes.max(axis=0))),
         doubt=tuple(doubt),
@@ -258,8 +267,8 @@ def reference_of(
         most={},
     )
     by_name: dict[str, list[float]] = {}
-    for look in looks:
-        each = [image_distances(look, bare), *map(class_distances, look.shapes, bare.classes)]
+    for appearance in appearances:
+        each = [image_distances(appearance, bare), *map(class_distances, appearance.shapes, bare.classes)]
         for distances in each:
             for name, value in distances.items():
                 by_name.setdefault(name, []).append(value)
@@ -296,19 +305,19 @@ def _class_reference(shapes: Sequence[ClassShape | None]) -> ClassReference:
     )
 
 
-def _channel_references(looks: Sequence[Look]) -> dict[str, tuple[ChannelReference, ...]]:
+def _channel_references(appearances: Sequence[Appearance]) -> dict[str, tuple[ChannelReference, ...]]:
     by_algo: dict[str, list[Traits]] = {}
-    for look in looks:
-        for job, traits in look.traits.items():
+    for appearance in appearances:
+        for job, traits in appearance.traits.items():
             if traits.channels is not None:
                 by_algo.setdefault(algo_of(job), []).append(traits)
     references = {}
     for algo, each in by_algo.items():
         channels = []
         for of_channel in zip(*(traits.channels or () for traits in each), strict=True):
-            quantiles = np.array([look.quantiles for look in of_channel])
+            quantiles = np.array([appearance.quantiles for appearance in of_channel])
             span = max(float(np.ptp(quantiles.mean(axis=0))), 1e-6)
-            rough = np.log(np.maximum([look.roughness for look in of_channel], 1e-6))
+            rough = np.log(np.maximum([appearance.roughness for appearance in of_channel], 1e-6))
             channels.append(
                 ChannelReference(
                     quantiles=(
