@@ -341,8 +341,8 @@ def test_a_class_that_may_be_absent_and_is_not_found_is_not_judged() -> None:
 
 
 def test_few_cases_give_predictions_without_intervals() -> None:
-    cases, _ = study(FEWEST_CASES)
-    model = fit_quality([replace(s, dice=[s.dice[0], math.nan]) for s in cases[:8]], [], LABELS, "key")
+    cases, _ = study(FEWEST_CASES + 2)
+    model = fit_quality([replace(s, dice=[s.dice[0], math.nan]) for s in cases[:FEWEST_CASES]], [], LABELS, "key")
     verdict = judge(model, cases[9].appearance)
     assert verdict.dice is not None
     assert [c.low for c in verdict.classes] == [None, None]
