@@ -446,7 +446,8 @@ def changed(work_dir: Path, root: Path, **changes: Any) -> Workspace:
     ("changes", "message"),
     [
         ({"made_from": "other"}, "belongs to another ensemble than ensemble.json."),
-        ({"weights": [-1.0] * len(FEATURES)}, "weights: found -1.0, expected none below 0."),
+        ({"weights": [-1.0] * len(FEATURES)}, "weights.0: found -1.0, expected greater than or equal to 0"),
+        ({"weights": [math.nan] * len(FEATURES)}, "weights.0: found nan, expected a finite number"),
         ({"weights": [1.0]}, f"features: found 10 with 1 weights, expected {FEATURES}."),
         ({"weights": "high"}, "weights: found 'high', expected a valid tuple."),
         ({"power": 3}, "unknown key power"),

@@ -1,7 +1,7 @@
 """Learn how good predictions are from those whose truth is known: `ensemble/quality.json`.
 
 Cases out of fold say how Dice depends on what a prediction looks like where all is well, spoilt copies of some of them
-where it is not. All that is told of the fit is told of folds that it was not fitted on.
+where it is not. All that is told of the fit is told of cases that it was not fitted on.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +19,15 @@ from autoseg.ensemble.finish import Finished
 from autoseg.ensemble.labels import OutOfFoldLabels, Speaking
 from autoseg.ensemble.quality_study import Studied, out_of_fold, spoilt_copies
 from autoseg.evaluation.score_files import QualityCheck
-from autoseg.inference.appearance import BEYOND, FEATURES, WITHIN, Reference, features_of, reference_of
+from autoseg.inference.appearance import (
+    BEYOND,
+    FEATURES,
+    WITHIN,
+    Reference,
+    features_of,
+    image_distances,
+    reference_of,
+)
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.quality import (
     LEVEL,
@@ -75,7 +84,10 @@ def learn_quality(
     """
     studied = out_of_fold(labels, cases, finished.rules, choice.candidate, finished.dice)
     if not _is_enough(studied):
-        log.info("ensemble: fewer than %d cases of two folds, so that quality is not predicted", FEWEST_CASES)
+        log.info(
+            "ensemble: fewer than %d cases out of fold, or all of one patient, so that quality is not predicted",
+            FEWEST_CASES,
+        )
         return None
     copies = spoilt_copies(
         labels, cases, finished.rules, choice.candidate, {s.case: s.fold for s in studied}, device=device
@@ -90,7 +102,7 @@ def learn_quality(
 
 
 def _is_enough(cases: Sequence[Studied]) -> bool:
-    return len(cases) >= FEWEST_CASES and len({s.fold for s in cases}) > 1
+    return len(cases) >= FEWEST_CASES and len({*_parts(cases).values()}) > 1
 
 
 class _Row:
@@ -103,7 +115,7 @@ class _Row:
 
 
 def fit_quality(cases: Sequence[Studied], copies: Sequence[Studied], label_map: LabelMap, key: str) -> QualityModel:
-    """Learn from cases out of fold, of two folds at least, and from spoilt copies.
+    """Learn from cases out of fold, of two patients at least, and from spoilt copies.
 
     Args:
         cases: each a prediction by models that never saw it.
@@ -184,7 +196,7 @@ class _Fit:
 
 
 class _Tried:
-    """A row, and what was predicted of it by a fit that did not see its fold."""
+    """A row, and what was predicted of it by a fit that did not see its case."""
 
     __slots__ = ("is_odd", "predicted", "row")
 
@@ -200,8 +212,9 @@ class _Tried:
 def _rows(studied: Sequence[Studied], reference: Reference, network: Sequence[int]) -> list[_Row]:
     rows = []
     for s in studied:
+        image = image_distances(s.appearance, reference)
         for i, dice in enumerate(s.dice):
-            features = features_of(s.appearance, s.fold, reference, i, network[i])
+            features = features_of(s.appearance, s.fold, reference, i, network[i], image)
             if features is not None and not math.isnan(dice):
                 rows.append(_Row(s, i, features, dice))
     return rows
@@ -221,24 +234,41 @@ def _learned(cases: Sequence[Studied], copies: Sequence[Studied], network: Seque
 
 def _fit_within(rows: Sequence[_Row], num_classes: int) -> tuple[list[dict[int, float]], np.ndarray]:
     """Intercepts of the classes, by fold, and weights of `WITHIN`."""
+    from scipy import sparse
+
     features = np.array([row.features[: len(WITHIN)] for row in rows]).reshape(-1, len(WITHIN))
     index, dice = np.array([row.index for row in rows], int), np.array([row.dice for row in rows])
     folds = sorted({row.studied.fold for row in rows})
     fold = np.array([folds.index(row.studied.fold) for row in rows], int)
     num = num_classes * len(folds)
 
+    # Of many classes and folds there are hundreds of intercepts, of which a row has two.
+    is_class, is_fold = _indicator(index, num_classes), _indicator(index * len(folds) + fold, num)
+    eye = sparse.identity(num_classes + num, format="csr")
+    centred = sparse.csr_matrix(np.eye(num_classes) - 1 / num_classes)
+    pull = PULL * sparse.block_diag([centred, eye[:num, :num]], format="csr")
+    linear = sparse.hstack([is_class, is_fold, sparse.csr_matrix(-features)], format="csr")
+
     def residuals(values: np.ndarray) -> np.ndarray:
-        each = values[num_classes : num_classes + num].reshape(num_classes, len(folds))
-        own = values[:num_classes]
-        off = _logistic(own[index] + each[index, fold] - features @ values[num_classes + num :]) - dice
-        return np.concatenate(
-            [_robust(off), PULL * (own - own.mean()), PULL * each.ravel()],
-        )
+        return np.concatenate([_robust(_logistic(linear @ values) - dice), pull @ values[: num_classes + num]])
+
+    def jacobian(values: np.ndarray) -> Any:
+        share = _logistic(linear @ values)
+        slope = _robust_slope(share - dice) * share * (1 - share)
+        nothing = sparse.csr_matrix((num_classes + num, len(WITHIN)))
+        return sparse.vstack([sparse.diags(slope) @ linear, sparse.hstack([pull, nothing])], format="csr")
 
     start = np.concatenate([np.ones(num_classes), np.zeros(num), np.full(len(WITHIN), 0.5)])
-    free, weights = _solved(residuals, start, num_classes + num)
+    free, weights = _solved(residuals, start, num_classes + num, jacobian)
     each = free[num_classes:].reshape(num_classes, len(folds)) + free[:num_classes, None]
     return [dict(zip(folds, of_class, strict=True)) for of_class in each.tolist()], weights
+
+
+def _indicator(index: np.ndarray, num: int) -> Any:
+    """(rows, num), sparse: 1 where a row is of an index."""
+    from scipy import sparse
+
+    return sparse.csr_matrix((np.ones(len(index)), (np.arange(len(index)), index)), shape=(len(index), num))
 
 
 def _fit_beyond(rows: Sequence[_Row], fit: _Fit) -> np.ndarray:
@@ -262,18 +292,29 @@ def _logistic(values: np.ndarray) -> np.ndarray:
 
 def _robust(off: np.ndarray) -> np.ndarray:
     """Errors whose squares grow like those of soft L1."""
-    result: np.ndarray = ROBUST * np.sqrt(2 * (np.sqrt(1 + (off / ROBUST) ** 2) - 1))
+    away: np.ndarray = np.sqrt(1 + (off / ROBUST) ** 2)
+    result: np.ndarray = np.sign(off) * ROBUST * np.sqrt(2 * (away - 1))
     return result
 
 
+def _robust_slope(off: np.ndarray) -> np.ndarray:
+    """The derivative of `_robust`, which is 1 at 0."""
+    away = np.sqrt(1 + (off / ROBUST) ** 2)
+    slope: np.ndarray = np.sqrt((1 + away) / 2) / away
+    return slope
+
+
 def _solved(
-    residuals: Callable[[np.ndarray], np.ndarray], start: np.ndarray, num_free: int
+    residuals: Callable[[np.ndarray], np.ndarray],
+    start: np.ndarray,
+    num_free: int,
+    jacobian: Callable[[np.ndarray], Any] | Literal["2-point"] = "2-point",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The least squares: the first values, which are free, and the others, which are not negative."""
     from scipy.optimize import least_squares
 
     low = np.where(np.arange(len(start)) < num_free, -20.0, 0.0)
-    solved = least_squares(residuals, start, bounds=(low, 50.0)).x
+    solved = least_squares(residuals, start, jac=jacobian, bounds=(low, 50.0)).x
     return solved[:num_free], solved[num_free:]
 
 

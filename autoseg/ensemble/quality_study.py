@@ -12,11 +12,13 @@ import numpy as np
 
 from autoseg.data.datalists.cases import Case, read_case_label
 from autoseg.data.labels import LabelMap
+from autoseg.data.streams import is_streamed
 from autoseg.data.volumes import read_image
 from autoseg.ensemble.combine import Candidate
 from autoseg.ensemble.labels import OutOfFoldLabels, Speaking, rules_key
 from autoseg.ensemble.records import CaseRecord, StoredShapes, read_case_record
 from autoseg.ensemble.spoilt import KINDS, spoil
+from autoseg.errors import DataError
 from autoseg.evaluation.metrics import dice_per_class
 from autoseg.evaluation.shapes import ClassShape, shapes_of
 from autoseg.inference.appearance import Appearance
@@ -169,7 +171,8 @@ def spoilt_copies(
             return [_studied(copy) for copy in stored.copies]
     most_s = COPIES_SHARE * sum(workspace.read_job(a, f).seconds or 0.0 for a, f in workspace.job_names())
     begin, predictors, copies = time.monotonic(), dict[int, Predictor](), list[StoredCopy]()
-    for number, name in enumerate(_chosen([*cases], folds)):
+    small = [name for name, (case, _) in cases.items() if not is_streamed(case.images)]  # others are not held whole
+    for number, name in enumerate(_chosen(small, folds)):
         if time.monotonic() - begin > most_s:
             break
         fold, kind = folds[name], KINDS[number % len(KINDS)]
@@ -177,7 +180,10 @@ def spoilt_copies(
             jobs = [workspace.job_dir(algo, fold) for algo in candidate.by_fold[fold]]
             predictors[fold] = Predictor(jobs, device=device, combine=candidate.combine, rules=rules)
             predictors[fold].watches_traits = True
-        copies.append(_copy(predictors[fold], cases[name][0], fold, kind, np.random.default_rng([number, fold])))
+        try:
+            copies.append(_copy(predictors[fold], cases[name][0], fold, kind, np.random.default_rng([number, fold])))
+        except DataError as error:  # of a spoilt copy, or of a file that has gone since
+            log.info("ensemble: no %s copy of %s: %s", kind, name, error)
     log.info("ensemble: %d spoilt copies predicted, to know how failures look", len(copies))
     write_stored(path, StoredCopies(made_from=made_from, copies=tuple(copies)))
     return [_studied(copy) for copy in copies]
@@ -185,6 +191,8 @@ def spoilt_copies(
 
 def _chosen(names: Sequence[str], folds: Mapping[str, int]) -> list[str]:
     """Cases to spoil, of each fold in turn, spread over its names; a few of many, or all several times."""
+    if not names:
+        return []
     by_fold = {f: sorted(n for n in names if folds[n] == f) for f in sorted({folds[n] for n in names})}
     chosen = []
     for number in range(MOST_COPIES):

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
+from autoseg.config.fields import Positive
 from autoseg.evaluation.shapes import ClassShape, Triple
 from autoseg.inference.traits import Traits, expected_dice, mirror_dice
 from autoseg.workspace.stored import Stored
@@ -33,31 +35,41 @@ BEYOND = ("more doubt", "more mirroring", "volume", "shape", "pieces", "intensit
 FEATURES = (*WITHIN, *BEYOND)
 
 
-class ClassReference(Stored):
+class Figures(Stored):
+    """Base of what holds figures, which are all finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
+
+
+PositiveTriple = tuple[Positive, Positive, Positive]
+
+
+class ClassReference(Figures):
     """What a class is like in the labels of the training cases."""
 
     share_present: float
     """Of the cases annotated for it."""
-    offset_ml: float
+    offset_ml: Positive
     """Added to volumes."""
-    log_ml: tuple[float, float]
+    log_ml: tuple[float, Positive]
     """Mean and deviation of the logarithm of volumes, where the class is there; as in the others."""
-    largest: tuple[float, float]
-    centre_mm: tuple[Triple, Triple]
-    log_size_mm: tuple[Triple, Triple]
+    largest: tuple[float, Positive]
+    centre_mm: tuple[Triple, PositiveTriple]
+    log_size_mm: tuple[Triple, PositiveTriple]
 
 
-class ChannelReference(Stored):
+class ChannelReference(Figures):
     """What a channel looks like in the training cases, to one algorithm's networks."""
 
-    quantiles: tuple[tuple[float, ...], tuple[float, ...]]
-    log_roughness: tuple[Triple, Triple]
+    quantiles: tuple[tuple[float, ...], tuple[Positive, ...]]
+    """`autoseg.inference.traits.QUANTILES`, mean and deviation, as in the other."""
+    log_roughness: tuple[Triple, PositiveTriple]
 
 
-class Usual(Stored):
+class Usual(Figures):
     """What a figure of a class is out of fold: models are not equally sure of themselves."""
 
-    median: dict[int, float]
+    median: dict[int, float] = Field(min_length=1)
     """By fold; of few cases, drawn to that of all folds."""
     most: float
     """The farthest above it of any case."""
@@ -67,16 +79,16 @@ class Usual(Stored):
         return value - self.median.get(fold, sum(self.median.values()) / len(self.median))
 
 
-class Reference(Stored):
+class Reference(Figures):
     """What the training cases are like."""
 
     classes: tuple[ClassReference, ...]
     """Of the user."""
     channels: dict[str, tuple[ChannelReference, ...]]
     """By algorithm."""
-    spacing_mm: tuple[Triple, Triple]
+    spacing_mm: tuple[PositiveTriple, PositiveTriple]
     """Least and most, along X, Y, Z (RAS)."""
-    size_mm: tuple[Triple, Triple]
+    size_mm: tuple[PositiveTriple, PositiveTriple]
     """The same of the images' extents."""
     doubt: tuple[Usual, ...]
     """Of each class: the log odds that the probabilities are wrong."""
@@ -174,7 +186,7 @@ def image_distances(appearance: Appearance, reference: Reference) -> dict[str, f
         traits = next((t for job, t in appearance.traits.items() if algo_of(job) == algo and t.channels), None)
         if traits is None or traits.channels is None:
             continue
-        for channel, of_channel in zip(traits.channels, known, strict=True):
+        for channel, of_channel in zip(traits.channels, known, strict=False):  # the file says how many are known
             intensities.append(float(np.mean([*map(_away, channel.quantiles, *of_channel.quantiles)])))
             rough = [math.log(max(value, 1e-6)) for value in channel.roughness]
             texture.append(max(map(_away, rough, *of_channel.log_roughness)))
@@ -184,19 +196,24 @@ def image_distances(appearance: Appearance, reference: Reference) -> dict[str, f
 
 
 def features_of(
-    appearance: Appearance, fold: int, reference: Reference, index: int, network_index: int
+    appearance: Appearance,
+    fold: int,
+    reference: Reference,
+    index: int,
+    network_index: int,
+    image: Mapping[str, float],
 ) -> list[float] | None:
     """What the quality of a class is told by: `FEATURES`, each the worse the larger; None where nothing is to be told.
 
     Distances are logarithms of how many times as far an image is as the farthest case out of fold.
 
     Args:
-        appearance: at the prediction, by the models of one fold.
+        appearance: of the prediction, by the models of one fold.
         fold: theirs.
         reference: the training cases.
         index: of the user's class.
         network_index: of the networks' class that it is, or is part of.
-
+        image: distances of the image, as `image_distances` has them.
     """
     shape, known = appearance.shapes[index], reference.classes[index]
     if shape.volume_ml == 0 and known.share_present < OFTEN_THERE:
@@ -205,7 +222,7 @@ def features_of(
     doubt = of_doubt.above(doubt_of(appearance, network_index), fold)
     mirrored = mean_mirror_distance(appearance, network_index)
     mirroring = 0.0 if math.isnan(mirrored) else of_mirroring.above(mirrored, fold)
-    distances = class_distances(shape, known) | image_distances(appearance, reference)
+    distances = {**class_distances(shape, known), **image}
     names = ("volume", "shape", "pieces", "intensities", "texture")
     return [
         doubt,

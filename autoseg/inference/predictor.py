@@ -37,7 +37,7 @@ from autoseg.inference.clock import Clock
 from autoseg.inference.maps import MapFiles
 from autoseg.inference.options import Options
 from autoseg.inference.postprocess import BODY_AXIS, ClassRule, clean
-from autoseg.inference.quality import QualityModel, Verdict, judge
+from autoseg.inference.quality import QualityModel, Verdict, judge, network_indices
 from autoseg.inference.regions import KeptRows, located, region_of
 from autoseg.inference.restore import Member, Watch, labelled_slabs
 from autoseg.inference.seals import check_jobs
@@ -233,6 +233,8 @@ class Predictor:
         self.label_map: LabelMap = first.plan.label_map
         """The networks' classes; labels come in those of `label_map.named`."""
         self.num_channels = len(first.plan.channels)
+        if quality is not None and [c.network_index for c in quality.classes] != network_indices(self.label_map):
+            raise WorkspaceError(f"quality.json: not of the classes of {first.name}. {QualityModel.advice}")
 
     @property
     def num_models(self) -> int:

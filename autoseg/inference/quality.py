@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from autoseg.config.fields import NotNegative
 from autoseg.data.labels import LabelMap
 from autoseg.evaluation.score_files import QualityCheck
 from autoseg.inference.appearance import (
     FEATURES,
     Appearance,
+    Figures,
     Reference,
     class_distances,
     features_of,
@@ -25,7 +28,6 @@ from autoseg.inference.appearance import (
     image_distances,
 )
 from autoseg.inference.traits import Traits
-from autoseg.workspace.stored import Stored
 
 LEVEL = 0.9
 """Of every interval here."""
@@ -35,27 +37,29 @@ LEAST_FAR = 4.0
 """Standard deviations that are never odd, as extremes of few cases say little."""
 LEAST_OUTSIDE = 0.1
 """How far, as a logarithm, spacing and extent may lie outside what training has seen."""
+MOST_LOG = 50.0
+"""Logarithm of a volume above which none is."""
 SPREAD_FLOOR = 0.02
 """Least spread of a Dice around what was predicted, beside what is missing to 1."""
 
 
-class ClassQuality(Stored):
+class ClassQuality(Figures):
     """What is known of a class."""
 
     name: str
     network_index: int
     """Of the networks' class that it is, or is part of."""
-    intercepts: dict[int, float]
+    intercepts: dict[int, float] = Field(min_length=1)
     """By fold, whose models are not equally good."""
-    radius: float | None
+    radius: NotNegative | None
     """Quantile of |Dice - predicted| / spread over cases out of fold; None: too few to tell."""
-    radius_odd: float | None
+    radius_odd: NotNegative | None
     """The same for images that are not like the training data, from spoilt copies."""
     volumes: dict[int, tuple[float, ...]]
     """Fold -> how far, as a logarithm, each of its cases' volumes was from what its models said."""
 
 
-class QualityModel(Stored):
+class QualityModel(Figures):
     """What stands in ensemble/quality.json."""
 
     advice: ClassVar[str] = "Undo the edit, or delete the file and run `autoseg ensemble` again."
@@ -65,8 +69,8 @@ class QualityModel(Stored):
     made_from: str
     """Digest of the ensemble that it speaks of, as `EnsembleSpec.key` has it."""
     features: tuple[str, ...]
-    weights: tuple[float, ...]
-    """Of the features; none is negative."""
+    weights: tuple[NotNegative, ...]
+    """Of the features."""
     classes: tuple[ClassQuality, ...]
     reference: Reference
     check: QualityCheck
@@ -77,15 +81,9 @@ class QualityModel(Stored):
         faults, num = [], len(self.classes)
         if self.features != FEATURES or len(self.weights) != len(FEATURES):
             faults.append(f"features: found {len(self.features)} with {len(self.weights)} weights, expected {FEATURES}")
-        elif any(not 0 <= weight < math.inf for weight in self.weights):
-            faults.append(f"weights: found {min(self.weights)}, expected none below 0")
         known = self.reference
         if {len(known.classes), len(known.doubt), len(known.mirroring)} != {num}:
             faults.append(f"reference: not of {num} classes")
-        if any(not c.intercepts for c in self.classes):
-            faults.append("intercepts: there are none")
-        if any(not u.median for u in (*known.doubt, *known.mirroring)):
-            faults.append("median: there is none")
         return faults
 
 
@@ -165,8 +163,9 @@ def predicted_dice(model: QualityModel, appearance: Appearance, index: int) -> f
     """Mean over the folds of what is predicted of a class by each one's models; None where nothing is to be told."""
     known = model.classes[index]
     values = []
+    image = image_distances(appearance, model.reference)
     for fold, part in appearance.by_fold().items():
-        features = features_of(part, fold, model.reference, index, known.network_index)
+        features = features_of(part, fold, model.reference, index, known.network_index, image)
         if features is None:
             return None
         intercept = known.intercepts.get(fold, sum(known.intercepts.values()) / len(known.intercepts))
@@ -214,7 +213,7 @@ def volume_interval(
     interval = cv_plus({fold: (value, [abs(e) for e in known.volumes[fold]]) for fold, value in said.items()})
     if interval is None:
         return None, None
-    low, high = (max(0.0, math.exp(end) - of_class.offset_ml) for end in interval)
+    low, high = (max(0.0, math.exp(min(end, MOST_LOG)) - of_class.offset_ml) for end in interval)
     return low, high
 
 
@@ -255,7 +254,7 @@ def reasons_of(reference: Reference, names: Sequence[str], appearance: Appearanc
     for name, shape, known in zip(names, appearance.shapes, reference.classes, strict=True):
         away = class_distances(shape, known)
         for distance, words in (
-            ("volume", _volume_words(shape.volume_ml, math.exp(known.log_ml[0]) - known.offset_ml)),
+            ("volume", _volume_words(shape.volume_ml, math.exp(min(known.log_ml[0], MOST_LOG)) - known.offset_ml)),
             ("shape", "lies or is stretched otherwise than in the training labels"),
             ("pieces", "is in more pieces than in the training labels"),
         ):
