@@ -306,7 +306,7 @@ def test_a_finished_run_learns_of_sites_without_training_again(finished_run: Pat
         "Held-back cases, the worst first",
     ):
         assert text in page
-    quality = list(csv.DictReader((work_dir / "ensemble" / "predictions" / "quality.csv").open(encoding="utf-8")))
+    quality = list(csv.DictReader(io.StringIO((work_dir / "ensemble" / "predictions" / "quality.csv").read_text())))
     assert [row["case"] for row in quality[:: len(scores["classes"])]] == [
         case["case"] for case in scores["quality"]["held_back"]
     ]
