@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autoseg.data.grid import Grid
     from autoseg.data.segments import Segment
     from autoseg.evaluation.score_files import Scores
+    from autoseg.inference.quality import Verdict
 
 Record = dict[str, Any]
 
@@ -187,6 +188,8 @@ class Prediction:
     """(X, Y, Z) values that stand for sets of regions, where classes may overlap; None: `labels` says all."""
     images: tuple[Path, ...] = ()
     """The files it was made from; none: an array."""
+    verdict: Verdict | None = None
+    """How good it is likely to be, class by class, and why it is to be doubted; None where the run does not tell."""
 
     @property
     def affine(self) -> np.ndarray:
@@ -220,6 +223,34 @@ class Prediction:
         """One for each class, for pandas: `class`, `voxels`, `volume_ml`."""
         volumes = self.volumes_ml
         return [{"class": n, "voxels": int(self.mask(n).sum()), "volume_ml": volumes[n]} for n in self.classes]
+
+    @property
+    def quality(self) -> list[Record]:
+        """One for each class, for pandas, with the columns of quality.csv but the case; none where nothing tells.
+
+        Dice and volumes that are not known are None.
+        """
+        verdict = self.verdict
+        if verdict is None:
+            return []
+        shared: Record = {
+            "case_dice": verdict.dice,
+            "like_training": not verdict.reasons,
+            "reason": "; ".join(verdict.reasons),
+        }
+        return [
+            {
+                "class": c.name,
+                "predicted_dice": c.dice,
+                "dice_low": c.low,
+                "dice_high": c.high,
+                "volume_ml": c.volume_ml,
+                "volume_low_ml": c.volume_low_ml,
+                "volume_high_ml": c.volume_high_ml,
+                **shared,
+            }
+            for c in verdict.classes
+        ]
 
     def save(self, path: str | Path, *, format: FormatName = "auto") -> None:
         """Write a label file.
@@ -322,7 +353,9 @@ class Segmenter:
         predictor.check(volume, str(files[0]) if files else "the array")
         predictor.label_map = plain.with_overlaps()
         try:
-            labels = stored_array(predictor.predict_labels(volume), volume.grid)
+            in_ras = predictor.predict_labels(volume)
+            verdict = predictor.verdict(in_ras, volume.spacing_mm)
+            labels = stored_array(in_ras, volume.grid)
         finally:
             full, predictor.label_map = predictor.label_map, plain
         return Prediction(
@@ -332,6 +365,7 @@ class Segmenter:
             segments=segments_of(full.named, predictor.codes),
             overlaps=None if full is plain else labels,
             images=files,
+            verdict=verdict,
         )
 
 

@@ -298,8 +298,20 @@ def test_a_finished_run_learns_of_sites_without_training_again(finished_run: Pat
     assert scores["chosen_again"]["combinations"].keys() == {"0", "1"}
     assert scores["external"]["metrics"].keys() == scores["metrics"].keys()
     page = (work_dir / "report.html").read_text()
-    for text in ("Out-of-fold Dice by group", "External validation", "2 cases that no model", "Suspicious labels"):
+    for text in (
+        "Out-of-fold Dice by group",
+        "External validation",
+        "2 cases that no model",
+        "Suspicious labels",
+        "Held-back cases, the worst first",
+    ):
         assert text in page
+    quality = list(csv.DictReader(io.StringIO((work_dir / "ensemble" / "predictions" / "quality.csv").read_text())))
+    assert [row["case"] for row in quality[:: len(scores["classes"])]] == [
+        case["case"] for case in scores["quality"]["held_back"]
+    ]
+    assert len(quality) == 2 * len(scores["classes"])
+    assert all(0 <= float(row["predicted_dice"] or 0) <= 1 for row in quality)
     assert (work_dir / "ensemble" / "suspicious_labels.csv").read_text().startswith("case,class,suspicion,kind,")
     # The run's own list keeps what the table said; its folder can be moved.
     assert json.loads((work_dir / "datalist.json").read_text())["training"][0]["site"] == "A"

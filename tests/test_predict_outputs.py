@@ -291,7 +291,7 @@ def test_a_class_without_a_voxel_has_no_intensities(tmp_path: Path) -> None:
         ("0", "0", "", ""),
         ("1", "0.001", "1", "1"),
     ]
-    table = statistics.StatisticsFile(path=tmp_path / "s.csv", is_shared=True)
+    table = statistics.statistics_table(tmp_path / "s.csv", is_shared=True)
     table.put("x", rows)
     table.put('a, "b"', [{**row, "case": 'a, "b"'} for row in rows])  # a comma and quotes in a name
     table.put("x", rows[:1])

@@ -104,6 +104,8 @@ class Commands:
         format: FormatName = "auto",
         statistics: bool = False,
         preview: bool = False,
+        probabilities: bool = False,
+        uncertainty: bool = False,
         share: bool = False,
         timing: bool = False,
         max_memory: str | None = None,
@@ -135,6 +137,8 @@ class Commands:
             statistics: Write volume, mean and percentiles of intensity of each class to statistics.csv in the folder of
                 the label files, or beside one label file labels.nii.gz to labels.statistics.csv.
             preview: Write a picture of each image with its labels to CASE.preview.png beside the label files.
+            probabilities: Write a map of each class' probability, 0 to 1, to CASE.maps beside the label files.
+            uncertainty: Write a map of how uncertain each voxel is, 0 to 1 (entropy), to CASE.maps.
             share: Leave label files that are there, and images that another such process has begun: start it on several
                 machines and they do the folder together.
             timing: Print where the time goes (load, pre, infer, invert, post, write) and write it to timing.json in the
@@ -171,6 +175,7 @@ class Commands:
             raise ConfigError(f"--overlap: expected a number from 0 to below 1, found {overlap:g}.")
         more: dict[str, Any] = {"algo": algo, "fold": fold, "device": device, "share": share, "timing": timing}
         more |= {"format": format, "statistics": statistics, "preview": preview}
+        more |= {"probabilities": probabilities, "uncertainty": uncertainty}
         limits = _limits(max_memory, max_ram, max_time)
         if model is not None and work_dir != _WORK_DIR:
             raise ConfigError("--model: no effect together with --work_dir. Leave out the one or the other.")

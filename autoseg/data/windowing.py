@@ -61,6 +61,7 @@ def mirrored_mean(
     batch: torch.Tensor,
     axes: Sequence[int],
     pairs: Sequence[tuple[int, int]],
+    watch: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """The mean of a network's logits over a batch and its mirror images, each turned back: 2^n passes.
 
@@ -68,6 +69,7 @@ def mirrored_mean(
         batch: (B, C, X, Y, Z).
         axes: axes (0 X, 1 Y, 2 Z) mirrored in every combination.
         pairs: outputs that change places when X is mirrored: left and right.
+        watch: is shown the logits of the batch itself, where anything is mirrored.
 
     Returns:
         (B, K, X, Y, Z); float32 where anything is mirrored.
@@ -76,6 +78,8 @@ def mirrored_mean(
     flips = [flip for n in range(1, len(axes) + 1) for flip in combinations(axes, n)]
     if not flips:
         return mean
+    if watch is not None:
+        watch(mean)
     mean = mean.float()
     order = list(range(mean.shape[1]))
     for a, b in pairs:

@@ -16,9 +16,10 @@ from autoseg.ensemble.cleaning import choose_rules
 from autoseg.ensemble.combine import Candidate, CaseScore, Choosing, Chosen, costs_of, pareto_rows
 from autoseg.ensemble.finish import Finished, finish_out_of_fold
 from autoseg.ensemble.held_back import predict_held_back
-from autoseg.ensemble.labels import OutOfFoldLabels
+from autoseg.ensemble.labels import OutOfFoldLabels, Speaking
 from autoseg.ensemble.optimism import ChosenAgain, choose_again, speaking_for
 from autoseg.ensemble.out_of_fold import Progress, score_out_of_fold
+from autoseg.ensemble.quality import learn_quality
 from autoseg.ensemble.results import Results
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.metrics import mean_score
@@ -28,13 +29,16 @@ from autoseg.evaluation.suspicion import Suspicion
 from autoseg.evaluation.tolerances import faults_of, of_classes
 from autoseg.inference.ensemble_spec import EnsembleSpec, ParetoRow, seal_ensemble
 from autoseg.inference.postprocess import ClassRule, set_rules
+from autoseg.inference.quality import QualityModel
 from autoseg.plan import read_plan
 from autoseg.version import __version__
 from autoseg.workspace.files import write_json, write_text
-from autoseg.workspace.stored import read_stored
+from autoseg.workspace.stored import read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+NO_JOBS = "Run `autoseg train`; `autoseg status` says why jobs failed."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +65,8 @@ def build_ensemble(
 ) -> EnsembleResult:
     """Score every combination of the trained algorithms out of fold, choose one, and predict with it.
 
-    Writes, under `ensemble/`: scores.json and scores.txt, ensemble.json, out_of_fold/<combination>/ and
-    out_of_fold/ensemble/, and predictions/ for the testing cases and those held back for validation. What was
-    done before with the same models, files and settings is not done again.
+    Writes what lies under `ensemble/`, the predictions for the testing cases and those held back for validation
+    included. What was done before with the same models, files and settings is not done again.
 
     Args:
         jobs_done: algorithm and fold of each trained job.
@@ -73,8 +76,7 @@ def build_ensemble(
         WorkspaceError: No job was trained, or a model cannot be loaded.
     """
     if not jobs_done:
-        advice = "Run `autoseg train`; `autoseg status` says why jobs failed."
-        raise WorkspaceError(f"{workspace.root}: no trained job to make an ensemble of. {advice}")
+        raise WorkspaceError(f"{workspace.root}: no trained job to make an ensemble of. {NO_JOBS}")
     how, metric = settings.combining, metric_named(settings.combining.select_by)
     algos_by_fold = {f: sorted(a for a, g in set(jobs_done) if g == f) for f in sorted({f for _, f in jobs_done})}
     gaps = _gaps(workspace, algos_by_fold, settings, datalist)
@@ -86,12 +88,13 @@ def build_ensemble(
     able = choosing.candidates(scored)
     choice = _chosen(able, choosing)
     trained = _classes_of(workspace, choice.candidate)
-    finished, again, doubts = _finished(workspace, datalist, settings, scored, choice, trained.named, choosing)
-    spec = _spec(how, choice, finished, trained.named, pareto_rows(able, choosing.costs))
-    _write_spec(workspace, spec)
-    held_back = [*datalist.testing, *datalist.validation]
-    external, not_predicted = predict_held_back(
-        workspace, held_back, spec, settings, trained.named, finished.tolerance_mm, progress
+    done = _finished(workspace, datalist, settings, scored, choice, trained.named, choosing)
+    spec = _spec(how, choice, done.finished, trained.named, pareto_rows(able, choosing.costs))
+    quality = learn_quality(done.labels, done.cases, choice, done.finished, spec, trained, settings.device)
+    _write_spec(workspace, spec, quality)
+    cases = [*datalist.testing, *datalist.validation]
+    held_back = predict_held_back(
+        workspace, cases, spec, settings, trained.named, done.finished.tolerance_mm, quality, progress
     )
     results = Results(
         candidates=tuple(able),
@@ -99,24 +102,28 @@ def build_ensemble(
         cases=tuple(scored),
         classes=trained.named.names,
         network_classes=trained.names,
-        external=external,
-        facts=_facts(workspace, (*datalist.training, *held_back), trained.named),
-        patients={c.name: c.group for c in (*datalist.training, *held_back) if c.group is not None},
-        finished=finished,
-        again=again,
-        suspicious=doubts,
+        held_back=held_back,
+        facts=_facts(workspace, (*datalist.training, *cases), trained.named),
+        patients={c.name: c.group for c in (*datalist.training, *cases) if c.group is not None},
+        finished=done.finished,
+        again=done.again,
+        suspicious=done.suspicious,
+        quality=quality,
         metric=metric,
         spec=spec,
         gaps=tuple(gaps),
-        failures=(*failures, *not_predicted),
+        failures=(*failures, *held_back.failures),
     )
     return _write(workspace, results)
 
 
-def _write_spec(workspace: Workspace, spec: EnsembleSpec) -> None:
-    """Write ensemble.json and its seal."""
-    workspace.ensemble_seal.unlink(missing_ok=True)  # at no moment is there one that does not belong to the other
+def _write_spec(workspace: Workspace, spec: EnsembleSpec, quality: QualityModel | None) -> None:
+    """Write ensemble.json, quality.json and their seal."""
+    workspace.ensemble_seal.unlink(missing_ok=True)  # at no moment is there one that does not belong to the others
+    workspace.quality.unlink(missing_ok=True)
     write_json(workspace.ensemble_spec, spec.model_dump(mode="json"))
+    if quality is not None:
+        write_stored(workspace.quality, quality)
     seal_ensemble(workspace, spec)
 
 
@@ -166,6 +173,17 @@ def _classes_of(workspace: Workspace, candidate: Candidate) -> LabelMap:
     return read_plan(workspace.job_dir(algo, fold)).label_map
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """What the chosen candidate came to out of fold."""
+
+    labels: OutOfFoldLabels
+    cases: dict[str, Speaking]
+    finished: Finished
+    again: ChosenAgain | None
+    suspicious: list[Suspicion]
+
+
 def _finished(
     workspace: Workspace,
     datalist: Datalist,
@@ -174,12 +192,8 @@ def _finished(
     choice: Chosen,
     label_map: LabelMap,
     choosing: Choosing,
-) -> tuple[Finished, ChosenAgain | None, list[Suspicion]]:
-    """Postprocess and score what the chosen candidate says of every case; choose again without each fold.
-
-    Returns:
-        What is handed out, the choices made again, and the labels that it contradicts.
-    """
+) -> _Done:
+    """Postprocess and score what the chosen candidate says of every case; choose again without each fold."""
     names = label_map.names
     check_classes(settings.inference, names)
     if faults := faults_of(settings.surface_tolerance_mm, names, "surface_tolerance_mm"):
@@ -195,7 +209,13 @@ def _finished(
     for rule in rules:
         log.info("ensemble: %s: %s%s", rule.name, rule.words, _gain(rule))
     again = choose_again(labels, scored, by_name, choosing, base)
-    return finish_out_of_fold(labels, cases, rules), again, suspicious.suspicious_labels(labels, cases, rules)
+    return _Done(
+        labels=labels,
+        cases=cases,
+        finished=finish_out_of_fold(labels, cases, rules),
+        again=again,
+        suspicious=suspicious.suspicious_labels(labels, cases, rules),
+    )
 
 
 def _spec(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case
@@ -18,19 +20,36 @@ from autoseg.ensemble.out_of_fold import (
     metric_key,
     read_record,
 )
+from autoseg.ensemble.records import CaseRecord, StoredShapes, read_case_record
 from autoseg.errors import DataError, ResourceError
 from autoseg.evaluation.metrics import to_plain
 from autoseg.evaluation.score_files import floats
 from autoseg.evaluation.scores import DICE, METRICS, score_case
 from autoseg.evaluation.tolerances import Tolerance
+from autoseg.inference.appearance import Appearance
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.files import segment
 from autoseg.inference.postprocess import deeds
 from autoseg.inference.predictor import Predictor, model_digest
+from autoseg.inference.quality import QualityModel, Verdict, judge
+from autoseg.inference.quality_file import FILE as QUALITY
+from autoseg.inference.quality_file import quality_rows, quality_table
 from autoseg.workspace.files import digest, write_json
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBack:
+    """What predictions of held-back cases came to."""
+
+    scores: dict[str, dict[str, list[float]]]
+    """Case -> metric -> value per class, of those with a label."""
+    verdicts: dict[str, Verdict]
+    """Case -> what is thought of its prediction."""
+    failures: list[str]
+    """A message for each case that could not be predicted or scored."""
 
 
 def predict_held_back(
@@ -40,21 +59,23 @@ def predict_held_back(
     settings: Settings,
     label_map: LabelMap,
     tolerance_mm: Tolerance,
+    quality: QualityModel | None,
     progress: Progress | None,
-) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
-    """Predict the cases with the ensemble, and score those with a label.
+) -> HeldBack:
+    """Predict the cases with the ensemble, say what is thought of them, and score those with a label.
 
     Args:
         label_map: of the user's classes.
         tolerance_mm: of surfaces.
-
-    Returns:
-        Case -> metric -> value per class, and a message for each case that failed.
+        quality: what tells how good predictions are; None: nothing does.
     """
     models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
     predictor: Predictor | None = None
     scores: dict[str, dict[str, list[float]]] = {}
+    verdicts: dict[str, Verdict] = {}
     failures: list[str] = []
+    table = quality_table(workspace.predictions / QUALITY)
+    table.path.unlink(missing_ok=True)
     for done, case in enumerate(cases, 1):
         target = workspace.predictions / f"{case.name}.nii.gz"
         path = workspace.ensemble / "records" / f"{case.name}.json"
@@ -64,8 +85,11 @@ def predict_held_back(
                 if predictor is None:
                     jobs = [workspace.job_dir(a, f) for a, f in spec.members]
                     predictor = Predictor(jobs, device=settings.device, combine=spec.combine, rules=spec.postprocessing)
-                segment(predictor, case.images, target)
-                write_json(path, {"made_from": key, "dice": None})
+                    predictor.watches_traits = True
+                write_json(path, {"made_from": key, "dice": None, **_predicted(predictor, case, target)})
+            if quality is not None:
+                verdicts[case.name] = judge(quality, _appearance(path))
+                table.put(case.name, quality_rows(case.name, verdicts[case.name]))
             if case.label is not None:
                 scores[case.name] = _scores(case, path, key, target, label_map, tolerance_mm)
         except (DataError, ResourceError) as error:
@@ -73,7 +97,28 @@ def predict_held_back(
             failures.extend(f"{case.name}: {message}" for message in error.messages)
         if progress is not None:
             progress(done, len(cases), case.name)
-    return scores, failures
+    return HeldBack(scores=scores, verdicts=verdicts, failures=failures)
+
+
+def _predicted(predictor: Predictor, case: Case, target: Path) -> dict[str, Any]:
+    """Write a case's labels; what its record says of how they look."""
+    seen: list[Appearance] = []
+    segment(
+        predictor,
+        case.images,
+        target,
+        look=lambda image, labels: seen.append(predictor.appearance(labels, image.spacing_mm)),
+    )
+    shapes = StoredShapes(truth=(), said=tuple(seen[0].shapes), spacing_mm=seen[0].spacing_mm, shape=seen[0].shape)
+    traits = {job: of_job.model_dump(mode="json") for job, of_job in seen[0].traits.items()}
+    return {"traits": traits, "shapes": {"": shapes.model_dump(mode="json")}}
+
+
+def _appearance(path: Path) -> Appearance:
+    """What a record says of how a prediction looks."""
+    record = CaseRecord.model_validate(read_case_record(path))
+    shapes = record.shapes[""]
+    return Appearance(traits=record.traits, shapes=shapes.said, spacing_mm=shapes.spacing_mm, shape=shapes.shape)
 
 
 def _scores(

@@ -56,7 +56,7 @@ Progress = Callable[[int, int, str], None]
 Merging = Literal["auto", "mean", "vote"]
 """How algorithms are merged, as `EnsembleSettings.combine` has it."""
 
-RECORD_VERSION = 6
+RECORD_VERSION = 7
 """Raised whenever the meaning of a record changes."""
 
 
@@ -248,7 +248,7 @@ class Fold:
 
         Returns:
             Plain data: `dice`, a value per class for each combination, without postprocessing; `calibration`, counts
-            for each mean; `cost`, time and memory.
+            for each mean; `cost`, time and memory; `traits` of each algorithm's prediction.
 
         Raises:
             DamagedProbs: Probabilities that a job kept cannot be read.
@@ -274,7 +274,13 @@ class Fold:
                     write_volume(path, pred, grid)
             dice[combination.name] = score_of(case, pred, label, self.label_map.named)
         costs = {algo: live[algo].took() if algo in live else kept[algo].cost for algo in self.algos}
-        return {"dice": to_plain(dice), "calibration": calibration, "cost": cost_of(costs, self._base_bytes)}
+        traits = {algo: live[algo].traits() if algo in live else kept[algo].traits for algo in self.algos}
+        return {
+            "dice": to_plain(dice),
+            "calibration": calibration,
+            "cost": cost_of(costs, self._base_bytes),
+            "traits": {algo: of_algo.model_dump(mode="json") for algo, of_algo in traits.items()},
+        }
 
     def _live(self, case: Case, algos: Sequence[str]) -> dict[str, LivePrediction]:
         """Predictions of a case by networks that are about to run."""

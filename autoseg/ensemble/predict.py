@@ -17,7 +17,7 @@ from autoseg.config.settings import FormatName, InferenceSettings
 from autoseg.data.segments import Segment
 from autoseg.data.streams import ImageRows
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.inference.chosen import own_jobs, read_codes, read_ensemble, read_inference, run_at
+from autoseg.inference.chosen import own_jobs, read_codes, read_ensemble, read_inference, read_quality, run_at
 from autoseg.inference.cost import Cost, Limits
 from autoseg.inference.ensemble_spec import EnsembleSpec, accept_ensemble, check_ensemble
 from autoseg.inference.files import Look, Server, format_timing, writing
@@ -26,8 +26,11 @@ from autoseg.inference.options import options_of
 from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.preview import draw_preview
+from autoseg.inference.quality import Verdict
+from autoseg.inference.quality_file import FILE as QUALITY
+from autoseg.inference.quality_file import quality_rows, quality_table
 from autoseg.inference.seals import accept_jobs
-from autoseg.inference.statistics import AS_STORED, HU, StatisticsFile, measure
+from autoseg.inference.statistics import AS_STORED, HU, measure, statistics_table
 from autoseg.inference.statistics import FILE as STATISTICS
 from autoseg.plan import Plan
 from autoseg.terminal import show
@@ -86,6 +89,7 @@ def load_predictor(
         jobs = own_jobs(workspace, spec.members)
         check_ensemble(workspace, spec)
         _check_classes(workspace, spec, jobs)
+        more["quality"] = read_quality(workspace, spec)
         return Predictor(jobs, combine=spec.combine, rules=spec.postprocessing, **more)
     trained = [job for job in trained if job.algo != LOCATOR]
     chosen = [job for job in trained if algo in (None, job.algo) and fold in (None, job.fold)]
@@ -151,6 +155,8 @@ def predict_files(
     format: FormatName = "auto",
     statistics: bool = False,
     preview: bool = False,
+    probabilities: bool = False,
+    uncertainty: bool = False,
     share: bool = False,
     timing: bool = False,
     limits: Limits | None = None,
@@ -167,6 +173,8 @@ def predict_files(
         format: of the label files; auto: each image's own, or as the name of one label file says.
         statistics: write volumes and intensities of the classes to statistics.csv beside the label files.
         preview: write a picture of each image to `<case>.preview.png` beside the label files.
+        probabilities: write each class' probability to `<case>.maps/probability_<class>.nii.gz`.
+        uncertainty: write the entropy of the probabilities, 0 to 1, to `<case>.maps/uncertainty.nii.gz`.
         share: leave label files that are there, and images that another process with `share` has begun; so several
             processes do a folder together, and one that was killed goes on.
         timing: print where the time goes, and write it to timing.json beside the label files.
@@ -197,6 +205,8 @@ def predict_files(
     server = Server(
         predictor=predictor,
         looks=_looks(predictor, output, statistics=statistics, preview=preview, share=share),
+        probabilities=probabilities,
+        uncertainty=uncertainty,
         limits=limits,
         share=share,
         watched=timing or limits.are_set,
@@ -215,15 +225,27 @@ def predict_files(
 def _looks(predictor: Predictor, output: Path, *, statistics: bool, preview: bool, share: bool) -> list[Look]:
     """What is made of each image beside its label file."""
     units = [HU if channel.mode == "ct" else AS_STORED for channel in predictor.models[0].plan.channels]
-    table = StatisticsFile(path=beside(output, STATISTICS), is_shared=share)
+    table = statistics_table(beside(output, STATISTICS), is_shared=share)
+    doubts = quality_table(beside(output, QUALITY), is_shared=share)
+    verdicts: dict[str, Verdict | None] = {}
+
+    def judge(item: Item, segments: tuple[Segment, ...], image: ImageRows, labels: np.ndarray) -> None:
+        verdict = predictor.verdict(labels, image.spacing_mm)
+        verdicts.clear()
+        verdicts[item.name] = verdict
+        if verdict is not None:
+            doubts.put(item.name, quality_rows(item.name, verdict))
+            if verdict.reasons:
+                log.warning("%s: not like the training data: %s", item.name, "; ".join(verdict.reasons))
 
     def tabulate(item: Item, segments: tuple[Segment, ...], image: ImageRows, labels: np.ndarray) -> None:
-        table.put(item.name, measure(item.name, image, labels, segments, units))
+        table.put(item.name, measure(item.name, image, labels, segments, units, verdicts.get(item.name)))
 
     def picture(item: Item, segments: tuple[Segment, ...], image: ImageRows, labels: np.ndarray) -> None:
         draw_preview(item.preview, item.name, image, labels, segments)
 
-    return [look for look, wanted in ((tabulate, statistics), (picture, preview)) if wanted]
+    wanted = ((judge, predictor.quality is not None), (tabulate, statistics), (picture, preview))
+    return [look for look, is_wanted in wanted if is_wanted]
 
 
 def _write_timing(table: Mapping[str, Any], path: Path) -> None:

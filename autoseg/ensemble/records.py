@@ -9,7 +9,9 @@ from pydantic import ConfigDict
 
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.score_files import PerClass
+from autoseg.evaluation.shapes import ClassShape
 from autoseg.evaluation.suspicion import Kind
+from autoseg.inference.traits import Traits
 from autoseg.workspace.stored import Score, Stored, read_stored
 
 
@@ -50,6 +52,17 @@ class StoredContradiction(Stored):
     shift_mm: float
 
 
+class StoredShapes(Stored):
+    """What a case's label and the ensemble's look like as a whole, class by class."""
+
+    truth: tuple[ClassShape | None, ...]
+    """None for classes that the case is not annotated for."""
+    said: tuple[ClassShape, ...]
+    spacing_mm: tuple[float, float, float]
+    """Of the image in RAS, as `shape`."""
+    shape: tuple[int, int, int]
+
+
 class CaseRecord(Stored):
     """A case out of fold, or a held-back case, which has no fold and only the ensemble's Dice.
 
@@ -76,6 +89,10 @@ class CaseRecord(Stored):
     options: dict[str, tuple[tuple[Score, ...] | None, ...]] = {}
     """Scores of each class with each of its options of postprocessing, by digest of combination, rules and metric."""
     contradictions: dict[str, tuple[StoredContradiction, ...]] = {}
+    traits: dict[str, Traits] = {}
+    """By algorithm; of a held-back case by job."""
+    shapes: dict[str, StoredShapes] = {}
+    """By digest of combination and rules; of a held-back case there is one, without a name."""
     finished: dict[str, PerClass] = {}
     in_ensemble: str = ""
     """Digest of the rules that the file in out_of_fold/ensemble was made with."""

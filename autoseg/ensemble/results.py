@@ -14,14 +14,17 @@ import numpy as np
 from autoseg.ensemble import suspicious
 from autoseg.ensemble.combine import Candidate, CaseScore
 from autoseg.ensemble.finish import Finished
+from autoseg.ensemble.held_back import HeldBack
 from autoseg.ensemble.optimism import ChosenAgain
 from autoseg.evaluation.intervals import case_means, difference_to_rest
 from autoseg.evaluation.metrics import mean_score, summarise, to_plain
+from autoseg.evaluation.score_files import QualityCheck
 from autoseg.evaluation.scores import DICE, METRICS, Metric
 from autoseg.evaluation.subgroups import SubgroupRow, Value, factors_of, rows_to_json, table_of
 from autoseg.evaluation.suspicion import Suspicion
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.inference.ensemble_spec import EnsembleSpec
+from autoseg.inference.quality import QualityModel
 from autoseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -38,8 +41,8 @@ class Results:
     """Of the user."""
     network_classes: tuple[str, ...]
     """Of the networks, which have the probabilities; merged sides are one."""
-    external: Mapping[str, Mapping[str, Sequence[float]]]
-    """Held-back case -> metric -> value per class; those with a label."""
+    held_back: HeldBack
+    """Cases that no model has learned from."""
     patients: Mapping[str, str]
     """Case -> its patient, where the list names one."""
     facts: Mapping[str, Mapping[str, Value]]
@@ -47,6 +50,8 @@ class Results:
     finished: Finished
     suspicious: Sequence[Suspicion]
     """Labels that the ensemble contradicts."""
+    quality: QualityModel | None
+    """What predicts how good predictions are; None: too few cases."""
     again: ChosenAgain | None
     """What was chosen without each fold; None with one fold alone."""
     metric: Metric
@@ -58,7 +63,7 @@ class Results:
     @property
     def test_scores(self) -> dict[str, Sequence[float]]:
         """Held-back case -> Dice per class."""
-        return {name: scores[DICE.name] for name, scores in self.external.items()}
+        return {name: scores[DICE.name] for name, scores in self.held_back.scores.items()}
 
     # -- for people
     def tables(self) -> list[str]:
@@ -107,14 +112,14 @@ class Results:
         """Every metric on the cases with a label that no model has learned from, and how their Dice differs."""
         if not self.test_scores:
             return None
-        metrics = [m for m in METRICS if all(m.name in values for values in self.external.values())]
-        patients = self._patients(self.external)
+        metrics = [m for m in METRICS if all(m.name in values for values in self.held_back.scores.values())]
+        patients = self._patients(self.held_back.scores)
         apart, external = case_means(self.finished.dice), case_means(self.test_scores)
         means = {**apart, **external}
         other = difference_to_rest([*means.values()], [n in external for n in means], self._patients(means))
         return {
             "metrics": {
-                m.name: m.summary([v[m.name] for v in self.external.values()], self.classes, patients).to_json()
+                m.name: m.summary([v[m.name] for v in self.held_back.scores.values()], self.classes, patients).to_json()
                 for m in metrics
             },
             "difference": to_plain(other.difference),
@@ -122,6 +127,37 @@ class Results:
             "high": to_plain(other.high),
             "p": to_plain(other.p),
             "subgroups": rows_to_json(self._groups_of(self.test_scores)),
+        }
+
+    def _quality_json(self, check: QualityCheck) -> dict[str, Any]:
+        """How well Dice is predicted, and what is thought of the held-back cases, the worst first."""
+        verdicts = sorted(
+            self.held_back.verdicts.items(), key=lambda item: (item[1].dice is None, item[1].dice, item[0])
+        )
+        true = case_means(self.test_scores)
+        return {
+            "check": check.model_dump(mode="json"),
+            "held_back": [
+                {
+                    "case": name,
+                    "predicted": to_plain(verdict.dice),
+                    "dice": to_plain(true.get(name)),
+                    "reasons": list(verdict.reasons),
+                    "classes": [
+                        {
+                            "class": c.name,
+                            "predicted": to_plain(c.dice),
+                            "low": to_plain(c.low),
+                            "high": to_plain(c.high),
+                            "volume_ml": to_plain(c.volume_ml),
+                            "volume_low_ml": to_plain(c.volume_low_ml),
+                            "volume_high_ml": to_plain(c.volume_high_ml),
+                        }
+                        for c in verdict.classes
+                    ],
+                }
+                for name, verdict in verdicts
+            ],
         }
 
     def _again_json(self) -> dict[str, Any] | None:
@@ -230,6 +266,7 @@ class Results:
             "subgroups": rows_to_json(self.subgroups),
             "external": self._external_json(),
             "suspicious": suspicious.rows_to_json(self.suspicious),
+            "quality": None if self.quality is None else self._quality_json(self.quality.check),
             "calibrated": list(self.network_classes),
             "ensemble": {n: to_plain({m: scores[n] for m, scores in finished.scores.items()}) for n in finished.dice},
         }

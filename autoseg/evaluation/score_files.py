@@ -112,6 +112,59 @@ class SuspiciousLabel(Stored):
         }.get(self.kind, self.kind)
 
 
+class QualityCheck(Stored):
+    """How well the Dice of cases out of fold was predicted, by fits that did not see them."""
+
+    num_cases: int
+    num_copies: int
+    """Spoilt ones of some of them."""
+    spearman: Score
+    """Of predicted and true mean Dice over the cases; None where it is not defined."""
+    spearman_all: Score
+    """Over these and the copies."""
+    error: Score
+    """Mean absolute error of the mean Dice, over the cases."""
+    covered: Score
+    """Share of Dice, class by class, within the interval."""
+    points: tuple[tuple[str, str, float, float], ...]
+    """Case, how it was spoilt (empty: not), predicted and true mean Dice."""
+
+
+class HeldBackClass(Stored):
+    """What is thought of a class of a held-back case."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, populate_by_name=True)
+
+    name: str = Field(alias="class")
+    predicted: Score
+    low: Score
+    high: Score
+    volume_ml: float
+    volume_low_ml: Score
+    volume_high_ml: Score
+
+
+class HeldBackQuality(Stored):
+    """What is thought of the prediction of a held-back case."""
+
+    case: str
+    predicted: Score
+    """Mean Dice."""
+    dice: Score
+    """True mean Dice, where there is a label."""
+    reasons: tuple[str, ...]
+    """Why the image is not like the training data."""
+    classes: tuple[HeldBackClass, ...]
+
+
+class Quality(Stored):
+    """Predicted Dice."""
+
+    check: QualityCheck
+    held_back: tuple[HeldBackQuality, ...]
+    """The worst first."""
+
+
 class ExternalScores(Stored):
     """Cases with a label that no model has learned from: those of `testing`, and of `validation` beside folds."""
 
@@ -178,6 +231,8 @@ class Scores(Stored):
     """The ensemble's out-of-fold Dice by group of cases."""
     suspicious: tuple[SuspiciousLabel, ...] = ()
     """The most suspicious first."""
+    quality: Quality | None = None
+    """None where there were too few cases to learn from."""
     external: ExternalScores | None = None
     """None where no such case has a label, and in runs of 0.1."""
     chosen_again: ChosenAgain | None = None

@@ -22,7 +22,7 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.score_files import ValidationFile, read_scores
 from autoseg.export.card import CardFacts, card_text
 from autoseg.export.source import Source, read_source
-from autoseg.inference.chosen import read_inference
+from autoseg.inference.chosen import read_inference, read_quality
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.predictor import read_weights
 from autoseg.version import __version__
@@ -128,6 +128,9 @@ def _parts(model: Source, licence: str) -> Iterator[tuple[str, bytes]]:
             scores = read_stored(job.validation, ValidationFile).model_copy(update={"dice": {}})
             yield f"{name}/validation.json", _json(scores.model_dump(mode="json"))
     yield "ensemble/ensemble.json", _json(_spec(model).model_dump(mode="json"))
+    if (quality := read_quality(model.workspace, _spec(model))) is not None:
+        check = quality.check.model_copy(update={"points": ()})  # the cases' names stay behind
+        yield "ensemble/quality.json", _json(quality.model_copy(update={"check": check}).model_dump(mode="json"))
     kept = {key: model.settings[key].value for key in KEPT_SETTINGS if key in model.settings}
     kept["inference"] = read_inference(model.run).model_dump(mode="json")
     yield "settings.yaml", _yaml({key: {"value": value, "origin": "packed"} for key, value in kept.items()})

@@ -10,6 +10,7 @@ from autoseg.config.fields import Concept, Strict
 from autoseg.config.settings import ClassCodes, InferenceSettings
 from autoseg.errors import WorkspaceError
 from autoseg.inference.ensemble_spec import EnsembleSpec
+from autoseg.inference.quality import QualityModel
 from autoseg.workspace.files import check_inside
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.layout import check_readable
@@ -31,6 +32,25 @@ def read_ensemble(workspace: Workspace) -> EnsembleSpec:
             "trained job by --algo and --fold, too."
         )
     return read_stored(path, EnsembleSpec)
+
+
+def read_quality(workspace: Workspace, spec: EnsembleSpec) -> QualityModel | None:
+    """Read what tells how good the chosen ensemble's predictions are; None where nothing does.
+
+    Raises:
+        WorkspaceError: The file was damaged, or belongs to another ensemble.
+    """
+    if not workspace.quality.exists():
+        return None
+    model = read_stored(workspace.quality, QualityModel)
+    if model.made_from != spec.key or tuple(c.name for c in model.classes) != spec.classes:
+        raise WorkspaceError(
+            f"{workspace.quality}: belongs to another ensemble than {workspace.ensemble_spec.name}. "
+            f"{QualityModel.advice}"
+        )
+    if faults := model.faults:
+        raise WorkspaceError(f"{workspace.quality}: {faults[0]}. {QualityModel.advice}")
+    return model
 
 
 def read_inference(workspace: Workspace) -> InferenceSettings:

@@ -59,15 +59,21 @@ class EnsembleSpec(Stored):
     version: str
     """Version of autoseg that chose it."""
 
+    @property
+    def key(self) -> str:
+        """A digest of what decides the labels, the classes included."""
+        keys = {"combine", "members", "classes", "postprocessing"}
+        return digest(self.model_dump(mode="json", include=keys))
+
 
 def seal_ensemble(workspace: Workspace, spec: EnsembleSpec) -> None:
-    """Note which ensemble was chosen."""
-    write_seal(workspace.ensemble_seal, _ensemble_digest(spec))
+    """Note which ensemble was chosen, and what tells how good its predictions are."""
+    write_seal(workspace.ensemble_seal, _digests(workspace, spec))
 
 
 def accept_ensemble(workspace: Workspace, spec: EnsembleSpec) -> None:
     """Seal an ensemble as it is now. Raises: WorkspaceError: its folder cannot be written to."""
-    accept(workspace.ensemble_seal, _ensemble_digest(spec))
+    accept(workspace.ensemble_seal, _digests(workspace, spec))
 
 
 def check_ensemble(workspace: Workspace, spec: EnsembleSpec) -> None:
@@ -76,13 +82,19 @@ def check_ensemble(workspace: Workspace, spec: EnsembleSpec) -> None:
     Raises:
         WorkspaceError: It was.
     """
-    if broken_parts(workspace.ensemble_seal, _ensemble_digest(spec)):
+    broken = broken_parts(workspace.ensemble_seal, _digests(workspace, spec))
+    if "ensemble" in broken:
         raise WorkspaceError(
             f"{workspace.ensemble_spec}: edited since the ensemble was chosen. {EnsembleSpec.advice} {ON_PURPOSE}"
         )
+    if "quality" in broken:
+        done = "edited" if workspace.quality.exists() else "removed"
+        raise WorkspaceError(
+            f"{workspace.quality}: {done} since the ensemble was chosen. {EnsembleSpec.advice} {ON_PURPOSE}"
+        )
 
 
-def _ensemble_digest(spec: EnsembleSpec) -> dict[str, str]:
-    """Of what decides the labels, the classes included."""
-    keys = {"combine", "members", "classes", "postprocessing"}
-    return {"ensemble": digest(spec.model_dump(mode="json", include=keys))}
+def _digests(workspace: Workspace, spec: EnsembleSpec) -> dict[str, str]:
+    """Of what decides the labels, the classes included; and of what is said of them."""
+    quality = workspace.quality.read_text(encoding="utf-8", errors="replace") if workspace.quality.exists() else ""
+    return {"ensemble": spec.key, "quality": digest(quality)}

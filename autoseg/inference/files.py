@@ -30,6 +30,7 @@ from autoseg.hardware.memory import PeakMemory
 from autoseg.inference.clock import PHASES, Clock
 from autoseg.inference.cost import Choice, Cost, Estimate, Facts, Limits, choose_options, facts_for
 from autoseg.inference.items import Item
+from autoseg.inference.maps import MapFiles
 from autoseg.inference.predictor import Predictor
 from autoseg.plan import Plan
 from autoseg.terminal import Progress
@@ -64,6 +65,7 @@ def segment(
     *,
     write: Callable[[Path, LabelFile], None] = write_label,
     look: Callable[[ImageRows, np.ndarray], None] | None = None,
+    maps: Callable[[ImageRows], MapFiles] | None = None,
 ) -> None:
     """Segment one image and write its label file on the image's own grid.
 
@@ -71,7 +73,7 @@ def segment(
         predictor: the models.
         images: the image's files.
         target: the label file.
-        write, look: as `Predictor.predict_file` takes them.
+        write, look, maps: as `Predictor.predict_file` takes them.
 
     Raises:
         DataError: The image cannot be read, or does not have the model's channels.
@@ -90,7 +92,7 @@ def segment(
             "models were trained; several files of one case end in _0000, _0001, ... in the order of training."
         )
     with writing(target):
-        predictor.predict_file(images, target, write=write, look=look)
+        predictor.predict_file(images, target, write=write, look=look, maps=maps)
 
 
 @dataclass(kw_only=True)
@@ -121,6 +123,10 @@ class Server:
     predictor: Predictor
     looks: Sequence[Look] = ()
     """Are shown each image and its labels before these are written."""
+    probabilities: bool = False
+    """Whether each class' probability is written as a map."""
+    uncertainty: bool = False
+    """Whether a map of entropy is written."""
     limits: Limits
     share: bool
     watched: bool
@@ -192,6 +198,17 @@ class Server:
             for each in self.looks:
                 each(item, segments, image, labels)
 
+        def map_files(image: ImageRows) -> MapFiles:
+            return MapFiles(
+                item.target,
+                image.grid,
+                predictor.label_map,
+                item.writer,
+                probabilities=self.probabilities,
+                uncertainty=self.uncertainty,
+            )
+
+        maps = map_files if self.probabilities or self.uncertainty else None
         begin = time.perf_counter()
         on_gpu = predictor.device.type == "cuda"
         try:
@@ -206,10 +223,10 @@ class Server:
                 torch.cuda.reset_peak_memory_stats(predictor.device)
             if self.watched:
                 with PeakMemory() as peak:
-                    segment(predictor, item.images, item.target, write=write, look=look)
+                    segment(predictor, item.images, item.target, write=write, look=look, maps=maps)
                 case.ram_bytes = peak.most
             else:
-                segment(predictor, item.images, item.target, write=write, look=look)
+                segment(predictor, item.images, item.target, write=write, look=look, maps=maps)
             if case.choice is not None:
                 self.cost.learn(facts, case.clock.total_s - case.clock.seconds["infer"])
         finally:

@@ -35,13 +35,14 @@ from autoseg.inference.cost import Cost, facts_for, weights_bytes
 from autoseg.inference.prob_files import ProbsGrid, RecordedRows, grid_of
 from autoseg.inference.restore import Member, labels_of_means
 from autoseg.inference.sides import BodyWatch
+from autoseg.inference.traits import Traits
 from autoseg.inference.windows import ProbRows, default_batch
 from autoseg.workspace.files import digest, write_text
 from autoseg.workspace.jobs import JobDir
 
 log = logging.getLogger(__name__)
 
-HELD_OUT_VERSION = 1
+HELD_OUT_VERSION = 2
 """Raised whenever the meaning of what is kept changes."""
 DISK_SHARE = 0.25
 """Of the disk that is free, or taken by a run's probabilities already, that these may take. A choice: the cache, the
@@ -83,6 +84,8 @@ class HeldOut(Strict):
     calibration: list[list[list[float]]]
     """As `Calibration.to_json` has it."""
     cost: PredictionCost
+    traits: Traits
+    """What the prediction looks like."""
     probs: ProbsGrid | None
     """What the file of probabilities holds; null where there is none."""
 
@@ -153,8 +156,10 @@ class LivePrediction:
         """
         self._cost, self._image, self._load_s = cost, image, load_s
         self._clock = cost.predictor.clock = Clock()
+        cost.predictor.watches_traits = True
         self._watched = BodyWatch(MemoryImage(image))
         (self.member,) = cost.predictor.each(self._watched)
+        self._traits = cost.predictor.traits_watches()[0]
 
     @property
     def label_map(self) -> LabelMap:
@@ -169,6 +174,11 @@ class LivePrediction:
     def midline(self) -> float:
         """The body's middle along X in voxels, once all rows have passed; 0 where nobody needs it."""
         return self._watched.midline() if self.label_map.merged_sides else 0.0
+
+    def traits(self) -> Traits:
+        """What the prediction looks like, once all rows have passed."""
+        (traits,) = self._traits.traits()
+        return traits
 
     def took(self) -> PredictionCost:
         """What the prediction took, once all rows have passed."""
@@ -264,6 +274,7 @@ def predict_held_out(
         midline=midline,
         calibration=calibration,
         cost=live.took(),
+        traits=live.traits(),
         probs=grid if recorded is not None and not why_not else None,
     )
     write_text(_facts_file(job, case.name), held_out.model_dump_json())  # last: the others are whole once it is there

@@ -6,6 +6,7 @@ import logging
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,15 +32,20 @@ from autoseg.data.volumes import write_volume
 from autoseg.data.windowing import fit_window
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.score_files import ValidationFile
+from autoseg.evaluation.shapes import shapes_of
 from autoseg.hardware.device import Precision, pick_device, resolve_precision, to_device
+from autoseg.inference.appearance import Appearance
 from autoseg.inference.checks import check_image
 from autoseg.inference.clock import Clock
+from autoseg.inference.maps import MapFiles
 from autoseg.inference.options import Options
 from autoseg.inference.postprocess import BODY_AXIS, ClassRule, clean
+from autoseg.inference.quality import QualityModel, Verdict, judge, network_indices
 from autoseg.inference.regions import KeptRows, can_keep, located, region_of
-from autoseg.inference.restore import Member, labelled_slabs
+from autoseg.inference.restore import Member, Watch, labelled_slabs
 from autoseg.inference.seals import check_jobs
 from autoseg.inference.sides import BodyWatch, split_sides
+from autoseg.inference.traits import Traits, TraitsWatch
 from autoseg.inference.windows import ProbRows, WindowModel, count_windows
 from autoseg.networks import build_network, divisor, heads, plan_faults
 from autoseg.plan import Plan
@@ -50,6 +56,8 @@ from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
+PutProbs = Callable[[Region, torch.Tensor], None]
+"""(place in the RAS volume, probabilities (K, X, Y, Z) there)."""
 Combine = Literal["mean", "vote"]
 
 
@@ -190,6 +198,7 @@ class Predictor:
         locator: JobDir | None = None,
         options: Options = Options(),  # noqa: B008 - frozen
         codes: Mapping[str, str | ClassCodes] | None = None,
+        quality: QualityModel | None = None,
     ) -> None:
         """Load the models.
 
@@ -202,6 +211,7 @@ class Predictor:
             locator: folder of the job that finds the region to look at.
             options: how an image is gone through.
             codes: what classes are, as the setting of that name has it; None: as their names say.
+            quality: what tells how good predictions are; None: nothing does.
 
         Raises:
             WorkspaceError: A model was changed since it was trained, cannot be loaded, or the models do not belong
@@ -212,6 +222,10 @@ class Predictor:
         self.device = pick_device(device) if isinstance(device, str) else device
         self.combine, self.rules, self.options = combine, tuple(rules), options
         self.codes = codes or {}
+        self.quality = quality
+        self.watches_traits = quality is not None
+        """Whether it is counted what each model's prediction looks like."""
+        self._watched: list[tuple[tuple[int, ...], TraitsWatch]] = []
         self.clock = Clock()
         """Of the image at hand; whoever wants an image's own time gives a new one before it."""
         self._usual: tuple[Usual | None, ...] = ()
@@ -223,6 +237,8 @@ class Predictor:
         self.label_map: LabelMap = first.plan.label_map
         """The networks' classes; labels come in those of `label_map.named`."""
         self.num_channels = len(first.plan.channels)
+        if quality is not None and [c.network_index for c in quality.classes] != network_indices(self.label_map):
+            raise WorkspaceError(f"quality.json: not of the classes of {first.name}. {QualityModel.advice}")
 
     @property
     def num_models(self) -> int:
@@ -247,8 +263,7 @@ class Predictor:
 
     def _member(self, image: ImageRows, indices: Sequence[int], region: Region | None = None) -> Member:
         """What some models with the same preprocessing and windows say about an image; computed as it is asked for."""
-        models = [self.models[i] for i in indices]
-        rows, box = self._rows(image, models, region)
+        rows, box = self._rows(image, [self.models[i] for i in indices], region, self._watch(indices, region))
         return Member(rows=rows, box=box, num_models=len(indices))
 
     def window_model(
@@ -277,7 +292,31 @@ class Predictor:
             turn=turn or Turn(),
         )
 
-    def _rows(self, image: ImageRows, models: Sequence[Model], region: Region | None) -> tuple[ProbRows, Region]:
+    def _watch(self, indices: Sequence[int], region: Region | None) -> TraitsWatch | None:
+        """What counts while some models look at an image, or a region of it; None where nothing is counted."""
+        if not self.watches_traits:
+            return None
+        label_map = self.label_map
+        watch = TraitsWatch(
+            len(indices), label_map.num_outputs, independent=label_map.sigmoid, sees_image=region is None
+        )
+        self._watched.append((tuple(indices), watch))
+        return watch
+
+    def traits_watches(self) -> list[TraitsWatch]:
+        """What counts while the last image's rows pass, one for each of its members."""
+        return [watch for _, watch in self._watched]
+
+    def traits(self) -> dict[str, Traits]:
+        """Name of a job -> what its prediction of the last image looks like, once all rows of that have passed."""
+        named: dict[str, Traits] = {}
+        for indices, watch in self._watched:
+            named.update(zip((self.models[i].name for i in indices), watch.traits(), strict=True))
+        return named
+
+    def _rows(
+        self, image: ImageRows, models: Sequence[Model], region: Region | None, watch: TraitsWatch | None = None
+    ) -> tuple[ProbRows, Region]:
         plan, options = models[0].plan, self.options
         with self.clock.at("pre"):
             prepared = PreparedRows(_Timed(image, self.clock), plan.preprocessing, region)
@@ -298,11 +337,13 @@ class Predictor:
             window_batch=options.window_batch,
             background=prepared.background if options.skip_empty else None,
             clock=self.clock,
+            watch=watch,
         )
         return rows, prepared.box
 
     def each(self, image: ImageRows, region: Region | None = None) -> list[Member]:
         """Every model by itself, in the order of the jobs."""
+        self._watched.clear()
         return [self._member(image, [i], region) for i in range(self.num_models)]
 
     def grouped(self, image: ImageRows, region: Region | None = None) -> list[Member]:
@@ -355,11 +396,12 @@ class Predictor:
         if self.options.locate and self.locator is not None:
             every = [(0,), *self.groups()] if crops else self.groups()
             self.clock.foreseen_voxels = self._foreseen_voxels(image, every)
+        self._watched.clear()
         region = self.locate(image)
         self.clock.foreseen_voxels = 0
         if not crops:
             return self.each(image, region) if apart else self.grouped(image, region)
-        rows, box = self._rows(image, self.models[:1], region)
+        rows, box = self._rows(image, self.models[:1], region, self._watch((0,), region))
         self.clock.foreseen_voxels = self._foreseen_voxels(image, self.groups(int(can_keep(rows))), region)
         first = KeptRows(rows)
         self.clock.foreseen_voxels = 0
@@ -370,13 +412,18 @@ class Predictor:
         if smaller is None:
             smaller = region
         if not first.are_kept:
+            self._watched.clear()
             return self.each(image, smaller) if apart else self.grouped(image, smaller)
         groups = [(i,) for i in range(1, self.num_models)] if apart else self.groups(1)
         kept = Member(rows=first, box=box, num_models=1)
         return [kept, *(self._member(image, indices, smaller) for indices in groups)]
 
-    def labelled(self, image: ImageRows) -> Iterator[tuple[Region, np.ndarray]]:
+    def labelled(self, image: ImageRows, put: PutProbs | None = None) -> Iterator[tuple[Region, np.ndarray]]:
         """Label values of an image, slab by slab along its rows; neither split into sides nor cleaned.
+
+        Args:
+            image: to be segmented.
+            put: is given each slab's mean probabilities, (K, X, Y, Z), before its labels; where models vote, too.
 
         Yields:
             Where a slab lies in the RAS volume, and its label values. Places left out are background.
@@ -386,15 +433,24 @@ class Predictor:
         """
         members = self._members(image)
         voting = self.combine == "vote" and len(members) > 1
-        subsets = [(i,) for i in range(len(members))] if voting else [tuple(range(len(members)))]
-        slabs = labelled_slabs(members, subsets, self.label_map, slab_values=self.options.slab_values)
+        whole = tuple(range(len(members)))
+        subsets = [(i,) for i in whole] if voting else [whole]
+        watch: Watch | None = None
+        if put is not None:
+            subsets += [whole] if voting else []
+
+            def watch(place: int, region: Region, probs: torch.Tensor) -> None:
+                if place == len(subsets) - 1:
+                    put(region, probs)
+
+        slabs = labelled_slabs(members, subsets, self.label_map, watch, slab_values=self.options.slab_values)
         while True:
             with self.clock.at("invert"):
                 pending = next(slabs, None)
                 if pending is None:
                     return
                 region, labels = pending
-                slab = vote(labels, self.label_map) if voting else labels[0]
+                slab = vote(labels[: len(members)], self.label_map) if voting else labels[0]
             yield region, slab
 
     def finish(
@@ -412,14 +468,29 @@ class Predictor:
             if cleaned:
                 clean(labels, self.label_map.named, self.rules, spacing_mm)
 
-    def _whole(self, image: MemoryImage) -> np.ndarray:
+    def _whole(self, image: MemoryImage, put: PutProbs | None = None) -> np.ndarray:
         """Labels (X, Y, Z) of an image in memory, finished."""
         watched = BodyWatch(image) if self.label_map.merged_sides else None
         labels = np.zeros(image.shape, self.label_map.dtype)
-        for region, part in self.labelled(watched or image):
+        for region, part in self.labelled(watched or image, put):
             labels[region] = part
         self.finish(labels, image.spacing_mm, watched.midline() if watched else 0.0)
         return labels
+
+    def appearance(self, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> Appearance:
+        """What the prediction of the last image looks like, where `watches_traits` is set.
+
+        Args:
+            labels: (X, Y, Z) label values in RAS as they are handed out.
+            spacing_mm: of the voxels.
+        """
+        x, y, z = labels.shape
+        shapes = shapes_of(labels, self.label_map.named, spacing_mm)
+        return Appearance(traits=self.traits(), shapes=shapes, spacing_mm=spacing_mm, shape=(x, y, z))
+
+    def verdict(self, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> Verdict | None:
+        """What is thought of the prediction of the last image; None where nothing tells. See `appearance`."""
+        return None if self.quality is None else judge(self.quality, self.appearance(labels, spacing_mm))
 
     def check(self, volume: Volume, name: str) -> None:
         """Refuse an image in memory that cannot come out right.
@@ -444,6 +515,7 @@ class Predictor:
         *,
         write: Callable[[Path, LabelFile], None] = write_label,
         look: Callable[[ImageRows, np.ndarray], None] | None = None,
+        maps: Callable[[ImageRows], MapFiles] | None = None,
     ) -> None:
         """Segment an image from its files to a label file on its own grid; a large one never lies in memory.
 
@@ -453,6 +525,7 @@ class Predictor:
             write: it, from its grid and voxels; as its suffix says unless another is given.
             look: is shown the image and its labels (X, Y, Z) in RAS before they are written; they may be mapped from a
                 file.
+            maps: makes the maps of probabilities that are written with it.
 
         Raises:
             DataError: The image cannot be read, cannot be of the kind the models know, or does not have the
@@ -463,7 +536,9 @@ class Predictor:
             image = open_image(images)
         if isinstance(image, MemoryImage):
             check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
-            labels = self._whole(image)
+            with ExitStack() as stack:
+                files = stack.enter_context(maps(image)) if maps is not None else None
+                labels = self._whole(image, files.put if files is not None else None)
             self._tell_strays(images[0])
             with self.clock.at("write"):
                 if look is not None:
@@ -474,8 +549,11 @@ class Predictor:
             check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
             watched = BodyWatch(image) if self.label_map.merged_sides else None
             dtype = np.dtype(self.label_map.dtype)
-            with self.clock.at("write"), LabelRows(target, image.grid, dtype, write) as out:
-                for region, part in self.labelled(watched or image):
+            with ExitStack() as stack:
+                stack.enter_context(self.clock.at("write"))
+                out = stack.enter_context(LabelRows(target, image.grid, dtype, write))
+                files = stack.enter_context(maps(image)) if maps is not None else None
+                for region, part in self.labelled(watched or image, files.put if files is not None else None):
                     planes = list(image.shape)
                     planes[image.axis] = part.shape[image.axis]
                     whole = np.zeros(planes, part.dtype)

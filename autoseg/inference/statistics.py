@@ -6,12 +6,8 @@ see `autoseg.data.histograms` for floats of very many values.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +15,9 @@ import numpy as np
 from autoseg.data.histograms import EMPTY, MOST_PAIRS, Histogram, Stats, histograms_by_label, pool
 from autoseg.data.segments import Segment
 from autoseg.data.streams import ImageRows
-from autoseg.workspace.claims import Claim
-from autoseg.workspace.files import open_regular, write_text
+from autoseg.inference.case_table import CaseTable, Row
+from autoseg.inference.quality import Verdict
+from autoseg.inference.quality_file import volume_text
 
 FILE = "statistics.csv"
 INTENSITIES = {
@@ -35,13 +32,13 @@ INTENSITIES = {
     "max": "max",
 }
 """Column -> figure of `Stats`."""
-COLUMNS = ("case", "class", "channel", "unit", "voxels", "volume_ml", *INTENSITIES)
+COLUMNS = (
+    "case", "class", "channel", "unit", "voxels", "volume_ml", "volume_low_ml", "volume_high_ml", *INTENSITIES,
+)  # fmt: skip
 HU, AS_STORED = "HU", "as stored"
 """Units of intensities: of a CT, and of any other image, whose file does not tell."""
 SLAB_VOXELS = 1 << 24
 """Looked at together."""
-
-Row = dict[str, str]
 
 
 def rows_of_slabs(image: ImageRows, num_channels: int = 1) -> int:
@@ -51,7 +48,12 @@ def rows_of_slabs(image: ImageRows, num_channels: int = 1) -> int:
 
 
 def measure(
-    case: str, image: ImageRows, labels: np.ndarray, segments: Sequence[Segment], units: Sequence[str]
+    case: str,
+    image: ImageRows,
+    labels: np.ndarray,
+    segments: Sequence[Segment],
+    units: Sequence[str],
+    verdict: Verdict | None = None,
 ) -> list[Row]:
     """Measure the classes of an image.
 
@@ -61,6 +63,7 @@ def measure(
         labels: (X, Y, Z) label values in RAS.
         segments: the classes.
         units: of the intensities of each channel.
+        verdict: what is thought of the prediction; None: the ends of volumes' intervals stay empty.
 
     Returns:
         A row for each class and channel; the figures of intensities are empty where the class has no voxel.
@@ -81,10 +84,13 @@ def measure(
                     by_value[channel][value] = whole.rounded(MOST_PAIRS)
     voxel_ml = _volume_mm3(image) / 1000
     rows = []
+    ends = {c.name: (c.volume_low_ml, c.volume_high_ml) for c in verdict.classes} if verdict is not None else {}
     for segment in segments:
+        low, high = map(volume_text, ends.get(segment.name, (None, None)))
         for channel, histograms in enumerate(by_value):
             inside = pool([histograms[value] for value in segment.values if value in histograms])
-            rows.append(_row(case, segment.name, channel, units[channel], inside, voxel_ml))
+            row = _row(case, segment.name, channel, units[channel], inside, voxel_ml)
+            rows.append(row | {"volume_low_ml": low, "volume_high_ml": high})
     return rows
 
 
@@ -101,34 +107,6 @@ def _row(case: str, name: str, channel: int, unit: str, inside: Histogram, voxel
     return row | {c: "" if stats is None else f"{getattr(stats, f):.6g}" for c, f in INTENSITIES.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatisticsFile:
+def statistics_table(path: Path, *, is_shared: bool = False) -> CaseTable:
     """The table of a folder of label files: a row for each case, class and channel, by the cases' names."""
-
-    path: Path
-    is_shared: bool = False
-    """Whether other processes write rows, too."""
-
-    def put(self, case: str, rows: Sequence[Row]) -> None:
-        """Write the rows of a case in the place of those that it has.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        claim = Claim(self.path.parent / ".claims" / f".{self.path.name}", self.path.name, wait=True)
-        with claim if self.is_shared else nullcontext():
-            others = [row for row in self.read() if row["case"] != case]
-            text = io.StringIO()
-            table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-            table.writeheader()
-            table.writerows(sorted([*others, *rows], key=lambda row: row["case"]))
-            write_text(self.path, text.getvalue())
-
-    def read(self) -> list[Row]:
-        """The rows that are there; none of a file that is not this table, which is replaced."""
-        try:
-            with open_regular(self.path) as file:
-                table = csv.DictReader(io.StringIO(file.read().decode("utf-8")))
-                return [*table] if tuple(table.fieldnames or ()) == COLUMNS else []
-        except (FileNotFoundError, UnicodeDecodeError):
-            return []
+    return CaseTable(path=path, columns=COLUMNS, is_shared=is_shared)

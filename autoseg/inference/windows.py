@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 
 import torch
@@ -23,6 +23,7 @@ from autoseg.data.frame import Turn
 from autoseg.data.windowing import Shape, fit_window, mirrored_mean, window_starts, window_weights
 from autoseg.hardware.device import Precision, autocast
 from autoseg.inference.clock import Clock
+from autoseg.inference.traits import TraitsWatch, sampling_step
 
 LEVEL_TOLERANCE = 1e-4
 """Distance from the background's intensity, in normalised units, that resampling's rounding may cause."""
@@ -84,14 +85,30 @@ class WindowModel:
         """Passes through a network that a window takes: one for each network and mirroring."""
         return int(len(self.networks) * 2 ** len(self._mirror))
 
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Pass windows (B, C, X, Y, Z) through the networks, in their axes: (B, X, Y, Z, A) float32, on the CPU."""
+    def __call__(
+        self, batch: torch.Tensor, watch: TraitsWatch | None = None, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Pass windows through the networks, in their axes.
+
+        Args:
+            batch: (B, C, X, Y, Z).
+            watch: counts what each network says.
+            weights: for it: (B, X, Y, Z) of the windows' voxels.
+
+        Returns:
+            (B, X, Y, Z, A) float32, on the CPU.
+        """
         with torch.inference_mode(), _evaluating(self.networks), _headless(self._heads):
             moved = self._turn.apply(batch).to(self.device, memory_format=torch.channels_last_3d)
             outputs: list[torch.Tensor] = []
-            for network in self.networks:
+            for i, network in enumerate(self.networks):
+                unmirrored = list[torch.Tensor]()
+                look = None if watch is None else partial(self._keep_labels, watch, i, unmirrored)
                 with autocast(self.device, self.precision):
-                    logits = mirrored_mean(network, moved, self._mirror, self._pairs).float()
+                    logits = mirrored_mean(network, moved, self._mirror, self._pairs, look).float()
+                if watch is not None and weights is not None:
+                    sampled = self._sampled(i, logits)
+                    watch.count(i, sampled.cpu(), unmirrored[0] if unmirrored else None, self._every(weights))
                 if self._heads or not outputs:
                     outputs.append(logits)
                 else:
@@ -100,6 +117,23 @@ class WindowModel:
             if len(self.networks) > 1 and not self._heads:
                 held.div_(len(self.networks))
             return self._turn.back(held.cpu()).movedim(1, -1)
+
+    def _every(self, values: torch.Tensor) -> torch.Tensor:
+        step = sampling_step(self.num_outputs)
+        return values[..., ::step, ::step, ::step]
+
+    def _sampled(self, index: int, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, X, Y, Z) of one network in the windows' axes, of the voxels that are counted."""
+        sampled = self._every(self._turn.back(logits)).float()
+        if self._last:
+            layer = self._last[index]
+            bias = None if layer.bias is None else layer.bias.float()
+            sampled = F.conv3d(sampled, layer.weight.float(), bias)
+        return sampled
+
+    def _keep_labels(self, watch: TraitsWatch, index: int, kept: list[torch.Tensor], logits: torch.Tensor) -> None:
+        """Keep the labels of one pass; its logits are about to be overwritten."""
+        kept.append(watch.labels(self._sampled(index, logits)).cpu())
 
     def probabilities(self, held: torch.Tensor) -> torch.Tensor:
         """Of averages (R, H, W, A): (R, H, W, K) float32, row by row, since with many classes a row's are large."""
@@ -147,6 +181,7 @@ class ProbRows:
         window_batch: int | None = None,
         background: Sequence[float] | None = None,
         clock: Clock | None = None,
+        watch: TraitsWatch | None = None,
     ) -> None:
         """Lay out the windows; nothing is computed yet.
 
@@ -163,6 +198,7 @@ class ProbRows:
             background: intensity of each channel where nothing is; given, windows of nothing else are passed through
                 the networks once, and what these say of one goes for all.
             clock: counts the time in the networks.
+            watch: counts what each network says, and looks at the image.
 
         Source: nnU-Net pads symmetrically (`predict_from_raw_data.py`).
         """
@@ -174,7 +210,7 @@ class ProbRows:
         self._window_batch = default_batch(roi_size, model.device) if window_batch is None else window_batch
         self._background = background
         self._nothing: torch.Tensor | None = None  # what the networks say of a window of background
-        self._clock = clock or Clock()
+        self._clock, self._watch = clock or Clock(), watch
         self.network_s, self.num_skipped = 0.0, 0
         missing = [max(0, roi - size) for roi, size in zip(roi_size, shape, strict=True)]
         self._before = [m // 2 for m in missing]
@@ -244,7 +280,8 @@ class ProbRows:
                 full.append((place, window))
         for begin in range(0, len(full), self._window_batch):
             chosen = full[begin : begin + self._window_batch]
-            batch = self._pass(torch.stack([window for _, window in chosen])).movedim(axis + 1, 1)
+            weights = torch.stack([self._inner_weights(place) for place, _ in chosen]) if self._watch else None
+            batch = self._pass(torch.stack([window for _, window in chosen]), weights).movedim(axis + 1, 1)
             for (place, _), held in zip(chosen, batch, strict=True):  # (rows, H, W, A) each
                 self._add(held, place, inside, first - before, deep, alone=len(places) == 1)
             del batch, held  # not beside the next ones
@@ -302,6 +339,8 @@ class ProbRows:
         before, size = self._before[axis], self.shape[axis]
         low, high = max(self._image_end, first), last
         new = self._fetch(max(0, low - before), min(size, high - before))
+        if self._watch is not None:
+            self._watch.see(new, axis, self.shape)
         pads = []
         for a in (2, 1, 0):
             whole = a != axis
@@ -318,11 +357,28 @@ class ProbRows:
         self._image, self._image_end = new, last
         return new
 
-    def _pass(self, batch: torch.Tensor) -> torch.Tensor:
-        """What is averaged of windows, (B, X, Y, Z, A)."""
+    def _inner_weights(self, place: tuple[int, ...]) -> torch.Tensor:
+        """(X, Y, Z) weights of the window at a place in the plane, 0 where it pads the image."""
+        product = torch.ones(())
+        numbers = dict(zip(self._plane, place, strict=True))
+        for a in range(3):
+            i = numbers.get(a, self._next)
+            start = self._starts[a][i] - self._before[a]
+            weights = self._weights[a][i].clone()
+            weights[: max(0, -start)] = 0
+            weights[max(0, self.shape[a] - start) :] = 0
+            product = product[..., None] * weights
+        return product
+
+    def _pass(self, batch: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """What is averaged of windows, (B, X, Y, Z, A).
+
+        Args:
+            weights: (B, X, Y, Z) of their voxels; None: nothing is counted.
+        """
         begin = time.perf_counter()
         with self._clock.at("infer"):
-            logits = self._model(batch)
+            logits = self._model(batch, self._watch if weights is not None else None, weights)
         self.network_s += time.perf_counter() - begin
         return logits
 

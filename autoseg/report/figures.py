@@ -312,6 +312,38 @@ def dice_by_volume(classes: Sequence[str], points: Mapping[str, Sequence[tuple[f
 
 
 @_remembered
+def predicted_dice(points: Sequence[tuple[str, str, float, float]]) -> Plot:
+    """Predicted Dice against true Dice: of cases out of fold, and of spoilt copies of some of them.
+
+    Args:
+        points: case, how it was spoilt (empty: not), predicted and true mean Dice.
+    """
+    plots: list[Plot] = []
+    own = [(p, t) for _, kind, p, t in points if not kind]
+    spoilt = [(p, t) for _, kind, p, t in points if kind]
+    off = sum(abs(p - t) for p, t in own) / max(1, len(own))
+    alt = [f"{len(own)} cases, predicted and true mean Dice {off:.3f} apart on average; {len(spoilt)} spoilt copies."]
+    with _figure(3.2, alt, plots) as figure:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+        for values, name, colour, marker in (
+            (spoilt, "spoilt copies", COLOURS[1], MARKERS[2]),
+            (own, "cases", COLOURS[0], MARKERS[0]),
+        ):
+            if values:
+                axes.scatter(
+                    [p for p, _ in values], [t for _, t in values], s=14, color=colour, marker=marker, alpha=0.7,
+                    label=name, linewidths=0,
+                )  # fmt: skip
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("Predicted mean Dice, by a fit without the case")
+        axes.set_ylabel("True mean Dice")
+        axes.legend(loc="upper left")
+    return plots[0]
+
+
+@_remembered
 def reliability(classes: Sequence[str], counts: Sequence[Sequence[Sequence[float]]]) -> Plot:
     """Frequency of a class over the probability given to it.
 

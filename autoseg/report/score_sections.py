@@ -260,6 +260,22 @@ def suspicious(run: Run) -> Content | None:
     return {"rows": run.scores.suspicious[:MOST_ROWS], "num_rows": len(run.scores.suspicious), "few": FEW}
 
 
+def quality(run: Run) -> Content | None:
+    """How well the Dice of predictions is predicted, and which of the held-back cases to look at first."""
+    if not run.scores:
+        return None
+    found = run.scores.quality
+    if found is None:
+        return {"check": None}
+    return {
+        "check": found.check,
+        "plot": figures.predicted_dice(found.check.points) if found.check.points else None,
+        "rows": found.held_back[:MOST_ROWS],
+        "num_rows": len(found.held_back),
+        "few": FEW,
+    }
+
+
 def calibration(run: Run) -> Content | None:
     """How far probabilities can be believed, class by class."""
     if not run.scores or not run.scores.calibration:

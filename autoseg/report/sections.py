@@ -274,6 +274,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("scores", "Scores", score_sections.scores, "autoseg ensemble"),
     ("comparison", "Comparison", score_sections.comparison, "autoseg ensemble"),
     ("cases", "Cases", score_sections.cases, "autoseg ensemble"),
+    ("quality", "Predicted quality", score_sections.quality, "autoseg ensemble"),
     ("suspicious", "Suspicious labels", score_sections.suspicious, "autoseg ensemble"),
     ("pseudolabels", "Pseudo-labels", _pseudolabels, "autoseg pseudolabel"),
     ("calibration", "Calibration", score_sections.calibration, "autoseg ensemble"),

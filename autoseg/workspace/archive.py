@@ -36,7 +36,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 _JOB = rf"(?:{'|'.join(NETWORKS)})_(?:0|[1-9][0-9]{{0,3}})"
 PART = re.compile(
-    r"README\.md|LICENSE|labels\.json|settings\.yaml|ensemble/ensemble\.json|"
+    r"README\.md|LICENSE|labels\.json|settings\.yaml|ensemble/(?:ensemble|quality)\.json|"
     rf"{_JOB}/(?:job\.json|validation\.json|configs/hyper_parameters\.yaml|models/model\.safetensors)"
 )
 """The names that a part may have."""

@@ -12,7 +12,7 @@ work_dir/
     <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json, seal.json
         validation/, held_out/               its labels of held-out cases; their probabilities, for the ensemble
     sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
-    ensemble/                            ensemble.json, seal.json, scores.json, out_of_fold/, predictions/
+    ensemble/                            ensemble.json, seal.json, scores.json, quality.json, out_of_fold/, predictions/
     state/<stage>.json                   what each finished stage was made from
     state/networks.json                  what `algos: auto` came to, and why
     state/layout.json                    the version of all this; see layout.py
@@ -197,6 +197,16 @@ class Workspace:
     def suspicious_labels(self) -> Path:
         """Labels that the out-of-fold predictions contradict, a table."""
         return self.ensemble / "suspicious_labels.csv"
+
+    @property
+    def quality(self) -> Path:
+        """What predicts how good the ensemble's predictions are."""
+        return self.ensemble / "quality.json"
+
+    @property
+    def spoilt(self) -> Path:
+        """Predictions of spoilt copies of training cases, which that was learned from, too."""
+        return self.ensemble / "spoilt.json"
 
     @property
     def scores(self) -> Path:

@@ -24,7 +24,8 @@ class LabelFile:
     grid: Grid
     """The image's own."""
     array: np.ndarray
-    """(I, J, K) of an integer type, axes as the grid stores them; in memory, or mapped from a file."""
+    """(I, J, K) of an integer type, axes as the grid stores them; in memory, or mapped from a file. Of
+    float32 for maps, which the plain formats take."""
     segments: tuple[Segment, ...] = ()
     """The classes, for formats that name them."""
     images: tuple[Path, ...] = ()

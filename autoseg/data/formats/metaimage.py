@@ -177,7 +177,7 @@ def write_mha(path: Path, label: LabelFile) -> None:
     """Write a label file: packed, with the voxels in the same file. Source: as ITK's writer has the header."""
     affine = lps_to_ras(label.grid.affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    kinds = {"u1": "MET_UCHAR", "u2": "MET_USHORT", "u4": "MET_UINT"}
+    kinds = {"u1": "MET_UCHAR", "u2": "MET_USHORT", "u4": "MET_UINT", "f4": "MET_FLOAT"}
     pack = zlib.compressobj(1)
     packed = [*map(pack.compress, label.pieces()), pack.flush()]
     lines = (

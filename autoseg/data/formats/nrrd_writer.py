@@ -20,8 +20,8 @@ from autoseg.data.segments import Segment, layers_of, mask_of
 from autoseg.data.terms import Code, Term
 from autoseg.workspace.files import write_atomic
 
-TYPES = {1: "uint8", 2: "uint16", 4: "uint32"}
-"""Bytes of a label -> the format's name."""
+TYPES = {"u1": "uint8", "u2": "uint16", "u4": "uint32", "f4": "float"}
+"""Kind and bytes of a voxel -> the format's name."""
 CONTEXT, REGIONS = (
     "Segmentation category and type - 3D Slicer General Anatomy list",
     "Anatomic codes - DICOM master list",
@@ -49,7 +49,7 @@ def _write(
     vectors = [f"({','.join(repr(float(v)) for v in affine[:3, axis])})" for axis in range(4)]
     many = layers > 1
     fields = {
-        "type": TYPES[dtype.itemsize],
+        "type": TYPES[dtype.str[1:]],
         "dimension": "4" if many else "3",
         "space": "left-posterior-superior",
         "sizes": " ".join(map(str, (*([layers] if many else []), *grid.shape))),
