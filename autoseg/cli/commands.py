@@ -373,6 +373,24 @@ class Commands:
         show(make_report(work_dir, STAGES, output=output))
         return 0
 
+    def methods(self, *, work_dir: Path = _WORK_DIR, output: Path | None = None) -> int:
+        """Write the methods section of a paper, and the CLAIM 2024 and TRIPOD+AI items that the run can answer.
+
+        Each number has a footnote with its file and key; a JSON file beside the page lists them. What no file can know
+        is marked "You must write".
+
+        Args:
+            work_dir: Folder of a run with an ensemble.
+            output: The Markdown file, instead of methods.md in the run's folder.
+
+        Example:
+            autoseg methods --work_dir work_dir
+        """
+        from autoseg.export.methods import words, write_methods
+
+        show(words(*write_methods(work_dir, output)))
+        return 0
+
     def status(self, job: str | None = None, *, work_dir: Path = _WORK_DIR, watch: bool = False) -> int:
         """Show which stages and jobs are done, running or failed: device, epoch, Dice, time left, last error.
 

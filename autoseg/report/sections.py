@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from autoseg.config.units import format_duration
 from autoseg.data.datastats import AnalysisSummary
 from autoseg.errors import AutosegError
+from autoseg.export.checklists import CLAIM
+from autoseg.export.markdown import plain
+from autoseg.export.statements import Statements
 from autoseg.report import figures, filters, score_sections
 from autoseg.report.gather import Run, clock
 from autoseg.report.pictures import KEPT
@@ -259,6 +262,15 @@ def _reproduce(run: Run) -> Content | None:
     }
 
 
+def _paper(run: Run) -> Content | None:
+    """The items of CLAIM 2024 that the run answers, and what is left to its authors."""
+    if not run.scores:
+        return None
+    statements = Statements.of(run.workspace, marks=False)
+    rows = [(item.number, item.subject, plain(item.answer(statements)), item.to_write(statements)) for item in CLAIM]
+    return {"rows": rows, "answered": sum(bool(told) for _, _, told, _ in rows)}
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("data", "The data", _data, "autoseg analyze"),
     ("plan", "The plan", _plan, "autoseg generate"),
@@ -269,6 +281,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("suspicious", "Suspicious labels", score_sections.suspicious, "autoseg ensemble"),
     ("pseudolabels", "Pseudo-labels", _pseudolabels, "autoseg pseudolabel"),
     ("calibration", "Calibration", score_sections.calibration, "autoseg ensemble"),
+    ("paper", "For the paper", _paper, "autoseg ensemble"),
     ("usage", "Time, memory, disk", _usage, "autoseg run"),
     ("reproduce", "How to make it again", _reproduce, "autoseg run"),
 )
