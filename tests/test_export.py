@@ -290,6 +290,7 @@ def test_a_bundle_of_a_run_and_of_its_packed_model_are_one(tmp_path: Path) -> No
     files = sorted(p.relative_to(own) for p in own.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file())
     assert {Path("configs/inference.json"), Path("configs/metadata.json"), Path("models/model.pt")} <= {*files}
+    assert "## Intended use\n\n**You must write**" in (own / "docs" / "model_card.md").read_text()
     for path in files:
         if path.suffix == ".pt":
             weights, same = (torch.load(root / path, weights_only=True) for root in (own, other))

@@ -26,11 +26,13 @@ import autoseg
 from autoseg.cli.main import run_command
 from autoseg.ensemble.predict import load_from, predict_files
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
-from autoseg.export.card import cell
+from autoseg.export.markdown import cell
+from autoseg.export.methods import read_methods
 from autoseg.export.pack import pack
 from autoseg.inference.ensemble_spec import EnsembleSpec, seal_ensemble
 from autoseg.inference.postprocess import ClassRule
 from autoseg.inference.seals import seal_job
+from autoseg.version import __version__
 from autoseg.workspace import archive as archive_module
 from autoseg.workspace.archive import MANIFEST, opened_model
 from autoseg.workspace.files import write_json, write_yaml
@@ -151,6 +153,15 @@ def test_a_real_run_packs_and_predicts(finished_run: Path, tmp_path: Path, capsy
         assert row.startswith(f"| {entry['name']} | {value} | {entry['num']} | {entry['mean']:.4f} (")
     assert "| Voxel size (mm) | " in card
     assert "8 cases were analysed" in card
+    # What the card says beside its tables is what `autoseg methods` says, without footnotes.
+    methods = re.sub(r"\[\^\d+\]", "", read_methods(work).text)
+    shared = [line for line in card.splitlines() if line.startswith(("We report", "On ", "Of each model", "Networks "))]
+    assert len(shared) >= 3
+    assert [line for line in shared if line not in methods] == []
+    assert "## Intended use\n\n**You must write**" in card
+    assert "## Limits\n\n- " in card
+    assert f"Software: autoseg {__version__}" in card
+    assert "- [@segresnet]: Myronenko A." in card
     assert texts["LICENSE"].endswith("\nCC0 1.0\n")
 
 

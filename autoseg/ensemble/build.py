@@ -21,6 +21,7 @@ from autoseg.ensemble.optimism import ChosenAgain, choose_again, speaking_for
 from autoseg.ensemble.out_of_fold import Progress, score_out_of_fold
 from autoseg.ensemble.quality import learn_quality
 from autoseg.ensemble.results import Results
+from autoseg.ensemble.robustness import held_out_robustness
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.metrics import mean_score
 from autoseg.evaluation.scores import metric_named
@@ -96,6 +97,7 @@ def build_ensemble(
     held_back = predict_held_back(
         workspace, cases, spec, settings, trained.named, done.finished.tolerance_mm, quality, progress
     )
+    _measure_robustness(workspace, datalist, settings, scored, spec, progress)
     results = Results(
         candidates=tuple(able),
         chosen=choice.candidate,
@@ -115,6 +117,22 @@ def build_ensemble(
         failures=(*failures, *held_back.failures),
     )
     return _write(workspace, results)
+
+
+def _measure_robustness(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    scored: Sequence[CaseScore],
+    spec: EnsembleSpec,
+    progress: Progress | None,
+) -> None:
+    """Write robustness.json in the last round, unless it is not wanted."""
+    if settings.combining.robustness == "off" or not workspace.is_last_round:
+        workspace.robustness.unlink(missing_ok=True)
+        return
+    by_name = {case.name: case for case in datalist.training}
+    held_out_robustness(workspace, scored, by_name, spec, device=settings.device, seed=settings.seed, progress=progress)
 
 
 def _write_spec(workspace: Workspace, spec: EnsembleSpec, quality: QualityModel | None) -> None:
@@ -150,6 +168,7 @@ def _write(workspace: Workspace, results: Results) -> EnsembleResult:
     write_json(workspace.scores, results.to_json())
     write_text(workspace.subgroups, rows_to_csv(results.subgroups))
     write_text(workspace.suspicious_labels, suspicious.rows_to_csv(results.suspicious))
+    suspicious.write_points(workspace.suspicious_points, results.suspicious)
     return EnsembleResult(
         spec=results.spec,
         candidates=results.candidates,

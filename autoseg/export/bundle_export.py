@@ -12,15 +12,19 @@ from autoseg.errors import ConfigError
 from autoseg.export import bundle_configs
 from autoseg.export.bundle import network_def, outputs, write_configs, write_readme, write_shared
 from autoseg.export.bundle_metadata import left_out, metadata
-from autoseg.export.source import read_source
+from autoseg.export.card import card_text, facts_of, weights_bytes
+from autoseg.export.source import Source, licence_of, read_source
 from autoseg.export.targets import Request
 from autoseg.inference.predictor import group_key, read_weights
 from autoseg.plan import Plan, read_plan
 from autoseg.terminal import printable
-from autoseg.workspace.files import write_atomic, write_folder, write_json
+from autoseg.workspace.archive import is_packed
+from autoseg.workspace.files import write_atomic, write_folder, write_json, write_text
 from autoseg.workspace.jobs import JobDir
 
 Weights = dict[str, torch.Tensor]
+CARD = "model_card.md"
+"""In a bundle's docs/."""
 
 
 def export_bundle(
@@ -108,7 +112,18 @@ def write(request: Request) -> list[Path]:
             rules=[rule.model_dump(mode="json") for rule in spec.postprocessing] if spec is not None else (),
             scores={"mean_dice": spec.dice} if spec is not None and spec.dice is not None else None,
         )
+        if spec is not None:
+            write_text(folder / "docs" / CARD, _card(source))
     return [target]
+
+
+def _card(source: Source) -> str:
+    """The model card of the chosen ensemble; of a packed model its own."""
+    packed = source.run.root / "README.md"
+    if is_packed(source.run.root):
+        return packed.read_text(encoding="utf-8")
+    sizes = {name: weights_bytes(read_weights(job)) for name, job in source.jobs.items()}
+    return card_text(facts_of(source, licence_of(source), sizes))
 
 
 def _check_lowres(plans: Sequence[Plan], low: Plan) -> None:

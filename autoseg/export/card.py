@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import torch
 
 from autoseg.config.templates import read_template_text
 from autoseg.data.datastats import DataStats, Spread
-from autoseg.evaluation.score_files import ClassScores, Scores
+from autoseg.evaluation.score_files import ClassScores, Scores, read_scores
+from autoseg.export.markdown import cell
+from autoseg.export.references import used_in
+from autoseg.export.source import Source
+from autoseg.export.statements import FEWEST, Statements
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.plan import Plan
 from autoseg.terminal import printable
 from autoseg.version import __version__
+from autoseg.workspace.stored import read_stored
 
 UNKNOWN_LICENCE = "not known; ask whoever made the data"
 
@@ -36,6 +42,30 @@ class CardFacts:
     """Job -> size of its weights."""
     scores: Scores | None
     data: DataStats | None
+    run: Statements
+    """What the run says of itself, as `autoseg methods` has it."""
+
+
+def weights_bytes(weights: Mapping[str, torch.Tensor]) -> int:
+    """Size of a job's weights, however they are stored."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+
+
+def facts_of(model: Source, licence: str, sizes: dict[str, int]) -> CardFacts:
+    """What a run's chosen ensemble has to say on its card."""
+    assert model.spec is not None, "no jobs were named"
+    stats = model.run.datastats
+    return CardFacts(
+        name=model.title,
+        modality=model.text_of("modality"),
+        licence=licence,
+        spec=model.spec,
+        plans=model.plans,
+        weights_bytes=sizes,
+        scores=read_scores(model.workspace),
+        data=read_stored(stats, DataStats) if stats.exists() else None,
+        run=Statements.of(model.run, marks=False),
+    )
 
 
 def card_text(facts: CardFacts) -> str:
@@ -61,8 +91,26 @@ def _context(facts: CardFacts) -> dict[str, Any]:
         "rules": [f"{cell(rule.name)}: {rule.words}" for rule in facts.spec.postprocessing],
         "data": _data_rows(facts.data) if facts.data is not None else None,
         "models": [_model_row(name, plan, facts.weights_bytes[name]) for name, plan in facts.plans.items()],
+        **_sentences(facts.run),
         "combine": "vote" if facts.spec.combine == "vote" else "the mean of their probabilities",
     }
+
+
+def _sentences(run: Statements) -> dict[str, Any]:
+    """What the card shares with the methods section."""
+    evaluation = [run.metrics(), run.statistics(), run.selection(), run.calibration(), run.robustness()]
+    training = [run.preprocessing(), run.networks(), run.training(), run.initial_weights()]
+    sentences: dict[str, Any] = {
+        "external": run.external(),
+        "evaluation": [text for text in evaluation if text],
+        "training": [text for text in training if text],
+        "subgroups": run.subgroup_table(),
+        "limits": run.limits(),
+        "software": run.software(),
+        "fewest": FEWEST,
+    }
+    cited = "\n".join([*sentences["evaluation"], *sentences["training"]])
+    return {**sentences, "references": used_in(cited)}
 
 
 def _scores(facts: CardFacts) -> dict[str, Any]:
@@ -86,11 +134,6 @@ def _scores(facts: CardFacts) -> dict[str, Any]:
         "num_scored": num_scored,
         "tolerance": f"{scores.tolerance_mm:g}" if scores is not None and "nsd" in summaries else "",
     }
-
-
-def cell(text: str) -> str:
-    """A name as a cell of a Markdown table, and as nothing else: no markup, no control characters."""
-    return re.sub(r"([\\`*_{}\[\]<>|#!~])", r"\\\1", printable(text, one_line=True).strip())
 
 
 def yaml_text(text: str) -> str:

@@ -16,12 +16,10 @@ from typing import IO
 import yaml
 from safetensors.torch import save
 
-from autoseg.data.datalists.listfile import read_licence
-from autoseg.data.datastats import DataStats
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.evaluation.score_files import ValidationFile, read_scores
-from autoseg.export.card import CardFacts, card_text
-from autoseg.export.source import Source, read_source
+from autoseg.evaluation.score_files import ValidationFile
+from autoseg.export.card import card_text, facts_of, weights_bytes
+from autoseg.export.source import Source, licence_of, read_source
 from autoseg.inference.chosen import read_inference, read_quality
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.predictor import read_weights
@@ -72,7 +70,7 @@ def pack(work_dir: Path, output: Path, *, licence: str = "") -> Packed:
     if is_packed(Path(work_dir)):
         raise WorkspaceError(f"{work_dir}: packed already. Copy it, or give the folder of a run with --work_dir.")
     model = read_source(Workspace(Path(work_dir)), with_locator=True)
-    licence = " ".join(licence.split()) or _licence_of(model)
+    licence = " ".join(licence.split()) or licence_of(model)
     to_zip = output.suffix.lower() == ZIP
     if to_zip:
         write_atomic(output, lambda file: _write_zip(file, model, licence))
@@ -105,12 +103,6 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"--output: {folder} is not writable. Give a folder you may write to.")
 
 
-def _licence_of(model: Source) -> str:
-    """The licence of the training data, where the user's list names one and is still there."""
-    listed = model.text_of("datalist")
-    return read_licence(model.run.root / listed) if listed else ""
-
-
 # -- the parts
 
 
@@ -118,8 +110,9 @@ def _parts(model: Source, licence: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of each part but the manifest; the weights of one job at a time."""
     sizes = {}
     for name, job in model.jobs.items():
-        weights = save({key: tensor.contiguous().clone() for key, tensor in read_weights(job).items()})
-        sizes[name] = len(weights)
+        tensors = read_weights(job)
+        sizes[name] = weights_bytes(tensors)
+        weights = save({key: tensor.contiguous().clone() for key, tensor in tensors.items()})
         yield f"{name}/models/model.safetensors", weights
         yield f"{name}/configs/hyper_parameters.yaml", _yaml(model.plans[name].model_dump(mode="json"))
         algo, _, fold = name.rpartition("_")
@@ -137,7 +130,7 @@ def _parts(model: Source, licence: str) -> Iterator[tuple[str, bytes]]:
     yield "labels.json", _json(_labels(model))
     if licence:
         yield "LICENSE", f"Licence of the training data, which applies to the model, too:\n\n{licence}\n".encode()
-    yield "README.md", card_text(_facts(model, licence, sizes)).encode()
+    yield "README.md", card_text(facts_of(model, licence, sizes)).encode()
 
 
 def _spec(model: Source) -> EnsembleSpec:
@@ -167,20 +160,6 @@ def _labels(model: Source) -> list[dict[str, object]]:
         }
         for name, values, painted in zip(label_map.names, label_map.values, label_map.painted_values, strict=True)
     ]
-
-
-def _facts(model: Source, licence: str, sizes: dict[str, int]) -> CardFacts:
-    stats = model.run.datastats
-    return CardFacts(
-        name=model.title,
-        modality=model.text_of("modality"),
-        licence=licence,
-        spec=_spec(model),
-        plans=model.plans,
-        weights_bytes=sizes,
-        scores=read_scores(model.workspace),
-        data=read_stored(stats, DataStats) if stats.exists() else None,
-    )
 
 
 def _manifest(model: Source, parts: dict[str, Part]) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoseg.config.networks import LOCATOR
+from autoseg.data.datalists.listfile import read_licence
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.inference.chosen import own_jobs, read_ensemble, run_at
@@ -93,6 +94,12 @@ def read_source(
         plans=plans,
         settings=read_any_settings(run),
     )
+
+
+def licence_of(model: Source) -> str:
+    """The licence of the training data, where the user's list names one and is still there; else empty."""
+    listed = model.text_of("datalist")
+    return read_licence(model.run.root / listed) if listed else ""
 
 
 def refuse_frame(plan: Plan) -> None:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from autoseg.config.units import format_duration
 from autoseg.data.datastats import AnalysisSummary
 from autoseg.errors import AutosegError
+from autoseg.export.checklists import CLAIM
+from autoseg.export.markdown import plain
+from autoseg.export.statements import Statements
 from autoseg.report import figures, filters, score_sections
 from autoseg.report.gather import Run, clock
 from autoseg.report.pictures import KEPT
 from autoseg.report.pretraining import pretrainings, scratch_tests
-from autoseg.report.score_sections import FEW, MOST_ROWS, Content
+from autoseg.report.score_sections import FEW, MOST_PICTURES, MOST_ROWS, Content
 from autoseg.weights.tables import Table, read_table
 from autoseg.workspace.files import open_regular
 from autoseg.workspace.jobs import EpochLine
@@ -27,8 +30,6 @@ if TYPE_CHECKING:
 
 ELSEWHERE = ("algo", "fold", "seed", "init_weights")
 """Values of a plan that stand in other sections."""
-MOST_PICTURES = 3
-"""Cases whose pseudo-labels are shown in pictures."""
 
 
 def glance(run: Run) -> list[tuple[str, str, str]]:
@@ -266,6 +267,15 @@ def _reproduce(run: Run) -> Content | None:
     }
 
 
+def _paper(run: Run) -> Content | None:
+    """The items of CLAIM 2024 that the run answers, and what is left to its authors."""
+    if not run.scores:
+        return None
+    statements = Statements.of(run.workspace, marks=False)
+    rows = [(item.number, item.subject, plain(item.answer(statements)), item.to_write(statements)) for item in CLAIM]
+    return {"rows": rows, "answered": sum(bool(told) for _, _, told, _ in rows)}
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("data", "The data", _data, "autoseg analyze"),
     ("plan", "The plan", _plan, "autoseg generate"),
@@ -278,6 +288,9 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("suspicious", "Suspicious labels", score_sections.suspicious, "autoseg ensemble"),
     ("pseudolabels", "Pseudo-labels", _pseudolabels, "autoseg pseudolabel"),
     ("calibration", "Calibration", score_sections.calibration, "autoseg ensemble"),
+    ("robustness", "Robustness", score_sections.robustness, "autoseg ensemble"),
+    ("learning-curve", "More cases", score_sections.learning_curve, "autoseg learning_curve"),
+    ("paper", "For the paper", _paper, "autoseg ensemble"),
     ("usage", "Time, memory, disk", _usage, "autoseg run"),
     ("reproduce", "How to make it again", _reproduce, "autoseg run"),
 )
@@ -285,8 +298,12 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
 
 
 def sections_of(workspace: Workspace) -> list[tuple[str, str, Callable[[Run], Content | None], str]]:
-    """The sections that a run has: pseudo-labels where it has rounds of training, pretraining where there is any."""
+    """The sections that a run has: pseudo-labels only where it has rounds of training, what is optional where it is."""
     has_rounds = Unreadable().or_else(True, lambda: workspace.num_rounds > 1)
-    left_out = set() if has_rounds else {"pseudolabels"}
-    left_out |= set() if pretraining_place(workspace).root.is_dir() else {"pretraining"}
-    return [section for section in SECTIONS if section[0] not in left_out]
+    left_out = {
+        "pseudolabels": not has_rounds,
+        "pretraining": not pretraining_place(workspace).root.is_dir(),
+        "robustness": not workspace.robustness.exists(),
+        "learning-curve": not (workspace.learning_curve / "curve.json").exists(),
+    }
+    return [section for section in SECTIONS if not left_out.get(section[0], False)]

@@ -1,0 +1,77 @@
+"""Where the methods that autoseg uses were published, for texts that cite them."""
+
+from __future__ import annotations
+
+NETWORK_NAMES = {
+    "segresnet": "SegResNet",
+    "resenc": "residual-encoder U-Net",
+    "swinunetr": "SwinUNETR",
+    "dints": "DiNTS",
+    "unet": "U-Net",
+    "unetr": "UNETR",
+}
+NETWORK_SOURCES = {
+    "segresnet": "segresnet",
+    "resenc": "resenc",
+    "swinunetr": "swinunetr",
+    "dints": "dints",
+    "unet": "unet",
+    "unetr": "unetr",
+}
+OPTIMIZERS = {
+    "muon": "Muon [@muon]",
+    "adamw": "AdamW [@adamw]",
+    "adam": "Adam",
+    "novograd": "NovoGrad",
+    "sgd": "stochastic gradient descent with Nesterov momentum",
+}
+"""Setting -> the name in a sentence."""
+
+REFERENCES = {
+    "monai": "Cardoso MJ et al. MONAI: an open-source framework for deep learning in healthcare. arXiv "
+    "2211.02701, 2022.",
+    "pytorch": "Paszke A et al. PyTorch: an imperative style, high-performance deep learning library. NeurIPS 2019.",
+    "segresnet": "Myronenko A. 3D MRI brain tumor segmentation using autoencoder regularization. BrainLes 2018.",
+    "resenc": "Isensee F et al. nnU-Net revisited: a call for rigorous validation in 3D medical image segmentation. "
+    "arXiv 2404.09556, 2024.",
+    "swinunetr": "Hatamizadeh A et al. Swin UNETR: Swin transformers for semantic segmentation of brain tumors in MRI "
+    "images. BrainLes 2021.",
+    "dints": "He Y et al. DiNTS: differentiable neural network topology search for 3D medical image segmentation. "
+    "CVPR 2021.",
+    "unet": "Çiçek Ö et al. 3D U-Net: learning dense volumetric segmentation from sparse annotation. MICCAI 2016.",
+    "unetr": "Hatamizadeh A et al. UNETR: transformers for 3D medical image segmentation. arXiv 2103.10504, 2022.",
+    "nnunet": "Isensee F et al. nnU-Net: a self-configuring method for deep learning-based biomedical image "
+    "segmentation. "
+    "Nature Methods 18, 2021.",
+    "dice_loss": "Milletari F et al. V-Net: fully convolutional neural networks for volumetric medical image "
+    "segmentation. 3DV 2016.",
+    "muon": "Jordan K et al. Muon: an optimizer for hidden layers in neural networks. 2024.",
+    "adamw": "Loshchilov I, Hutter F. Decoupled weight decay regularization. ICLR 2019.",
+    "metrics": "Maier-Hein L et al. Metrics reloaded: recommendations for image analysis validation. Nature "
+    "Methods 21, "
+    "2024.",
+    "nsd": "Nikolov S et al. Clinically applicable segmentation of head and neck anatomy for radiotherapy. J "
+    "Med Internet "
+    "Res 23, 2021.",
+    "hall": "Hall P. On the removal of skewness by transformation. J R Stat Soc B 54, 1992.",
+    "holm": "Holm S. A simple sequentially rejective multiple test procedure. Scand J Stat 6, 1979.",
+    "calibration": "Guo C et al. On calibration of modern neural networks. ICML 2017.",
+    "claim": "Tejani AS et al. Checklist for artificial intelligence in medical imaging (CLAIM): 2024 "
+    "update. Radiology: "
+    "Artificial Intelligence 6, 2024.",
+    "tripod": "Collins GS et al. TRIPOD+AI statement: updated guidance for reporting clinical prediction "
+    "models that use "
+    "regression or machine learning methods. BMJ 385, 2024.",
+}
+"""Key -> the publication."""
+
+
+def cited(key: str) -> str:
+    """A citation in a text, as pandoc and most Markdown editors with references write it."""
+    assert key in REFERENCES, key
+    return f"[@{key}]"
+
+
+def used_in(text: str) -> list[str]:
+    """References that a text cites, as lines, in the order of the table."""
+    return [f"- [@{key}]: {words}" for key, words in REFERENCES.items() if f"[@{key}]" in text]

@@ -1,0 +1,190 @@
+"""`autoseg methods`: every figure in the text is what its source holds; what no file knows is left to the authors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoseg.cli.main import run_command
+from autoseg.config.networks import NETWORKS
+from autoseg.ensemble.robustness import CHANGES
+from autoseg.export.checklists import CLAIM, TRIPOD_AI, YOU
+from autoseg.export.markdown import plain
+from autoseg.export.methods import Methods, read_methods
+from autoseg.export.references import NETWORK_NAMES, NETWORK_SOURCES, REFERENCES
+from autoseg.export.traced import at, pointer, taken
+
+CONSTANT = (
+    "95 % interval", "10th to 90th percentile", "Intervals of 95 %", "95th percentile", "CLAIM 2024",
+    "voxels other than 0", "Apache-2.0",
+)  # fmt: skip
+"""What has digits in the text and is no figure of the run."""
+
+
+@pytest.fixture
+def work_dir(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run that may be changed; without images, of which methods reads none."""
+    kept = shutil.ignore_patterns("cache", "*.nii.gz", "*.pt", "held_out")
+    return Path(shutil.copytree(finished_run / "work_dir", tmp_path / "run" / "work_dir", ignore=kept))
+
+
+def value_at(root: Path, file: str, key: str, of: str) -> Any:
+    """What a figure's source holds, read with nothing of the code under test."""
+    text = (root / file).read_text()
+    found = [json.loads(text) if file.endswith(".json") else yaml.safe_load(text)]
+    is_list = False
+    for part in key.split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if name == "*":
+            found, is_list = [v for f in found for v in (f.values() if isinstance(f, dict) else f)], True
+        else:
+            found = [f[int(name)] if isinstance(f, list) else f[name] for f in found]
+    if of == "distinct":
+        return len(set(found))
+    assert not is_list
+    return len(found[0]) if of == "count" else found[0]
+
+
+def check(methods: Methods, root: Path) -> None:
+    """Every number of the page is followed by the footnote of its source, and equals it to the digits shown."""
+    page, _, notes = methods.text.partition("\n[^1]: ")
+    body = page.partition("## References")[0]
+    shown = re.findall(r"(\S+?)\[\^(\d+)\]", body)
+    assert len(shown) > 80
+    for text, note in shown:
+        figure = methods.figures[int(note) - 1]
+        assert text.lstrip("(").endswith(figure.shown.split()[-1])
+    for number, figure in enumerate(methods.figures, 1):
+        value = value_at(root, figure.file, figure.key, figure.of)
+        assert value == figure.value, figure
+        expected = (
+            str(value)
+            if isinstance(value, str)
+            else format(value if figure.unit == 1 else value / figure.unit, figure.form)
+        )
+        assert figure.shown == expected
+        if isinstance(value, float) and figure.form.endswith("f"):
+            digits = int(re.search(r"\.(\d)", figure.form)[1])  # type: ignore[index]
+            assert math.isclose(float(figure.shown), value / figure.unit, abs_tol=0.50001 * 10**-digits)
+        assert f"{figure.file}: " in (f"[^1]: {notes}".splitlines()[number - 1])
+    # Nothing else on the page has digits, but for items' numbers and what is the same for all runs.
+    for figure in sorted(methods.figures, key=lambda f: -len(f.shown)):
+        body = re.sub(re.escape(figure.shown) + r"\[\^\d+\]", "", body)
+    for words in (*CONSTANT, *(words for words, _ in CHANGES.values())):
+        body = body.replace(words, "")
+    body = re.sub(r"^\| \d+[a-g]? \|", "", body, flags=re.MULTILINE)
+    assert re.findall(r".*\d.*", body) == []
+
+
+def test_every_figure_equals_its_source(work_dir: Path) -> None:
+    check(read_methods(work_dir), work_dir)
+
+
+FINITE = st.floats(0, 1, allow_nan=False)
+
+
+@settings(max_examples=6)
+@given(data=st.data())
+def test_every_figure_equals_its_source_whatever_the_scores_are(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, finished_run: Path
+) -> None:
+    """Figures of scores.json, datastats.yaml and a plan are drawn anew; some scores are not counted."""
+    root = tmp_path_factory.mktemp("drawn") / "work_dir"
+    kept = shutil.ignore_patterns("cache", "*.nii.gz", "*.pt", "held_out", "records")
+    shutil.copytree(finished_run / "work_dir", root, ignore=kept)
+    scores = json.loads((root / "ensemble" / "scores.json").read_text())
+    for metric in ("dice", "nsd", "hd95"):
+        for entry in (scores[metric], *scores[metric]["classes"]):
+            entry["mean"] = data.draw(st.none() | FINITE)
+            entry["low"], entry["high"] = data.draw(st.tuples(st.none(), st.none()) | st.tuples(FINITE, FINITE))
+            if "num" in entry:
+                entry["num"] = data.draw(st.integers(0, 999))
+    (root / "ensemble" / "scores.json").write_text(json.dumps(scores))
+    plan = root / "segresnet_0" / "configs" / "hyper_parameters.yaml"
+    rate = data.draw(st.floats(1e-6, 1, allow_nan=False))
+    plan.write_text(re.sub(r"^learning_rate: \S+", f"learning_rate: {rate!r}", plan.read_text(), flags=re.MULTILINE))
+    check(read_methods(root), root)
+
+
+def test_what_changed_images_cost_is_traced_too(work_dir: Path) -> None:
+    change = {"dice": 0.5123, "difference": -0.1, "low": None, "high": None}
+    changes = [{"name": name, "words": words, **change} for name, (words, _) in CHANGES.items()]
+    stored = {"made_from": "", "cases": ["a", "b", "c"], "dice": 0.6123, "changes": changes}
+    (work_dir / "ensemble" / "robustness.json").write_text(json.dumps(stored))
+    methods = read_methods(work_dir)
+    check(methods, work_dir)
+    assert "On 3[^" in methods.text
+    assert "turned by 10 degrees 0.512[^" in methods.text
+
+
+def test_the_check_can_fail(work_dir: Path) -> None:
+    methods = read_methods(work_dir)
+    path = work_dir / "ensemble" / "scores.json"
+    path.write_text(path.read_text().replace('"num_cases": 8', '"num_cases": 7'))
+    with pytest.raises(AssertionError):
+        check(methods, work_dir)
+
+
+def test_the_command_writes_the_page_and_its_sources(work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["methods", "--work_dir", str(work_dir)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == [str(work_dir / "methods.md"), str(work_dir / "methods.json")]
+    assert re.fullmatch(r"CLAIM 2024: \d+ of 44 items answered, wholly or in part", told[2])
+    assert re.fullmatch(r"TRIPOD\+AI: \d+ of 52 items answered, wholly or in part", told[3])
+    text = (work_dir / "methods.md").read_text()
+    sources = json.loads((work_dir / "methods.json").read_text())
+    assert f"{len(sources['figures'])} figures" in told[4]
+    mean = next(f for f in sources["figures"] if (f["file"], f["key"]) == ("ensemble/scores.json", "/dice/mean"))
+    assert f"the mean Dice was {mean['shown']}[^{mean['note']}]" in text
+    for number in ("4", "14", "34", "44"):  # what no file of a run can know
+        assert re.search(rf"^\| {number} \| [^|]+ \| \*\*You must write\*\*: ", text, re.MULTILINE), number
+    for name in (p.name for p in work_dir.glob("ensemble/records/*.json")):
+        assert name.removesuffix(".json") not in text
+
+
+def test_without_an_ensemble_it_says_what_to_run(
+    phantom_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["methods", "--work_dir", str(tmp_path)]) == 2
+    assert "no settings.yaml, so not a run's folder. Give a run's folder with --work_dir." in capsys.readouterr().err
+    (tmp_path / "settings.yaml").write_text("{}")
+    assert run_command(["methods", "--work_dir", str(tmp_path)]) == 2
+    assert "no scores yet. Run `autoseg run` or `autoseg ensemble` first." in capsys.readouterr().err
+
+
+def test_the_checklists_are_whole() -> None:
+    assert [item.number for item in CLAIM] == [str(n) for n in range(1, 45)]
+    numbers = [item.number for item in TRIPOD_AI]
+    assert len(numbers) == len(set(numbers)) == 52
+    assert list(dict.fromkeys(int(re.match(r"\d+", n)[0]) for n in numbers)) == [*range(1, 28)]  # type: ignore[index]
+    assert all(item.answers or item.left for item in (*CLAIM, *TRIPOD_AI))
+    assert YOU == "**You must write**"
+
+
+def test_every_network_has_a_name_and_a_source() -> None:
+    assert {*NETWORKS} - {"locator"} == {*NETWORK_NAMES} == {*NETWORK_SOURCES}
+    assert {*NETWORK_SOURCES.values()} <= {*REFERENCES}
+
+
+def test_keys_lead_through_mappings_and_lists() -> None:
+    data = {"a/b": [{"c": 3}, {"c": 4}, {"c": 3}], "d": {"x": {"c": 1}}}
+    assert pointer("a/b", 0, "c") == "/a~1b/0/c"
+    assert at(data, "/a~1b/1/c") == 4
+    assert taken(data, "/a~1b/*/c", "distinct") == 2
+    assert taken(data, "/d/*/c", "distinct") == 1
+    assert taken(data, "/a~1b", "count") == 3
+    assert at(data, "/a~1b/7/c") is None
+    assert at(data, "/d/y") is None
+
+
+def test_plain_sentences_have_no_markup() -> None:
+    assert plain("**You** used `x` of a\\_b [@muon], 3[^12].") == "You used x of a_b, 3."
