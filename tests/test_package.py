@@ -109,6 +109,7 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     assert isinstance(readme, str)
     assert "docs/clusters.md" in readme  # the text of the link
     assert re.findall(r"\]\((?!https?:)[^)]*\)", readme) == []  # dead on a package index
+    assert not re.search(r"^!|^The demo's report:", readme, flags=re.MULTILINE)  # nor text in a picture's place
     assert "[MONAI](https://monai.io)" in readme
 
 
