@@ -205,6 +205,17 @@ def test_the_pages_for_movers_name_settings_that_exist() -> None:
     assert named - known - {"fold", "index", "init"} == set()
 
 
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    sources = "\n".join(path.read_text() for path in sorted((ROOT / "autoseg").rglob("*.py")))
+    sources = re.sub(r"\"\s*\n\s*f?\"", "", sources)  # texts that go on in the next line
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), flags=re.MULTILINE)
+    texts = [row for row in rows if "(doctor)" not in row]  # the doctor's lines are put together of short words
+    assert len(texts) > 12
+    for row in texts:
+        for fragment in " ".join(re.findall(r"`([^`]*)`", row)).split("..."):
+            assert fragment.strip() in sources, f"{row}: {fragment!r}"
+
+
 def test_settings_in_blocks_are_valid(tmp_path: Path) -> None:
     """Each block of YAML on the pages is part of an input.yaml."""
     needed = {"modality": "CT", "datalist": "datalist.json", "dataroot": "."}
