@@ -256,6 +256,13 @@ def test_figures_of_the_comparison_are_those_of_the_results() -> None:
     assert widths == {7}, "a cell for each tool"
 
 
+def test_the_tour_goes_through_the_sections_of_a_report(finished_run: Path) -> None:
+    page = (finished_run / "work_dir" / "report.html").read_text()
+    sections = re.findall(r'<h2 id="[\w-]+-title">([^<]+)</h2>', page)
+    tour = re.findall(r"^## (.+)$", (ROOT / "docs" / "tour.md").read_text(), flags=re.MULTILINE)
+    assert tour == ["At a glance", *sections]
+
+
 def test_pictures_are_small_and_shown() -> None:
     pictures = list((ROOT / "docs" / "images").iterdir())
     assert sum(path.stat().st_size for path in pictures) < 300_000
