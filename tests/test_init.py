@@ -48,6 +48,21 @@ def settings(output: Path) -> Settings:
     return Settings(**yaml.safe_load((output / "input.yaml").read_text()))
 
 
+@pytest.mark.parametrize(
+    ("beside", "classes"),
+    [
+        ({"1": "liver", "5": "left kidney"}, {"liver": (1,), "left kidney": (5,)}),
+        ([{"id": 1}], {"class_1": (1,), "class_5": (5,)}),  # a file of another tool
+    ],
+)
+def test_names_that_merge_masks_wrote_are_taken(
+    beside: object, classes: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    data = pairs(tmp_path / "data")
+    (data / "labels" / "labels.json").write_text(json.dumps(beside))
+    assert init_data_folder(data, tmp_path / "out").classes == classes
+
+
 def test_a_pair_of_folders(tmp_path: Path) -> None:
     data, output = pairs(tmp_path / "data"), tmp_path / "out"
     result = init_data_folder(data, output)

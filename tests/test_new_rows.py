@@ -1,4 +1,4 @@
-"""A toy format and a toy metric, added as CONTRIBUTING.md says to a copy of the package, and used."""
+"""A toy format, a toy metric and a toy launcher, added as CONTRIBUTING.md says to a copy of the package, and used."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
 import pytest
 from house import commands, copy_house, put
+
+from autoseg.config.settings import Settings
+from autoseg.launch import CLUSTERS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,11 +81,36 @@ ROW = """METRICS: tuple[Metric, ...] = (
         higher_is_better=False,
     ),
 """
+LAUNCHER = '''"""One task after the other, as another machine would have them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoseg.config.settings import Settings
+from autoseg.launch import Ended, Task, run_command
+
+
+def run(tasks: Sequence[Task], settings: Settings, ended: Ended, output: Path) -> None:
+    for task in tasks:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "room.txt").write_text(" ".join([task.name, *task.words[:1]]))
+        environment = {"AUTOSEG_DEVICE_NAME": "the other room", "OMP_NUM_THREADS": str(task.cpus)}
+        while ended(task, run_command(task.command(), output / f"{task.name}.out", environment)):
+            pass
+
+
+def has_gpus(settings: Settings) -> bool:
+    return False
+
+
+def num_workers(settings: Settings, gpus: int, cpus: int) -> int:
+    return 1
+'''
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with the two rows."""
+    """A copy of the package with the three rows."""
     folder = copy_house(tmp_path_factory.mktemp("house"))
     formats = folder / "autoseg" / "data" / "formats"
     (formats / "text.py").write_text(FORMAT)
@@ -90,6 +119,10 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores = folder / "autoseg" / "evaluation" / "scores.py"
     put(scores, "\n\n# -- the table\n\nDICE =", METRIC)
     put(scores, "METRICS: tuple[Metric, ...] = (\n    DICE,\n", ROW)
+    (folder / "autoseg" / "launch" / "other_room.py").write_text(LAUNCHER)
+    put(folder / "autoseg" / "launch" / "__init__.py", 'CLUSTERS = {"ray"', 'CLUSTERS = {"room": "other_room", "ray"')
+    settings = folder / "autoseg" / "config" / "settings.py"
+    put(settings, 'launcher: Literal["local", ', 'launcher: Literal["local", "room", ')
     return folder
 
 
@@ -103,6 +136,21 @@ def command(house: Path) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+def test_every_launcher_is_a_value_of_the_setting() -> None:
+    assert get_args(Settings.model_fields["launcher"].annotation) == ("local", *CLUSTERS)
+
+
+def test_a_new_launcher_trains_a_job(finished_run: Path, tmp_path: Path, command: Callable[..., str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, copy_function=shutil.copy2)
+    job = run / "work_dir" / "segresnet_0"
+    shutil.rmtree(job / "models")  # so that it is trained again
+    path = str(run / "input.yaml")
+    command(["train", "--input", path, "--launcher", "room"])
+    assert (job / "models" / "model.pt").exists()
+    assert [path.read_text() for path in (run / "work_dir").rglob("room.txt")] == ["segresnet_0 train"]
 
 
 def to_text(source: Path, target: Path) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import sysconfig
 import tomllib
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from outside import PYTHON, build_wheel, install, run
 from packaging.requirements import Requirement
 
 from autoseg.version import __version__
@@ -60,36 +58,28 @@ def test_each_python_that_is_tested_is_in_the_metadata() -> None:
     assert PROJECT["requires-python"] == f">={versions[0]}"
 
 
+def test_a_package_index_shows_no_dead_links_and_no_pictures() -> None:
+    """As the build makes its description; `test_what_the_wheel_holds` looks at the wheel's own."""
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"]
+    text = (ROOT / "README.md").read_text()
+    for change in hooks["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    check_readme(text)
+
+
+def check_readme(text: str) -> None:
+    assert "docs/clusters.md" in text  # the text of the link
+    assert re.findall(r"\]\((?!https?:)[^)]*\)", text) == []  # dead on a package index
+    assert not re.search(r"^!|^The demo's report:", text, flags=re.MULTILINE)  # nor text in a picture's place
+    assert "[MONAI](https://monai.io)" in text
+
+
 # -- the wheel
-
-
-def run(*words: str, folder: Path, **environment: str) -> str:
-    """What a command prints; it has to end well."""
-    environment = {"PATH": os.environ["PATH"], **environment}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the checkout by the packages that are installed."""
-    folder = tmp_path_factory.mktemp("wheel")
-    words = [
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        str(folder),
-        str(ROOT),
-    ]
-    run(sys.executable, *words, folder=folder, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
-    (path,) = folder.glob("*.whl")
-    return path
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.mark.slow
@@ -107,42 +97,25 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     assert metadata["Author"] == "autoseg developers"
     readme = metadata.get_payload()
     assert isinstance(readme, str)
-    assert "docs/clusters.md" in readme  # the text of the link
-    assert re.findall(r"\]\((?!https?:)[^)]*\)", readme) == []  # dead on a package index
-    assert "[MONAI](https://monai.io)" in readme
+    check_readme(readme)
 
 
 @pytest.mark.slow
 @pytest.mark.extra("hatchling", "hatch_fancy_pypi_readme")
 def test_the_wheel_runs_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    packages, site = tmp_path / "packages", tmp_path / "site"
-    packages.mkdir()
-    for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for entry in Path(place).iterdir():  # all but autoseg itself, whose .pth leads to the checkout
-            if "autoseg3d" not in entry.name:
-                (packages / entry.name).symlink_to(entry)
-    run(
-        sys.executable,
-        *["-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target"],
-        str(site),
-        str(wheel),
-        folder=tmp_path,
-    )
+    site, packages = install(wheel, tmp_path)
     home = tmp_path / "home"
     home.mkdir()
-    for path in site.rglob("*"):
-        path.chmod(0o555)
 
     def autoseg(*words: str) -> str:
         environment = {"PYTHONPATH": f"{site}{os.pathsep}{packages}", "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
-        python = getattr(sys, "_base_executable", sys.executable)
-        return run(python, "-m", "autoseg", *words, folder=home, **environment)
+        return run(PYTHON, "-m", "autoseg", *words, folder=home, **environment)
 
     assert autoseg("--version") == f"autoseg {__version__}\n"
     assert "Ready for a run." in autoseg("doctor")
     assert autoseg("schema") == (ROOT / "docs" / "input.schema.json").read_text()
     autoseg("init", "--help")
     assert str(ROOT) not in run(
-        getattr(sys, "_base_executable", sys.executable), "-c", "import autoseg; print(autoseg.__file__)",
+        PYTHON, "-c", "import autoseg; print(autoseg.__file__)",
         folder=home, PYTHONPATH=f"{site}{os.pathsep}{packages}",
     )  # fmt: skip

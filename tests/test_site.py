@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -12,15 +13,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from autoseg.cli.arguments import command_names, parse
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
 from autoseg.cli.main import run_command
 from autoseg.config.docs import setting_docs
 from autoseg.config.load import AUTO3DSEG_WITHOUT_EFFECT
+from autoseg.config.reader import read_with_origins
+from autoseg.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
+TYPED_ELSEWHERE = "recipes"
+"""A folder of docs whose pages need data sets of their own: test_recipes.py."""
 ENDLESS = ("--serve",)
 """Commands with one of these are checked, not run."""
 TINY = """
@@ -67,14 +73,14 @@ def test_a_dead_link_is_seen() -> None:
 
 def test_every_page_has_its_place() -> None:
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    listed = re.findall(r"[\w-]+\.md", json.dumps(config["nav"]))
-    assert sorted(listed) == sorted(p.name for p in (ROOT / "docs").glob("*.md"))
+    listed = re.findall(r"[\w/-]+\.md", json.dumps(config["nav"]))
+    assert sorted(listed) == sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md"))
     assert config["theme"]["font"] is False  # nothing is fetched from elsewhere
 
 
 def test_the_first_page_leads_to_every_other() -> None:
-    linked = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text())
-    assert {"index.md", *linked} == {p.name for p in (ROOT / "docs").glob("*.md")}
+    linked = re.findall(r"\]\(([\w/-]+\.md)\)", (ROOT / "docs" / "index.md").read_text())
+    assert {"index.md", *linked} == {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
 
 
 def test_nothing_is_installed_by_a_name_that_no_index_has() -> None:
@@ -162,7 +168,9 @@ def home(finished_run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if commands_of(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in PAGES if commands_of(p) and p.parent.name != TYPED_ELSEWHERE], ids=lambda p: p.name
+)
 def test_every_command_runs(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts_anew = "init" in "".join(commands_of(path)) or "my_data" in "".join(commands_of(path))
     monkeypatch.chdir(home if starts_anew else home / "done")
@@ -195,6 +203,86 @@ def test_the_pages_for_movers_name_settings_that_exist() -> None:
     rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")][1:]
     named = {w for cell in rows for w in re.findall(r"`([a-z_0-9]+)(?:: [^`]*)?`", cell)}
     assert named - known - {"fold", "index", "init"} == set()
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    sources = "\n".join(path.read_text() for path in sorted((ROOT / "autoseg").rglob("*.py")))
+    sources = re.sub(r"\"\s*\n\s*f?\"", "", sources)  # texts that go on in the next line
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), flags=re.MULTILINE)
+    texts = [row for row in rows if "(doctor)" not in row]  # the doctor's lines are put together of short words
+    assert len(texts) > 12
+    for row in texts:
+        for fragment in " ".join(re.findall(r"`([^`]*)`", row)).split("..."):
+            assert fragment.strip() in sources, f"{row}: {fragment!r}"
+
+
+def test_settings_in_blocks_are_valid(tmp_path: Path) -> None:
+    """Each block of YAML on the pages is part of an input.yaml."""
+    needed = {"modality": "CT", "datalist": "datalist.json", "dataroot": "."}
+    seen = 0
+    for path in PAGES:
+        for block in re.findall(r"^```yaml\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL):
+            (tmp_path / "input.yaml").write_text(yaml.safe_dump(needed | yaml.safe_load(block)))
+            read_with_origins(tmp_path / "input.yaml", Settings, {}, AUTO3DSEG_WITHOUT_EFFECT)
+            seen += 1
+    assert seen > 15
+
+
+def test_fifteen_questions_have_an_answer_and_a_source() -> None:
+    parts = re.split(r"^## (\d+)\. .*\?.*$", (ROOT / "docs" / "questions.md").read_text(), flags=re.MULTILINE)[1:]
+    assert parts[::2] == [str(number) for number in range(1, 16)]
+    for number, text in zip(parts[::2], parts[1::2], strict=True):
+        answer, _, asked = text.partition("\nAsked: ")
+        assert "`" in answer, number
+        assert re.search(r"\]\([\w-]+\.md", answer), number
+        links = re.findall(r"\[(\d+)\]\(https://github\.com/[\w-]+/[\w-]+/issues/(\d+)\)", asked)
+        assert len(links) >= 3, number
+        assert [shown for shown, address in links if shown != address] == []
+
+
+def test_figures_of_the_comparison_are_those_of_the_results() -> None:
+    known = [float(x) for x in re.findall(r"(?<![\w.])\d+\.\d+", (ROOT / "docs" / "results.md").read_text())]
+    text = (ROOT / "docs" / "compare.md").read_text()
+    table = text.partition("## Measured side by side")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 7
+    for row in rows:
+        *cells, where = row.strip("| ").split(" | ")
+        assert "results.md#" in where or where == "the same"
+        for figure in re.findall(r"(?<![\w.,])\d+\.\d+", " ".join(cells[1:])):
+            decimals = len(figure.partition(".")[2])
+            assert float(figure) in [round(x, decimals) for x in known], f"{figure} of {cells[0]}"
+    widths = {line.count("|") for line in text.partition("## What each can do")[2].splitlines() if line}
+    assert widths == {7}, "a cell for each tool"
+
+
+def test_the_tour_goes_through_the_sections_of_a_report(finished_run: Path) -> None:
+    page = (finished_run / "work_dir" / "report.html").read_text()
+    sections = re.findall(r'<h2 id="[\w-]+-title">([^<]+)</h2>', page)
+    tour = re.findall(r"^## (.+)$", (ROOT / "docs" / "tour.md").read_text(), flags=re.MULTILINE)
+    assert tour == ["At a glance", *sections]
+
+
+def test_pictures_are_small_and_shown() -> None:
+    pictures = list((ROOT / "docs" / "images").iterdir())
+    assert sum(path.stat().st_size for path in pictures) < 300_000
+    shown = (ROOT / "README.md").read_text()
+    assert [path.name for path in pictures if f"](docs/images/{path.name})" not in shown] == []
+
+
+def test_the_pictures_are_made_by_a_command(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shutil.which("chromedriver"):
+        pytest.skip("no Chromium with chromedriver installed: apt-get install chromium chromium-driver")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    pictures = importlib.import_module("pictures")
+    monkeypatch.setattr(sys, "argv", ["pictures.py", str(finished_run), "--output", str(tmp_path)])
+    pictures.main()
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (ROOT / "docs" / "images").iterdir()}
+    for path in tmp_path.iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 200
 
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

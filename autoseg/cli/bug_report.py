@@ -6,6 +6,7 @@ Names of classes, of cases and of the run, paths, addresses and messages of erro
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter
@@ -63,7 +64,8 @@ def _cell(text: str) -> str:
 
 def _checks(checks: Sequence[Check], folder: Path) -> list[str]:
     places = [str(p) for p in (folder, folder.absolute(), *folder.absolute().parents) if len(str(p)) > 1]
-    known = [sys.executable, sys.prefix, *places, str(Path.home())]
+    home = os.path.expanduser("~")  # Path.home() would end in an error for a user without one, as in a container
+    known = [sys.executable, sys.prefix, *places, home]
     return [f"- {c.state}: {c.name}: {without_places(c.found, known)}" for c in checks]
 
 

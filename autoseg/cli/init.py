@@ -27,7 +27,7 @@ from autoseg.data.datalists.segments import name_segments
 from autoseg.data.formats.format import Origin, word_digests
 from autoseg.data.formats.table import origin_of, stem_of
 from autoseg.data.volumes import read_image
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, some_of
 from autoseg.terminal import printable
 from autoseg.workspace.files import write_text
 
@@ -182,7 +182,7 @@ def _with_class_names(datalist: Datalist) -> tuple[Datalist, list[str]]:
         return replace(datalist, labels={v: named.get(v, f"class_{v}") for v in sorted({*values, *named})}), notes
     num = min(len(datalist.training), NUM_SAMPLED_LABELS)
     notes = [
-        f"class names are made up from the values {', '.join(map(str, values)) or '(none)'} of {num} label files: "
+        f"class names are made up from the values {some_of(values) or '(none)'} of {num} label files: "
         "put real ones into input.yaml."
     ]
     if 255 in values and len(values) > 1:

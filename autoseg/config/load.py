@@ -90,7 +90,7 @@ def _places(path: Path, settings: Settings, origins: Mapping[str, str]) -> tuple
         else:
             line = origins[key].rpartition(":")[2]
             base, name, where = path.absolute().parent, f"the folder of {path.name}", f"{path}:{line}: {key}"
-        written = written.expanduser()
+        written = Path(os.path.expanduser(written))  # a ~ of a user without a home stays, and is not found
         looked = "" if written.is_absolute() else f" {written} is relative to {name}."
         return Path(os.path.normpath(base / written)), where, looked
 

@@ -1,4 +1,4 @@
-"""Where jobs run: this machine's devices (local.py), a Ray cluster (ray_cluster.py), Slurm (slurm_array.py).
+"""Where jobs run: this machine's devices (local.py), or a cluster: a file of this folder and a row of `CLUSTERS`.
 
 A launcher is a function that starts tasks, tells `ended` about each that ends, and starts it again where that says so.
 A task is one `autoseg` command, idempotent and claimed by its worker (see `autoseg.workspace.claims`), so that a
@@ -7,6 +7,7 @@ launcher may die, start a task twice or lose a machine without harm.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import subprocess
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import psutil
 
@@ -56,6 +58,32 @@ Ended = Callable[[Task, int], bool]
 """Told of a task that ended and its exit code; True: start it again."""
 
 
+class Cluster(Protocol):
+    """What the file of a launcher on other machines has."""
+
+    def run(self, tasks: Sequence[Task], settings: Settings, ended: Ended, output: Path) -> None:
+        """Run tasks until all have ended; arguments and errors as `launch` has them.
+
+        A task that is stopped gets `SAVING_S` to save. `run_command` runs it on the machine where that is called.
+        """
+
+    def has_gpus(self, settings: Settings) -> bool:
+        """Whether jobs get a GPU with `device: auto`."""
+
+    def num_workers(self, settings: Settings, gpus: int, cpus: int) -> int:
+        """Workers of a sweep that have room at once, each with so many GPUs and CPU threads."""
+
+
+CLUSTERS = {"ray": "ray_cluster", "slurm": "slurm_array"}
+"""Value of the setting `launcher` -> its file in this folder; `local` is this machine."""
+
+
+def cluster_of(settings: Settings) -> Cluster | None:
+    """The launcher on other machines; None where jobs run on this one."""
+    file = CLUSTERS.get(settings.launcher)
+    return cast(Cluster, importlib.import_module(f"autoseg.launch.{file}")) if file else None
+
+
 def launch(
     tasks: Sequence[Task],
     settings: Settings,
@@ -74,14 +102,8 @@ def launch(
         ResourceError: The launcher's package, its cluster or every device is missing.
         KeyboardInterrupt: A signal came; the tasks were stopped and have saved their work.
     """
-    if settings.launcher == "ray":
-        from autoseg.launch.ray_cluster import run_on_ray
-
-        run_on_ray(tasks, settings, ended, output)
-    elif settings.launcher == "slurm":
-        from autoseg.launch.slurm_array import run_on_slurm
-
-        run_on_slurm(tasks, settings, ended, output)
+    if (cluster := cluster_of(settings)) is not None:
+        cluster.run(tasks, settings, ended, output)
     else:
         from autoseg.launch.local import find_places, run_local
 

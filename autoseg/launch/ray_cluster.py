@@ -18,7 +18,7 @@ NODE_LOSSES = 10
 """Times Ray starts a task again because its node died; failures of the job itself are counted by `retries`."""
 
 
-def run_on_ray(tasks: Sequence[Task], settings: Settings, ended: Ended, output: Path) -> None:
+def run(tasks: Sequence[Task], settings: Settings, ended: Ended, output: Path) -> None:
     """Run tasks on a cluster; arguments and errors as `launch` has them.
 
     Every node must see the work_dir and the data under the same paths, and have autoseg installed.
@@ -62,6 +62,12 @@ def run_on_ray(tasks: Sequence[Task], settings: Settings, ended: Ended, output: 
 def has_gpus(settings: Settings) -> bool:
     """Whether the cluster has a GPU; errors as `cluster_resources`."""
     return cluster_resources(settings).get("GPU", 0) > 0
+
+
+def num_workers(settings: Settings, gpus: int, cpus: int) -> int:
+    """As many as the cluster has room for; errors as `cluster_resources`."""
+    free = cluster_resources(settings)
+    return max(1, int(free["GPU"] / gpus * settings.jobs_per_device if gpus else free.get("CPU", 1) / cpus))
 
 
 def cluster_resources(settings: Settings) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Work:
         return DelayedSubmission(Work(), task, output)
 
 
-def run_on_slurm(tasks: Sequence[Task], settings: Settings, ended: Ended, output: Path) -> None:
+def run(tasks: Sequence[Task], settings: Settings, ended: Ended, output: Path) -> None:
     """Submit tasks as a job array and wait; arguments and errors as `launch` has them.
 
     submitit's folder lies beside the work_dir, which holds no pickle.
@@ -100,3 +100,13 @@ def run_on_slurm(tasks: Sequence[Task], settings: Settings, ended: Ended, output
         for job in running:
             job.cancel(check=False)
         raise
+
+
+def has_gpus(settings: Settings) -> bool:
+    """Slurm's nodes are taken to have some; on this machine (`slurm.cluster: local`) none is asked for."""
+    return settings.slurm.cluster == "slurm"
+
+
+def num_workers(settings: Settings, gpus: int, cpus: int) -> int:
+    """One: how many nodes are free is known to Slurm alone."""
+    return 1

@@ -11,7 +11,7 @@ from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.errors import ConfigError
-from autoseg.launch import Task, launch
+from autoseg.launch import Task, cluster_of, launch
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.files import last_lines
 from autoseg.workspace.jobs import Job
@@ -197,20 +197,12 @@ def job_resources(settings: Settings) -> tuple[int, int]:
     """GPUs and CPU threads that a job asks its launcher for."""
     import torch
 
-    if settings.launcher == "local":
+    if (cluster := cluster_of(settings)) is None:
         on_gpu = settings.device != "cpu" and torch.cuda.is_available()
     else:
-        on_gpu = settings.device == "cuda" or (settings.device == "auto" and _cluster_has_gpus(settings))
+        on_gpu = settings.device == "cuda" or (settings.device == "auto" and cluster.has_gpus(settings))
     gpus = settings.gpus_per_job if on_gpu else 0
     return gpus, settings.cpus_per_job or (CLUSTER_CPUS * gpus if gpus else 1)
-
-
-def _cluster_has_gpus(settings: Settings) -> bool:
-    if settings.launcher == "ray":
-        from autoseg.launch.ray_cluster import has_gpus
-
-        return has_gpus(settings)
-    return settings.slurm.cluster == "slurm"
 
 
 class Attempts:

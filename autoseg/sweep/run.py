@@ -25,7 +25,7 @@ from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.launch import Task, launch, stop_with_launcher
+from autoseg.launch import Task, cluster_of, launch, stop_with_launcher
 from autoseg.pipeline.networks import with_any_network, with_networks
 from autoseg.pipeline.training_jobs import in_this_process, job_resources
 from autoseg.sweep.trial import Sweep, run_trial
@@ -177,13 +177,8 @@ def _first_plan(workspace: Workspace, datalist: Datalist, settings: Settings, or
 def _num_workers(settings: Settings) -> int:
     if settings.sweep.workers is not None:
         return settings.sweep.workers
-    if settings.launcher == "ray":
-        from autoseg.launch.ray_cluster import cluster_resources
-
-        free, (gpus, cpus) = cluster_resources(settings), job_resources(settings)
-        return max(1, int(free["GPU"] / gpus * settings.jobs_per_device if gpus else free.get("CPU", 1) / cpus))
-    if settings.launcher == "slurm":
-        return 1
+    if (cluster := cluster_of(settings)) is not None:
+        return cluster.num_workers(settings, *job_resources(settings))
     from autoseg.launch.local import find_places
 
     return len(find_places(settings))

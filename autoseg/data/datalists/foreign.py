@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoseg.data.datalists.listfile import load_json
 from autoseg.data.formats.label_files import label_files
 from autoseg.data.formats.table import (
     PATTERNS_TEXT,
@@ -247,6 +248,8 @@ def pairs_to_plain(root: Path) -> tuple[Plain, str] | None:
         "testing": [],
         "unlabeled": [{"image": _relative(i, root)} for i in rest],
     }
+    if names := _names_beside(labels):
+        plain["labels"] = names
     for image_name, label_name in TEST_FOLDERS:
         if (folder := folders.get(image_name.lower())) and image_files(folder):
             answers = folders.get(label_name.lower())
@@ -257,6 +260,15 @@ def pairs_to_plain(root: Path) -> tuple[Plain, str] | None:
         if folder := folders.get(name.lower()):
             plain["unlabeled"] += [{"image": _relative(i, root)} for i in _grouped(folder)]
     return plain, f"{images.name}/ and {labels.name}/"
+
+
+def _names_beside(labels: Path) -> dict[str, str]:
+    """Names of the label values where labels.json is what `autoseg merge_masks` writes, {"1": "liver"}; else none."""
+    path = labels / "labels.json"
+    raw = load_json(path) if path.is_file() else None
+    if not isinstance(raw, dict) or not all(key.isdecimal() and isinstance(name, str) for key, name in raw.items()):
+        return {}
+    return raw
 
 
 def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path]], list[list[Path]]]:
