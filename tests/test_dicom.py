@@ -386,7 +386,7 @@ def test_damaged_files_are_named_whatever_is_wrong_and_the_patient_never_is(
     path = series / "IM0002"
     raw = path.read_bytes()
     path.write_bytes(raw[:-40])
-    assert refusal(series).startswith("IM0002 ends after 22 of 42 pixels. Copy")
+    assert refusal(series).startswith("IM0002 ends after 22 of 42 pixels of an image. Copy")
     chosen = random.Random(0)
     num_refused = 0
     for _ in range(300):
