@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import torch
 
-from autoseg.data.formats.format import LabelFile
+from autoseg.data.formats.format import LabelFile, LabelWriter
 from autoseg.data.formats.table import (
     read_grid,
     write_label,
@@ -86,6 +86,51 @@ def segment(
         )
     with writing(target):
         predictor.predict_file(images, target, write=write, look=look)
+
+
+@contextmanager
+def labels_for(predictor: Predictor, writer: LabelWriter) -> Iterator[tuple[Segment, ...]]:
+    """Have a predictor's labels say all that a format can hold: overlaps, too, where it can.
+
+    Yields:
+        The classes of these labels.
+    """
+    plain = predictor.label_map
+    if writer.keeps_overlaps:
+        predictor.label_map = plain.with_overlaps()
+    try:
+        yield segments_of(predictor.label_map.named, predictor.codes, predictor.colours)
+    finally:
+        predictor.label_map = plain
+
+
+def segment_twice(predictor: Predictor, images: Sequence[Path], target: Path, other: Path, writer: LabelWriter) -> None:
+    """Segment one image and write its label as NIfTI, and in another format.
+
+    Args:
+        target: the NIfTI file.
+        other: the other file.
+        writer: of the other file. What it cannot write is a warning.
+
+    Raises:
+        DataError, ResourceError: As `segment`.
+    """
+    plain = predictor.label_map
+    with labels_for(predictor, writer) as segments:
+        full = predictor.label_map
+
+        def write(path: Path, label: LabelFile) -> None:
+            try:
+                writer.write(other, replace(label, segments=segments, images=tuple(images)))
+            except DataError as error:
+                log.warning("%s The label is there as NIfTI alone.", error)
+            if full is not plain:
+                values = np.arange(np.iinfo(label.array.dtype).max + 1).reshape(-1, 1, 1)
+                table = plain.named.decode(full.named.encode(values % (1 << len(full.named.names)))).ravel()
+                label = replace(label, array=table[label.array])
+            write_label(path, label)
+
+        segment(predictor, images, target, write=write)
 
 
 @dataclass(kw_only=True)
@@ -175,10 +220,18 @@ class Server:
             item.writer.check(item.images)
         case = _Case(item=item, clock=Clock())
         predictor.clock, case.clock.watch = case.clock, self.watch
-        options, label_map = predictor.options, predictor.label_map
-        if item.writer.keeps_overlaps:
-            predictor.label_map = label_map.with_overlaps()
-        segments = segments_of(predictor.label_map.named, predictor.codes)
+        with labels_for(predictor, item.writer) as segments:
+            self._segment_as(case, segments)
+        self.done.append(case)
+
+    def _segment_as(self, case: _Case, segments: tuple[Segment, ...]) -> None:
+        """Segment an image, and measure what that takes.
+
+        Args:
+            segments: the classes of its labels.
+        """
+        item, predictor = case.item, self.predictor
+        options = predictor.options
 
         def write(path: Path, label: LabelFile) -> None:
             item.writer.write(path, replace(label, segments=segments, images=item.images))
@@ -208,14 +261,13 @@ class Server:
             if case.choice is not None:
                 self.cost.learn(facts, case.clock.total_s - case.clock.seconds["infer"])
         finally:
-            predictor.options, predictor.label_map = options, label_map
+            predictor.options = options
         case.seconds = time.perf_counter() - begin
         if on_gpu:
             case.device_bytes = torch.cuda.max_memory_allocated(predictor.device)
         if case.choice is not None:
             used = Estimate(seconds=case.seconds, device_bytes=case.device_bytes, ram_bytes=case.ram_bytes)
             log.info("%s: it took %s", item.name, used.words(predictor.device))
-        self.done.append(case)
 
     def timing(self, load_models_s: float, total_s: float, failed: int) -> dict[str, Any]:
         """What was measured, as plain data."""

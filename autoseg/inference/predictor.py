@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from autoseg.config.reader import read_model
-from autoseg.config.settings import ClassCodes
+from autoseg.config.settings import ClassCodes, FormatName
 from autoseg.data.formats.format import LabelFile
 from autoseg.data.formats.table import write_label
 from autoseg.data.frame import Turn
@@ -187,6 +187,8 @@ class Predictor:
         locator: JobDir | None = None,
         options: Options = Options(),  # noqa: B008 - frozen
         codes: Mapping[str, str | ClassCodes] | None = None,
+        colours: Mapping[str, tuple[int, int, int]] | None = None,
+        format: FormatName = "auto",
     ) -> None:
         """Load the models.
 
@@ -198,7 +200,9 @@ class Predictor:
             rules: how the labels are cleaned at the end.
             locator: folder of the job that finds the region to look at.
             options: how an image is gone through.
-            codes: what classes are, as the setting of that name has it; None: as their names say.
+            codes, colours: of classes, as the settings of these names have them; None: as their names say, and
+                as many colours as classes.
+            format: of label files, where nobody names one.
 
         Raises:
             WorkspaceError: A model was changed since it was trained, cannot be loaded, or the models do not belong
@@ -208,7 +212,7 @@ class Predictor:
             raise WorkspaceError("no trained model to predict with. Run `autoseg train`.")
         self.device = pick_device(device) if isinstance(device, str) else device
         self.combine, self.rules, self.options = combine, tuple(rules), options
-        self.codes = codes or {}
+        self.codes, self.colours, self.format = codes or {}, colours or {}, format
         self.clock = Clock()
         """Of the image at hand; whoever wants an image's own time gives a new one before it."""
         check_jobs([*jobs, *([locator] if locator else [])])

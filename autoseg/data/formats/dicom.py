@@ -28,7 +28,7 @@ from autoseg.data.formats.dicom_sources import Sources, check_source, read_sourc
 from autoseg.data.formats.dicom_study import DIRECTORY, dicom_files, find, find_labels, study_of
 from autoseg.data.formats.dicom_volume import files, open_series, open_slices, read, read_header
 from autoseg.data.formats.format import Format, LabelFile, LabelWriter, Origin
-from autoseg.data.formats.segmentation import Segmentation
+from autoseg.data.formats.segmentation import Segmentation, colours_by_name
 from autoseg.data.formats.stored import FileFaultError
 
 
@@ -59,6 +59,7 @@ def segmentation(path: Path) -> Segmentation | None:
         pieces=lambda grid: (piece for part in parts for piece in part.pieces(grid)),
         grid=None,
         warnings=tuple(warning for part in parts for warning in part.warnings),
+        colours=colours_by_name(row for part in parts for row in part.colours.items()),
     )
 
 
