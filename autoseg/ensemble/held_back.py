@@ -6,8 +6,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.config.settings import Settings
+from autoseg.config.settings import FormatName, Settings
 from autoseg.data.datalists.cases import Case
+from autoseg.data.formats.format import LabelWriter
+from autoseg.data.formats.table import WRITERS
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
 from autoseg.ensemble.out_of_fold import (
@@ -24,7 +26,8 @@ from autoseg.evaluation.score_files import floats
 from autoseg.evaluation.scores import DICE, METRICS, score_case
 from autoseg.evaluation.tolerances import Tolerance
 from autoseg.inference.ensemble_spec import EnsembleSpec
-from autoseg.inference.files import segment
+from autoseg.inference.files import segment, segment_twice
+from autoseg.inference.items import own_writer
 from autoseg.inference.postprocess import deeds
 from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.workspace.files import digest, write_json
@@ -52,19 +55,34 @@ def predict_held_back(
         Case -> metric -> value per class, and a message for each case that failed.
     """
     models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
+    shown = settings.model_dump(mode="json", include={"codes", "colours"})
     predictor: Predictor | None = None
     scores: dict[str, dict[str, list[float]]] = {}
     failures: list[str] = []
     for done, case in enumerate(cases, 1):
         target = workspace.predictions / f"{case.name}.nii.gz"
+        writer = _other_writer(case, settings.inference.format)
+        converted = None if writer is None else workspace.converted / f"{case.name}{writer.suffixes[0]}"
         path = workspace.ensemble / "records" / f"{case.name}.json"
         try:
-            key = case_digest(case, models, digest([spec.combine, deeds(spec.postprocessing)]))
-            if read_record(path, key, [target]) is None:
+            how = digest([spec.combine, deeds(spec.postprocessing)])
+            key = case_digest(case, models, how if writer is None else digest([how, writer.name, shown]))
+            if read_record(path, key, [target, *([converted] if converted else [])]) is None:
                 if predictor is None:
                     jobs = [workspace.job_dir(a, f) for a, f in spec.members]
-                    predictor = Predictor(jobs, device=settings.device, combine=spec.combine, rules=spec.postprocessing)
-                segment(predictor, case.images, target)
+                    predictor = Predictor(
+                        jobs,
+                        device=settings.device,
+                        combine=spec.combine,
+                        rules=spec.postprocessing,
+                        codes=settings.codes,
+                        colours=settings.colours,
+                    )
+                _remove_converted(workspace, case)
+                if writer is None or converted is None:
+                    segment(predictor, case.images, target)
+                else:
+                    segment_twice(predictor, case.images, target, converted, writer)
                 write_json(path, {"made_from": key, "dice": None})
             if case.label is not None:
                 scores[case.name] = _scores(case, path, key, target, label_map, tolerance_mm)
@@ -74,6 +92,28 @@ def predict_held_back(
         if progress is not None:
             progress(done, len(cases), case.name)
     return scores, failures
+
+
+def _other_writer(case: Case, name: FormatName | None) -> LabelWriter | None:
+    """How a case's prediction is written besides NIfTI, as the setting of inference says; None: not at all."""
+    if name is None:
+        return None
+    writer = own_writer(case.images) if name == "auto" else WRITERS[name]
+    if writer is WRITERS["nifti"]:
+        return None
+    try:
+        if writer.check is not None:
+            writer.check(case.images)
+    except DataError as error:
+        log.warning("%s The label is there as NIfTI alone.", error)
+        return None
+    return writer
+
+
+def _remove_converted(workspace: Workspace, case: Case) -> None:
+    """Remove what an earlier run wrote, maybe in another format."""
+    for writer in WRITERS.values():
+        (workspace.converted / f"{case.name}{writer.suffixes[0]}").unlink(missing_ok=True)
 
 
 def _scores(

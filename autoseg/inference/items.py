@@ -79,7 +79,7 @@ def find_items(image: Path, output: Path, num_channels: int, format_name: str = 
     if names_a_file(output):
         items = [Item(name=names[0], images=groups[0], target=output, writer=writer_of(output, name))]
     else:
-        writers = [WRITERS[name] if name else _own_writer(group) for group in groups]
+        writers = [WRITERS[name] if name else own_writer(group) for group in groups]
         items = [
             Item(name=stem, images=group, target=output / f"{stem}{writer.suffixes[0]}", writer=writer)
             for stem, group, writer in zip(names, groups, writers, strict=True)
@@ -91,7 +91,7 @@ def find_items(image: Path, output: Path, num_channels: int, format_name: str = 
     return items
 
 
-def _own_writer(images: Sequence[Path]) -> LabelWriter:
+def own_writer(images: Sequence[Path]) -> LabelWriter:
     """How the label of an image is written where nobody says: in its format, or as NIfTI where that cannot be."""
     writer = usual_writer(images[0])
     try:
