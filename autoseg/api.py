@@ -362,7 +362,7 @@ class Segmenter:
             labels=labels if full is plain else plain.decode(full.encode(labels)),
             grid=volume.grid,
             classes=self.classes,
-            segments=segments_of(full.named, predictor.codes),
+            segments=segments_of(full.named, predictor.codes, predictor.colours),
             overlaps=None if full is plain else labels,
             images=files,
             verdict=verdict,

@@ -11,12 +11,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from other_formats import write_image, write_series
 from tiny_jobs import make_job
 from torch import nn
 
 from autoseg.config.settings import EnsembleSettings, Settings
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import read_datalist
+from autoseg.data.formats.label_files import open_segmentation
+from autoseg.data.formats.segmentation import on_grid
+from autoseg.data.formats.table import read_grid
 from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_image, read_label, write_volume
@@ -336,6 +340,54 @@ def test_a_budget_of_the_stage(workspace: Workspace, datalist: Datalist) -> None
     assert all(row.seconds > 0 and row.gb > 0.1 for row in result.spec.pareto)
     assert f"Given up for the budget: {result.spec.given_up}." in result.tables[0]
     assert "s/image" in result.tables[0]
+
+
+# -- formats of predictions
+
+
+def test_predictions_of_testing_cases_come_in_the_format_that_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    voxels = np.random.default_rng(0).normal(size=(20, 18, 16)).astype(np.float32)
+    affine = np.diag([-1.0, -1.0, 1.9, 1.0])
+    series = write_series(tmp_path / "scan", np.rint(voxels * 100).astype(np.int16), affine)
+    plain = write_image(tmp_path / "plain.nrrd", voxels, affine)
+    regions = [{"name": "whole", "values": [1]}, {"name": "core", "values": [2]}]
+    for fold in range(2):
+        make_job(tmp_path / "work", "segresnet", fold, classes=regions, sigmoid=True, seed=fold)
+    write_image(tmp_path / "label.nrrd", (voxels > 1).astype(np.uint8), affine)
+    training = tuple(
+        Case(name=str(i), images=(plain,), label=tmp_path / "label.nrrd", fold=i, segment_values=()) for i in range(2)
+    )
+    datalist = Datalist(
+        training=training, testing=(Case(name="scan", images=(series,)), Case(name="plain", images=(plain,)))
+    )
+    workspace = Workspace(tmp_path / "work")
+    jobs = [("segresnet", 0), ("segresnet", 1)]
+
+    def files() -> list[str]:
+        return sorted(p.name for p in workspace.converted.iterdir()) if workspace.converted.exists() else []
+
+    build(workspace, datalist, jobs)
+    assert files() == []  # DICOM names the patient: only where it is asked for
+    before = (workspace.predictions / "scan.nii.gz").read_bytes()
+    build(workspace, datalist, jobs, inference={"format": "auto"})
+    assert files() == ["plain.nrrd", "scan.seg.dcm"]
+    assert (workspace.predictions / "scan.nii.gz").read_bytes() == before
+    masks = on_grid(open_segmentation(workspace.converted / "scan.seg.dcm"), read_grid(series)[0])
+    both = {names for names in masks.counts if len(names) == 2}
+    assert both, "overlaps are kept"
+    array = np.asarray(nib.load(workspace.predictions / "scan.nii.gz").dataobj)
+    np.testing.assert_array_equal(array > 0, masks.index > 0)
+    stamp = (workspace.converted / "scan.seg.dcm").stat().st_mtime_ns
+    build(workspace, datalist, jobs, inference={"format": "auto"})
+    assert (workspace.converted / "scan.seg.dcm").stat().st_mtime_ns == stamp  # what was done is left
+    build(workspace, datalist, jobs, inference={"format": "rtstruct"})
+    assert files() == ["scan.rtstruct.dcm"]
+    assert "plain.nrrd: no DICOM series, and RTSTRUCT refers to" in caplog.text
+    assert "The label is there as NIfTI alone." in caplog.text
+    build(workspace, datalist, jobs, inference={"format": "nifti"})
+    assert read_grid(workspace.predictions / "plain.nii.gz")[0].shape == voxels.shape
 
 
 # -- postprocessing

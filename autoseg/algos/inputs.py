@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autoseg.config.networks import LOCATOR, AlgoName
 from autoseg.config.settings import Settings
+from autoseg.config.types import suggest
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.fingerprint import Fingerprint
@@ -59,6 +60,8 @@ def run_label_map(settings: Settings, datalist: Datalist, fingerprint: Fingerpri
     )
     check_classes(settings.inference, label_map.names)
     check_codes(settings.codes, label_map.names)
+    if lost := [name for name in settings.colours if name not in label_map.names]:
+        raise ConfigError([f"colours: {name} is no class. {suggest(name, label_map.names)}" for name in lost])
     if faults := faults_of(settings.surface_tolerance_mm, label_map.names, "surface_tolerance_mm"):
         raise ConfigError(faults)
     return merge_left_right(label_map) if settings.merge_left_right else label_map

@@ -134,7 +134,7 @@ class Commands:
         algo: AlgoName | None = None,
         fold: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        format: FormatName = "auto",
+        format: FormatName | None = None,
         statistics: bool = False,
         preview: bool = False,
         probabilities: bool = False,
@@ -166,7 +166,8 @@ class Commands:
             fold: Models of this fold only, from 0.
             device: Where the networks run.
             format: Of the label files. auto: as the name of one label file says, else each image's own, such as
-                DICOM-SEG for a DICOM series; NIfTI where that cannot be written.
+                DICOM-SEG for a DICOM series; NIfTI where that cannot be written. Left out: as the run's settings say
+                (inference.format), or else auto.
             statistics: Write volume, mean and percentiles of intensity of each class to statistics.csv in the folder of
                 the label files, or beside one label file labels.nii.gz to labels.statistics.csv.
             preview: Write a picture of each image with its labels to CASE.preview.png beside the label files.

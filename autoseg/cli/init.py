@@ -25,6 +25,7 @@ from autoseg.data.datalists.layouts import find_layout
 from autoseg.data.datalists.listreader import build_datalist
 from autoseg.data.datalists.segments import name_segments
 from autoseg.data.formats.format import Origin, word_digests
+from autoseg.data.formats.segmentation import Colour
 from autoseg.data.formats.table import origin_of, stem_of
 from autoseg.data.volumes import read_image
 from autoseg.errors import ConfigError, some_of
@@ -147,11 +148,11 @@ def init_data_folder(
         foreign.take_splits(layout.plain, [stem_of(Path(str(item.get("label", "")))) for item in items], splits)
     datalist = build_datalist(layout.plain, root, path=layout.source, num_fold=num_fold, seed=seed)
     modality = _modality(datalist, layout.source)
-    datalist, class_notes = _with_class_names(datalist)
+    datalist, class_notes, colours = _with_class_names(datalist)
     origins = {case.name: origin_of(case.images[0]) for case in datalist.cases}
     datalist, group_notes = _with_groups(datalist, origins, num_fold=num_fold, seed=seed)
     write_datalist(datalist, list_path, root, extra_modalities=tuple(modality.extra))
-    write_text(input_yaml, _input_text(input_yaml, _dataroot(root, target), datalist, modality))
+    write_text(input_yaml, _input_text(input_yaml, _dataroot(root, target), datalist, modality, colours))
     path_notes = _names_in_paths(datalist.cases, origins, root)
     shown = os.path.relpath(input_yaml)
     return InitResult(
@@ -170,16 +171,19 @@ def init_data_folder(
     )
 
 
-def _with_class_names(datalist: Datalist) -> tuple[Datalist, list[str]]:
-    """The list with classes made up from the label files, where it names none; and what the user is to know of it."""
+def _with_class_names(datalist: Datalist) -> tuple[Datalist, Sequence[str], dict[str, Colour]]:
+    """The list with classes made up from the label files, where it names none; what the user is to know of it; and the
+    classes' colours as far as label files say them.
+    """
     if _classes(datalist):
-        return datalist, []
-    datalist, notes = name_segments(datalist)
+        return datalist, [], {}
+    datalist, segments = name_segments(datalist)
     if datalist.regions:
-        return datalist, notes
+        return datalist, segments.notes, segments.colours
     values = _label_values(datalist.training)
     if named := datalist.labels:
-        return replace(datalist, labels={v: named.get(v, f"class_{v}") for v in sorted({*values, *named})}), notes
+        labels = {v: named.get(v, f"class_{v}") for v in sorted({*values, *named})}
+        return replace(datalist, labels=labels), segments.notes, segments.colours
     num = min(len(datalist.training), NUM_SAMPLED_LABELS)
     notes = [
         f"class names are made up from the values {some_of(values) or '(none)'} of {num} label files: "
@@ -187,7 +191,7 @@ def _with_class_names(datalist: Datalist) -> tuple[Datalist, list[str]]:
     ]
     if 255 in values and len(values) > 1:
         notes.append("label value 255 often marks voxels to ignore: if so, drop its class and set ignore_label: 255.")
-    return replace(datalist, labels={v: f"class_{v}" for v in values}), notes
+    return replace(datalist, labels={v: f"class_{v}" for v in values}), notes, {}
 
 
 def _with_groups(
@@ -245,14 +249,16 @@ def _names_in_paths(cases: Sequence[Case], origins: Mapping[str, Origin], root: 
     ]
 
 
-def _input_text(input_yaml: Path, dataroot: str, datalist: Datalist, modality: Modality) -> str:
+def _input_text(
+    input_yaml: Path, dataroot: str, datalist: Datalist, modality: Modality, colours: Mapping[str, Colour]
+) -> str:
     """The text of input.yaml."""
     return TEMPLATE.format(
         name=input_yaml.name,
         modality=_quoted(modality.name),
         modality_reason=printable(modality.reason, one_line=True),
         dataroot=_quoted(dataroot),
-        classes=_class_lines(_classes(datalist), datalist.ignore_label),
+        classes=_class_lines(_classes(datalist), datalist.ignore_label) + _colour_lines(colours),
         extra=_extra_lines(modality.extra),
     )
 
@@ -339,6 +345,13 @@ def _class_lines(classes: dict[str, tuple[int, ...]], ignore: int | None) -> str
     if ignore is not None:
         lines += ["# Voxels of this value are left out of loss and metrics.", f"ignore_label: {ignore}"]
     return "\n".join(lines) + "\n"
+
+
+def _colour_lines(colours: Mapping[str, Colour]) -> str:
+    if not colours:
+        return ""
+    lines = ["# Red, green and blue of the segments in the label files; predictions have them, too.", "colours:"]
+    return "\n".join([*lines, *(f"  {_quoted(name)}: {list(colour)}" for name, colour in colours.items())]) + "\n"
 
 
 def _extra_lines(extra: dict[str, str]) -> str:

@@ -87,8 +87,14 @@ Duration = Annotated[str, AfterValidator(_check_duration)]
 MemorySize = Annotated[str, AfterValidator(_check_size)]
 """A text such as 4GB."""
 
+Byte = Annotated[int, Field(ge=0, le=255)]
+"""0 to 255."""
+
 Concept = Annotated[str, AfterValidator(_check_concept)]
 """A coded concept: scheme, code and meaning, such as SCT,10200004,Liver; or a name of `autoseg/data/terms.csv`."""
+
+RGB = tuple[Byte, Byte, Byte]
+"""Red, green, blue."""
 
 LateralPairs = Annotated[tuple[tuple[str, str], ...], AfterValidator(_check_pairs)]
 """Pairs of class names; a class is in one of them at most."""

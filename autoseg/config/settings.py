@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, create_model, model_validator
 
 from autoseg.config.fields import (
+    RGB,
     Concept,
     Count,
     Duration,
@@ -127,6 +128,10 @@ class InferenceSettings(Strict):
     """Classes of which the longest run of slices along the body is kept alone."""
     min_voxels: dict[str, Count] = Field(default_factory=dict)
     """Class -> voxels; a prediction of fewer in all is removed."""
+    format: FormatName | None = None
+    """Of label files: nifti, nrrd, seg.nrrd, mha, dicomseg, rtstruct, or auto: each image's own. Where it is set, the
+    ensemble writes the testing cases' so, too, to ensemble/converted: DICOM holds the patient's name. null: NIfTI alone
+    there; `predict` takes auto. `predict --format` wins."""
 
 
 class PseudolabelSettings(Strict):
@@ -362,6 +367,9 @@ class RunSettings(HyperSettings):
     codes: dict[str, Concept | ClassCodes] = Field(default_factory=dict)
     """Class -> what DICOM and Slicer segmentations say that it is: scheme, code and meaning, a known name, or {type,
     category, modifier, region, region_modifier}; classes that are not listed are found by their names."""
+    colours: dict[str, RGB] = Field(default_factory=dict)
+    """Class -> red, green and blue, each 0 to 255, in DICOM and Slicer segmentations and pictures; classes that are not
+    listed get colours that are told apart. `autoseg init` writes those that the segments of label files have."""
     on_fault: Literal["stop", "skip"] = "stop"
     """A faulty case stops the run, or is set aside and listed."""
     init_weights: Annotated[InitWeights, AfterValidator(_check_weights)] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import nibabel as nib
 import numpy as np
@@ -31,7 +31,7 @@ class Grid:
     """What else a file says of its place: the fields of a NIfTI header with sform, qform, their codes and the unit, so
     that a file that is written on the grid says the same. Empty: it comes from no such file."""
 
-    @property
+    @cached_property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Edge lengths of a voxel along the stored axes."""
         return tuple(float(s) for s in voxel_sizes(self.affine))  # type: ignore[return-value]
@@ -54,6 +54,8 @@ class Grid:
 
         However the axes are stored, voxels of one place count as one, as readers turn all to RAS.
         """
+        if self.shape == other.shape and np.array_equal(self.affine, other.affine):
+            return None  # as most labels and their images
         own_ras, other_ras = self.to_ras(), other.to_ras()
         if own_ras.shape != other_ras.shape:
             turned = (
@@ -96,8 +98,8 @@ def corners_apart_mm(a: np.ndarray, b: np.ndarray, shape: tuple[int, int, int]) 
 
 def corners_of(shape: Sequence[int]) -> np.ndarray:
     """The indices of a volume's corner voxels, (4, 8), each with a 1 below so that an affine can be applied."""
-    corners = np.array(np.meshgrid(*[(0, s - 1) for s in shape])).reshape(3, -1)
-    return np.vstack([corners, np.ones(corners.shape[1])])
+    i, j, k = (s - 1.0 for s in shape)
+    return np.array([[0, 0, 0, 0, i, i, i, i], [0, 0, j, j, 0, 0, j, j], [0, k, 0, k, 0, k, 0, k], [1.0] * 8])
 
 
 def stored_as(array: np.ndarray, own: Grid, other: Grid) -> np.ndarray:
@@ -118,13 +120,19 @@ def has_axes(affine: np.ndarray) -> bool:
     return (
         affine.shape == (4, 4)
         and bool(np.isfinite(affine).all())
-        and _spans_space(affine[:3, :3])
+        and _spans_space(affine[:3, :3].astype(np.float64).tobytes())
         and not np.isnan(axes_of(affine)).any()
     )
 
 
-def _spans_space(linear: np.ndarray) -> bool:
-    """Whether three axes are not in one plane: measured at length 1, since a voxel of nanometres is small, too."""
+@lru_cache(maxsize=1024)
+def _spans_space(of_axes: bytes) -> bool:
+    """Whether three axes are not in one plane: measured at length 1, since a voxel of nanometres is small, too.
+
+    Args:
+        of_axes: as `_axes_of` takes it, and kept for the same reason.
+    """
+    linear = np.frombuffer(of_axes).reshape(3, 3)
     edges = np.linalg.norm(linear, axis=0)
     return bool((edges > 0).all()) and bool(abs(np.linalg.det(linear / edges)) >= LEAST_VOLUME)
 

@@ -10,10 +10,9 @@ from functools import lru_cache
 import numpy as np
 
 from autoseg.config.settings import ClassCodes
+from autoseg.data.formats.segmentation import Colour
 from autoseg.data.labels import LabelMap
 from autoseg.data.terms import Term, term_of
-
-Colour = tuple[int, int, int]
 
 GOLDEN = (5**0.5 - 1) / 2
 """Of a circle of hues: steps by it lie far from all earlier ones, however many there are."""
@@ -40,7 +39,6 @@ class Segment:
     """The values of its voxels; several where regions overlap."""
     term: Term
     colour: Colour
-    """Red, green, blue in 0..255."""
 
 
 @lru_cache(maxsize=8)
@@ -58,16 +56,21 @@ def class_colours(count: int) -> tuple[Colour, ...]:
     return tuple(colours)
 
 
-def segments_of(label_map: LabelMap, codes: Mapping[str, str | ClassCodes]) -> tuple[Segment, ...]:
+def segments_of(
+    label_map: LabelMap, codes: Mapping[str, str | ClassCodes], colours: Mapping[str, Colour] | None = None
+) -> tuple[Segment, ...]:
     """The classes of label files of a label map.
 
     Args:
-        codes: the setting of that name.
+        codes, colours: the settings of these names; a class that `colours` does not name has one that others have not.
 
     Raises:
         ConfigError: A code is not known.
     """
-    rows = zip(label_map.names, _values(label_map), class_colours(len(label_map.names)), strict=True)
+    own = colours or {}
+    free = [c for c in class_colours(len(label_map.names) + len(own)) if c not in own.values()]
+    shown = [own[name] if name in own else free.pop(0) for name in label_map.names]
+    rows = zip(label_map.names, _values(label_map), shown, strict=True)
     return tuple(Segment(name=n, values=v, term=term_of(n, codes), colour=c) for n, v, c in rows)
 
 

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.config.settings import Settings
+import numpy as np
+
+from autoseg.config.settings import FormatName, Settings
 from autoseg.data.datalists.cases import Case
+from autoseg.data.formats.format import LabelWriter
+from autoseg.data.formats.table import WRITERS
 from autoseg.data.labels import LabelMap
+from autoseg.data.streams import ImageRows
 from autoseg.data.volumes import read_label
 from autoseg.ensemble.out_of_fold import (
     Progress,
@@ -28,7 +33,8 @@ from autoseg.evaluation.scores import DICE, METRICS, score_case
 from autoseg.evaluation.tolerances import Tolerance
 from autoseg.inference.appearance import Appearance
 from autoseg.inference.ensemble_spec import EnsembleSpec
-from autoseg.inference.files import segment
+from autoseg.inference.files import segment, segment_twice
+from autoseg.inference.items import own_writer
 from autoseg.inference.postprocess import deeds
 from autoseg.inference.predictor import Predictor, model_digest
 from autoseg.inference.quality import QualityModel, Verdict, judge
@@ -70,6 +76,7 @@ def predict_held_back(
         quality: what tells how good predictions are; None: nothing does.
     """
     models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
+    shown = settings.model_dump(mode="json", include={"codes", "colours"})
     predictor: Predictor | None = None
     scores: dict[str, dict[str, list[float]]] = {}
     verdicts: dict[str, Verdict] = {}
@@ -78,15 +85,27 @@ def predict_held_back(
     table.path.unlink(missing_ok=True)
     for done, case in enumerate(cases, 1):
         target = workspace.predictions / f"{case.name}.nii.gz"
+        writer = _other_writer(case, settings.inference.format)
+        converted = None if writer is None else workspace.converted / f"{case.name}{writer.suffixes[0]}"
         path = workspace.ensemble / "records" / f"{case.name}.json"
         try:
-            key = case_digest(case, models, digest([spec.combine, deeds(spec.postprocessing)]))
-            if read_record(path, key, [target]) is None:
+            how = digest([spec.combine, deeds(spec.postprocessing)])
+            key = case_digest(case, models, how if writer is None else digest([how, writer.name, shown]))
+            if read_record(path, key, [target, *([converted] if converted else [])]) is None:
                 if predictor is None:
                     jobs = [workspace.job_dir(a, f) for a, f in spec.members]
-                    predictor = Predictor(jobs, device=settings.device, combine=spec.combine, rules=spec.postprocessing)
+                    predictor = Predictor(
+                        jobs,
+                        device=settings.device,
+                        combine=spec.combine,
+                        rules=spec.postprocessing,
+                        codes=settings.codes,
+                        colours=settings.colours,
+                    )
                     predictor.watches_traits = True
-                write_json(path, {"made_from": key, "dice": None, **_predicted(predictor, case, target)})
+                _remove_converted(workspace, case)
+                other = None if writer is None or converted is None else (converted, writer)
+                write_json(path, {"made_from": key, "dice": None, **_predicted(predictor, case, target, other)})
             if quality is not None:
                 verdicts[case.name] = judge(quality, _appearance(path))
                 table.put(case.name, quality_rows(case.name, verdicts[case.name]))
@@ -100,15 +119,19 @@ def predict_held_back(
     return HeldBack(scores=scores, verdicts=verdicts, failures=failures)
 
 
-def _predicted(predictor: Predictor, case: Case, target: Path) -> dict[str, Any]:
-    """Write a case's labels; what its record says of how they look."""
+def _predicted(
+    predictor: Predictor, case: Case, target: Path, other: tuple[Path, LabelWriter] | None
+) -> dict[str, Any]:
+    """Write a case's labels, maybe in another format, too; what its record says of how they look."""
     seen: list[Appearance] = []
-    segment(
-        predictor,
-        case.images,
-        target,
-        look=lambda image, labels: seen.append(predictor.appearance(labels, image.spacing_mm)),
-    )
+
+    def look(image: ImageRows, labels: np.ndarray) -> None:
+        seen.append(predictor.appearance(labels, image.spacing_mm))
+
+    if other is None:
+        segment(predictor, case.images, target, look=look)
+    else:
+        segment_twice(predictor, case.images, target, *other, look=look)
     shapes = StoredShapes(truth=(), said=tuple(seen[0].shapes), spacing_mm=seen[0].spacing_mm, shape=seen[0].shape)
     traits = {job: of_job.model_dump(mode="json") for job, of_job in seen[0].traits.items()}
     return {"traits": traits, "shapes": {"": shapes.model_dump(mode="json")}}
@@ -119,6 +142,28 @@ def _appearance(path: Path) -> Appearance:
     record = CaseRecord.model_validate(read_case_record(path))
     shapes = record.shapes[""]
     return Appearance(traits=record.traits, shapes=shapes.said, spacing_mm=shapes.spacing_mm, shape=shapes.shape)
+
+
+def _other_writer(case: Case, name: FormatName | None) -> LabelWriter | None:
+    """How a case's prediction is written besides NIfTI, as the setting of inference says; None: not at all."""
+    if name is None:
+        return None
+    writer = own_writer(case.images) if name == "auto" else WRITERS[name]
+    if writer is WRITERS["nifti"]:
+        return None
+    try:
+        if writer.check is not None:
+            writer.check(case.images)
+    except DataError as error:
+        log.warning("%s The label is there as NIfTI alone.", error)
+        return None
+    return writer
+
+
+def _remove_converted(workspace: Workspace, case: Case) -> None:
+    """Remove what an earlier run wrote, maybe in another format."""
+    for writer in WRITERS.values():
+        (workspace.converted / f"{case.name}{writer.suffixes[0]}").unlink(missing_ok=True)
 
 
 def _scores(

@@ -17,11 +17,18 @@ from autoseg.config.settings import FormatName, InferenceSettings
 from autoseg.data.segments import Segment
 from autoseg.data.streams import ImageRows
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.inference.chosen import own_jobs, read_codes, read_ensemble, read_inference, read_quality, run_at
+from autoseg.inference.chosen import (
+    own_jobs,
+    read_class_facts,
+    read_ensemble,
+    read_inference,
+    read_quality,
+    run_at,
+)
 from autoseg.inference.cost import Cost, Limits
 from autoseg.inference.ensemble_spec import EnsembleSpec, accept_ensemble, check_ensemble
 from autoseg.inference.files import Look, Server, format_timing, writing
-from autoseg.inference.items import Item, beside, check_output, find_items, warn_of_lost_overlaps
+from autoseg.inference.items import Item, beside, check_output, find_items, names_a_file, warn_of_lost_overlaps
 from autoseg.inference.options import options_of
 from autoseg.inference.postprocess import set_rules
 from autoseg.inference.predictor import Predictor
@@ -75,7 +82,7 @@ def load_predictor(
         WorkspaceError: There is no ensemble, or no such trained job; or they were changed since they were made.
     """
     workspace = run_at(workspace)
-    settings, codes = _changed(read_inference(workspace), inference or {}), read_codes(workspace)
+    settings, facts = _changed(read_inference(workspace), inference or {}), read_class_facts(workspace)
     workspace = workspace.finished()
     trained = [job for job in workspace.jobs() if job.state == "done"]
     locators = own_jobs(workspace, [(job.algo, job.fold) for job in trained if job.algo == LOCATOR])
@@ -83,7 +90,7 @@ def load_predictor(
     if settings.fast and not locators:
         log.info("no locator is trained (`autoseg train --algo locator`), so the whole image is looked at")
     more: dict[str, Any] = {"device": device, "options": options, "locator": locators[0] if options.locate else None}
-    more["codes"] = codes
+    more["codes"], more["colours"], more["format"] = facts.codes, facts.colours, settings.format or "auto"
     if algo is None and fold is None:
         spec = read_ensemble(workspace)
         jobs = own_jobs(workspace, spec.members)
@@ -152,7 +159,7 @@ def predict_files(
     algo: str | None = None,
     fold: int | None = None,
     device: str = "auto",
-    format: FormatName = "auto",
+    format: FormatName | None = None,
     statistics: bool = False,
     preview: bool = False,
     probabilities: bool = False,
@@ -170,7 +177,8 @@ def predict_files(
         output: folder for the label files, `<case>.nii.gz`; or one label file for one image.
         algo, fold: use the trained jobs of this algorithm and fold instead of the ensemble.
         device: auto, cpu or cuda.
-        format: of the label files; auto: each image's own, or as the name of one label file says.
+        format: of the label files; auto: each image's own, or as the name of one label file says; None: as the run's
+            settings say, where `output` does not name a file.
         statistics: write volumes and intensities of the classes to statistics.csv beside the label files.
         preview: write a picture of each image to `<case>.preview.png` beside the label files.
         probabilities: write each class' probability to `<case>.maps/probability_<class>.nii.gz`.
@@ -194,7 +202,8 @@ def predict_files(
         raise ConfigError(f"--image: {image}: no such file or folder.")
     predictor = load_from(work_dir, algo=algo, fold=fold, device=device, inference=inference)
     load_models_s = time.perf_counter() - begin
-    items = find_items(image, output, predictor.num_channels, format)
+    usual: FormatName = "auto" if names_a_file(output) else predictor.format
+    items = find_items(image, output, predictor.num_channels, format or usual)
     check_output(output)
     if any(item.writer.keeps_overlaps for item in items):
         warn_of_lost_overlaps(predictor.label_map)

@@ -48,10 +48,10 @@ def classes_by_name(pairs: Mapping[Path, Path], labels: Sequence[Path]) -> tuple
     opened = [open_segmentation(path) for path, _, _ in paths]
     if all(segmentation is None or segmentation.is_label_map for segmentation in opened):
         return None
-    numbers, regions, _ = table_of([(path, partial(_grid, label, pred)) for path, label, pred in paths], BY_CLASSES)
-    values = segment_values(numbers, regions)
+    classes = table_of([(path, partial(_grid, label, pred)) for path, label, pred in paths], BY_CLASSES)
+    values = segment_values(classes.labels, classes.regions)
     names, numbered = zip(*values, strict=True)
-    return LabelMap(names=names, values=numbered, sigmoid=bool(regions)), values
+    return LabelMap(names=names, values=numbered, sigmoid=bool(classes.regions)), values
 
 
 def _grid(label: Path, prediction: Path | None) -> Grid:

@@ -31,7 +31,7 @@ from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
 
 ZIP = ".zip"
-KEPT_SETTINGS = ("name", "modality", "extra_modalities", "codes")
+KEPT_SETTINGS = ("name", "modality", "extra_modalities", "codes", "colours")
 """Settings of the run that travel besides `inference`: what exporters and writers of label files ask for."""
 MEMBER_TIME = (1980, 1, 1, 0, 0, 0)
 """Of every entry, the first that a zip can hold: the same model packs to the same bytes."""

@@ -24,7 +24,7 @@ from autoseg.evaluation.score_files import ValidationFile
 from autoseg.export.bundle import network_def
 from autoseg.export.source import Source, read_source, refuse_frame, refuse_regions
 from autoseg.export.targets import Request
-from autoseg.inference.chosen import read_codes
+from autoseg.inference.chosen import read_class_facts
 from autoseg.inference.predictor import load_network
 from autoseg.plan import ChannelPlan, Plan
 from autoseg.version import __version__
@@ -250,7 +250,7 @@ def _with_hook(network: dict[str, Any], undo: str) -> dict[str, Any]:
 
 def _labels(plan: Plan, source: Source) -> str:
     """Each class with its codes; its value is its place among the outputs."""
-    own = read_codes(source.run)
+    own = read_class_facts(source.run).codes
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     parts = ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")

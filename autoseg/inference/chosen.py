@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from autoseg.config.fields import Concept, Strict
+from autoseg.config.fields import RGB, Concept, Strict
 from autoseg.config.settings import ClassCodes, InferenceSettings
 from autoseg.errors import WorkspaceError
 from autoseg.inference.ensemble_spec import EnsembleSpec
@@ -61,18 +61,21 @@ def read_inference(workspace: Workspace) -> InferenceSettings:
     return check_stored(values or {}, InferenceSettings, f"{workspace.settings}: inference", remedy)
 
 
-class _Codes(Strict):
-    """The setting of that name by itself."""
+class ClassFacts(Strict):
+    """The settings of these names by themselves: what label files say of classes beside their names."""
 
     codes: dict[str, Concept | ClassCodes] = Field(default_factory=dict)
+    colours: dict[str, RGB] = Field(default_factory=dict)
 
 
-def read_codes(workspace: Workspace) -> dict[str, str | ClassCodes]:
-    """What the run's settings say that classes are; empty where they do not."""
-    stored = read_any_settings(workspace).get("codes")
-    values = {"codes": stored.value or {}} if stored is not None else {}
+def read_class_facts(workspace: Workspace) -> ClassFacts:
+    """What the run's settings say of classes; empty where they do not."""
+    settings = read_any_settings(workspace)
+    values = {
+        name: stored.value or {} for name in ClassFacts.model_fields if (stored := settings.get(name)) is not None
+    }
     remedy = "Undo the edit, or run `autoseg ensemble` again."
-    return check_stored(values, _Codes, f"{workspace.settings}", remedy).codes
+    return check_stored(values, ClassFacts, f"{workspace.settings}", remedy)
 
 
 def run_at(workspace: Workspace) -> Workspace:

@@ -15,13 +15,14 @@ import numpy as np
 import psutil
 import torch
 
-from autoseg.data.formats.format import LabelFile
+from autoseg.data.formats.format import LabelFile, LabelWriter
 from autoseg.data.formats.table import (
     read_grid,
     read_header,
     write_label,
 )
 from autoseg.data.grid import ras_orientation
+from autoseg.data.labels import LabelMap
 from autoseg.data.segments import Segment, segments_of
 from autoseg.data.streams import ImageRows, is_streamed
 from autoseg.errors import AutosegError, DataError, ResourceError
@@ -95,6 +96,65 @@ def segment(
         predictor.predict_file(images, target, write=write, look=look, maps=maps)
 
 
+@contextmanager
+def labels_for(predictor: Predictor, writer: LabelWriter) -> Iterator[tuple[Segment, ...]]:
+    """Have a predictor's labels say all that a format can hold: overlaps, too, where it can.
+
+    Yields:
+        The classes of these labels.
+    """
+    plain = predictor.label_map
+    if writer.keeps_overlaps:
+        predictor.label_map = plain.with_overlaps()
+    try:
+        yield segments_of(predictor.label_map.named, predictor.codes, predictor.colours)
+    finally:
+        predictor.label_map = plain
+
+
+def segment_twice(
+    predictor: Predictor,
+    images: Sequence[Path],
+    target: Path,
+    other: Path,
+    writer: LabelWriter,
+    *,
+    look: Callable[[ImageRows, np.ndarray], None] | None = None,
+) -> None:
+    """Segment one image and write its label as NIfTI, and in another format.
+
+    Args:
+        target: the NIfTI file.
+        other: the other file.
+        writer: of the other file. What it cannot write is a warning.
+        look: as `Predictor.predict_file` takes it.
+
+    Raises:
+        DataError, ResourceError: As `segment`.
+    """
+    plain = predictor.label_map
+    with labels_for(predictor, writer) as segments:
+        full = predictor.label_map
+
+        def write(path: Path, label: LabelFile) -> None:
+            try:
+                writer.write(other, replace(label, segments=segments, images=tuple(images)))
+            except DataError as error:
+                log.warning("%s The label is there as NIfTI alone.", error)
+            write_label(path, _as_label_map(label, full, plain))
+
+        segment(predictor, images, target, write=write, look=look)
+
+
+def _as_label_map(label: LabelFile, full: LabelMap, plain: LabelMap) -> LabelFile:
+    """A label with the values of `plain`, which has one for a voxel of several regions, in place of those of `full`."""
+    if full is plain:
+        return label
+    values = np.arange(np.iinfo(label.array.dtype).max + 1).reshape(-1, 1, 1)
+    table = plain.named.decode(full.named.encode(values % (1 << len(full.named.names)))).ravel()
+    return replace(label, array=table[label.array])
+
+
 @dataclass(kw_only=True)
 class _Case:
     """One image that was segmented, with what it took."""
@@ -151,7 +211,9 @@ class Server:
                     num_failed += 1
                     log.error("skipped: %s", " ".join(error.messages))
                 else:
-                    log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, item.target)
+                    last = self.done[-1].item if self.done else item
+                    target = last.target if last.name == item.name else item.target
+                    log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, target)
         finally:
             bar.close()
         self.watch = _unwatched
@@ -174,7 +236,7 @@ class Server:
             return True
         try:
             with Claim(item.target.parent / ".claims" / item.name, item.name, wait=wait):
-                if not item.target.exists():
+                if not any(path is not None and path.exists() for path in (item.target, item.fallback)):
                     self._segment(item)
         except Busy:
             return False
@@ -186,13 +248,30 @@ class Server:
             item.writer.check(item.images)
         case = _Case(item=item, clock=Clock())
         predictor.clock, case.clock.watch = case.clock, self.watch
-        options, label_map = predictor.options, predictor.label_map
-        if item.writer.keeps_overlaps:
-            predictor.label_map = label_map.with_overlaps()
-        segments = segments_of(predictor.label_map.named, predictor.codes)
+        plain = predictor.label_map
+        with labels_for(predictor, item.writer) as segments:
+            self._segment_as(case, segments, plain)
+        self.done.append(case)
+
+    def _segment_as(self, case: _Case, segments: tuple[Segment, ...], plain: LabelMap) -> None:
+        """Segment an image, and measure what that takes.
+
+        Args:
+            segments: the classes of its labels.
+            plain: the classes of a label map.
+        """
+        item, predictor = case.item, self.predictor
+        options = predictor.options
 
         def write(path: Path, label: LabelFile) -> None:
-            item.writer.write(path, replace(label, segments=segments, images=item.images))
+            try:
+                item.writer.write(path, replace(label, segments=segments, images=item.images))
+            except DataError as error:
+                if item.fallback is None:
+                    raise
+                log.warning("%s The label is written as NIfTI.", error)
+                write_label(item.fallback, _as_label_map(label, predictor.label_map, plain))
+                case.item = replace(item, target=item.fallback)
 
         def look(image: ImageRows, labels: np.ndarray) -> None:
             for each in self.looks:
@@ -230,14 +309,13 @@ class Server:
             if case.choice is not None:
                 self.cost.learn(facts, case.clock.total_s - case.clock.seconds["infer"])
         finally:
-            predictor.options, predictor.label_map = options, label_map
+            predictor.options = options
         case.seconds = time.perf_counter() - begin
         if on_gpu:
             case.device_bytes = torch.cuda.max_memory_allocated(predictor.device)
         if case.choice is not None:
             used = Estimate(seconds=case.seconds, device_bytes=case.device_bytes, ram_bytes=case.ram_bytes)
             log.info("%s: it took %s", item.name, used.words(predictor.device))
-        self.done.append(case)
 
     def timing(self, load_models_s: float, total_s: float, failed: int) -> dict[str, Any]:
         """What was measured, as plain data."""

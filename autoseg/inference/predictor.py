@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from autoseg.config.reader import read_model
-from autoseg.config.settings import ClassCodes
+from autoseg.config.settings import ClassCodes, FormatName
 from autoseg.data.formats.format import LabelFile
 from autoseg.data.formats.table import write_label
 from autoseg.data.frame import Turn
@@ -198,6 +198,8 @@ class Predictor:
         locator: JobDir | None = None,
         options: Options = Options(),  # noqa: B008 - frozen
         codes: Mapping[str, str | ClassCodes] | None = None,
+        colours: Mapping[str, tuple[int, int, int]] | None = None,
+        format: FormatName = "auto",
         quality: QualityModel | None = None,
     ) -> None:
         """Load the models.
@@ -210,7 +212,9 @@ class Predictor:
             rules: how the labels are cleaned at the end.
             locator: folder of the job that finds the region to look at.
             options: how an image is gone through.
-            codes: what classes are, as the setting of that name has it; None: as their names say.
+            codes, colours: of classes, as the settings of these names have them; None: as their names say, and
+                as many colours as classes.
+            format: of label files, where nobody names one.
             quality: what tells how good predictions are; None: nothing does.
 
         Raises:
@@ -221,7 +225,7 @@ class Predictor:
             raise WorkspaceError("no trained model to predict with. Run `autoseg train`.")
         self.device = pick_device(device) if isinstance(device, str) else device
         self.combine, self.rules, self.options = combine, tuple(rules), options
-        self.codes = codes or {}
+        self.codes, self.colours, self.format = codes or {}, colours or {}, format
         self.quality = quality
         self.watches_traits = quality is not None
         """Whether it is counted what each model's prediction looks like."""

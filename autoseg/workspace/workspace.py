@@ -241,8 +241,13 @@ class Workspace:
 
     @property
     def predictions(self) -> Path:
-        """The ensemble's predictions for the testing cases."""
+        """The ensemble's predictions for the testing cases, as NIfTI."""
         return self.ensemble / "predictions"
+
+    @property
+    def converted(self) -> Path:
+        """The same in other formats, where images came in them or the settings name one."""
+        return self.ensemble / "converted"
 
     @property
     def log(self) -> Path:

@@ -19,7 +19,7 @@ from autoseg.data.formats.label_files import (
     open_segmentation,
     values_by_name,
 )
-from autoseg.data.formats.segmentation import Segmentation, on_grid
+from autoseg.data.formats.segmentation import Colour, Segmentation, on_grid
 from autoseg.data.formats.table import read_grid, reading, stem_of
 from autoseg.data.grid import Grid
 from autoseg.errors import DataError, some_of
@@ -54,53 +54,65 @@ class _Names:
     """Those of them that do more than touch, and a label of each."""
     num_plain: int = 0
     """Labels that name nothing."""
+    colours: dict[str, Colour] = field(default_factory=dict)
+    """Of the segments that have one, from the first file that says it."""
 
 
-def name_segments(datalist: Datalist) -> tuple[Datalist, list[str]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classes:
+    """The classes that label files name."""
+
+    labels: dict[int, str] = field(default_factory=dict)
+    """Value -> name."""
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name -> values, where segments overlap; `labels` is empty then."""
+    colours: dict[str, Colour] = field(default_factory=dict)
+    """Name -> colour, as far as files say it."""
+    notes: tuple[str, ...] = ()
+    """For people."""
+
+
+def name_segments(datalist: Datalist) -> tuple[Datalist, Classes]:
     """The list with the classes that its labels name, where it names none itself.
 
     Labels whose segments may overlap are read whole.
 
     Returns:
-        The list, as it was where no label names anything; and notes for people.
+        The list, as it was where no label names anything; and what they name.
 
     Raises:
         DataError: Labels cannot be read; or files number segments differently, and other files hold numbers alone.
     """
     if datalist.labels or datalist.regions:
-        return datalist, []
-    labels, regions, notes = table_of([(c.label, partial(_image_grid, c)) for c in datalist.cases if c.label])
-    if not labels and not regions:
-        return datalist, []
-    values = segment_values(labels, regions)
+        return datalist, Classes()
+    classes = table_of([(c.label, partial(_image_grid, c)) for c in datalist.cases if c.label])
+    if not classes.labels and not classes.regions:
+        return datalist, classes
+    values = segment_values(classes.labels, classes.regions)
     named = datalist.changed(partial(with_values, values=values))
-    return replace(named, labels=labels, regions=regions), notes
+    return replace(named, labels=classes.labels, regions=classes.regions), classes
 
 
 def _image_grid(case: Case) -> Grid:
     return read_grid(case.images[0])[0]
 
 
-def table_of(
-    labels: Sequence[tuple[Path, Callable[[], Grid]]], numbers_remedy: str = ""
-) -> tuple[dict[int, str], dict[str, tuple[int, ...]], list[str]]:
-    """The classes that label files name.
+def table_of(labels: Sequence[tuple[Path, Callable[[], Grid]]], numbers_remedy: str = "") -> Classes:
+    """The classes that label files name; none where no file names any.
 
     Args:
         labels: files, and what reads the grid that each is put on.
         numbers_remedy: what else helps where files without names hold the values that names contradict.
-
-    Returns:
-        Value -> name, or name -> values where segments overlap; neither where no file names any. And notes for people.
 
     Raises:
         DataError: As `name_segments`.
     """
     names = _gather(labels)
     if not names.numbers:
-        return {}, {}, []
+        return Classes()
     notes = ["class names are those of the segments in the label files."]
-    return *_table(names, notes, numbers_remedy), notes
+    labels_by_value, regions = _table(names, notes, numbers_remedy)
+    return Classes(labels=labels_by_value, regions=regions, colours=names.colours, notes=tuple(notes))
 
 
 def _gather(labels: Sequence[tuple[Path, Callable[[], Grid]]]) -> _Names:
@@ -115,6 +127,7 @@ def _gather(labels: Sequence[tuple[Path, Callable[[], Grid]]]) -> _Names:
                 continue
             for name, number in segmentation.numbers.items():
                 names.numbers.setdefault(name, {}).setdefault(number, path)
+            names.colours = {**segmentation.colours, **names.colours}
             if not segmentation.is_label_map and len(segmentation.numbers) > 1:
                 _find_overlaps(path, segmentation, read_image_grid(), names)
         except DataError as error:

@@ -110,7 +110,7 @@ class DicomFile:
     """UID of the transfer syntax."""
     has_lut: bool
     pixels_at: int
-    """Where the pixels begin, if they are as in memory: of one image, not compressed, little-endian; else 0."""
+    """Where the pixels begin, if they are as in memory: not compressed, little-endian; else 0."""
     frames: tuple[Frame, ...]
     """None for a file that is no scan, such as a report or a segmentation."""
 
@@ -248,7 +248,7 @@ def _header_of(path: Path, data: Any, file: IO[bytes]) -> DicomFile:
         photometric=str(value_of(data, "PhotometricInterpretation") or ""),
         dtype=f"{'i' if is_signed else 'u'}{bits // 8}" if bits in (8, 16, 32) else "",
         syntax=syntax,
-        pixels_at=_pixels_at(file, syntax, rows * columns * (bits // 8)) if len(frames) == 1 else 0,
+        pixels_at=_pixels_at(file, syntax, len(frames) * rows * columns * (bits // 8)) if frames else 0,
         has_lut=value_of(data, "ModalityLUTSequence") is not None,
         frames=frames,
     )
@@ -391,11 +391,16 @@ def read_pixels(path: Path, indices: list[int] | None) -> list[np.ndarray]:
     file = read_dicom(path)
     if file.pixels_at and file.dtype:
         # Plain pixels are taken as they are: pydicom would read the header a second time, which takes longer.
-        dtype = np.dtype(f"<{file.dtype}")
-        array = np.fromfile(path, dtype, file.rows * file.columns, offset=file.pixels_at)
-        if array.size < file.rows * file.columns:
-            finding = f"{path.name} ends after {array.size} of {file.rows * file.columns} pixels"
-            raise FileFaultError("unreadable", finding, "Copy or export it again.")
-        return [array.reshape(file.rows, file.columns)]
+        return [_plain_pixels(file, index) for index in indices or [0]]
     with naming_damage(f"damaged pixels in {path.name}"):
         return [np.asarray(array) for array in iter_pixels(path, raw=True, indices=indices)]
+
+
+def _plain_pixels(file: DicomFile, index: int) -> np.ndarray:
+    """(rows, columns) of one image of a file whose pixels are as in memory."""
+    dtype, size = np.dtype(f"<{file.dtype}"), file.rows * file.columns
+    array = np.fromfile(file.path, dtype, size, offset=file.pixels_at + index * size * dtype.itemsize)
+    if array.size < size:
+        finding = f"{file.path.name} ends after {array.size} of {size} pixels of an image"
+        raise FileFaultError("unreadable", finding, "Copy or export it again.")
+    return array.reshape(file.rows, file.columns)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.formats.dicom_files import naming_damage, read_fields, several, value_of
-from autoseg.data.formats.segmentation import Piece, Segmentation
+from autoseg.data.formats.dicom_files import naming_damage, numbers_of, read_fields, several, value_of
+from autoseg.data.formats.segmentation import Colour, Piece, Segmentation, colour_of
 from autoseg.data.formats.stored import FARTHEST_MM, FileFaultError, Finding, lps_to_ras
 from autoseg.data.grid import Grid
 
@@ -38,9 +38,12 @@ def open_rtstruct(path: Path) -> Segmentation:
             for item in several(value_of(data, "StructureSetROISequence"))
         }
         contours: dict[int, list[np.ndarray]] = {}
+        colours: dict[int, Colour] = {}
         num_open = 0
         for item in several(value_of(data, "ROIContourSequence")):
             number = int(item.ReferencedROINumber)
+            if len(shown := numbers_of(item.get("ROIDisplayColor"))) == 3 and (colour := colour_of(*shown)):
+                colours[number] = colour
             for contour in several(item.get("ContourSequence")):
                 if str(contour.get("ContourGeometricType")) not in FILLED:
                     num_open += 1
@@ -65,7 +68,14 @@ def open_rtstruct(path: Path) -> Segmentation:
         for number, listed in contours.items():
             yield from _filled(names[number], listed, grid)
 
-    return Segmentation(numbers=numbers, is_label_map=False, pieces=pieces, grid=None, warnings=warnings)
+    return Segmentation(
+        numbers=numbers,
+        is_label_map=False,
+        pieces=pieces,
+        grid=None,
+        warnings=warnings,
+        colours={name: colours[number] for name, number in numbers.items() if number in colours},
+    )
 
 
 def _filled(name: str, contours: list[np.ndarray], grid: Grid) -> Iterator[Piece]:

@@ -21,7 +21,7 @@ from autoseg.data.formats.dicom_files import (
     several,
     value_of,
 )
-from autoseg.data.formats.segmentation import Piece, Segmentation
+from autoseg.data.formats.segmentation import Colour, Piece, Segmentation, colour_of, colours_by_name
 from autoseg.data.formats.stored import FileFaultError, Finding, check_axes, lps_to_ras
 from autoseg.data.grid import Grid
 
@@ -40,7 +40,9 @@ def open_seg(path: Path) -> Segmentation:
     data = read_fields(path, (*FIELDS, *SEG_FIELDS))
     with naming_damage(f"a damaged DICOM-SEG header in {path.name}"):
         kind = str(value_of(data, "SegmentationType") or "BINARY")
-        names = {int(item.SegmentNumber): _name(item) for item in several(value_of(data, "SegmentSequence"))}
+        items = several(value_of(data, "SegmentSequence"))
+        names = {int(item.SegmentNumber): _name(item) for item in items}
+        colours = colours_by_name((_name(item), _colour(item)) for item in items)
         described = len(several(value_of(data, "PerFrameFunctionalGroupsSequence")))
         stored = int(value_of(data, "NumberOfFrames") or 1)
         if described != stored:
@@ -64,7 +66,12 @@ def open_seg(path: Path) -> Segmentation:
         remedy = "Voxels of at least one half are taken. Export it as BINARY if another limit is meant."
         warnings = (Finding("label_values", finding, remedy, is_fault=False),)
     return Segmentation(
-        numbers=numbers, is_label_map=False, pieces=pieces, grid=lambda: _stack(frames, shape), warnings=warnings
+        numbers=numbers,
+        is_label_map=False,
+        pieces=pieces,
+        grid=lambda: _stack(frames, shape),
+        warnings=warnings,
+        colours=colours,
     )
 
 
@@ -72,6 +79,29 @@ def _name(item: object) -> str:
     """A segment's name: its label, else its number."""
     label = str(getattr(item, "SegmentLabel", "") or "").strip()
     return label or f"segment {int(item.SegmentNumber)}"  # type: ignore[attr-defined]
+
+
+WHITE = np.array([0.9505, 1.0, 1.0889])
+"""D65 in CIE XYZ, as highdicom and dcmqi take it."""
+XYZ_TO_RGB = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
+"""To linear sRGB. Source: IEC 61966-2-1."""
+
+
+def _colour(item: object) -> Colour | None:
+    """The colour in which a segment is to be shown, from CIE L*a*b* in 16 bits; None where there is none.
+
+    Source: DICOM PS3.3 C.10.7.1.1.
+    """
+    stored = several(getattr(item, "RecommendedDisplayCIELabValue", None))
+    if len(stored) != 3:
+        return None
+    light, a, b = (float(part) / 65535 for part in stored)
+    y = (100 * light + 16) / 116
+    cube_roots = np.array([y + (255 * a - 128) / 500, y, y - (255 * b - 128) / 200])
+    xyz = WHITE * np.where(cube_roots > 6 / 29, cube_roots**3, (cube_roots - 16 / 116) / 7.787)
+    linear = np.clip(XYZ_TO_RGB @ xyz, 0, 1)
+    red, green, blue = 255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    return colour_of(red, green, blue)
 
 
 def _check(kind: str, names: dict[int, str], frames: Sequence[Frame]) -> None:

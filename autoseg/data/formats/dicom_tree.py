@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.formats.dicom import Group, dicom_files, stands_for, study_of
 from autoseg.data.formats.dicom_files import (
     naming_damage,
     need_pydicom,
@@ -22,6 +21,7 @@ from autoseg.data.formats.dicom_files import (
     several,
     value_of,
 )
+from autoseg.data.formats.dicom_study import Group, dicom_files, stands_for, study_of
 from autoseg.data.formats.stored import FileFaultError
 
 PLACE_FIELDS = (

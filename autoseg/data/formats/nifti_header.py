@@ -119,10 +119,11 @@ def _grid(header: nib.Nifti1Header, pixdim: np.ndarray, shape: tuple[int, int, i
     except (HeaderDataError, ValueError) as error:
         raise FileFaultError("unreadable", f"a damaged orientation ({brief(error)})", "Export it again.") from None
     check_axes(affine)
-    grid = Grid(shape=shape, affine=affine, header=_place(header))
+    qform = _qform(header)
+    grid = Grid(shape=shape, affine=affine, header=_place(header, has_usable_qform=qform is not None))
     if not has_sform and not has_qform:
         warnings.append(orientation_guessed())
-    elif finding := _contradiction(header, pixdim, grid):
+    elif finding := _contradiction(header, qform, pixdim, grid):
         remedy = "The affine is used. Export it again if that is wrong."
         warnings.append(Finding("header", finding, remedy, is_fault=False))
     if (unit := LENGTHS.get(int(header["xyzt_units"]) & SPATIAL_UNIT, "mm")) != "mm":
@@ -139,10 +140,10 @@ def _qform(header: nib.Nifti1Header) -> np.ndarray | None:
     return affine if has_axes(affine) else None
 
 
-def _contradiction(header: nib.Nifti1Header, pixdim: np.ndarray, grid: Grid) -> str:
+def _contradiction(header: nib.Nifti1Header, qform: np.ndarray | None, pixdim: np.ndarray, grid: Grid) -> str:
     """How the affine that is used, the sform where there is one, differs from the rest of the header; empty: not."""
     if int(header["sform_code"]) > 0 and int(header["qform_code"]) > 0:
-        if (qform := _qform(header)) is None:
+        if qform is None:
             return "a damaged qform beside the sform (its affine)"
         away_mm = corners_apart_mm(qform, grid.affine, grid.shape)
         if away_mm > TOLERANCE_VOXELS * min(grid.spacing_mm):
@@ -153,10 +154,12 @@ def _contradiction(header: nib.Nifti1Header, pixdim: np.ndarray, grid: Grid) -> 
     return ""
 
 
-def _place(header: nib.Nifti1Header) -> dict[str, np.ndarray]:
+def _place(header: nib.Nifti1Header, *, has_usable_qform: bool) -> dict[str, np.ndarray]:
     """The fields that say where the voxels lie, for files written on this grid; a damaged qform is left out."""
-    names = [*SFORM_FIELDS, *(QFORM_FIELDS if _qform(header) is not None else ())]
-    fields = {name: np.array(header[name]) for name in names}
+    names = [*SFORM_FIELDS, *(QFORM_FIELDS if has_usable_qform else ())]
+    fields = {name: header[name].copy() for name in names}
+    if np.isfinite(np.hstack([*fields.values()])).all():
+        return fields
     return {name: value for name, value in fields.items() if np.isfinite(value).all()}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from autoseg.data.formats.format import Format
 from autoseg.data.formats.nrrd_writer import NRRD_LABEL, SEG_NRRD
 from autoseg.data.formats.raw import RawHeader, checked, read_voxels, readers
-from autoseg.data.formats.segmentation import Piece, Segmentation
+from autoseg.data.formats.segmentation import Colour, Piece, Segmentation, colour_of, colours_by_name
 from autoseg.data.formats.stored import (
     FileFaultError,
     Finding,
@@ -270,6 +270,7 @@ class _Segment:
     name: str
     value: int
     layer: int
+    colour: Colour | None
 
 
 def _segments(keys: dict[str, str]) -> list[_Segment]:
@@ -279,8 +280,18 @@ def _segments(keys: dict[str, str]) -> list[_Segment]:
         if (match := re.fullmatch(r"(Segment\d+)_Name", key)) is not None:
             value, layer = (int(keys.get(f"{match[1]}_{field}", usual)) for field, usual in _USUAL)
             if value != 0:  # which is background
-                segments.append(_Segment(name=name.strip() or match[1], value=value, layer=layer))
+                colour = _colour(keys.get(f"{match[1]}_Color", ""))
+                segments.append(_Segment(name=name.strip() or match[1], value=value, layer=layer, colour=colour))
     return segments
+
+
+def _colour(text: str) -> Colour | None:
+    """A colour of three shares of 1; None where there is none."""
+    try:
+        red, green, blue = (255 * float(word) for word in text.split())
+    except ValueError:
+        return None
+    return colour_of(red, green, blue)
 
 
 _USUAL = (("LabelValue", 1), ("Layer", 0))
@@ -319,6 +330,7 @@ def segmentation(path: Path) -> Segmentation | None:
         pieces=pieces,
         grid=lambda: header.grid,
         warnings=header.warnings,
+        colours=colours_by_name((s.name, s.colour) for s in segments),
     )
 
 

@@ -6,14 +6,17 @@ voxel by voxel where its grid is a part of the image's, however its axes are sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from nibabel.orientations import apply_orientation
 
 from autoseg.data.formats.stored import FileFaultError, Finding
 from autoseg.data.grid import TOLERANCE_VOXELS, Grid, corners_of
+
+Colour = tuple[int, int, int]
+"""Red, green, blue in 0..255."""
 
 MOST_SETS = 1 << 16
 """Sets of segments that share voxels, in one file."""
@@ -45,6 +48,26 @@ class Segmentation:
     grid: Callable[[], Grid] | None
     """The smallest grid that holds all of it. None: it lies on the slices of an image, and has no grid of its own."""
     warnings: tuple[Finding, ...] = ()
+    colours: Mapping[str, Colour] = field(default_factory=dict)
+    """Of the segments that have one in the file."""
+
+
+def colour_of(red: float, green: float, blue: float) -> Colour | None:
+    """A colour of numbers in 0..255, rounded and cut to that; None where a file has no numbers there."""
+    parts = np.array([red, green, blue])
+    if not np.isfinite(parts).all():
+        return None
+    r, g, b = np.clip(np.rint(parts), 0, 255).astype(int).tolist()
+    return r, g, b
+
+
+def colours_by_name(colours: Iterable[tuple[str, Colour | None]]) -> dict[str, Colour]:
+    """The first colour of each segment that has one."""
+    by_name: dict[str, Colour] = {}
+    for name, colour in colours:
+        if colour is not None:
+            by_name.setdefault(name, colour)
+    return by_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
