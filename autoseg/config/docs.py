@@ -53,7 +53,7 @@ def setting_docs() -> dict[str, SettingDoc]:
 def _rank(entry: tuple[str, str, Any, Any]) -> int:
     """Place of a setting in help and manual; the order within a place is that of the models."""
     block, name, _, _ = entry
-    blocks = (*NETWORKS, "ensemble", "inference", "slurm", "sweep", "pseudolabel")
+    blocks = (*NETWORKS, "ensemble", "inference", "slurm", "sweep", "track", "pseudolabel")
     return 2 if block or name in blocks else int(name in HyperSettings.model_fields)
 
 
@@ -111,7 +111,7 @@ def _chapter(doc: SettingDoc) -> str | None:
     """The chapter of the manual a setting stands in; None for a network's copy of a hyperparameter."""
     if doc.type == "a block of settings" or is_inherited(doc):
         return None
-    if doc.block or doc.key == "ensemble":
+    if doc.block or doc.key in ("ensemble", "track"):  # a block, or one word for it
         return doc.block or doc.key
     return "hyperparameters" if doc.key in HyperSettings.model_fields else ""
 

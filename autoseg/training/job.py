@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from autoseg.config.reader import read_model
+from autoseg.config.settings import TrackSettings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.datalist import read_cases
@@ -30,6 +31,9 @@ from autoseg.hardware.memory import MemoryWatch
 from autoseg.inference.seals import ChangedJobsError, check_jobs, seal_job
 from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
+from autoseg.tracking.follow import Follower
+from autoseg.tracking.table import check_tracker
+from autoseg.tracking.tracker import Ending
 from autoseg.training.cache import load_cases, remove_unused, resampling_warnings
 from autoseg.training.errors import Diverged, Interrupted, Pruned
 from autoseg.training.inputs import (
@@ -69,6 +73,15 @@ RESTART_RATE = 0.25
 both fine or both not, as the table of rates in docs/results.md has it."""
 
 
+ENDINGS: dict[JobState, Ending] = {
+    "pending": "stopped",
+    "done": "finished",
+    "failed": "failed",
+    "diverged": "failed",
+    "pruned": "finished",
+}
+"""What a tracker is told of a job's end; a trial that is stopped early has come to its end, too."""
+
 FEWEST_STEPS = 10
 """Of a job with a budget: what was trained for less has learned nothing and is no model. A choice; the shortest
 schedule that gave a usable model of phantoms had 60 steps."""
@@ -85,6 +98,7 @@ def run_job(
     wait: bool = False,
     started: float | None = None,
     after_epoch: Callable[[Progress, float], None] | None = None,
+    track: TrackSettings | None = None,
 ) -> Job:
     """Train one job to its end, or go on with it; one that is done is left as it is.
 
@@ -97,6 +111,7 @@ def run_job(
         wait: wait where another worker has the job, instead of raising `Busy`.
         started: monotonic time from which the job's budget counts; None: now.
         after_epoch: as `Trainer` takes it; may raise `Pruned`.
+        track: where its numbers go besides its folder, if anywhere.
 
     Raises:
         Busy: Another worker has the job.
@@ -125,6 +140,7 @@ def run_job(
             num_workers=num_workers,
             started=started,
             after_epoch=after_epoch,
+            track=track,
         )
         return run.to_its_end()
 
@@ -143,6 +159,7 @@ class JobRun:
         num_workers: int | None,
         started: float,
         after_epoch: Callable[[Progress, float], None] | None,
+        track: TrackSettings | None,
     ) -> None:
         """Set up; arguments as `run_job` takes them.
 
@@ -153,7 +170,8 @@ class JobRun:
         self.workspace, self.dataroot, self.job = workspace, dataroot, job
         self.paths = workspace.job_dir(job.algo, job.fold)
         self.processes, self.claim, self.num_workers = processes, claim, num_workers
-        self.started, self.after_epoch = started, after_epoch
+        self.started, self.after_epoch, self.track = started, after_epoch, track
+        self.follower: Follower | None = None
         self.memory = MemoryWatch(processes.device, JOB_SAMPLE_S)
         self.first_weights = workspace.first_weights(job.algo, job.fold)
         self.weights = weights_inputs(workspace, job.algo, job.fold)
@@ -197,6 +215,8 @@ class JobRun:
         return job
 
     def _note(self, state: JobState, error: str = "", *, can_retry: bool = True) -> None:
+        if self.follower is not None and state != "running":
+            self.follower.end(ENDINGS[state])
         self.job.state, self.job.error, self.job.can_retry = state, error, can_retry
         if self.claim is not None:
             self.claim.check()
@@ -235,6 +255,7 @@ class JobRun:
             "%s: training on %d cases, validating on %d, %s",
             job.name, len(train_cases), len(val_cases), self.processes.device,
         )  # fmt: skip
+        self._follow(plan, len(train_cases), len(val_cases))
         result = self._train(plan, train_cases, val_cases)
         self._finish(plan, val_cases, result)
 
@@ -268,6 +289,19 @@ class JobRun:
         self._note("running")
         self._remove(self.paths.seal)  # what it covers is about to change
 
+    def _follow(self, plan: Plan, num_train: int, num_val: int) -> None:
+        """Have a tracker told of the training, where the run has one, by the first process.
+
+        Raises:
+            ConfigError: What it needs is not installed here.
+        """
+        if self.track is None or not self.processes.is_first:
+            return
+        check_tracker(self.track)
+        params = {**plan.model_dump(mode="json"), "cases": {"training": num_train, "validation": num_val}}
+        name = self.paths.root.relative_to(self.workspace.tracking.parent).as_posix()
+        self.follower = Follower(self.track, self.workspace, name, self.paths.tracking, params)
+
     def _train(self, plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> TrainResult:
         """Train; after a divergence once more, with a lower learning rate."""
         with self.memory:
@@ -293,6 +327,7 @@ class JobRun:
                 start=lambda network: self._start(network, plan),
                 before_write=self.claim.check if self.claim is not None else lambda: None,
                 after_epoch=self._epoch_ended,
+                follower=self.follower,
             )
             return trainer.run()
 
@@ -383,6 +418,9 @@ class JobRun:
                 )
             seal_job(self.paths)
             log.info("%s: Dice %.4f after %d steps, %s", job.name, dice, result.steps, format_duration(job.seconds))
+            if self.follower is not None:
+                self.follower.summarise({"final/dice": dice, "final/seconds": job.seconds})
+                self.follower.attach([self.paths.plan, self.paths.metrics])
         self._note("done")
         # The other processes are through sooner, and until the scores are there it may be needed again; with average
         # and optimizer it takes up to four times the model.

@@ -26,6 +26,7 @@ from autoseg.networks import build_network, divisor
 from autoseg.networks.sizing import shorter_roi
 from autoseg.plan import Plan
 from autoseg.terminal import Progress as Bar
+from autoseg.tracking.follow import Follower
 from autoseg.training.batches import Batches
 from autoseg.training.cache import CachedCase
 from autoseg.training.checkpoint import CHECKPOINT_S, Checkpointer, save_weights
@@ -71,6 +72,7 @@ class Trainer:
         start: Callable[[nn.Module], None] = lambda network: None,
         before_write: Callable[[], None] = lambda: None,
         after_epoch: Callable[[Progress, float], None] = lambda progress, dice: None,
+        follower: Follower | None = None,
     ) -> None:
         """Set up a job.
 
@@ -84,6 +86,7 @@ class Trainer:
             start: puts the weights to start from into the fresh network, which has random ones.
             before_write: called before any file is written; raises where this process may not any more.
             after_epoch: called after each epoch with the validation's Dice, NaN where none was due; may raise `Pruned`.
+            follower: told of each epoch by the first process.
         """
         self.plan, self.paths, self.device, self.scoring = plan, paths, device, scoring
         self.name = paths.root.name
@@ -92,7 +95,7 @@ class Trainer:
         self.processes = Processes.joined(device)
         self.schedule = Schedule(num_steps=plan.num_epochs * plan.num_steps_per_epoch, budget_s=plan.budget_s)
         self.progress = Progress()
-        self.curve = Curve(paths.metrics, is_written=self.processes.is_first)
+        self.curve = Curve(paths.metrics, is_written=self.processes.is_first, follower=follower)
         identity = digest([plan.identity(), [case.name for case in train_cases], inputs])
         self.checkpointer = Checkpointer(paths, identity, before_write)
         self.signals = StopSignals()
@@ -359,12 +362,15 @@ class Trainer:
         if self.processes.is_first:
             save_weights(self.average, self.paths)
 
-    def _scores(self, dice: float) -> dict[str, float | None]:
+    def _scores(self, dice: float) -> dict[str, Any]:
         best = self.progress.best_dice
-        return {
+        scores: dict[str, Any] = {
             "val_dice": None if math.isnan(dice) else round(dice, 6),
             "best_dice": None if best < 0 else round(best, 6),
         }
+        if not math.isnan(dice):
+            scores["val_class"] = dict(self.validator.by_class)
+        return scores
 
     def _write_line(self, dice: float) -> None:
         """Add the epoch to the curve and to the log."""
@@ -421,7 +427,7 @@ class Trainer:
         """Go on from the checkpoint, if there is one and it is of this plan and these cases."""
         state, p = self.checkpointer.read(), self.progress
         if state is None:
-            self.curve.start([])
+            self.curve.start()
             return
         self.step.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])

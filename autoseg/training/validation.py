@@ -61,6 +61,8 @@ class Validator:
         """
         self.plan, self.cases, self.network, self.progress = plan, cases, network, progress
         self.processes, self.roi, self.name = processes, roi, name
+        self.by_class: dict[str, float | None] = {}
+        """Class -> mean Dice of the last validation; None: no case of it has one."""
 
     # -- when, and on what
     def is_due(self, share: float) -> bool:
@@ -194,7 +196,10 @@ class Validator:
         (p.voxel_s,) = self.processes.from_first((time.monotonic() - begin) / voxels)
         # Not measured yet where the job was begun without a budget.
         p.first_voxel_s = p.first_voxel_s or p.voxel_s
-        return float(scores.nanmean(0).nanmean())
+        means = scores.nanmean(0)
+        names = self.plan.label_map.names
+        self.by_class = {n: None if math.isnan(m) else round(m, 6) for n, m in zip(names, means.tolist(), strict=True)}
+        return float(means.nanmean())
 
     def score(self, case: CachedCase) -> torch.Tensor:
         """Dice of each class at the network's spacing, (K,) float64."""
