@@ -36,7 +36,8 @@ def setting_docs() -> dict[str, SettingDoc]:
     docs = {}
     for block, name, annotation, info in sorted(walk_fields(Settings), key=_rank):
         key = f"{block}.{name}" if block else name
-        default = None if info.is_required() else info.get_default(call_default_factory=True)
+        # pydantic 2.10.0 wants the data, though no default depends on any.
+        default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
         unset = "planned" if block in NETWORKS or key in HyperSettings.model_fields else ""
         docs[key] = SettingDoc(
             key=key,
