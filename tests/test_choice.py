@@ -12,7 +12,7 @@ from test_plan_table import SETS, fingerprint_of
 
 from autoseg.algos import inputs as planning_inputs
 from autoseg.algos.choice import Choice, RunTime, choose_networks
-from autoseg.cli.demo import ALGOS
+from autoseg.cli.demo import SETTINGS
 from autoseg.config.load import load_settings
 from autoseg.config.networks import NETWORKS
 from autoseg.config.settings import Settings
@@ -110,7 +110,7 @@ def test_auto_is_what_is_taken_and_names_win(tmp_path: Path) -> None:
     assert load_settings(path)[0].networks == ("segresnet", "swinunetr", "dints")
     path.write_text(text + "algos: auto\nrecipe: btcv\n")
     assert load_settings(path)[0].networks == ("swinunetr",)
-    path.write_text(text + ALGOS)
+    path.write_text(text + SETTINGS)
     assert load_settings(path)[0].networks == ("segresnet", "swinunetr", "dints"), "the demo's line"
     for wrong in ("[auto, dints]", "[]", "autp"):
         path.write_text(text + f"algos: {wrong}\n")

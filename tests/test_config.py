@@ -198,7 +198,7 @@ def test_auto3dseg_keys_warn(write: Write, caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         load_settings(path)
     assert len(caplog.messages) == len(AUTO3DSEG_WITHOUT_EFFECT)
-    assert "input.yaml:14: multigpu: has no effect: all GPUs are used." in caplog.messages
+    assert "input.yaml:12: multigpu: has no effect: all GPUs are used." in caplog.messages
     assert not set(AUTO3DSEG_WITHOUT_EFFECT) & set(Settings.model_fields)
 
 

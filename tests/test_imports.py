@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("plan",),
     ("networks",),
-    ("evaluation", "weights"),
+    ("evaluation", "tracking", "weights"),
     ("inference",),
     ("export",),
     ("training",),

@@ -19,7 +19,7 @@ from autoseg.cli.arguments import command_names, parse
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
 from autoseg.cli.main import run_command
 from autoseg.config.docs import setting_docs
-from autoseg.config.load import AUTO3DSEG_WITHOUT_EFFECT
+from autoseg.config.load import AUTO3DSEG_TRACKING, AUTO3DSEG_WITHOUT_EFFECT
 from autoseg.config.reader import read_with_origins
 from autoseg.config.settings import Settings
 
@@ -198,7 +198,7 @@ def test_the_pages_for_movers_name_settings_that_exist() -> None:
     table, end, _ = text.partition("## Setting by setting")[2].partition("Keys without a setting of the same name")
     assert end
     named = set(re.findall(r"`([a-z_0-9]+)`", table))
-    assert named - known - set(AUTO3DSEG_WITHOUT_EFFECT) - {"auto"} == set()  # a value of algos
+    assert named - known - {*AUTO3DSEG_WITHOUT_EFFECT, *AUTO3DSEG_TRACKING} - {"auto"} == set()  # a value of algos
     table = (ROOT / "docs" / "from-nnunet.md").read_text().partition("## Setting by setting")[2].partition("## What")[0]
     rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")][1:]
     named = {w for cell in rows for w in re.findall(r"`([a-z_0-9]+)(?:: [^`]*)?`", cell)}

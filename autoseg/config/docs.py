@@ -36,7 +36,8 @@ def setting_docs() -> dict[str, SettingDoc]:
     docs = {}
     for block, name, annotation, info in sorted(walk_fields(Settings), key=_rank):
         key = f"{block}.{name}" if block else name
-        default = None if info.is_required() else info.get_default(call_default_factory=True)
+        # pydantic 2.10.0 wants the data, though no default depends on any.
+        default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
         unset = "planned" if block in NETWORKS or key in HyperSettings.model_fields else ""
         docs[key] = SettingDoc(
             key=key,
@@ -53,7 +54,7 @@ def setting_docs() -> dict[str, SettingDoc]:
 def _rank(entry: tuple[str, str, Any, Any]) -> int:
     """Place of a setting in help and manual; the order within a place is that of the models."""
     block, name, _, _ = entry
-    blocks = (*NETWORKS, "ensemble", "inference", "slurm", "sweep", "pseudolabel", "pretrain")
+    blocks = (*NETWORKS, "ensemble", "inference", "slurm", "sweep", "track", "pseudolabel", "pretrain")
     return 2 if block or name in blocks else int(name in HyperSettings.model_fields)
 
 
@@ -112,7 +113,7 @@ def _chapter(doc: SettingDoc) -> str | None:
     """The chapter of the manual a setting stands in; None for a network's copy of a hyperparameter."""
     if doc.type == "a block of settings" or is_inherited(doc):
         return None
-    if doc.block or doc.key == "ensemble":
+    if doc.block or doc.key in ("ensemble", "track"):  # a block, or one word for it
         return doc.block or doc.key
     return "hyperparameters" if doc.key in HyperSettings.model_fields else ""
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from autoseg.config.docs import setting_docs
-from autoseg.config.nodes import json_for_yaml
-from autoseg.config.passwords import take_password
+from autoseg.config.nodes import NULL_WORDS, json_for_yaml
+from autoseg.config.passwords import TRACK_VARIABLE, take_password
 from autoseg.config.reader import Origins, read_plain, read_value, read_with_origins
-from autoseg.config.settings import PATHS, Settings, map_weights
+from autoseg.config.settings import PATHS, SQLITE, Settings, TrackSettings, map_store, map_weights
 from autoseg.config.types import suggest
 from autoseg.errors import ConfigError
 
@@ -28,8 +30,6 @@ AUTO3DSEG_WITHOUT_EFFECT: dict[str, str] = {
     "not_use_cache": "results are reused only while their inputs are unchanged; delete work_dir to start anew",
     "allow_skip": "failed jobs never stop the others",
     "templates_path_or_url": "the templates are part of the package",
-    "mlflow_tracking_uri": "numbers go to metrics.jsonl",
-    "mlflow_experiment_name": "numbers go to metrics.jsonl",
     "multigpu": "all GPUs are used",
     "resample": "images are always resampled to resample_resolution",
     "resample_mode": "the planner chooses the voxel size; resample_resolution fixes it",
@@ -47,6 +47,8 @@ AUTO3DSEG_WITHOUT_EFFECT: dict[str, str] = {
     "cache_rate": "memory is measured; set cache and cache_gib",
 }
 """Keys that Auto3DSeg's input files may carry and that need no counterpart here: accepted with a warning."""
+AUTO3DSEG_TRACKING = {"mlflow_tracking_uri": "track.uri", "mlflow_experiment_name": "track.experiment"}
+"""Keys of Auto3DSeg's input files for MLflow -> the settings that say the same here."""
 
 
 def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tuple[Settings, Origins]:
@@ -59,7 +61,7 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
     Returns:
         Settings with absolute paths, and the origin of each: `default`, `input.yaml:LINE` or `command line`.
         A path in the file is relative to the file's folder, one from the command line to the current folder.
-        A password in `sweep.storage` is moved into the environment, see `autoseg.config.passwords`.
+        Passwords in `sweep.storage` and `track.uri` are moved into the environment, see `autoseg.config.passwords`.
 
     Raises:
         ConfigError: All that is wrong, one line each: unknown and repeated keys, types, ranges, missing files.
@@ -67,16 +69,44 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
     if not path.exists():
         advice = "Write one with `autoseg init DATA_FOLDER`, or name it with --input FILE."
         raise ConfigError(f"{path}: no such file. {advice}")
-    settings, origins, warnings = read_with_origins(path, Settings, overrides, AUTO3DSEG_WITHOUT_EFFECT)
+    settings, origins, warnings = read_with_origins(
+        path, Settings, overrides, AUTO3DSEG_WITHOUT_EFFECT, take_auto3dseg_tracking
+    )
     places, faults = _places(path, settings, origins)
     if faults:
         raise ConfigError(faults)
     for warning in warnings:
         logger.warning(warning)
+    if isinstance(settings.track, TrackSettings) and settings.track.uri is not None:
+        places["track"] = places["track"].model_copy(update={"uri": take_password(places["track"].uri, TRACK_VARIABLE)})
     if settings.sweep.storage is not None:
         sweep = settings.sweep.model_copy(update={"storage": take_password(settings.sweep.storage)})
         settings = settings.model_copy(update={"sweep": sweep})
     return settings.model_copy(update=places), origins
+
+
+def take_auto3dseg_tracking(root: yaml.MappingNode) -> None:
+    """Put Auto3DSeg's keys for MLflow into the block `track`, unless there is one. Without an address they say nothing.
+
+    MLflow has given up folders as stores, which Auto3DSeg's files may name: a database in the folder takes their place.
+    """
+    entries = {key.value: (key, value) for key, value in root.value if isinstance(key, yaml.ScalarNode)}
+    root.value = [(key, value) for key, value in root.value if str(key.value) not in AUTO3DSEG_TRACKING]
+    uri, experiment = (entries.get(name) for name in AUTO3DSEG_TRACKING)
+    if "track" in entries or uri is None or uri[1].value in NULL_WORDS:
+        return
+    marks = uri[1].start_mark
+
+    def text(value: str) -> yaml.ScalarNode:
+        return yaml.ScalarNode("tag:yaml.org,2002:str", value, marks, marks, style="'")
+
+    address = uri[1]
+    if isinstance(address, yaml.ScalarNode) and "://" not in address.value and not address.value.startswith("$"):
+        address = text(f"{SQLITE}{address.value}/mlflow.db")
+    pairs = [(text("tool"), text("mlflow")), (text("uri"), address)]
+    if experiment is not None:
+        pairs.append((text("experiment"), experiment[1]))
+    root.value.append((text("track"), yaml.MappingNode("tag:yaml.org,2002:map", pairs, marks, marks)))
 
 
 def _places(path: Path, settings: Settings, origins: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -114,6 +144,9 @@ def _places(path: Path, settings: Settings, origins: Mapping[str, str]) -> tuple
         return resolved
 
     places["init_weights"] = map_weights(settings.init_weights, weights)
+    if isinstance(settings.track, TrackSettings):
+        uri = map_store(settings.track.uri, lambda written: resolve("track", written)[0])
+        places["track"] = settings.track.model_copy(update={"uri": uri})
     return places, faults
 
 

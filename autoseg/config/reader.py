@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -311,6 +311,7 @@ def read_with_origins(
     model: type[M],
     overrides: Mapping[str, str] | None = None,
     without_effect: Mapping[str, str] | None = None,
+    prepare: Callable[[yaml.MappingNode], None] = lambda root: None,
 ) -> tuple[M, Origins, list[str]]:
     """Read a YAML file as a model, with the origin of each value, and warnings.
 
@@ -319,6 +320,7 @@ def read_with_origins(
         model: What it must hold.
         overrides: Key, dotted where nested -> text from the command line; wins over the file.
         without_effect: Top-level keys that are accepted with a warning -> why they do nothing.
+        prepare: Changes the whole file, with the overrides in it, before it is read.
 
     Raises:
         ConfigError: All that is wrong, one line each.
@@ -333,6 +335,7 @@ def read_with_origins(
             reader.faults += error.messages
             continue
         _put(root, key.split("."), node)
+    prepare(root)
     instance = reader.model(model, root)
     if reader.faults:
         raise ConfigError(sorted(reader.faults, key=_line))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from autoseg.config.load import AUTO3DSEG_WITHOUT_EFFECT
+from autoseg.config.load import AUTO3DSEG_TRACKING, AUTO3DSEG_WITHOUT_EFFECT
 from autoseg.config.settings import Settings
 
 
@@ -15,6 +15,8 @@ def input_schema() -> dict[str, Any]:
     _tidy(schema)
     for key, hint in AUTO3DSEG_WITHOUT_EFFECT.items():
         schema["properties"][key] = {"deprecated": True, "description": f"Auto3DSeg's, without effect here: {hint}."}
+    for key, name in AUTO3DSEG_TRACKING.items():
+        schema["properties"][key] = {"description": f"Auto3DSeg's name of {name}, with tool: mlflow."}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "input.yaml of autoseg",

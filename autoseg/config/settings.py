@@ -181,6 +181,46 @@ class SlurmSettings(Strict):
     """local: run the array on this machine, to try it without Slurm."""
 
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+"""The rows of `autoseg.tracking.table`."""
+SQLITE = "sqlite:///"
+"""How the address of a database in a file begins; its path follows."""
+
+
+class TrackSettings(Strict):
+    """Where numbers and report of a run go besides work_dir."""
+
+    tool: TrackerName | None = None
+    """tensorboard, mlflow or wandb (offline), of the extra `track`; null: none."""
+    uri: str | None = None
+    """mlflow's store: sqlite:///FILE, relative to the folder of input.yaml, or the address of a server or database, in
+    which $NAME stands for an environment variable; null: tracking/mlflow.db in work_dir."""
+    experiment: Annotated[str, Field(min_length=1)] | None = None
+    """mlflow's experiment, wandb's project; null: `name`, else the folder that work_dir is called or lies in."""
+    report: bool = True
+    """Whether report.html, which has pictures and names of cases, is added to what mlflow and wandb keep."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.uri is not None and self.tool != "mlflow":
+            writes = "without a tool it" if self.tool is None else self.tool
+            nothing = "has no effect" if self.tool is None else "writes into work_dir"
+            raise ValueError(f"uri: {writes} {nothing}. Leave uri out, or set tool: mlflow.")
+        if self.uri is not None and "://" not in self.uri and not self.uri.startswith("$"):
+            raise ValueError(
+                "uri: expected an address such as sqlite:///mlflow.db or https://mlflow.example.org. "
+                "MLflow has given up folders as stores."
+            )
+        return self
+
+
+def map_store(uri: str | None, place: Callable[[Path], Path]) -> str | None:
+    """`track.uri` with its path, if it has one, in another form."""
+    if uri is None or not uri.startswith(SQLITE):
+        return uri
+    return f"{SQLITE}{place(Path(uri.removeprefix(SQLITE)))}"
+
+
 class Range(Strict):
     """Values that a sweep may try for one setting: choices, or from low to high."""
 
@@ -261,7 +301,7 @@ def _check_weights(value: InitWeights) -> InitWeights:
     return value
 
 
-RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "report", "init_weights") + (
+RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "report", "init_weights", "tracking") + (
     "pretraining",
     "scratch",
     "learning_curve",
@@ -401,6 +441,8 @@ class RunSettings(HyperSettings):
     """GPUs that train one job together; batch_size must be a multiple of it."""
     cpus_per_job: Count | None = None
     """CPU threads of one job; null: this machine's shared out, 8 per GPU or 1 without on Ray and Slurm."""
+    track: TrackerName | TrackSettings = TrackSettings()
+    """Where numbers and report of the run go besides work_dir: a tool, or a block of settings."""
     slurm: SlurmSettings = SlurmSettings()
     """What Slurm is to be asked for."""
     sweep: SweepSettings = SweepSettings()
@@ -460,7 +502,9 @@ class RunSettings(HyperSettings):
 
     def with_paths(self, place: Callable[[Path], Path]) -> Self:
         """The settings with each of their paths in another form."""
-        places = {key: place(path) for key in PATHS if (path := getattr(self, key)) is not None}
+        places: dict[str, Any] = {key: place(path) for key in PATHS if (path := getattr(self, key)) is not None}
+        if isinstance(self.track, TrackSettings):
+            places["track"] = self.track.model_copy(update={"uri": map_store(self.track.uri, place)})
         return self.model_copy(update={**places, "init_weights": map_weights(self.init_weights, place)})
 
     @property
@@ -473,6 +517,14 @@ class RunSettings(HyperSettings):
     def combining(self) -> EnsembleSettings:
         """How models are combined; the defaults where `ensemble` is true or false."""
         return self.ensemble if isinstance(self.ensemble, EnsembleSettings) else EnsembleSettings()
+
+    @property
+    def tracking(self) -> TrackSettings | None:
+        """Where numbers of the run go besides work_dir, as a block; its experiment is the run's name, if it has one."""
+        block = TrackSettings(tool=self.track) if isinstance(self.track, str) else self.track
+        if block.tool is None:
+            return None
+        return block.model_copy(update={"experiment": block.experiment or self.name or None})
 
     def network(self, algo: AlgoName) -> HyperSettings:
         """A network's own block."""

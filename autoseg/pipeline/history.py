@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoseg.config.load import load_settings
+from autoseg.config.load import AUTO3DSEG_TRACKING, load_settings
 from autoseg.config.networks import AlgoName
 from autoseg.config.nodes import json_for_yaml
 from autoseg.config.passwords import without_passwords
@@ -31,16 +31,22 @@ SELECTS_WORK = frozenset(
     + ("jobs_per_device", "gpus_per_job", "cpus_per_job")
 )
 """Settings that say what to run now; the others on a command line belong to the run and stay with it."""
-STORAGE = "sweep.storage"
+ADDRESSES = frozenset(("sweep.storage", "sweep", "track", "track.uri", *AUTO3DSEG_TRACKING))
+"""Settings of a command line that may hold an address with a password."""
 WEIGHTS = "init_weights"
 """A setting with paths, which later commands must find from wherever they are given."""
 ROUND_KEYS = frozenset(("partial_labels", "strategy", "pseudolabel"))
 """Settings, and a block of them, that decide which rounds of training there are and what they learn from."""
 
 
-def _mode_of(has_storage: bool) -> int:
+def _mode_of(has_address: bool) -> int:
     """Permissions of a file: the user's alone where an address stands in it that a password might be hidden in."""
-    return SECRET if has_storage else PUBLIC
+    return SECRET if has_address else PUBLIC
+
+
+def _mode_of_settings(settings: Settings) -> int:
+    tracking = settings.tracking
+    return _mode_of(settings.sweep.storage is not None or (tracking is not None and tracking.uri is not None))
 
 
 # -- settings of command lines
@@ -109,7 +115,7 @@ def keep_settings(workspace: Workspace, words: Mapping[str, str], settings: Sett
     kept = {key: without_passwords(text) for key, text in words.items() if key not in SELECTS_WORK}
     if WEIGHTS in kept:
         kept[WEIGHTS] = json_for_yaml(_with_paths_from(workspace, settings).init_weights)
-    write_json(_kept_path(workspace), kept, mode=_mode_of(STORAGE in words))
+    write_json(_kept_path(workspace), kept, mode=_mode_of(not ADDRESSES.isdisjoint(words)))
 
 
 def note_settings(workspace: Workspace) -> Callable[[], None]:
@@ -149,7 +155,7 @@ def remember_command(workspace: Workspace, request: Request, input_path: Path) -
         command += [f"--{key}", os.path.relpath(value, home) if os.path.isabs(value) else value]
     text = shlex.join(map(without_passwords, command))
     line = CommandLine(time=round(time.time(), 1), command=text, version=__version__)
-    add_line(workspace.commands, line, mode=_mode_of(STORAGE in request.words))
+    add_line(workspace.commands, line, mode=_mode_of(not ADDRESSES.isdisjoint(request.words)))
 
 
 def _job_words(algo: AlgoName | None, fold: int | None) -> dict[str, str]:
@@ -159,11 +165,11 @@ def _job_words(algo: AlgoName | None, fold: int | None) -> dict[str, str]:
 def remember_input(workspace: Workspace, settings: Settings, origins: Mapping[str, str], input_path: Path) -> None:
     """Copy input.yaml into the run, and store its settings."""
     text = without_passwords(input_path.read_text(encoding="utf-8-sig"))
-    write_text(workspace.input, text, mode=_mode_of(settings.sweep.storage is not None))
+    write_text(workspace.input, text, mode=_mode_of_settings(settings))
     remember_settings(workspace, settings, origins)
 
 
 def remember_settings(workspace: Workspace, settings: Settings, origins: Mapping[str, str]) -> None:
     """Store the settings of a run or a round, each with its origin, paths relative to the folder."""
     relative = _with_paths_from(workspace, settings).model_dump(mode="json")
-    write_settings(workspace, relative, origins, mode=_mode_of(settings.sweep.storage is not None))
+    write_settings(workspace, relative, origins, mode=_mode_of_settings(settings))

@@ -32,6 +32,7 @@ from typing import Any
 
 from autoseg.config.load import read_settings_file
 from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.pipeline.analysis import check_num_fold, check_same_data
@@ -42,7 +43,9 @@ from autoseg.pipeline.history import keep_settings, load_with_kept, note_setting
 from autoseg.pipeline.job_plans import select_folds
 from autoseg.pipeline.rounds import steps
 from autoseg.pipeline.stages import STAGES, stages_named
+from autoseg.pipeline.tracked import tracked
 from autoseg.terminal import SHOWN_ELSEWHERE, show
+from autoseg.tracking.table import check_tracker
 from autoseg.workspace.files import log_to, write_json
 from autoseg.workspace.stages import Outcome, Stage
 from autoseg.workspace.stamps import NOT_DONE
@@ -112,9 +115,7 @@ def run_stages(
         meta=settings.meta,
         folds_by=settings.folds_by,
     )
-    check_num_fold(listed, settings, origins)
-    check_same_data(workspace, listed, settings)
-    select_folds(settings, listed, request.algo, request.fold)  # a fold that is not there is said now, not in an hour
+    _check(request, workspace, listed, settings, origins)
     with workspace.lock(), log_to(workspace.log):
         put_back = note_settings(workspace)
         remember_input(workspace, settings, origins, input_path)
@@ -124,10 +125,11 @@ def run_stages(
         run = RunContext(request, workspace, listed, settings, origins, begun=work_began())
         accepted = False  # by a stage of a round; an analysis says nothing of most settings
         try:
-            for place, stage in steps(run):
-                _measured_stage(run, place, stage)
-                accepted = accepted or stage.where != "run"
-                draw_report(run)
+            with tracked(run):
+                for place, stage in steps(run):
+                    _measured_stage(run, place, stage)
+                    accepted = accepted or stage.where != "run"
+                    draw_report(run)
         except AutosegError as error:
             if isinstance(error, ConfigError | WorkspaceError) and not accepted:
                 put_back()
@@ -140,6 +142,16 @@ def run_stages(
         drawn = os.path.relpath(workspace.report) if request.draws_report else "`autoseg report` draws one"
         log.info("report: %s", drawn)
     return 0 if run.complete else 1
+
+
+def _check(
+    request: Request, workspace: Workspace, listed: Datalist, settings: Settings, origins: Mapping[str, str]
+) -> None:
+    """Say now what would else be said in an hour: folds that are not there, other data, a tracker's packages."""
+    check_num_fold(listed, settings, origins)
+    check_same_data(workspace, listed, settings)
+    select_folds(settings, listed, request.algo, request.fold)
+    check_tracker(settings.tracking)
 
 
 def _measured_stage(run: RunContext, place: Workspace, stage: Stage[RunContext]) -> None:

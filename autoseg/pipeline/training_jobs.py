@@ -177,6 +177,7 @@ def _train_here(
                 num_workers=settings.num_workers,
                 wait=True,
                 started=begun,
+                track=settings.tracking,
             )
             begun = None
             if not attempts.ended(task, 0 if job.state == "done" else 1):

@@ -25,7 +25,7 @@ WORKER_KEYS = frozenset(("work_dir", "device", "num_workers"))
 
 
 def planned_settings(workspace: Workspace) -> Settings:
-    """The settings that a run was planned with, `dataroot` as a path that exists.
+    """The settings that a run was planned with, their paths from where the run lies; `dataroot` exists.
 
     Raises:
         WorkspaceError: The folder is no run's, or the data has moved.
@@ -39,7 +39,7 @@ def planned_settings(workspace: Workspace) -> Settings:
         raise WorkspaceError(
             f"{workspace.settings}: the data folder {dataroot} is not there. Mount it, or give --input input.yaml."
         )
-    return settings.model_copy(update={"dataroot": dataroot})
+    return settings.with_paths(lambda path: Path(os.path.normpath(workspace.root / path)))
 
 
 def latest_planned(work_dir: Path) -> Workspace:
@@ -91,6 +91,7 @@ def work_on_job(
             num_workers=num_workers,
             wait=wait,
             started=begun,
+            track=settings.tracking,
         )
     finally:
         if dist.is_initialized():

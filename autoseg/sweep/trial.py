@@ -139,6 +139,7 @@ def _train_fold(sweep: Sweep, trial: Trial, place: Workspace, algo: AlgoName, fo
         num_workers=sweep.settings.num_workers,
         wait=True,
         after_epoch=after_epoch,
+        track=sweep.settings.tracking,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from autoseg.config.reader import read_model
+from autoseg.config.settings import TrackSettings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.datalist import read_cases
@@ -25,6 +26,9 @@ from autoseg.errors import AutosegError
 from autoseg.inference.seals import check_jobs, seal_job
 from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
+from autoseg.tracking.follow import Follower
+from autoseg.tracking.table import check_tracker
+from autoseg.tracking.tracker import Ending
 from autoseg.training.cache import load_cases, remove_unused, resampling_warnings
 from autoseg.training.errors import Diverged
 from autoseg.training.inputs import (
@@ -45,10 +49,20 @@ from autoseg.training.validation import DIVERGED_DICE
 from autoseg.weights.start import log_table, read_start
 from autoseg.weights.tables import keep_table
 from autoseg.workspace.files import digest
-from autoseg.workspace.jobs import Job
+from autoseg.workspace.jobs import Job, JobState
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+
+ENDINGS: dict[JobState, Ending] = {
+    "pending": "stopped",
+    "done": "finished",
+    "failed": "failed",
+    "diverged": "failed",
+    "pruned": "finished",
+}
+"""What a tracker is told of a job's end; a trial that is stopped early has come to its end, too."""
 
 
 def run_job(
@@ -62,6 +76,7 @@ def run_job(
     wait: bool = False,
     started: float | None = None,
     after_epoch: Callable[[Progress, float], None] | None = None,
+    track: TrackSettings | None = None,
 ) -> Job:
     """Train one job to its end, or go on with it; one that is done is left as it is.
 
@@ -74,6 +89,7 @@ def run_job(
         wait: wait where another worker has the job, instead of raising `Busy`.
         started: monotonic time from which the job's budget counts; None: now.
         after_epoch: as `Trainer` takes it; may raise `Pruned`.
+        track: where its numbers go besides its folder, if anywhere.
 
     Raises:
         Busy: Another worker has the job.
@@ -83,7 +99,7 @@ def run_job(
 
     def make(job: Job, **common: Any) -> TrainingRun:
         options: dict[str, Any] = {"dataroot": dataroot, "num_workers": num_workers, "after_epoch": after_epoch}
-        return TrainingRun(job, **options, **common)
+        return TrainingRun(job, track=track, **options, **common)
 
     return run_claimed(workspace, algo, fold, make, device=device, wait=wait, started=started)
 
@@ -99,13 +115,22 @@ class TrainingRun(JobRun):
         num_workers: int | None,
         started: float,
         after_epoch: Callable[[Progress, float], None] | None,
+        track: TrackSettings | None,
         **common: Any,
     ) -> None:
         """Set up; arguments as `run_job` takes them, the others as `JobRun`."""
         super().__init__(job, started=started, **common)
         self.dataroot, self.num_workers, self.after_epoch = dataroot, num_workers, after_epoch
+        self.track = track
+        self.follower: Follower | None = None
         self.first_weights = self.workspace.first_weights(job.algo, job.fold)
         self.weights = weights_inputs(self.workspace, job.algo, job.fold)
+
+    def note(self, state: JobState, error: str = "", *, can_retry: bool = True) -> None:
+        """As `JobRun.note`; a tracker is told how it ended."""
+        if self.follower is not None and state != "running":
+            self.follower.end(ENDINGS[state])
+        super().note(state, error, can_retry=can_retry)
 
     # -- what is to be done
     def work(self) -> None:
@@ -135,6 +160,7 @@ class TrainingRun(JobRun):
             "%s: training on %d cases, validating on %d, %s",
             job.name, len(train_cases), len(val_cases), self.processes.device,
         )  # fmt: skip
+        self._follow(plan, len(train_cases), len(val_cases))
         result = self._train(plan, train_cases, val_cases)
         self._finish(plan, val_cases, result)
 
@@ -157,6 +183,19 @@ class TrainingRun(JobRun):
             self.started = min(self.started, time.monotonic() - took_s)
         of_first(None)  # the others wait for the topology
         return read_plan(self.paths)
+
+    def _follow(self, plan: Plan, num_train: int, num_val: int) -> None:
+        """Have a tracker told of the training, where the run has one, by the first process.
+
+        Raises:
+            ConfigError: What it needs is not installed here.
+        """
+        if self.track is None or not self.processes.is_first:
+            return
+        check_tracker(self.track)
+        params = {**plan.model_dump(mode="json"), "cases": {"training": num_train, "validation": num_val}}
+        name = self.paths.root.relative_to(self.workspace.tracking.parent).as_posix()
+        self.follower = Follower(self.track, self.workspace, name, self.paths.tracking, params)
 
     def _train(self, plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> TrainResult:
         """Train; after a divergence once more, with a lower learning rate."""
@@ -183,6 +222,7 @@ class TrainingRun(JobRun):
                 start=lambda network: self._start(network, plan),
                 before_write=self.claim.check if self.claim is not None else lambda: None,
                 after_epoch=self.epoch_ended,
+                follower=self.follower,
             )
             return trainer
 
@@ -240,6 +280,9 @@ class TrainingRun(JobRun):
                 )
             seal_job(self.paths)
             log.info("%s: Dice %.4f after %d steps, %s", job.name, dice, result.steps, format_duration(job.seconds))
+            if self.follower is not None:
+                self.follower.summarise({"final/dice": dice, "final/seconds": job.seconds})
+                self.follower.attach([self.paths.plan, self.paths.metrics])
         self.note("done")
         # The other processes are through sooner, and until the scores are there it may be needed again; with average
         # and optimizer it takes up to four times the model.

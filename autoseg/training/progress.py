@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoseg.tracking.follow import Follower
 from autoseg.workspace.files import append_text, write_text
 from autoseg.workspace.jobs import EpochLine
 from autoseg.workspace.stored import Stored, read_stored_lines
@@ -65,29 +66,43 @@ class TrainResult:
 class Curve:
     """A job's metrics.jsonl: one line an epoch."""
 
-    def __init__(self, path: Path, kind: type[Stored] = EpochLine, *, is_written: bool) -> None:
-        """Give the type of its lines, and say whether this process writes the file."""
+    def __init__(
+        self, path: Path, kind: type[Stored] = EpochLine, *, is_written: bool, follower: Follower | None = None
+    ) -> None:
+        """Give the type of its lines; say whether this process writes the file, and who is told what it holds."""
         self.path, self.kind, self.is_written = path, kind, is_written
+        self.follower = follower if is_written else None
         self.lines: list[dict[str, Any]] = []
 
-    def start(self, lines: list[dict[str, Any]]) -> None:
-        """Begin the file with some lines."""
-        self.lines = lines
-        if self.is_written:
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+    def start(self) -> None:
+        """Begin the file."""
+        self._write([])
+        if self.follower is not None:
+            self.follower.begin([], anew=True)
 
     def go_on_after(self, epoch: int) -> None:
         """Begin it with those of its lines that a checkpoint of this epoch knows of."""
         lines = read_stored_lines(self.path, self.kind)[:epoch]
-        self.start([line.model_dump(mode="json", exclude_unset=True) for line in lines])
+        self._write([line.model_dump(mode="json", exclude_unset=True) for line in lines])
+        if self.follower is not None:
+            self.follower.begin(self.lines, anew=False)
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        self.lines = lines
+        if self.is_written:
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def add(self, line: dict[str, Any]) -> None:
         """Add an epoch's line."""
         self.lines.append(line)
         if self.is_written:
             append_text(self.path, json.dumps(line) + "\n")
+        if self.follower is not None:
+            self.follower.add(line)
 
     def change_last(self, scores: Mapping[str, Any]) -> None:
         """Give the last line other scores, where it was validated once more."""
         if self.lines:
-            self.start([*self.lines[:-1], {**self.lines[-1], **scores}])
+            self._write([*self.lines[:-1], {**self.lines[-1], **scores}])
+            if self.follower is not None:
+                self.follower.change_last(self.lines[-1])

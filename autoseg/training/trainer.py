@@ -26,6 +26,7 @@ from autoseg.networks import divisor
 from autoseg.networks.sizing import shorter_roi
 from autoseg.plan import Plan
 from autoseg.terminal import Progress as Bar
+from autoseg.tracking.follow import Follower
 from autoseg.training.cache import CachedCase
 from autoseg.training.checkpoint import CHECKPOINT_S, Checkpointer, write_tensors
 from autoseg.training.errors import Diverged, Interrupted
@@ -70,6 +71,7 @@ class Trainer:
         start: Callable[[nn.Module], None] = lambda network: None,
         before_write: Callable[[], None] = lambda: None,
         after_epoch: Callable[[Progress, float], None] = lambda progress, score: None,
+        follower: Follower | None = None,
     ) -> None:
         """Set up a job.
 
@@ -85,6 +87,7 @@ class Trainer:
             before_write: called before any file is written; raises where this process may not any more.
             after_epoch: called after each epoch with the validation's score, NaN where none was due; may raise
                 `Pruned`.
+            follower: told of each epoch by the first process.
         """
         self.plan, self.paths, self.device, self.task, self.scoring = plan, paths, device, task, scoring
         self.name = paths.root.name
@@ -93,7 +96,8 @@ class Trainer:
         self.processes = Processes.joined(device)
         self.schedule = Schedule(num_steps=plan.num_epochs * plan.num_steps_per_epoch, budget_s=plan.budget_s)
         self.progress = Progress()
-        self.curve = Curve(paths.metrics, task.epoch_line, is_written=self.processes.is_first)
+        is_written = self.processes.is_first
+        self.curve = Curve(paths.metrics, task.epoch_line, is_written=is_written, follower=follower)
         identity = digest([plan.identity(), [case.name for case in train_cases], inputs])
         self.checkpointer = Checkpointer(paths, identity, before_write)
         self.signals = StopSignals()
@@ -406,7 +410,7 @@ class Trainer:
         """Go on from the checkpoint, if there is one and it is of this plan and these cases."""
         state, p = self.checkpointer.read(), self.progress
         if state is None:
-            self.curve.start([])
+            self.curve.start()
             return
         self.step.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])

@@ -10,6 +10,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,8 @@ class Validator(ABC):
         """
         self.plan, self.cases, self.network, self.progress = plan, cases, network, progress
         self.processes, self.roi, self.name = processes, roi, name
+        self.parts: list[float] = []
+        """Mean of each part of the score in the last validation; NaN: no case of it has one."""
 
     # -- when, and on what
     def is_due(self, share: float) -> bool:
@@ -176,7 +179,9 @@ class Validator(ABC):
         (p.voxel_s,) = self.processes.from_first((time.monotonic() - begin) / voxels)
         # Not measured yet where the job was begun without a budget.
         p.first_voxel_s = p.first_voxel_s or p.voxel_s
-        return float(scores.nanmean(0).nanmean())
+        means = scores.nanmean(0)
+        self.parts = means.tolist()
+        return float(means.nanmean())
 
     @property
     @abstractmethod
@@ -192,7 +197,7 @@ class Validator(ABC):
         """What of a score late in the schedule says that nothing was learned, in words; empty where it does not."""
 
     @abstractmethod
-    def line(self, score: float, best: float) -> dict[str, float | None]:
+    def line(self, score: float, best: float) -> dict[str, Any]:
         """A score and the best so far for a line of the curve.
 
         Args:
@@ -257,12 +262,14 @@ class DiceValidator(Validator):
         """A Dice of nearly nothing on cases that have all classes of the fold."""
         return f"Dice {score:.4f}" if score < DIVERGED_DICE and self.covers_classes() else ""
 
-    def line(self, score: float, best: float) -> dict[str, float | None]:
-        """As `Validator.line`."""
-        return {
-            "val_dice": None if math.isnan(score) else round(score, 6),
-            "best_dice": None if best == -math.inf else round(best, 6),
-        }
+    def line(self, score: float, best: float) -> dict[str, Any]:
+        """As `Validator.line`, with the Dice by class."""
+        best_dice = None if best == -math.inf else round(best, 6)
+        if math.isnan(score):
+            return {"val_dice": None, "best_dice": best_dice}
+        parts = zip(self.plan.label_map.names, self.parts, strict=True)
+        by_class = {name: None if math.isnan(dice) else round(dice, 6) for name, dice in parts}
+        return {"val_dice": round(score, 6), "best_dice": best_dice, "val_class": by_class}
 
     def words(self, score: float, best: float) -> str:
         """As `Validator.words`."""

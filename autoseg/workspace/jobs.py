@@ -84,6 +84,8 @@ class EpochLine(Stored):
     train_loss: float
     val_dice: Score = None
     """None: no validation in this epoch."""
+    val_class: dict[str, Score] = Field(default_factory=dict)
+    """The same by class, where there was one."""
     best_dice: Score = None
     lr: float | None = None
     progress: float | None = None
@@ -133,6 +135,11 @@ class JobDir:
     def metrics(self) -> Path:
         """One JSON object an epoch."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def tracking(self) -> Path:
+        """The name under which a tracker knows its training; see `autoseg.tracking`."""
+        return self.root / "tracking.json"
 
     @property
     def validation(self) -> Path:

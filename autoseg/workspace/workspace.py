@@ -10,6 +10,7 @@ work_dir/
     pretraining/<algo>_<fold>/           a job that taught an encoder by images alone, and its lesson.json
     scratch/<algo>_<fold>/               a job's twin that starts from random weights (compare_scratch)
     <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json, seal.json
+        tracking.json                        the name of this training for a tracker
         validation/, held_out/               its labels of held-out cases; their probabilities, for the ensemble
     sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
     learning_curve/n025_seed0/<algo>_<fold>/ trainings on fewer cases, with curve.json beside them
@@ -19,6 +20,7 @@ work_dir/
     state/layout.json                    the version of all this; see layout.py
     state/digests.jsonl                  what files hold, by inode, size and times, so that bytes are read once
     state/usage.jsonl                    time, memory and disk of each stage
+    tracking/                            event files or database of a tracker (track)
     report.html                          all of it on one page
     run.log
     round_1/, round_2/, ...              rounds of training, where missing classes are filled in between (strategy)
@@ -136,6 +138,16 @@ class Workspace:
     def cache(self) -> Path:
         """Preprocessed cases."""
         return (self.run if self.run != self.root else self._data) / "cache"
+
+    @property
+    def tracking(self) -> Path:
+        """What trackers keep of the run that need no server; see `autoseg.tracking`."""
+        return (self.run if self.run != self.root else self._data) / "tracking"
+
+    @property
+    def tracked(self) -> Path:
+        """The name under which a tracker knows the run as a whole."""
+        return self.tracking.parent / "state" / "tracking.json"
 
     @property
     def init_weights(self) -> Path:
