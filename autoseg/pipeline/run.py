@@ -31,6 +31,7 @@ from typing import Any
 
 from autoseg.config.load import read_settings_file
 from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.errors import AutosegError, ConfigError, WorkspaceError
 from autoseg.pipeline.analysis import check_num_fold, check_same_data
@@ -102,18 +103,7 @@ def run_stages(
     """
     workspace = Workspace(settings.work_dir)
     # Read first: a faulty datalist must not leave a work_dir behind.
-    listed = read_datalist(
-        settings.datalist,
-        settings.dataroot,
-        num_fold=settings.num_fold,
-        seed=settings.seed,
-        extra_modalities=tuple(settings.extra_modalities),
-        meta=settings.meta,
-        folds_by=settings.folds_by,
-    )
-    check_num_fold(listed, settings, origins)
-    check_same_data(workspace, listed, settings)
-    select_folds(settings, listed, request.algo, request.fold)  # a fold that is not there is said now, not in an hour
+    listed = _listed_cases(request, workspace, settings, origins)
     with workspace.lock(), log_to(workspace.log):
         put_back = note_settings(workspace)
         remember_input(workspace, settings, origins, input_path)
@@ -139,6 +129,23 @@ def run_stages(
         drawn = os.path.relpath(workspace.report) if request.draws_report else "`autoseg report` draws one"
         log.info("report: %s", drawn)
     return 0 if run.complete else 1
+
+
+def _listed_cases(request: Request, workspace: Workspace, settings: Settings, origins: Mapping[str, str]) -> Datalist:
+    """The cases as the datalist names them, checked against the settings and the run that is there."""
+    listed = read_datalist(
+        settings.datalist,
+        settings.dataroot,
+        num_fold=settings.num_fold,
+        seed=settings.seed,
+        extra_modalities=tuple(settings.extra_modalities),
+        meta=settings.meta,
+        folds_by=settings.folds_by,
+    )
+    check_num_fold(listed, settings, origins)
+    check_same_data(workspace, listed, settings)
+    select_folds(settings, listed, request.algo, request.fold)  # a fold that is not there is said now, not in an hour
+    return listed
 
 
 def _measured_stage(run: RunContext, place: Workspace, stage: Stage[RunContext]) -> None:
