@@ -106,16 +106,7 @@ def run_stages(
     """
     workspace = Workspace(settings.work_dir)
     # Read first: a faulty datalist must not leave a work_dir behind.
-    listed = read_datalist(
-        settings.datalist,
-        settings.dataroot,
-        num_fold=settings.num_fold,
-        seed=settings.seed,
-        extra_modalities=tuple(settings.extra_modalities),
-        meta=settings.meta,
-        folds_by=settings.folds_by,
-    )
-    _check(request, workspace, listed, settings, origins)
+    listed = _listed_cases(request, workspace, settings, origins)
     with workspace.lock(), log_to(workspace.log):
         put_back = note_settings(workspace)
         remember_input(workspace, settings, origins, input_path)
@@ -144,14 +135,22 @@ def run_stages(
     return 0 if run.complete else 1
 
 
-def _check(
-    request: Request, workspace: Workspace, listed: Datalist, settings: Settings, origins: Mapping[str, str]
-) -> None:
-    """Say now what would else be said in an hour: folds that are not there, other data, a tracker's packages."""
+def _listed_cases(request: Request, workspace: Workspace, settings: Settings, origins: Mapping[str, str]) -> Datalist:
+    """The cases as the datalist names them, checked against the settings and the run that is there."""
+    listed = read_datalist(
+        settings.datalist,
+        settings.dataroot,
+        num_fold=settings.num_fold,
+        seed=settings.seed,
+        extra_modalities=tuple(settings.extra_modalities),
+        meta=settings.meta,
+        folds_by=settings.folds_by,
+    )
     check_num_fold(listed, settings, origins)
     check_same_data(workspace, listed, settings)
-    select_folds(settings, listed, request.algo, request.fold)
+    select_folds(settings, listed, request.algo, request.fold)  # a fold that is not there is said now, not in an hour
     check_tracker(settings.tracking)
+    return listed
 
 
 def _measured_stage(run: RunContext, place: Workspace, stage: Stage[RunContext]) -> None:
