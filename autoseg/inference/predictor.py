@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from autoseg.inference.regions import KeptRows, located, region_of
 from autoseg.inference.restore import Member, labelled_slabs
 from autoseg.inference.seals import check_jobs
 from autoseg.inference.sides import BodyWatch, split_sides
+from autoseg.inference.threads import Behind
 from autoseg.inference.windows import ProbRows, WindowModel
 from autoseg.networks import build_network, divisor, heads, plan_faults
 from autoseg.plan import Plan
@@ -85,7 +87,8 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
         compared = read_stored(job.validation, ValidationFile).half_precision
         if compared is not None and not compared.is_equal:
             plan = plan.model_copy(update={"precision": "fp32"})
-    network = to_device(load_network(job, plan), device, plan.precision, trained=False)
+    layout = plan.channels_last
+    network = to_device(load_network(job, plan), device, plan.precision, trained=False, channels_last=layout)
     return Model(name=name, plan=plan, network=network, heads=heads(plan.algo, network))
 
 
@@ -209,6 +212,8 @@ class Predictor:
         self.device = pick_device(device) if isinstance(device, str) else device
         self.combine, self.rules, self.options = combine, tuple(rules), options
         self.codes = codes or {}
+        self._reading = threading.Lock()
+        """Of an image's rows, for which models of several grids may ask at once, each ahead of its windows."""
         self.clock = Clock()
         """Of the image at hand; whoever wants an image's own time gives a new one before it."""
         check_jobs([*jobs, *([locator] if locator else [])])
@@ -271,16 +276,17 @@ class Predictor:
             mirror_axes=plan.mirror_axes if mirror else (),
             mirrored_pairs=[(a + shift, b + shift) for a, b in plan.mirrored_classes],
             turn=turn or Turn(),
+            usual_window=plan.roi_size,
         )
 
     def _rows(self, image: ImageRows, models: Sequence[Model], region: Region | None) -> tuple[ProbRows, Region]:
         plan, options = models[0].plan, self.options
         with self.clock.at("pre"):
-            prepared = PreparedRows(_Timed(image, self.clock), plan.preprocessing, region)
+            prepared = PreparedRows(_Timed(image, self.clock, self._reading), plan.preprocessing, region)
 
         def fetch(start: int, stop: int) -> torch.Tensor:
             with self.clock.at("pre"):
-                return prepared.rows(start, stop)
+                return prepared.rows(start, stop, rows.device)
 
         rows = ProbRows(
             self.window_model(models, turn=prepared.turn),
@@ -293,6 +299,7 @@ class Predictor:
             window_batch=options.window_batch,
             background=prepared.background if options.skip_empty else None,
             clock=self.clock,
+            on_device=options.on_device,
         )
         return rows, prepared.box
 
@@ -436,7 +443,7 @@ class Predictor:
         with self.clock.at("load"):
             image = open_image(images)
         if isinstance(image, MemoryImage):
-            check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
+            check_image(str(images[0]), _Timed(image, self.clock, self._reading), self.models[0].plan)
             labels = self._whole(image)
             with self.clock.at("write"):
                 if look is not None:
@@ -444,18 +451,24 @@ class Predictor:
                 write_volume(target, labels, image.grid, write)
             return
         with image:
-            check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
+            check_image(str(images[0]), _Timed(image, self.clock, self._reading), self.models[0].plan)
             watched = BodyWatch(image) if self.label_map.merged_sides else None
             dtype = np.dtype(self.label_map.dtype)
             with self.clock.at("write"), LabelRows(target, image.grid, dtype, write) as out:
-                for region, part in self.labelled(watched or image):
+
+                def put(region: Region, part: np.ndarray) -> None:
                     planes = list(image.shape)
                     planes[image.axis] = part.shape[image.axis]
                     whole = np.zeros(planes, part.dtype)
                     inner = list(region)
                     inner[image.axis] = slice(None)
                     whole[tuple(inner)] = part
-                    out.write(region[image.axis].start, whole)
+                    with self.clock.at("write"):
+                        out.write(region[image.axis].start, whole)
+
+                with Behind(put, threaded=self.device.type != "cpu") as behind:
+                    for region, part in self.labelled(watched or image):
+                        behind.put(region, part)
                 if self.needs_volume:
                     self.finish(out.volume(), image.spacing_mm, watched.midline() if watched else 0.0)
                 if look is not None:
@@ -463,15 +476,15 @@ class Predictor:
 
 
 class _Timed:
-    """An image whose reading is counted."""
+    """An image whose reading is counted, and done by one thread at a time."""
 
-    def __init__(self, image: ImageRows, clock: Clock) -> None:
-        self._image, self._clock = image, clock
+    def __init__(self, image: ImageRows, clock: Clock, reading: threading.Lock) -> None:
+        self._image, self._clock, self._reading = image, clock, reading
         self.grid, self.shape, self.axis = image.grid, image.shape, image.axis
         self.num_channels, self.spacing_mm = image.num_channels, image.spacing_mm
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        with self._clock.at("load"):
+        with self._reading, self._clock.at("load"):
             return self._image.rows(start, stop)
 
 
