@@ -34,7 +34,7 @@ def read_plan(paths: JobDir) -> Plan:
     return read_model(paths.plan, Plan)
 
 
-WITHOUT_EFFECT = frozenset(("cache", "cache_gib", "step_s", "memory_gib", "image_ranges"))
+WITHOUT_EFFECT = frozenset(("cache", "cache_gib", "step_s", "memory_gib", "channels_last", "image_ranges"))
 """Keys of a plan that change nothing about the model."""
 
 PREDICTION = frozenset(("overlap", "tta"))
@@ -176,6 +176,8 @@ class Plan(PlannedHyperparameters):
     """Seconds of a training step, measured on the device that planned; null: not measured."""
     memory_gib: float | None = None
     """Predicted peak of the device's memory, by the same measurement."""
+    channels_last: bool | None = None
+    """Whether a step is faster where a voxel's channels lie side by side; None: not measured, and taken for granted."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of the job."""
 

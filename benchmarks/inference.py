@@ -7,7 +7,8 @@
 Parts: 14, 105 (outputs, torso at 1.5 mm, MONAI beside it), fine (the same at 1.0 mm, 14 outputs, without MONAI),
 highres (105 outputs at 1.5 and 3 mm side by side), hippocampus (60 cases in one call), long1500 and long3000 (512x512
 slices), fast (a five-model ensemble trained on a cohort, with --fast and without), fast_fine (the same with the models
-working at 1.5 mm, time alone), gpu (the ensemble on CTs of 55 to 554 slices, each from a cold start; wants a GPU).
+working at 1.5 mm, time alone), host (what is left for the processor beside a GPU, which is faked), gpu (the
+ensemble on CTs of 55 to 554 slices, each from a cold start; wants a GPU).
 
 The network is a SegResNet with 16 filters and random weights, its windows 96x96x96 with half overlap. The torso CT is
 resampled to 1.5 mm and cut to whole windows, so that all lay the same ones. Each contender is a process of its own;
@@ -34,6 +35,7 @@ import numpy as np
 import torch
 import yaml
 from equal_budget import NnUNet
+from host import host_work
 from measure import Contender
 from scipy import ndimage
 
@@ -53,7 +55,7 @@ SMALL_BUDGET = "60s"
 FINE_MM = 1.5
 """Voxels of the models in the part fast_fine."""
 GPU_SLICES = (55, 110, 215, 330, 440, 554)
-PARTS = ("14", "105", "fine", "highres", "hippocampus", *LONG, "fast", "fast_fine", "gpu")
+PARTS = ("14", "105", "fine", "highres", "hippocampus", *LONG, "fast", "fast_fine", "host", "gpu")
 NNUNET_S = 41.0
 """Seconds of nnU-Net for 60 hippocampus cases with one model, without mirroring, on another machine
 (research/measured_baselines.md)."""
@@ -410,6 +412,16 @@ def fast_fine(shared: Path, scratch: Path, keep: Path | None, budget: str, slice
         print(f"| {title} | {s:.1f} | {seconds[0] / s:.2f} |", flush=True)
 
 
+def host(small: bool) -> None:
+    """What is left for the processor beside a GPU: the device is faked, and takes no time (host.py)."""
+    shape = (64, 64, 40) if small else (PLANE, PLANE, 300)
+    print("\n### The host's share, 14 outputs\n\n| device | image | windows | CPU ns a voxel |\n|---|---|---|---|")
+    for device in ("meta", "cpu"):
+        row = host_work(torch.device(device), shape, roi=(ROI, ROI, ROI))
+        size = "x".join(map(str, shape))
+        print(f"| {device} | {size} | {row['windows']} | {row['cpu_ns_a_voxel']:.1f} |", flush=True)
+
+
 def on_gpu(shared: Path, scratch: Path, keep: Path | None, budget: str) -> None:
     """The challenge's limits, 15 s and 4 GB, on CTs as in Table 5 of the FLARE23 paper; each from a cold start."""
     work_dir, cohort = trained_ensemble(shared, keep or scratch, budget, 4)
@@ -474,6 +486,8 @@ def main() -> None:
             fast(options.shared, scratch, options.keep, options.budget, slices, num_test)
         if "fast_fine" in parts:
             fast_fine(options.shared, scratch, options.keep, options.budget, slices, num_test)
+        if "host" in parts:
+            host(options.small)
         if "gpu" in parts:
             on_gpu(options.shared, scratch, options.keep, options.budget)
         print(f"\nload {os.getloadavg()[0]:.2f} at the end")

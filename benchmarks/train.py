@@ -114,10 +114,10 @@ def written(path: Path, result: dict[str, Any]) -> None:
 def throughput(data: Path, output: Path, algos: tuple[str, ...]) -> None:
     """Samples per second of the whole loop (cut, augment, step, average) over those of the bare step."""
     from autoseg.data.datalists.datalist import read_datalist
-    from autoseg.hardware.device import pick_device
+    from autoseg.hardware.device import finish, pick_device
     from autoseg.plan import read_plan
     from autoseg.training.cache import load_cases
-    from autoseg.training.step import bare_step, finish
+    from autoseg.training.step import bare_step
     from autoseg.training.trainer import Trainer
     from autoseg.workspace.jobs import JobDir
     from autoseg.workspace.workspace import Workspace

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from plans import tiny_plan
+from plans import make_fingerprint, tiny_plan
 
 from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.data.datalists.datalist import read_datalist
+from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.phantoms import make_phantoms
 from autoseg.data.volumes import read_label, write_volume
+from autoseg.errors import WorkspaceError
 from autoseg.hardware import limits
 from autoseg.training import cache
 from autoseg.training.cache import (
@@ -175,6 +177,31 @@ def test_cases_beyond_the_limit_of_the_disk_are_prepared_anew(
     assert [kind(case) for case in opened] == ["disk", "disk", "anew", "anew"]
     assert "no room for 2 of 4 cases" in caplog.text
     assert patches(opened).shape == (4, 1, 16, 16, 16)
+
+
+@pytest.mark.parametrize(("cropped", "ratio", "num_anew"), [(True, 0.25, 0), (False, 0.25, 2), (True, None, 2)])
+def test_what_is_cropped_away_takes_no_room(
+    tmp_path: Path,
+    cases: tuple[Case, ...],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    cropped: bool,
+    ratio: float | None,
+    num_anew: int,
+) -> None:
+    """By the analysis of the run that the cache belongs to; where there is none, whole images are counted."""
+
+    def read(path: Path) -> Fingerprint:
+        assert path == tmp_path / "datastats.yaml"
+        if ratio is None:
+            raise WorkspaceError("missing")
+        return make_fingerprint(nonzero_crop_ratio=ratio)
+
+    monkeypatch.setattr(Fingerprint, "read", read)
+    two = sum(expected_bytes(plan(), case) for case in cases[:2])
+    how = plan(cache="disk", cache_gib=(two + 10) / 2**30, crop_foreground=cropped)
+    load_cases(tmp_path / "cache", how, cases, num_workers=1)
+    assert (f"no room for {num_anew} of 4 cases" in caplog.text) == bool(num_anew)
 
 
 def test_a_case_prepared_anew_is_prepared_once_for_image_and_target(

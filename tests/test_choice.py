@@ -68,6 +68,18 @@ def test_the_reasons_name_the_figures_and_the_limit() -> None:
     assert choose(fingerprint=flat).reasons["swinunetr"] == reason
 
 
+def test_the_shortest_axis_is_that_of_what_networks_see() -> None:
+    """Of the box around voxels other than 0 where images are cropped to it, of the image where they are not."""
+    small = {"nonzero_crop_ratio": 0.3, "nonzero_size_mm_median": (32.0, 32.0, 10.0)}
+    reason = "it halves all axes alike, and the median image has 10 voxels along its shortest axis (under 16)"
+    assert choose(fingerprint=make_fingerprint(**small)).reasons["dints"] == reason
+    for whole in (
+        choose(fingerprint=make_fingerprint(**small), crop_foreground=False),
+        choose(fingerprint=make_fingerprint(**small, outside_fraction=0.1)),
+    ):
+        assert "dints" in whole.networks
+
+
 def test_the_voxel_size_that_the_user_set_counts() -> None:
     assert choose(resample_resolution=(1, 1, 3.5)).networks == ("segresnet", "resenc")
     assert choose(resample_resolution=(1, 1, 3.5), dints={"resample_resolution": (1, 1, 1)}).networks[2] == "dints"

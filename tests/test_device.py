@@ -121,7 +121,7 @@ def test_instance_normalisation_in_float64(layout: torch.memory_format) -> None:
         assert torch.autograd.gradcheck(lambda *x: InstanceNormalise.apply(*x, 1e-5), (image, *more))
 
 
-def test_half_precision_is_used_where_the_labels_agree(
+def test_half_precision_is_used_where_it_costs_no_dice(
     tmp_path: Path, phantom_dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)  # emulated where it has not
@@ -129,13 +129,14 @@ def test_half_precision_is_used_where_the_labels_agree(
     paths = make_job(tmp_path, "segresnet", 0, precision="auto")
     plan = read_plan(paths)
     found = {}
-    for least in (0.0, 1.1):
-        monkeypatch.setattr(scoring, "LEAST_EQUAL", least)
+    for most in (1.1, 0.0):
+        monkeypatch.setattr(scoring, "MOST_LOST_DICE", most)
         compared = scoring.compare_precision(plan, paths, cases[0], CPU)
         scoring.score_validation(plan, paths, cases, CPU, compared)
         told = json.loads(paths.validation.read_text())["half_precision"]
         assert 0.5 < told["equal_labels"] <= 1.0
-        assert told["is_equal"] == (least == 0.0)
-        found[least] = load_model(paths, CPU).plan.precision
-    assert found == {0.0: "auto", 1.1: "fp32"}
+        assert abs(told["dice_change"]) < 0.5
+        assert told["is_equal"] == (most == 1.1)
+        found[most] = load_model(paths, CPU).plan.precision
+    assert found == {1.1: "auto", 0.0: "fp32"}
     assert "predicting in fp32" in caplog.text

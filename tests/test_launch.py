@@ -17,8 +17,9 @@ from processes import wait_for
 
 from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError
+from autoseg.hardware.gpus import Gpu
 from autoseg.launch import Task, launch, start, stop
-from autoseg.launch.local import Gpu, Place, find_places, run_local
+from autoseg.launch.local import Place, find_places, run_local
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,7 +79,10 @@ def test_places_of_gpus() -> None:
     names = [p.name for p in find_places(settings(jobs_per_device=2), gpus[:2])]
     assert names == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     pairs = find_places(settings(gpus_per_job=2), gpus)
-    assert [p.environment["CUDA_VISIBLE_DEVICES"] for p in pairs] == ["0,1", "2,3"]
+    assert [p.environment["CUDA_VISIBLE_DEVICES"] for p in pairs] == ["GPU-0,GPU-1", "GPU-2,GPU-3"]
+    assert {p.environment["CUDA_DEVICE_ORDER"] for p in pairs} == {"PCI_BUS_ID"}
+    (jetson,) = find_places(settings(), [Gpu("0", "", 40.0)])
+    assert (jetson.environment["CUDA_VISIBLE_DEVICES"], jetson.uuids) == ("0", ("0",))
     with pytest.raises(ResourceError, match=r"^gpus_per_job: 8 was set, but this machine has 4\.$"):
         find_places(settings(gpus_per_job=8), gpus)
     with pytest.raises(ResourceError, match=r"^gpus_per_job: 2 was set, but this machine has no GPU\.$"):
@@ -101,7 +105,7 @@ def test_a_device_that_disappears_is_left_and_its_job_goes_on_elsewhere(
 ) -> None:
     gpus = [Gpu("0", "GPU-a", 40.0), Gpu("1", "GPU-b", 40.0)]
     places = find_places(settings(), gpus)
-    code = "import os; exit(int(os.environ['CUDA_VISIBLE_DEVICES'] == '1'))"
+    code = "import os; exit(int(os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-b'))"
     ends: list[tuple[str, int]] = []
 
     def ended(task: Task, code: int) -> bool:
@@ -127,7 +131,7 @@ def test_the_other_share_of_a_lost_device_is_left_too(tmp_path: Path, monkeypatc
     class Ended:
         def __init__(self, command: Sequence[str], output: Path, environment: Mapping[str, str]) -> None:
             used.append(environment["CUDA_VISIBLE_DEVICES"])
-            self.returncode = int(used[-1])  # all fail on the second GPU
+            self.returncode = int(used[-1] == "GPU-b")  # all fail on the second GPU
 
         def poll(self) -> int:
             return self.returncode
@@ -142,7 +146,7 @@ def test_the_other_share_of_a_lost_device_is_left_too(tmp_path: Path, monkeypatc
         memory_gib=lambda task: 0.1, gpus_now=lambda: gpus[:1],
     )  # fmt: skip
     assert codes == [0] * 6
-    assert used.count("1") == 1, "nothing was started there again"
+    assert used.count("GPU-b") == 1, "nothing was started there again"
 
 
 STUBBORN = """

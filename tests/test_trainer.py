@@ -311,7 +311,7 @@ def test_nothing_learned_after_a_quarter_is_divergence(tmp_path: Path, monkeypat
 def test_out_of_memory_makes_the_batch_then_the_patch_smaller(tmp_path: Path, error: Exception) -> None:
     """Two patches do not fit, one of 16 voxels' edge neither; one of 14 does, and so it stays after a restart."""
     trainer = make_trainer(tmp_path)
-    forward, seen = trainer.step.model.forward, []
+    forward, seen = trainer.step.network.forward, []
 
     def limited(x):  # type: ignore[no-untyped-def]
         seen.append(tuple(x.shape))
@@ -319,7 +319,7 @@ def test_out_of_memory_makes_the_batch_then_the_patch_smaller(tmp_path: Path, er
             raise error
         return forward(x)
 
-    trainer.step.model.forward = limited  # type: ignore[method-assign]
+    trainer.step.network.forward = limited  # type: ignore[method-assign]
     trainer.train_step()
     assert [s[0] for s in seen] == [2, 1, 1, 1]
     assert sorted(seen[-1][2:]) == [14, 16, 16]
@@ -336,7 +336,7 @@ def test_another_runtime_error_is_not_taken_for_lack_of_memory(tmp_path: Path) -
     def broken(x):  # type: ignore[no-untyped-def]
         raise RuntimeError("shapes do not match")
 
-    trainer.step.model.forward = broken  # type: ignore[method-assign]
+    trainer.step.network.forward = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="shapes do not match"):
         trainer.train_step()
 
@@ -347,7 +347,7 @@ def test_no_memory_for_one_smallest_patch_is_said(tmp_path: Path) -> None:
     def full(x):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("no memory")
 
-    trainer.step.model.forward = full  # type: ignore[method-assign]
+    trainer.step.network.forward = full  # type: ignore[method-assign]
     with pytest.raises(ResourceError, match="out of memory with 1 patches of 2x2x4"):
         trainer.train_step()
 
@@ -416,7 +416,7 @@ def test_out_of_memory_is_met_by_smaller_pieces_with_equal_gradients(tmp_path: P
     gradients = []
     for fails in (False, True):
         trainer = make_trainer(tmp_path / str(fails), augment="none")
-        forward, seen = trainer.step.model.forward, []
+        forward, seen = trainer.step.network.forward, []
 
         def limited(x, forward=forward, fails=fails, seen=seen):  # type: ignore[no-untyped-def]
             seen.append(len(x))
@@ -424,7 +424,7 @@ def test_out_of_memory_is_met_by_smaller_pieces_with_equal_gradients(tmp_path: P
                 raise torch.OutOfMemoryError("no memory")
             return forward(x)
 
-        trainer.step.model.forward = limited  # type: ignore[method-assign]
+        trainer.step.network.forward = limited  # type: ignore[method-assign]
         trainer.train_step()
         gradients.append([p.detach().clone() for p in trainer.step.network.parameters()])
         assert seen == ([2, 1, 1] if fails else [2])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoseg.algos.rules.images import target_spacing
+from autoseg.algos.rules.images import is_cropped, target_spacing
 from autoseg.config.networks import AUTO_ALGOS, NETWORKS, AlgoName
 from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration
@@ -100,7 +100,9 @@ def _cannot_follow(algo: AlgoName, fingerprint: Fingerprint, settings: Settings)
         return ""
     spacing_mm = settings.hyper(algo).get("resample_resolution") or target_spacing(fingerprint)[0]
     anisotropy = max(spacing_mm) / min(spacing_mm)
-    shortest = min(resampled_shape((1, 1, 1), fingerprint.size_mm_median, spacing_mm))
+    wanted = settings.hyper(algo).get("crop_foreground")
+    size_mm = fingerprint.size_mm_seen(cropped=is_cropped(fingerprint) if wanted is None else wanted)
+    shortest = min(resampled_shape((1, 1, 1), size_mm, spacing_mm))
     alike = "it halves all axes alike"
     if anisotropy > MOST_ANISOTROPY:
         return f"{alike}, and slices are thick: {anisotropy:.3g} times as a voxel is wide (over {MOST_ANISOTROPY:g})"

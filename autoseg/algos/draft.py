@@ -30,6 +30,8 @@ class Fit:
     """Measured seconds of a step."""
     memory_gib: float | None = None
     """Predicted peak of memory."""
+    channels_last: bool | None = None
+    """Whether that layout is the faster one; None: not measured."""
 
 
 @dataclass(slots=True, kw_only=True)

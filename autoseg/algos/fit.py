@@ -135,7 +135,9 @@ def fitted_plan(
     if candidate.fit == Fit() and inputs.budget_s is not None:
         candidate = _in_time(fitting, candidate, inputs.budget_s)
     cost, memory_gib = candidate.cost, candidate.cost.memory_gib + _kept_gib(inputs, candidate.plan)
-    return make_plan(inputs, replace(candidate.fit, step_s=cost.step_s, memory_gib=memory_gib))
+    return make_plan(
+        inputs, replace(candidate.fit, step_s=cost.step_s, memory_gib=memory_gib, channels_last=cost.channels_last)
+    )
 
 
 def cache_gib(plan: Plan, fingerprint: Fingerprint, num_cases: int) -> float:

@@ -179,6 +179,9 @@ def normalize(channel: np.ndarray, norm: ChannelNorm, stats: ChannelStats | None
     return out.astype(np.float32, copy=False)
 
 
+CPU = torch.device("cpu")
+
+
 class PreparedRows:
     """An image as the network sees it, made row by row: cropped, normalised, resampled; still with the axes of RAS."""
 
@@ -256,9 +259,18 @@ class PreparedRows:
         channels = [normalize(c, norm, stats) for c, norm, stats in zip(part, self._norms, self._stats, strict=True)]
         return torch.from_numpy(np.ascontiguousarray(np.stack(channels), np.float32))
 
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows of the prepared image along `axis`: (C, X, Y, Z) float32."""
-        return resample_rows(self._normalized, self._box_shape[self.axis], self.shape, self.axis, start, stop)
+    def rows(self, start: int, stop: int, device: torch.device = CPU) -> torch.Tensor:
+        """Rows of the prepared image along `axis`: (C, X, Y, Z) float32.
+
+        Args:
+            device: where they are resampled, and wanted.
+        """
+
+        def fetch(first: int, last: int) -> torch.Tensor:
+            rows = self._normalized(first, last)
+            return (rows.pin_memory() if device.type == "cuda" else rows).to(device, non_blocking=True)
+
+        return resample_rows(fetch, self._box_shape[self.axis], self.shape, self.axis, start, stop)
 
 
 def _shape_of(box: Region) -> tuple[int, int, int]:

@@ -73,7 +73,8 @@ def resample_rows(
         below, above, share = neighbours(size, shape[axis], start, stop)
         first = int(below[0])
         rows = fetch(first, int(above[-1]) + 1).movedim(axis + 1, 0)
-        part = torch.lerp(rows[below - first], rows[above - first], share.to(rows.dtype).reshape(-1, 1, 1, 1))
+        low, high = ((index - first).to(rows.device) for index in (below, above))
+        part = torch.lerp(rows[low], rows[high], share.to(rows).reshape(-1, 1, 1, 1))
     plane = [s for a, s in enumerate(shape) if a != axis]
     if list(part.shape[2:]) != plane:
         part = F.interpolate(part, size=plane, mode="bilinear", align_corners=False)

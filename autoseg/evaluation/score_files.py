@@ -335,6 +335,8 @@ class PrecisionComparison(Stored):
     """A case predicted in half precision and in fp32."""
 
     precision: str
+    dice_change: float | None = None
+    """Dice in half precision less that in fp32; null in files of version 0.1, which went by equal labels alone."""
     equal_labels: float
     """Share of the foreground voxels of either prediction."""
     is_equal: bool

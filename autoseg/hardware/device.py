@@ -5,13 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 from autoseg.errors import ResourceError
+from autoseg.hardware.gpus import ORDER
 from autoseg.hardware.kernels import repair_bf16, take_norms, take_onednn
 from autoseg.hardware.limits import own_threads
 
@@ -26,6 +30,8 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         ResourceError: A GPU was asked for and there is none.
     """
+    for name_of_order, order in ORDER.items():  # before CUDA is first asked
+        os.environ.setdefault(name_of_order, order)
     torch.set_num_threads(min(torch.get_num_threads(), own_threads()))
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         tune_cpu_allocator()
@@ -65,6 +71,64 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype)
 
 
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: torch keeps memory for each stream apart."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """Let a GPU do what is asked of it in a block beside its other work, and wait for it at the end."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = _side_stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def without_wait(
+    values: np.ndarray | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Values on a device, from memory that a GPU copies from while it works: else it would end that first."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def keep_for_work(tensor: torch.Tensor) -> None:
+    """Let a GPU's work use a tensor made `beside` it: its memory is not taken again before that work ends."""
+    if tensor.device.type == "cuda":
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+
+@contextmanager
+def searching(on: bool) -> Iterator[None]:
+    """Let a GPU search its fastest kernels for new sizes in a block, as `pick_device` has it, or not."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def layout_of(network: nn.Module) -> torch.memory_format:
+    """How the voxels of a network's images are to lie in memory: as the weights of its convolutions."""
+    layers = (m for m in network.modules() if isinstance(m, nn.Conv3d))
+    # A kernel of one voxel, or of one channel, lies both ways.
+    if all(layer.weight.is_contiguous(memory_format=torch.channels_last_3d) for layer in layers):
+        return torch.channels_last_3d
+    return torch.contiguous_format
+
+
 def tune_cpu_allocator() -> None:
     """Let glibc keep large blocks instead of handing them back after every layer.
 
@@ -83,15 +147,22 @@ def tune_cpu_allocator() -> None:
     mallopt(top_pad, 1 << 28)
 
 
-def to_device(network: nn.Module, device: torch.device, precision: Precision, *, trained: bool) -> nn.Module:
+def to_device(
+    network: nn.Module, device: torch.device, precision: Precision, *, trained: bool, channels_last: bool | None = None
+) -> nn.Module:
     """Bring a network to a device in the layout and with the kernels that are fastest there; weights stay the same.
 
-    Channels-last is what the CPU kernels below take (together 0.7 of the time, docs/results.md) and tensor cores want.
+    Channels-last is what the CPU kernels below take (together 0.7 of the time, docs/results.md) and tensor cores want;
+    but a GPU's instance normalisation copies to the other layout and back (pytorch/pytorch#59168), which may cost more.
 
     Args:
         trained: gradients are taken through it.
+        channels_last: what a measurement says of a GPU; None: there was none, and it is taken for faster.
     """
-    network = network.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if device.type == "cpu" or channels_last is not False:
+        network = network.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    else:
+        network = network.to(device)
     if device.type == "cpu" and resolve_precision(device, precision) == "fp32":
         take_norms(network)
         if not trained:

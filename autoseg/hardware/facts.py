@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
+from autoseg.errors import ResourceError
+from autoseg.hardware.gpus import Gpu, list_gpus
 from autoseg.hardware.limits import available_cores, memory_limit_bytes
 
 
@@ -21,17 +24,25 @@ class Hardware:
     name: str
 
 
+@cache
+def _gpus() -> list[Gpu]:
+    """Looked up once: what the planner asks of them does not change."""
+    return list_gpus()
+
+
 def find_hardware(device: torch.device) -> Hardware:
-    """Describe the device."""
+    """Describe the device; this process takes none of a GPU's memory for it.
+
+    Raises:
+        ResourceError: A GPU cannot be asked.
+    """
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return Hardware(
-            on_gpu=True,
-            num_gpus=torch.cuda.device_count(),
-            memory_gib=properties.total_memory / 2**30,
-            num_cores=available_cores(),
-            name=properties.name,
-        )
+        gpus = _gpus()
+        if not gpus:
+            raise ResourceError("device: torch finds a GPU, but another process does not. Check the driver.")
+        gpu = gpus[min(device.index or 0, len(gpus) - 1)]
+        cores = available_cores()
+        return Hardware(on_gpu=True, num_gpus=len(gpus), memory_gib=gpu.total_gib, num_cores=cores, name=gpu.name)
     cores = available_cores()
     return Hardware(
         on_gpu=False, num_gpus=0, memory_gib=memory_limit_bytes() / 2**30, num_cores=cores, name=f"CPU, {cores} cores"

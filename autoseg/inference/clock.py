@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 class Clock:
     """Seconds by phase, and how far the networks are: voxels of windows, each counted for every pass through one.
 
-    Phases nest, since everything streams: the inner one stops the outer one's time.
+    Phases nest, since everything streams: the inner one stops the outer one's time. Each thread has its own: those that
+    read ahead and write behind a GPU count, too, so that the sum may be more than the time that passes.
     """
 
     def __init__(self) -> None:
@@ -25,19 +27,19 @@ class Clock:
         """Of windows that are not laid out yet, since the region where they lie is still looked for; at most."""
         self.watch: Callable[[float], None] = lambda share: None
         """Called with the share that has passed."""
-        self._open: list[Phase] = []
-        self._since = 0.0
+        self._own = threading.local()
+        self._adding = threading.Lock()
 
     @contextmanager
     def at(self, phase: Phase) -> Iterator[None]:
         """Count the time of a block as one phase's."""
         self._turn()
-        self._open.append(phase)
+        self._open().append(phase)
         try:
             yield
         finally:
             self._turn()
-            self._open.pop()
+            self._open().pop()
 
     def expect(self, num_voxels: int) -> None:
         """Windows of so many more voxels are to pass."""
@@ -48,11 +50,19 @@ class Clock:
         self.passed_voxels += num_voxels
         self.watch(self.passed_voxels / (self.expected_voxels + self.foreseen_voxels))
 
+    def _open(self) -> list[Phase]:
+        """The phases that this thread is in, the innermost last."""
+        if not hasattr(self._own, "phases"):
+            self._own.phases = []
+        phases: list[Phase] = self._own.phases
+        return phases
+
     def _turn(self) -> None:
         now = time.perf_counter()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
+        if phases := self._open():
+            with self._adding:
+                self.seconds[phases[-1]] += now - self._own.since
+        self._own.since = now
 
     @property
     def total_s(self) -> float:

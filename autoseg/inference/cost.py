@@ -1,8 +1,8 @@
 """What a prediction will take, from one measured window; and the options with which it keeps to a budget.
 
-Memory of the device is that of the models' weights and one pass; everything else is on the CPU: the rows of
-probabilities beside a slab, the image's rows under a window, and what a small image needs as a whole. On a CPU both
-are the process' memory.
+Memory of the device is that of the models' weights, one pass, and where they are held there the rows beside a slab:
+probabilities, what is averaged over windows, the image under a window. Everything else is on the CPU: these rows else,
+and what a small image needs as a whole. On a CPU both are the process' memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from autoseg.data.resampling import resampled_shape
 from autoseg.data.streams import STREAM_VOXELS
 from autoseg.data.windowing import Shape, fit_window
 from autoseg.errors import ResourceError
-from autoseg.hardware.device import Precision
+from autoseg.hardware.device import Precision, finish
 from autoseg.hardware.memory import PeakMemory
 from autoseg.inference.options import Options
 from autoseg.inference.predictor import Model, Predictor
@@ -98,6 +98,9 @@ def measure_window(model: WindowModel, window: Shape, num_channels: int) -> Wind
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         go()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)  # the search for kernels takes memory once
+        go()
         most = torch.cuda.max_memory_allocated(device) - before
     else:
         with PeakMemory() as peak:
@@ -105,8 +108,10 @@ def measure_window(model: WindowModel, window: Shape, num_channels: int) -> Wind
         # What the allocator had in hand from before does not show in the process' growth.
         least = 4 * model.num_held * math.prod(window)
         most = max(peak.most - peak.before, least)
+    finish(device)
     begin = time.perf_counter()
     go()
+    finish(device)
     return WindowCost(seconds=time.perf_counter() - begin, num_bytes=most)
 
 
@@ -255,6 +260,15 @@ class Cost:
             return labels if self.predictor.needs_volume else 0
         return labels + 3 * 4 * facts.voxels * facts.num_channels
 
+    def _kept_bytes(self, facts: Facts, options: Options, num_models: int) -> int:
+        """Memory of the first model's probabilities, as float16, where the others are cropped to what it finds."""
+        if not options.crop_to_first or num_models == 1:
+            return 0
+        plan = self.predictor.models[0].plan
+        shape = resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
+        values = plan.num_outputs * math.prod(shape)
+        return 2 * values if values <= KEPT_VALUES else 0
+
     def estimate(self, facts: Facts, options: Options, base_bytes: int) -> Estimate:
         """What an image will take; at most, where it is cropped, or windows are left out.
 
@@ -281,17 +295,13 @@ class Cost:
             # What is averaged of the models before this one lies beside it.
             beside = 4 * held * math.prod(window) * (2 if len(together) > 1 else 1)
             passes = max(passes, min(batch, count) * (cost.num_bytes + beside))
-        if options.crop_to_first and num > 1:  # the first model's probabilities, as float16
-            plan = predictor.models[0].plan
-            values = plan.num_outputs * math.prod(
-                resampled_shape(facts.shape, facts.spacing_mm, plan.resample_resolution)
-            )
-            rows += 2 * values if values <= KEPT_VALUES else 0
+        rows += self._kept_bytes(facts, options, num)
         seconds += self.rest_s * facts.voxels * len(groups)
         on_cpu = predictor.device.type == "cpu"
         loaded = [*predictor.models, *([predictor.locator] if predictor.locator else [])]
-        device = passes + sum(weights_bytes(model) for model in loaded)
-        ram = base_bytes + rows + self.image_bytes(facts) + (passes if on_cpu else 0)
+        on_device = not on_cpu and options.on_device is not False
+        device = passes + sum(weights_bytes(model) for model in loaded) + (rows if on_device else 0)
+        ram = base_bytes + self.image_bytes(facts) + (0 if on_device else rows) + (passes if on_cpu else 0)
         return Estimate(seconds=seconds, device_bytes=device, ram_bytes=ram)
 
 
@@ -302,11 +312,11 @@ class _MadeUp:
         self.shape, self.axis, self.num_outputs = (16, 64, 64), 0, num_outputs
         coarse = torch.rand(1, num_outputs, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 8
         logits = torch.nn.functional.interpolate(coarse, size=self.shape, mode="nearest")[0]
-        self._rows, self._sigmoid = logits.movedim(0, -1).contiguous(), sigmoid
+        self._rows, self._sigmoid = logits.movedim(0, 1).contiguous(), sigmoid
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         rows = self._rows[start:stop]
-        return (rows.sigmoid() if self._sigmoid else rows.softmax(-1)).movedim(-1, 1)
+        return rows.sigmoid() if self._sigmoid else rows.softmax(1)
 
 
 def measure_rest(label_map: LabelMap) -> float:
@@ -344,8 +354,8 @@ class _Step:
 def choose_options(cost: Cost, facts: Facts, options: Options, limits: Limits, base_bytes: int) -> Choice:
     """The options that give up least and keep to the limits.
 
-    First what costs no accuracy: one window a pass, smaller slabs. Then, in the order of what they cost: mirroring,
-    half precision on a GPU, half of the overlap, models, all overlap.
+    First what costs no accuracy: one window a pass, smaller slabs, a GPU's rows on the CPU. Then, in the order of
+    what they cost: mirroring, half precision on a GPU, half of the overlap, models, all overlap.
 
     Raises:
         ResourceError: The memory is not enough for anything; a time that cannot be kept is said alone, and the
@@ -399,6 +409,8 @@ def _ladders(predictor: Predictor, options: Options) -> list[Sequence[_Step]]:
         ),
     ]
     plans = [model.plan for model in predictor.models]
+    if predictor.device.type != "cpu" and options.on_device is None:
+        ladders.append((stay, _Step(penalty=0.008, words="", change={"on_device": False})))
     if predictor.device.type == "cuda" and any(plan.precision == "fp32" for plan in plans):
         ladders.append((stay, _Step(penalty=1.2, words="half precision", change={"precision": "auto"})))
     if options.mirror is None and any(plan.tta and plan.mirror_axes for plan in plans):

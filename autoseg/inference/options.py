@@ -22,6 +22,8 @@ class Options:
     """Windows per forward pass."""
     slab_values: int | None = None
     """Probabilities of a model held for a slab."""
+    on_device: bool | None = None
+    """Hold what is averaged over windows on the GPU; None: where its memory suffices."""
     num_models: int | None = None
     """The first so many models alone."""
     locate: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from autoseg.inference.regions import KeptRows, can_keep, located, region_of
 from autoseg.inference.restore import Member, Watch, labelled_slabs
 from autoseg.inference.seals import check_jobs
 from autoseg.inference.sides import BodyWatch, split_sides
+from autoseg.inference.threads import Behind
 from autoseg.inference.traits import Traits, TraitsWatch
 from autoseg.inference.windows import ProbRows, WindowModel, count_windows
 from autoseg.networks import build_network, divisor, heads, plan_faults
@@ -96,7 +98,8 @@ def load_model(job: JobDir, device: torch.device, precision: Precision | None = 
         compared = read_stored(job.validation, ValidationFile).half_precision
         if compared is not None and not compared.is_equal:
             plan = plan.model_copy(update={"precision": "fp32"})
-    network = to_device(load_network(job, plan), device, plan.precision, trained=False)
+    layout = plan.channels_last
+    network = to_device(load_network(job, plan), device, plan.precision, trained=False, channels_last=layout)
     return Model(name=name, plan=plan, network=network, heads=heads(plan.algo, network))
 
 
@@ -230,6 +233,8 @@ class Predictor:
         self.watches_traits = quality is not None
         """Whether it is counted what each model's prediction looks like."""
         self._watched: list[tuple[tuple[int, ...], TraitsWatch]] = []
+        self._reading = threading.Lock()
+        """Of an image's rows, for which models of several grids may ask at once, each ahead of its windows."""
         self.clock = Clock()
         """Of the image at hand; whoever wants an image's own time gives a new one before it."""
         self._usual: tuple[Usual | None, ...] = ()
@@ -294,6 +299,7 @@ class Predictor:
             mirror_axes=plan.mirror_axes if mirror else (),
             mirrored_pairs=[(a + shift, b + shift) for a, b in plan.mirrored_classes],
             turn=turn or Turn(),
+            usual_window=plan.roi_size,
         )
 
     def _watch(self, indices: Sequence[int], region: Region | None) -> TraitsWatch | None:
@@ -323,12 +329,12 @@ class Predictor:
     ) -> tuple[ProbRows, Region]:
         plan, options = models[0].plan, self.options
         with self.clock.at("pre"):
-            prepared = PreparedRows(_Timed(image, self.clock), plan.preprocessing, region)
+            prepared = PreparedRows(_Timed(image, self.clock, self._reading), plan.preprocessing, region)
         self._usual = prepared.usual
 
         def fetch(start: int, stop: int) -> torch.Tensor:
             with self.clock.at("pre"):
-                return prepared.rows(start, stop)
+                return prepared.rows(start, stop, rows.device)
 
         rows = ProbRows(
             self.window_model(models, turn=prepared.turn),
@@ -342,6 +348,7 @@ class Predictor:
             background=prepared.background if options.skip_empty else None,
             clock=self.clock,
             watch=watch,
+            on_device=options.on_device,
         )
         return rows, prepared.box
 
@@ -539,7 +546,7 @@ class Predictor:
         with self.clock.at("load"):
             image = open_image(images)
         if isinstance(image, MemoryImage):
-            check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
+            check_image(str(images[0]), _Timed(image, self.clock, self._reading), self.models[0].plan)
             with ExitStack() as stack:
                 files = stack.enter_context(maps(image)) if maps is not None else None
                 labels = self._whole(image, files.put if files is not None else None)
@@ -550,21 +557,27 @@ class Predictor:
                 write_volume(target, labels, image.grid, write)
             return
         with image:
-            check_image(str(images[0]), _Timed(image, self.clock), self.models[0].plan)
+            check_image(str(images[0]), _Timed(image, self.clock, self._reading), self.models[0].plan)
             watched = BodyWatch(image) if self.label_map.merged_sides else None
             dtype = np.dtype(self.label_map.dtype)
             with ExitStack() as stack:
                 stack.enter_context(self.clock.at("write"))
                 out = stack.enter_context(LabelRows(target, image.grid, dtype, write))
                 files = stack.enter_context(maps(image)) if maps is not None else None
-                for region, part in self.labelled(watched or image, files.put if files is not None else None):
+
+                def put(region: Region, part: np.ndarray) -> None:
                     planes = list(image.shape)
                     planes[image.axis] = part.shape[image.axis]
                     whole = np.zeros(planes, part.dtype)
                     inner = list(region)
                     inner[image.axis] = slice(None)
                     whole[tuple(inner)] = part
-                    out.write(region[image.axis].start, whole)
+                    with self.clock.at("write"):
+                        out.write(region[image.axis].start, whole)
+
+                with Behind(put, threaded=self.device.type != "cpu") as behind:
+                    for region, part in self.labelled(watched or image, files.put if files is not None else None):
+                        behind.put(region, part)
                 self._tell_strays(images[0])
                 if self.needs_volume:
                     self.finish(out.volume(), image.spacing_mm, watched.midline() if watched else 0.0)
@@ -584,15 +597,15 @@ class Predictor:
 
 
 class _Timed:
-    """An image whose reading is counted."""
+    """An image whose reading is counted, and done by one thread at a time."""
 
-    def __init__(self, image: ImageRows, clock: Clock) -> None:
-        self._image, self._clock = image, clock
+    def __init__(self, image: ImageRows, clock: Clock, reading: threading.Lock) -> None:
+        self._image, self._clock, self._reading = image, clock, reading
         self.grid, self.shape, self.axis = image.grid, image.shape, image.axis
         self.num_channels, self.spacing_mm = image.num_channels, image.spacing_mm
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        with self._clock.at("load"):
+        with self._reading, self._clock.at("load"):
             return self._image.rows(start, stop)
 
 

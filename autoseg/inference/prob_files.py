@@ -196,7 +196,7 @@ class RecordedRows:
         self._num_seen += 1
         if self._archive is None:
             return
-        self._pending.append(probs.clone())
+        self._pending.append(probs.to("cpu", copy=True))
         if len(self._pending) < self._grid.rows_of_member and self._num_seen < self._grid.num_rows:
             return
         name = str(self._num_seen - len(self._pending))

@@ -10,6 +10,7 @@ import torch
 from autoseg.data.components import number_components
 from autoseg.data.preprocess import Region
 from autoseg.inference.postprocess import BODY_AXIS
+from autoseg.inference.probable import most_probable
 from autoseg.inference.windows import ProbRows
 
 MARGIN_MM = 16.0
@@ -41,12 +42,14 @@ class KeptRows:
             plane = [s for a, s in enumerate(rows.shape) if a != rows.axis]
             self._held = torch.empty((length, *plane, rows.num_outputs), dtype=torch.float16)
         foreground = []
-        for row in range(length):
-            probs = rows.rows(row, row + 1)[0]
-            foreground.append((probs > 0.5).any(0) if rows.independent else probs.argmax(0) > 0)
+        at_once = 1 if rows.device.type == "cpu" else rows.window[rows.axis]
+        for start in range(0, length, at_once):
+            stop = min(start + at_once, length)
+            probs = rows.rows(start, stop)
+            foreground.append(((probs > 0.5).any(1) if rows.independent else most_probable(probs, 1) > 0).cpu())
             if self._held is not None:
-                self._held[row] = probs.movedim(0, -1)
-        self.foreground = torch.stack(foreground, rows.axis).numpy()
+                self._held[start:stop] = probs.movedim(1, -1)
+        self.foreground = torch.cat(foreground).movedim(0, rows.axis).numpy()
         """(X, Y, Z) bool on the network's grid: where any class is."""
 
     @property

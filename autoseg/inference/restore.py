@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from autoseg.data.labels import LabelMap
 from autoseg.data.preprocess import Region
 from autoseg.data.resampling import neighbours, resample_rows
+from autoseg.inference.probable import most_probable
 
 SLAB_VALUES = 1 << 24
 """Probabilities (float32) of one model held for a slab at a time: 64 MiB."""
@@ -35,7 +36,7 @@ class Rows(Protocol):
     num_outputs: int
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """(stop - start, K, H, W) float32; asked for in ascending order."""
+        """(stop - start, K, H, W) float32, on any device; asked for in ascending order."""
         ...
 
 
@@ -115,18 +116,47 @@ def labelled_slabs(
     whole = watch is not None or label_map.sigmoid
     for slabs in _slabs(members, slab_values or SLAB_VALUES):
         region = slabs[0].region
-        if not whole:
+        on_cpu = all(slab.probs is None or slab.probs.device.type == "cpu" for slab in slabs)
+        if on_cpu and not whole:
             yield region, _exclusive(slabs, subsets, label_map)
             continue
-        each = [_restored(slab, label_map.sigmoid) for slab in slabs]
-        decoded = []
-        for k, subset in enumerate(subsets):
-            probs = _mean(each, [members[i].num_models for i in subset], subset)
-            if watch is not None:
-                watch(k, region, probs)
-            chosen = probs > 0.5 if label_map.sigmoid else probs.argmax(0, keepdim=True)
-            decoded.append(label_map.decode(chosen.to(torch.uint8).numpy()))
-        yield region, decoded
+        pieces = [slabs] if on_cpu else _thinner(slabs)
+        chosen = [_chosen(piece, subsets, label_map, watch) for piece in pieces]
+        axis = members[0].rows.axis
+        encoded = (torch.cat(parts, axis + 1) for parts in zip(*chosen, strict=True))
+        yield region, [label_map.decode(each.cpu().numpy()) for each in encoded]
+
+
+def _thinner(slabs: Sequence[Slab]) -> Iterator[list[Slab]]:
+    """Parts of a slab, of as many of the image's rows as `SLAB_VALUES` probabilities are: a GPU interpolates them all.
+
+    The finest image has many times the voxels of the network's grid, which a slab is measured by.
+    """
+    region, rows = slabs[0].region, slabs[0].member.rows
+    here = region[rows.axis]
+    plane = math.prod(_shape(region)) // (here.stop - here.start)
+    step = max(1, SLAB_VALUES // (rows.num_outputs * plane))
+    for start in range(here.start, here.stop, step):
+        part = list(region)
+        part[rows.axis] = slice(start, min(start + step, here.stop))
+        yield [replace(slab, region=(part[0], part[1], part[2])) for slab in slabs]
+
+
+def _chosen(
+    slabs: Sequence[Slab], subsets: Sequence[tuple[int, ...]], label_map: LabelMap, watch: Watch | None
+) -> list[torch.Tensor]:
+    """Encoded labels (1 or K, X, Y, Z) uint8 of a slab for each subset; every voxel is interpolated."""
+    device = next(
+        (slab.probs.device for slab in slabs if slab.probs is not None and slab.probs.device.type != "cpu"), None
+    )
+    each = [_restored(slab, label_map.sigmoid, device) for slab in slabs]
+    chosen = []
+    for k, subset in enumerate(subsets):
+        probs = _mean(each, [slabs[i].member.num_models for i in subset], subset)
+        if watch is not None:
+            watch(k, slabs[0].region, probs.cpu())
+        chosen.append((probs > 0.5).to(torch.uint8) if label_map.sigmoid else most_probable(probs, 0)[None])
+    return chosen
 
 
 def _mean(each: Sequence[torch.Tensor], weights: Sequence[int], subset: Sequence[int]) -> torch.Tensor:
@@ -173,13 +203,18 @@ def _shape(region: Sequence[slice]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _restored(slab: Slab, sigmoid: bool) -> torch.Tensor:
-    """One member's probabilities (K, X, Y, Z) in a slab of the image; background where its box does not reach."""
+def _restored(slab: Slab, sigmoid: bool, device: torch.device | None = None) -> torch.Tensor:
+    """One member's probabilities (K, X, Y, Z) in a slab of the image; background where its box does not reach.
+
+    Args:
+        device: where they are wanted; None: where they are.
+    """
     member, region = slab.member, slab.region
     rows, axis, box = member.rows, member.rows.axis, member.box
     inner = None
-    if slab.probs is not None:
-        held, first = slab.probs.movedim(0, axis + 1), slab.first
+    covered = slab.inner[axis]
+    if slab.probs is not None and covered.start < covered.stop:
+        held, first = slab.probs.to(device or slab.probs.device).movedim(0, axis + 1), slab.first
         start = slab.inner[axis].start + region[axis].start - box[axis].start
         stop = slab.inner[axis].stop + region[axis].start - box[axis].start
         inner = resample_rows(
@@ -192,7 +227,7 @@ def _restored(slab: Slab, sigmoid: bool) -> torch.Tensor:
         )
         if tuple(inner.shape[1:]) == _shape(region):
             return inner
-    whole = torch.zeros((rows.num_outputs, *_shape(region)))
+    whole = torch.zeros((rows.num_outputs, *_shape(region)), device=device)
     if not sigmoid:
         whole[0] = 1
     if inner is not None:
@@ -244,7 +279,7 @@ def _exclusive(slabs: Sequence[Slab], subsets: Sequence[tuple[int, ...]], label_
                         part = part * slabs[i].member.num_models
                     total = part if total is None else total.add_(part)
                 assert total is not None
-                results[k, row, open_h, open_w] = total.argmax(0).to(torch.uint8)
+                results[k, row, open_h, open_w] = most_probable(total, 0)
     return [label_map.decode(np.moveaxis(labels.numpy(), 0, axis)[None]) for labels in results]
 
 
@@ -258,7 +293,8 @@ class _Interpolated:
         self.size = [region[a].stop - region[a].start for a in plane]
         if slab.probs is None:
             return
-        self.labels = slab.probs.argmax(1).to(torch.int16)  # (rows, H, W)
+        # Row by row, for the processor's cache.
+        self.labels = torch.stack([most_probable(row, 0).to(torch.int16) for row in slab.probs])  # (rows, H, W)
         self.inside_rows = slab.inner[axis]
         start = slab.inner[axis].start + region[axis].start - box[axis].start
         stop = slab.inner[axis].stop + region[axis].start - box[axis].start
@@ -324,12 +360,12 @@ class _Interpolated:
             self._mixed = (row, mixed)
         mixed = self._mixed[1]
         columns = mixed.shape[2]
-        flat = mixed.movedim(0, -1).reshape(-1, self.num_outputs)  # no copy: the outputs of a voxel lie together
+        flat = mixed.reshape(self.num_outputs, -1)
         if self.same_plane:
-            return flat[h * columns + w].T
+            return flat.index_select(1, h * columns + w)
         across, along = self.axes
-        top, bottom, down = across.below[h] * columns, across.above[h] * columns, across.share[h][:, None]
-        left, right, over = along.below[w], along.above[w], along.share[w][:, None]
-        upper = torch.lerp(flat[top + left], flat[top + right], over)
-        lower = torch.lerp(flat[bottom + left], flat[bottom + right], over)
-        return torch.lerp(upper, lower, down).T
+        top, bottom, down = across.below[h] * columns, across.above[h] * columns, across.share[h]
+        left, right, over = along.below[w], along.above[w], along.share[w]
+        upper = torch.lerp(flat.index_select(1, top + left), flat.index_select(1, top + right), over)
+        lower = torch.lerp(flat.index_select(1, bottom + left), flat.index_select(1, bottom + right), over)
+        return torch.lerp(upper, lower, down)

@@ -84,7 +84,7 @@ class TraitsWatch:
             sees_image: the image is looked at as a whole.
         """
         self._independent, self._sees_image = independent, sees_image
-        self._counts = np.zeros((num_models, num_outputs - (not independent), COLUMNS))
+        self._counts = [torch.zeros((num_outputs - (not independent), COLUMNS), dtype=torch.float64)] * num_models
         self._sampled: list[np.ndarray] = []  # (C, N) each
         self._rough = np.zeros((0, 3, 2))  # per channel and axis: sum of differences, their number
         self._num_rows = 0
@@ -102,10 +102,11 @@ class TraitsWatch:
             unmirrored: labels of the pass that is not mirrored, as `labels` has them; None: it is the only one.
             weights: (B, X, Y, Z) of the windows' voxels, which sum to one over windows for each voxel of the image.
         """
-        flat = weights.reshape(-1)
+        where = logits.device  # what is counted stays there
+        flat = weights.reshape(-1).to(where)
         outputs = logits.movedim(1, 0).reshape(logits.shape[1], -1)
         probs = outputs.sigmoid() if self._independent else outputs.softmax(0)
-        columns = torch.zeros((COLUMNS, *self._counts.shape[1:2]), dtype=torch.float64)
+        columns = torch.zeros((COLUMNS, len(self._counts[model])), dtype=torch.float64, device=where)
         speaking = probs * (probs >= FLOOR)
         if self._independent:
             on = probs > 0.5
@@ -125,7 +126,7 @@ class TraitsWatch:
             if unmirrored is not None:
                 first = unmirrored.reshape(-1)
                 columns[3], columns[4] = by_class(label, exact * (first == label)), by_class(first, exact)
-        self._counts[model] += columns.T.numpy()
+        self._counts[model] = self._counts[model].to(where) + columns.T
 
     def see(self, part: torch.Tensor, axis: int, shape: Sequence[int]) -> None:
         """Look at the next rows of the prepared image.
@@ -142,11 +143,11 @@ class TraitsWatch:
         step = max(1, math.ceil((math.prod(shape) / SAMPLED_VOXELS) ** (1 / 3)))
         cut = [slice(None), *(slice(None, None, step) for _ in range(3))]
         cut[axis + 1] = slice(-self._num_rows % step, None, step)
-        self._sampled.append(part[tuple(cut)].reshape(len(part), -1).numpy().copy())
+        self._sampled.append(part[tuple(cut)].reshape(len(part), -1).cpu().numpy().copy())
         self._num_rows += part.shape[axis + 1]
         for a in range(3):
             change = part.diff(dim=a + 1).abs_()
-            self._rough[:, a, 0] += change.sum((1, 2, 3), dtype=torch.float64).numpy()
+            self._rough[:, a, 0] += change.sum((1, 2, 3), dtype=torch.float64).cpu().numpy()
             self._rough[:, a, 1] += change[0].numel()
 
     def traits(self) -> list[Traits]:
@@ -154,7 +155,7 @@ class TraitsWatch:
         channels = self._channels() if self._sampled else None
         return [
             Traits(
-                classes=tuple(tuple(_short(v) for v in row) for row in of_model),  # type: ignore[misc]
+                classes=tuple(tuple(_short(v) for v in row) for row in of_model.tolist()),  # type: ignore[misc]
                 channels=channels,
             )
             for of_model in self._counts

@@ -3,6 +3,10 @@
 Windows go along one axis of the volume; rows behind the last window are finished and handed out, so what is held at
 a time is as deep as a window, whatever the volume's length. Axes: B windows, C image channels, A averaged channels,
 K outputs, then X, Y, Z; the row axis is one of these, H and W are the other two.
+
+On a GPU everything stays there: each row of the image is copied to it once, from pinned memory, while another thread
+prepares the next ones; windows are cut, weighted and made into probabilities there. Where its memory does not suffice
+for that, windows are copied to it and what networks say of them back, which takes longer.
 """
 
 from __future__ import annotations
@@ -21,8 +25,12 @@ from torch import nn
 
 from autoseg.data.frame import Turn
 from autoseg.data.windowing import Shape, fit_window, mirrored_mean, window_starts, window_weights
-from autoseg.hardware.device import Precision, autocast
+from autoseg.hardware.device import Precision, autocast, beside, finish, keep_for_work, layout_of, searching
+from autoseg.hardware.memory import free_bytes
+from autoseg.inference.blocks import Blocks
 from autoseg.inference.clock import Clock
+from autoseg.inference.probable import most_probable
+from autoseg.inference.threads import Ahead, Pinned
 from autoseg.inference.traits import TraitsWatch, sampling_step
 
 LEVEL_TOLERANCE = 1e-4
@@ -30,6 +38,11 @@ LEVEL_TOLERANCE = 1e-4
 CPU_BATCH_VOXELS = 1 << 17
 """Windows that a CPU passes through a network together, in voxels. Four windows of 32^3 take SwinUNETR twice the time
 of one; where a window is larger than this, batches win under a tenth (measured on two cores)."""
+GPU_BATCH_VOXELS = 1 << 20
+"""The same on a GPU: one window of 96^3 or more, several of smaller ones. A choice: nnU-Net passes one of about 128^3
+at a time, and a window of 40^3 has a fifteenth of the work to fill the same card with."""
+DEVICE_SHARE = 0.5
+"""Share of a GPU's free memory that rows may take; a pass through the networks needs the rest. A choice."""
 
 
 class WindowModel:
@@ -53,6 +66,7 @@ class WindowModel:
         mirror_axes: Sequence[int] = (),
         mirrored_pairs: Sequence[tuple[int, int]] = (),
         turn: Turn = Turn(),  # noqa: B008 - frozen
+        usual_window: Shape | None = None,
     ) -> None:
         """Choose what is averaged.
 
@@ -65,8 +79,12 @@ class WindowModel:
             mirror_axes: axes of the networks (0 X, 1 Y, 2 Z) mirrored in every combination, 2^n passes.
             mirrored_pairs: outputs that change places when X is mirrored: left and right.
             turn: from the windows' axes to those of the networks.
+            usual_window: of the networks, in their axes: for passes of this size a GPU's fastest kernels are searched,
+                which takes as long as many passes. Images that are one window of their own size are not worth it.
+                None: every size is.
         """
-        self._turn = turn
+        self._turn, self._usual = turn, usual_window
+        self._layout = layout_of(networks[0])
         self.networks, self.num_outputs, self.independent = tuple(networks), num_outputs, sigmoid
         self.device, self.precision, self._mirror, self._pairs = device, precision, mirror_axes, mirrored_pairs
         self._heads: tuple[nn.Module, ...] = ()
@@ -96,19 +114,20 @@ class WindowModel:
             weights: for it: (B, X, Y, Z) of the windows' voxels.
 
         Returns:
-            (B, X, Y, Z, A) float32, on the CPU.
+            (B, X, Y, Z, A) float32, on the device, not waited for.
         """
         with torch.inference_mode(), _evaluating(self.networks), _headless(self._heads):
-            moved = self._turn.apply(batch).to(self.device, memory_format=torch.channels_last_3d)
+            moved = self._turn.apply(batch).to(self.device, memory_format=self._layout, non_blocking=True)
             outputs: list[torch.Tensor] = []
+            is_usual = self._usual is None or tuple(moved.shape[2:]) == self._usual
             for i, network in enumerate(self.networks):
                 unmirrored = list[torch.Tensor]()
                 look = None if watch is None else partial(self._keep_labels, watch, i, unmirrored)
-                with autocast(self.device, self.precision):
+                with autocast(self.device, self.precision), searching(is_usual):
                     logits = mirrored_mean(network, moved, self._mirror, self._pairs, look).float()
                 if watch is not None and weights is not None:
-                    sampled = self._sampled(i, logits)
-                    watch.count(i, sampled.cpu(), unmirrored[0] if unmirrored else None, self._every(weights))
+                    first = unmirrored[0] if unmirrored else None
+                    watch.count(i, self._sampled(i, logits), first, self._every(weights))
                 if self._heads or not outputs:
                     outputs.append(logits)
                 else:
@@ -116,7 +135,7 @@ class WindowModel:
             held = torch.cat(outputs, 1) if self._heads and len(outputs) > 1 else outputs[0]
             if len(self.networks) > 1 and not self._heads:
                 held.div_(len(self.networks))
-            return self._turn.back(held.cpu()).movedim(1, -1)
+            return self._turn.back(held).movedim(1, -1)
 
     def _every(self, values: torch.Tensor) -> torch.Tensor:
         step = sampling_step(self.num_outputs)
@@ -133,31 +152,44 @@ class WindowModel:
 
     def _keep_labels(self, watch: TraitsWatch, index: int, kept: list[torch.Tensor], logits: torch.Tensor) -> None:
         """Keep the labels of one pass; its logits are about to be overwritten."""
-        kept.append(watch.labels(self._sampled(index, logits)).cpu())
+        kept.append(watch.labels(self._sampled(index, logits)))
 
     def probabilities(self, held: torch.Tensor) -> torch.Tensor:
-        """Of averages (R, H, W, A): (R, H, W, K) float32, row by row, since with many classes a row's are large."""
-        probs = torch.empty((*held.shape[:-1], self.num_outputs))
+        """Of averages (R, H, W, A): (R, K, H, W) float32, where they are; on a CPU row by row, to hold less at a time.
+
+        Each output lies in a piece: so softmax takes 8 ns a voxel of a CPU for 14 outputs, where those of a voxel lie
+        side by side 200 (measured, PyTorch 2.13).
+        """
+        num_rows, *plane, _ = held.shape
+        probs = torch.empty((num_rows, self.num_outputs, *plane), device=held.device)
         with torch.inference_mode():
-            for row, result in zip(held, probs, strict=True):
-                logits = row.reshape(-1, self.num_held)
-                if self._last:
-                    weight, bias = self._layer
-                    logits = torch.addmm(bias, logits, weight)
-                target = result.view(-1, self.num_outputs)
-                if self.independent:
-                    torch.sigmoid(logits, out=target)
-                else:
-                    torch.softmax(logits, -1, out=target)
+            if held.device.type == "cpu":
+                for row, result in zip(held, probs, strict=True):
+                    self._outputs(row.reshape(-1, self.num_held).T, result.flatten(1))
+            else:
+                self._outputs(held.movedim(-1, 1).flatten(2), probs.flatten(2))
         return probs
+
+    def _outputs(self, averages: torch.Tensor, probs: torch.Tensor) -> None:
+        """Fill in probabilities (..., K, N) from averages (..., A, N)."""
+        if self._last:
+            weight, bias = (part.to(averages.device) for part in self._layer)
+            logits = weight @ averages
+            logits += bias
+        else:
+            logits = averages.contiguous()
+        if self.independent:
+            torch.sigmoid(logits, out=probs)
+        else:
+            torch.softmax(logits, -2, out=probs)
 
     @cached_property
     def _layer(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean of the networks' last layers: weights (A, K) and biases (K,)."""
+        """The mean of the networks' last layers: weights (K, A) and biases (K, 1)."""
         weights = torch.cat([layer.weight.detach().flatten(1) for layer in self._last], 1) / len(self._last)
         zero = torch.zeros(self.num_outputs, device=self.device)
         biases = torch.stack([zero if layer.bias is None else layer.bias.detach() for layer in self._last])
-        return weights.float().cpu().T.contiguous(), biases.float().mean(0).cpu()
+        return weights.float().contiguous(), biases.float().mean(0)[:, None]
 
 
 class ProbRows:
@@ -182,23 +214,26 @@ class ProbRows:
         background: Sequence[float] | None = None,
         clock: Clock | None = None,
         watch: TraitsWatch | None = None,
+        on_device: bool | None = None,
     ) -> None:
         """Lay out the windows; nothing is computed yet.
 
         Args:
             model: what windows are passed through.
             fetch: gives the image's rows from one index to another, (C, X, Y, Z) float32, preprocessed. It is asked
-                for each row once, in order.
+                for each row once, in order; where the networks are on a GPU, by another thread. They may be on
+                `device` already.
             shape: of the image.
             axis: along which rows are made: 0 X, 1 Y, 2 Z.
             roi_size: window in voxels.
             overlap: of neighbouring windows, as a share of the window, in [0, 1).
             divisor: what the network wants edges to be multiples of; given, the window may stretch (`fit_window`).
-            window_batch: windows per forward pass; None: on a CPU as many as come to `CPU_BATCH_VOXELS`, else one.
+            window_batch: windows per forward pass; None: as `default_batch` says.
             background: intensity of each channel where nothing is; given, windows of nothing else are passed through
                 the networks once, and what these say of one goes for all.
             clock: counts the time in the networks.
             watch: counts what each network says, and looks at the image.
+            on_device: hold the rows where the networks are; None: where its memory suffices.
 
         Source: nnU-Net pads symmetrically (`predict_from_raw_data.py`).
         """
@@ -208,23 +243,31 @@ class ProbRows:
         self._model, self._fetch, self._roi, self._overlap = model, fetch, roi_size, overlap
         self.independent = model.independent
         self._window_batch = default_batch(roi_size, model.device) if window_batch is None else window_batch
-        self._background = background
+        self._level = None if background is None else torch.tensor(background).reshape(-1, 1, 1, 1)
         self._nothing: torch.Tensor | None = None  # what the networks say of a window of background
         self._clock, self._watch = clock or Clock(), watch
         self.network_s, self.num_skipped = 0.0, 0
-        missing = [max(0, roi - size) for roi, size in zip(roi_size, shape, strict=True)]
-        self._before = [m // 2 for m in missing]
-        self._after = [m - b for m, b in zip(missing, self._before, strict=True)]
-        self._padded = [size + m for size, m in zip(shape, missing, strict=True)]
-        self._starts = [window_starts(s, r, overlap) for s, r in zip(self._padded, roi_size, strict=True)]
-        self._weights = [window_weights(s, r, overlap) for s, r in zip(self._padded, roi_size, strict=True)]
+        self._lay_out(overlap)
         self._plane = [a for a in range(3) if a != axis]
         self._window_voxels = model.num_passes * math.prod(roi_size)
         self._clock.expect(self.num_windows * self._window_voxels)
         self._next = 0  # position along the axis of the windows to compute next
+        self.device = model.device if self._stays(on_device) else torch.device("cpu")
+        """Where the rows are."""
         self._image: torch.Tensor | None = None  # the rows under these windows, padded
-        self._image_end = 0
-        self._rows: dict[int, torch.Tensor] = {}  # (H, W, A), finished up to the next windows' start
+        self._busy: torch.Tensor | None = None  # (rows, H, W) bool: which voxels of those read are not background
+        self._new = Ahead(self._new_rows, len(self._starts[axis]), threaded=model.device.type != "cpu")
+        height, width = (shape[a] for a in self._plane)
+        self._blocks = Blocks(shape[axis], (height, width, model.num_held), self.device)
+
+    def _lay_out(self, overlap: float) -> None:
+        """Say how much is padded, where windows lie and what they weigh, along each axis."""
+        missing = [max(0, roi - size) for roi, size in zip(self._roi, self.shape, strict=True)]
+        self._before = [m // 2 for m in missing]
+        self._after = [m - b for m, b in zip(missing, self._before, strict=True)]
+        self._padded = [size + m for size, m in zip(self.shape, missing, strict=True)]
+        self._starts = [window_starts(s, r, overlap) for s, r in zip(self._padded, self._roi, strict=True)]
+        self._weights = [window_weights(s, r, overlap) for s, r in zip(self._padded, self._roi, strict=True)]
 
     @property
     def window(self) -> Shape:
@@ -236,20 +279,29 @@ class ProbRows:
         """Windows over the whole volume; each is passed through every network."""
         return count_windows(self.shape, self._roi, self._overlap)
 
+    def _stays(self, on_device: bool | None) -> bool:
+        """Whether a GPU holds the rows: image, averages and probabilities; None: where it has memory beside a pass."""
+        if on_device is not None or self._model.device.type == "cpu":
+            return on_device is not False
+        plane = math.prod(self._padded[a] for a in self._plane)
+        each = self._model.num_held * (2 * self._roi[self.axis]) + 3 * self.num_outputs * self._roi[self.axis]
+        return 4 * plane * each <= DEVICE_SHARE * free_bytes(self._model.device)
+
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Probabilities (stop - start, K, H, W) float32 of some rows, on the CPU; rows before `start` are forgotten.
+        """Probabilities (stop - start, K, H, W) float32 of some rows, on `device`; rows before `start` are forgotten.
 
         Raises:
             ValueError: Rows were asked for that are forgotten already.
         """
-        for row in [r for r in self._rows if r < start]:
-            del self._rows[row]
+        self._blocks.forget(start)
         while self._next < len(self._starts[self.axis]) and stop + self._before[self.axis] > self._finished():
             self._advance(start)
-        if start not in self._rows:
-            raise ValueError(f"row {start} is gone; rows can be asked for in ascending order only")
-        held = torch.stack([self._rows[row] for row in range(start, stop)])
-        return self._model.probabilities(held).movedim(-1, 1)
+        held = self._blocks.rows(start, stop)
+        begin = time.perf_counter()
+        with self._clock.at("infer"):  # what a GPU still computes is the networks' time
+            finish(self.device)
+        self.network_s += time.perf_counter() - begin
+        return self._model.probabilities(held)
 
     def _finished(self) -> int:
         """Padded rows that no further window changes."""
@@ -259,58 +311,69 @@ class ProbRows:
         """Pass the windows at the next position along the axis through the networks."""
         axis, roi = self.axis, self._roi
         first, before = self._starts[axis][self._next], self._before[axis]
-        image = self._image_rows(first)
-        deep = self._weights[axis][self._next].tolist()
+        image, plane_is_busy = self._image_rows()
         inside = range(max(first - before, 0, needed), min(first - before + roi[axis], self.shape[axis]))
+        offset = inside.start - first + before
+        deep = self._weights[axis][self._next][offset : offset + len(inside)]
         places = list(product(*(range(len(self._starts[a])) for a in self._plane)))
+
+        def add(held: torch.Tensor, place: tuple[int, ...]) -> None:
+            if not inside:
+                return
+            rows = held[offset : offset + len(inside)]
+            self._add(rows, place, inside, deep, alone=len(places) == 1)
+
         full = []
         for place in places:
-            cut = [slice(None)] * 4
-            for a, i in zip(self._plane, place, strict=True):
-                cut[a + 1] = slice(self._starts[a][i], self._starts[a][i] + roi[a])
-            window = image[tuple(cut)]
-            if self._is_empty(window):
-                if self._nothing is None:
-                    self._nothing = self._pass(window[None]).movedim(axis + 1, 1)[0]
-                else:
-                    self.num_skipped += 1
-                self._clock.passed(self._window_voxels)
-                self._add(self._nothing, place, inside, first - before, deep, alone=len(places) == 1)
+            if plane_is_busy is None or bool(plane_is_busy[self._cut(place)].any()):
+                full.append(place)
+                continue
+            if self._nothing is None:
+                self._nothing = self._pass([self._window(image, place)])[0].movedim(axis, 0).to(self.device)
             else:
-                full.append((place, window))
+                self.num_skipped += 1
+            self._clock.passed(self._window_voxels)
+            add(self._nothing, place)
+        pinned = Pinned(self.device)
+        waiting: list[tuple[int, ...]] = []
         for begin in range(0, len(full), self._window_batch):
             chosen = full[begin : begin + self._window_batch]
-            weights = torch.stack([self._inner_weights(place) for place, _ in chosen]) if self._watch else None
-            batch = self._pass(torch.stack([window for _, window in chosen]), weights).movedim(axis + 1, 1)
-            for (place, _), held in zip(chosen, batch, strict=True):  # (rows, H, W, A) each
-                self._add(held, place, inside, first - before, deep, alone=len(places) == 1)
-            del batch, held  # not beside the next ones
+            weights = torch.stack([self._inner_weights(place) for place in chosen]) if self._watch else None
+            batch = self._pass([self._window(image, place) for place in chosen], weights).movedim(axis + 1, 1)
+            # On its way back, if there is one, while the next windows pass.
+            for held, place in zip(pinned.swap(batch), waiting if pinned.is_behind else chosen, strict=True):
+                add(held, place)  # (rows, H, W, A)
+            waiting = chosen
+            del batch  # not beside the next one
             self._clock.passed(len(chosen) * self._window_voxels)
+        for held, place in zip(pinned.last(), waiting if pinned.is_behind else [], strict=True):
+            add(held, place)
         self._next += 1
 
-    def _is_empty(self, window: torch.Tensor) -> bool:
-        """Whether a window (C, X, Y, Z) is nothing but background."""
-        if self._background is None:
-            return False
-        level = torch.tensor(self._background).reshape(-1, 1, 1, 1)
-        return bool(((window - level).abs().amax() <= LEVEL_TOLERANCE).item())
+    def _cut(self, place: tuple[int, ...]) -> tuple[slice, slice]:
+        """Where a window lies in the padded plane."""
+        h, w = (
+            slice(self._starts[a][i], self._starts[a][i] + self._roi[a])
+            for a, i in zip(self._plane, place, strict=True)
+        )
+        return h, w
+
+    def _window(self, image: torch.Tensor, place: tuple[int, ...]) -> torch.Tensor:
+        """A window (C, X, Y, Z) of the image's rows."""
+        cut = [slice(None)] * 4
+        for a, part in zip(self._plane, self._cut(place), strict=True):
+            cut[a + 1] = part
+        return image[tuple(cut)]
 
     def _add(
-        self,
-        logits: torch.Tensor,
-        place: tuple[int, ...],
-        inside: range,
-        first: int,
-        deep: list[float],
-        *,
-        alone: bool,
+        self, logits: torch.Tensor, place: tuple[int, ...], inside: range, deep: torch.Tensor, *, alone: bool
     ) -> None:
         """Weight what is averaged of one window (rows, H, W, A) into the rows that lie in the image.
 
         Args:
             place: of the window in the plane.
-            first: its first row in the image.
-            deep: weight of each of its rows.
+            inside: the rows of the image that it is of.
+            deep: weight of each.
             alone: it covers the whole plane.
         """
         target, source = list[slice](), list[slice]()
@@ -319,43 +382,57 @@ class ProbRows:
             low, high = max(start, 0), min(start + self._roi[a], self.shape[a])
             target.append(slice(low, high))
             source.append(slice(low - start, high - start))
+        part = logits[:, source[0], source[1]]
+        if alone and bool((deep == 1.0).all()):
+            self._blocks.put(part, inside)
+            return
         h, w = (self._weights[a][i] for a, i in zip(self._plane, place, strict=True))
-        weight = (h[:, None] * w[None])[tuple(source)][..., None]
-        size = (*(self.shape[a] for a in self._plane), self._model.num_held)
-        for row in inside:
-            part = logits[row - first][tuple(source)]
-            held = self._rows.get(row)
-            if held is None and alone and deep[row - first] == 1.0:
-                self._rows[row] = part
-                continue
-            if held is None:
-                held = self._rows[row] = torch.zeros(size)
-            held[tuple(target)].addcmul_(part, weight, value=deep[row - first])
+        weight = (h[:, None] * w[None])[tuple(source)].to(self.device, non_blocking=True)
+        self._blocks.add(part, inside, (target[0], target[1]), weight, deep)
 
-    def _image_rows(self, first: int) -> torch.Tensor:
-        """The image's rows under the windows that start at `first`, padded: (C, X, Y, Z)."""
+    def _new_rows(self, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The image's rows that the windows at a position need beside those of the ones before, padded.
+
+        Returns:
+            (C, X, Y, Z) on `device`; and where in the plane the rows under these windows are not background, (H, W)
+            bool on the CPU, or None where that is not asked.
+        """
         axis = self.axis
-        last = first + self._roi[axis]
-        before, size = self._before[axis], self.shape[axis]
-        low, high = max(self._image_end, first), last
-        new = self._fetch(max(0, low - before), min(size, high - before))
-        if self._watch is not None:
-            self._watch.see(new, axis, self.shape)
-        pads = []
-        for a in (2, 1, 0):
-            whole = a != axis
-            front = self._before[a] if whole else max(0, before - low)
-            back = self._after[a] if whole else max(0, high - before - size)
-            pads += [front, back]
-        if any(pads):
-            new = F.pad(new, pads)
-        if self._image is not None and self._image_end > first:
-            old = self._image.narrow(
-                axis + 1, self._image.shape[axis + 1] - (self._image_end - first), self._image_end - first
-            )
+        first, before, size = self._starts[axis][position], self._before[axis], self.shape[axis]
+        high = first + self._roi[axis]
+        low = max(first, self._starts[axis][position - 1] + self._roi[axis]) if position else first
+        with beside(self.device):
+            new = self._fetch(max(0, low - before), min(size, high - before)).to(self.device)
+            if self._watch is not None:
+                self._watch.see(new, axis, self.shape)
+            pads = []
+            for a in (2, 1, 0):
+                whole = a != axis
+                front = self._before[a] if whole else max(0, before - low)
+                back = self._after[a] if whole else max(0, high - before - size)
+                pads += [front, back]
+            if any(pads):
+                new = F.pad(new, pads)
+            if self._level is None:
+                return new, None
+            level = self._level.to(self.device)
+            busy = ((new - level).abs_() <= LEVEL_TOLERANCE).all(0).logical_not_().movedim(axis, 0)
+            if self._busy is not None:
+                busy = torch.cat([self._busy, busy])
+            self._busy = busy[max(0, len(busy) - self._roi[axis]) :]
+            return new, self._busy.any(0).cpu()
+
+    def _image_rows(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The image's rows under the next windows, padded: (C, X, Y, Z); and where their plane is not background."""
+        axis = self.axis
+        new, plane_is_busy = self._new.take()
+        keep_for_work(new)
+        kept = self._roi[axis] - new.shape[axis + 1]
+        if kept > 0 and self._image is not None:
+            old = self._image.narrow(axis + 1, self._image.shape[axis + 1] - kept, kept)
             new = torch.cat([old, new], axis + 1)
-        self._image, self._image_end = new, last
-        return new
+        self._image = new
+        return new, plane_is_busy
 
     def _inner_weights(self, place: tuple[int, ...]) -> torch.Tensor:
         """(X, Y, Z) weights of the window at a place in the plane, 0 where it pads the image."""
@@ -370,7 +447,7 @@ class ProbRows:
             product = product[..., None] * weights
         return product
 
-    def _pass(self, batch: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    def _pass(self, windows: Sequence[torch.Tensor], weights: torch.Tensor | None = None) -> torch.Tensor:
         """What is averaged of windows, (B, X, Y, Z, A).
 
         Args:
@@ -378,7 +455,7 @@ class ProbRows:
         """
         begin = time.perf_counter()
         with self._clock.at("infer"):
-            logits = self._model(batch, self._watch if weights is not None else None, weights)
+            logits = self._model(torch.stack(list(windows)), self._watch if weights is not None else None, weights)
         self.network_s += time.perf_counter() - begin
         return logits
 
@@ -390,20 +467,24 @@ def count_windows(shape: Shape, window: Shape, overlap: float) -> int:
 
 def default_batch(window: Shape, device: torch.device) -> int:
     """Windows per forward pass where nobody says."""
-    return max(1, CPU_BATCH_VOXELS // math.prod(window)) if device.type == "cpu" else 1
+    most = CPU_BATCH_VOXELS if device.type == "cpu" else GPU_BATCH_VOXELS
+    return max(1, most // math.prod(window))
 
 
 def predict_targets(rows: ProbRows) -> torch.Tensor:
     """A whole volume's prediction on the network's own grid, in the form of an encoded target.
 
     Returns:
-        (1, X, Y, Z) uint8 class indices, or (K, X, Y, Z) of 0 and 1 for independent outputs.
+        (1, X, Y, Z) uint8 class indices, or (K, X, Y, Z) of 0 and 1 for independent outputs; on the CPU.
     """
     targets = []
-    for row in range(rows.shape[rows.axis]):
-        probs = rows.rows(row, row + 1)[0]
-        targets.append((probs > 0.5 if rows.independent else probs.argmax(0, keepdim=True)).to(torch.uint8))
-    return torch.stack(targets, rows.axis + 1)
+    length = rows.shape[rows.axis]
+    at_once = 1 if rows.device.type == "cpu" else rows.window[rows.axis]
+    for start in range(0, length, at_once):
+        probs = rows.rows(start, min(start + at_once, length))
+        chosen = (probs > 0.5).to(torch.uint8) if rows.independent else most_probable(probs, 1)[:, None]
+        targets.append(chosen.cpu())
+    return torch.cat(targets).movedim(0, rows.axis + 1)
 
 
 @contextmanager

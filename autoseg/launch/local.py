@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import threading
@@ -17,6 +16,7 @@ from types import FrameType
 
 from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError
+from autoseg.hardware.gpus import ORDER, VISIBLE, Gpu, list_gpus
 from autoseg.hardware.limits import JOBS_AT_ONCE, available_cores, available_memory_bytes
 from autoseg.launch import Ended, Task, start, stop
 
@@ -37,36 +37,8 @@ class Place:
     device: str
     """What it is a share of: `cpu`, or GPU numbers such as `0` or `0,1`."""
     uuids: tuple[str, ...] = ()
-    """Of its GPUs, to see whether they are still there."""
+    """Of its GPUs, to see whether they are still there; their numbers where they have none."""
     environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """What the driver says of a GPU."""
-
-    number: str
-    uuid: str
-    free_gib: float
-
-
-def list_gpus() -> list[Gpu]:
-    """The GPUs of this machine that the driver can talk to, those of CUDA_VISIBLE_DEVICES alone where it is set."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    gpus = []
-    for line in listed.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) == 3 and parts[0].isdigit() and parts[2].isdigit():
-            gpus.append(Gpu(parts[0], parts[1], int(parts[2]) / 1024))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return gpus
-    wanted = [word.strip() for word in visible.split(",")]
-    return [gpu for gpu in gpus if gpu.number in wanted or any(w and gpu.uuid.startswith(w) for w in wanted)]
 
 
 def find_places(settings: Settings, gpus: Sequence[Gpu] | None = None) -> list[Place]:
@@ -102,8 +74,9 @@ def find_places(settings: Settings, gpus: Sequence[Gpu] | None = None) -> list[P
     for _ in range(many):  # a first job for every device before the second for any
         for group in groups:
             numbers = ",".join(gpu.number for gpu in group)
-            environment = {"CUDA_VISIBLE_DEVICES": numbers, "OMP_NUM_THREADS": str(threads)}
-            uuids = tuple(gpu.uuid for gpu in group)
+            visible = ",".join(gpu.visible for gpu in group)
+            environment = {VISIBLE: visible, **ORDER, "OMP_NUM_THREADS": str(threads)}
+            uuids = tuple(gpu.visible for gpu in group)
             places.append(Place(name=f"cuda:{numbers}", device=numbers, uuids=uuids, environment=environment))
     return places
 
@@ -188,13 +161,13 @@ def _has_room(
         return not known or available_memory_bytes() / 2**30 > SPARE * max(known)
     if None in beside:  # wait until it is known what the others take
         return False
-    frees = [gpu.free_gib for gpu in gpus_now() if gpu.uuid in place.uuids]
+    frees = [gpu.free_gib for gpu in gpus_now() if gpu.visible in place.uuids]
     return bool(frees) and min(frees) > SPARE * max(known)
 
 
 def _is_gone(place: Place, gpus_now: Callable[[], list[Gpu]]) -> bool:
     """Whether a GPU of the place can no longer be talked to."""
-    return bool(place.uuids) and not set(place.uuids) <= {gpu.uuid for gpu in gpus_now()}
+    return bool(place.uuids) and not set(place.uuids) <= {gpu.visible for gpu in gpus_now()}
 
 
 @contextmanager

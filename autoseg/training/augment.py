@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from autoseg.hardware.device import without_wait
 from autoseg.training.turning import MAX_ANGLE, MAX_ANGLE_IN_PLANE, Turned, Voxels, draw_matrix, thick_axis, turn
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def augment_batch(
     for i, one in turned.items():
         images[i], targets[i] = turn(one, (x, y, z))
     for flips in {d.flips for d in draws if d.flips}:
-        chosen = [i for i, d in enumerate(draws) if d.flips == flips]
+        chosen = without_wait([i for i, d in enumerate(draws) if d.flips == flips], images.device)
         dims = [a + 2 for a in flips]
         images[chosen], mirrored = images[chosen].flip(dims), targets[chosen].flip(dims)
         if 0 in flips and lateral_pairs:
@@ -218,8 +219,8 @@ def _change(
     drawn = [(i, c, value) for i, c, value in drawn if not np.isnan(value).any()]
     if drawn:
         samples, channels, rows = zip(*drawn, strict=True)
-        parameter = torch.tensor(np.array(rows), dtype=images.dtype, device=images.device)
-        chosen = (list(samples), list(channels))
+        parameter = without_wait(np.array(rows), images.device, images.dtype)
+        chosen = (without_wait(samples, images.device), without_wait(channels, images.device))
         images[chosen] = change(images[chosen], parameter[..., None, None, None])
 
 
@@ -282,7 +283,7 @@ def shift_histogram(image: torch.Tensor, points: np.ndarray) -> torch.Tensor:
     """Send evenly spaced intensities of (C, X, Y, Z) to the given ones, linearly between them; the ends stay."""
     low, high = image.min(), image.max()
     span = (high - low).clamp(min=1e-7)
-    goal = torch.from_numpy(points).to(image)
+    goal = without_wait(points, image.device, image.dtype)
     place = (image - low) / span * (len(points) - 1)
     left = place.floor().clamp(0, len(points) - 2)
     index = left.long()

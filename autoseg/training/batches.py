@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 import torch
 
+from autoseg.hardware.device import without_wait
 from autoseg.plan import Plan
 from autoseg.training.augment import Draw, augment_batch, draw_sample
 from autoseg.training.patches import Patches, Sampler, cut_batch
@@ -139,7 +140,7 @@ class LabelledBatches(Batches[Patches]):
         target = cut.target.to(self.device, non_blocking=True)
         # Looked at here, where they are NumPy's: on the device the loss would have to wait for the answer.
         hidden, guessed = (
-            torch.from_numpy(classes).to(self.device) if classes.any() else None for classes in (unannotated, filled)
+            without_wait(classes, self.device) if classes.any() else None for classes in (unannotated, filled)
         )
         turned = {i: one.to(self.device) for i, one in cut.turned.items()}
         pairs = self.plan.mirrored_classes

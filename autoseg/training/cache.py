@@ -30,17 +30,19 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from autoseg.data.datalists.cases import Case, case_digest, read_case_label
+from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.formats.table import read_grid
 from autoseg.data.grid import Grid, in_mm
 from autoseg.data.labels import UNSURE, LabelMap
 from autoseg.data.preprocess import Region, prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.volumes import read_image, read_label
-from autoseg.errors import DataError
+from autoseg.errors import AutosegError, DataError
 from autoseg.hardware.limits import available_memory_bytes, jobs_at_once, workers_for
 from autoseg.plan import Plan
 from autoseg.workspace.claims import Busy, Claim
 from autoseg.workspace.files import digest, is_digest, write_atomic
+from autoseg.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
@@ -243,7 +245,7 @@ class FreshArray:
 
 
 def expected_bytes(plan: Plan, case: Case) -> int:
-    """What a case takes in the cache, from its header alone; points come on top, a hundredth in most data sets."""
+    """What a case takes in the cache as a whole, from its header alone; points come on top, mostly a hundredth."""
     voxels = math.prod(_resampled_shape(plan, read_grid(case.images[0])[0]))
     label = 0 if case.label is None else len(plan.classes) if plan.sigmoid else 1
     return voxels * (2 * len(plan.channels) + label + (case.weight is not None))
@@ -345,6 +347,19 @@ def _is_whole(folder: Path, case: Case) -> bool:
     return True
 
 
+def _share_seen(root: Path, plan: Plan) -> float:
+    """Share of an image that is left where it is cropped to its voxels other than 0: the median, as analysed.
+
+    1 where images stay whole, or nobody has analysed them.
+    """
+    if not plan.crop_foreground:
+        return 1.0
+    try:
+        return Fingerprint.read(Workspace(root.parent).datastats).nonzero_crop_ratio
+    except AutosegError:
+        return 1.0
+
+
 def _affordable(root: Path, plan: Plan, missing: list[tuple[Path, Case]], faults: list[str]) -> list[tuple[Path, Case]]:
     """Say what the missing cases will take, and leave out those for which the limit or the disk has no room."""
     root.mkdir(parents=True, exist_ok=True)
@@ -353,10 +368,10 @@ def _affordable(root: Path, plan: Plan, missing: list[tuple[Path, Case]], faults
     if plan.cache == "disk" and plan.cache_gib is not None:
         there = sum(_stored_bytes(path.parent) for path in root.glob("*/*/points.npy"))
         limit = min(limit, plan.cache_gib * 2**30 - there)
-    sizes = []
+    sizes, seen = [], _share_seen(root, plan)
     for _, case in missing:
         try:
-            sizes.append(expected_bytes(plan, case))
+            sizes.append(int(seen * expected_bytes(plan, case)))
         except DataError as error:  # told by whoever reads it
             faults.extend(error.messages)
             sizes.append(0)

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from autoseg.hardware.device import finish
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.plan import Plan
-from autoseg.training.step import bare_step, finish, lacks_memory
+from autoseg.training.step import bare_step, lacks_memory
 
 TIMED_STEPS = 2
 """Steps that are timed after one that allocates and chooses kernels; the faster counts."""
@@ -35,6 +36,8 @@ class StepCost:
     alone, as far as its own processor time tells."""
     memory_gib: float
     """Peak: of the GPU's tensors once kernels are chosen, or of this process on a CPU."""
+    channels_last: bool | None = None
+    """Whether that layout was the faster one of a GPU; None: there was no choice."""
     slowed: float = 1.0
     """Times that other work made the step longer while it was measured; 1: not so that it could be told."""
 
@@ -66,7 +69,18 @@ def _measured_apart(plan: Plan, device: torch.device, most_s: float) -> StepCost
 
 
 def measured_here(plan: Plan, device: torch.device, most_s: float = math.inf) -> StepCost | None:
-    """As `measure_step`, by this process."""
+    """As `measure_step`, by this process; on a GPU the faster of both layouts, where there is time for both."""
+    if device.type == "cpu":
+        return _measured(plan, device, most_s, None)
+    begin, costs = time.perf_counter(), list[StepCost | None]()
+    for channels_last in (True, False):
+        left_s = most_s - (time.perf_counter() - begin)
+        if not costs or left_s > 0:
+            costs.append(_measured(plan, device, left_s, channels_last))
+    return min((cost for cost in costs if cost is not None), key=lambda cost: cost.step_s, default=None)
+
+
+def _measured(plan: Plan, device: torch.device, most_s: float, channels_last: bool | None) -> StepCost | None:
     times: list[tuple[float, float]] = []
     memory = MemoryWatch(device)
     begin = time.perf_counter()
@@ -80,7 +94,7 @@ def measured_here(plan: Plan, device: torch.device, most_s: float = math.inf) ->
 
     def measure() -> None:
         with memory:
-            step = bare_step(plan, device)
+            step = bare_step(plan, device, channels_last)
             first = timed(step)
             memory.forget_warm_up()
             while (
@@ -102,7 +116,7 @@ def measured_here(plan: Plan, device: torch.device, most_s: float = math.inf) ->
         return None
     wall_s, cpu_s = min(times)
     slowed = wall_s / cpu_s if device.type == "cpu" and wall_s > BUSY * cpu_s > 0 else 1.0
-    return StepCost(step_s=wall_s / slowed, memory_gib=memory.peak_gib, slowed=slowed)
+    return StepCost(step_s=wall_s / slowed, memory_gib=memory.peak_gib, channels_last=channels_last, slowed=slowed)
 
 
 def _answer() -> None:

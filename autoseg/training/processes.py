@@ -9,10 +9,13 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from autoseg.hardware.device import pick_device
 
 Shared = TypeVar("Shared")
+BUCKET_VALUES = 1 << 24
+"""Values of gradients that go to the other processes together: 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,43 @@ class Processes:
         shared = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.broadcast(shared, 0)
         return tuple(shared.tolist())
+
+    def any(self, is_so: bool) -> bool:
+        """Whether something is so in any process; all get the same answer."""
+        if not self.are_several:
+            return is_so
+        seen = torch.tensor(float(is_so), device=self.device)
+        dist.all_reduce(seen, dist.ReduceOp.MAX)
+        return bool(seen > 0)
+
+    def share(self, network: nn.Module) -> None:
+        """Give all processes the weights and buffers of the first."""
+        if self.are_several:
+            for tensor in (*network.parameters(), *network.buffers()):
+                row = tensor.detach().contiguous()  # as the others have it, whatever the layout
+                dist.broadcast(row, 0)
+                tensor.detach().copy_(row)
+
+    def average_gradients(self, network: nn.Module) -> None:
+        """Give all processes the mean of their gradients; what a network has no use for has none in any of them.
+
+        Apart from the backward pass, as `DistributedDataParallel` is not: there a process that runs out of memory
+        leaves the others waiting for its gradients, and a parameter without one ends the training.
+        """
+        if not self.are_several:
+            return
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        while gradients:
+            bucket = [gradients.pop()]
+            size = bucket[0].numel()
+            while gradients and gradients[-1].dtype == bucket[0].dtype and size < BUCKET_VALUES:
+                bucket.append(gradients.pop())
+                size += bucket[-1].numel()
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            dist.all_reduce(flat)
+            flat /= self.world
+            for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(part.view(gradient.shape))
 
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of all processes' values; one process' own are returned as they are."""

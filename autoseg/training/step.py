@@ -10,7 +10,7 @@ import torch
 from monai.optimizers.novograd import Novograd
 from torch import nn
 
-from autoseg.hardware.device import Precision, autocast, resolve_precision, to_device
+from autoseg.hardware.device import Precision, autocast, layout_of, resolve_precision, to_device
 from autoseg.hardware.memory import is_out_of_memory
 from autoseg.networks import build_network, is_encoder
 from autoseg.plan import Plan
@@ -63,19 +63,16 @@ def segmentation_loss(plan: Plan, device: torch.device) -> Loss:
 class TrainingStep:
     """Forward, loss, backward and update: the trainer's on patches, and on noise where a step is measured."""
 
-    def __init__(
-        self, plan: Plan, network: nn.Module, device: torch.device, model: nn.Module | None = None, *, loss: Loss
-    ) -> None:
+    def __init__(self, plan: Plan, network: nn.Module, device: torch.device, *, loss: Loss) -> None:
         """Make the optimizer.
 
         Args:
             network: on the device; its weights are what is trained.
-            model: what samples are passed through: the network among those of other processes; None: the network.
             loss: what its gradients are of.
         """
         self.loss = loss
         self.plan, self.network, self.device = plan, network, device
-        self.model = network if model is None else model
+        self.layout = layout_of(network)
         self.optimizer = make_optimizer(network, plan)
         half = resolve_precision(device, plan.precision) == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -89,13 +86,13 @@ class TrainingStep:
         Returns:
             The mean loss: a float64 scalar on the device, not waited for.
         """
-        image = samples.image.to(memory_format=torch.channels_last_3d)
+        image = samples.image.to(memory_format=self.layout)
         samples = replace(samples, image=image)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for first in range(0, len(samples), micro_batch):
             part = samples.part(first, micro_batch)
-            loss = self.loss(self.model, part)
+            loss = self.loss(self.network, part)
             loss = loss * (len(part) / len(samples))
             self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -122,14 +119,17 @@ class TrainingStep:
             torch.cuda.empty_cache()
 
 
-def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
+def bare_step(plan: Plan, device: torch.device, channels_last: bool | None = None) -> Callable[[], None]:
     """A training step of a plan on one fixed batch of noise: no data work, no averaging, no waiting.
 
+    Args:
+        channels_last: as `to_device` takes it.
+
     Returns:
-        A function that does one step; a GPU may still compute it afterwards, see `finish`.
+        A function that does one step; a GPU may still compute it afterwards, see `hardware.device.finish`.
     """
     torch.manual_seed(plan.seed)
-    network = to_device(build_network(plan).train(), device, plan.precision, trained=True)
+    network = to_device(build_network(plan).train(), device, plan.precision, trained=True, channels_last=channels_last)
     step = TrainingStep(plan, network, device, loss=segmentation_loss(plan, device))
     num_classes = len(plan.classes)
     image = torch.randn(plan.batch_size, len(plan.channels), *plan.roi_size, device=device)
@@ -142,12 +142,6 @@ def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
         step.update(plan.learning_rate)
 
     return do
-
-
-def finish(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:

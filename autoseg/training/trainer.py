@@ -104,6 +104,7 @@ class Trainer:
         self._stop = ""  # the signal that all processes stop for
         self._save_is_due = False  # by the first process' clock
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the loss was last looked at
+        self._step_loss = torch.zeros_like(self._loss_sum)  # of the step at hand
         self.micro_batch = self._samples_a_process()
         first = self.processes.rank * self.micro_batch
         self.batches = task.batches(plan, train_cases, device, range(first, first + self.micro_batch))
@@ -128,15 +129,13 @@ class Trainer:
         network = self.task.network(plan)
         start(network)
         average = copy.deepcopy(network).eval().requires_grad_(False)
-        average = to_device(average, device, plan.precision, trained=False)
+        layout = plan.channels_last
+        average = to_device(average, device, plan.precision, trained=False, channels_last=layout)
         if several and device.type == "cuda":  # where batches are normalised, by all processes' patches together
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network = to_device(network, device, plan.precision, trained=True)
-        model: nn.Module | None = None
-        if several:
-            ids = [device.index] if device.type == "cuda" else None
-            model = nn.parallel.DistributedDataParallel(network, device_ids=ids)
-        return TrainingStep(plan, network, device, model, loss=self.task.loss(plan, device)), average
+        network = to_device(network, device, plan.precision, trained=True, channels_last=layout)
+        self.processes.share(network)
+        return TrainingStep(plan, network, device, loss=self.task.loss(plan, device)), average
 
     # -- the loop
     def run(self) -> TrainResult:
@@ -218,8 +217,11 @@ class Trainer:
         """
         p, plan = self.progress, self.plan
         share = self._share() if share is None else share
-        while lacks_memory(self._gradients):
+        # Where one process lacks memory all of them take less, so that none waits for another's gradients.
+        while self.processes.any(lacks_memory(self._gradients)):
             self._shrink()
+        self.processes.average_gradients(self.step.network)
+        self._loss_sum += self._step_loss
         rate = learning_rate(plan.learning_rate, share, plan.warmup_fraction, plan.schedule)
         self.step.update(rate, encoder_share(share, plan.encoder_rate, plan.frozen_fraction))
         self._average_weights()
@@ -239,16 +241,16 @@ class Trainer:
         samples = self.batches.samples(p.step)
         # For networks with dropout: of the step alone, too.
         torch.manual_seed(self.plan.seed * 1_000_003 + p.step * processes.world + processes.rank)
-        self._loss_sum += self.step.gradients(samples, self.micro_batch)
+        self._step_loss = self.step.gradients(samples, self.micro_batch)
 
     def _shrink(self) -> None:
         """Meet a lack of memory: fewer patches at a time, then smaller patches.
 
         Raises:
-            ResourceError: Nothing is left to make smaller, or other processes wait for this one's gradients.
+            ResourceError: Nothing is left to make smaller.
         """
         roi = shorter_roi(self.roi, divisor(self.plan))
-        if self.processes.are_several or (self.micro_batch == 1 and roi is None):
+        if self.micro_batch == 1 and roi is None:
             raise ResourceError(
                 f"{self.name}: out of memory with {self.micro_batch} patches of "
                 f"{'x'.join(map(str, self.roi))} a process. Set a smaller batch_size or roi_size."

@@ -233,6 +233,11 @@ MOST_OUTSIDE = 0.005
 """Share of a class' voxels outside the box up to which images are cropped: its Dice loses half of that. A choice."""
 
 
+def is_cropped(fingerprint: Fingerprint) -> bool:
+    """Whether the rule below crops images: what their networks then see is the box alone."""
+    return fingerprint.nonzero_crop_ratio < SMALL_BOX and fingerprint.outside_fraction <= MOST_OUTSIDE
+
+
 def crop_foreground(draft: Draft) -> None:
     """Whether images are cropped to their voxels other than 0, as nnU-Net does with all; outside is background.
 
