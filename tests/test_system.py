@@ -45,6 +45,7 @@ def bare_system(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(os, name, raising=False)
     for name in ("fcntl", "resource"):
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(shutil, "_use_fd_functions", False)  # as there; Python's own, from 3.13 on, needs O_NONBLOCK
 
 
 def test_one_module_knows_the_systems() -> None:

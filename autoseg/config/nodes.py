@@ -118,6 +118,8 @@ def compose(text: str, name: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark and not name.startswith("--") else name
+        if "maximum nesting depth" in (error.problem or ""):  # PyYAML's own limit, from 6.0.4 on, comes before ours
+            raise ConfigError(f"{place}: nested deeper than {MAX_DEPTH} levels. Flatten it.") from None
         advice = (
             "Indent with spaces."
             if "cannot start any token" in str(error)
