@@ -70,8 +70,8 @@ def test_cases_are_spread_from_worst_to_best_as_time_allows() -> None:
     all_ten = chosen_cases(cases, 1e9, 1.0)
     assert len(all_ten) == MOST_CASES
     assert (all_ten[0], all_ten[-1]) == ("c00", "c39")
-    assert len(chosen_cases(cases, 5 * 20 * 4, 1.0)) == 4  # 5 % of 400 s are 4 cases of 5 predictions
-    assert chosen_cases(cases, 100, 1.0) == []
+    assert len(chosen_cases(cases, 20.5, 1.0)) == 4  # of 5 predictions each
+    assert chosen_cases(cases, 14.5, 1.0) == []
     assert chosen_cases([], 1e9, 1.0) == []
 
 

@@ -132,7 +132,10 @@ def _measure_robustness(
         workspace.robustness.unlink(missing_ok=True)
         return
     by_name = {case.name: case for case in datalist.training}
-    held_out_robustness(workspace, scored, by_name, spec, device=settings.device, seed=settings.seed, progress=progress)
+    held_out_robustness(
+        workspace, scored, by_name, spec, device=settings.device, seed=settings.seed,
+        in_budget=settings.budget is not None, progress=progress,
+    )  # fmt: skip
 
 
 def _write_spec(workspace: Workspace, spec: EnsembleSpec, quality: QualityModel | None) -> None:

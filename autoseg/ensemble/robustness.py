@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 
 MOST_CASES = 10
 FEWEST_CASES = 3
-SHARE = 0.05
-"""Of the time that the jobs have trained, for all predictions of changed images. A choice."""
+SHARE, SHARE_IN_BUDGET = 0.05, 0.02
+"""Of the time that the jobs have trained, for all predictions of changed images; with a budget less, since the stage
+has to end in it. A choice."""
 
 
 def add_noise(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -82,14 +83,14 @@ CHANGES: dict[str, tuple[str, Change]] = {
 """Name -> what it is, and the function. Strengths are a choice: what scanners and positioning do on a bad day."""
 
 
-def chosen_cases(cases: Sequence[CaseScore], trained_s: float, image_s: float) -> list[str]:
+def chosen_cases(cases: Sequence[CaseScore], seconds: float, image_s: float) -> list[str]:
     """Names of the cases to try: evenly from the worst to the best, as many as the time allows.
 
     Args:
-        trained_s: that the jobs took.
+        seconds: for all predictions.
         image_s: that a prediction takes.
     """
-    allowed = int(SHARE * trained_s / max(image_s * (len(CHANGES) + 1), 1e-9))
+    allowed = int(seconds / max(image_s * (len(CHANGES) + 1), 1e-9))
     num = min(MOST_CASES, allowed, len(cases))
     if num < min(FEWEST_CASES, len(cases)) or not cases:
         return []
@@ -151,17 +152,19 @@ def held_out_robustness(
     *,
     device: str,
     seed: int,
+    in_budget: bool,
     progress: Progress | None = None,
 ) -> Robustness | None:
     """Measure it as far as the time allows; None, and no file, where that is too little."""
+    share = SHARE_IN_BUDGET if in_budget else SHARE
     members = {fold: [m for m in spec.members if m[1] == fold] for _, fold in spec.members}
     costs = [c.cost.of(members[c.fold])[0] for c in scored if c.cost is not None and c.fold in members]
     trained_s = sum(job.seconds for job in workspace.jobs() if job.state == "done")
     able = [c for c in scored if c.fold in members and c.name in by_name]
-    names = chosen_cases(able, trained_s, sum(costs) / len(costs)) if costs else []
+    names = chosen_cases(able, share * trained_s, sum(costs) / len(costs)) if costs else []
     folds = {c.name: c.fold for c in scored}
     if not names:
-        log.info("ensemble: robustness is not measured: it would take over %.0f %% of the training's time", 100 * SHARE)
+        log.info("ensemble: robustness is not measured: it would take over %.0f %% of the training's time", 100 * share)
         workspace.robustness.unlink(missing_ok=True)
         return None
     names.sort(key=lambda name: folds[name])  # a fold's models are loaded once
