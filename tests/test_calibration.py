@@ -12,7 +12,13 @@ from tiny_jobs import TensorRows
 
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_label
-from autoseg.evaluation.calibration import LOWEST, NUM_BINS, Calibration, expected_error
+from autoseg.evaluation.calibration import (
+    LOWEST,
+    NUM_BINS,
+    Calibration,
+    expected_error,
+    out_of_fold_temperature,
+)
 from autoseg.evaluation.scores import Comparison, metric_named, score_case
 from autoseg.evaluation.surfaces import nsd
 from autoseg.evaluation.tolerances import TOLERANCE_MM
@@ -122,3 +128,42 @@ def test_a_run_s_calibration_counts_every_voxel_once(finished_run: Path) -> None
         assert 0 <= hits <= count
         assert LOWEST / NUM_BINS <= said / count <= 1
         assert sum(bins[0]) == 0
+
+
+# -- temperature
+
+
+def counts_of(rng: np.random.Generator, sharpness: float, num: int = 200_000) -> np.ndarray:
+    """Counts of one class whose probabilities have logits `sharpness` times the right ones."""
+    logit = rng.normal(0, 2, num)
+    hit = rng.random(num) < 1 / (1 + np.exp(-logit))
+    p = 1 / (1 + np.exp(-sharpness * logit))
+    chosen = p >= LOWEST / NUM_BINS
+    bins = np.minimum((p[chosen] * NUM_BINS).astype(int), NUM_BINS - 1)
+    weights = (None, p[chosen], hit[chosen].astype(float))
+    return np.stack([np.bincount(bins, w, NUM_BINS) for w in weights], axis=1)[None]
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0])
+def test_a_temperature_undoes_how_much_too_sure_models_are(sharpness: float) -> None:
+    rng = np.random.default_rng(0)
+    found = out_of_fold_temperature({fold: counts_of(rng, sharpness) for fold in range(3)})
+    assert found is not None
+    assert found.value == pytest.approx(sharpness, rel=0.06)
+    assert [*found.by_fold] == [0, 1, 2]
+    assert found.error_after < 0.012
+    if sharpness != 1:
+        assert found.error_before > 4 * found.error_after
+    assert found.classes_after[0] == pytest.approx(found.error_after)
+
+
+def test_a_fold_does_not_fit_its_own_temperature() -> None:
+    """A fold that is far too sure among fair ones keeps its error: its temperature is that of the others."""
+    rng = np.random.default_rng(1)
+    odd = counts_of(rng, 3.0)
+    found = out_of_fold_temperature({0: counts_of(rng, 1.0), 1: counts_of(rng, 1.0), 2: odd})
+    assert found is not None
+    assert found.by_fold[2] == pytest.approx(1.0, abs=0.05)
+    assert found.by_fold[0] > 1.2
+    assert out_of_fold_temperature({0: odd}) is None
+    assert out_of_fold_temperature({0: odd, 1: np.zeros_like(odd)}) is None

@@ -81,7 +81,7 @@ def test_text_from_the_command_line_is_not_yaml(write: Write, text: str) -> None
         (
             "ensemble: {qqq: 3}",
             "ensemble.qqq: unknown key. "
-            "Known: combine, max_memory, max_time, method, num_best, postprocess, select_by.",
+            "Known: combine, max_memory, max_time, method, num_best, postprocess, robustness, select_by.",
         ),
         ("modality: MRI", "modality: already given on line 1. Keep one of the two."),
         ("num_epochs: 1e3", "num_epochs: expected a whole number >= 1, found 1e3. Write 1000."),

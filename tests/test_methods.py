@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from autoseg.cli.main import run_command
 from autoseg.config.networks import NETWORKS
+from autoseg.ensemble.robustness import CHANGES
 from autoseg.export.checklists import CLAIM, TRIPOD_AI, YOU
 from autoseg.export.markdown import plain
 from autoseg.export.methods import Methods, read_methods
@@ -78,7 +79,7 @@ def check(methods: Methods, root: Path) -> None:
     # Nothing else on the page has digits, but for items' numbers and what is the same for all runs.
     for figure in sorted(methods.figures, key=lambda f: -len(f.shown)):
         body = re.sub(re.escape(figure.shown) + r"\[\^\d+\]", "", body)
-    for words in CONSTANT:
+    for words in (*CONSTANT, *(words for words, _ in CHANGES.values())):
         body = body.replace(words, "")
     body = re.sub(r"^\| \d+[a-g]? \|", "", body, flags=re.MULTILINE)
     assert re.findall(r".*\d.*", body) == []
@@ -112,6 +113,17 @@ def test_every_figure_equals_its_source_whatever_the_scores_are(
     rate = data.draw(st.floats(1e-6, 1, allow_nan=False))
     plan.write_text(re.sub(r"^learning_rate: \S+", f"learning_rate: {rate!r}", plan.read_text(), flags=re.MULTILINE))
     check(read_methods(root), root)
+
+
+def test_what_changed_images_cost_is_traced_too(work_dir: Path) -> None:
+    change = {"dice": 0.5123, "difference": -0.1, "low": None, "high": None}
+    changes = [{"name": name, "words": words, **change} for name, (words, _) in CHANGES.items()]
+    stored = {"made_from": "", "cases": ["a", "b", "c"], "dice": 0.6123, "changes": changes}
+    (work_dir / "ensemble" / "robustness.json").write_text(json.dumps(stored))
+    methods = read_methods(work_dir)
+    check(methods, work_dir)
+    assert "On 3[^" in methods.text
+    assert "turned by 10 degrees 0.512[^" in methods.text
 
 
 def test_the_check_can_fail(work_dir: Path) -> None:

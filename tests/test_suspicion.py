@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
-from autoseg.ensemble.suspicious import rows_to_csv
-from autoseg.evaluation.suspicion import Contradiction, Suspicion, contradictions, ranked
+from autoseg.ensemble.suspicious import rows_to_csv, write_points
+from autoseg.evaluation.suspicion import Contradiction, Part, Suspicion, contradictions, parts_of, ranked
 
 ORGANS = LabelMap(names=("left lung", "right lung", "liver", "node"), values=((1,), (2,), (3,), (4,)))
 MM = (1.0, 1.0, 2.0)
@@ -94,5 +98,43 @@ def test_what_does_not_count_is_not_judged() -> None:
 
 def test_names_are_no_formulas_in_a_spreadsheet() -> None:
     said = Contradiction(name="@node", kind="swapped", gain=0.5, partner="+liver")
-    text = rows_to_csv([Suspicion(case="=1+1", contradiction=said, suspicion=0.25)])
-    assert text == "case,class,suspicion,kind,gain,partner,shift_mm\n'=1+1,'@node,0.25,swapped,0.5,'+liver,0.0\n"
+    header, row, *rest = rows_to_csv([Suspicion(case="=1+1", contradiction=said, suspicion=0.25)]).splitlines()
+    assert header == (
+        "case,class,suspicion,kind,gain,partner,shift_mm,part,voxels,volume_ml,i,j,k,right_mm,front_mm,up_mm"
+    )
+    assert row == "'=1+1,'@node,0.25,swapped,0.5,'+liver,0.0,,,,,,,,,"
+    assert rest == []
+
+
+# -- where to look
+
+
+def test_each_part_has_its_place_in_the_file_and_in_the_world() -> None:
+    """Two extra nodes in a file whose first axis points left and whose voxels are 1 x 1 x 2 mm."""
+    affine = np.diag([-1.0, 1.0, 2.0, 1.0])
+    affine[:3, 3] = 100.0, -50.0, 7.0
+    grid = Grid(shape=(40, 30, 20), affine=affine)
+    label = np.zeros((40, 30, 20), np.uint8)
+    label[10:15, 10:15, 10:15] = 4  # RAS; in the file the first axis runs the other way
+    label[30:35, 20:23, 2:5] = 4
+    said = Contradiction(name="node", kind="extra", gain=0.5)
+    large, small = parts_of(said, np.zeros_like(label), label, ORGANS, grid)
+    # The opening by a cross takes corners and edges off: what is left of 5 x 5 x 5 and 5 x 3 x 3 voxels.
+    assert (large.voxels, small.voxels) == (81, 17)
+    assert large.volume_ml == pytest.approx(81 * 2 / 1000)
+    assert (large.seen, large.voxel) == ((12, 12, 12), (39 - 12, 12, 12))
+    for part in (large, small):
+        np.testing.assert_allclose(affine @ [*part.voxel, 1], [*part.center_mm, 1])
+    assert parts_of(Contradiction(name="node", kind="missing", gain=0.5), label, label, ORGANS, grid) == []
+
+
+def test_points_open_in_slicer_and_those_of_sound_cases_go(tmp_path: Path) -> None:
+    part = Part(voxels=9, volume_ml=0.25, voxel=(1, 2, 3), seen=(1, 2, 3), center_mm=(10.5, -20.0, 30.25))
+    said = Contradiction(name="liver", kind="missing", gain=0.5)
+    write_points(tmp_path, [Suspicion(case="a", contradiction=said, suspicion=0.5, parts=(part, part))])
+    (markup,) = json.loads((tmp_path / "a.mrk.json").read_text())["markups"]
+    assert (markup["type"], markup["coordinateSystem"], markup["coordinateUnits"]) == ("Fiducial", "RAS", "mm")
+    assert [point["position"] for point in markup["controlPoints"]] == [[10.5, -20.0, 30.25]] * 2
+    assert {point["label"] for point in markup["controlPoints"]} == {"liver: missing"}
+    write_points(tmp_path, [Suspicion(case="b", contradiction=said, suspicion=0.5, parts=(part,))])
+    assert [path.name for path in tmp_path.iterdir()] == ["b.mrk.json"]

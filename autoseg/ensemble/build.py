@@ -20,6 +20,7 @@ from autoseg.ensemble.labels import OutOfFoldLabels
 from autoseg.ensemble.optimism import ChosenAgain, choose_again, speaking_for
 from autoseg.ensemble.out_of_fold import Progress, score_out_of_fold
 from autoseg.ensemble.results import Results
+from autoseg.ensemble.robustness import held_out_robustness
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.metrics import mean_score
 from autoseg.evaluation.scores import metric_named
@@ -35,6 +36,8 @@ from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+AGAIN = "Run `autoseg train`; `autoseg status` says why jobs failed."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +76,7 @@ def build_ensemble(
         WorkspaceError: No job was trained, or a model cannot be loaded.
     """
     if not jobs_done:
-        advice = "Run `autoseg train`; `autoseg status` says why jobs failed."
-        raise WorkspaceError(f"{workspace.root}: no trained job to make an ensemble of. {advice}")
+        raise WorkspaceError(f"{workspace.root}: no trained job to make an ensemble of. {AGAIN}")
     how, metric = settings.combining, metric_named(settings.combining.select_by)
     algos_by_fold = {f: sorted(a for a, g in set(jobs_done) if g == f) for f in sorted({f for _, f in jobs_done})}
     gaps = _gaps(workspace, algos_by_fold, settings, datalist)
@@ -93,6 +95,7 @@ def build_ensemble(
     external, not_predicted = predict_held_back(
         workspace, held_back, spec, settings, trained.named, finished.tolerance_mm, progress
     )
+    _measure_robustness(workspace, datalist, settings, scored, spec, progress)
     results = Results(
         candidates=tuple(able),
         chosen=choice.candidate,
@@ -111,6 +114,25 @@ def build_ensemble(
         failures=(*failures, *not_predicted),
     )
     return _write(workspace, results)
+
+
+def _measure_robustness(
+    workspace: Workspace,
+    datalist: Datalist,
+    settings: Settings,
+    scored: Sequence[CaseScore],
+    spec: EnsembleSpec,
+    progress: Progress | None,
+) -> None:
+    """Write robustness.json in the last round, unless it is not wanted."""
+    if settings.combining.robustness == "off" or not workspace.is_last_round:
+        workspace.robustness.unlink(missing_ok=True)
+        return
+    by_name = {case.name: case for case in datalist.training}
+    held_out_robustness(
+        workspace, scored, by_name, spec, device=settings.device, seed=settings.seed,
+        in_budget=settings.budget is not None, progress=progress,
+    )  # fmt: skip
 
 
 def _write_spec(workspace: Workspace, spec: EnsembleSpec) -> None:
@@ -143,6 +165,7 @@ def _write(workspace: Workspace, results: Results) -> EnsembleResult:
     write_json(workspace.scores, results.to_json())
     write_text(workspace.subgroups, rows_to_csv(results.subgroups))
     write_text(workspace.suspicious_labels, suspicious.rows_to_csv(results.suspicious))
+    suspicious.write_points(workspace.suspicious_points, results.suspicious)
     return EnsembleResult(
         spec=results.spec,
         candidates=results.candidates,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ from pydantic import ConfigDict
 
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.score_files import PerClass
-from autoseg.evaluation.suspicion import Kind
+from autoseg.evaluation.suspicion import Kind, Part
 from autoseg.workspace.stored import Score, Stored, read_stored
 
 
@@ -50,6 +51,21 @@ class StoredContradiction(Stored):
     shift_mm: float
 
 
+class StoredPart(Stored):
+    """`autoseg.evaluation.suspicion.Part`."""
+
+    voxels: int
+    volume_ml: float
+    voxel: tuple[int, int, int]
+    seen: tuple[int, int, int]
+    center_mm: tuple[float, float, float]
+
+
+def part_of(item: Mapping[str, Any]) -> Part:
+    """A part as a record holds it."""
+    return Part(**StoredPart.model_validate(item).model_dump())
+
+
 class CaseRecord(Stored):
     """A case out of fold, or a held-back case, which has no fold and only the ensemble's Dice.
 
@@ -76,6 +92,8 @@ class CaseRecord(Stored):
     options: dict[str, tuple[tuple[Score, ...] | None, ...]] = {}
     """Scores of each class with each of its options of postprocessing, by digest of combination, rules and metric."""
     contradictions: dict[str, tuple[StoredContradiction, ...]] = {}
+    contradicted_parts: dict[str, tuple[StoredPart, ...]] = {}
+    """By digest of the combination with its rules, the class and the kind."""
     finished: dict[str, PerClass] = {}
     in_ensemble: str = ""
     """Digest of the rules that the file in out_of_fold/ensemble was made with."""

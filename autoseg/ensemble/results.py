@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from autoseg.ensemble import suspicious
 from autoseg.ensemble.combine import Candidate, CaseScore
 from autoseg.ensemble.finish import Finished
 from autoseg.ensemble.optimism import ChosenAgain
+from autoseg.evaluation.calibration import out_of_fold_temperature
 from autoseg.evaluation.intervals import case_means, difference_to_rest
 from autoseg.evaluation.metrics import mean_score, summarise, to_plain
 from autoseg.evaluation.scores import DICE, METRICS, Metric
@@ -124,6 +125,19 @@ class Results:
             "subgroups": rows_to_json(self._groups_of(self.test_scores)),
         }
 
+    def _temperature_json(self) -> dict[str, Any] | None:
+        """The temperature that would calibrate the probabilities, fitted without the fold it is judged on."""
+        fold_of = {case.name: case.fold for case in self.cases}
+        by_fold: dict[int, list[Any]] = {}
+        for name, counts in self.finished.calibration.items():
+            if counts is not None:
+                by_fold.setdefault(fold_of[name], []).append(counts)
+        found = out_of_fold_temperature({fold: np.sum(counts, axis=0) for fold, counts in by_fold.items()})
+        if found is None:
+            return None
+        plain: dict[str, Any] = to_plain(asdict(found))
+        return {**plain, "by_fold": {str(fold): value for fold, value in found.by_fold.items()}}
+
     def _again_json(self) -> dict[str, Any] | None:
         if self.again is None or not self.again.dice:
             return None
@@ -226,6 +240,7 @@ class Results:
                 for m in METRICS
             },
             "calibration": np.sum(counted, axis=0).round(3).tolist() if counted else None,
+            "temperature": self._temperature_json(),
             "chosen_again": self._again_json(),
             "subgroups": rows_to_json(self.subgroups),
             "external": self._external_json(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,3 +73,93 @@ def expected_error(counts: Sequence[Sequence[float]]) -> float | None:
     table = np.asarray(counts, float).reshape(-1, 3)
     total = table[:, 0].sum()
     return float(np.abs(table[:, 1] - table[:, 2]).sum() / total) if total else None
+
+
+# -- temperature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Temperature:
+    """One number that logits are divided by, and what that does to the calibration error."""
+
+    value: float
+    """Fitted on all cases: what new images would get. Above 1: the models are too sure."""
+    by_fold: dict[int, float]
+    """Fitted without each fold: what its cases were scored with."""
+    error_before: float
+    """Expected calibration error over all classes, by voxel."""
+    error_after: float
+    """The same with each fold's probabilities changed by the temperature of the others."""
+    classes_after: tuple[float | None, ...]
+    """Of each class; None where no voxel was counted."""
+
+
+MOST_TEMPERATURE = 10.0
+"""Of those that are tried, as far down as up."""
+
+
+def out_of_fold_temperature(by_fold: Mapping[int, np.ndarray]) -> Temperature | None:
+    """Fit a temperature without each fold and judge it there.
+
+    It is fitted on the counts of the diagram, class against the rest: the logit of a bin's mean probability is divided
+    by it, and the likelihood of the voxels that are of the class is made as high as it gets.
+
+    Args:
+        by_fold: fold -> (K, bins, 3) as `Calibration.counts`, summed over its cases.
+
+    Returns:
+        None where there are no two folds with counts.
+
+    Source: Guo et al. 2017, which has one temperature for the softmax; this one is for each class against the rest.
+    """
+    counts = {fold: np.asarray(table, float) for fold, table in by_fold.items()}
+    counts = {fold: table for fold, table in counts.items() if table[..., 0].sum() > 0}
+    if len(counts) < 2:
+        return None
+    total = np.sum([*counts.values()], axis=0)
+    fitted = {fold: _fit(total - table) for fold, table in counts.items()}
+    after = np.sum([_warmed(table, fitted[fold]) for fold, table in counts.items()], axis=0)
+    return Temperature(
+        value=_fit(total),
+        by_fold=fitted,
+        error_before=_error_over(total),
+        error_after=_error_over(after),
+        classes_after=tuple(expected_error(bins) for bins in after),
+    )
+
+
+def _error_over(counts: np.ndarray) -> float:
+    """Expected calibration error of all classes together, by voxel."""
+    return float(np.abs(counts[..., 1] - counts[..., 2]).sum() / counts[..., 0].sum())
+
+
+def _logits(counts: np.ndarray) -> np.ndarray:
+    """Of each bin's mean probability; 0 where it has no voxel."""
+    num = np.maximum(counts[..., 0], 1)
+    p = np.clip(np.where(counts[..., 0] > 0, counts[..., 1] / num, 0.5), 1e-6, 1 - 1e-6)
+    logits: np.ndarray = np.log(p / (1 - p))
+    return logits
+
+
+def _fit(counts: np.ndarray) -> float:
+    from scipy.optimize import minimize_scalar
+
+    logits, num, hits = _logits(counts), counts[..., 0], counts[..., 2]
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        return float((num * np.logaddexp(0, scaled) - hits * scaled).sum())
+
+    most = math.log(MOST_TEMPERATURE)
+    return round(math.exp(float(minimize_scalar(loss, bounds=(-most, most), method="bounded").x)), 4)
+
+
+def _warmed(counts: np.ndarray, temperature: float) -> np.ndarray:
+    """Counts as they would be with the temperature: each bin's voxels go to the bin of their new mean probability."""
+    p = 1 / (1 + np.exp(-_logits(counts) / temperature))
+    warmed = np.zeros_like(counts)
+    bins = np.minimum((p * NUM_BINS).astype(int), NUM_BINS - 1)
+    for i in range(len(counts)):
+        for values, k in ((counts[i, :, 0], 0), (counts[i, :, 0] * p[i], 1), (counts[i, :, 2], 2)):
+            warmed[i, :, k] = np.bincount(bins[i], weights=values, minlength=NUM_BINS)
+    return warmed

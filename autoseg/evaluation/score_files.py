@@ -86,6 +86,22 @@ class SubgroupScores(Stored):
     finding: str
 
 
+class SuspiciousPart(Stored):
+    """`autoseg.evaluation.suspicion.Part`."""
+
+    voxels: int
+    volume_ml: float
+    voxel: tuple[int, int, int]
+    seen: tuple[int, int, int]
+    center_mm: tuple[float, float, float]
+
+    @property
+    def words(self) -> str:
+        """Where it is, and how large."""
+        place, mm = ", ".join(map(str, self.voxel)), ", ".join(f"{v:.1f}" for v in self.center_mm)
+        return f"voxel {place} (RAS {mm} mm), {self.volume_ml:.3g} ml"
+
+
 class SuspiciousLabel(Stored):
     """A class of a case whose label the out-of-fold prediction contradicts."""
 
@@ -98,6 +114,8 @@ class SuspiciousLabel(Stored):
     gain: float
     partner: str
     shift_mm: float
+    parts: tuple[SuspiciousPart, ...] = ()
+    """Where to look, the largest first; runs before them have none."""
 
     @property
     def words(self) -> str:
@@ -110,6 +128,16 @@ class SuspiciousLabel(Stored):
             "shifted": f"fits once it is moved by {self.shift_mm:g} mm",
             "mirrored": "fits once it is mirrored from left to right",
         }.get(self.kind, self.kind)
+
+
+class TemperatureScores(Stored):
+    """`autoseg.evaluation.calibration.Temperature`."""
+
+    value: float
+    by_fold: dict[int, float]
+    error_before: float
+    error_after: float
+    classes_after: tuple[Score, ...]
 
 
 class ExternalScores(Stored):
@@ -180,6 +208,8 @@ class Scores(Stored):
     """The most suspicious first."""
     external: ExternalScores | None = None
     """None where no such case has a label, and in runs of 0.1."""
+    temperature: TemperatureScores | None = None
+    """None for votes, with one fold alone, and in runs of 0.1."""
     chosen_again: ChosenAgain | None = None
     """None with one fold alone, and in runs of 0.1."""
     dice: ScoreSummary
@@ -217,6 +247,33 @@ class Scores(Stored):
     def chosen_candidate(self) -> CandidateScores:
         """The chosen combination."""
         return next(c for c in self.candidates if c.name == self.chosen)
+
+
+class ChangeScore(Stored):
+    """What one change of the images does."""
+
+    name: str
+    words: str
+    dice: Score
+    """Mean of the cases."""
+    difference: Score
+    """To the images as they are, case by case."""
+    low: Score
+    """Ends of its 95 % interval."""
+    high: Score
+
+
+class Robustness(Stored):
+    """What stands in ensemble/robustness.json."""
+
+    advice: ClassVar[str] = AGAIN
+
+    made_from: str
+    """A digest."""
+    cases: tuple[str, ...]
+    dice: Score
+    """Mean of the cases as they are, predicted the same way."""
+    changes: tuple[ChangeScore, ...]
 
 
 class PrecisionComparison(Stored):

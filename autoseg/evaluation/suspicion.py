@@ -15,8 +15,10 @@ from typing import Literal
 
 import numpy as np
 from scipy.ndimage import binary_opening
+from scipy.ndimage import label as connected
 
 from autoseg.data.components import box_of_label
+from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
 from autoseg.data.side_names import sided_pairs
 
@@ -50,6 +52,70 @@ class Suspicion:
     contradiction: Contradiction
     suspicion: float
     """The gain above the median of the class, 0 to 1."""
+    parts: tuple[Part, ...] = ()
+    """Where to look, the largest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A connected part of what a prediction and a label do not share."""
+
+    voxels: int
+    volume_ml: float
+    voxel: tuple[int, int, int]
+    """One of its voxels, the nearest to its centre, as an index of the label's file."""
+    seen: tuple[int, int, int]
+    """The same along X, Y, Z of RAS."""
+    center_mm: tuple[float, float, float]
+    """Its centre in the RAS+ world."""
+
+
+MOST_PARTS = 3
+"""Parts of a class of a case that are told, the largest first."""
+LEAST_PART = 0.1
+"""Of the largest part's voxels: smaller ones are not told."""
+
+
+def parts_of(said: Contradiction, pred: np.ndarray, label: np.ndarray, label_map: LabelMap, grid: Grid) -> list[Part]:
+    """Where to look: the connected parts that speak against a label, the largest first.
+
+    What is missing lies where the prediction alone has the class, what is extra where the label alone has it; what was
+    exchanged, moved or mirrored is the label's class itself.
+
+    Args:
+        pred, label: (X, Y, Z) label values in RAS on one grid.
+        grid: of the label's file.
+    """
+    values = dict(zip(label_map.names, label_map.values, strict=True))[said.name]
+    p, t = np.isin(pred, values), np.isin(label, values)
+    disputed = {"missing": p & ~t, "extra": t & ~p}.get(said.kind, t)
+    if label_map.ignore_label is not None:
+        disputed &= label != label_map.ignore_label
+    thick = binary_opening(disputed)  # thin shells along boundaries join what lies apart
+    disputed = thick if thick.any() else disputed
+    numbered, num = connected(disputed, np.ones((3, 3, 3)))
+    sizes = np.bincount(numbered.ravel(), minlength=num + 1)[1:]
+    affine = grid.to_ras().affine
+    to_file = np.linalg.inv(grid.affine) @ affine
+    parts: list[Part] = []
+    for index in np.argsort(-sizes, kind="stable")[:MOST_PARTS]:
+        if sizes[index] < LEAST_PART * sizes.max():
+            break
+        voxels = np.argwhere(numbered == index + 1)
+        centre = voxels.mean(axis=0)
+        seen = voxels[np.argmin(((voxels - centre) ** 2).sum(axis=1))]
+        stored = np.rint(to_file @ [*seen, 1])[:3].astype(int).tolist()
+        i, j, k = stored
+        x, y, z = seen.tolist()
+        right, front, up = (round(float(mm), 2) for mm in (affine @ [*centre, 1])[:3])
+        volume_ml = float(sizes[index] * abs(np.linalg.det(affine[:3, :3])) / 1000)
+        parts.append(
+            Part(
+                voxels=int(sizes[index]), volume_ml=round(volume_ml, 4), voxel=(i, j, k), seen=(x, y, z),
+                center_mm=(right, front, up),
+            )
+        )  # fmt: skip
+    return parts
 
 
 def contradictions(

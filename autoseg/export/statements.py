@@ -254,9 +254,14 @@ class Statements:
             return ""
         by = METRIC_WORDS.get(t.get(self._scores, "metric"), t.get(self._scores, "metric"))
         text = "Of each model the weights with the best Dice on its own fold were kept."
-        text += f" Of {t.show(self._scores, 'candidates', of='count')} combinations of networks the one with the best"
-        text += f" out-of-fold {by} was chosen ({cell(t.get(self._scores, 'chosen'))},"
-        text += f" {t.show(self._spec, 'members', of='count')} models)."
+        models = f"{cell(t.get(self._scores, 'chosen'))}, {t.show(self._spec, 'members', of='count')} models"
+        if len(t.get(self._scores, "candidates")) == 1:
+            text += f" One network was trained, so that no combination had to be chosen ({models})."
+        else:
+            text += (
+                f" Of {t.show(self._scores, 'candidates', of='count')} combinations of networks the one with the best"
+            )
+            text += f" out-of-fold {by} was chosen ({models})."
         if t.get(self._scores, "chosen_again", "dice", "mean") is not None:
             text += " Chosen again without the fold that is scored, its mean Dice is"
             text += f" {t.mean(self._scores, 'chosen_again', 'dice')}:"

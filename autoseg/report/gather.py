@@ -17,7 +17,7 @@ from autoseg.data.datalists.datalist import read_cases
 from autoseg.data.datastats import AnalysisSummary, CaseEntry, DataStats, StatsByCase, summary_path
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.evaluation.score_files import Scores
+from autoseg.evaluation.score_files import Robustness, Scores
 from autoseg.report.explain import Entry, plan_entries, stored_settings
 from autoseg.workspace.files import digest
 from autoseg.workspace.jobs import EpochLine, Job
@@ -95,6 +95,11 @@ class Run:
     def scores(self) -> Scores | None:
         """Out-of-fold scores; None before the ensemble stage."""
         return self._stored(self.workspace.scores, Scores)
+
+    @cached_property
+    def robustness(self) -> Robustness | None:
+        """What changed images cost; None where it was not measured."""
+        return self._stored(self.workspace.robustness, Robustness)
 
     @cached_property
     def latest(self) -> Workspace:
@@ -216,7 +221,17 @@ def inputs_digest(workspace: Workspace, table: Sequence[Stage[Any]]) -> str:
     jobs = [path for pattern in patterns for path in sorted(w.root.glob(f"*_*/{pattern}"))]
     digests = []
     audit = Unreadable().or_else(w, w.latest).audit
-    for path in (w.settings, w.chosen_networks, w.datastats, w.faults, w.scores, w.ensemble_spec, audit, *jobs):
+    for path in (
+        w.settings,
+        w.chosen_networks,
+        w.datastats,
+        w.faults,
+        w.scores,
+        w.ensemble_spec,
+        w.robustness,
+        audit,
+        *jobs,
+    ):
         try:  # by content: some are written by every command, mostly as they were
             digests.append([path.name, hashlib.sha256(path.read_bytes()).hexdigest()])
         except OSError:

@@ -69,8 +69,11 @@ class CasePicture:
     shape: tuple[int, int, int]
 
 
-def picture_case(case: Case, prediction: Path, label_map: LabelMap) -> CasePicture:
+def picture_case(case: Case, prediction: Path, label_map: LabelMap, at: Sequence[int] | None = None) -> CasePicture:
     """Make the pictures of a case that has a label; of several channels the first is shown.
+
+    Args:
+        at: the voxel (X, Y, Z in RAS) whose slices are shown first; None: those with most of the classes.
 
     Raises:
         DataError: A file cannot be read.
@@ -85,7 +88,10 @@ def picture_case(case: Case, prediction: Path, label_map: LabelMap) -> CasePictu
     window = gray_window(image)
     gray = to_gray(image, window)
     offset = [b.start for b in box]
-    planes = tuple(_plane(name, axis, gray, targets, label_map, spacing, offset) for name, axis in PLANES)
+    planes = tuple(
+        _plane(name, axis, gray, targets, label_map, spacing, offset, None if at is None else at[axis])
+        for name, axis in PLANES
+    )
     return CasePicture(planes=planes, window=window, spacing_mm=spacing, shape=(x, y, z))
 
 
@@ -105,12 +111,14 @@ class KeptPictures:
         for key in set(self._known) - self._shown:
             del self._known[key]
 
-    def picture(self, case: Case, prediction: Path, label_map: LabelMap) -> CasePicture:
+    def picture(
+        self, case: Case, prediction: Path, label_map: LabelMap, at: Sequence[int] | None = None
+    ) -> CasePicture:
         """As `picture_case`, made once as long as the files stay as they are."""
         files = [*case.images, *([] if case.label is None else [case.label]), prediction]
-        key = digest([str(prediction), case.segment_values, *(image_digest(p) for p in files if p.exists())])
+        key = digest([str(prediction), case.segment_values, at, *(image_digest(p) for p in files if p.exists())])
         if key not in self._known:
-            self._known[key] = picture_case(case, prediction, label_map)
+            self._known[key] = picture_case(case, prediction, label_map, at)
         self._shown.add(key)
         return self._known[key]
 
@@ -147,10 +155,13 @@ def _plane(
     label_map: LabelMap,
     spacing: Sequence[float],
     offset: Sequence[int],
+    at: int | None,
 ) -> Plane:
     across, up = [a for a in range(3) if a != axis]
     amount = sum(_is_class(target).sum(axis=(across, up)) for target in targets)
-    places = _places(np.asarray(amount))
+    amount = np.asarray(amount)
+    first = int(np.argmax(amount)) if at is None else min(max(0, at - offset[axis]), len(amount) - 1)
+    places = _places(amount, first)
     step = [max(1, -(-gray.shape[a] // MOST_PIXELS)) for a in (across, up)]
     pictures, slices = [], []
     for place in places:
@@ -172,7 +183,7 @@ def _plane(
         aspect=(width * step[0] * spacing[across]) / (height * step[1] * spacing[up]),
         slices=tuple(slices),
         positions_mm=tuple(round((p + offset[axis]) * spacing[axis], 1) for p in places),
-        start=int(np.argmax(np.asarray(amount)[list(places)])),
+        start=places.index(first),
     )
 
 
@@ -184,14 +195,13 @@ def _masks(flat: np.ndarray, label_map: LabelMap) -> list[tuple[int, np.ndarray]
     return [(v - 1, flat[0] == v) for v in values]
 
 
-def _places(amount: np.ndarray) -> tuple[int, ...]:
-    """The slices to show: those with a class and one beside, evenly thinned, the fullest one among them."""
+def _places(amount: np.ndarray, wanted: int) -> tuple[int, ...]:
+    """The slices to show: those with a class and one beside, evenly thinned, a wanted one among them."""
     nonzero = np.flatnonzero(amount)
     first, last = (int(nonzero[0]) - 1, int(nonzero[-1]) + 1) if len(nonzero) else (0, len(amount) - 1)
-    first, last = max(0, first), min(len(amount) - 1, last)
+    first, last = max(0, min(first, wanted)), min(len(amount) - 1, max(last, wanted))
     even = np.linspace(first, last, min(MOST_SLICES, last - first + 1)).round().astype(int)
-    fullest = int(np.argmax(amount))
-    even[np.argmin(np.abs(even - fullest))] = fullest
+    even[np.argmin(np.abs(even - wanted))] = wanted
     return tuple(int(p) for p in np.unique(even))
 
 

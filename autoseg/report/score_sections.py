@@ -23,6 +23,8 @@ Content = dict[str, Any]
 """What report.html.j2 shows of a section."""
 FEW = 12
 """Rows of a list that are shown at once; more are folded away."""
+MOST_PICTURES = 3
+"""Cases of a list that are shown in pictures."""
 MOST_ROWS = 500
 """Rows of a long list that are on the page at all; its file has the others."""
 
@@ -225,28 +227,33 @@ def cases(run: Run) -> Content | None:
     wanted = {"Worst": ranked[0], "Median": ranked[len(ranked) // 2], "Best": ranked[-1]}
     if len(ranked) < 3:
         wanted = {"Worst": ranked[0], "Best": ranked[-1]} if len(ranked) > 1 else {"Only": ranked[0]}
-    return {"classes": classes, "rows": rows, "few": FEW, "plot": plot, "pictures": _pictures(run, wanted, means)}
+    shown = {
+        n: (f"{rank} case", f"Mean Dice {filters.score(means[n])}, fold {fold_of[n]}.", None)
+        for rank, n in wanted.items()
+    }
+    return {"classes": classes, "rows": rows, "few": FEW, "plot": plot, "pictures": _pictures(run, shown)}
 
 
-def _pictures(run: Run, wanted: dict[str, str], means: dict[str, float]) -> list[Content]:
+def _pictures(run: Run, wanted: Mapping[str, tuple[str, str, Sequence[int] | None]]) -> list[Content]:
+    """Pictures of cases: case -> what it is, a sentence, and the voxel to show first, of none the fullest slices."""
     by_name = {c.name: c for c in run.datalist.training} if run.datalist else {}
     label_map = run.label_map
     contents = []
-    for rank, name in wanted.items():
+    for name, (what, text, at) in wanted.items():
         case = by_name.get(name)
         prediction = run.workspace.out_of_fold / "ensemble" / f"{name}.nii.gz"
         if case is None or case.label is None or label_map is None:
             continue
         try:
-            picture = KEPT.picture(case, prediction, label_map)
+            picture = KEPT.picture(case, prediction, label_map, at)
         except AutosegError as error:
             run.notes.append(f"No picture of {name}: {' '.join(error.messages)}")
             continue
         contents.append(
             {
-                "title": f"{rank} case: {name}",
-                "text": f"Mean Dice {filters.score(means[name])}, fold {case.fold}.",
-                "alt": f"{name}, {rank.lower()} case, Dice {filters.score(means[name])}",
+                "title": f"{what}: {name}" if at is None else f"{name}, {what}",
+                "text": text,
+                "alt": f"{name}, {what}",
                 "picture": picture,
             }
         )
@@ -257,7 +264,18 @@ def suspicious(run: Run) -> Content | None:
     """Labels that the models contradict, the most suspicious first."""
     if not run.scores:
         return None
-    return {"rows": run.scores.suspicious[:MOST_ROWS], "num_rows": len(run.scores.suspicious), "few": FEW}
+    first = list({row.case: row for row in reversed(run.scores.suspicious) if row.parts}.values())[::-1]
+    first.sort(key=lambda row: -row.suspicion)
+    shown = {
+        row.case: (f"{row.name}: {row.kind}", f"{row.words.capitalize()}; {row.parts[0].words}.", row.parts[0].seen)
+        for row in first[:MOST_PICTURES]
+    }
+    return {
+        "rows": run.scores.suspicious[:MOST_ROWS],
+        "num_rows": len(run.scores.suspicious),
+        "few": FEW,
+        "pictures": _pictures(run, shown),
+    }
 
 
 def calibration(run: Run) -> Content | None:
@@ -277,4 +295,15 @@ def calibration(run: Run) -> Content | None:
         }
         for (n, e, v), s, c in zip(rows, said, came, strict=True)
     ]
-    return {"plot": figures.reliability(classes, counts), "rows": table}
+    temperature = run.scores.temperature
+    after = [None] * len(table) if temperature is None else temperature.classes_after
+    rows_after = [{**row, "after": value} for row, value in zip(table, after, strict=True)]
+    return {"plot": figures.reliability(classes, counts), "rows": rows_after, "temperature": temperature}
+
+
+def robustness(run: Run) -> Content | None:
+    """What changed images cost."""
+    measured = run.robustness
+    return (
+        None if measured is None else {"changes": measured.changes, "num": len(measured.cases), "dice": measured.dice}
+    )

@@ -16,7 +16,7 @@ from autoseg.export.statements import Statements
 from autoseg.report import figures, filters, score_sections
 from autoseg.report.gather import Run, clock
 from autoseg.report.pictures import KEPT
-from autoseg.report.score_sections import FEW, MOST_ROWS, Content
+from autoseg.report.score_sections import FEW, MOST_PICTURES, MOST_ROWS, Content
 from autoseg.weights.tables import Table, read_table
 from autoseg.workspace.files import open_regular
 from autoseg.workspace.jobs import EpochLine
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 ELSEWHERE = ("algo", "fold", "seed", "init_weights")
 """Values of a plan that stand in other sections."""
-MOST_PICTURES = 3
-"""Cases whose pseudo-labels are shown in pictures."""
 
 
 def glance(run: Run) -> list[tuple[str, str, str]]:
@@ -281,6 +279,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("suspicious", "Suspicious labels", score_sections.suspicious, "autoseg ensemble"),
     ("pseudolabels", "Pseudo-labels", _pseudolabels, "autoseg pseudolabel"),
     ("calibration", "Calibration", score_sections.calibration, "autoseg ensemble"),
+    ("robustness", "Robustness", score_sections.robustness, "autoseg ensemble"),
     ("paper", "For the paper", _paper, "autoseg ensemble"),
     ("usage", "Time, memory, disk", _usage, "autoseg run"),
     ("reproduce", "How to make it again", _reproduce, "autoseg run"),
@@ -289,6 +288,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
 
 
 def sections_of(workspace: Workspace) -> list[tuple[str, str, Callable[[Run], Content | None], str]]:
-    """The sections that a run has: pseudo-labels only where it has rounds of training."""
+    """The sections that a run has: pseudo-labels only where it has rounds of training, what is optional where it is."""
     has_rounds = Unreadable().or_else(True, lambda: workspace.num_rounds > 1)
-    return [section for section in SECTIONS if section[0] != "pseudolabels" or has_rounds]
+    left_out = {"pseudolabels": not has_rounds, "robustness": not workspace.robustness.exists()}
+    return [section for section in SECTIONS if not left_out.get(section[0], False)]

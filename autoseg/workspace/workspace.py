@@ -183,6 +183,16 @@ class Workspace:
         return self.ensemble / "suspicious_labels.csv"
 
     @property
+    def suspicious_points(self) -> Path:
+        """The same as lists of points that 3D Slicer opens, one a case."""
+        return self.ensemble / "suspicious"
+
+    @property
+    def robustness(self) -> Path:
+        """What changed images of some held-out cases cost."""
+        return self.ensemble / "robustness.json"
+
+    @property
     def scores(self) -> Path:
         """Out-of-fold scores per case, class, fold and algorithm."""
         return self.ensemble / "scores.json"
