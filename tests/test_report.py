@@ -33,7 +33,7 @@ from autoseg.pseudolabel.rounds import How
 from autoseg.report.filters import FILTERS
 from autoseg.report.page import make_report
 from autoseg.report.pictures import outline, picture_case, shown_box
-from autoseg.report.sections import SECTIONS
+from autoseg.report.sections import sections_of
 from autoseg.report.serve import LiveReport, make_server
 from autoseg.workspace.files import write_json, write_yaml
 from autoseg.workspace.workspace import Workspace
@@ -68,14 +68,17 @@ def copied(finished_run: Path, tmp_path: Path) -> Path:
 # -- the page
 
 
-def test_a_run_ends_with_a_whole_report(report: str) -> None:
+def test_a_run_ends_with_a_whole_report(report: str, finished_run: Path) -> None:
     page = Page(report)
-    assert [s["id"] for s in page.all("section")] == [name for name, *_ in SECTIONS if name != "pseudolabels"]
+    expected = [name for name, *_ in sections_of(Workspace(finished_run / "work_dir"))]
+    assert [s["id"] for s in page.all("section")] == expected
+    assert {"suspicious", "calibration", "paper"} <= {*expected}
+    assert not {"pseudolabels", "robustness", "learning-curve"} & {*expected}
     assert "could not be made" not in report
     assert ">- to -<" not in report
     assert "Not yet." not in report
     assert len([i for i in page.all("img") if (i["src"] or "").startswith("data:image/svg+xml")]) >= 9
-    assert len([i for i in page.all("img") if (i["src"] or "").startswith("data:image/png")]) == 9  # 3 cases, 3 planes
+    assert len([i for i in page.all("img") if (i["src"] or "").startswith("data:image/png")]) == 18  # 3 cases, 3 planes
     assert len(report) < 2_000_000
 
 
@@ -375,6 +378,20 @@ def test_pictures_show_right_on_the_left_and_front_up(phantom_case, tmp_path: Pa
             np.testing.assert_array_equal(filled(contours[0].path, shape), pixels[first : first + plane.height] > 128)
 
 
+def test_pictures_begin_at_the_voxel_in_question(phantom_case) -> None:  # type: ignore[no-untyped-def]
+    from autoseg.data.labels import LabelMap
+
+    case = phantom_case("p", shape=(40, 44, 48), affine=np.diag([-1.0, 1.0, 2.0, 1.0]))
+    shape, spacing_mm = (40, 44, 48), (1.0, 1.0, 2.0)
+    label_map = LabelMap(names=("sphere", "box"), values=((1,), (2,)))
+    for at in ((20, 22, 24), (11, 30, 13), (0, 43, 47)):
+        shown = picture_case(case, case.label, label_map, at)
+        for plane, axis in zip(shown.planes, (2, 1, 0), strict=True):
+            first, last = plane.positions_mm[0], plane.positions_mm[-1]
+            wanted = float(np.clip(at[axis] * spacing_mm[axis], first, last))
+            assert plane.positions_mm[plane.start] == pytest.approx(wanted), (plane.name, at, shape)
+
+
 def test_the_shown_box_has_a_margin_in_mm() -> None:
     target = np.zeros((1, 60, 60, 60), np.uint8)
     target[0, 30, 30, 30] = 1
@@ -475,7 +492,7 @@ def check_in_browser(page: Path, profile: Path) -> None:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         driver.execute_script("dispatchEvent(new Event('beforeprint'))")
         heights = driver.execute_script("return [...document.querySelectorAll('section')].map(s => s.offsetHeight)")
-        assert len(heights) == len(SECTIONS) - 1  # no pseudo-labels in this run
+        assert len(heights) == len(sections_of(Workspace(page.parent)))
         assert min(heights) > 20
         assert driver.execute_script("return document.querySelectorAll('details:not([open])').length") == 0
         assert len(driver.print_page()) > 10_000

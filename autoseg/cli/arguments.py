@@ -17,6 +17,8 @@ from typing import Any
 from autoseg.errors import ConfigError
 
 WIDTH = 100
+MOST_WIDTH = 120
+"""Characters of a line: of a paragraph, and of the list of commands."""
 TYPES_OF_COMMANDS = ("autoseg.config.settings", "autoseg.export.targets")
 """Modules whose names stand in the commands' signatures, looked through in this order."""
 
@@ -225,11 +227,14 @@ def describe_parameters(function: Callable[..., Any]) -> dict[str, str]:
 def program_help(commands: type, title: str, takes_settings: frozenset[str]) -> str:
     """The help of the program: a line a command."""
     lines = [title, "", "Usage: autoseg COMMAND [flags]", "", "Commands:"]
-    lines += [f"  {name:<12} {summary(getattr(commands, name))}" for name in command_names(commands)]
+    width = max(map(len, command_names(commands)))
+    entries = ((f"  {name:<{width}} ", summary(getattr(commands, name))) for name in command_names(commands))
+    for head, text in entries:
+        lines.append(textwrap.fill(text, MOST_WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
     shared = ", ".join(n for n in command_names(commands) if n in takes_settings)
     lines += ["", "autoseg COMMAND --help tells a command's flags; autoseg --version the version."]
     lines += ["Every command takes --quiet (warnings and errors alone) and --verbose. NO_COLOR=1 turns colours off."]
-    return "\n".join([*lines, f"{shared} take every setting of input.yaml as a flag too."])
+    return "\n".join([*lines, textwrap.fill(f"{shared} take every setting of input.yaml as a flag too.", MOST_WIDTH)])
 
 
 def command_help(commands: type, name: str, takes_settings: frozenset[str]) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from autoseg.export.targets import TargetName
     from autoseg.inference.cost import Limits
 
-TAKES_SETTINGS = frozenset({"run", *stage_commands(), "retry", "sweep", "plan"})
+TAKES_SETTINGS = frozenset({"run", *stage_commands(), "retry", "sweep", "plan", "learning_curve"})
 """Commands that accept any setting of input.yaml as a flag."""
 
 _WORK_DIR = Path("work_dir")
@@ -71,6 +71,39 @@ class Commands:
             words = self.overrides
             return join_sweep(Path(words.get("work_dir", _WORK_DIR)), words.get("sweep.study", "sweep"))
         code, text = run_sweep(input, self.overrides, trials=trials, budget=budget)
+        show(text)
+        return code
+
+    def learning_curve(
+        self,
+        *,
+        input: Path = INPUT,
+        algo: AlgoName | None = None,
+        points: int = 4,
+        seeds: int = 2,
+        at: str | None = None,
+        budget: str | None = None,
+    ) -> int:
+        """Tell what more cases would bring: train on fewer, fit a power law, predict for more.
+
+        Killed, the same command goes on. The trainings lie in work_dir/learning_curve.
+
+        Args:
+            input: The settings.
+            algo: This network; else the fastest of the chosen ensemble.
+            points: Sizes, each half of the next.
+            seeds: Draws of the cases, each scored on another fold; more of them narrow the interval.
+            at: Further numbers of cases to predict for, separated by commas.
+            budget: Time for all trainings, such as 1h; else a fifth of the settings' budget, or as planned.
+
+        Example:
+            autoseg learning_curve --input input.yaml --budget 1h
+        """
+        from autoseg.pipeline.learning_curve import measure_curve
+
+        code, text = measure_curve(
+            input, self.overrides, algo=algo, points=points, seeds=seeds, at=_numbers("--at", at), budget=budget
+        )
         show(text)
         return code
 
@@ -374,8 +407,9 @@ class Commands:
         return 0
 
     def methods(self, *, work_dir: Path = _WORK_DIR, output: Path | None = None) -> int:
-        """Write the methods section of a paper, and the CLAIM 2024 and TRIPOD+AI items that the run can answer.
+        """Write the methods section of a paper and its checklists, each number with its source.
 
+        The checklists are CLAIM 2024 and TRIPOD+AI, as far as the run can answer them.
         Each number has a footnote with its file and key; a JSON file beside the page lists them. What no file can know
         is marked "You must write".
 
@@ -389,6 +423,36 @@ class Commands:
         from autoseg.export.methods import words, write_methods
 
         show(words(*write_methods(work_dir, output)))
+        return 0
+
+    def suggest(
+        self,
+        *,
+        work_dir: Path = _WORK_DIR,
+        n: int = 10,
+        images: Path | None = None,
+        order: Literal["doubt", "random"] = "doubt",
+        seed: int = 0,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+    ) -> int:
+        """Say which images to annotate next, and how much evidence there is for the order.
+
+        Args:
+            work_dir: Folder of a finished run.
+            n: How many.
+            images: A folder of images, or a .txt list; else the datalist's unlabeled cases, and its testing cases
+                without a label.
+            order: doubt: those that the models are expected to segment worst, unlike each other. random: drawn.
+            seed: Of the draw.
+            device: Where the networks run.
+
+        Example:
+            autoseg suggest --work_dir work_dir --n 20
+            autoseg suggest --images new_scans
+        """
+        from autoseg.pipeline.suggest import suggest
+
+        show(suggest(work_dir, num=n, images=images, order=order, seed=seed, device=device))
         return 0
 
     def status(self, job: str | None = None, *, work_dir: Path = _WORK_DIR, watch: bool = False) -> int:
@@ -513,6 +577,18 @@ class Commands:
 def _names(text: str | None) -> tuple[str, ...] | None:
     """Names separated by commas."""
     return tuple(name.strip() for name in text.split(",")) if text else None
+
+
+def _numbers(flag: str, text: str | None) -> tuple[int, ...]:
+    """Whole numbers separated by commas.
+
+    Raises:
+        ConfigError: Something else stands there.
+    """
+    words = [word.strip() for word in text.split(",")] if text else []
+    if wrong := [word for word in words if not word.isdigit() or int(word) < 1]:
+        raise ConfigError(f"{flag}: found {wrong[0]!r}, expected whole numbers >= 1 separated by commas.")
+    return tuple(map(int, words))
 
 
 def _limits(max_memory: str | None, max_ram: str | None, max_time: str | None) -> Limits:

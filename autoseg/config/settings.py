@@ -233,7 +233,7 @@ def _check_weights(value: str | dict[str, str]) -> str | dict[str, str]:
     return value
 
 
-RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "report", "init_weights")
+RESERVED_NAMES = ("analysis", "cache", "state", "ensemble", "pseudolabels", "report", "init_weights", "learning_curve")
 
 
 def _check_study(name: str) -> str:

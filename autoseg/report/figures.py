@@ -339,3 +339,30 @@ def reliability(classes: Sequence[str], counts: Sequence[Sequence[Sequence[float
         if len(classes) <= 16:
             figure.legend(loc="outside right upper", fontsize=8)
     return plots[0]
+
+
+@_remembered
+def cases_curve(measured: Sequence[tuple[int, float]], law: Sequence[tuple[int, float, float, float]]) -> Plot:
+    """Dice over the number of training cases.
+
+    Args:
+        measured: cases and Dice of each training.
+        law: cases, the law's Dice, and the ends of its interval, by cases.
+    """
+    plots: list[Plot] = []
+    alt: list[str] = ["Dice over the number of training cases, measured and by a power law with its 95 % interval."]
+    with _figure(2.8, alt, plots) as figure:
+        axes = figure.subplots()
+        if law:
+            num, dice, low, high = zip(*law, strict=True)
+            axes.fill_between(num, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="95 % interval")
+            axes.plot(num, dice, color=COLOURS[0], label="power law")
+            alt += [f"{n} cases: {d:.3f}, {a:.3f} to {b:.3f}." for n, d, a, b in law]
+        axes.plot(*zip(*measured, strict=True), "o", color="black", markersize=4, label="trained")
+        axes.set_xscale("log")
+        ticks = sorted({n for n, _ in measured} | {row[0] for row in law})
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel="Training cases", ylabel="Mean Dice")
+        figure.legend(loc="outside right upper", fontsize=8)
+    return plots[0]

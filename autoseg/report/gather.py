@@ -17,6 +17,7 @@ from autoseg.data.datalists.datalist import read_cases
 from autoseg.data.datastats import AnalysisSummary, CaseEntry, DataStats, StatsByCase, summary_path
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.evaluation.learning_curve import LearningCurve
 from autoseg.evaluation.score_files import Robustness, Scores
 from autoseg.report.explain import Entry, plan_entries, stored_settings
 from autoseg.workspace.files import digest
@@ -100,6 +101,11 @@ class Run:
     def robustness(self) -> Robustness | None:
         """What changed images cost; None where it was not measured."""
         return self._stored(self.workspace.robustness, Robustness)
+
+    @cached_property
+    def learning_curve(self) -> LearningCurve | None:
+        """What more cases would bring; None where `autoseg learning_curve` was not run."""
+        return self._stored(self.workspace.learning_curve / "curve.json", LearningCurve)
 
     @cached_property
     def latest(self) -> Workspace:

@@ -224,14 +224,18 @@ def cases(run: Run) -> Content | None:
             if dice is not None and n in volumes and name in values:
                 points[name].append((volumes[n].volume_ml(values[name]), dice))
     plot = figures.dice_by_volume(classes, points) if any(points.values()) else None
-    wanted = {"Worst": ranked[0], "Median": ranked[len(ranked) // 2], "Best": ranked[-1]}
-    if len(ranked) < 3:
-        wanted = {"Worst": ranked[0], "Best": ranked[-1]} if len(ranked) > 1 else {"Only": ranked[0]}
     shown = {
-        n: (f"{rank} case", f"Mean Dice {filters.score(means[n])}, fold {fold_of[n]}.", None)
-        for rank, n in wanted.items()
+        name: (f"{rank} case", f"Mean Dice {filters.score(means[name])}, fold {fold_of[name]}.", None)
+        for rank, name in _worst_to_best(ranked).items()
     }
     return {"classes": classes, "rows": rows, "few": FEW, "plot": plot, "pictures": _pictures(run, shown)}
+
+
+def _worst_to_best(ranked: Sequence[str]) -> dict[str, str]:
+    """The cases to show of those ranked from the worst on, by what they are."""
+    if len(ranked) < 3:
+        return {"Worst": ranked[0], "Best": ranked[-1]} if len(ranked) > 1 else {"Only": ranked[0]}
+    return {"Worst": ranked[0], "Median": ranked[len(ranked) // 2], "Best": ranked[-1]}
 
 
 def _pictures(run: Run, wanted: Mapping[str, tuple[str, str, Sequence[int] | None]]) -> list[Content]:
@@ -307,3 +311,20 @@ def robustness(run: Run) -> Content | None:
     return (
         None if measured is None else {"changes": measured.changes, "num": len(measured.cases), "dice": measured.dice}
     )
+
+
+def learning_curve(run: Run) -> Content | None:
+    """What more cases would bring."""
+    curve = run.learning_curve
+    if curve is None:
+        return None
+    measured: dict[int, list[float]] = {}
+    for point in curve.points:
+        if point.dice is not None:
+            measured.setdefault(point.num_cases, []).append(point.dice)
+    rows = [(p, sum(known) / len(known) if (known := measured.get(p.num_cases)) else None) for p in curve.predictions]
+    plot = figures.cases_curve(
+        [(p.num_cases, p.dice) for p in curve.points if p.dice is not None],
+        [(p.num_cases, p.dice, p.low, p.high) for p in curve.predictions],
+    )
+    return {"algo": curve.algo, "num_cases": curve.num_cases, "rows": rows, "plot": plot, "failures": curve.failures}

@@ -280,6 +280,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
     ("pseudolabels", "Pseudo-labels", _pseudolabels, "autoseg pseudolabel"),
     ("calibration", "Calibration", score_sections.calibration, "autoseg ensemble"),
     ("robustness", "Robustness", score_sections.robustness, "autoseg ensemble"),
+    ("learning-curve", "More cases", score_sections.learning_curve, "autoseg learning_curve"),
     ("paper", "For the paper", _paper, "autoseg ensemble"),
     ("usage", "Time, memory, disk", _usage, "autoseg run"),
     ("reproduce", "How to make it again", _reproduce, "autoseg run"),
@@ -290,5 +291,9 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Content | None], str], ...] = (
 def sections_of(workspace: Workspace) -> list[tuple[str, str, Callable[[Run], Content | None], str]]:
     """The sections that a run has: pseudo-labels only where it has rounds of training, what is optional where it is."""
     has_rounds = Unreadable().or_else(True, lambda: workspace.num_rounds > 1)
-    left_out = {"pseudolabels": not has_rounds, "robustness": not workspace.robustness.exists()}
+    left_out = {
+        "pseudolabels": not has_rounds,
+        "robustness": not workspace.robustness.exists(),
+        "learning-curve": not (workspace.learning_curve / "curve.json").exists(),
+    }
     return [section for section in SECTIONS if not left_out.get(section[0], False)]

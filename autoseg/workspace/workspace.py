@@ -10,6 +10,7 @@ work_dir/
     <algo>_<fold>/                       a MONAI bundle, job.json, metrics.jsonl, validation.json, seal.json
         validation/, held_out/               its labels of held-out cases; their probabilities, for the ensemble
     sweep/trial_0000/<algo>_<fold>/      a trial's jobs; study, best.yaml and plots beside them
+    learning_curve/n025_seed0/<algo>_<fold>/ trainings on fewer cases, with curve.json beside them
     ensemble/                            ensemble.json, seal.json, scores.json, out_of_fold/, predictions/
     state/<stage>.json                   what each finished stage was made from
     state/networks.json                  what `algos: auto` came to, and why
@@ -73,10 +74,15 @@ class RoundMarker(Stored):
 class Workspace:
     """Paths and state under a work_dir. Making one creates nothing."""
 
-    def __init__(self, root: Path, *, data_of: Workspace | None = None) -> None:
-        """Give the folder, and for a sweep's trial the run whose cases and cache it shares."""
+    def __init__(self, root: Path, *, data_of: Workspace | None = None, own_cases: bool = False) -> None:
+        """Give the folder, and for a sweep's trial the run whose cases and cache it shares.
+
+        Args:
+            own_cases: it shares the cache alone, and has a list of cases of its own, as trainings of a learning curve.
+        """
         self.root = Path(root)
         self._data = data_of.root if data_of else self.root
+        self._cases = self.root if own_cases else self._data
         is_round = (self.root / "round.json").exists()
         self.run = self.root.parent if is_round else self.root
         """The folder that the rounds of a run share; `root` itself where this is no round."""
@@ -95,7 +101,7 @@ class Workspace:
     @property
     def datalist(self) -> Path:
         """Cases and folds as used."""
-        return self._data / "datalist.json"
+        return self._cases / "datalist.json"
 
     @property
     def datastats(self) -> Path:
@@ -130,7 +136,7 @@ class Workspace:
     @property
     def pseudolabels(self) -> Path:
         """Labels that were completed for a round of training, and the evidence."""
-        return self._data / "pseudolabels"
+        return self._cases / "pseudolabels"
 
     @property
     def completed(self) -> Path:
@@ -176,6 +182,11 @@ class Workspace:
     def subgroups(self) -> Path:
         """Out-of-fold Dice by group of cases, a table."""
         return self.ensemble / "subgroups.csv"
+
+    @property
+    def learning_curve(self) -> Path:
+        """Trainings on fewer cases, and what they say of more."""
+        return self.run / "learning_curve"
 
     @property
     def suspicious_labels(self) -> Path:

@@ -1,0 +1,91 @@
+"""`autoseg suggest`: what is suggested is doubtful and unlike each other, and nothing is predicted twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.cli.main import run_command
+from autoseg.pipeline.suggest import Doubt, chosen_order
+
+
+def doubt(dice: float, *features: float) -> Doubt:
+    return Doubt(made_from="", predicted_dice={"a": dice}, disagreement=None, features=features)
+
+
+def test_the_most_doubtful_comes_first_and_its_twin_last() -> None:
+    doubts = {
+        "worst": doubt(0.2, 0.0, 0.0),
+        "twin": doubt(0.2, 0.0, 0.0),
+        "other": doubt(0.5, 1.0, 1.0),
+        "sure": doubt(0.99, -1.0, 1.0),
+        "third": doubt(0.5, 1.0, -1.0),
+    }
+    order = chosen_order(doubts, 5)
+    names = [name for name, _ in order]
+    assert names[0] in ("worst", "twin")
+    assert {*names[1:3]} == {"other", "third"}
+    assert names[4] in ("worst", "twin")  # nothing new is in it
+    assert np.isnan(order[0][1])
+    assert order[4][1] == 0
+    assert len(chosen_order(doubts, 99)) == 5
+    assert chosen_order(doubts, 2) == order[:2] or np.isnan(order[0][1])
+
+
+def test_of_images_alike_the_most_doubtful_are_taken() -> None:
+    rng = np.random.default_rng(0)
+    doubts = {f"c{i:02d}": doubt(i / 60, *rng.normal(size=4)) for i in range(60)}
+    first = [doubts[name].mean_dice for name, _ in chosen_order(doubts, 10)]
+    assert np.mean(first) < 0.4
+    assert doubt(0.5).mean_dice == 0.5
+    assert Doubt(made_from="", predicted_dice={}, disagreement=None, features=()).mean_dice == 0
+
+
+def test_the_command_lists_images_of_a_folder_and_keeps_what_it_predicted(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = shutil.ignore_patterns("cache", "held_out", "out_of_fold")
+    work_dir = Path(shutil.copytree(finished_run / "work_dir", tmp_path / "work_dir", ignore=kept))
+    images = tmp_path / "new"
+    images.mkdir()
+    for n in (1, 4, 9):
+        shutil.copy(finished_run / "images" / f"phantom_{n:03d}.nii.gz", images)
+    words = ["suggest", "--work_dir", str(work_dir), "--n", "2"]
+    assert run_command([*words, "--images", str(images)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"2 of 3 images to annotate next; {work_dir / 'suggest' / 'suggestions.csv'}\n")
+    assert "Evidence: " in told
+    with open(work_dir / "suggest" / "suggestions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == ["1", "2"]
+    stored = {p: p.stat().st_mtime_ns for p in (work_dir / "suggest" / "doubts").iterdir()}
+    assert len(stored) == 3
+    for path in stored:
+        told_of = json.loads(path.read_text())
+        assert all(0 <= value <= 1 for value in told_of["predicted_dice"].values())
+        assert 0 <= told_of["disagreement"] <= 2
+    worst = min(stored, key=lambda path: np.mean([*json.loads(path.read_text())["predicted_dice"].values()]))
+    assert rows[0]["case"] == worst.stem
+    assert run_command([*words, "--images", str(images)]) == 0
+    assert {p: p.stat().st_mtime_ns for p in stored} == stored
+    assert capsys.readouterr().out == told
+    # By chance: no image is predicted.
+    assert run_command([*words, "--images", str(images), "--order", "random", "--seed", "3"]) == 0
+    drawn = capsys.readouterr().out
+    assert run_command([*words, "--images", str(images), "--order", "random", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == drawn
+    # The run's own list has no image without a label.
+    shutil.copytree(finished_run / "images", tmp_path / "images")
+    shutil.copytree(finished_run / "labels", tmp_path / "labels")
+    assert run_command(words) == 2
+    assert (
+        "no unlabeled image, and no testing case without a label. List some under `unlabeled`, or give a folder "
+        in (capsys.readouterr().err)
+    )
+    assert run_command([*words[:3], "--n", "0"]) == 2
+    assert "--n: expected a whole number >= 1, found 0." in capsys.readouterr().err
