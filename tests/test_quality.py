@@ -349,6 +349,25 @@ def test_few_cases_give_predictions_without_intervals() -> None:
     assert [c.volume_low_ml for c in verdict.classes] == [None, None]
 
 
+def test_one_trained_fold_is_enough() -> None:
+    """What conformal intervals then are is split conformal."""
+    cases, copies = study()
+    model = fit_quality([s for s in cases if s.fold == 0], [s for s in copies if s.fold == 0], LABELS, "key")
+    assert model.check.error is not None
+    assert model.check.error < 0.02
+    verdict = judge(model, appearance(0.85, np.random.default_rng(3), 0))
+    assert verdict.classes[0].volume_low_ml is not None
+    assert {fold for c in model.classes for fold in c.volumes} == {0}
+
+
+def test_models_of_other_classes_are_refused(work_dir: Path) -> None:
+    model = QualityModel.model_validate_json(Workspace(work_dir).quality.read_text())
+    wrong = [c.model_copy(update={"network_index": 1 - c.network_index}) for c in model.classes]
+    job = Workspace(work_dir).job_dir("segresnet", 0)
+    with pytest.raises(WorkspaceError, match=r"quality\.json: not of the classes of segresnet_0\."):
+        Predictor([job], device="cpu", quality=model.model_copy(update={"classes": tuple(wrong)}))
+
+
 def test_spoilt_copies_differ_and_keep_their_labels() -> None:
     random = np.random.default_rng(0)
     array = random.normal(size=(1, 20, 18, 16)).astype(np.float32)
