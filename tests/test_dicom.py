@@ -164,8 +164,8 @@ def test_equal_copies_are_used_once_with_a_warning(tmp_path: Path) -> None:
     series = save_slices(tmp_path / "series", slices)
     slices[2].save_as(series / "copy", enforce_file_format=True)
     assert_same(series, as_nifti(tmp_path, voxels(), OBLIQUE))
-    assert [w.finding for w in read_stored_volume(series).warnings] == ["1 slices are there more than once"]
-    assert [w.finding for w in read_header(series).warnings] == ["1 slices are there more than once"]
+    assert [w.finding for w in read_stored_volume(series).warnings] == ["1 slice is there more than once"]
+    assert [w.finding for w in read_header(series).warnings] == ["1 slice is there more than once"]
 
 
 def second_echo(slices: list[Dataset]) -> None:

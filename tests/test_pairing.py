@@ -11,6 +11,7 @@ import pytest
 
 from autoseg.cli.main import run_command
 from autoseg.data.datalists.names import loose_key, unique_names
+from autoseg.data.formats.table import stem_of
 from autoseg.data.grid import Grid
 from autoseg.data.volumes import write_volume
 from autoseg.errors import ConfigError, DataError
@@ -186,3 +187,8 @@ def test_masks_of_255_say_what_to_do(tmp_path: Path) -> None:
 def test_classes_that_are_none(tmp_path: Path, classes: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         evaluate(*folders_of(tmp_path, ("a",), ("a",)), classes=classes)
+
+
+@pytest.mark.parametrize("name", ["a.seg.dcm", "a.rtstruct.dcm", "a.seg.nrrd", "a.mha"])
+def test_what_predict_writes_pairs_with_labels_of_the_images_name(name: str) -> None:
+    assert loose_key(stem_of(Path(name))) == loose_key(stem_of(Path("A.nii.gz")))

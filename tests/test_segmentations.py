@@ -625,7 +625,8 @@ def test_every_real_segmentation_is_read_as_pydicom_has_its_frames_or_refused() 
         segmentation = open_segmentation(path)
         assert segmentation is not None
         grid = own_grid(segmentation)
-        labels, regions, _ = table_of([(path, lambda grid=grid: grid)])  # type: ignore[misc]
+        classes = table_of([(path, lambda grid=grid: grid)])  # type: ignore[misc]
+        labels, regions = classes.labels, classes.regions
         values = segment_values(labels, regions)
         label = label_on(path, grid, values)
         expected = {name: np.zeros(grid.shape, bool) for name, _ in values}
@@ -666,7 +667,8 @@ def test_the_real_structure_set_is_filled_on_its_slices() -> None:
 def test_the_real_layers_of_slicer_are_regions() -> None:
     path = SINGLE / "slicer_seg_nrrd" / "SegmentationOverlapping.seg.nrrd"
     grid = read_header(SINGLE / "slicer_seg_nrrd" / "CTChest4.nrrd").grid
-    labels, regions, notes = table_of([(path, lambda: grid)])
+    classes = table_of([(path, lambda: grid)])
+    labels, regions, notes = classes.labels, classes.regions, classes.notes
     assert labels == {}
     label = label_on(path, grid, segment_values(labels, regions))
     array, header = nrrd.read(str(path))

@@ -18,7 +18,8 @@ NOT_IN_NAMES = frozenset('/\\<>:"|?*')
 """Letters that a file name on Linux, macOS or Windows cannot have.
 Source: Microsoft, Naming Files, Paths, and Namespaces."""
 ENDINGS = re.compile(
-    r"[_\-. ](image|images|img|volume|scan|label|labels|labelmap|seg|segmentation|mask|masks|gt|pred|prediction)$",
+    r"[_\-. ](image|images|img|volume|scan|label|labels|labelmap|seg|segmentation|rtstruct|mask|masks|gt|pred|"
+    r"prediction)$",
     re.IGNORECASE,
 )
 """Endings that say what a file is, not of which case."""

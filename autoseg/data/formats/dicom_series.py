@@ -138,7 +138,7 @@ def _without_copies(frames: list[Frame], axis: np.ndarray, warnings: list[Findin
             raise _several_at_a_place(places)
         num_copies += len(others)
     if num_copies:
-        finding = f"{num_copies} slices are there more than once"
+        finding = f"{num_copies} slice{' is' if num_copies == 1 else 's are'} there more than once"
         remedy = "Equal copies are used once. Remove them to be rid of this warning."
         warnings.append(Finding("header", finding, remedy, is_fault=False))
     return [place[0] for place in places]

@@ -45,9 +45,9 @@ LABEL_SUFFIX = LABEL_SUFFIXES[0]
 
 SIDE_SUFFIXES = (
     *(".json", ".txt", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml", ".html", ".log", ".bval", ".bvec"),
-    ".preview.png",
+    *(".preview.png", "dicomdir"),
 )
-"""Of files that often lie beside images."""
+"""Of files that often lie beside images; a DICOMDIR has no suffix but its name."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Of files of 2D pictures."""
 ON_PICTURES = (
