@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 from other_formats import PATIENT, write_image, write_series
 from PIL import Image
-from pydicom import dcmread
+from pydicom import config, dcmread
 from tiny_jobs import make_job
 
 import autoseg
@@ -204,6 +204,42 @@ def test_auto_falls_back_to_nifti_and_says_why(
     assert names(tmp_path / "out") == ["scan.nii.gz"]
     assert "DICOM-SEG needs FrameOfReferenceUID, which the images do not have." in caplog.text
     assert "The label is written as NIfTI." in caplog.text
+
+
+def test_auto_falls_back_to_nifti_where_only_writing_shows_that_it_must(
+    regions_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = write_series(tmp_path / "scan", voxels(), AFFINE)
+    assert predict(regions_dir, series, tmp_path / "plain", format="nifti") == 0
+
+    def broken(*_: object) -> None:
+        raise AttributeError("a field of the patient")
+
+    monkeypatch.setattr("autoseg.data.formats.dicom_seg_writer._segmentation", broken)
+    with caplog.at_level(logging.INFO):
+        assert predict(regions_dir, series, tmp_path / "out", preview=True) == 0
+    assert names(tmp_path / "out") == ["scan.nii.gz", "scan.preview.png"]
+    # Regions that overlap have the values of a label map, as if NIfTI had been asked for.
+    assert (tmp_path / "out" / "scan.nii.gz").read_bytes() == (tmp_path / "plain" / "scan.nii.gz").read_bytes()
+    assert "(AttributeError). Choose another --format. The label is written as NIfTI." in caplog.text
+    assert "scan -> " + str(tmp_path / "out" / "scan.nii.gz") in caplog.text
+    assert predict(regions_dir, series, tmp_path / "out", share=True) == 0  # it is there
+    assert predict(regions_dir, series, tmp_path / "x.dcm") == 2
+
+
+def test_dates_and_times_that_are_none_are_left_empty(work_dir: Path, tmp_path: Path) -> None:
+    odd = {"StudyDate": "2024-1-1", "StudyTime": "1", "PatientBirthDate": "unknown"}
+    series = write_series(tmp_path / "scan", voxels(), AFFINE)
+    for path in series.iterdir():
+        data = dcmread(path)
+        with config.disable_value_validation():
+            for name, value in odd.items():
+                setattr(data, name, value)
+            data.save_as(path)
+    for name in ("dicomseg", "rtstruct"):
+        assert predict(work_dir, series, tmp_path / f"{name}.dcm", format=name) == 0
+        data = dcmread(tmp_path / f"{name}.dcm")
+        assert [str(data[field].value or "") for field in odd] == ["", "", ""]
 
 
 def test_the_command_has_the_flags(work_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

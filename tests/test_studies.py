@@ -9,8 +9,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from other_formats import _item, rtstruct_of, save_dicom, save_slices, seg_of, slices_of
+from other_formats import _item, rtstruct_of, save_dicom, save_slices, seg_of, slices_of, write_series
 from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 from test_dicom import OBLIQUE, localizer, report
 from test_segmentations import SHAPE, box, expected, masks, write_masks
 
@@ -214,3 +215,22 @@ def test_pictures_say_what_works(tmp_path: Path) -> None:
         with pytest.raises(Exception) as caught:
             raised()
         assert PICTURES in str(caught.value)
+
+
+def test_predictions_of_an_archive_are_called_by_the_folders_that_tell_them_apart(tmp_path: Path) -> None:
+    array = np.zeros((6, 5, 4), np.int16)
+    for patient in "ab":
+        for study in "12":
+            write_series(tmp_path / patient / study / "t1", array, np.eye(4), SeriesInstanceUID=generate_uid())
+    items = find_items(tmp_path, tmp_path / "out", 1, "nifti")
+    assert [item.target.name for item in items] == [f"{p}_{s}_t1.nii.gz" for p in "ab" for s in "12"]
+
+
+def test_a_medium_with_its_table_of_contents_has_nothing_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_series(tmp_path / "PT000000", np.zeros((6, 5, 4), np.int16), np.eye(4))
+    (tmp_path / "DICOMDIR").write_bytes(b"of no account")
+    (item,) = find_items(tmp_path, tmp_path / "out", 1, "nifti")
+    assert item.target.name == "PT000000.nii.gz"
+    assert caplog.text == ""

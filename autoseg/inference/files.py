@@ -21,6 +21,7 @@ from autoseg.data.formats.table import (
     write_label,
 )
 from autoseg.data.grid import ras_orientation
+from autoseg.data.labels import LabelMap
 from autoseg.data.segments import Segment, segments_of
 from autoseg.data.streams import ImageRows, is_streamed
 from autoseg.errors import AutosegError, DataError, ResourceError
@@ -124,13 +125,18 @@ def segment_twice(predictor: Predictor, images: Sequence[Path], target: Path, ot
                 writer.write(other, replace(label, segments=segments, images=tuple(images)))
             except DataError as error:
                 log.warning("%s The label is there as NIfTI alone.", error)
-            if full is not plain:
-                values = np.arange(np.iinfo(label.array.dtype).max + 1).reshape(-1, 1, 1)
-                table = plain.named.decode(full.named.encode(values % (1 << len(full.named.names)))).ravel()
-                label = replace(label, array=table[label.array])
-            write_label(path, label)
+            write_label(path, _as_label_map(label, full, plain))
 
         segment(predictor, images, target, write=write)
+
+
+def _as_label_map(label: LabelFile, full: LabelMap, plain: LabelMap) -> LabelFile:
+    """A label with the values of `plain`, which has one for a voxel of several regions, in place of those of `full`."""
+    if full is plain:
+        return label
+    values = np.arange(np.iinfo(label.array.dtype).max + 1).reshape(-1, 1, 1)
+    table = plain.named.decode(full.named.encode(values % (1 << len(full.named.names)))).ravel()
+    return replace(label, array=table[label.array])
 
 
 @dataclass(kw_only=True)
@@ -185,7 +191,9 @@ class Server:
                     num_failed += 1
                     log.error("skipped: %s", " ".join(error.messages))
                 else:
-                    log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, item.target)
+                    last = self.done[-1].item if self.done else item
+                    target = last.target if last.name == item.name else item.target
+                    log.info("%d/%d  %s -> %s", number, len(items), item.images[0].name, target)
         finally:
             bar.close()
         self.watch = _unwatched
@@ -208,7 +216,7 @@ class Server:
             return True
         try:
             with Claim(item.target.parent / ".claims" / item.name, item.name, wait=wait):
-                if not item.target.exists():
+                if not any(path is not None and path.exists() for path in (item.target, item.fallback)):
                     self._segment(item)
         except Busy:
             return False
@@ -220,21 +228,30 @@ class Server:
             item.writer.check(item.images)
         case = _Case(item=item, clock=Clock())
         predictor.clock, case.clock.watch = case.clock, self.watch
+        plain = predictor.label_map
         with labels_for(predictor, item.writer) as segments:
-            self._segment_as(case, segments)
+            self._segment_as(case, segments, plain)
         self.done.append(case)
 
-    def _segment_as(self, case: _Case, segments: tuple[Segment, ...]) -> None:
+    def _segment_as(self, case: _Case, segments: tuple[Segment, ...], plain: LabelMap) -> None:
         """Segment an image, and measure what that takes.
 
         Args:
             segments: the classes of its labels.
+            plain: the classes of a label map.
         """
         item, predictor = case.item, self.predictor
         options = predictor.options
 
         def write(path: Path, label: LabelFile) -> None:
-            item.writer.write(path, replace(label, segments=segments, images=item.images))
+            try:
+                item.writer.write(path, replace(label, segments=segments, images=item.images))
+            except DataError as error:
+                if item.fallback is None:
+                    raise
+                log.warning("%s The label is written as NIfTI.", error)
+                write_label(item.fallback, _as_label_map(label, predictor.label_map, plain))
+                case.item = replace(item, target=item.fallback)
 
         def look(image: ImageRows, labels: np.ndarray) -> None:
             for each in self.looks:

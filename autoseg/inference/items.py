@@ -12,6 +12,7 @@ from pathlib import Path
 from autoseg.data.datalists.names import loose_key, slashes, unique_names
 from autoseg.data.formats.format import LabelWriter
 from autoseg.data.formats.table import (
+    LABEL_SUFFIX,
     PATTERNS_TEXT,
     SUFFIXES,
     WRITERS,
@@ -47,6 +48,8 @@ class Item:
     """Label file to write."""
     writer: LabelWriter
     """How it is written."""
+    fallback: Path | None = None
+    """NIfTI file to write where it turns out that it cannot be written so; None: that is a fault."""
 
     @property
     def preview(self) -> Path:
@@ -75,13 +78,20 @@ def find_items(image: Path, output: Path, num_channels: int, format_name: str = 
         except DataError as error:
             raise ConfigError(f"--output: {error}") from None
     groups = _images_of(image, output, num_channels)
-    names = unique_names([Path(group[0].name) for group in groups])
+    root = image if image.is_dir() else None
+    names = unique_names([_told_apart_by(group[0], root) for group in groups])
     if names_a_file(output):
         items = [Item(name=names[0], images=groups[0], target=output, writer=writer_of(output, name))]
     else:
         writers = [WRITERS[name] if name else own_writer(group) for group in groups]
         items = [
-            Item(name=stem, images=group, target=output / f"{stem}{writer.suffixes[0]}", writer=writer)
+            Item(
+                name=stem,
+                images=group,
+                target=output / f"{stem}{writer.suffixes[0]}",
+                writer=writer,
+                fallback=output / f"{stem}{LABEL_SUFFIX}" if name is None else None,
+            )
             for stem, group, writer in zip(names, groups, writers, strict=True)
         ]
         _tell_changed(items)
@@ -89,6 +99,11 @@ def find_items(image: Path, output: Path, num_channels: int, format_name: str = 
     if own := [item.target for item in items if item.target.resolve() in inputs]:
         raise ConfigError(f"--output: {own[0]} is an image to segment and would be overwritten. Give another folder.")
     return items
+
+
+def _told_apart_by(path: Path, root: Path | None) -> Path:
+    """What names an image: its file; where that is not unique, the folders above it, up to the one that was given."""
+    return path.relative_to(root) if root is not None and path != root else Path(path.name)
 
 
 def own_writer(images: Sequence[Path]) -> LabelWriter:

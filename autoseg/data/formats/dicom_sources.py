@@ -7,6 +7,7 @@ nothing else that autoseg writes has. Messages hold no field's value.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ EMPTY = (
     *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
 """Fields that a record must have, but may have empty where nobody knows them (type 2 of the standard)."""
+SOUND = {
+    **dict.fromkeys(("StudyDate", "PatientBirthDate"), re.compile(r"(\d{8})?").fullmatch),
+    "StudyTime": re.compile(r"(([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?)?").fullmatch,
+}
+"""What dates and times look like that highdicom can take; others count as not known."""
 SEXES = {"M": "M", "F": "F", "O": "O"}
 MOST_LETTERS = 64
 """Of a name in DICOM (LO)."""
@@ -113,6 +119,9 @@ def read_sources(series: Series) -> Sources:
                 raise DataError(f"{path}: another {name} than {paths[0].name}. Choose another --format.")
         for name in EMPTY:
             if name not in data:
+                setattr(data, name, "")
+        for name, is_sound in SOUND.items():
+            if not is_sound(str(data[name].value or "")):
                 setattr(data, name, "")
         data.PatientSex = SEXES.get(str(data.PatientSex or "")[:1].upper(), "")
         if not data.get("SliceThickness"):
