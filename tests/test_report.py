@@ -475,7 +475,7 @@ def check_in_browser(page: Path, profile: Path) -> None:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         driver.execute_script("dispatchEvent(new Event('beforeprint'))")
         heights = driver.execute_script("return [...document.querySelectorAll('section')].map(s => s.offsetHeight)")
-        assert len(heights) == len(SECTIONS) - 1  # no pseudo-labels in this run
+        assert len(heights) == len(SECTIONS) - 2  # neither pretraining nor pseudo-labels in this run
         assert min(heights) > 20
         assert driver.execute_script("return document.querySelectorAll('details:not([open])').length") == 0
         assert len(driver.print_page()) > 10_000
