@@ -73,7 +73,7 @@ def test_a_run_ends_with_a_whole_report(report: str, finished_run: Path) -> None
     expected = [name for name, *_ in sections_of(Workspace(finished_run / "work_dir"))]
     assert [s["id"] for s in page.all("section")] == expected
     assert {"suspicious", "calibration", "paper"} <= {*expected}
-    assert not {"pseudolabels", "robustness", "learning-curve"} & {*expected}
+    assert not {"pretraining", "pseudolabels", "robustness", "learning-curve"} & {*expected}
     assert "could not be made" not in report
     assert ">- to -<" not in report
     assert "Not yet." not in report
