@@ -146,7 +146,7 @@ def host_work(
                 "device": str(device),
                 "shape": list(shape),
                 "outputs": num_outputs,
-                "windows": predictor.clock.num_windows,
+                "window_voxels": predictor.clock.expected_voxels,
                 "cpu_ns_a_voxel": round(cpu_s / num * 1e9, 2),
                 "wall_ns_a_voxel": round(wall_s / num * 1e9, 2),
                 "phases_ns_a_voxel": {k: round(v / num * 1e9, 2) for k, v in predictor.clock.seconds.items()},

@@ -246,7 +246,7 @@ def complete(script: str, *words: str) -> list[str]:
 
 def test_bash_completes_commands_flags_and_choices() -> None:
     script = completion(Commands, TAKES_SETTINGS, "bash")
-    assert complete(script, "autoseg", "pre") == ["predict"]
+    assert complete(script, "autoseg", "pre") == ["pretrain", "predict"]
     assert complete(script, "autoseg", "run", "--bud") == ["--budget"]
     assert complete(script, "autoseg", "predict", "--bud") == []
     assert complete(script, "autoseg", "train", "--algo", "s") == ["segresnet", "swinunetr"]

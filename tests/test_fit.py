@@ -233,7 +233,7 @@ def test_another_process_measures_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_lack_of_memory_is_an_answer_and_other_faults_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: Exception):  # type: ignore[no-untyped-def]
-        def bare_step(plan: Plan, device: torch.device) -> Callable[[], None]:
+        def bare_step(plan: Plan, device: torch.device, channels_last: bool | None) -> Callable[[], None]:
             raise error
 
         monkeypatch.setattr(measure, "bare_step", bare_step)

@@ -81,12 +81,12 @@ def test_nothing_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     trainer.device = torch.device("cuda")  # the loss is looked at now and then alone
     seen = set[str]()
     for step in range(40):
-        patches = trainer.batches._cut(step)  # by another thread, from arrays
+        patches = trainer.batches.cut(step)  # by another thread, from arrays
         drawn = {name for draw in patches.draws for name, value in vars_of(draw).items() if value is not None}
         if drawn <= seen:
             continue
         seen |= drawn
-        monkeypatch.setattr(trainer.batches, "_patches", lambda number, patches=patches: patches)
+        monkeypatch.setattr(trainer.batches, "cut", lambda number, patches=patches: patches)
         with monkeypatch.context() as here, counted(here, trainer) as found:
             trainer.train_step(0.3)
         assert found == []

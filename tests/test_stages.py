@@ -124,7 +124,7 @@ def test_a_stage_is_a_function_and_a_row(
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "run", copy_function=shutil.copy2)
     path, work = tmp_path / "run" / "input.yaml", tmp_path / "run" / "work_dir"
-    assert "  toy          Count the predictions.\n" in with_toy("--help").stdout
+    assert re.search(r"^  toy +Count the predictions\.$", with_toy("--help").stdout, flags=re.MULTILINE)
     assert "Usage: autoseg toy [flags]" in with_toy("toy", "--help").stdout
 
     done = with_toy("run", "--input", path)

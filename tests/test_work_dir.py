@@ -59,8 +59,9 @@ def test_a_job_whose_worker_is_dead_counts_as_pending(tmp_path: Path) -> None:
 
 def test_halves_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "work_dir")
-    place = workspace.root / "cache" / "a"
-    place.mkdir(parents=True)
+    with workspace.lock():
+        place = workspace.root / "cache" / "a"
+        place.mkdir(parents=True)
     living, file = open_half(place / "image.npy")
     script = (
         "import os, signal, sys; from pathlib import Path; from autoseg.workspace.files import open_half;"

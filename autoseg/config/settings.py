@@ -417,7 +417,7 @@ class RunSettings(HyperSettings):
     ({segresnet: FILE}); relative to the folder of input.yaml. none: random ones; pretrain: what `pretrain` taught them;
     null: that where it has a method."""
     pretrain: PretrainSettings = PretrainSettings()
-    """What encoders learn from images alone, before any label is seen."""
+    """Whether and how encoders learn from images alone, before any label is seen."""
     compare_scratch: bool = False
     """Train each job that starts from weights from random ones, too, by the same plan, and test the difference on the
     same cases."""

@@ -86,8 +86,7 @@ def build_ensemble(
         select_by=metric, tolerance_mm=settings.surface_tolerance_mm,
     )  # fmt: skip
     choosing = Choosing(how=how, metric=metric, algos_by_fold=algos_by_fold, costs=costs_of(scored))
-    able = choosing.candidates(scored)
-    choice = _chosen(able, choosing)
+    able, choice = _chosen(choosing, scored)
     trained = _classes_of(workspace, choice.candidate)
     done = _finished(workspace, datalist, settings, scored, choice, trained.named, choosing)
     spec = _spec(how, choice, done.finished, trained.named, pareto_rows(able, choosing.costs))
@@ -181,12 +180,13 @@ def _write(workspace: Workspace, results: Results) -> EnsembleResult:
     )
 
 
-def _chosen(able: Sequence[Candidate], choosing: Choosing) -> Chosen:
-    """The candidate that the settings choose, within their budgets."""
+def _chosen(choosing: Choosing, scored: Sequence[CaseScore]) -> tuple[list[Candidate], Chosen]:
+    """The candidates, and the one that the settings choose, within their budgets."""
+    able = choosing.candidates(scored)
     choice = choosing.choose(able)
     if choice.given_up:
         log.warning("ensemble: given up for the budget: %s", choice.given_up)
-    return choice
+    return able, choice
 
 
 def _classes_of(workspace: Workspace, candidate: Candidate) -> LabelMap:

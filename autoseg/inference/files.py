@@ -292,12 +292,7 @@ class Server:
         on_gpu = predictor.device.type == "cuda"
         try:
             if self.limits.are_set:
-                facts = facts_of(item.images, predictor.models[0].plan)
-                base = psutil.Process().memory_info().rss
-                case.choice = choose_options(self.cost, facts, options, self.limits, base)
-                predictor.options = case.choice.options
-                cost_words = f"; given up: {', '.join(case.choice.given_up)}" if case.choice.given_up else ""
-                log.info("%s: expected %s%s", item.name, case.choice.estimate.words(predictor.device), cost_words)
+                facts = self._choose_options(case)
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(predictor.device)
             if self.watched:
@@ -316,6 +311,17 @@ class Server:
         if case.choice is not None:
             used = Estimate(seconds=case.seconds, device_bytes=case.device_bytes, ram_bytes=case.ram_bytes)
             log.info("%s: it took %s", item.name, used.words(predictor.device))
+
+    def _choose_options(self, case: _Case) -> Facts:
+        """Give up what keeps an image within the limits; what its cost was reckoned from."""
+        item, predictor = case.item, self.predictor
+        facts = facts_of(item.images, predictor.models[0].plan)
+        base = psutil.Process().memory_info().rss
+        case.choice = choose_options(self.cost, facts, predictor.options, self.limits, base)
+        predictor.options = case.choice.options
+        cost_words = f"; given up: {', '.join(case.choice.given_up)}" if case.choice.given_up else ""
+        log.info("%s: expected %s%s", item.name, case.choice.estimate.words(predictor.device), cost_words)
+        return facts
 
     def timing(self, load_models_s: float, total_s: float, failed: int) -> dict[str, Any]:
         """What was measured, as plain data."""

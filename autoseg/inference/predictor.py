@@ -558,31 +558,34 @@ class Predictor:
             return
         with image:
             check_image(str(images[0]), _Timed(image, self.clock, self._reading), self.models[0].plan)
-            watched = BodyWatch(image) if self.label_map.merged_sides else None
-            dtype = np.dtype(self.label_map.dtype)
             with ExitStack() as stack:
                 stack.enter_context(self.clock.at("write"))
-                out = stack.enter_context(LabelRows(target, image.grid, dtype, write))
+                rows = stack.enter_context(LabelRows(target, image.grid, np.dtype(self.label_map.dtype), write))
                 files = stack.enter_context(maps(image)) if maps is not None else None
-
-                def put(region: Region, part: np.ndarray) -> None:
-                    planes = list(image.shape)
-                    planes[image.axis] = part.shape[image.axis]
-                    whole = np.zeros(planes, part.dtype)
-                    inner = list(region)
-                    inner[image.axis] = slice(None)
-                    whole[tuple(inner)] = part
-                    with self.clock.at("write"):
-                        out.write(region[image.axis].start, whole)
-
-                with Behind(put, threaded=self.device.type != "cpu") as behind:
-                    for region, part in self.labelled(watched or image, files.put if files is not None else None):
-                        behind.put(region, part)
+                self._write_rows(image, rows, files)
                 self._tell_strays(images[0])
-                if self.needs_volume:
-                    self.finish(out.volume(), image.spacing_mm, watched.midline() if watched else 0.0)
                 if look is not None:
-                    look(image, out.volume())
+                    look(image, rows.volume())
+
+    def _write_rows(self, image: ImageRows, rows: LabelRows, files: MapFiles | None) -> None:
+        """Write an image's labels, and maps, slab by slab as they come."""
+        watched = BodyWatch(image) if self.label_map.merged_sides else None
+
+        def put(region: Region, part: np.ndarray) -> None:
+            planes = list(image.shape)
+            planes[image.axis] = part.shape[image.axis]
+            whole = np.zeros(planes, part.dtype)
+            inner = list(region)
+            inner[image.axis] = slice(None)
+            whole[tuple(inner)] = part
+            with self.clock.at("write"):
+                rows.write(region[image.axis].start, whole)
+
+        with Behind(put, threaded=self.device.type != "cpu") as behind:
+            for region, part in self.labelled(watched or image, files.put if files is not None else None):
+                behind.put(region, part)
+        if self.needs_volume:
+            self.finish(rows.volume(), image.spacing_mm, watched.midline() if watched else 0.0)
 
     def _tell_strays(self, name: Path) -> None:
         """Warn of stray voxels in the image at hand, which the networks did not see as they are."""

@@ -262,7 +262,7 @@ STAGES: tuple[Stage[RunContext], ...] = (
             "With --work_dir, --algo and --fold but no --input it does that one planned pretraining, on any machine "
             "that sees the\nfolder."
         ),
-        example=("autoseg pretrain --pretrain.method contrastive --algos unetr\nautoseg run --algos unetr"),
+        example="autoseg pretrain --pretrain.method contrastive --algos unetr",
         reads="all images that no model is scored on",
         writes="`pretraining/<algo>_<fold>/`: the encoder's weights, `lesson.json`, `metrics.jsonl`",
         where="run",

@@ -42,6 +42,13 @@ ROUNDS: dict[str, Any] = {
     "pseudolabel": {"unlabeled": True, "filter": False},
 }
 """Two rounds of training with pseudo-labels between them."""
+PRETRAINED = {"pretrain": {"method": "mae", "epochs": 4, "all_images": True}}
+RUNS: tuple[tuple[str, dict[str, Any], float], ...] = (
+    ("one job at a time", {}, 0.5),
+    ("two jobs at once", {"jobs_per_device": 2}, 0.25),
+    ("pretrained", PRETRAINED, 0.25),
+)
+"""Settings, and the share of the kills."""
 SWEEP = {"parameters": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}, "trials": 4}
 
 
@@ -57,10 +64,10 @@ class Step:
 def go(report: Report, folder: Path, args: argparse.Namespace) -> None:
     kills = args.kills if args.kills is not None else (3 if args.tiny else 100)
     sweep_kills = args.sweep_kills if args.sweep_kills is not None else (0 if args.tiny else 10)
-    for name, settings in (("one job at a time", {}), ("two jobs at once", {"jobs_per_device": 2})):
+    for name, settings, share in RUNS:
         if report.wants(name) and not (args.tiny and settings):
-            share = kills if args.tiny else kills - kills // 4 if not settings else kills // 4
-            kill_runs(report, folder / name.replace(" ", "_"), name, settings, share, args)
+            num = kills if args.tiny else round(share * kills)
+            kill_runs(report, folder / name.replace(" ", "_"), name, settings, num, args)
     if report.wants("sweep") and sweep_kills:
         kill_sweeps(report, folder / "sweep", sweep_kills, args.seed)
 

@@ -17,8 +17,10 @@ def measured_cost(draft: Draft) -> None:
     rule = "measured by a step on the device that planned" if fit.step_s is not None else "not measured"
     draft.put("step_s", fit.step_s and float(f"{fit.step_s:.3g}"), rule)
     draft.put("memory_gib", fit.memory_gib and round(fit.memory_gib, 2), rule)
-    if fit.channels_last is not None:
-        draft.put("channels_last", fit.channels_last, "the faster layout of two (measured)")
+    layout_rule = (
+        "not measured, and taken for the faster" if fit.channels_last is None else "the faster of two, measured"
+    )
+    draft.put("channels_last", fit.channels_last, layout_rule)
 
 
 def seed(draft: Draft) -> None:
