@@ -85,7 +85,8 @@ def test_a_changed_testing_image_is_predicted_again_and_nothing_else(copied: Pat
     changed = {name for name in before if after[name] != before[name]}
     assert {*after} == {*before}
     name = image.name.removesuffix(".nii.gz")
-    assert changed == {f"ensemble/predictions/{image.name}", f"ensemble/records/{name}.json"}
+    predictions = {f"ensemble/predictions/{image.name}", "ensemble/predictions/quality.csv"}
+    assert changed == {*predictions, f"ensemble/records/{name}.json"}
 
 
 def test_a_changed_label_changes_its_case_alone(copied: Path, caplog: pytest.LogCaptureFixture) -> None:

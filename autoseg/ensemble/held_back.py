@@ -81,8 +81,6 @@ def predict_held_back(
     scores: dict[str, dict[str, list[float]]] = {}
     verdicts: dict[str, Verdict] = {}
     failures: list[str] = []
-    table = quality_table(workspace.predictions / QUALITY)
-    table.path.unlink(missing_ok=True)
     for done, case in enumerate(cases, 1):
         target = workspace.predictions / f"{case.name}.nii.gz"
         writer = _other_writer(case, settings.inference.format)
@@ -108,7 +106,6 @@ def predict_held_back(
                 write_json(path, {"made_from": key, "dice": None, **_predicted(predictor, case, target, other)})
             if quality is not None:
                 verdicts[case.name] = judge(quality, _appearance(path))
-                table.put(case.name, quality_rows(case.name, verdicts[case.name]))
             if case.label is not None:
                 scores[case.name] = _scores(case, path, key, target, label_map, tolerance_mm)
         except (DataError, ResourceError) as error:
@@ -116,6 +113,8 @@ def predict_held_back(
             failures.extend(f"{case.name}: {message}" for message in error.messages)
         if progress is not None:
             progress(done, len(cases), case.name)
+    rows = [row for name, verdict in verdicts.items() for row in quality_rows(name, verdict)]
+    quality_table(workspace.predictions / QUALITY).hold(rows)
     return HeldBack(scores=scores, verdicts=verdicts, failures=failures)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from autoseg.workspace.files import open_regular, write_text
 Row = dict[str, str]
 
 
-def _by_case(row: Row) -> tuple[str, ...]:
+def _by_case(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (row["case"],)
 
 
@@ -29,7 +29,7 @@ class CaseTable:
     """`case` is one of them."""
     is_shared: bool = False
     """Whether other processes write rows, too."""
-    order: Callable[[Row], tuple[Any, ...]] = _by_case
+    order: Callable[[Mapping[str, Any]], tuple[Any, ...]] = _by_case
     """What rows are sorted by; those of a case stay as they came."""
 
     def put(self, case: str, rows: Sequence[Row]) -> None:
@@ -40,13 +40,26 @@ class CaseTable:
         """
         claim = Claim(self.path.parent / ".claims" / f".{self.path.name}", self.path.name, wait=True)
         with claim if self.is_shared else nullcontext():
-            kept: list[Row] = [*(row for row in self.read() if row["case"] != case), *rows]
-            kept.sort(key=self.order)
-            text = io.StringIO()
-            table = csv.DictWriter(text, self.columns, lineterminator="\n")
-            table.writeheader()
-            table.writerows(kept)
-            write_text(self.path, text.getvalue())
+            self._write([*(row for row in self.read() if row["case"] != case), *rows])
+
+    def hold(self, rows: Iterable[Row]) -> None:
+        """Have these rows and no others in the table; one that has them stays untouched, one without any goes.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        wanted = sorted(rows, key=self.order)
+        if not wanted:
+            self.path.unlink(missing_ok=True)
+        elif wanted != self.read():
+            self._write(wanted)
+
+    def _write(self, rows: Iterable[Row]) -> None:
+        text = io.StringIO()
+        table = csv.DictWriter(text, self.columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(sorted(rows, key=self.order))
+        write_text(self.path, text.getvalue())
 
     def read(self) -> list[Row]:
         """The rows that are there; none of a file that is not this table, which is replaced."""

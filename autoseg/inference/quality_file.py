@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from autoseg.inference.case_table import CaseTable, Row
 from autoseg.inference.quality import Verdict
@@ -52,7 +54,7 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _worst_first(row: Row) -> tuple[object, ...]:
+def _worst_first(row: Mapping[str, Any]) -> tuple[Any, ...]:
     try:
         dice = float(row["case_dice"])
     except ValueError:

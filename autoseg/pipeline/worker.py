@@ -39,7 +39,7 @@ def planned_settings(workspace: Workspace) -> Settings:
         raise WorkspaceError(
             f"{workspace.settings}: the data folder {dataroot} is not there. Mount it, or give --input input.yaml."
         )
-    return settings.with_paths(lambda path: Path(os.path.normpath(workspace.root / path)))
+    return settings.with_paths(lambda path: Path(os.path.normpath(workspace.settings.parent / path)))
 
 
 def latest_planned(work_dir: Path) -> Workspace:
