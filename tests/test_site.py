@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 TYPED_ELSEWHERE = "recipes"
 """A folder of docs whose pages need data sets of their own: test_recipes.py."""
-ENDLESS = ("--serve", "learning_curve")
+ENDLESS = ("--serve", "learning_curve", "suggest")
 """Commands with one of these are checked, not run: they do not end, or need more cases than there are."""
 TINY = """
 algos: [segresnet]

@@ -190,12 +190,17 @@ def files_of(work_dir: Path) -> set[str]:
 
 
 def leftovers(work_dir: Path) -> list[str]:
-    """Files that no finished command may leave: halves of files, claims that are held, checkpoints of done jobs."""
+    """Files that no finished command may leave: halves of files, claims that are held, checkpoints of done jobs.
+
+    The claim of a process that was killed after its job was done stays, and holds nothing: it names a dead process.
+    """
+    from autoseg.workspace.claims import read_claim
+
     odd = (".part", ".tmp", "checkpoint")
     names = files_of(work_dir)
     halves = [name for name in names if any(word in Path(name).name for word in odd)]
     claims = [name for name in names if ".claims/" in name and name.endswith(".json")]
-    held = [name for name in claims if not json.loads((work_dir / name).read_text())["released"]]
+    held = [name for name in claims if read_claim((work_dir / name).parent).is_live]
     folders = [Path(name).parent for name in claims]
     doubled = [name for name in claims if folders.count(Path(name).parent) > 1]
     return sorted({*halves, *held, *doubled})
