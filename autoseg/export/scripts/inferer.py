@@ -73,7 +73,7 @@ class WindowInferer(Inferer):
             ).float()
             if total is None:
                 size = (len(image), logits.shape[1], *padded)
-                total = torch.zeros(size, device=self.device or image.device)
+                total = _zeros(size, self.device or image.device)
             for place, cut, part in zip(chosen, cuts, logits.split(len(image)), strict=True):
                 x, y, z = (w[i].to(total.device) for w, i in zip(weights, place, strict=True))
                 total[(slice(None), slice(None), *cut)] += part.to(total.device) * (x[:, None, None] * y[:, None] * z)
@@ -83,6 +83,14 @@ class WindowInferer(Inferer):
         return convert_to_dst_type(mean, inputs, dtype=torch.float32, device=mean.device)[0]
 
 
+def _zeros(size: tuple[int, ...], device: torch.device | str) -> torch.Tensor:
+    """On a device, or beside a GPU whose memory does not hold so many classes of a whole image."""
+    try:
+        return torch.zeros(size, device=device)
+    except torch.cuda.OutOfMemoryError:
+        return torch.zeros(size)
+
+
 def _shape(sizes: Sequence[int]) -> Shape:
     x, y, z = (int(s) for s in sizes)
     return x, y, z
@@ -90,7 +98,7 @@ def _shape(sizes: Sequence[int]) -> Shape:
 
 def _first(outputs: Any) -> torch.Tensor:
     """The finest of a network's outputs."""
-    finest: torch.Tensor = outputs[0] if isinstance(outputs, list | tuple) else outputs
+    finest: torch.Tensor = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
     return finest
 
 
