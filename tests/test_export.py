@@ -266,7 +266,7 @@ def test_openvino_says_what_onnxruntime_says(tmp_path: Path) -> None:
     labels = []
     for name in ("onnx", "openvino"):
         (path,) = export(tmp_path / "work", name, algo="segresnet", whole=True)
-        labels.append(runner.segment([runner.load_model(path, threads=1)], image, (1.0, 1.0, 1.0)))
+        labels.append(runner.segment([runner.load_model(path, threads=1)], image, np.eye(3)))
     assert path.with_suffix(".bin").exists()
     assert len(np.unique(labels[0])) > 1
     assert equal_share(*labels) >= 0.999

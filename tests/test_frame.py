@@ -32,8 +32,10 @@ from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import ConfigError
 from autoseg.evaluation.score_files import read_scores
 from autoseg.export import bundle_configs
+from autoseg.export import run as runner
 from autoseg.export.graph import describe
 from autoseg.export.source import refuse_frame
+from autoseg.export.targets import export
 from autoseg.inference.predictor import Predictor
 from autoseg.pipeline.run import run_input
 from autoseg.pipeline.stages import PLAIN_RUN
@@ -234,11 +236,44 @@ def test_a_bundles_transforms_turn_as_the_networks_want_and_back(sets: dict[str,
         assert back.shape == (1, *SHAPE), "as the file has it"
 
 
-def test_formats_that_turn_no_image_are_refused(sets: dict[str, Path]) -> None:
-    plan = plan_of(sets["oblique"])
-    for refuses in (lambda: describe(plan, "m", whole=True), lambda: refuse_frame(plan)):
-        with pytest.raises(ConfigError, match=r"segresnet_0: .* nothing turns images in this format\. Export a bundle"):
-            refuses()
+@pytest.mark.extra("onnx", "onnxruntime", "onnxscript")
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_runner_without_torch_turns_images_and_labels_back(
+    sets: dict[str, Path], tmp_path: Path, whole: bool
+) -> None:
+    frame = plan_of(sets["oblique"]).preprocessing.frame
+    assert frame is not None
+    job = make_job(
+        tmp_path / "work",
+        "segresnet",
+        0,
+        channels=[{"mode": "mri", "nonzero": True}],
+        resample_resolution=list(in_order(frame, (1.3, 1.3, 8.0))),
+        roi_size=list(in_order(frame, (16, 16, 8))),
+        frame={"axes": [list(a) for a in frame.axes], "slices": frame.slices},
+    )
+    (graph,) = export(tmp_path / "work", "onnx", algo="segresnet", whole=whole)
+    predictor = Predictor([job], device="cpu")
+    for number in range(4):
+        path = sets["oblique"].parent / "images" / f"c{number}.nii.gz"
+        predictor.predict_file((path,), tmp_path / "ours.nii.gz")
+        runner.run([graph], [path], tmp_path / "theirs.nii.gz")
+        ours, theirs = (
+            np.asarray(nib.load(tmp_path / name).dataobj)  # type: ignore[attr-defined]
+            for name in ("ours.nii.gz", "theirs.nii.gz")
+        )
+        assert len(np.unique(ours)) > 1
+        assert (ours == theirs).mean() >= 0.999
+
+
+def test_a_program_that_knows_no_own_axes_is_told(sets: dict[str, Path]) -> None:
+    assert describe(plan_of(sets["oblique"]), "m", whole=True)["format"] == 2
+    assert describe(plan_of(sets["straight"]), "m", whole=True)["format"] == 1
+
+
+def test_slicer_is_refused_since_it_turns_to_ras_alone(sets: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"segresnet_0: .* right, front and up alone\. Export another format"):
+        refuse_frame(plan_of(sets["oblique"]))
     refuse_frame(plan_of(sets["straight"]))
 
 
@@ -333,6 +368,9 @@ def test_a_frame_is_right_angled_and_every_turn_goes_back(q: tuple[float, ...], 
     assert torch.equal(turn.back(turn.apply(image)), image)
     assert turn.triple_back(turn.triple((3, 4, 5))) == (3, 4, 5)
     assert tuple(turn.apply(image).shape[1:]) == turn.triple((3, 4, 5))
+    plain = {"axes": [list(a) for a in frame.axes], "slices": frame.slices}
+    without_torch = runner.to_ras(image[0].numpy(), runner.axes_to_frame(ras.affine[:3, :3], plain))
+    np.testing.assert_array_equal(without_torch, turn.apply(image)[0].numpy())
     # What an image is turned to lies as the frame does: each axis is nearest to its own.
     turned = np.stack([ras.affine[:3, turn.axes[a]] * (-1 if turn.flipped[a] else 1) for a in range(3)], axis=1)
     assert frame.turn(turned) == Turn()

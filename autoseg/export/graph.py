@@ -17,15 +17,16 @@ import torch
 from torch import nn
 
 from autoseg.data.preprocess import needs_stats
-from autoseg.export.source import read_source, refuse_frame
+from autoseg.export.source import read_source
 from autoseg.export.targets import Request
 from autoseg.inference.predictor import group_key, load_network
 from autoseg.plan import Plan
 from autoseg.version import __version__
 from autoseg.workspace.files import digest
 
-FORMAT = 1
-"""Of the description that goes with a graph; `autoseg.export.run` reads it."""
+FORMAT = 2
+"""Of the description that goes with a graph; `autoseg.export.run` reads it. 2 has axes of a data set's own (`frame`),
+which a program that knows 1 alone must not pass over; a description without them stays 1."""
 KEY = "autoseg"
 """Under which a file keeps the description."""
 
@@ -88,20 +89,16 @@ class Graph:
 
 
 def describe(plan: Plan, name: str, *, whole: bool) -> dict[str, Any]:
-    """What a program must know to run a graph as autoseg runs its network.
-
-    Raises:
-        ConfigError: The program could not turn images as the network wants them.
-    """
-    refuse_frame(plan)
+    """What a program must know to run a graph as autoseg runs its network."""
     label_map = plan.label_map
     shift = 0 if label_map.sigmoid else 1
     pairs = [[a + shift, b + shift] for a, b in plan.mirrored_classes]
     return {
-        "format": FORMAT,
+        "format": 1 if plan.frame is None else FORMAT,
         "version": __version__,
         "name": name,
         "whole": whole,
+        "frame": None if plan.frame is None else plan.frame.model_dump(mode="json"),
         "channels": [channel.model_dump(mode="json") for channel in plan.channels],
         "spacing_mm": list(plan.resample_resolution),
         "window": list(plan.roi_size),

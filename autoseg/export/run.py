@@ -19,15 +19,17 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FORMAT = 1
-"""Of the description that this program knows."""
+FORMAT = 2
+"""Of the description that this program knows; 2 has axes of a data set's own."""
 KEY = "autoseg"
+THICK, NEAR_DEGREES = 2.0, 60.0
+"""When an image has slices, and how near they lie to the data set's: as `autoseg.data.frame`."""
 SIGMA_SCALE = 0.125
 """Standard deviation of a window's Gaussian weights as a share of its edge. Source: nnU-Net."""
 
@@ -170,7 +172,7 @@ def axes_to_ras(affine: np.ndarray) -> list[tuple[int, bool]]:
 
 
 def to_ras(stored: np.ndarray, axes: Sequence[tuple[int, bool]]) -> np.ndarray:
-    """An array (I, J, K, ...) with its axes in the order and direction of RAS."""
+    """An array (I, J, K, ...) with its axes in the order and direction of RAS, or of those that `axes` leads to."""
     flipped = stored[tuple(slice(None, None, -1 if flip else 1) for _, flip in axes)]
     order = [next(i for i, (ras, _) in enumerate(axes) if ras == target) for target in range(3)]
     return np.moveaxis(flipped, order, (0, 1, 2))
@@ -180,6 +182,29 @@ def from_ras(array: np.ndarray, axes: Sequence[tuple[int, bool]]) -> np.ndarray:
     """The way back."""
     turned = np.moveaxis(array, [ras for ras, _ in axes], (0, 1, 2))
     return turned[tuple(slice(None, None, -1 if flip else 1) for _, flip in axes)]
+
+
+def directions_of(affine: np.ndarray, axes: Sequence[tuple[int, bool]]) -> np.ndarray:
+    """(3, 3): a column for each of X, Y, Z in RAS: a step of one voxel, in mm."""
+    directions = np.empty((3, 3))
+    for stored, (ras, flip) in enumerate(axes):
+        directions[:, ras] = -affine[:3, stored] if flip else affine[:3, stored]
+    return directions
+
+
+def axes_to_frame(directions: np.ndarray, frame: dict[str, Any]) -> list[tuple[int, bool]]:
+    """For each axis of an image in RAS that of a network with axes of its own, and whether it runs the other way.
+
+    As `autoseg.data.frame.Frame.turn`: slices become slices; the other axes are those that agree best.
+    """
+    edges = np.linalg.norm(directions, axis=0)
+    alike = np.array(frame["axes"]) @ (directions / edges)
+    by_length, slices = np.argsort(-edges, kind="stable"), frame["slices"]
+    across = int(by_length[0]) if edges[by_length[0]] > THICK * edges[by_length[1]] else None
+    fixed = across is not None and abs(alike[slices, across]) >= math.cos(math.radians(NEAR_DEGREES))
+    able = [order for order in permutations(range(3)) if not fixed or order[slices] == across]
+    order = max(able, key=lambda order: sum(abs(alike[axis, order[axis]]) for axis in range(3)))
+    return [(order.index(axis), bool(alike[order.index(axis), axis] < 0)) for axis in range(3)]
 
 
 def write_nifti(path: Path, labels: np.ndarray, header: Header) -> None:
@@ -298,13 +323,13 @@ def window_weights(size: int, window: int, overlap: float) -> list[np.ndarray]:
 class Group:
     """Models whose logits are averaged, on one image: probabilities of the image's rows, in order."""
 
-    def __init__(self, networks: Sequence[Network], about: Description, image: np.ndarray, mm: Sequence[float]) -> None:
+    def __init__(self, networks: Sequence[Network], about: Description, image: np.ndarray, mm: np.ndarray) -> None:
         """Prepare the image.
 
         Args:
             networks: of one group.
             about: their description; that of any of them.
-            image: (C, X, Y, Z) float32 in RAS, as stored.
+            image: (C, X, Y, Z) float32 in the networks' axes, as stored.
             mm: its voxel sizes.
         """
         if len(image) != len(about["channels"]):
@@ -428,17 +453,32 @@ class Group:
         return np.asarray(powers / powers.sum(0))
 
 
-def segment(models: Sequence[tuple[Network, Description]], image: np.ndarray, mm: Sequence[float]) -> np.ndarray:
+def segment(models: Sequence[tuple[Network, Description]], image: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """Label values (X, Y, Z) of an image, by the mean of the models.
 
     Args:
         models: as `load_model` gives them.
         image: (C, X, Y, Z) float32 in RAS, as stored.
-        mm: voxel sizes along X, Y, Z.
+        directions: as `directions_of` gives them.
 
     Raises:
         RunError: The models do not belong together, or the image has other channels.
     """
+    frame = models[0][1].get("frame")
+    if any(about.get("frame") != frame for _, about in models):
+        raise RunError("the models work in different axes. Give models of one run.")
+    if frame is None:
+        return _segment(models, image, np.linalg.norm(directions, axis=0))
+    axes = axes_to_frame(directions, frame)
+    turned = np.ascontiguousarray(np.moveaxis(to_ras(np.moveaxis(image, 0, 3), axes), 3, 0))
+    sizes = np.empty(3)
+    for axis, (target, _) in enumerate(axes):
+        sizes[target] = np.linalg.norm(directions[:, axis])
+    return from_ras(_segment(models, turned, sizes), axes)
+
+
+def _segment(models: Sequence[tuple[Network, Description]], image: np.ndarray, mm: np.ndarray) -> np.ndarray:
+    """The same in the networks' axes, of voxels of these edges."""
     about = models[0][1]
     by_group: dict[str, list[tuple[Network, Description]]] = {}
     for network, other in models:
@@ -505,10 +545,8 @@ def run(models: Sequence[Path], images: Sequence[Path], output: Path, threads: i
     axes = axes_to_ras(affine)
     stored = np.concatenate([voxels for voxels, _, _ in files], 3)
     image = np.ascontiguousarray(np.moveaxis(to_ras(stored, axes), 3, 0))
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    mm = [float(sizes[next(i for i, (ras, _) in enumerate(axes) if ras == axis)]) for axis in range(3)]
     clock.append(time.perf_counter())
-    labels = segment(loaded, image, mm)
+    labels = segment(loaded, image, directions_of(affine, axes))
     clock.append(time.perf_counter())
     write_nifti(output, from_ras(labels, axes), header)
     clock.append(time.perf_counter())

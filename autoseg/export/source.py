@@ -103,11 +103,14 @@ def licence_of(model: Source) -> str:
 
 
 def refuse_frame(plan: Plan) -> None:
-    """Raises: ConfigError: The network works in axes that only autoseg and its bundles turn images to."""
+    """Raises: ConfigError: The network works in axes of its own, and what loads it turns images to RAS+ alone.
+
+    Which way an image is to be turned depends on where its slices lie, and a network is given voxels without that.
+    """
     if plan.frame is not None:
         raise ConfigError(
-            f"{plan.algo}_{plan.fold}: its network works in axes of the data set's own (`frame` in the plan), to which "
-            "nothing turns images in this format. Export a bundle: `autoseg export --format bundle`."
+            f"{plan.algo}_{plan.fold}: its network works in axes of the data set's own (`frame` in the plan), and "
+            "Slicer's script turns images to right, front and up alone. Export another format, such as bundle or onnx."
         )
 
 
