@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from autoseg.ensemble.spoilt import KINDS, spoil
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.shapes import ClassShape, shapes_of
 from autoseg.export.pack import pack
+from autoseg.export.targets import export
 from autoseg.inference.appearance import FEATURES, Appearance
 from autoseg.inference.chosen import read_quality
 from autoseg.inference.cost import Cost
@@ -451,6 +453,27 @@ def test_predict_writes_quality_the_worst_first_and_a_packed_model_the_same(
     # Models that are no ensemble have nothing that tells of them.
     assert predict_files(work_dir, one, tmp_path / "fold" / "a.nii.gz", fold=0, device="cpu") == 0
     assert [p.name for p in (tmp_path / "fold").iterdir()] == ["a.nii.gz"]
+
+def test_a_bundle_and_a_zip_for_slicer_say_that_they_predict_no_quality(work_dir: Path, tmp_path: Path) -> None:
+    root = tmp_path / "work"
+    shutil.copytree(work_dir, root)
+    facts = {"codes": {"box": "liver"}, "colours": {"box": [200, 10, 10]}}
+    write_yaml(root / "settings.yaml", {key: {"value": value, "origin": "input"} for key, value in facts.items()})
+    (bundle,) = export(root, "bundle", name="torso")
+    told = [
+        "No quality is predicted: the run's quality model is for autoseg alone.",
+        "The run's codes and colours of classes are not written: label files made here are NIfTI, which has no place "
+        "for them.",
+    ]
+    readme = (bundle / "docs" / "README.md").read_text()
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    for sentence in told:
+        assert f"- {sentence}\n" in readme
+        assert sentence in metadata["description"]
+    with zipfile.ZipFile(export(root, "slicer", name="torso")[0]) as file:
+        assert "no quality is predicted" in file.read("README.txt").decode()
+    (other,) = export(root, "bundle", name="one", algo="segresnet", fold=0)
+    assert "No quality" not in (other / "docs" / "README.md").read_text(), "it is of the ensemble"
 
 
 def changed(work_dir: Path, root: Path, **changes: Any) -> Workspace:

@@ -13,7 +13,7 @@ from autoseg.export import bundle_configs
 from autoseg.export.bundle import network_def, outputs, write_configs, write_readme, write_shared
 from autoseg.export.bundle_metadata import left_out, metadata
 from autoseg.export.card import card_text, facts_of, weights_bytes
-from autoseg.export.source import Source, licence_of, read_source
+from autoseg.export.source import Source, licence_of, read_source, without_run
 from autoseg.export.targets import Request
 from autoseg.inference.predictor import group_key, read_weights
 from autoseg.plan import Plan, read_plan
@@ -25,6 +25,7 @@ from autoseg.workspace.jobs import JobDir
 Weights = dict[str, torch.Tensor]
 CARD = "model_card.md"
 """In a bundle's docs/."""
+ENSEMBLE_LIMIT = "An ensemble has no configs for training; each job's own bundle has."
 
 
 def export_bundle(
@@ -36,6 +37,7 @@ def export_bundle(
     rules: Sequence[Mapping[str, Any]] = (),
     scores: Mapping[str, float] | None = None,
     lowres: JobDir | None = None,
+    also_left_out: Sequence[str] = (),
 ) -> list[Path]:
     """Write a bundle of trained jobs.
 
@@ -47,6 +49,7 @@ def export_bundle(
         rules: how the labels are cleaned, as plain data of the postprocessing's rules.
         scores: of the model, such as {"mean_dice": 0.9}, for its metadata.
         lowres: a job of the same network at larger voxels, that `--highres false` chooses; for one job alone.
+        also_left_out: what of the run is not in the bundle, in sentences for its metadata and README.
 
     Returns:
         The folder.
@@ -76,9 +79,7 @@ def export_bundle(
     _save(weights, target / "models" / "model.pt")
     if lowres is not None:
         _save(read_weights(lowres), target / "models" / "model_lowres.pt")
-    limits = left_out(plan, finished=True)
-    if not single:
-        limits.append("An ensemble has no configs for training; each job's own bundle has.")
+    limits = [*left_out(plan, finished=True), *also_left_out, *([] if single else [ENSEMBLE_LIMIT])]
     name = name or target.name
     packages = ("scipy",)  # scripts/finishing.py
     described = metadata(plans, name=name, channels=outputs(plan), limits=limits, scores=scores, packages=packages)
@@ -111,6 +112,7 @@ def write(request: Request) -> list[Path]:
             combine=spec.combine if spec is not None else "mean",
             rules=[rule.model_dump(mode="json") for rule in spec.postprocessing] if spec is not None else (),
             scores={"mean_dice": spec.dice} if spec is not None and spec.dice is not None else None,
+            also_left_out=without_run(source),
         )
         if spec is not None:
             write_text(folder / "docs" / CARD, _card(source))

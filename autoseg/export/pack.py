@@ -20,7 +20,7 @@ from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.export.card import card_text, facts_of, weights_bytes
 from autoseg.export.source import Source, licence_of, read_source
-from autoseg.inference.chosen import read_inference, read_quality
+from autoseg.inference.chosen import read_inference
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.predictor import read_weights
 from autoseg.version import __version__
@@ -121,7 +121,7 @@ def _parts(model: Source, licence: str) -> Iterator[tuple[str, bytes]]:
             scores = read_stored(job.validation, ValidationFile).model_copy(update={"dice": {}})
             yield f"{name}/validation.json", _json(scores.model_dump(mode="json"))
     yield "ensemble/ensemble.json", _json(_spec(model).model_dump(mode="json"))
-    if (quality := read_quality(model.workspace, _spec(model))) is not None:
+    if (quality := model.quality) is not None:
         check = quality.check.model_copy(update={"points": ()})  # the cases' names stay behind
         yield "ensemble/quality.json", _json(quality.model_copy(update={"check": check}).model_dump(mode="json"))
     kept = {key: model.settings[key].value for key in KEPT_SETTINGS if key in model.settings}

@@ -72,6 +72,7 @@ Differences from `autoseg predict` of the whole ensemble:
 - an image is resampled only along axes whose voxels differ by more than a quarter from {spacing} mm;
 - label values are the places of the classes, as labels.csv lists them: {values};
 - {nonzero}
+- codes of the classes are in labels.csv; colours are those that Slicer has for the codes{quality}.
 The licence of the training data applies to the model. Not a medical device.
 """
 
@@ -146,9 +147,10 @@ def _write_zip(file: IO[bytes], source: Source, name: str) -> None:
         version=__version__,
         spacing=" x ".join(f"{mm:g}" for mm in plan.resample_resolution),
         values=classes,
-        nonzero="voxels of value 0 do not count for mean and deviation, though they did in training."
+        nonzero="voxels of value 0 do not count for mean and deviation, though they did in training;"
         if differs
-        else "intensities are normalised as in training.",
+        else "intensities are normalised as in training;",
+        quality="; no quality is predicted" if source.quality is not None else "",
     )
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model.pt", buffer.getvalue())

@@ -10,9 +10,10 @@ from autoseg.config.networks import LOCATOR
 from autoseg.data.datalists.listfile import read_licence
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.inference.chosen import own_jobs, read_ensemble, run_at
+from autoseg.inference.chosen import own_jobs, read_class_facts, read_ensemble, read_quality, run_at
 from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble
 from autoseg.inference.predictor import check_alike
+from autoseg.inference.quality import QualityModel
 from autoseg.inference.seals import check_jobs
 from autoseg.plan import Plan, read_plan
 from autoseg.workspace.jobs import JobDir
@@ -43,6 +44,11 @@ class Source:
         """A setting of the run that is a text; empty where it is none, or not known."""
         stored = self.settings.get(key)
         return stored.value if stored is not None and isinstance(stored.value, str) else ""
+
+    @property
+    def quality(self) -> QualityModel | None:
+        """What tells how good a segmentation of the ensemble is; None where there is none."""
+        return None if self.spec is None else read_quality(self.workspace, self.spec)
 
     @property
     def title(self) -> str:
@@ -94,6 +100,20 @@ def read_source(
         plans=plans,
         settings=read_any_settings(run),
     )
+
+
+def without_run(source: Source) -> list[str]:
+    """What `autoseg predict` takes from this run that other tools do not, beside networks and rules, in sentences."""
+    sentences = []
+    if source.quality is not None:
+        sentences.append("No quality is predicted: the run's quality model is for autoseg alone.")
+    facts = read_class_facts(source.run)
+    if kinds := [kind for kind in ("codes", "colours") if getattr(facts, kind)]:
+        sentences.append(
+            f"The run's {' and '.join(kinds)} of classes are not written: label files made here are NIfTI, which has "
+            "no place for them."
+        )
+    return sentences
 
 
 def licence_of(model: Source) -> str:
