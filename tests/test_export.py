@@ -106,6 +106,22 @@ def test_the_graphs_normalisation_is_ours(channel: dict[str, Any]) -> None:
     np.testing.assert_allclose(runner.normalized(raw[None], plain)[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("channel", [CT, RANGE, MRI, {"mode": "mri", "nonzero": False}, {"mode": "none"}])
+def test_a_graph_that_normalises_sees_what_one_that_does_not_is_given(channel: dict[str, Any]) -> None:
+    """Edges far outside the bounds, and 0 beside tissue: clipped and levelled before they are interpolated."""
+    raw = (600 * np.random.default_rng(0).normal(size=(1, 9, 8, 7))).astype(np.float32)
+    raw[:, :3] = 0
+    plan = tiny_plan(channels=[channel])
+    prepared = {}
+    for whole in (False, True):
+        about = describe(plan, "m", whole=whole)
+        prepared[whole] = runner.Group([], about, raw, np.array([0.8, 1.6, 1.5]))
+    given = [torch.from_numpy(a) for a in runner.statistics(raw, about["channels"])]
+    seen = Normalised(torch.nn.Identity(), plan)(torch.from_numpy(prepared[True].prepared)[None], *given)[0]
+    assert prepared[False].prepared.shape != raw.shape
+    np.testing.assert_allclose(seen, prepared[False].prepared, atol=1e-4)
+
+
 # -- the runner's own copies of what it may not import
 
 
