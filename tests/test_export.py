@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +30,7 @@ from autoseg.export import run as runner
 from autoseg.export.graph import Normalised, describe
 from autoseg.export.pack import pack
 from autoseg.export.targets import TARGETS, export
+from autoseg.export.tensorrt import build_engine
 from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.postprocess import ClassRule
 from autoseg.inference.predictor import load_network
@@ -256,7 +259,9 @@ def test_regions_and_intensities_as_stored(tmp_path: Path) -> None:
         [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)) == {"load_models", "load", "infer", "write"}
+    seconds = json.loads(done.stdout)
+    assert [*seconds] == ["load_models", "load", "pre", "infer", "post", "write"]
+    assert all(value > 0 for value in seconds.values())
     ours, theirs = (np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj) for name in ("ours", "theirs"))
     assert len(np.unique(ours)) > 1
     assert equal_share(ours, theirs) >= 0.999
@@ -336,6 +341,24 @@ def test_tensorrts_missing_packages_are_named(tmp_path: Path, monkeypatch: pytes
     make_job(tmp_path / "work", "segresnet", 0)
     with pytest.raises(ResourceError, match=r"needs onnx, onnxscript, tensorrt\. Run `pip install onnx onnxscript te"):
         export(tmp_path / "work", "tensorrt", algo="segresnet")
+
+
+@pytest.mark.parametrize("flags", [{"FP16": "half"}, {}])
+def test_an_engine_in_half_precision_wants_the_flag(monkeypatch: pytest.MonkeyPatch, flags: dict[str, str]) -> None:
+    """A stand-in for TensorRT, which needs a GPU: half precision is asked for, or its lack is said."""
+    trt = MagicMock()
+    trt.BuilderFlag = SimpleNamespace(**flags)
+    config = trt.Builder.return_value.create_builder_config.return_value
+    trt.Builder.return_value.build_serialized_network.return_value = b"engine"
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    assert build_engine(b"graph", (1, 32, 32, 32), "m") == b"engine"
+    config.set_flag.assert_not_called()
+    if flags:
+        assert build_engine(b"graph", (1, 32, 32, 32), "m", fp16=True) == b"engine"
+        config.set_flag.assert_called_once_with("half")
+    else:
+        with pytest.raises(ResourceError, match="m: this TensorRT has no fp16 flag"):
+            build_engine(b"graph", (1, 32, 32, 32), "m", fp16=True)
 
 
 def test_damaged_weights_are_not_exported(tmp_path: Path) -> None:

@@ -454,6 +454,7 @@ def test_predict_writes_quality_the_worst_first_and_a_packed_model_the_same(
     assert predict_files(work_dir, one, tmp_path / "fold" / "a.nii.gz", fold=0, device="cpu") == 0
     assert [p.name for p in (tmp_path / "fold").iterdir()] == ["a.nii.gz"]
 
+
 def test_a_bundle_and_a_zip_for_slicer_say_that_they_predict_no_quality(work_dir: Path, tmp_path: Path) -> None:
     root = tmp_path / "work"
     shutil.copytree(work_dir, root)

@@ -335,6 +335,22 @@ def window_weights(size: int, window: int, overlap: float) -> list[np.ndarray]:
     return [(bell / total[start : start + window]).astype(np.float32) for start in starts]
 
 
+class Timed:
+    """A network, when it was first asked, and how long it took in all."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.began, self.seconds = math.inf, 0.0
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Its logits."""
+        begin = time.perf_counter()
+        self.began = min(self.began, begin)
+        logits = self._network(inputs)
+        self.seconds += time.perf_counter() - begin
+        return logits
+
+
 class Group:
     """Models whose logits are averaged, on one image: probabilities of the image's rows, in order."""
 
@@ -550,7 +566,7 @@ def run(models: Sequence[Path], images: Sequence[Path], output: Path, threads: i
     if not output.name.endswith((".nii", ".nii.gz")):
         raise RunError(f"{output}: labels are written as .nii.gz or .nii. Give such a name.")
     clock = [time.perf_counter()]
-    loaded = [load_model(path, threads) for path in models]
+    loaded = [(Timed(network), about) for network, about in (load_model(path, threads) for path in models)]
     clock.append(time.perf_counter())
     files = [read_nifti(path) for path in images]
     _, affine, header = files[0]
@@ -565,8 +581,11 @@ def run(models: Sequence[Path], images: Sequence[Path], output: Path, threads: i
     clock.append(time.perf_counter())
     write_nifti(output, from_ras(labels, axes), header)
     clock.append(time.perf_counter())
-    phases = ("load_models", "load", "infer", "write")
-    return {name: round(b - a, 4) for name, a, b in zip(phases, clock[:-1], clock[1:], strict=True)}
+    networks = [network for network, _ in loaded]
+    began, infer_s = min(network.began for network in networks), sum(network.seconds for network in networks)
+    seconds = {"load_models": clock[1] - clock[0], "load": clock[2] - clock[1], "pre": began - clock[2]}
+    seconds |= {"infer": infer_s, "post": clock[3] - began - infer_s, "write": clock[4] - clock[3]}
+    return {phase: round(value, 4) for phase, value in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,21 +39,38 @@ def write(request: Request) -> list[Path]:
 
 
 def _write(graph: Graph, path: Path) -> None:
+    _, *edges = graph.inputs["image"].shape
+    engine = build_engine(onnx_bytes(graph), edges, graph.name)
+    write_atomic(path, lambda file: file.write(engine))
+    write_text(path.with_suffix(".json"), graph.description_text)
+
+
+def build_engine(onnx: bytes, edges: Sequence[int], name: str, *, fp16: bool = False) -> bytes:
+    """An engine of an ONNX file's network.
+
+    Args:
+        edges: C, X, Y, Z of its input.
+        name: of the model, for messages.
+        fp16: let layers work in half precision; changes labels a little.
+
+    Raises:
+        ResourceError: TensorRT cannot read the file or build the engine, or has no such flag.
+    """
     import tensorrt
 
     builder = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.WARNING))
     network = builder.create_network(0)
     parser = tensorrt.OnnxParser(network, builder.logger)
-    if not parser.parse(onnx_bytes(graph)):
-        raise ResourceError(
-            f"{graph.name}: TensorRT cannot read the graph: {parser.get_error(0)}. Export onnx instead."
-        )
+    if not parser.parse(onnx):
+        raise ResourceError(f"{name}: TensorRT cannot read the graph: {parser.get_error(0)}. Export onnx instead.")
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    _, *edges = graph.inputs["image"].shape
     profile.set_shape("image", (1, *edges), (1, *edges), (MOST_WINDOWS, *edges))
     config.add_optimization_profile(profile)
+    if fp16:
+        if not hasattr(tensorrt.BuilderFlag, "FP16"):
+            raise ResourceError(f"{name}: this TensorRT has no fp16 flag. Take a version from 8 to 10.")
+        config.set_flag(tensorrt.BuilderFlag.FP16)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise ResourceError(f"{graph.name}: TensorRT could not build an engine; its messages above say why.")
-    write_atomic(path, lambda file: file.write(bytes(engine)))
-    write_text(path.with_suffix(".json"), graph.description_text)
+        raise ResourceError(f"{name}: TensorRT could not build an engine; its messages above say why.")
+    return bytes(engine)
