@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from autoseg.cli.main import run_command
 from autoseg.config.networks import NETWORKS
-from autoseg.ensemble.robustness import CHANGES
+from autoseg.ensemble.corruptions import CORRUPTIONS, USUAL
 from autoseg.export.checklists import CLAIM, TRIPOD_AI, YOU
 from autoseg.export.markdown import plain
 from autoseg.export.methods import Methods, read_methods
@@ -79,7 +79,7 @@ def check(methods: Methods, root: Path) -> None:
     # Nothing else on the page has digits, but for items' numbers and what is the same for all runs.
     for figure in sorted(methods.figures, key=lambda f: -len(f.shown)):
         body = re.sub(re.escape(figure.shown) + r"\[\^\d+\]", "", body)
-    for words in (*CONSTANT, *(words for words, _ in CHANGES.values())):
+    for words in (*CONSTANT, *(c.words for c in CORRUPTIONS.values() if c.words)):
         body = body.replace(words, "")
     body = re.sub(r"^\| \d+[a-g]? \|", "", body, flags=re.MULTILINE)
     assert re.findall(r".*\d.*", body) == []
@@ -117,7 +117,7 @@ def test_every_figure_equals_its_source_whatever_the_scores_are(
 
 def test_what_changed_images_cost_is_traced_too(work_dir: Path) -> None:
     change = {"dice": 0.5123, "difference": -0.1, "low": None, "high": None}
-    changes = [{"name": name, "words": words, **change} for name, (words, _) in CHANGES.items()]
+    changes = [{"name": name, "words": words, **change} for name in USUAL for words in [CORRUPTIONS[name].words]]
     stored = {"made_from": "", "cases": ["a", "b", "c"], "dice": 0.6123, "changes": changes}
     (work_dir / "ensemble" / "robustness.json").write_text(json.dumps(stored))
     methods = read_methods(work_dir)
