@@ -77,7 +77,8 @@ class Copies:
             spare_s: how much of the run's budget is left to them; None: there is no budget.
         """
         self.workspace, self.spec, self.device = workspace, spec, device
-        self.longest_s, self.spare_s = image_s, spare_s
+        self.image_s, self.spare_s = image_s, spare_s
+        self._took_s: list[float] = []
         trained_s = sum(job.seconds for job in workspace.jobs() if job.state == "done")
         # Between rounds nobody asks for them.
         self.trained_s = trained_s if workspace.is_last_round else 0.0
@@ -90,6 +91,11 @@ class Copies:
             stored = read_stored(workspace.spoilt, StoredCopies)
             if stored.made_from == self.made_from:
                 self.copies = stored.copies
+
+    @property
+    def expected_s(self) -> float:
+        """Seconds that a copy takes: the mean of those before."""
+        return sum(self._took_s) / len(self._took_s) if self._took_s else self.image_s
 
     @property
     def learning_s(self) -> float:
@@ -135,7 +141,7 @@ class Copies:
                 self.copies[key] = _predicted(predictor, case, fold, kind, seeds, strength)
             finally:
                 ended = time.monotonic()
-                self.longest_s = max(self.longest_s, ended - loaded)
+                self._took_s.append(ended - loaded)
                 self.spent_s += ended - begin
         return self.copies[key]
 

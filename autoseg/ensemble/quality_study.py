@@ -117,7 +117,7 @@ def spoilt_copies(copies: Copies, cases: Mapping[str, Speaking], folds: Mapping[
     if made:
         return [_studied(copy) for copy in made]
     for name, kind, n in wanted:
-        if copies.longest_s >= copies.learning_s:
+        if copies.expected_s >= copies.learning_s:
             break
         try:
             made.append(copies.predict(cases[name][0], folds[name], kind, [n, folds[name]]))

@@ -73,7 +73,7 @@ def held_out_robustness(
     if path.exists() and (stored := read_stored(path, Robustness)).made_from == key:
         return stored
     path.unlink(missing_ok=True)
-    names = chosen_cases(able, copies.left_s, copies.longest_s)
+    names = chosen_cases(able, copies.left_s, copies.expected_s)
     if not names:
         log.info("ensemble: robustness is not measured: there is no time left for it")
         return None
