@@ -42,6 +42,9 @@ def test_a_budget_that_is_spent_leaves_them_nothing(trained: Workspace) -> None:
     left_s = 30.0
     copies = Copies(trained, spec_of(0, 1), device="cpu", image_s=1.0, spare_s=lambda: left_s)
     assert (copies.learning_s, copies.left_s) == (pytest.approx(10), pytest.approx(30))
+    copies.kept_s = 25.0  # for the held-back cases, which come first
+    assert copies.left_s == pytest.approx(5)
+    copies.kept_s = 0.0
     left_s = -5.0
     assert copies.left_s == -5
     left_s = 1e9

@@ -16,7 +16,7 @@ from autoseg.ensemble.cleaning import choose_rules
 from autoseg.ensemble.combine import Candidate, CaseCost, CaseScore, Choosing, Chosen, costs_of, pareto_rows
 from autoseg.ensemble.copies import Copies
 from autoseg.ensemble.finish import Finished, finish_out_of_fold
-from autoseg.ensemble.held_back import predict_held_back
+from autoseg.ensemble.held_back import HeldBack, predict_held_back
 from autoseg.ensemble.labels import OutOfFoldLabels, Speaking
 from autoseg.ensemble.optimism import ChosenAgain, choose_again, speaking_for
 from autoseg.ensemble.out_of_fold import Progress, score_out_of_fold
@@ -95,11 +95,7 @@ def build_ensemble(
     spec = _spec(how, choice, done.finished, trained.named, pareto_rows(able, choosing.costs))
     cases = [*datalist.testing, *datalist.validation]
     copies = _copies(workspace, spec, choosing.costs, len(cases), settings.device, spare_s)
-    quality = learn_quality(done.labels, done.cases, choice, done.finished, spec, trained, copies)
-    _write_spec(workspace, spec, quality)
-    held_back = predict_held_back(
-        workspace, cases, spec, settings, trained.named, done.finished.tolerance_mm, quality, progress
-    )
+    quality, held_back = _look_at_new_images(copies, cases, settings, choice, done, trained, progress)
     _measure_robustness(copies, datalist, settings, scored, done.finished, progress)
     results = Results(
         candidates=tuple(able),
@@ -122,6 +118,26 @@ def build_ensemble(
     return _write(workspace, results)
 
 
+def _look_at_new_images(
+    copies: Copies,
+    cases: Sequence[Case],
+    settings: Settings,
+    choice: Chosen,
+    done: _Done,
+    trained: LabelMap,
+    progress: Progress | None,
+) -> tuple[QualityModel | None, HeldBack]:
+    """Learn what tells how good predictions are, write the ensemble with it, and predict the held-back cases."""
+    workspace, spec, finished = copies.workspace, copies.spec, done.finished
+    quality = learn_quality(done.labels, done.cases, choice, finished, spec, trained, copies)
+    _write_spec(workspace, spec, quality)
+    held_back = predict_held_back(
+        workspace, cases, spec, settings, trained.named, finished.tolerance_mm, quality, progress
+    )
+    copies.kept_s = 0.0  # that was for these cases
+    return quality, held_back
+
+
 def _copies(
     workspace: Workspace,
     spec: EnsembleSpec,
@@ -136,14 +152,9 @@ def _copies(
         return cost.of(members)[0] if cost is not None else 0.0
 
     by_fold = [[m for m in spec.members if m[1] == fold] for fold in {fold for _, fold in spec.members}]
-    held_back_s = num_held_back * seconds(spec.members)
-    return Copies(
-        workspace,
-        spec,
-        device=device,
-        image_s=max(map(seconds, by_fold)),
-        spare_s=None if spare_s is None else lambda: spare_s() - held_back_s,
-    )
+    copies = Copies(workspace, spec, device=device, image_s=max(map(seconds, by_fold)), spare_s=spare_s)
+    copies.kept_s = num_held_back * seconds(spec.members)
+    return copies
 
 
 def _measure_robustness(

@@ -83,6 +83,8 @@ class Copies:
         # Between rounds nobody asks for them.
         self.trained_s = trained_s if workspace.is_last_round else 0.0
         self.spent_s = 0.0
+        self.kept_s = 0.0
+        """Of the budget, for what is yet to come after them."""
         self.models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
         self.made_from = digest([VERSION, self.models, spec.combine, deeds(spec.postprocessing)])
         self._predictors: dict[int, Predictor] = {}
@@ -106,7 +108,7 @@ class Copies:
     def left_s(self) -> float:
         """Seconds left for all copies."""
         left_s = SHARE * self.trained_s - self.spent_s
-        return left_s if self.spare_s is None else min(left_s, self.spare_s())
+        return left_s if self.spare_s is None else min(left_s, self.spare_s() - self.kept_s)
 
     def can_predict(self, case: Case, fold: int) -> bool:
         """Whether a case's image may be held whole, and models of the ensemble have not seen it."""
