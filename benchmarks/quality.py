@@ -5,8 +5,8 @@
 
 Trains on most cases of a shared set (hippocampus: 140 of 200; acdc: 42 of 60, patients whole), then predicts the others
 as they are, and spoilt copies of them: ten of each kind, five a little and five a lot. What is spoilt here is not the
-code that spoils copies for the fit (`autoseg.ensemble.spoilt`), though some kinds are alike; "other organ" is unlike
-any. A run that is done is not done again. The table is printed and lies in OUT/SET/quality.json.
+code that spoils copies for the fit (`autoseg.ensemble.corruptions`), though some kinds are alike; "other organ" is
+unlike any. A run that is done is not done again. The table is printed and lies in OUT/SET/quality.json.
 """
 
 from __future__ import annotations

@@ -121,18 +121,27 @@ def test_time_is_counted_over_restarts_but_not_between_them(tmp_path: Path, cloc
 def test_what_predictions_take_is_kept_for_the_ensemble(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
     budget = open_budget(tmp_path)
     finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
-    # 6 models: 2 held-out cases each out of fold, and both testing cases by each.
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(5 * (0.2 * 6 * 2 + 6 * 2))
+    # 6 models: 2 held-out cases each out of fold, and both testing cases by each; 7 % for corrupted copies.
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(5 * (0.2 * 6 * 2 + 6 * 2) + 70)
     finish(tmp_path, {"segresnet": 0.9}, inference_s=500.0)
     assert budget.reserved_s(datalist, JOBS) == pytest.approx(300)
     assert open_budget(tmp_path, ensemble=False).reserved_s(datalist, JOBS) == pytest.approx(10.0)
+
+
+def test_corrupted_copies_get_no_more_than_their_number_takes(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
+    budget = open_budget(tmp_path, budget="100000s")
+    finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
+    # Of a case each of the three models of its fold; 64 copies to learn from, and 10 cases in 4 ways.
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(max(1000, 5 * (14.4 + 3 * (64 + 10 * 4))))
+    clock.now += 99_500
+    assert budget.spare_s() == pytest.approx(500 - 1000)  # less than nothing: none is predicted
 
 
 def test_one_slow_prediction_does_not_take_the_time_of_all(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
     budget = open_budget(tmp_path)
     for algo, inference_s in zip(ALGOS, (1.0, 2.0, 100.0), strict=True):
         finish(tmp_path, {algo: 0.9}, inference_s=inference_s)
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(2 * (0.2 * 6 * 2 + 6 * 2))
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(2 * (0.2 * 6 * 2 + 6 * 2) + 70)
 
 
 def test_a_job_of_a_dropped_algorithm_that_is_done_stays_done(tmp_path: Path, clock: Clock) -> None:
@@ -271,8 +280,9 @@ def test_jobs_of_every_round_get_the_same(tmp_path: Path, clock: Clock, datalist
     assert first.job_s("segresnet_0") == (960 - 200) / 4  # nothing is known of predictions: a tenth for each round
     clock.now += 190
     finish(place, {"segresnet": 0.9}, inference_s=4.0)
-    # Two models out of fold, 2 cases each, in two rounds; 10 cases to complete by both; two testing cases by both.
-    kept = 4 * (0.2 * 2 * 2 + 2 * (1.3 * 10 + 0.2 * 2) + 2 * 2)
+    # Two models out of fold, 2 cases each, in two rounds; 10 cases to complete by both; two testing cases by both;
+    # and 7 % of a round's time for the last one's corrupted copies.
+    kept = 4 * (0.2 * 2 * 2 + 2 * (1.3 * 10 + 0.2 * 2) + 2 * 2) + 0.07 * 500
     assert first.reserved_s(datalist, PAIR[1:]) == pytest.approx(kept)
     first.give(datalist, PAIR[1:], PAIR[1:])
     share_s = first.job_s("segresnet_1")

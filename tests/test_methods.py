@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from autoseg.cli.main import run_command
 from autoseg.config.networks import NETWORKS
-from autoseg.ensemble.robustness import CHANGES
+from autoseg.ensemble.corruptions import CORRUPTIONS, USUAL
 from autoseg.export.checklists import CLAIM, TRIPOD_AI, YOU
 from autoseg.export.markdown import plain
 from autoseg.export.methods import Methods, read_methods
@@ -24,8 +24,8 @@ from autoseg.export.references import NETWORK_NAMES, NETWORK_SOURCES, REFERENCES
 from autoseg.export.traced import at, pointer, taken
 
 CONSTANT = (
-    "95 % interval", "10th to 90th percentile", "Intervals of 95 %", "95th percentile", "CLAIM 2024",
-    "voxels other than 0", "Apache-2.0",
+    "95 % interval", "10th to 90th percentile", "Intervals of 95 %", "intervals of 90 %", "95th percentile",
+    "CLAIM 2024", "voxels other than 0", "Apache-2.0",
 )  # fmt: skip
 """What has digits in the text and is no figure of the run."""
 
@@ -79,7 +79,7 @@ def check(methods: Methods, root: Path) -> None:
     # Nothing else on the page has digits, but for items' numbers and what is the same for all runs.
     for figure in sorted(methods.figures, key=lambda f: -len(f.shown)):
         body = re.sub(re.escape(figure.shown) + r"\[\^\d+\]", "", body)
-    for words in (*CONSTANT, *(words for words, _ in CHANGES.values())):
+    for words in (*CONSTANT, *(c.words for c in CORRUPTIONS.values() if c.words)):
         body = body.replace(words, "")
     body = re.sub(r"^\| \d+[a-g]? \|", "", body, flags=re.MULTILINE)
     assert re.findall(r".*\d.*", body) == []
@@ -117,13 +117,52 @@ def test_every_figure_equals_its_source_whatever_the_scores_are(
 
 def test_what_changed_images_cost_is_traced_too(work_dir: Path) -> None:
     change = {"dice": 0.5123, "difference": -0.1, "low": None, "high": None}
-    changes = [{"name": name, "words": words, **change} for name, (words, _) in CHANGES.items()]
+    changes = [{"name": name, "words": words, **change} for name in USUAL for words in [CORRUPTIONS[name].words]]
     stored = {"made_from": "", "cases": ["a", "b", "c"], "dice": 0.6123, "changes": changes}
     (work_dir / "ensemble" / "robustness.json").write_text(json.dumps(stored))
     methods = read_methods(work_dir)
     check(methods, work_dir)
     assert "On 3[^" in methods.text
     assert "turned by 10 degrees 0.512[^" in methods.text
+
+
+def test_how_well_quality_is_predicted_is_traced_too(work_dir: Path) -> None:
+    scores = work_dir / "ensemble" / "scores.json"
+    stored = json.loads(scores.read_text())
+    known = {"error": 0.0123, "spearman": None, "spearman_all": 0.71, "covered": 0.913, "points": []}
+    stored["quality"] = {"check": {"num_cases": 8, "num_copies": 5, **known}, "held_back": []}
+    scores.write_text(json.dumps(stored))
+    methods = read_methods(work_dir)
+    check(methods, work_dir)
+    assert re.search(r"it was 0\.012\[\^\d+\] off on average, and a share of 0\.91\[\^\d+\] of the", methods.text)
+    stored["quality"]["check"]["spearman"] = 0.5
+    scores.write_text(json.dumps(stored))
+    check(read_methods(work_dir), work_dir)
+    stored["quality"] = None
+    scores.write_text(json.dumps(stored))
+    assert "is itself predicted" not in read_methods(work_dir).text
+
+
+@pytest.mark.parametrize("method", ["mae", "contrastive"])
+@pytest.mark.parametrize("scored", [[], ["c", "d"]])
+def test_what_encoders_learned_from_is_traced_too(work_dir: Path, method: str, scored: list[str]) -> None:
+    assert "The encoder of" not in read_methods(work_dir).text
+    lesson = {
+        "method": method, "mask_share": 0.75, "mask_block": 16, "temperature": 0.05, "for_all_folds": bool(scored),
+        "all_images": bool(scored), "training": ["a", "b", "c"], "validation": ["d"],
+        "roles": {"unlabeled": 4}, "scored": scored,
+    }  # fmt: skip
+    path = work_dir / "pretraining" / "segresnet_0" / "lesson.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(lesson))
+    methods = read_methods(work_dir)
+    check(methods, work_dir)
+    assert re.search(r"first learned, without labels, to .* from 3\[\^\d+\] images; 1\[\^\d+\] others", methods.text)
+    assert ("so that scores may be a little too high" in methods.text) == bool(scored)
+    # A run that names other weights does not start from it.
+    settings = work_dir / "settings.yaml"
+    settings.write_text(re.sub(r"init_weights:.*", "init_weights: {value: none, origin: x}", settings.read_text()))
+    assert "The encoder of" not in read_methods(work_dir).text
 
 
 def test_the_check_can_fail(work_dir: Path) -> None:

@@ -22,10 +22,10 @@ from autoseg.data.datalists.cases import Case
 from autoseg.data.grid import Grid, Volume
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_image, write_volume
+from autoseg.ensemble.corruptions import CORRUPTIONS, DRAWN, USUAL, corrupt
 from autoseg.ensemble.predict import predict_files
 from autoseg.ensemble.quality import FEWEST_CASES, fit_quality
 from autoseg.ensemble.quality_study import Studied
-from autoseg.ensemble.spoilt import KINDS, spoil
 from autoseg.errors import WorkspaceError
 from autoseg.evaluation.shapes import ClassShape, shapes_of
 from autoseg.export.pack import pack
@@ -370,20 +370,21 @@ def test_models_of_other_classes_are_refused(work_dir: Path) -> None:
         Predictor([job], device="cpu", quality=model.model_copy(update={"classes": tuple(wrong)}))
 
 
-def test_spoilt_copies_differ_and_keep_their_labels() -> None:
+def test_corrupted_copies_differ_and_keep_their_labels() -> None:
     random = np.random.default_rng(0)
     array = random.normal(size=(1, 20, 18, 16)).astype(np.float32)
     image = Volume(array=array, grid=Grid(shape=(20, 18, 16), affine=np.eye(4)))
     label = random.integers(0, 3, (20, 18, 16)).astype(np.uint8)
-    for kind in KINDS:
-        copy, kept = spoil(kind, image, label, np.random.default_rng(1))
-        again, _ = spoil(kind, image, label, np.random.default_rng(1))
+    assert {*DRAWN} | {*USUAL} == {*CORRUPTIONS}
+    for kind, strength in [*((name, None) for name in DRAWN), *USUAL.items()]:
+        copy, kept = corrupt(kind, image, label, np.random.default_rng(1), strength)
+        again, _ = corrupt(kind, image, label, np.random.default_rng(1), strength)
         np.testing.assert_array_equal(copy.array, again.array)
         assert copy.array.dtype == np.float32
         assert np.isfinite(copy.array).all()
         assert (copy.spacing_mm != image.spacing_mm) == (kind == "spacing")
         assert np.array_equal(copy.array, array) == (kind == "spacing")
-        assert np.array_equal(kept, label) == (kind != "flip")
+        assert np.array_equal(kept, label) == (kind not in ("flip", "rotation"))
 
 
 # -- files

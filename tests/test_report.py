@@ -33,7 +33,7 @@ from autoseg.pseudolabel.rounds import How
 from autoseg.report.filters import FILTERS
 from autoseg.report.page import make_report
 from autoseg.report.pictures import outline, picture_case, shown_box
-from autoseg.report.sections import sections_of
+from autoseg.report.sections import SECTIONS, sections_of
 from autoseg.report.serve import LiveReport, make_server
 from autoseg.workspace.files import write_json, write_yaml
 from autoseg.workspace.workspace import Workspace
@@ -80,6 +80,12 @@ def test_a_run_ends_with_a_whole_report(report: str, finished_run: Path) -> None
     assert len([i for i in page.all("img") if (i["src"] or "").startswith("data:image/svg+xml")]) >= 9
     assert len([i for i in page.all("img") if (i["src"] or "").startswith("data:image/png")]) == 18  # 3 cases, 3 planes
     assert len(report) < 2_000_000
+
+
+def test_the_page_on_the_report_lists_its_parts_in_their_order() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "report.md").read_text()
+    table = page.partition("|---|---|---|\n")[2].partition("\n\n")[0]
+    assert [row.split("|")[1].strip() for row in table.splitlines()] == [title for _, title, *_ in SECTIONS]
 
 
 def test_the_scores_are_those_of_the_ensemble_stage(report: str, finished_run: Path) -> None:

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import autoseg
 from autoseg.cli.main import run_command
+from autoseg.inference.chosen import read_ensemble
+from autoseg.inference.ensemble_spec import seal_ensemble
 from autoseg.pipeline.suggest import Doubt, chosen_order
+from autoseg.workspace.workspace import Workspace
 
 
-def doubt(dice: float, *features: float) -> Doubt:
-    return Doubt(made_from="", predicted_dice={"a": dice}, disagreement=None, features=features)
+def doubt(dice: float, *features: float, low: float = 0.0, reasons: tuple[str, ...] = ()) -> Doubt:
+    return Doubt(made_from="", predicted_dice={"a": dice}, low={"a": low}, reasons=reasons, features=features)
 
 
 def test_the_most_doubtful_comes_first_and_its_twin_last() -> None:
@@ -43,7 +47,13 @@ def test_of_images_alike_the_most_doubtful_are_taken() -> None:
     first = [doubts[name].mean_dice for name, _ in chosen_order(doubts, 10)]
     assert np.mean(first) < 0.4
     assert doubt(0.5).mean_dice == 0.5
-    assert Doubt(made_from="", predicted_dice={}, disagreement=None, features=()).mean_dice == 0
+    assert Doubt(made_from="", predicted_dice={}, low={}, reasons=(), features=()).mean_dice == 0
+
+
+def test_what_is_not_like_the_training_data_counts_by_the_low_end() -> None:
+    usual, odd = doubt(0.8, 0.0, low=0.3), doubt(0.9, 1.0, low=0.2, reasons=("voxels of another size",))
+    assert (usual.loss, odd.loss) == (pytest.approx(0.2), pytest.approx(0.8))
+    assert chosen_order({"usual": usual, "odd": odd}, 1)[0][0] == "odd"
 
 
 def test_the_command_lists_images_of_a_folder_and_keeps_what_it_predicted(
@@ -68,9 +78,17 @@ def test_the_command_lists_images_of_a_folder_and_keeps_what_it_predicted(
     for path in stored:
         told_of = json.loads(path.read_text())
         assert all(0 <= value <= 1 for value in told_of["predicted_dice"].values())
-        assert 0 <= told_of["disagreement"] <= 2
-    worst = min(stored, key=lambda path: np.mean([*json.loads(path.read_text())["predicted_dice"].values()]))
-    assert rows[0]["case"] == worst.stem
+        # The same as predict says of the same image in its quality.csv.
+        verdict = autoseg.Segmenter(work_dir, device="cpu").predict(images / f"{path.stem}.nii.gz").verdict
+        assert verdict is not None
+        dice = {c.name: c.dice for c in verdict.classes if c.dice is not None}
+        assert told_of["predicted_dice"] == pytest.approx(dice, abs=1e-6)
+        assert tuple(told_of["reasons"]) == verdict.reasons
+    losses = {path.stem: Doubt.model_validate_json(path.read_text()).loss for path in stored}
+    assert rows[0]["case"] == max(losses, key=lambda name: losses[name])
+    assert "Dice is predicted as in quality.csv" in told
+    assert {row["like_training"] for row in rows} <= {"yes", "no"}
+    assert all(bool(row["reason"]) == (row["like_training"] == "no") for row in rows)
     assert run_command([*words, "--images", str(images)]) == 0
     assert {p: p.stat().st_mtime_ns for p in stored} == stored
     assert capsys.readouterr().out == told
@@ -79,6 +97,16 @@ def test_the_command_lists_images_of_a_folder_and_keeps_what_it_predicted(
     drawn = capsys.readouterr().out
     assert run_command([*words, "--images", str(images), "--order", "random", "--seed", "3"]) == 0
     assert capsys.readouterr().out == drawn
+    # An ensemble of too few cases has no quality.json: then probabilities tell.
+    fewer = Path(shutil.copytree(work_dir, tmp_path / "fewer"))
+    Workspace(fewer).quality.unlink()
+    seal_ensemble(Workspace(fewer), read_ensemble(Workspace(fewer)))
+    assert run_command(["suggest", "--work_dir", str(fewer), "--images", str(images)]) == 0
+    assert "Dice is what the probabilities expect: the ensemble has no quality.json" in capsys.readouterr().out
+    for path in (fewer / "suggest" / "doubts").iterdir():
+        told_of = json.loads(path.read_text())
+        assert all(0 <= value <= 1 for value in told_of["predicted_dice"].values())
+        assert told_of["reasons"] == []
     # The run's own list has no image without a label.
     shutil.copytree(finished_run / "images", tmp_path / "images")
     shutil.copytree(finished_run / "labels", tmp_path / "labels")

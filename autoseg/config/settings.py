@@ -99,8 +99,8 @@ class EnsembleSettings(Strict):
     """auto: clean the classes whose out-of-fold score that surely raises: largest component, no small parts, no
     holes."""
     robustness: Literal["auto", "off"] = "auto"
-    """auto: predict some held-out cases with noise, a bias field, fewer voxels and turned, in at most 5 % of the time
-    that the jobs trained, 2 % in a budget."""
+    """auto: predict some held-out cases with noise, a bias field, fewer voxels and turned; with what quality is learned
+    from in at most 7 % of the time that the jobs trained, or what a budget leaves."""
     max_time: Duration | None = None
     """Time to segment an image, such as 15s, that the chosen models may take; measured on the out-of-fold cases."""
     max_memory: MemorySize | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoseg.config.settings import EnsembleSettings, Settings
@@ -13,9 +13,10 @@ from autoseg.data.datastats import StatsByCase
 from autoseg.data.labels import LabelMap, check_classes
 from autoseg.ensemble import suspicious
 from autoseg.ensemble.cleaning import choose_rules
-from autoseg.ensemble.combine import Candidate, CaseScore, Choosing, Chosen, costs_of, pareto_rows
+from autoseg.ensemble.combine import Candidate, CaseCost, CaseScore, Choosing, Chosen, costs_of, pareto_rows
+from autoseg.ensemble.copies import Copies
 from autoseg.ensemble.finish import Finished, finish_out_of_fold
-from autoseg.ensemble.held_back import predict_held_back
+from autoseg.ensemble.held_back import HeldBack, predict_held_back
 from autoseg.ensemble.labels import OutOfFoldLabels, Speaking
 from autoseg.ensemble.optimism import ChosenAgain, choose_again, speaking_for
 from autoseg.ensemble.out_of_fold import Progress, score_out_of_fold
@@ -63,6 +64,7 @@ def build_ensemble(
     jobs_done: Sequence[tuple[str, int]],
     *,
     progress: Progress | None = None,
+    spare_s: Callable[[], float] | None = None,
 ) -> EnsembleResult:
     """Score every combination of the trained algorithms out of fold, choose one, and predict with it.
 
@@ -72,6 +74,7 @@ def build_ensemble(
     Args:
         jobs_done: algorithm and fold of each trained job.
         progress: called with (done, all, case) after each case.
+        spare_s: seconds of the run's budget that are left now; None: it has none.
 
     Raises:
         WorkspaceError: No job was trained, or a model cannot be loaded.
@@ -90,13 +93,10 @@ def build_ensemble(
     trained = _classes_of(workspace, choice.candidate)
     done = _finished(workspace, datalist, settings, scored, choice, trained.named, choosing)
     spec = _spec(how, choice, done.finished, trained.named, pareto_rows(able, choosing.costs))
-    quality = learn_quality(done.labels, done.cases, choice, done.finished, spec, trained, settings.device)
-    _write_spec(workspace, spec, quality)
     cases = [*datalist.testing, *datalist.validation]
-    held_back = predict_held_back(
-        workspace, cases, spec, settings, trained.named, done.finished.tolerance_mm, quality, progress
-    )
-    _measure_robustness(workspace, datalist, settings, scored, spec, progress)
+    copies = _copies(workspace, spec, choosing.costs, len(cases), settings.device, spare_s)
+    quality, held_back = _look_at_new_images(copies, cases, settings, choice, done, trained, progress)
+    _measure_robustness(copies, datalist, settings, scored, done.finished, progress)
     results = Results(
         candidates=tuple(able),
         chosen=choice.candidate,
@@ -118,23 +118,59 @@ def build_ensemble(
     return _write(workspace, results)
 
 
-def _measure_robustness(
+def _look_at_new_images(
+    copies: Copies,
+    cases: Sequence[Case],
+    settings: Settings,
+    choice: Chosen,
+    done: _Done,
+    trained: LabelMap,
+    progress: Progress | None,
+) -> tuple[QualityModel | None, HeldBack]:
+    """Learn what tells how good predictions are, write the ensemble with it, and predict the held-back cases."""
+    workspace, spec, finished = copies.workspace, copies.spec, done.finished
+    quality = learn_quality(done.labels, done.cases, choice, finished, spec, trained, copies)
+    _write_spec(workspace, spec, quality)
+    held_back = predict_held_back(
+        workspace, cases, spec, settings, trained.named, finished.tolerance_mm, quality, progress
+    )
+    copies.kept_s = 0.0  # that was for these cases
+    return quality, held_back
+
+
+def _copies(
     workspace: Workspace,
+    spec: EnsembleSpec,
+    cost: CaseCost | None,
+    num_held_back: int,
+    device: str,
+    spare_s: Callable[[], float] | None,
+) -> Copies:
+    """What predicts corrupted copies, in a budget as long as there is also time for the held-back cases."""
+
+    def seconds(members: Sequence[tuple[str, int]]) -> float:
+        return cost.of(members)[0] if cost is not None else 0.0
+
+    by_fold = [[m for m in spec.members if m[1] == fold] for fold in {fold for _, fold in spec.members}]
+    copies = Copies(workspace, spec, device=device, image_s=max(map(seconds, by_fold)), spare_s=spare_s)
+    copies.kept_s = num_held_back * seconds(spec.members)
+    return copies
+
+
+def _measure_robustness(
+    copies: Copies,
     datalist: Datalist,
     settings: Settings,
     scored: Sequence[CaseScore],
-    spec: EnsembleSpec,
+    finished: Finished,
     progress: Progress | None,
 ) -> None:
     """Write robustness.json in the last round, unless it is not wanted."""
-    if settings.combining.robustness == "off" or not workspace.is_last_round:
-        workspace.robustness.unlink(missing_ok=True)
+    if settings.combining.robustness == "off" or not copies.workspace.is_last_round:
+        copies.workspace.robustness.unlink(missing_ok=True)
         return
     by_name = {case.name: case for case in datalist.training}
-    held_out_robustness(
-        workspace, scored, by_name, spec, device=settings.device, seed=settings.seed,
-        in_budget=settings.budget is not None, progress=progress,
-    )  # fmt: skip
+    held_out_robustness(copies, scored, by_name, finished.dice, seed=settings.seed, progress=progress)
 
 
 def _write_spec(workspace: Workspace, spec: EnsembleSpec, quality: QualityModel | None) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from autoseg.data.labels import LabelMap
 from autoseg.ensemble.combine import Chosen
+from autoseg.ensemble.copies import Copies
 from autoseg.ensemble.finish import Finished
 from autoseg.ensemble.labels import OutOfFoldLabels, Speaking
 from autoseg.ensemble.quality_study import Studied, out_of_fold, spoilt_copies
@@ -67,7 +68,7 @@ def learn_quality(
     finished: Finished,
     spec: EnsembleSpec,
     label_map: LabelMap,
-    device: str,
+    copies: Copies,
 ) -> QualityModel | None:
     """Learn from the chosen ensemble's cases out of fold how good its predictions are.
 
@@ -77,7 +78,7 @@ def learn_quality(
         finished: what it came to.
         spec: what is stored of it.
         label_map: the networks' classes.
-        device: where networks run.
+        copies: what predicts spoilt copies.
 
     Returns:
         None where there are too few cases.
@@ -89,10 +90,8 @@ def learn_quality(
             FEWEST_CASES,
         )
         return None
-    copies = spoilt_copies(
-        labels, cases, finished.rules, choice.candidate, {s.case: s.fold for s in studied}, device=device
-    )
-    model = fit_quality(studied, copies, label_map, spec.key)
+    spoilt = spoilt_copies(copies, cases, {s.case: s.fold for s in studied})
+    model = fit_quality(studied, spoilt, label_map, spec.key)
     check = model.check
     log.info(
         "ensemble: predicted Dice of cases out of fold: off by %s on average, Spearman %s; with %d spoilt copies %s",

@@ -98,7 +98,8 @@ def _context(facts: CardFacts) -> dict[str, Any]:
 
 def _sentences(run: Statements) -> dict[str, Any]:
     """What the card shares with the methods section."""
-    evaluation = [run.metrics(), run.statistics(), run.selection(), run.calibration(), run.robustness()]
+    evaluation = [run.metrics(), run.statistics(), run.selection(), run.calibration()]
+    evaluation += [run.predicted_quality(), run.robustness()]
     training = [run.preprocessing(), run.networks(), run.training(), run.initial_weights()]
     sentences: dict[str, Any] = {
         "external": run.external(),

@@ -100,7 +100,7 @@ CLAIM: tuple[Item, ...] = (
     _item("26", "Selection of the final model", S.selection),
     _item("27", "Ensembling", S.ensembling),
     _item("28", "Metrics", S.metrics, left="why these fit the clinical question."),
-    _item("29", "Uncertainty and significance", S.statistics),
+    _item("29", "Uncertainty and significance", S.statistics, S.predicted_quality),
     _item("30", "Robustness", S.robustness),
     _item("31", "Explainability", left="whether anything was done; autoseg does nothing for it."),
     _item("32", "Internal evaluation", S.results),

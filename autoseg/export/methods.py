@@ -97,7 +97,7 @@ def _sections(run: Statements) -> list[tuple[str, list[str]]]:
             "Results",
             kept(
                 run.results(), run.score_table(), run.external(), run.subgroup_words(), run.subgroup_table(),
-                run.calibration(), run.robustness(), run.failures(),
+                run.calibration(), run.predicted_quality(), run.robustness(), run.failures(),
             ),
         ),
         ("Limits", kept(limits)),

@@ -47,6 +47,8 @@ REFERENCES = {
     "segmentation. 3DV 2016.",
     "muon": "Jordan K et al. Muon: an optimizer for hidden layers in neural networks. 2024.",
     "adamw": "Loshchilov I, Hutter F. Decoupled weight decay regularization. ICLR 2019.",
+    "mae": "He K et al. Masked autoencoders are scalable vision learners. CVPR 2022.",
+    "contrastive": "Chen T et al. A simple framework for contrastive learning of visual representations. ICML 2020.",
     "metrics": "Maier-Hein L et al. Metrics reloaded: recommendations for image analysis validation. Nature "
     "Methods 21, "
     "2024.",

@@ -5,11 +5,12 @@ Every figure is read from a file of the run by `Traced`. A sentence that a run h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autoseg.config.networks import LOCATOR
+from autoseg.config.settings import NO_WEIGHTS, PRETRAINED
 from autoseg.export.markdown import cell, listed, table
 from autoseg.export.references import NETWORK_NAMES, NETWORK_SOURCES, OPTIMIZERS, cited
 from autoseg.export.traced import Traced
@@ -241,11 +242,45 @@ class Statements:
     def initial_weights(self) -> str:
         """What the networks started with."""
         given = self.setting("init_weights")
+        pretrained = [text for algo in self.algos if (text := self._pretraining(algo, given))]
+        if pretrained:
+            return " ".join(pretrained)
         if given is None or not self.algos:
             return ""
         seed = self.traced.show(SETTINGS, "seed", "value") if self.setting("seed") is not None else "not stored"
-        start = "random weights" if given == "none" else "weights of an earlier training"
+        start = "random weights" if given == NO_WEIGHTS else "weights of an earlier training"
         return f"Networks started with {start}; the seed was {seed}."
+
+    def _pretraining(self, algo: str, given: Any) -> str:
+        """What a network learned from images before it saw a label; of the first fold, which the others are like."""
+        own = given.get(algo) if isinstance(given, Mapping) else given
+        if own not in (None, PRETRAINED):
+            return ""
+        t = self.traced
+        folds = [fold for name, fold in self.members if name == algo]
+        files = [f"pretraining/{algo}_{fold}/lesson.json" for fold in (folds[0], 0)]
+        file = next((f for f in files if t.read(f) is not None), None)
+        if file is None:
+            return ""
+        text = f"The encoder of {NETWORK_NAMES[algo]} first learned, without labels, to "
+        if t.get(file, "method") == "mae":
+            text += f"draw what was masked ({t.show(file, 'mask_share', form='g')} of each patch, in blocks of"
+            text += f" {t.show(file, 'mask_block')} voxels) {cited('mae')}"
+        else:
+            text += "repair two damaged views of a patch and to tell them from those of other patches"
+            text += f" (temperature {t.show(file, 'temperature', form='g')}) {cited('contrastive')}"
+        text += f", from {t.show(file, 'training', of='count')} images; {t.show(file, 'validation', of='count')} others"
+        text += " decided which weights were kept"
+        is_apart = not t.get(file, "for_all_folds") and len(folds) > 1
+        text += (
+            ", and each fold had a pretraining of its own, of which these are the first's numbers." if is_apart else "."
+        )
+        if t.get(file, "scored"):
+            return text + (
+                f" Among them were the images of {t.show(file, 'scored', of='count')} cases that models are scored on, "
+                "so that scores may be a little too high."
+            )
+        return text + " No image of a case that its models are scored on was among them."
 
     def selection(self) -> str:
         """Which weights, which combination, which postprocessing, and how much the choice flatters."""
@@ -421,11 +456,36 @@ class Statements:
             + f" fitted without the fold it is scored on ({t.show(self._scores, *key, 'value', form='.3f')} on all)."
         )
 
+    def predicted_quality(self) -> str:
+        """How well it is told which predictions to look at."""
+        t, key = self.traced, ("quality", "check")
+        if t.get(self._scores, *key, "error") is None:
+            return ""
+        text = (
+            "The Dice of a prediction is itself predicted, from how sure the models are and how far the image is from"
+        )
+        text += (
+            f" the training images; this was learned from {t.show(self._scores, *key, 'num_cases')} cases out of fold"
+        )
+        text += f" and {t.show(self._scores, *key, 'num_copies')} copies that were corrupted on purpose. For cases that"
+        text += f" it had not seen it was {t.show(self._scores, *key, 'error', form='.3f')} off on average"
+        if t.get(self._scores, *key, "spearman") is not None:
+            text += f" (Spearman's correlation with the true Dice {t.show(self._scores, *key, 'spearman', form='.2f')}"
+            if t.get(self._scores, *key, "num_copies") and t.get(self._scores, *key, "spearman_all") is not None:
+                text += f", with the copies {t.show(self._scores, *key, 'spearman_all', form='.2f')}"
+            text += ")"
+        if t.get(self._scores, *key, "covered") is not None:
+            text += (
+                f", and a share of {t.show(self._scores, *key, 'covered', form='.2f')} of the classes' Dice lay within"
+            )
+            text += " intervals of 90 %"
+        return text + "."
+
     def robustness(self) -> str:
         """What changed images cost."""
         t = self.traced
         rows = t.get(self._robustness_file, "changes") or ()
-        if not rows:
+        if not rows or None in (t.get(self._robustness_file, "dice"), *(r["dice"] for r in rows)):
             return ""
         num = t.show(self._robustness_file, "cases", of="count")
         plain = t.show(self._robustness_file, "dice", form=".3f")

@@ -227,7 +227,10 @@ class RunBudget:
         A round's ensemble merges what the jobs predicted out of fold; the last round's predicts the held-back cases,
         too; in between, cases are predicted to be completed.
         """
-        budget_s, later = self.state.budget_s, self.later
+        from autoseg.ensemble.corruptions import MOST_COPIES
+        from autoseg.ensemble.corruptions import SHARE as COPIES_SHARE
+
+        budget_s, later, copies = self.state.budget_s, self.later, 0
         if self.settings.ensemble is False and not later:
             return LEAST_RESERVED_SHARE * budget_s
         done = self._predicted(self.workspace)
@@ -241,8 +244,14 @@ class RunBudget:
         predictions += later * len(self._again()) * of_later_model
         if self.settings.ensemble is not False:
             predictions += len(models) * (len(datalist.testing) + len(datalist.validation))
+            copies = MOST_COPIES * len({algo for algo, _ in models})
         least, most = (share * (1 + later) * budget_s for share in (LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE))
-        return min(max(case_s * predictions, least), most)
+        copies_s = min(case_s * copies, COPIES_SHARE * budget_s / self.rounds.number)
+        return min(max(case_s * predictions + copies_s, least), most)
+
+    def spare_s(self) -> float:
+        """Seconds left to what the ensemble stage does beyond its predictions, so that the report still fits in."""
+        return self.left_s - LEAST_RESERVED_SHARE * self.state.budget_s
 
     @property
     def later(self) -> int:

@@ -170,7 +170,9 @@ def ensemble(run: RunContext, place: Workspace) -> Outcome:
     check_jobs(trained)
     score_folds(place, datalist, run.job_settings, models)
     with case_progress("ensemble") as progress:
-        result = build_ensemble(place, datalist, run.job_settings, models, progress=progress)
+        budget = run.budget_in(place)
+        spare_s = None if budget is None else budget.spare_s
+        result = build_ensemble(place, datalist, run.job_settings, models, progress=progress, spare_s=spare_s)
     return Outcome(text="\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
 
 

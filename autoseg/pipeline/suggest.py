@@ -1,10 +1,11 @@
-"""`autoseg suggest`: which images to annotate next, by how doubtful the models are of them and how unlike each other.
+"""`autoseg suggest`: which images to annotate next, by how badly they are likely segmented and how unlike each other.
+
+What is thought of a prediction is what `quality.csv` says of it: predicted Dice, and whether the image is like the
+training data. Of an ensemble of too few cases to learn that from, the Dice that the models' probabilities expect.
 
 work_dir/suggest/
   suggestions.csv          the images in the order to annotate them
   doubts/<case>.json       what the models say of an image, with a digest of what it was made from
-
-`doubt_of` alone says how good a prediction is expected to be; whatever predicts a Dice better can take its place.
 """
 
 from __future__ import annotations
@@ -12,27 +13,24 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from autoseg.data.datalists.datalist import read_cases
 from autoseg.data.formats.table import image_digest
-from autoseg.data.streams import FileImage, open_image
+from autoseg.data.grid import Volume
 from autoseg.data.volumes import read_image
+from autoseg.ensemble.predict import load_predictor
 from autoseg.errors import ConfigError, DataError, WorkspaceError
 from autoseg.evaluation.tables import csv_text, format_rows
-from autoseg.inference.chosen import own_jobs, read_ensemble, run_at
-from autoseg.inference.ensemble_spec import check_ensemble
+from autoseg.inference.appearance import mean_expected_dice
+from autoseg.inference.chosen import read_ensemble, read_inference, run_at
 from autoseg.inference.items import find_items
 from autoseg.inference.predictor import Predictor, model_digest
-from autoseg.inference.restore import labels_of_means
-from autoseg.inference.seals import check_jobs
-from autoseg.pseudolabel.evidence import disagreements
+from autoseg.inference.quality import judge, network_indices
 from autoseg.workspace.files import digest, write_text
 from autoseg.workspace.settings import read_settings
 from autoseg.workspace.stored import Stored, read_stored, write_stored
@@ -40,11 +38,16 @@ from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the meaning of a stored doubt changes."""
+PREDICTED = "Dice is predicted as in quality.csv; an image that is not like the training data counts by the low end."
+EXPECTED = (
+    "Dice is what the probabilities expect: the ensemble has no quality.json, which takes cases out of fold "
+    "(docs/quality.md)."
+)
 EVIDENCE = (
-    "Evidence: in the one comparison that was made this order did not beat drawing images at random "
-    "(docs/results.md#what-to-annotate-next). `--order random` draws them."
+    "Evidence: in the one comparison that was made, by expected Dice and before quality.csv, such an order did not "
+    "beat drawing images at random (docs/results.md#what-to-annotate-next). `--order random` draws them."
 )
 
 
@@ -56,17 +59,27 @@ class Doubt(Stored):
     made_from: str
     """A digest of the image, the models and this version."""
     predicted_dice: dict[str, float]
-    """Class -> the Dice that is expected; classes that neither the labels nor the probabilities hold are left out."""
-    disagreement: float | None
-    """Of the folds' models, mean over classes, 0 to 2; None with one fold alone."""
+    """Class -> the Dice that is expected; classes of which nothing is known are left out."""
+    low: dict[str, float]
+    """Class -> the lower end of its interval; the same where there is none."""
+    reasons: tuple[str, ...]
+    """Why the image is not like the training data, in words; none where it is, or where that is not known."""
     features: tuple[float, ...]
     """What the image is like: sizes, intensities, volumes."""
 
     @property
     def mean_dice(self) -> float:
-        """Over the classes; 0 where nothing is expected to be found."""
-        values = self.predicted_dice.values()
-        return sum(values) / len(values) if values else 0.0
+        """Over the classes; 0 where nothing is known."""
+        return _mean(self.predicted_dice)
+
+    @property
+    def loss(self) -> float:
+        """Of Dice, that is expected: of an image unlike the training data the most that is."""
+        return 1 - (_mean(self.low) if self.reasons else self.mean_dice)
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values) if values else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,66 +91,45 @@ class Candidate:
     group: str | None = None
 
 
-def doubt_of(predictor: Predictor, folds: Sequence[int], images: Sequence[Path], made_from: str = "") -> Doubt:
+def doubt_about(predictor: Predictor, images: Sequence[Path], made_from: str = "") -> Doubt:
     """How good a prediction is expected to be, and what the image is like.
 
-    The expected Dice of a class is the mean of two: that of its probabilities, 2 sum(p in the mask) / (mask + sum(p)),
-    as if they were right; and the Dice of the folds' predictions with each other.
-
     Args:
-        predictor: all models of the chosen combination.
-        folds: of each.
+        predictor: the chosen ensemble, which counts what its predictions look like (`watches_traits`).
 
     Raises:
         DataError: The image cannot be read, or does not have the models' channels.
     """
-    label_map = predictor.label_map
-    num = len(label_map.names)
-    inside, everywhere, voxels = np.zeros(num), np.zeros(num), np.zeros(num)
-
-    def watch(subset: int, place: tuple[slice, slice, slice], probs: torch.Tensor) -> None:
-        if subset:
-            return
-        winner = None if label_map.sigmoid else probs.argmax(0)
-        for k in range(num):
-            p = probs[k] if winner is None else probs[k + 1]
-            mask = p > 0.5 if winner is None else winner == k + 1
-            inside[k] += float(p[mask].sum())
-            everywhere[k] += float(p.sum())
-            voxels[k] += int(mask.sum())
-
-    by_fold = [tuple(i for i, f in enumerate(folds) if f == fold) for fold in sorted(set(folds))]
-    with ExitStack() as stack:
-        image = open_image(list(images))
-        if isinstance(image, FileImage):
-            stack.enter_context(image)
-        subsets = [tuple(range(len(folds))), *(by_fold if len(by_fold) > 1 else [])]
-        labels = labels_of_means(predictor.each(image), subsets, image.shape, label_map, watch=watch)
-        spacing, shape = image.spacing_mm, image.shape
-    apart = disagreements(labels[1:], label_map, range(num))
-    predicted = {}
-    for k, name in enumerate(label_map.names):
-        # Probabilities of a few thousandths everywhere are no class that is there.
-        if not voxels[k] and everywhere[k] < 1:
-            continue
-        of_probs = 2 * inside[k] / (voxels[k] + everywhere[k])
-        of_folds = apart[k]
-        predicted[name] = float(of_probs if of_folds is None else (of_probs + 1 - of_folds / 2) / 2)
-    known = [v for v in apart.values() if v is not None]
-    ml = voxels * math.prod(spacing) / 1000
+    volume = read_image(tuple(images))
+    predictor.check(volume, images[0].name)
+    appearance = predictor.appearance(predictor.predict_labels(volume), volume.spacing_mm)
+    names = predictor.label_map.named.names
+    dice: dict[str, float] = {}
+    low: dict[str, float] = {}
+    reasons: tuple[str, ...] = ()
+    if predictor.quality is not None:
+        verdict = judge(predictor.quality, appearance)
+        dice = {c.name: c.dice for c in verdict.classes if c.dice is not None}
+        low = {c.name: c.dice if c.low is None else c.low for c in verdict.classes if c.dice is not None}
+        reasons = verdict.reasons
+    else:
+        expected = [mean_expected_dice(appearance, i) for i in network_indices(predictor.label_map)]
+        dice = low = {name: value for name, value in zip(names, expected, strict=True) if not math.isnan(value)}
+    log_ml = np.log1p([shape.volume_ml for shape in appearance.shapes])
     return Doubt(
         made_from=made_from,
-        predicted_dice={name: round(value, 6) for name, value in predicted.items()},
-        disagreement=round(sum(known) / len(known), 6) if known else None,
-        features=tuple(round(float(v), 5) for v in (*_looks(images, shape, spacing), *np.log1p(ml))),
+        predicted_dice={name: round(value, 6) for name, value in dice.items()},
+        low={name: round(value, 6) for name, value in low.items()},
+        reasons=reasons,
+        features=tuple(round(float(v), 5) for v in (*_looks(volume), *log_ml)),
     )
 
 
-def _looks(images: Sequence[Path], shape: Sequence[int], spacing_mm: Sequence[float]) -> list[float]:
+def _looks(volume: Volume) -> list[float]:
     """Extent, voxel size, and of each channel how intensities spread; as logarithms where they are sizes."""
-    values = [math.log(n * mm) for n, mm in zip(shape, spacing_mm, strict=True)]
-    values += [math.log(mm) for mm in spacing_mm]
-    for channel in read_image(tuple(images)).array:
+    values = [math.log(n * mm) for n, mm in zip(volume.grid.shape, volume.spacing_mm, strict=True)]
+    values += [math.log(mm) for mm in volume.spacing_mm]
+    for channel in volume.array:
         low, quarter, middle, high_quarter, high = np.percentile(channel, (0.5, 25, 50, 75, 99.5))
         spread = max(float(high - low), 1e-6)
         values += [math.log10(spread), *(float(v - low) / spread for v in (quarter, middle, high_quarter))]
@@ -157,7 +149,7 @@ def chosen_order(doubts: Mapping[str, Doubt], num: int) -> list[tuple[str, float
     Source: k-centre as a core set: Sener and Savarese 2018; the weight is a choice.
     """
     names = sorted(doubts)
-    loss = np.array([1 - doubts[name].mean_dice for name in names])
+    loss = np.array([doubts[name].loss for name in names])
     features = np.array([doubts[name].features for name in names], float)
     middle = np.median(features, axis=0)
     deviation = 1.4826 * np.median(np.abs(features - middle), axis=0)
@@ -227,11 +219,9 @@ def suggest(
     if num < 1:
         raise ConfigError(f"--n: expected a whole number >= 1, found {num}.")
     workspace = run_at(Workspace(Path(work_dir))).finished()
-    spec = read_ensemble(workspace)
-    jobs = own_jobs(workspace, spec.members)
-    check_ensemble(workspace, spec)
-    check_jobs(jobs)
-    predictor = Predictor(jobs, device=device)
+    predictor = load_predictor(workspace, device=device)
+    predictor.watches_traits = True
+    spec, quality = read_ensemble(workspace), predictor.quality
     found = candidates(workspace, images, predictor.num_channels)
     rows: list[dict[str, object]]
     failures: list[str] = []
@@ -240,49 +230,56 @@ def suggest(
         rows = [{"rank": n, "case": found[i].name} for n, i in enumerate(drawn, 1)]
     else:
         models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
+        inference = read_inference(workspace).model_dump(mode="json")
+        made_from = [models, spec.key, inference, None if quality is None else quality.model_dump(mode="json")]
         doubts: dict[str, Doubt] = {}
         for done, candidate in enumerate(found, 1):
             try:
-                doubts[candidate.name] = _kept_doubt(
-                    workspace, predictor, [f for _, f in spec.members], models, candidate
-                )
+                doubts[candidate.name] = _kept_doubt(workspace, predictor, made_from, candidate)
             except DataError as error:
                 failures += [f"{candidate.name}: left out: {message}" for message in error.messages]
             log.debug("suggest: %d of %d: %s", done, len(found), candidate.name)
         if not doubts:
             raise WorkspaceError([f"{workspace.run}: no image could be predicted.", *failures])
-        rows = [_row(rank, name, doubts[name], away) for rank, (name, away) in enumerate(chosen_order(doubts, num), 1)]
+        rows = [
+            _row(rank, name, doubts[name], away, is_judged=quality is not None)
+            for rank, (name, away) in enumerate(chosen_order(doubts, num), 1)
+        ]
     folder = workspace.run / "suggest"
     write_text(folder / "suggestions.csv", csv_text(COLUMNS, [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]))
-    table = format_rows(list(COLUMNS), [[_shown(row.get(key, "")) for key in COLUMNS] for row in rows])
+    shown = COLUMNS[:-1]  # reasons are long
+    table = format_rows(list(shown), [[_shown(row.get(key, "")) for key in shown] for row in rows])
     title = f"{len(rows)} of {len(found)} images to annotate next; {folder / 'suggestions.csv'}"
-    return "\n".join([title, table, EVIDENCE, *failures])
+    told_by = [] if order == "random" else [EXPECTED if quality is None else PREDICTED]
+    return "\n".join([title, table, *told_by, EVIDENCE, *failures])
 
 
-COLUMNS = ("rank", "case", "predicted_dice", "disagreement", "distance")
+COLUMNS = ("rank", "case", "predicted_dice", "like_training", "distance", "reason")
 
 
 def _shown(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _row(rank: int, name: str, doubt: Doubt, away: float) -> dict[str, object]:
-    distance = "" if math.isnan(away) else round(away, 4)
-    disagreement = "" if doubt.disagreement is None else doubt.disagreement
-    dice = round(doubt.mean_dice, 4)
-    return {"rank": rank, "case": name, "predicted_dice": dice, "disagreement": disagreement, "distance": distance}
+def _row(rank: int, name: str, doubt: Doubt, away: float, *, is_judged: bool) -> dict[str, object]:
+    return {
+        "rank": rank,
+        "case": name,
+        "predicted_dice": round(doubt.mean_dice, 4),
+        "like_training": "" if not is_judged else "no" if doubt.reasons else "yes",
+        "distance": "" if math.isnan(away) else round(away, 4),
+        "reason": "; ".join(doubt.reasons),
+    }
 
 
-def _kept_doubt(
-    workspace: Workspace, predictor: Predictor, folds: Sequence[int], models: Mapping[str, str], candidate: Candidate
-) -> Doubt:
+def _kept_doubt(workspace: Workspace, predictor: Predictor, made_from: Sequence[object], candidate: Candidate) -> Doubt:
     """The doubt of an image; what was made from the same before is not made again."""
     path = workspace.run / "suggest" / "doubts" / f"{candidate.name}.json"
     if lost := [image for image in candidate.images if not image.exists()]:
         raise DataError(f"{lost[0]}: no such file.")
-    key = digest([VERSION, dict(models), [image_digest(image) for image in candidate.images]])
+    key = digest([VERSION, *made_from, [image_digest(image) for image in candidate.images]])
     if path.exists() and (stored := read_stored(path, Doubt)).made_from == key:
         return stored
-    doubt = doubt_of(predictor, folds, candidate.images, key)
+    doubt = doubt_about(predictor, candidate.images, key)
     write_stored(path, doubt)
     return doubt

@@ -311,7 +311,7 @@ def calibration(run: Run) -> Content | None:
             "name": n,
             "error": e,
             "voxels": v,
-            "lean": "too sure" if s > c + 0.01 else "too unsure" if s < c - 0.01 else "fair",
+            "lean": "too high" if s > c + 0.01 else "too low" if s < c - 0.01 else "fair",
         }
         for (n, e, v), s, c in zip(rows, said, came, strict=True)
     ]
