@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.model_selection import KFold
 
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
@@ -322,6 +324,19 @@ def test_made_folds_are_balanced_and_do_not_depend_on_the_order(root: Path, put:
     assert {c.name: c.fold for c in turned.training} == {c.name: c.fold for c in data.training}
     other = read_datalist(put([item(i) for i in range(8)]), root, num_fold=2, seed=1)
     assert [c.fold for c in other.training] != [c.fold for c in data.training]
+
+
+@pytest.mark.parametrize(
+    ("num", "num_fold", "seed"), [(2, 2, 0), (7, 3, 1), (23, 5, 0), (200, 5, 42), (64, 64, 2**32 - 1)]
+)
+def test_folds_of_equal_cases_are_those_of_scikit_learn(num: int, num_fold: int, seed: int) -> None:
+    """What lists without classes or patients got before, and what other tools deal, stays."""
+    names = [f"n{i:03}" for i in range(num)]
+    folds = make_folds(names, num_fold=num_fold, seed=seed, groups=[None] * num, strata=[""] * num)
+    splits = KFold(num_fold, shuffle=True, random_state=seed).split(names)
+    assert [np.flatnonzero(np.array(folds) == fold).tolist() for fold in range(num_fold)] == [
+        part.tolist() for _, part in splits
+    ]
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,4 +1,4 @@
-"""Folds of a cross-validation, where the user's list has none. The splitting itself is scikit-learn's."""
+"""Folds of a cross-validation, where the user's list has none. They are those that scikit-learn deals."""
 
 from __future__ import annotations
 
@@ -89,9 +89,6 @@ def make_folds(
     Raises:
         ConfigError: Fewer cases or patients than folds.
     """
-    # Loading scikit-learn takes longer than analysing 200 small cases, and most lists have their folds.
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
-
     # Prefixes keep a patient called like another patient's case apart from it.
     patients = [f"case {n}" if g is None else f"group {g}" for n, g in zip(names, groups, strict=True)]
     grouped = len(set(patients)) < len(names)
@@ -105,18 +102,38 @@ def make_folds(
     order = sorted(range(len(names)), key=lambda i: names[i])
     y = np.array(_merge_rare([strata[i] for i in order], num_fold))
     by = np.array([patients[i] for i in order])
-    folds = np.full(len(names), -1)
-    options = {"n_splits": num_fold, "shuffle": True, "random_state": seed}
-    if grouped:
-        splits = list(StratifiedGroupKFold(**options).split(y, y, by))
-        if any(len(val) == 0 for _, val in splits):
-            # The stratified splitter may leave a fold empty where patients differ much in size.
-            splits = list(GroupKFold(**options).split(y, y, by))
+    if grouped or len(set(y)) > 1:
+        parts = _balanced_parts(y, by if grouped else None, num_fold, seed)
     else:
-        splits = list((StratifiedKFold if len(set(y)) > 1 else KFold)(**options).split(y, y))
-    for fold, (_, val) in enumerate(splits):
-        folds[np.array(order)[val]] = fold
+        parts = _shuffled_parts(len(names), num_fold, seed)
+    folds = np.full(len(names), -1)
+    for fold, part in enumerate(parts):
+        folds[np.array(order)[part]] = fold
     return [int(f) for f in folds]
+
+
+def _shuffled_parts(num: int, num_fold: int, seed: int) -> list[np.ndarray]:
+    """Cases of each fold, where nothing is to be balanced: as scikit-learn's `KFold` deals them.
+
+    Loading scikit-learn takes longer than analysing 200 small cases; most data sets need no more than this.
+    """
+    legacy = np.random.RandomState(seed)
+    return np.array_split(legacy.permutation(num), num_fold)
+
+
+def _balanced_parts(strata: np.ndarray, patients: np.ndarray | None, num_fold: int, seed: int) -> list[np.ndarray]:
+    """Cases of each fold, balanced over strata; `patients`, None where each has one case, are never split."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
+
+    options = {"n_splits": num_fold, "shuffle": True, "random_state": seed}
+    if patients is None:
+        splits = list(StratifiedKFold(**options).split(strata, strata))
+    else:
+        splits = list(StratifiedGroupKFold(**options).split(strata, strata, patients))
+        if any(len(part) == 0 for _, part in splits):
+            # The stratified splitter may leave a fold empty where patients differ much in size.
+            splits = list(GroupKFold(**options).split(strata, strata, patients))
+    return [part for _, part in splits]
 
 
 def _merge_rare(strata: Sequence[str], num_fold: int) -> list[int]:
