@@ -30,6 +30,8 @@ def box_other_than_zero(array: np.ndarray, slope: float, inter: float, whole: Hi
 def within(box: Box, array: np.ndarray, slope: float, inter: float, whole: Histogram) -> Histogram:
     """The histogram of a box, counted in the box or around it, whichever is less."""
     inside = array[box]
+    if inside.size == array.size:
+        return whole
     if 2 * inside.size > array.size:
         rest = pool([histograms_by_label(part, None, slope, inter)[0] for part in around(array, box)])
         if whole.includes(rest):

@@ -7,6 +7,7 @@ Axes: X, Y, Z in RAS+; a result says nothing of orientation on disk beyond its n
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -118,12 +119,12 @@ class CaseStats:
     @property
     def voxels(self) -> int:
         """Number of voxels."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def nonzero_ratio(self) -> float:
         """Volume of the box around voxels other than 0 in any channel, as a share of the image."""
-        return float(np.prod(self.nonzero_shape)) / self.voxels if self.voxels else 1.0
+        return math.prod(self.nonzero_shape) / self.voxels if self.voxels else 1.0
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
@@ -282,7 +283,7 @@ def _measure(
     orientation, axes, directions = _orientation(grid.affine[:3, :3].tobytes())
     x, y, z = axes
     by_channel: list[dict[int, Histogram]] = []
-    cropped, cropped_shapes, nonzero = [], [], []
+    pooled, cropped, cropped_shapes, nonzero = [], [], [], []
     identity = hashlib.sha256()
     warnings: list[Finding] = []
     for number in range(len(volumes)):
@@ -291,25 +292,22 @@ def _measure(
             array = volume.array[..., channel]
             histograms = histograms_by_label(array, label, volume.slope, volume.inter)
             whole = pool(list(histograms.values()))
-            kept, usual, finding = _without_strays(histograms, whole, ignore_label)
-            if finding:
+            kept = _without_strays(histograms, whole, ignore_label)
+            if kept.finding:
                 remedy = (
                     "They are left out of all statistics, and count as the nearest usual value in training and "
                     "prediction. Correct the export where they are not meant."
                 )
-                warnings.append(Finding("intensity", finding, remedy, is_fault=False, file=number))
+                warnings.append(Finding("intensity", kept.finding, remedy, is_fault=False, file=number))
             box = box_above_zero(array, volume.slope, volume.inter, whole)
-            by_channel.append(kept)
-            cropped.append(within(box, array, volume.slope, volume.inter, whole).within(usual))
+            by_channel.append(kept.by_label)
+            pooled.append(kept.foreground.rounded(MOST_POOLED_VALUES))
+            cropped.append(within(box, array, volume.slope, volume.inter, whole).within(kept.usual))
             cropped_shapes.append(tuple(box[a].stop - box[a].start for a in axes))
             nonzero.append(box_other_than_zero(array, volume.slope, volume.inter, whole))
             _identify(identity, array, whole)
     # The image is freed here; components need memory of their own.
     del volume, array
-    pooled = [
-        pool([h for value, h in histograms.items() if value not in (0, ignore_label)]).rounded(MOST_POOLED_VALUES)
-        for histograms in by_channel
-    ]
     has_foreground = bool(len(pooled[0].values))
     box = hull(nonzero)
     beside = [pool([h for value, h in histograms.items() if value in (0, ignore_label)]) for histograms in by_channel]
@@ -332,10 +330,21 @@ def _measure(
     )
 
 
-def _without_strays(
-    histograms: dict[int, Histogram], whole: Histogram, ignore_label: int | None
-) -> tuple[dict[int, Histogram], Usual | None, str]:
-    """A channel's histograms by label value without stray voxels, what is usual in it, and which were left out.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Kept:
+    """A channel's histograms without stray voxels."""
+
+    by_label: dict[int, Histogram]
+    foreground: Histogram
+    """Of all labelled voxels together."""
+    usual: Usual | None = None
+    """What is usual in the whole channel."""
+    finding: str = ""
+    """Which voxels were left out; empty: none."""
+
+
+def _without_strays(histograms: dict[int, Histogram], whole: Histogram, ignore_label: int | None) -> _Kept:
+    """Leave stray voxels of a channel out of its histograms by label value.
 
     Of the whole channel first, then of the foreground by itself: a voxel that does not show in ten million may decide
     the mean of a thousand.
@@ -343,12 +352,16 @@ def _without_strays(
     usual = whole.usual()
     kept = {value: histogram.within(usual) for value, histogram in histograms.items()}
     labelled = [value for value in kept if value not in (0, ignore_label)]
-    inner = pool([kept[value] for value in labelled]).usual()
-    kept |= {value: kept[value].within(inner) for value in labelled}
-    limits = usual or inner
+    foreground = pool([kept[value] for value in labelled])
+    inner = foreground.usual()
+    if (limits := usual or inner) is None:
+        return _Kept(by_label=kept, foreground=foreground)
+    if inner is not None:
+        kept |= {value: kept[value].within(inner) for value in labelled}
+        foreground = pool([kept[value] for value in labelled])
     number = whole.total - sum(histogram.total for histogram in kept.values())
-    if limits is None or not number:
-        return kept, usual, ""
+    if not number:
+        return _Kept(by_label=kept, foreground=foreground, usual=usual)
     measured = whole if usual else pool([histograms[value] for value in labelled])
     least, most = float(measured.values[0]), float(measured.values[-1])
     extreme = most if most - limits.high > limits.low - least else least
@@ -356,7 +369,7 @@ def _without_strays(
         f"{number} {'voxel' if number == 1 else 'voxels'} as far as {extreme:.4g}, while 99 % "
         f"{'' if usual else 'of the foreground '}lie from {limits.low:.4g} to {limits.high:.4g}"
     )
-    return kept, usual, finding
+    return _Kept(by_label=kept, foreground=foreground, usual=usual, finding=finding)
 
 
 def _outside(label: np.ndarray, box: Box, ignore_label: int | None) -> tuple[tuple[int, int], ...]:

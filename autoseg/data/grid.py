@@ -104,9 +104,10 @@ def corners_of(shape: Sequence[int]) -> np.ndarray:
 
 def stored_as(array: np.ndarray, own: Grid, other: Grid) -> np.ndarray:
     """An array (I, J, K, ...) stored on one grid, with the axes of another that is the same one in RAS."""
-    ornt = ornt_transform(axes_of(own.affine), axes_of(other.affine))
-    if (ornt == [(0, 1), (1, 1), (2, 1)]).all():
+    own_axes, other_axes = axes_of(own.affine), axes_of(other.affine)
+    if (own_axes == other_axes).all():
         return array
+    ornt = ornt_transform(own_axes, other_axes)
     return np.asfortranarray(apply_orientation(array, ornt))
 
 

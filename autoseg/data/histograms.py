@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -42,9 +43,9 @@ class Stats(NamedTuple):
     percentile_99_5: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Histogram:
-    """Values in rising order and how often each occurs."""
+    """Values in rising order and how often each occurs; the figures are computed once."""
 
     values: np.ndarray
     """(V,) float64, finite, strictly rising."""
@@ -59,6 +60,10 @@ class Histogram:
 
     def stats(self) -> Stats:
         """The figures of a histogram that is not empty."""
+        return self._stats
+
+    @cached_property
+    def _stats(self) -> Stats:
         values, counts = self.values, self.counts
         below = np.cumsum(counts)
         total = int(below[-1])
@@ -89,12 +94,14 @@ class Histogram:
         """What is usual, where a few stray voxels decide mean and deviation; None where none do."""
         if not len(self.values):
             return None
-        below, others = np.cumsum(self.counts), self.values != 0
+        below = np.cumsum(self.counts)
+        last = below[-1] - 1
         # Values that occur, rounded outwards: between two of a few values a percentile would be no voxel's.
-        places = [math.floor(QUANTILES[0] * (below[-1] - 1)), math.ceil(QUANTILES[-1] * (below[-1] - 1))]
+        places = [math.floor(QUANTILES[0] * last), math.ceil(QUANTILES[-1] * last)]
         low, high = self.values[np.searchsorted(below, places, side="right")].tolist()
-        rest = Histogram(values=self.values[others], counts=self.counts[others])
-        typical = abs(rest.stats().median) if low == high and others.any() else 0.0
+        typical = 0.0
+        if low == high and (others := self.values != 0).any():
+            typical = abs(Histogram(values=self.values[others], counts=self.counts[others]).stats().median)
         return usual_of(low, high, self.stats().stdev, typical)
 
     def within(self, usual: Usual | None) -> Histogram:

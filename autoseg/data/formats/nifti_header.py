@@ -6,6 +6,8 @@ Headers are nibabel's; here they are judged, since nibabel repairs some silently
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
@@ -27,6 +29,8 @@ from autoseg.data.grid import TOLERANCE_VOXELS, Grid, corners_apart_mm, has_axes
 
 SIZE_1, SIZE_2 = 348, 540
 """Bytes of a NIfTI-1 and of a NIfTI-2 header."""
+NUMBERS_1, NUMBERS_2 = slice(42, 56), slice(24, 80)
+"""Of those bytes, the numbers of voxels along each axis; how many axes there are stands before them."""
 MAGICS = (b"n+1", b"n+2")
 """Of headers whose voxels follow in the same file."""
 SFORM_FIELDS = ("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units")
@@ -55,14 +59,13 @@ def judge_header(raw: bytes, magics: tuple[bytes, ...] = MAGICS) -> RawHeader:
     """
     if len(raw) < SIZE_1:
         raise FileFaultError("unreadable", f"{len(raw)} bytes are too few for a NIfTI header", "Export it again.")
-    kind = nib.Nifti2Header if len(raw) == SIZE_2 else nib.Nifti1Header
     warnings: list[Finding] = []
     try:
-        header = kind(raw, check=False)
+        header = _parsed(raw)
         if bytes(header["magic"])[:3] not in magics:
             raise FileFaultError("unreadable", "not a NIfTI file (no magic string)", "Export it again.")
         pixdim = np.array(header["pixdim"][1:4], np.float64)
-        _repair(header, warnings)
+        header, rest = _repair(raw, header, warnings)
         dtype = header.get_data_dtype()
         full_shape = tuple(int(s) for s in header.get_data_shape())
         offset = int(header.get_data_offset())
@@ -71,7 +74,7 @@ def judge_header(raw: bytes, magics: tuple[bytes, ...] = MAGICS) -> RawHeader:
         raise FileFaultError("unreadable", f"a damaged NIfTI header ({brief(error)})", "Export it again.") from None
     check_numbers(dtype)
     shape, num_channels = split_shape(full_shape)
-    grid = _grid(header, pixdim, shape, warnings)
+    grid = _grid(header, rest, pixdim, shape, warnings)
     return RawHeader(
         dtype=dtype,
         num_channels=num_channels,
@@ -94,22 +97,45 @@ class _Notes(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def _repair(header: nib.Nifti1Header, warnings: list[Finding]) -> None:
+def _parsed(raw: bytes) -> nib.Nifti1Header:
+    return (nib.Nifti2Header if len(raw) == SIZE_2 else nib.Nifti1Header)(raw, check=False)
+
+
+def _repair(raw: bytes, header: nib.Nifti1Header, warnings: list[Finding]) -> tuple[nib.Nifti1Header, bytes]:
     """Repair a header as `nibabel.load` does, so that every reader sees the same; what it repairs is a warning.
 
-    Voxel sizes of 0 are judged apart: with an sform they do not matter.
+    Returns:
+        The header; and its bytes without numbers of voxels.
+    """
+    numbers = NUMBERS_2 if len(raw) == SIZE_2 else NUMBERS_1
+    rest = raw[: numbers.start] + bytes(numbers.stop - numbers.start) + raw[numbers.stop :]
+    repaired, texts = _repaired(rest)
+    if repaired != rest:
+        header = _parsed(repaired[: numbers.start] + raw[numbers] + repaired[numbers.stop :])
+    if texts:
+        remedy = "The image is read so. Export it again."
+        warnings.append(Finding("header", f"a damaged NIfTI header: {'; '.join(texts)}", remedy, is_fault=False))
+    return header, repaired
+
+
+@lru_cache(maxsize=256)
+def _repaired(rest: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """The bytes of a header as nibabel repairs them, and what it says of that.
+
+    It looks at all but the numbers of voxels; many cases of a data set share the rest, and looking takes as long as
+    unpacking a small file. Voxel sizes of 0 are judged apart: with an sform they do not matter.
     """
     notes = _Notes()
     logger = logging.Logger("header")
     logger.addHandler(notes)
+    header = _parsed(rest)
     header.check_fix(logger=logger)
-    texts = [t for t in notes.texts if "pixdim[1,2,3]" not in t]
-    if texts:
-        remedy = "The image is read so. Export it again."
-        warnings.append(Finding("header", f"a damaged NIfTI header: {'; '.join(texts)}", remedy, is_fault=False))
+    return header.binaryblock, tuple(t for t in notes.texts if "pixdim[1,2,3]" not in t)
 
 
-def _grid(header: nib.Nifti1Header, pixdim: np.ndarray, shape: tuple[int, int, int], warnings: list[Finding]) -> Grid:
+def _grid(
+    header: nib.Nifti1Header, rest: bytes, pixdim: np.ndarray, shape: tuple[int, int, int], warnings: list[Finding]
+) -> Grid:
     """The stored grid, and warnings where the header contradicts itself; `pixdim` as the file has it."""
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if not has_sform and not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
@@ -119,8 +145,8 @@ def _grid(header: nib.Nifti1Header, pixdim: np.ndarray, shape: tuple[int, int, i
     except (HeaderDataError, ValueError) as error:
         raise FileFaultError("unreadable", f"a damaged orientation ({brief(error)})", "Export it again.") from None
     check_axes(affine)
-    qform = _qform(header)
-    grid = Grid(shape=shape, affine=affine, header=_place(header, has_usable_qform=qform is not None))
+    qform, place = _place(rest)
+    grid = Grid(shape=shape, affine=affine, header=place)
     if not has_sform and not has_qform:
         warnings.append(orientation_guessed())
     elif finding := _contradiction(header, qform, pixdim, grid):
@@ -154,13 +180,18 @@ def _contradiction(header: nib.Nifti1Header, qform: np.ndarray | None, pixdim: n
     return ""
 
 
-def _place(header: nib.Nifti1Header, *, has_usable_qform: bool) -> dict[str, np.ndarray]:
-    """The fields that say where the voxels lie, for files written on this grid; a damaged qform is left out."""
-    names = [*SFORM_FIELDS, *(QFORM_FIELDS if has_usable_qform else ())]
+@lru_cache(maxsize=256)
+def _place(rest: bytes) -> tuple[np.ndarray | None, Mapping[str, np.ndarray]]:
+    """What a repaired header without numbers of voxels says of where they lie; kept, as `_repaired` is.
+
+    Returns:
+        As `_qform`; and the fields for files written on this grid, those of a damaged qform left out.
+    """
+    header = _parsed(rest)
+    qform = _qform(header)
+    names = [*SFORM_FIELDS, *(QFORM_FIELDS if qform is not None else ())]
     fields = {name: header[name].copy() for name in names}
-    if np.isfinite(np.hstack([*fields.values()])).all():
-        return fields
-    return {name: value for name, value in fields.items() if np.isfinite(value).all()}
+    return qform, {name: value for name, value in fields.items() if np.isfinite(value).all()}
 
 
 def write_place(header: nib.Nifti1Header, grid: Grid) -> None:
