@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import highdicom as hd
@@ -121,6 +122,25 @@ def test_a_segmentation_says_what_it_is_of(tmp_path: Path) -> None:
     assert other.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
     lab = hd.color.CIELabColor.from_dicom_value(tuple(liver.RecommendedDisplayCIELabValue))
     np.testing.assert_allclose(lab.to_rgb(), segments_of(ORGANS, {})[0].colour, atol=1)
+
+
+def test_overlapping_regions_take_little_more_memory_than_their_masks(tmp_path: Path) -> None:
+    shape = (512, 512, 6)
+    label_map = LabelMap(names=("whole", "core", "rim"), values=((1, 2, 3), (2, 3), (1, 3)), sigmoid=True)
+    series = write_series(tmp_path / "series", np.zeros(shape, np.int16), OBLIQUE)
+    array = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)
+    save(tmp_path / "first.dcm", "dicomseg", series, array[:, :, ::-1], label_map)  # what is imported does not count
+    label = label_of(series, array, label_map)
+    tracemalloc.start()
+    WRITERS["dicomseg"].write(tmp_path / "a.dcm", label)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2 * array.size * len(label_map.names)
+    seg = hd.seg.segread(tmp_path / "a.dcm")
+    assert seg.SegmentsOverlap == "YES"
+    masks = seg.get_pixels_by_source_instance(instances(series, array))
+    for number, values in enumerate(label_map.values):
+        np.testing.assert_array_equal(masks[..., number].astype(bool).T.swapaxes(0, 0), np.isin(array, values))
 
 
 def test_regions_stay_overlapping(tmp_path: Path) -> None:

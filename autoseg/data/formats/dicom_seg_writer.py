@@ -92,11 +92,34 @@ FAMILY = Code("DCM", "123109", "Artificial Intelligence")
 def _numbered(label: LabelFile) -> np.ndarray:
     """Segment numbers (I, J, K) where segments do not overlap; else masks (I, J, K, segments)."""
     if len(layers_of(label.array, label.segments)) > 1:
-        return np.stack([mask_of(label.array, segment) for segment in label.segments], axis=-1)
+        return _masks(label)
     table = np.zeros(65536, np.uint8 if len(label.segments) < 256 else np.uint16)
     for number, segment in enumerate(label.segments, 1):
         table[list(segment.values)] = number
     return table[label.array]
+
+
+class _Masks(np.ndarray):
+    """Masks whose sum over segments, the last axis, is no larger than one of them.
+
+    highdicom looks by it whether segments overlap; in the 64 bits in which NumPy counts booleans it took eight times
+    the memory of a mask.
+    """
+
+    def sum(self, axis: Any = None, dtype: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        if dtype is None and axis in (-1, self.ndim - 1):
+            dtype = np.min_scalar_type(self.shape[-1])
+        return np.add.reduce(np.asarray(self), axis=axis, dtype=dtype, **options)
+
+
+def _masks(label: LabelFile) -> np.ndarray:
+    """(I, J, K, segments) bool; each mask in one piece of memory, slice by slice, as it is summed and written."""
+    i, j, k = label.array.shape
+    masks = np.empty((len(label.segments), k, j, i), bool)
+    for mask, segment in zip(masks, label.segments, strict=True):
+        for plane in range(k):
+            mask[plane] = mask_of(label.array[:, :, plane], segment).T
+    return masks.transpose(3, 2, 1, 0).view(_Masks)
 
 
 def _description(number: int, name: str, segment: Segment, algorithm: Any) -> Any:
