@@ -188,6 +188,24 @@ def test_help_is_quick_and_without_torch(tmp_path: Path) -> None:
     assert not loaded & {"torch", "monai", "scipy", "sklearn", "matplotlib", "nibabel", "fire"}
 
 
+QUICK = """
+import gc, sys
+from autoseg.cli.imports import quick_imports
+with quick_imports():
+    from autoseg.pipeline.run import run_input
+    assert not gc.isenabled()
+loaded = sorted({"nibabel", "pydicom", "sklearn", "torch"} & sys.modules.keys())
+print(loaded, gc.isenabled(), gc.get_freeze_count() > 0)
+import pydicom
+print(pydicom.dcmread.__name__)
+"""
+
+
+def test_stages_start_without_pydicom_which_can_be_loaded_later(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", QUICK], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("['nibabel'] True True\ndcmread\n", "")
+
+
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = "import autoseg.cli.main as c; c.run_command = lambda argv: 1 / 0; c.main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from autoseg.cli.imports import quick_imports
 from autoseg.errors import ConfigError
 from autoseg.pipeline.stages import STAGES
 from autoseg.terminal import show
@@ -43,7 +44,8 @@ def stage_commands() -> dict[str, Callable[..., int]]:
 
 def run_stages(stages: Sequence[str], input: Path, overrides: Mapping[str, str], **options: Any) -> int:
     """Run stages with the settings of the file and the command line; see `autoseg.pipeline.run.run_input`."""
-    from autoseg.pipeline.run import run_input
+    with quick_imports():
+        from autoseg.pipeline.run import run_input
 
     return run_input(stages, input, overrides, **options)
 
