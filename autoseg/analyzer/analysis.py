@@ -41,8 +41,7 @@ from autoseg.analyzer.workers import Task, measure
 from autoseg.analyzer.yaml_text import yaml_text
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
-from autoseg.data.datastats import DataStats
-from autoseg.data.fingerprint import Fingerprint, LabelGroup
+from autoseg.data.fingerprint import LabelGroup
 from autoseg.data.formats.table import image_signature
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
 from autoseg.errors import ConfigError, DataError
@@ -85,7 +84,7 @@ def analyze(
     stop = [str(f) for f in analysis.faults if settings.on_fault == "stop" or not f.case]
     if stop:
         raise DataError(stop)
-    if datalist.training and analysis.fingerprint is None:
+    if datalist.training and not analysis.datastats:
         raise DataError("No training case is sound: " + "; ".join(map(str, analysis.faults)))
     return analysis
 
@@ -261,7 +260,6 @@ def _judge(
         annotated=partly,
         hint=_hint(training, occurring_groups, label_map, settings),
         label_map=label_map,
-        fingerprint=Fingerprint.of(DataStats.model_validate(datastats)) if training and datalist.training else None,
         datastats=datastats,
         num_cases={role: len(getattr(datalist, role)) for role in ("training", "validation", "testing", "unlabeled")},
         num_read=num_read,

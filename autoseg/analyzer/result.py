@@ -8,6 +8,7 @@ from typing import Any
 
 from autoseg.analyzer import label_groups as groups_of
 from autoseg.analyzer.faults import Fault
+from autoseg.data.datastats import DataStats
 from autoseg.data.fingerprint import Fingerprint, LabelGroup
 from autoseg.data.labels import LabelMap
 
@@ -37,8 +38,6 @@ class Analysis:
     """What to set where labels look partial and nothing was declared; else empty."""
     label_map: LabelMap | None
     """None where there is no label."""
-    fingerprint: Fingerprint | None
-    """None where no training case is sound."""
     datastats: dict[str, Any]
     """Content of datastats.yaml; empty where no case is sound."""
     num_cases: dict[str, int]
@@ -46,6 +45,13 @@ class Analysis:
     num_read: int
     """Cases that were read now; the others were known."""
     seconds: float
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """What plans are made of; None where no training case is sound."""
+        if not self.datastats or not self.num_cases["training"]:
+            return None
+        return Fingerprint.of(DataStats.model_validate(self.datastats))
 
     def summary(self) -> dict[str, Any]:
         """The summary for scripts, plain data."""
