@@ -90,6 +90,18 @@ def pretrained(place: Workspace) -> str:
     return how_far(place)
 
 
+def pretrain_is_shown(place: Workspace) -> bool:
+    """Whether the run's settings ask for pretraining, or it was done."""
+    from autoseg.config.settings import PretrainSettings
+    from autoseg.workspace.settings import read_any_settings
+    from autoseg.workspace.stored import check_stored
+
+    asked = read_any_settings(place).get("pretrain")
+    if place.pretraining.is_dir() or asked is None:
+        return place.pretraining.is_dir()
+    return check_stored(asked.value, PretrainSettings, f"{place.settings}: pretrain").method != "none"
+
+
 # -- generate and train
 
 
@@ -272,6 +284,7 @@ STAGES: tuple[Stage[RunContext], ...] = (
         left_out=pretrain_left_out,
         run=pretrain,
         how_far=pretrained,
+        is_shown=pretrain_is_shown,
         keeps_settings=True,
     ),
     Stage(

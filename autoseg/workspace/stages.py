@@ -69,6 +69,8 @@ class Stage(Generic[RunT]):
     """The message where a stage that needs it finds it out of date, such as `the analysis is out of date`."""
     how_far: Callable[[Workspace], str] | None = None
     """How far it is, in a few words; None: done where it was stored that it is. A stage without `inputs` needs it."""
+    is_shown: Callable[[Workspace], bool] = lambda place: True
+    """Whether status and report name it, as far as a run's files tell: not where nobody asked for it."""
     as_json: Callable[[Workspace], Any] | None = None
     """What is printed in place of its tables where `--json` asks for it."""
     plans_jobs: bool = False
