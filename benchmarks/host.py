@@ -69,11 +69,11 @@ def make_ct(target: Path, shape: tuple[int, int, int], seed: int = 0) -> Path:
     return target
 
 
-def make_job(root: Path, num_outputs: int, roi: tuple[int, int, int], **changes: Any) -> JobDir:
-    """A job with random weights."""
+def make_job(root: Path, num_outputs: int, roi: tuple[int, int, int], *, fold: int = 0, **changes: Any) -> JobDir:
+    """A job with random weights, those of its fold."""
     values: dict[str, Any] = {
         "algo": "segresnet",
-        "fold": 0,
+        "fold": fold,
         "classes": [{"name": f"class_{i}", "values": [i]} for i in range(1, num_outputs)],
         "sigmoid": False,
         "ignore_label": None,
@@ -103,10 +103,10 @@ def make_job(root: Path, num_outputs: int, roi: tuple[int, int, int], **changes:
         "precision": "fp32",
         "seed": 0,
     }  # fmt: skip
-    job = JobDir(root / "segresnet_0")
+    job = JobDir(root / f"segresnet_{fold}")
     plan = Plan.model_validate({**values, **changes})
     write_yaml(job.plan, plan.model_dump(mode="json"))
-    torch.manual_seed(0)
+    torch.manual_seed(fold)
     job.model.parent.mkdir(parents=True, exist_ok=True)
     torch.save(build_network(plan).state_dict(), job.model)
     return job
@@ -146,7 +146,7 @@ def host_work(
                 "device": str(device),
                 "shape": list(shape),
                 "outputs": num_outputs,
-                "window_voxels": predictor.clock.expected_voxels,
+                "windows": predictor.clock.expected_voxels // (roi[0] * roi[1] * roi[2]),
                 "cpu_ns_a_voxel": round(cpu_s / num * 1e9, 2),
                 "wall_ns_a_voxel": round(wall_s / num * 1e9, 2),
                 "phases_ns_a_voxel": {k: round(v / num * 1e9, 2) for k, v in predictor.clock.seconds.items()},

@@ -36,12 +36,10 @@ import torch
 import yaml
 from equal_budget import NnUNet
 from host import host_work
+from host import make_job as make_random_job
 from measure import Contender
 from scipy import ndimage
 
-from autoseg.networks import build_network
-from autoseg.plan import Plan
-from autoseg.workspace.files import write_yaml
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.workspace import Workspace
 
@@ -141,45 +139,14 @@ def make_job(
     """A trained job with random weights that are spread enough for many classes to occur."""
     blocks = [1, 2, 2, 4]
     values: dict[str, object] = {
-        "algo": "segresnet",
-        "fold": fold,
-        "classes": [{"name": f"class_{i}", "values": [i]} for i in range(1, num_classes + 1)],
-        "sigmoid": False,
-        "ignore_label": None,
-        "channels": [{"mode": "ct", "bounds": (-160, 240), "mean": 40.0, "std": 100.0}],
         "resample_resolution": (spacing_mm,) * 3,
-        "crop_foreground": False,
         "network": {
             "init_filters": 16, "blocks_down": blocks, "dsdepth": 1, "norm": "INSTANCE", "resolution": None,
         },
-        "roi_size": roi or (ROI, ROI, ROI),
-        "batch_size": 2,
-        "foreground_fraction": 0.5,
-        "mirror_axes": (),
-        "augment": "none",
-        "num_epochs": 1,
-        "num_steps_per_epoch": 1,
-        "budget_s": None,
-        "num_epochs_per_validation": 1,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "warmup_fraction": 0.0,
-        "grad_clip": 1.0,
-        "ema_decay": 0.0,
-        "loss": "dice_ce",
-        "overlap": 0.5,
-        "tta": False,
         "precision": "auto",
-        "seed": 0,
     }  # fmt: skip
-    plan = Plan.model_validate({**values, **changes})
+    make_random_job(root, num_classes + 1, roi or (ROI, ROI, ROI), fold=fold, **{**values, **changes})
     workspace = Workspace(root)
-    job = workspace.job_dir("segresnet", fold)
-    write_yaml(job.plan, plan.model_dump(mode="json"))
-    torch.manual_seed(fold)
-    network = build_network(plan)
-    job.model.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), job.model)
     workspace.write_job(Job(algo="segresnet", fold=fold, state="done"))
     return root
 

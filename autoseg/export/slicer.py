@@ -239,6 +239,8 @@ def _with_windows(plan: Plan, undo: str) -> dict[str, Any]:
     package = resources.files("autoseg")
     sources = [package.joinpath(*name.split("/")).read_text(encoding="utf-8") for name in CARRIED]
     sources = [OWN_IMPORT.sub("", source).replace(STRICT, "") for source in sources]
+    # Slicer's script evaluates what begins with $ in a config, and no file of ours lies beside it, so our own three
+    # files travel as text. Nothing of the user's is in them, and autoseg itself runs no text of a config.
     taken = "([exec(source, space) for source in sources], space['take_whole_images'])[1]"
     return {
         "_target_": f"$(lambda sources, space: {taken})({sources!r}, {{'__name__': 'autoseg_windows'}})",

@@ -218,11 +218,7 @@ def last_finished(workspace: Workspace) -> Workspace:
 def stages_shown(workspace: Workspace, table: Sequence[Stage[Any]]) -> list[tuple[str, str]]:
     """Each stage that the run has, but those between rounds, and how far it is, in words."""
     unreadable = Unreadable()
-    shown = [
-        stage
-        for stage in table
-        if stage.where != "between rounds" and unreadable.or_else(True, partial(stage.is_shown, workspace))
-    ]
+    shown = [stage for stage in table if stage.is_shown_of(workspace, unreadable)]
     return [(s.name, unreadable.or_else("not readable", partial(s.far, workspace))) for s in shown]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +49,7 @@ def status(work_dir: Path, stages: Sequence[Stage[Any]]) -> str:
 
 
 def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable: Unreadable) -> list[str]:
-    shown = [
-        stage.name
-        for stage in stages
-        if stage.where != "between rounds" and unreadable.or_else(True, partial(stage.is_shown, workspace))
-    ]
+    shown = [stage.name for stage in stages if stage.is_shown_of(workspace, unreadable)]
     between = [stage for stage in stages if stage.where == "between rounds"]
     width = max(9, *map(len, shown))
     lines = [f"{'Stage':<{width}} Done"]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:
+    from autoseg.workspace.stored import Unreadable
     from autoseg.workspace.workspace import Workspace
 
 NOT_YET, DONE = "not yet", "done"
@@ -90,6 +92,10 @@ class Stage(Generic[RunT]):
 
     def __post_init__(self) -> None:
         assert self.inputs is not None or self.how_far is not None, f"{self.name}: nobody could say how far it is"
+
+    def is_shown_of(self, place: Workspace, unreadable: Unreadable) -> bool:
+        """Whether status and report have a line for it; also where the files that tell are damaged."""
+        return self.where != "between rounds" and unreadable.or_else(True, partial(self.is_shown, place))
 
     def far(self, place: Workspace) -> str:
         """How far it is in a folder, in a few words."""
