@@ -16,12 +16,14 @@ WORKER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+import psutil
 import torch
 import torch.distributed as dist
 from test_processes import short_of_memory, train
 from autoseg.config.networks import ALGOS
 from autoseg.training.processes import join_processes
 torch.set_num_threads(1)
+threads = psutil.Process().num_threads()
 join_processes("cpu")
 folder, first = Path(sys.argv[2]), dist.get_rank() == 0
 for algo in ALGOS:
@@ -33,6 +35,7 @@ for algo in ALGOS:
 trainer = short_of_memory(folder / "memory", lacking=not first)
 torch.save([trainer.micro_batch, *trainer.step.network.parameters()], folder / f"memory_{dist.get_rank()}.pt")
 dist.destroy_process_group()
+assert psutil.Process().num_threads() <= threads, "threads of the group would outlive Python, and might abort it"
 """
 
 
