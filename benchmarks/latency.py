@@ -38,6 +38,7 @@ from autoseg.errors import AutosegError
 from autoseg.export import run as runner
 from autoseg.export.targets import export
 from autoseg.export.tensorrt import build_engine
+from autoseg.hardware.system import num_cores_allowed
 
 PHASES = ("load_models", "load", "pre", "infer", "post", "write")
 SHAPE, SMALL = (287, 287, 397), (96, 80, 64)
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small CT and small windows")
     parser.add_argument("--outputs", nargs="+", type=int, default=[14, 105])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=num_cores_allowed())
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     parser.add_argument("--engine", nargs=3, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -22,6 +22,8 @@ from typing import Any
 
 import nibabel as nib
 
+from autoseg.hardware.system import num_cores_allowed
+
 EPOCHS = 12
 """Epochs that nnU-Net's iterations are divided into: its rate falls once an epoch."""
 PROBE_ITERATIONS = 6
@@ -65,7 +67,7 @@ class NnUNet:
             **{f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")},
             "nnUNet_compile": "f",
             "nnUNet_n_proc_DA": "2",
-            "OMP_NUM_THREADS": str(os.cpu_count()),
+            "OMP_NUM_THREADS": str(num_cores_allowed()),
             "PATH": f"{self.venv / 'bin'}:{os.environ['PATH']}",
         }
         self.env.pop("PYTHONPATH", None)
