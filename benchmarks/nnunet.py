@@ -68,6 +68,7 @@ class NnUNet:
             "nnUNet_compile": "f",
             "nnUNet_n_proc_DA": "2",
             "OMP_NUM_THREADS": str(num_cores_allowed()),
+            "BLOSC_NTHREADS": "1",  # with blosc2 4.14's own threads its processes that augment died in two of four runs
             "PATH": f"{self.venv / 'bin'}:{os.environ['PATH']}",
         }
         self.env.pop("PYTHONPATH", None)
