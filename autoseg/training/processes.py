@@ -9,6 +9,10 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Holds on to the group that is there when it is imported, as it would be in training: the group's threads would outlive
+# Python, and one that frees a tensor then aborts the process (PyTorch 2.13 with gloo).
+import torch.distributed.nn
 from torch import nn
 
 from autoseg.hardware.device import pick_device
@@ -112,9 +116,5 @@ def join_processes(device: str) -> None:
         where = pick_device(device)
         if where.type == "cuda":
             torch.cuda.set_device(where)
-        # Holds on to the group that is there when it is imported, as it soon would be: the group's threads would outlive
-        # Python, and one that frees a tensor then aborts the process (PyTorch 2.13 with gloo).
-        import torch.distributed.nn  # noqa: F401
-
         # The others wait for the first while it searches a topology, however long; torchrun ends them if it dies.
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(days=7))
