@@ -141,8 +141,10 @@ def test_a_network_is_planned_trained_and_used(house: Path, tmp_path: Path) -> N
         ["train", *one_fold],
         ["ensemble", *one_fold],
         ["predict", "--image", str(image), "--work_dir", str(work_dir), "--output", str(out)],
+        ["methods", "--work_dir", str(work_dir)],
     )
     assert done.returncode == 0, done.stderr
+    assert "We used Toynet, as implemented in autoseg" in done.stdout
     job = work_dir / "toynet_0"
     text = (job / "configs" / "hyper_parameters.yaml").read_text()
     assert text.startswith("# A toy: every hyperparameter of one job.")

@@ -155,6 +155,10 @@ class NetworkRow:
 
     own: type[Strict]
     """The hyperparameters that it alone has; the class' name is the network's name in texts."""
+    title: str = ""
+    """Its name in sentences, where that is another one."""
+    reference: str = ""
+    """Its publication, which `autoseg methods` and `card` cite; empty: none."""
     planned: type[Strict] = Strict
     """What its plan holds besides, which the planner alone decides."""
     in_ensemble: bool = True
@@ -175,16 +179,50 @@ NETWORKS: dict[str, NetworkRow] = {
     "segresnet": NetworkRow(
         own=SegResNet,
         planned=SegResNetPlanned,
+        reference="Myronenko A. 3D MRI brain tumor segmentation using autoencoder regularization. BrainLes 2018.",
         in_auto=True,
         recipes=("flare23", "wholebody_highres", "wholebody_lowres"),
     ),
     "swinunetr": NetworkRow(
-        own=SwinUNETR, planned=SwinUNETRPlanned, in_auto=True, halves_all_axes=True, recipes=("btcv",)
+        own=SwinUNETR,
+        planned=SwinUNETRPlanned,
+        reference="Hatamizadeh A et al. Swin UNETR: Swin transformers for semantic segmentation of brain tumors in MRI "
+        "images. BrainLes 2021.",
+        in_auto=True,
+        halves_all_axes=True,
+        recipes=("btcv",),
     ),
-    "dints": NetworkRow(own=DiNTS, planned=DiNTSPlanned, in_auto=True, halves_all_axes=True),
-    "unet": NetworkRow(own=UNet, planned=UNetPlanned, halves_all_axes=True, recipes=("spleen",)),
-    "resenc": NetworkRow(own=ResEnc, planned=ResEncPlanned, in_auto=True),
-    "unetr": NetworkRow(own=UNETR, planned=UNETRPlanned, halves_all_axes=True),
+    "dints": NetworkRow(
+        own=DiNTS,
+        planned=DiNTSPlanned,
+        reference="He Y et al. DiNTS: differentiable neural network topology search for 3D medical image segmentation. "
+        "CVPR 2021.",
+        in_auto=True,
+        halves_all_axes=True,
+    ),
+    "unet": NetworkRow(
+        own=UNet,
+        planned=UNetPlanned,
+        title="U-Net",
+        reference="Çiçek Ö et al. 3D U-Net: learning dense volumetric segmentation from sparse annotation. "
+        "MICCAI 2016.",
+        halves_all_axes=True,
+        recipes=("spleen",),
+    ),
+    "resenc": NetworkRow(
+        own=ResEnc,
+        planned=ResEncPlanned,
+        title="residual-encoder U-Net",
+        reference="Isensee F et al. nnU-Net revisited: a call for rigorous validation in 3D medical image "
+        "segmentation. arXiv 2404.09556, 2024.",
+        in_auto=True,
+    ),
+    "unetr": NetworkRow(
+        own=UNETR,
+        planned=UNETRPlanned,
+        reference="Hatamizadeh A et al. UNETR: transformers for 3D medical image segmentation. arXiv 2103.10504, 2022.",
+        halves_all_axes=True,
+    ),
     # It finds the region to look at, and looks coarsely: the top level's voxels and windows are the others'.
     "locator": NetworkRow(
         own=SegResNet,

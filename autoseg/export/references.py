@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-NETWORK_NAMES = {
-    "segresnet": "SegResNet",
-    "resenc": "residual-encoder U-Net",
-    "swinunetr": "SwinUNETR",
-    "dints": "DiNTS",
-    "unet": "U-Net",
-    "unetr": "UNETR",
-}
-NETWORK_SOURCES = {
-    "segresnet": "segresnet",
-    "resenc": "resenc",
-    "swinunetr": "swinunetr",
-    "dints": "dints",
-    "unet": "unet",
-    "unetr": "unetr",
-}
+from autoseg.config.networks import NETWORKS, AlgoName
+
 OPTIMIZERS = {
     "muon": "Muon [@muon]",
     "adamw": "AdamW [@adamw]",
@@ -31,15 +17,7 @@ REFERENCES = {
     "monai": "Cardoso MJ et al. MONAI: an open-source framework for deep learning in healthcare. arXiv "
     "2211.02701, 2022.",
     "pytorch": "Paszke A et al. PyTorch: an imperative style, high-performance deep learning library. NeurIPS 2019.",
-    "segresnet": "Myronenko A. 3D MRI brain tumor segmentation using autoencoder regularization. BrainLes 2018.",
-    "resenc": "Isensee F et al. nnU-Net revisited: a call for rigorous validation in 3D medical image segmentation. "
-    "arXiv 2404.09556, 2024.",
-    "swinunetr": "Hatamizadeh A et al. Swin UNETR: Swin transformers for semantic segmentation of brain tumors in MRI "
-    "images. BrainLes 2021.",
-    "dints": "He Y et al. DiNTS: differentiable neural network topology search for 3D medical image segmentation. "
-    "CVPR 2021.",
-    "unet": "Çiçek Ö et al. 3D U-Net: learning dense volumetric segmentation from sparse annotation. MICCAI 2016.",
-    "unetr": "Hatamizadeh A et al. UNETR: transformers for 3D medical image segmentation. arXiv 2103.10504, 2022.",
+    **{name: row.reference for name, row in NETWORKS.items() if row.reference},
     "nnunet": "Isensee F et al. nnU-Net: a self-configuring method for deep learning-based biomedical image "
     "segmentation. "
     "Nature Methods 18, 2021.",
@@ -66,6 +44,17 @@ REFERENCES = {
     "regression or machine learning methods. BMJ 385, 2024.",
 }
 """Key -> the publication."""
+
+
+def network_name(algo: AlgoName) -> str:
+    """A network's name in sentences."""
+    row = NETWORKS[algo]
+    return row.title or row.own.__name__
+
+
+def network_cited(algo: AlgoName) -> str:
+    """A network's name, with its publication where it has one."""
+    return f"{network_name(algo)} {cited(algo)}" if algo in REFERENCES else network_name(algo)
 
 
 def cited(key: str) -> str:

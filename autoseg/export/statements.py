@@ -12,7 +12,7 @@ from typing import Any
 from autoseg.config.networks import LOCATOR
 from autoseg.config.settings import NO_WEIGHTS, PRETRAINED
 from autoseg.export.markdown import cell, listed, table
-from autoseg.export.references import NETWORK_NAMES, NETWORK_SOURCES, OPTIMIZERS, cited
+from autoseg.export.references import OPTIMIZERS, cited, network_cited, network_name
 from autoseg.export.traced import Traced
 from autoseg.workspace.workspace import Workspace
 
@@ -197,7 +197,7 @@ class Statements:
         plans = {tuple(t.get(self._plan(a), "resample_resolution")): (a, self._plan(a)) for a in reversed(self.algos)}
         spacings = [
             f"voxels of {t.triple(plan, 'resample_resolution', form='.4g')} mm"
-            + ("" if len(plans) == 1 else f" ({NETWORK_NAMES[algo]})")
+            + ("" if len(plans) == 1 else f" ({network_name(algo)})")
             for algo, plan in plans.values()
         ]
         axes = "right, anterior, superior axes" if t.get(first, "frame") is None else "axes of the data set's own"
@@ -211,7 +211,7 @@ class Statements:
         """The architectures, with where they were published."""
         if not self.algos:
             return ""
-        names = [f"{NETWORK_NAMES[a]} {cited(NETWORK_SOURCES[a])}" for a in self.algos]
+        names = [network_cited(a) for a in self.algos]
         return (
             f"We used {listed(names)}, as implemented in autoseg on MONAI {cited('monai')} and PyTorch "
             f"{cited('pytorch')}."
@@ -223,7 +223,7 @@ class Statements:
         for algo in self.algos:
             plan = self._plan(algo)
             optimizer = t.get(plan, "optimizer")
-            text = f"{NETWORK_NAMES[algo]} was trained on patches of {t.triple(plan, 'roi_size', form='d')} voxels,"
+            text = f"{network_name(algo)} was trained on patches of {t.triple(plan, 'roi_size', form='d')} voxels,"
             text += f" {t.show(plan, 'batch_size')} a step, with {OPTIMIZERS[optimizer]}"
             text += f" (learning rate {t.show(plan, 'learning_rate', form='g')}, weight decay"
             text += f" {t.show(plan, 'weight_decay', form='g')}, {t.get(plan, 'schedule')} schedule) and"
@@ -262,7 +262,7 @@ class Statements:
         file = next((f for f in files if t.read(f) is not None), None)
         if file is None:
             return ""
-        text = f"The encoder of {NETWORK_NAMES[algo]} first learned, without labels, to "
+        text = f"The encoder of {network_name(algo)} first learned, without labels, to "
         if t.get(file, "method") == "mae":
             text += f"draw what was masked ({t.show(file, 'mask_share', form='g')} of each patch, in blocks of"
             text += f" {t.show(file, 'mask_block')} voxels) {cited('mae')}"
