@@ -57,3 +57,8 @@ def some_of(words: Iterable[object], most: int = 12, separator: str = ", ") -> s
     texts = [str(w) for w in words]
     rest = f"{separator.rstrip(', ')} and {len(texts) - most} more" if len(texts) > most else ""
     return separator.join(texts[:most]) + rest
+
+
+def counted(number: int, word: str, many: str = "") -> str:
+    """A number and its word in singular or plural, which is `many` or ends in an s."""
+    return f"{number} {word if number == 1 else many or word + 's'}"

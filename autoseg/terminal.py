@@ -152,7 +152,7 @@ class Progress:
 
         Args:
             done: of `total`.
-            note: shown beside the bar.
+            note: shown beside the bar, such as `step 35`.
         """
         if self.bar is not None:
             if note:

@@ -76,7 +76,7 @@ def test_a_damaged_array_is_made_anew(
     path.write_bytes(whole[: int(share * len(whole))])
     with caplog.at_level(logging.WARNING):
         assert np.array_equal(good, patches(load_cases(tmp_path, plan(cache="disk"), cases, num_workers=1)))
-    assert "cache: damaged files of 1 cases, made anew: " in caplog.text
+    assert "cache: damaged files of 1 case, made anew: " in caplog.text
     assert path.read_bytes() == whole
 
 

@@ -111,7 +111,7 @@ def test_the_image_runs_read_only_without_network_and_home(finished_run: Path, t
     assert "commands" in inside("-m", "autoseg", "--help").lower()
     assert "autoseg" in inside("-m", "autoseg", "doctor", "--report")
     places = ["--input", tmp_path / "input", "--output", output, "--model", tmp_path / "model.zip"]
-    assert inside(tmp_path / "segment.py", *places) == "1 images segmented\n"
+    assert inside(tmp_path / "segment.py", *places) == "1 image segmented\n"
     (label,) = (output / "images" / "segmentation").iterdir()
     autoseg.predict(images / "case.nii.gz", tmp_path / "case.nii.gz", work_dir=finished_run / "work_dir")
     np.testing.assert_array_equal(read_label(label).array, read_label(tmp_path / "case.nii.gz").array)

@@ -367,7 +367,7 @@ def test_damaged_weights_are_not_exported(tmp_path: Path) -> None:
     weights = torch.load(job.model, weights_only=True)
     next(iter(weights.values())).view(-1)[0] = torch.nan
     torch.save(weights, job.model)
-    with pytest.raises(WorkspaceError, match="1 weights are NaN or infinite"):
+    with pytest.raises(WorkspaceError, match="1 weight is NaN or infinite"):
         export(tmp_path / "work", "torchscript", algo="segresnet")
 
 

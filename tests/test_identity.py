@@ -58,7 +58,7 @@ def test_a_copied_run_has_nothing_to_do(copied: Path, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO, "autoseg"):
         assert run_command(["run", "--input", str(copied / "input.yaml")]) == 0
     assert products(copied / "work_dir") == before
-    assert "files were copied, moved or touched; they hold what they held, so nothing is redone for them" in caplog.text
+    assert "copied, moved or touched; nothing in them changed, so nothing is redone for them" in caplog.text
     assert "analyze: up to date" in caplog.text
     assert "again, because" not in caplog.text
 

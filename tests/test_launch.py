@@ -119,7 +119,7 @@ def test_a_device_that_disappears_is_left_and_its_job_goes_on_elsewhere(
     with pytest.raises(ResourceError) as error:
         run_local([script("t_0", "exit(1)")], places[1:], ended, tmp_path, gpus_now=lambda: gpus[:1])
     assert str(error.value) == (
-        "no device is left: cuda:1 went away, 1 jobs are still to do. Repair the driver "
+        "no device is left: cuda:1 went away, 1 job is still to do. Repair the driver "
         "(`nvidia-smi` must list the GPU) and run again; nothing that was saved is lost."
     )
 

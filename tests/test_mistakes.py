@@ -172,7 +172,7 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     "NaN in an image": (
         voxel(IMAGE, np.nan, np.float32),
         RUN,
-        "phantom_001 (images/phantom_001.nii.gz): 1 voxels are NaN. Replace them, or leave the case out.",
+        "phantom_001 (images/phantom_001.nii.gz): 1 voxel is NaN. Replace them, or leave the case out.",
     ),
     "too few class names": (
         too_few_names,

@@ -110,7 +110,7 @@ def test_bad_files_are_skipped_and_named(work_dir: Path, tmp_path: Path, caplog:
     for name in ("broken.nii.gz", "cut.nii", "flat.nii.gz", "nan.nii.gz", "two_channels.nii.gz"):
         assert f"skipped: {images / name}" in text
     assert "two_channels.nii.gz with 2 channels. Expected 1" in text
-    assert "5 of 6 images were skipped" in text
+    assert "5 of 6 images skipped" in text
 
 
 def test_channels_in_files_of_their_own(tmp_path: Path) -> None:

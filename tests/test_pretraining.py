@@ -478,7 +478,7 @@ def test_too_few_images_are_said(image_files: Path) -> None:
     with pytest.raises(ConfigError) as error:
         image_sets(Datalist(training=training), (0, 1), all_images=False, has_rounds=False)
     assert str(error.value) == (
-        "pretrain: found 1 images that may be learned from, expected at least 2. List images without labels under "
+        "pretrain: found 1 image that may be learned from, expected at least 2. List images without labels under "
         "`unlabeled` in the datalist, or set pretrain.all_images: true to learn from the images of cases that models "
         "are scored on."
     )

@@ -173,7 +173,7 @@ def test_a_challenge_container_needs_no_home_and_no_network(
     assert "no image in a format that is read" in capsys.readouterr().err
     shutil.copy(finished_run / "images" / "phantom_000.nii.gz", images / "case.nii.gz")
     assert entry.main(words) == 0
-    assert capsys.readouterr().out == "1 images segmented\n"
+    assert capsys.readouterr().out == "1 image segmented\n"
     result, _ = read_grid(tmp_path / "output" / "images" / "segmentation" / "case.mha")
     source, _ = read_grid(images / "case.nii.gz")
     assert result.shape == source.shape

@@ -100,7 +100,7 @@ def test_damaged_files_and_voxels_that_are_no_number(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(array, AFFINES["ras"]), tmp_path / "nan.nii")
     with FileImage([tmp_path / "nan.nii"]) as image:
         image.rows(0, 3)
-        with pytest.raises(DataError, match=r"nan\.nii: 1 voxels are NaN or infinite"):
+        with pytest.raises(DataError, match=r"nan\.nii: 1 voxel is NaN or infinite"):
             image.rows(3, 5)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,17 @@ def test_it_learns_the_phantoms(tmp_path: Path) -> None:
     assert result.best_score > 0.7
     assert result.steps == 60
     assert result.epochs == 30
+
+
+def test_lines_of_progress_have_no_empty_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("autoseg.terminal.LOG_EVERY_S", -1.0)
+    with caplog.at_level("INFO"):
+        make_trainer(tmp_path, num_epochs=1).run()
+    lines = [line for line in caplog.messages if " %" in line]
+    assert lines
+    assert all(re.fullmatch(r"segresnet_0: \d+ %, step \d+, .+", line) and ", ," not in line for line in lines)
 
 
 def test_a_budget_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

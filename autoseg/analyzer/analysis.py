@@ -29,7 +29,6 @@ from autoseg.analyzer.faults import (
     check_patients,
     check_shared_labels,
     check_value_names,
-    counted,
 )
 from autoseg.analyzer.lateral import Lateral, check_lateral, find_lateral
 from autoseg.analyzer.outliers import check_outliers, check_ranges, check_sides
@@ -44,7 +43,7 @@ from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.fingerprint import LabelGroup
 from autoseg.data.formats.table import image_signature
 from autoseg.data.labels import LabelMap, annotated_classes, make_label_map
-from autoseg.errors import ConfigError, DataError
+from autoseg.errors import ConfigError, DataError, counted
 from autoseg.terminal import Progress
 from autoseg.workspace.digests import DIGESTS, FileSignature
 from autoseg.workspace.files import digest, write_json, write_text

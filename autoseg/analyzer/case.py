@@ -27,6 +27,7 @@ from autoseg.data.frame import Directions, Frame
 from autoseg.data.grid import Grid, axes_of, in_mm, stored_as
 from autoseg.data.histograms import Histogram, Stats, chunks, histograms_by_label, pool
 from autoseg.data.stray import Usual
+from autoseg.errors import counted
 
 LABEL_FILE = 9999
 """Number of the label among a case's files."""
@@ -230,7 +231,9 @@ def _check_voxels(volume: StoredVolume, number: int, findings: list[Finding]) ->
         low, high = (float(v) * volume.slope + volume.inter for v in (array.min(), array.max()))
         if not (np.isfinite(low) and np.isfinite(high) and max(abs(low), abs(high)) < FLOAT32_MAX):
             num_nan = sum(int(np.isnan(array[:, :, part]).sum()) for part in chunks(array.shape))
-            what = f"{num_nan} voxels are NaN" if num_nan else "voxels are infinite, or beyond 32-bit floats"
+            what = "voxels are infinite, or beyond 32-bit floats"
+            if num_nan:
+                what = f"{counted(num_nan, 'voxel is', 'voxels are')} NaN"
             findings.append(Finding("not_finite", what + where, "Replace them, or leave the case out.", file=number))
         elif low == high:
             remedy = "Export the image again, or leave it out."

@@ -16,7 +16,7 @@ from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.groups import likely_groups
 from autoseg.data.formats.label_files import value_names
 from autoseg.data.labels import LabelMap
-from autoseg.errors import some_of
+from autoseg.errors import counted, some_of
 
 Role = Literal["training", "validation", "testing", "unlabeled"]
 
@@ -414,11 +414,6 @@ def _leaks(a: Measured, b: Measured) -> bool:
     if a.role == b.role == "training":
         return a.case.fold != b.case.fold
     return "training" in (a.role, b.role)
-
-
-def counted(number: int, word: str, many: str = "") -> str:
-    """A number and its word in singular or plural."""
-    return f"{number} {word if number == 1 else many or word + 's'}"
 
 
 def _have(number: int) -> str:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoseg.analyzer.faults import Fault, Measured, counted
+from autoseg.analyzer.faults import Fault, Measured
 from autoseg.data.labels import LabelMap
-from autoseg.errors import some_of
+from autoseg.errors import counted, some_of
 
 MOST_CASES = 50
 """Cases that are compared, evenly spread over the data set; more tell nothing new."""

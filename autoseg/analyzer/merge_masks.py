@@ -22,7 +22,7 @@ from autoseg.data.formats.stored import FileFaultError
 from autoseg.data.formats.table import LABEL_SUFFIX
 from autoseg.data.grid import Grid, ras_orientation
 from autoseg.data.volumes import write_volume
-from autoseg.errors import DataError, some_of
+from autoseg.errors import DataError, counted, some_of
 from autoseg.workspace.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ class MergeReport:
 
     def text(self) -> str:
         """For people: what was written, every overlap, and how many masks are missing."""
-        lines = [f"{len(self.cases)} label files of {len(self.labels)} classes"]
+        lines = [f"{counted(len(self.cases), 'label file')} of {counted(len(self.labels), 'class', 'classes')}"]
         if self.overlaps:
             lines.append(f"Overlaps ({len(self.overlaps)}); the later class keeps the voxels:")
-            lines += [f"- {case}: {a} and {b}, {n} voxel{'s' * (n != 1)}" for case, a, b, n in self.overlaps]
+            lines += [f"- {case}: {a} and {b}, {counted(n, 'voxel')}" for case, a, b, n in self.overlaps]
         if self.missing:
             lines.append(f"Masks that are not there ({len(self.missing)}); taken as empty:")
             lines += [f"- {case}: {name}" for case, name in self.missing]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from autoseg.analyzer.case import CaseStats
-from autoseg.analyzer.faults import Fault, Measured, counted
+from autoseg.analyzer.faults import Fault, Measured
 from autoseg.config.settings import Settings
 from autoseg.data.grid import in_mm
-from autoseg.errors import some_of
+from autoseg.errors import counted, some_of
 
 FINEST_MM = 0.005
 """Voxel edges below are finer than micro-CT: a microscope's, in micrometres for mm, or rightly in mm."""

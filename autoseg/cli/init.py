@@ -28,7 +28,7 @@ from autoseg.data.formats.format import Origin, word_digests
 from autoseg.data.formats.segmentation import Colour
 from autoseg.data.formats.table import origin_of, stem_of
 from autoseg.data.volumes import read_image
-from autoseg.errors import ConfigError, some_of
+from autoseg.errors import ConfigError, counted, some_of
 from autoseg.terminal import printable
 from autoseg.workspace.files import write_text
 
@@ -244,8 +244,8 @@ def _names_in_paths(cases: Sequence[Case], origins: Mapping[str, Origin], root: 
     if not num:
         return []
     return [
-        f"names of folders or files hold a patient's name or number in {num} of {len(cases)} cases: they become names "
-        "of cases in work_dir and reports. Rename them first if these are to be shared."
+        f"names of folders or files hold a patient's name or number in {num} of {counted(len(cases), 'case')}: they "
+        "become names of cases in work_dir and reports. Rename them first if these are to be shared."
     ]
 
 
@@ -304,9 +304,9 @@ def _guess_modality(cases: Sequence[Case]) -> tuple[str, str]:
     sample = _spread(cases, NUM_SAMPLED_IMAGES)
     written = {origin_of(c.images[0]).modality for c in sample}
     if len(written) == 1 and (name := next(iter(written))):
-        return _kind(name), f"{len(sample)} images say {name}"
+        return _kind(name), f"{counted(len(sample), 'image says', 'images say')} {name}"
     lowest = min((float(read_image(c.images).array.min()) for c in sample), default=0.0)
-    seen = f"guessed from {len(sample)} images, whose lowest value is {lowest:g}"
+    seen = f"guessed from {counted(len(sample), 'image')}, whose lowest value is {lowest:g}"
     if lowest < AIR_HU:
         return "CT", f"{seen}, below {AIR_HU:g} as only in Hounsfield units"
     return "MRI", f"{seen}, not below {AIR_HU:g} as in a CT; correct it if these are not MRI"

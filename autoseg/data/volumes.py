@@ -17,12 +17,12 @@ from autoseg.data.formats.label_files import SegmentValues, read_stored_label
 from autoseg.data.formats.stored import scaled
 from autoseg.data.formats.table import read_stored_volume, write_label
 from autoseg.data.grid import Grid, Volume, has_axes, ras_orientation
-from autoseg.errors import DataError
+from autoseg.errors import DataError, counted
 
 
 def not_finite(path: Path, count: int) -> str:
     """Say that an image has voxels that are no number."""
-    return f"{path}: {count} voxels are NaN or infinite. Replace them, or leave the case out."
+    return f"{path}: {counted(count, 'voxel is', 'voxels are')} NaN or infinite. Replace them, or leave the case out."
 
 
 def other_grid(path: Path, first: Path, difference: str) -> str:

@@ -16,7 +16,7 @@ from autoseg.config.reader import read_model
 from autoseg.config.settings import FormatName, InferenceSettings
 from autoseg.data.segments import Segment
 from autoseg.data.streams import ImageRows
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError, counted
 from autoseg.inference.chosen import (
     own_jobs,
     read_class_facts,
@@ -207,7 +207,8 @@ def predict_files(
     check_output(output)
     if any(item.writer.keeps_overlaps for item in items):
         warn_of_lost_overlaps(predictor.label_map)
-    log.info("%d images, %d models on %s", len(items), predictor.num_models, predictor.device)
+    images, models = counted(len(items), "image"), counted(predictor.num_models, "model")
+    log.info("%s, %s on %s", images, models, predictor.device)
     limits = limits or Limits()
     if limits.device_bytes is not None and predictor.device.type == "cpu":
         log.info("--max_memory on a CPU is that of the process, as --max_ram")
@@ -223,7 +224,7 @@ def predict_files(
     )
     num_failed = server.segment_all(items)
     if num_failed:
-        log.error("%d of %d images were skipped; the messages above say why", num_failed, len(items))
+        log.error("%d of %s skipped; the messages above say why", num_failed, counted(len(items), "image"))
     if timing:
         _write_timing(
             server.timing(load_models_s, time.perf_counter() - begin, num_failed), beside(output, "timing.json")

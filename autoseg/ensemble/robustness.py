@@ -17,7 +17,7 @@ from autoseg.ensemble.combine import CaseScore
 from autoseg.ensemble.copies import Copies
 from autoseg.ensemble.corruptions import CORRUPTIONS, MOST_TRIED, USUAL
 from autoseg.ensemble.out_of_fold import Progress, case_digest
-from autoseg.errors import DataError
+from autoseg.errors import DataError, counted
 from autoseg.evaluation.intervals import mean_interval
 from autoseg.evaluation.metrics import mean_score
 from autoseg.evaluation.score_files import ChangeScore, Robustness
@@ -101,7 +101,7 @@ def held_out_robustness(
     )
     write_stored(path, result)
     worst = min(result.changes, key=lambda change: math.inf if change.difference is None else change.difference)
-    log.info("ensemble: of changed images of %d cases, %s costs most Dice: %+.4f", len(names), worst.name,
+    log.info("ensemble: of changed images of %s, %s costs most Dice: %+.4f", counted(len(names), "case"), worst.name,
              math.nan if worst.difference is None else worst.difference)  # fmt: skip
     return result
 

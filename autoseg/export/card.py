@@ -12,6 +12,7 @@ import torch
 
 from autoseg.config.templates import read_template_text
 from autoseg.data.datastats import DataStats, Spread
+from autoseg.errors import counted
 from autoseg.evaluation.score_files import ClassScores, Scores, read_scores
 from autoseg.export.markdown import cell
 from autoseg.export.references import used_in
@@ -162,7 +163,7 @@ def _data_rows(stats: DataStats) -> dict[str, Any]:
         _row("Field of view (mm)", data.size_mm, "{:.0f}"),
     ]
     rows += [
-        [f"{cell(c.name)} (ml, {c.num_cases} cases)", *(f"{v:.3g}" for v in _ends(c.volume_ml))]
+        [f"{cell(c.name)} (ml, {counted(c.num_cases, 'case')})", *(f"{v:.3g}" for v in _ends(c.volume_ml))]
         for c in data.classes
         if c.volume_ml is not None
     ]

@@ -23,7 +23,7 @@ from autoseg.data.formats.table import LABEL_SUFFIX
 from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_image, write_volume
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError, counted
 from autoseg.export.targets import Request
 from autoseg.inference.chosen import run_at
 from autoseg.plan import read_plan
@@ -98,7 +98,8 @@ def _folder_name(name: str) -> str:
 def _write_cases(folder: Path, datalist: Datalist, label_map: LabelMap) -> None:
     partial = sum(c.annotated is not None and {*c.annotated} != {*label_map.names} for c in datalist.training)
     if partial:
-        log.warning("%d cases are annotated for some classes only; nnU-Net takes the others for background", partial)
+        some = counted(partial, "case is", "cases are")
+        log.warning("%s annotated for some classes only; nnU-Net takes the others for background", some)
     table = value_table(label_map)
     for cases, images, labels in (
         ([c for c in datalist.training if c.label is not None], "imagesTr", "labelsTr"),

@@ -16,7 +16,7 @@ from typing import IO
 import yaml
 from safetensors.torch import save
 
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError, counted
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.export.card import card_text, facts_of, weights_bytes
 from autoseg.export.source import Source, licence_of, read_source
@@ -49,8 +49,7 @@ class Packed:
 
     def words(self) -> str:
         """What was done, in a line."""
-        models = f"{self.num_models} model{'s' * (self.num_models != 1)}"
-        return f"{self.path}: {models}, {self.num_bytes / 1e6:.1f} MB, SHA-256 {self.sha256}"
+        return f"{self.path}: {counted(self.num_models, 'model')}, {self.num_bytes / 1e6:.1f} MB, SHA-256 {self.sha256}"
 
 
 def pack(work_dir: Path, output: Path, *, licence: str = "") -> Packed:

@@ -25,7 +25,7 @@ from autoseg.data.grid import ras_orientation
 from autoseg.data.labels import LabelMap
 from autoseg.data.segments import Segment, segments_of
 from autoseg.data.streams import ImageRows, is_streamed
-from autoseg.errors import AutosegError, DataError, ResourceError
+from autoseg.errors import AutosegError, DataError, ResourceError, counted
 from autoseg.evaluation.tables import format_rows
 from autoseg.hardware.memory import PeakMemory
 from autoseg.inference.clock import PHASES, Clock
@@ -88,7 +88,7 @@ def segment(
     if channels != predictor.num_channels:
         names = " and ".join(path.name for path in images) if len(images) < 3 else f"the {len(images)} files"
         raise DataError(
-            f"{images[0]}: {names} with {channels} channel{'s' * (channels != 1)}. "
+            f"{images[0]}: {names} with {counted(channels, 'channel')}. "
             f"Expected {predictor.num_channels}, as the "
             "models were trained; several files of one case end in _0000, _0001, ... in the order of training."
         )

@@ -31,7 +31,7 @@ from autoseg.data.stray import Usual
 from autoseg.data.streams import ImageRows, LabelRows, MemoryImage, open_image
 from autoseg.data.volumes import write_volume
 from autoseg.data.windowing import fit_window
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError, counted
 from autoseg.evaluation.score_files import ValidationFile
 from autoseg.evaluation.shapes import shapes_of
 from autoseg.hardware.device import Precision, pick_device, resolve_precision, to_device
@@ -121,7 +121,8 @@ def load_network(job: JobDir, plan: Plan) -> nn.Module:
         ) from error
     if broken := [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]:
         raise WorkspaceError(
-            f"{job.model}: {len(broken)} weights are NaN or infinite ({broken[0]} first). {_again(job)}"
+            f"{job.model}: {counted(len(broken), 'weight is', 'weights are')} NaN or infinite ({broken[0]} first). "
+            f"{_again(job)}"
         )
     return network.eval().requires_grad_(False)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from autoseg.config.settings import Settings
-from autoseg.errors import ResourceError
+from autoseg.errors import ResourceError, counted
 from autoseg.hardware.gpus import ORDER, VISIBLE, Gpu, list_gpus
 from autoseg.hardware.limits import JOBS_AT_ONCE, available_cores, available_memory_bytes
 from autoseg.launch import Ended, Task, start, stop
@@ -133,8 +133,8 @@ def run_local(
                 if waiting and not running and not free:
                     raise ResourceError(
                         f"no device is left: {', '.join(dict.fromkeys(p.name for p in places))} went away, "
-                        f"{len(waiting)} jobs are still to do. Repair the driver (`nvidia-smi` must list the GPU) and "
-                        "run again; nothing that was saved is lost."
+                        f"{counted(len(waiting), 'job is', 'jobs are')} still to do. Repair the driver "
+                        "(`nvidia-smi` must list the GPU) and run again; nothing that was saved is lost."
                     )
                 if time.monotonic() - said > SAY_EVERY_S:
                     said = time.monotonic()

@@ -20,7 +20,7 @@ from autoseg.config.settings import EnsembleSettings, Settings
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import read_cases
 from autoseg.ensemble.out_of_fold import Fold, score_cases
-from autoseg.errors import ConfigError, DataError, ResourceError, WorkspaceError
+from autoseg.errors import ConfigError, DataError, ResourceError, WorkspaceError, counted
 from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.pipeline.training_jobs import in_this_process, job_resources
 from autoseg.pipeline.worker import latest_planned, planned_settings
@@ -234,5 +234,5 @@ def work_on_fold(work_dir: Path, part: Part, *, device: str | None, wait: bool) 
     with Claim(workspace.ensemble / ".claims" / part.name, part.name, device=where, wait=wait):
         models = _fold(workspace, part.fold, jobs, settings.combining, device)
         scores, failures = score_cases(models, cases)
-    log.info("%s: %d of %d cases scored", part.name, len(scores), len(scores) + len(failures))
+    log.info("%s: %d of %s scored", part.name, len(scores), counted(len(scores) + len(failures), "case"))
     return 0

@@ -18,6 +18,7 @@ from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import read_cases
 from autoseg.data.fingerprint import Fingerprint
+from autoseg.errors import counted
 from autoseg.hardware.limits import available_cores
 from autoseg.pipeline.networks import with_networks
 from autoseg.workspace.jobs import JobDir
@@ -189,7 +190,7 @@ def _measure(
 def forecast_text(forecast: Forecast, settings: Settings) -> str:
     """The forecast as a table."""
     if not forecast.costs:
-        return f"Nothing to do: all {forecast.done} jobs are done."
+        return f"Nothing to do: {counted(forecast.done, 'job is', 'jobs are')} done."
     rows = [("Job", "s/step", "Validation", "Memory", "Time")]
     for name, cost in forecast.costs.items():
         rows.append(
@@ -211,7 +212,7 @@ def forecast_text(forecast: Forecast, settings: Settings) -> str:
     memory = max(cost.memory_gib for cost in forecast.costs.values())
     lines += [
         "",
-        f"{len(forecast.costs)} jobs to train{done}: {format_duration(total)} of {forecast.device} in all",
+        f"{counted(len(forecast.costs), 'job')} to train{done}: {format_duration(total)} of {forecast.device} in all",
         f"Memory: up to {memory:.1f} GiB a job; disk: cache {forecast.cache_gib:.2f} GiB, models and checkpoints "
         f"{forecast.models_gib:.2f} GiB",
         f"Filling the cache: about {format_duration(forecast.preparing_s)} on this machine's cores",

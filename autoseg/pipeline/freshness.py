@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from autoseg.errors import WorkspaceError
+from autoseg.errors import WorkspaceError, counted
 from autoseg.pipeline.context import RunContext
 from autoseg.pipeline.stages import stage_named
 from autoseg.workspace.digests import DIGESTS
@@ -31,7 +31,8 @@ def reasons_to_run(
     inputs = stage.inputs(run, place)
     if count := DIGESTS.take_recognised():
         log.info(
-            "%d files were copied, moved or touched; they hold what they held, so nothing is redone for them", count
+            "%s copied, moved or touched; nothing in them changed, so nothing is redone for them",
+            counted(count, "file was", "files were"),
         )
     return inputs, place.stale(stage.name, inputs) or list(stage.gaps(place))
 

@@ -18,7 +18,7 @@ from autoseg.config.settings import PRETRAINED, Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.datalist import read_datalist
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError, counted
 from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.pipeline.budget import RESERVED_SHARE, pretraining_s, work_began
 from autoseg.pipeline.context import RunContext, num_places
@@ -108,7 +108,7 @@ def _say(sets: Sequence[ImageSet]) -> None:
     first = sets[0]
     if first.fold is None:
         seen = f", {len(first.scored)} of them of cases that models are scored on" if first.scored else ""
-        log.info("pretrain: %d images for all folds%s", len(first.cases), seen)
+        log.info("pretrain: %s for all folds%s", counted(len(first.cases), "image"), seen)
         return
     log.info(
         "pretrain: %d pretrainings a network, one for each fold, since few images lie outside of the folds; with more "

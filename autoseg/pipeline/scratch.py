@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from autoseg.config.networks import LOCATOR, AlgoName
 from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Datalist
+from autoseg.errors import counted
 from autoseg.evaluation.from_scratch import compare_with_scratch, tests_text
 from autoseg.pipeline.training_jobs import train_jobs
 from autoseg.workspace.files import write_yaml
@@ -54,7 +55,7 @@ def train_scratch(
     for algo, fold in started:
         plan = read_plan(place.job_dir(algo, fold)).model_copy(update={"encoder_rate": 1.0, "frozen_fraction": 0.0})
         write_yaml(twins.job_dir(algo, fold).plan, plan.model_dump(mode="json"))
-    log.info("compare_scratch: %d jobs from random weights", len(started))
+    log.info("compare_scratch: %s from random weights", counted(len(started), "job"))
     complete = train_jobs(twins, datalist, settings, started, again=again)
     patient_of = {case.name: case.group for case in datalist.training if case.group is not None}
     tests = compare_with_scratch(place, patient_of)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError, counted
 from autoseg.terminal import SHOWN_ELSEWHERE
 from autoseg.workspace.stages import DONE, NOT_YET, Outcome, Stage
 
@@ -140,7 +140,7 @@ def jobs_trained(place: Workspace) -> str:
     num_ended = sum(job.state in ("done", "pruned") for job in jobs)
     if num_ended == len(jobs):
         return DONE if jobs else NOT_YET
-    return f"{num_ended} of {len(jobs)} jobs"
+    return f"{num_ended} of {counted(len(jobs), 'job')}"
 
 
 # -- ensemble

@@ -24,7 +24,7 @@ from autoseg.data.formats.table import image_digest
 from autoseg.data.grid import Volume
 from autoseg.data.volumes import read_image
 from autoseg.ensemble.predict import load_predictor
-from autoseg.errors import ConfigError, DataError, WorkspaceError
+from autoseg.errors import ConfigError, DataError, WorkspaceError, counted
 from autoseg.evaluation.tables import csv_text, format_rows
 from autoseg.inference.appearance import mean_expected_dice
 from autoseg.inference.chosen import read_ensemble, read_inference, run_at
@@ -249,7 +249,7 @@ def suggest(
     write_text(folder / "suggestions.csv", csv_text(COLUMNS, [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]))
     shown = COLUMNS[:-1]  # reasons are long
     table = format_rows(list(shown), [[_shown(row.get(key, "")) for key in shown] for row in rows])
-    title = f"{len(rows)} of {len(found)} images to annotate next; {folder / 'suggestions.csv'}"
+    title = f"{len(rows)} of {counted(len(found), 'image')} to annotate next; {folder / 'suggestions.csv'}"
     told_by = [] if order == "random" else [EXPECTED if quality is None else PREDICTED]
     return "\n".join([title, table, *told_by, EVIDENCE, *failures])
 

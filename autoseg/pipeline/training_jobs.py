@@ -10,7 +10,7 @@ from autoseg.config.networks import AlgoName
 from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Datalist
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, counted
 from autoseg.launch import Task, cluster_of, launch
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.files import last_lines
@@ -290,4 +290,5 @@ def _say_length(workspace: Workspace, settings: Settings, jobs: Sequence[tuple[A
     if not open_jobs or len(known) < len(times):
         return
     advice = "" if settings.budget else "; with --budget 2h it ends sooner"
-    log.info("train: %d jobs to do, about %s on %s%s", len(times), format_duration(sum(known)), hardware.name, advice)
+    todo, needed = counted(len(times), "job"), format_duration(sum(known))
+    log.info("train: %s to do, about %s on %s%s", todo, needed, hardware.name, advice)

@@ -19,7 +19,7 @@ import numpy as np
 
 from autoseg.config.settings import PretrainSettings
 from autoseg.data.datalists.cases import Case, Datalist, case_digest
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, counted
 from autoseg.workspace.pretraining import ROLES, Lesson
 
 VALIDATION_SHARE = 171 / 771
@@ -82,9 +82,9 @@ def _checked(sets: list[ImageSet]) -> list[ImageSet]:
     least = min(len(images.cases) for images in sets)
     if least < FEWEST_IMAGES:
         raise ConfigError(
-            f"pretrain: found {least} images that may be learned from, expected at least {FEWEST_IMAGES}. List images "
-            "without labels under `unlabeled` in the datalist, or set pretrain.all_images: true to learn from the "
-            "images of cases that models are scored on."
+            f"pretrain: found {counted(least, 'image')} that may be learned from, expected at least {FEWEST_IMAGES}. "
+            "List images without labels under `unlabeled` in the datalist, or set pretrain.all_images: true to learn "
+            "from the images of cases that models are scored on."
         )
     return sets
 

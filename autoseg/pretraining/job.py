@@ -16,6 +16,7 @@ from typing import Any
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.data.datalists.datalist import read_datalist
+from autoseg.errors import counted
 from autoseg.networks import checked_plan
 from autoseg.plan import Plan
 from autoseg.pretraining.images import images_named
@@ -157,6 +158,6 @@ class PretrainingRun(JobRun):
         self.check_length(plan, result)
         if self.processes.is_first:
             log.info(
-                "%s: L1 %.4f after %d steps, %s",
-                self.job.name, -result.best_score, result.steps, format_duration(self.job.seconds),
+                "%s: L1 %.4f after %s, %s",
+                self.job.name, -result.best_score, counted(result.steps, "step"), format_duration(self.job.seconds),
             )  # fmt: skip

@@ -22,7 +22,7 @@ from autoseg.data.datalists.datalist import read_datalist, write_datalist
 from autoseg.data.datastats import StatsByCase
 from autoseg.data.labels import UNSURE_VALUE, LabelMap
 from autoseg.data.volumes import read_label, write_volume
-from autoseg.errors import DataError, ResourceError, WorkspaceError
+from autoseg.errors import DataError, ResourceError, WorkspaceError, counted
 from autoseg.evaluation.score_files import Scores
 from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble
 from autoseg.inference.predictor import Predictor, model_digest
@@ -136,7 +136,7 @@ def make_pseudolabels(
     dice = class_dice(source)
     todo = cases_to_fill(datalist, label_map.names, how)
     models = {f"{a}_{f}": model_digest(source, a, f) for a, f in _members(source)}
-    log.info("pseudolabel: %d cases, %d models of round %d", len(todo), len(models), source.round)
+    log.info("pseudolabel: %s, %s of round %d", counted(len(todo), "case"), counted(len(models), "model"), source.round)
     maker = _Maker(source, target, settings, label_map, how, models)
     evidence, failures = _predict_cases(maker, todo, progress)
     verdicts = judge(evidence, dice, how)
@@ -392,7 +392,7 @@ def _text(audit: Mapping[str, Any], num_joined: int, failures: Sequence[str]) ->
         dice = "     -" if c["dice"] is None else f"{c['dice']:.4f}"
         lines.append(f"{c['name']:{width}} | {dice} | {c['accepted']:8d} | {c['rejected']}{f' ({why})' if why else ''}")
     if num_joined:
-        lines.append(f"{num_joined} unlabeled images join")
+        lines.append(counted(num_joined, "unlabeled image joins", "unlabeled images join"))
     if failures:
         lines += ["Not predicted, so without pseudo-labels; the next run tries again:", *failures]
     return "Pseudo-labels, cases by class\n" + "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg.config.units import format_duration
 from autoseg.data.datastats import AnalysisSummary
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, counted
 from autoseg.export.checklists import CLAIM
 from autoseg.export.markdown import plain
 from autoseg.export.statements import Statements
@@ -39,10 +39,10 @@ def glance(run: Run) -> list[tuple[str, str, str]]:
         chosen = run.scores.dice  # the ensemble's, postprocessing included
         if chosen.mean is not None:
             interval = "" if chosen.low is None else f"95 % interval {filters.interval(chosen)}, "
-            facts.append(("Mean Dice", filters.score(chosen.mean), f"{interval}{chosen.num_cases} cases"))
-            counted = [(c.mean, c.name) for c in chosen.classes if c.mean is not None]
-            if len(chosen.classes) > 1 and counted:
-                hardest = min(counted, key=lambda pair: pair[0])
+            facts.append(("Mean Dice", filters.score(chosen.mean), f"{interval}{counted(chosen.num_cases, 'case')}"))
+            scored = [(c.mean, c.name) for c in chosen.classes if c.mean is not None]
+            if len(chosen.classes) > 1 and scored:
+                hardest = min(scored, key=lambda pair: pair[0])
                 facts.append(("Hardest class", hardest[1], f"Dice {filters.score(hardest[0])}"))
         facts += score_sections.further_means(run.scores)
         facts.append(("Chosen", run.scores.chosen, "combination of networks"))
@@ -51,7 +51,7 @@ def glance(run: Run) -> list[tuple[str, str, str]]:
         beside = f"{num.get('testing', 0)} testing, {num.get('unlabeled', 0)} unlabeled"
         facts.append(("Training cases", str(num.get("training", 0)), beside))
         faults, warnings = len(run.summary.faults), len(run.summary.warnings)
-        facts.append(("Data faults", str(faults), f"{warnings} warning{'s' * (warnings != 1)}"))
+        facts.append(("Data faults", str(faults), counted(warnings, "warning")))
     seconds = sum(line.seconds for line in run.usage)
     if seconds:
         facts.append(("Time", format_duration(seconds), "all stages together"))

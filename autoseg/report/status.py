@@ -10,7 +10,7 @@ from typing import Any
 
 from autoseg.config.types import suggest
 from autoseg.config.units import format_duration
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError, counted
 from autoseg.terminal import printable
 from autoseg.workspace.claims import ClaimState
 from autoseg.workspace.files import last_lines
@@ -71,7 +71,7 @@ def _status_lines(workspace: Workspace, stages: Sequence[Stage[Any]], unreadable
         return [*lines, "", "No training jobs yet. `autoseg generate` plans them."]
     states = [job.state for job, _ in jobs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    lines += ["", f"{len(jobs)} jobs: {counts}. `autoseg status JOB` shows a job's log."]
+    lines += ["", f"{counted(len(jobs), 'job')}: {counts}. `autoseg status JOB` shows a job's log."]
     if any(state in ("failed", "diverged") for state in states):
         lines.append("`autoseg retry` tries the failed ones again.")
     return lines

@@ -12,6 +12,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import JsonValue
 
+from autoseg.errors import counted
 from autoseg.sweep.study import Study
 from autoseg.terminal import printable
 from autoseg.workspace.files import write_atomic, write_json, write_text
@@ -66,7 +67,7 @@ def write_results(study: Study) -> str:
             study.folder / name, (study.trial_folder(trial.number) / "settings.yaml").read_text(encoding="utf-8")
         )
     _plot(study, [t for t in trials if t.state == TrialState.COMPLETE])
-    lines = [f"Sweep {study.settings.study}: {len(rows)} trials: {summary}; {epochs} epochs", ""]
+    lines = [f"Sweep {study.settings.study}: {counted(len(rows), 'trial')}: {summary}; {counted(epochs, 'epoch')}", ""]
     lines += _table(study, best, trials)
     if best:
         lines += ["", f"Best settings: {study.folder / 'best.yaml'}"]

@@ -24,7 +24,7 @@ from autoseg.config.settings import Settings
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist, case_digest
 from autoseg.data.datalists.datalist import read_datalist
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError, counted
 from autoseg.launch import Task, cluster_of, launch, stop_with_launcher
 from autoseg.pipeline.networks import with_any_network, with_networks
 from autoseg.pipeline.training_jobs import in_this_process, job_resources
@@ -103,7 +103,7 @@ def run_sweep(
         mode = PUBLIC if settings.sweep.storage is None else SECRET
         write_stored(folder / "sweep.json", _portable(settings, origins, until), mode=mode)
         study.enqueue(space.of_plan(_first_plan(workspace, datalist, settings, origins)))
-        log.info("sweep: %d trials of %s", settings.sweep.trials, ", ".join(p.key for p in space.parameters))
+        log.info("sweep: %s of %s", counted(settings.sweep.trials, "trial"), ", ".join(p.key for p in space.parameters))
         if in_this_process(settings):
             _work(Sweep(workspace, settings, origins, datalist, study, until))
         else:

@@ -37,7 +37,7 @@ from autoseg.data.labels import UNSURE, LabelMap
 from autoseg.data.preprocess import Region, prepare_image, prepare_label
 from autoseg.data.resampling import resampled_shape
 from autoseg.data.volumes import read_image, read_label
-from autoseg.errors import AutosegError, DataError
+from autoseg.errors import AutosegError, DataError, counted
 from autoseg.hardware.limits import available_memory_bytes, jobs_at_once, workers_for
 from autoseg.plan import Plan
 from autoseg.workspace.claims import Busy, Claim
@@ -294,12 +294,12 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
     folders = [_folder(root, plan, case) for case in cases]
     missing = [(f, c) for f, c in zip(folders, cases, strict=True) if not _is_whole(f, c)]
     if damaged := [c.name for f, c in missing if (f / "points.npy").exists()]:
-        log.warning("cache: damaged files of %d cases, made anew: %s", len(damaged), ", ".join(damaged[:5]))
+        log.warning("cache: damaged files of %s, made anew: %s", counted(len(damaged), "case"), ", ".join(damaged[:5]))
     faults: list[str] = []
     if plan.cache != "off" and missing:
         missing = _affordable(root, plan, missing, faults)
         if missing:
-            log.info("preprocessing %d cases, once for all jobs of such a plan", len(missing))
+            log.info("preprocessing %s, once for all jobs of such a plan", counted(len(missing), "case"))
         _fill(missing, plan, num_workers, faults)
     fresh = [(f, c) for f, c in zip(folders, cases, strict=True) if plan.cache == "off" or not _is_whole(f, c)]
     by_folder = dict(zip((f for f, _ in fresh), _prepare_fresh(fresh, plan, num_workers, faults), strict=True))
@@ -326,7 +326,7 @@ def load_cases(root: Path, plan: Plan, cases: Sequence[Case], *, num_workers: in
             taken, num_in_memory = taken + size, num_in_memory + 1
     where = [f"{num_in_memory} in memory", f"{len(cases) - len(by_folder) - num_in_memory} memory-mapped"]
     where += [f"{len(by_folder)} prepared anew at each use"] if by_folder else []
-    log.info("%d cases, %.1f MiB in the cache: %s", len(cases), total / 2**20, ", ".join(where))
+    log.info("%s, %.1f MiB in the cache: %s", counted(len(cases), "case"), total / 2**20, ", ".join(where))
     return opened
 
 
@@ -376,8 +376,8 @@ def _affordable(root: Path, plan: Plan, missing: list[tuple[Path, Case]], faults
             faults.extend(error.messages)
             sizes.append(0)
     log.info(
-        "preprocessing %d cases: about %.2f GiB to write into %s, %.1f GiB free",
-        len(missing), sum(sizes) / 2**30, root.name, free / 2**30,
+        "preprocessing %s: about %.2f GiB to write into %s, %.1f GiB free",
+        counted(len(missing), "case"), sum(sizes) / 2**30, root.name, free / 2**30,
     )  # fmt: skip
     total, kept = 0, []
     for item, size in zip(missing, sizes, strict=True):
@@ -439,6 +439,6 @@ def _prepare_fresh(
         return CachedCase(name=case.name, **known)
 
     if items:
-        log.info("looking through %d cases that are not kept", len(items))
+        log.info("looking through %s not kept", counted(len(items), "case"))
     with ThreadPoolExecutor(_workers(plan, [case for _, case in items], num_workers)) as pool:
         return list(pool.map(open_fresh, items))

@@ -22,7 +22,7 @@ from autoseg.config.settings import TrackSettings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.datalist import read_cases
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, counted
 from autoseg.inference.seals import check_jobs, seal_job
 from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
@@ -157,8 +157,8 @@ class TrainingRun(JobRun):
             inputs = job_inputs(plan, train_cases, val_cases, self.weights)
         self.begin(inputs)
         log.info(
-            "%s: training on %d cases, validating on %d, %s",
-            job.name, len(train_cases), len(val_cases), self.processes.device,
+            "%s: training on %s, validating on %d, %s",
+            job.name, counted(len(train_cases), "case"), len(val_cases), self.processes.device,
         )  # fmt: skip
         self._follow(plan, len(train_cases), len(val_cases))
         result = self._train(plan, train_cases, val_cases)
@@ -279,7 +279,8 @@ class TrainingRun(JobRun):
                     f"Lower learning_rate ({plan.learning_rate:g}) in {self.paths.plan.name} and train again."
                 )
             seal_job(self.paths)
-            log.info("%s: Dice %.4f after %d steps, %s", job.name, dice, result.steps, format_duration(job.seconds))
+            steps = counted(result.steps, "step")
+            log.info("%s: Dice %.4f after %s, %s", job.name, dice, steps, format_duration(job.seconds))
             if self.follower is not None:
                 self.follower.summarise({"final/dice": dice, "final/seconds": job.seconds})
                 self.follower.attach([self.paths.plan, self.paths.metrics])

@@ -196,7 +196,7 @@ class Search:
                 now = time.monotonic()
                 self.elapsed_s += now - clock
                 clock = now
-                bar.to(self.share, f", step {self.step}")
+                bar.to(self.share, f"step {self.step}")
                 if self.checkpoint is not None and now - saved > CHECKPOINT_S:
                     self._save()
                     saved = time.monotonic()

@@ -158,7 +158,7 @@ class Trainer:
                     if share < 1.0 and p.epoch_steps < steps_per_epoch:
                         self.train_step(share)
                         share = self._share()
-                    bar.to(share, f", step {p.step}")
+                    bar.to(share, f"step {p.step}")
                     # Saving and validating take time, too, so that it may be over with no step done since.
                     finished = share >= 1.0
                     epoch_ends = finished or p.epoch_steps >= steps_per_epoch

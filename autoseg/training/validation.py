@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from autoseg.config.units import format_duration
+from autoseg.errors import counted
 from autoseg.evaluation.metrics import dice_of_targets
 from autoseg.hardware.device import resolve_precision
 from autoseg.inference.windows import ProbRows, WindowModel, predict_targets
@@ -249,8 +250,8 @@ class DiceValidator(Validator):
             )
         if not schedule.is_kept(self.reserve_s()):
             log.warning(
-                "%s: scoring %d cases takes about %s of a budget of %s, which will not be kept. Give more time.",
-                self.name, num, final, format_duration(self.plan.budget_s or 0.0),
+                "%s: scoring %s takes about %s of a budget of %s, which will not be kept. Give more time.",
+                self.name, counted(num, "case"), final, format_duration(self.plan.budget_s or 0.0),
             )  # fmt: skip
 
     @property

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from autoseg.errors import counted
 from autoseg.workspace.jobs import JobDir
 from autoseg.workspace.stages import DONE, NOT_YET
 from autoseg.workspace.stored import Score, Seconds, Stored, read_stored
@@ -49,15 +50,15 @@ class Lesson(Stored):
     def words(self) -> str:
         """What was learned from, in words."""
         by_role = ", ".join(f"{number} {role}" for role, number in self.roles.items() if number)
-        return f"{self.method} on {len(self.training) + len(self.validation)} images ({by_role})"
+        return f"{self.method} on {counted(len(self.training) + len(self.validation), 'image')} ({by_role})"
 
     @property
     def fold_words(self) -> str:
         """What that means for the scores."""
         if self.scored:
             return (
-                f"It has seen, without their labels, the images of {len(self.scored)} cases that models are scored on "
-                "(pretrain.all_images): scores on them may say a little too much."
+                f"It has seen, without their labels, the images of {counted(len(self.scored), 'case')} that models are "
+                "scored on (pretrain.all_images): scores on them may say a little too much."
             )
         which = "any fold's" if self.for_all_folds else "its fold's"
         return f"It has seen no image of {which} held-out cases, nor of labelled cases that were held back."
@@ -113,4 +114,4 @@ def how_far(workspace: Workspace) -> str:
     num_done = states.count("done")
     if num_done == len(states):
         return DONE if states else NOT_YET
-    return f"{num_done} of {len(states)} jobs"
+    return f"{num_done} of {counted(len(states), 'job')}"

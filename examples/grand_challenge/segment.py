@@ -12,7 +12,7 @@ from pathlib import Path
 
 import autoseg
 from autoseg.data.formats.table import image_files, stem_of
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, counted
 
 
 def segment(images: Path, labels: Path, model: Path, suffix: str) -> int:
@@ -49,7 +49,7 @@ def main(words: list[str] | None = None) -> int:
         for message in error.messages:
             print(f"error: {message}", file=sys.stderr)
         return 2
-    print(f"{number} images segmented")
+    print(f"{counted(number, 'image')} segmented")
     return 0
 
 

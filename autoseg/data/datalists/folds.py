@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from autoseg.data.datalists.cases import Case
-from autoseg.errors import ConfigError, some_of
+from autoseg.errors import ConfigError, counted, some_of
 
 MOST_FOLDS = 10
 """Folds without a case that are listed."""
@@ -95,9 +95,10 @@ def make_folds(
     if num_fold < 2:
         raise ConfigError(f"num_fold: {num_fold}. Expected at least 2.")
     if len(set(patients)) < num_fold:
-        counted = f"{len(names)} training cases" + (f" of {len(set(patients))} patients" if grouped else "")
+        found = counted(len(names), "training case")
+        found += f" of {counted(len(set(patients)), 'patient')}" if grouped else ""
         remedy = f"Set num_fold: {len(set(patients))}, or add cases." if len(set(patients)) > 1 else "Add cases."
-        raise ConfigError(f"num_fold: {num_fold} folds cannot be made of {counted}. {remedy}")
+        raise ConfigError(f"num_fold: {num_fold} folds cannot be made of {found}. {remedy}")
 
     order = sorted(range(len(names)), key=lambda i: names[i])
     y = np.array(_merge_rare([strata[i] for i in order], num_fold))

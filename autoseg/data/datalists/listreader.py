@@ -18,7 +18,7 @@ from autoseg.data.datalists.names import path_hint, unique_names
 from autoseg.data.datalists.segments import segment_values, with_values
 from autoseg.data.formats.label_files import masks_of
 from autoseg.data.formats.table import has_image_suffix, is_image
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, counted
 from autoseg.terminal import printable
 
 logger = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ class _Reader:
         fewest = 1 if cases["validation"] or num_fold is None else 2
         if len(listed) < fewest:
             words = "at least 2, so that one can validate the other" if fewest == 2 else "at least 1"
-            self.fault("training", f"{len(listed)} case{'s' * (len(listed) != 1)}. Expected {words}.")
+            self.fault("training", f"{counted(len(listed), 'case')}. Expected {words}.")
             return
         for text in fold_faults(training):
             self.fault("", text)

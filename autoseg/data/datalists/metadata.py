@@ -16,7 +16,7 @@ from typing import Any
 
 from autoseg.data.datalists.cases import Case, Datalist, MetaValue
 from autoseg.data.formats.table import stem_of
-from autoseg.errors import ConfigError, some_of
+from autoseg.errors import ConfigError, counted, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,9 @@ def add_table(datalist: Datalist, path: Path) -> Datalist:
     if unused := [key for key in by_key if key not in used]:
         logger.warning("%s: %d rows are of no case: %s", path.name, len(unused), some_of(unused, MOST_LISTED))
     if without := [c.name for c in known.training if not c.meta]:
-        logger.warning("%s: %d training cases have no row: %s", path.name, len(without), some_of(without, MOST_LISTED))
+        logger.warning(
+            "%s: no row for %s: %s", path.name, counted(len(without), "training case"), some_of(without, MOST_LISTED)
+        )
     return known
 
 

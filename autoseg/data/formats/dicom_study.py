@@ -18,6 +18,7 @@ from autoseg.data.formats.dicom_files import (
     read_dicom,
 )
 from autoseg.data.formats.stored import FileFaultError
+from autoseg.errors import counted
 from autoseg.workspace.files import subfolders
 
 DIRECTORY = "DICOMDIR"
@@ -50,7 +51,7 @@ class Group:
     def words(self) -> str:
         """What it is, without a name."""
         kind = "localizer" if any(LOCALIZER in file.image_type for file in self.files) else "series"
-        return f"{self.files[0].modality} {kind} of {self.num_images} image{'s' * (self.num_images != 1)}"
+        return f"{self.files[0].modality} {kind} of {counted(self.num_images, 'image')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
