@@ -252,8 +252,21 @@ def test_figures_of_the_comparison_are_those_of_the_results() -> None:
         for figure in re.findall(r"(?<![\w.,])\d+\.\d+", " ".join(cells[1:])):
             decimals = len(figure.partition(".")[2])
             assert float(figure) in [round(x, decimals) for x in known], f"{figure} of {cells[0]}"
-    widths = {line.count("|") for line in text.partition("## What each can do")[2].splitlines() if line}
-    assert widths == {7}, "a cell for each tool"
+
+
+def test_each_cell_of_the_comparison_says_where_it_was_read() -> None:
+    text = (ROOT / "docs" / "compare.md").read_text()
+    table = text.partition("## What each can do")[2]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert {len(row) for row in rows} == {6}, "a cell for each tool"
+    linked = [
+        re.fullmatch(r"(?:\*\*)?\[[^\]]+\](?:\(\S+\)|\[([\w-]+)\])(?:\*\*)?|-", cell)
+        for row in rows
+        for cell in row[1:]
+    ]
+    assert None not in linked
+    defined = re.findall(r"^\[([\w-]+)\]: https://\S+", table, flags=re.MULTILINE)
+    assert {match[1] for match in linked if match and match[1]} == {*defined}
 
 
 def test_the_tour_goes_through_the_sections_of_a_report(finished_run: Path) -> None:
