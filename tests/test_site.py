@@ -228,9 +228,29 @@ def test_settings_in_blocks_are_valid(tmp_path: Path) -> None:
     assert seen > 15
 
 
-def test_fifteen_questions_have_an_answer_and_a_source() -> None:
-    parts = re.split(r"^## (\d+)\. .*\?.*$", (ROOT / "docs" / "questions.md").read_text(), flags=re.MULTILINE)[1:]
-    assert parts[::2] == [str(number) for number in range(1, 16)]
+QUESTIONS = [
+    "Partial labels",
+    "DICOM",
+    "Fine-tuning",
+    "Small GPUs",
+    "Imbalance",
+    "Tiny lesions",
+    "Anisotropy",
+    "Regions",
+    "Resume",
+    "Own folds",
+    "External validation",
+    "Uncertainty",
+    "Export",
+    "Speed",
+    "Clusters",
+]
+
+
+def test_fifteen_questions_have_a_name_an_answer_and_a_source() -> None:
+    text = (ROOT / "docs" / "questions.md").read_text()
+    parts = re.split(r"^## (\d+\. [\w -]+): .*\?.*$", text, flags=re.MULTILINE)[1:]
+    assert parts[::2] == [f"{number}. {name}" for number, name in enumerate(QUESTIONS, 1)]
     for number, text in zip(parts[::2], parts[1::2], strict=True):
         answer, _, asked = text.partition("\nAsked: ")
         assert "`" in answer, number
