@@ -94,7 +94,7 @@ def run(tasks: Sequence[Task], settings: Settings, ended: Ended, output: Path) -
     for task in tasks:
         output.mkdir(parents=True, exist_ok=True)
         (output / "room.txt").write_text(" ".join([task.name, *task.words[:1]]))
-        environment = {"AUTOSEG_DEVICE_NAME": "the other room", "OMP_NUM_THREADS": str(task.cpus)}
+        environment = task.environment("the other room")
         while ended(task, run_command(task.command(), output / f"{task.name}.out", environment)):
             pass
 

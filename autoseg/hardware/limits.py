@@ -21,6 +21,8 @@ RECLAIMABLE = ("total_inactive_file", "inactive_file")
 """Of memory.stat: file pages that are dropped when memory is wanted; version 1 counts those of groups within apart."""
 
 
+DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
+"""Environment variable in which a launcher says what `autoseg status` is to call the device."""
 JOBS_AT_ONCE = "AUTOSEG_JOBS_AT_ONCE"
 """Environment variable in which a launcher says how many jobs it runs on this machine at once."""
 

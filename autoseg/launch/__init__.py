@@ -21,6 +21,7 @@ from typing import Protocol, cast
 import psutil
 
 from autoseg.config.settings import Settings
+from autoseg.hardware.limits import DEVICE_NAME
 from autoseg.hardware.system import ask_to_stop, own_session, stop_this_process
 from autoseg.workspace.files import open_append
 
@@ -53,6 +54,14 @@ class Task:
             start += ["torch.distributed.run", "--standalone", f"--nproc_per_node={self.gpus}", "-m"]
         return [*start, "autoseg", *self.words]
 
+    def environment(self, device: str) -> dict[str, str]:
+        """What its process is to find in its environment.
+
+        Args:
+            device: as `autoseg status` is to call it, such as `cpu` or `cuda:0`.
+        """
+        return {DEVICE_NAME: device, "OMP_NUM_THREADS": str(self.cpus)}
+
 
 Ended = Callable[[Task, int], bool]
 """Told of a task that ended and its exit code; True: start it again."""
@@ -64,7 +73,8 @@ class Cluster(Protocol):
     def run(self, tasks: Sequence[Task], settings: Settings, ended: Ended, output: Path) -> None:
         """Run tasks until all have ended; arguments and errors as `launch` has them.
 
-        A task that is stopped gets `SAVING_S` to save. `run_command` runs it on the machine where that is called.
+        A task that is stopped gets `SAVING_S` to save. `run_command` runs it on the machine where that is called: its
+        `command()`, with its `environment()`, into `output / "<name>.out"`. `settings.device` is in the task's words.
         """
 
     def has_gpus(self, settings: Settings) -> bool:
@@ -95,7 +105,7 @@ def launch(
     """Run tasks on the launcher of the settings until all have ended.
 
     Args:
-        output: Folder for what the processes print.
+        output: Folder for what the processes print; `start` makes it.
         memory_gib: Memory a running or past task took, where that is known.
 
     Raises:

@@ -17,7 +17,7 @@ from types import FrameType
 from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError, counted
 from autoseg.hardware.gpus import ORDER, VISIBLE, Gpu, list_gpus
-from autoseg.hardware.limits import JOBS_AT_ONCE, available_cores, available_memory_bytes
+from autoseg.hardware.limits import DEVICE_NAME, JOBS_AT_ONCE, available_cores, available_memory_bytes
 from autoseg.launch import Ended, Task, start, stop
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def run_local(
                     log.info("%s: starting on %s", task.name, place.name)
                     environment = {
                         **place.environment,
-                        "AUTOSEG_DEVICE_NAME": place.name,
+                        DEVICE_NAME: place.name,
                         JOBS_AT_ONCE: str(len(places)),  # they share memory and cores
                     }
                     process = start(task.command(), output / f"{task.name}.out", environment)

@@ -112,5 +112,4 @@ def work(task: Task, output: str) -> int:
 
     gpus = ",".join(str(number) for number in ray.get_gpu_ids())
     name = f"cuda:{gpus}" if gpus else "cpu"
-    environment = {"AUTOSEG_DEVICE_NAME": name, "OMP_NUM_THREADS": str(task.cpus)}
-    return run_command(task.command(), Path(output) / f"{task.name}.out", environment)
+    return run_command(task.command(), Path(output) / f"{task.name}.out", task.environment(name))

@@ -33,8 +33,7 @@ class Work:
     def __call__(self, task: Task, output: str) -> int:
         """Run the command to its end."""
         name = f"cuda:{os.environ.get('CUDA_VISIBLE_DEVICES', '0')}" if task.gpus else "cpu"
-        environment = {"AUTOSEG_DEVICE_NAME": name, "OMP_NUM_THREADS": str(task.cpus)}
-        self._process = start(task.command(), Path(output) / f"{task.name}.out", environment)
+        self._process = start(task.command(), Path(output) / f"{task.name}.out", task.environment(name))
         return self._process.wait()
 
     def checkpoint(self, task: Task, output: str) -> Any:

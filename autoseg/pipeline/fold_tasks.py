@@ -21,6 +21,7 @@ from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import read_cases
 from autoseg.ensemble.out_of_fold import Fold, score_cases
 from autoseg.errors import ConfigError, DataError, ResourceError, WorkspaceError, counted
+from autoseg.hardware.limits import DEVICE_NAME
 from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.pipeline.training_jobs import in_this_process, job_resources
 from autoseg.pipeline.worker import latest_planned, planned_settings
@@ -226,7 +227,6 @@ def work_on_fold(work_dir: Path, part: Part, *, device: str | None, wait: bool) 
             "Run `autoseg train` first."
         )
     stop_with_launcher()
-    from autoseg.training.job_run import DEVICE_NAME
 
     device = device or settings.device
     cases = part.of(read_cases(workspace, settings.dataroot).val_cases(part.fold))

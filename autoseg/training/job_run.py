@@ -21,6 +21,7 @@ import torch
 from autoseg.config.units import format_duration
 from autoseg.errors import MACHINES_FAULTS, AutosegError, ConfigError, ResourceError
 from autoseg.hardware.device import pick_device, resolve_precision
+from autoseg.hardware.limits import DEVICE_NAME
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.inference.seals import ChangedJobsError
 from autoseg.plan import Plan
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 
 JOB_SAMPLE_S = 0.05
 """Seconds between two looks at a process' memory while a job trains."""
-DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
-"""Environment variable in which a launcher says what `autoseg status` is to call the device."""
 RESTART_RATE = 0.25
 """A diverged job is tried once more with its learning rate times this. A choice: rates that a factor of two parts are
 both fine or both not, as the table of rates in docs/results.md has it."""
