@@ -13,6 +13,7 @@ from autoseg.cli.arguments import command_names, describe_parameters, parameter_
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
 from autoseg.cli.main import SPIN_COUNT, run_command
 from autoseg.config.docs import setting_docs
+from autoseg.config.networks import NETWORKS
 from autoseg.errors import ConfigError
 from autoseg.version import __version__
 
@@ -36,8 +37,7 @@ def installed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (
             ["train", "--algo", "segresnt", "--fold", "x"],
             [
-                "--algo: expected one of segresnet, swinunetr, dints, unet, resenc, unetr, locator, found segresnt. "
-                "Did you mean segresnet?",
+                f"--algo: expected one of {', '.join(NETWORKS)}, found segresnt. Did you mean segresnet?",
                 "--fold: expected a whole number, found x.",
             ],
         ),

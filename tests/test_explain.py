@@ -87,8 +87,8 @@ def test_status(run: Path) -> None:
     where = f"{socket.gethostname()}:cpu:1"
     gap = " " * (len(where) - len("Device"))
     assert lines[1].startswith("analyze   20")
-    assert lines[2:5] == ["generate  -", "train     -", "ensemble  -"]
-    assert lines[6:] == [
+    assert [line.split() for line in lines[2:5]] == [[name, "-"] for name in ("generate", "train", "ensemble")]
+    assert lines[lines.index("") + 1 :] == [
         f"Job          State    Device{gap}  Epoch    Dice    Time   Left  Last error",
         f"segresnet_0  done     -     {gap}      -  0.9123  12m05s      -",
         f"segresnet_1  running  {where}    4/7  0.5000     30s  1h06m",

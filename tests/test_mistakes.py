@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from autoseg.cli.main import run_command
+from autoseg.config.networks import ALGOS
 from autoseg.data.formats.table import SUFFIXES_TEXT
 from autoseg.data.phantoms import make_phantoms
 from autoseg.workspace.claims import Claim
@@ -128,7 +129,7 @@ FRESH: dict[str, tuple[Make, list[str], str]] = {
     "unknown network": (
         setting("algos: [vnet]"),
         RUN,
-        "input.yaml:...: algos...: expected one of segresnet, swinunetr, dints, unet, resenc, unetr, found vnet....",
+        f"input.yaml:...: algos...: expected one of {', '.join(ALGOS)}, found vnet....",
     ),
     "fold that is not there": (
         nothing,

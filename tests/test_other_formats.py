@@ -16,6 +16,7 @@ from other_formats import WRITERS, to_itk, write_image, write_itk, write_mgh
 from autoseg.analyzer.case import analyze_case
 from autoseg.data.formats.table import (
     SUFFIXES,
+    can_stream,
     files_of,
     format_of,
     image_digest,
@@ -42,7 +43,9 @@ def voxels(seed: int = 0, shape: tuple[int, ...] = (6, 7, 5), dtype: str = "i2")
 
 
 def rows_of(path: Path) -> np.ndarray:
-    """All of an image, read slice by slice in two pieces."""
+    """All of an image, read slice by slice in two pieces, where its format can be read so."""
+    if not can_stream(path):
+        return read_image((path,)).array
     with FileImage([path]) as image:
         last = image.shape[image.axis]
         return np.concatenate([image.rows(0, 2), image.rows(2, last)], axis=image.axis + 1)

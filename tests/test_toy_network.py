@@ -10,6 +10,7 @@ import pytest
 import yaml
 from house import autoseg, commands, copy_house, put
 
+from autoseg.config.networks import NETWORKS
 from autoseg.data.phantoms import make_phantoms
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +121,8 @@ def test_settings_schema_and_help_have_the_new_ones(house: Path) -> None:
     text = " ".join(autoseg(house, "train", "--help").stdout.split())
     assert "--toynet.width a whole number >= 1; default planned Channels of the toy." in text
     assert "--jitter a number >= 0 and <= 1; default planned Share of a toy." in text
-    assert "Under segresnet, swinunetr, dints, toynet, unet, resenc, unetr, locator each hyperparameter" in text
+    names = ", ".join(NETWORKS).replace(" unet,", " toynet, unet,")
+    assert f"Under {names} each hyperparameter" in text
 
 
 @pytest.mark.timeout(300)  # on a busy machine starting up takes long

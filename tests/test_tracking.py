@@ -342,7 +342,7 @@ def test_the_setting_is_a_name_or_a_block(tmp_path: Path, monkeypatch: pytest.Mo
     assert block.tracking.uri == f"sqlite:///{tmp_path}/runs/m.db"
     assert load(tmp_path, "", track="tensorboard").tracking.tool == "tensorboard"
     for text, message in {
-        "track: mflow": "expected one of tensorboard, mlflow, wandb or {tool, uri, experiment, report}, found mflow",
+        "track: mflow": f"one of {', '.join(table.TRACKERS)} or {{tool, uri, experiment, report}}, found mflow",
         "track: {tool: wandb, uri: 'https://a.b'}": "wandb writes into work_dir",
         "track: {tool: mlflow, uri: mlruns}": "MLflow has given up folders",
         "track: {uri: 'https://a.b'}": "uri: without a tool it has no effect",

@@ -29,7 +29,7 @@ class Commands:
         self.overrides = overrides
 
     def run(self, *, input: Path = INPUT, settings: Path | None = None, accept: bool = False) -> int:
-        """Do all: analyze, generate, train, ensemble; only what is missing or whose inputs changed.
+        """Do all stages in their order; only what is missing or whose inputs changed.
 
         Args:
             input: The settings; `autoseg init` writes it.

@@ -85,8 +85,7 @@ def settings_manual() -> str:
         "# Settings",
         "",
         "Made from `autoseg/config/` by `make docs`; do not edit. Every key of `input.yaml`, which may also",
-        "be given to `run`, `analyze`, `pretrain`, `generate`, `train`, `ensemble`, `pseudolabel`, `sweep`, "
-        "`learning_curve`, `plan` and `retry` as",
+        "be given to `run`, each stage's command, `sweep`, `learning_curve`, `plan` and `retry` as",
         "a flag (`--num_epochs 50`), then wins.",
         "`planned` means: derived from the data and the machine; `autoseg explain KEY` tells how.",
     ]
