@@ -146,7 +146,7 @@ def test_a_network_is_planned_trained_and_used(house: Path, tmp_path: Path) -> N
         ["methods", "--work_dir", str(work_dir)],
     )
     assert done.returncode == 0, done.stderr
-    assert "We used Toynet, as implemented in autoseg" in done.stdout
+    assert "We used Toynet, as implemented in autoseg" in (work_dir / "methods.md").read_text()
     job = work_dir / "toynet_0"
     text = (job / "configs" / "hyper_parameters.yaml").read_text()
     assert text.startswith("# A toy: every hyperparameter of one job.")
