@@ -19,7 +19,7 @@ from autoseg.config.settings import Settings
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.hardware.facts import Hardware
-from autoseg.pipeline import forecast
+from autoseg.pipeline import forecast, job_costs
 from autoseg.pipeline.networks import warn_of_untrained, with_any_network, with_networks
 from autoseg.pipeline.run import run_input
 from autoseg.pipeline.stages import STAGES
@@ -192,7 +192,7 @@ def test_jobs_explain_report_and_forecast_go_by_the_choice(run: Path, monkeypatc
     assert text == explain(run, STAGES, "algos"), "asked by input.yaml, it says the same"
     page = make_report(run.parent / "work_dir", STAGES).read_text()
     assert "Networks, as the data, the device and the time suggest: segresnet: " in page
-    monkeypatch.setattr(forecast, "_measure", lambda *args: (0.1, 1.0, 0.5, 0.1, 0.2))
+    monkeypatch.setattr(job_costs, "_measure", lambda *args: (0.1, 1.0, 0.5, 0.1, 0.2))
     table = forecast.plan_run(run, thick)
     rows = [line.split()[0] for line in table.splitlines()[1:5]]
     assert rows == [

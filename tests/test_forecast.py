@@ -11,7 +11,8 @@ from processes import autoseg
 from test_pipeline import make_data
 
 from autoseg.config.units import parse_duration
-from autoseg.pipeline.forecast import SCORING, Cost, Forecast, _cost, makespan
+from autoseg.pipeline.forecast import Forecast, makespan
+from autoseg.pipeline.job_costs import SCORING, Cost, job_cost
 
 
 @pytest.mark.parametrize(
@@ -29,9 +30,9 @@ def test_each_job_goes_to_the_device_that_is_free_first(seconds: list[float], de
 
 def test_a_job_is_its_steps_and_validations() -> None:
     plan = tiny_plan(num_epochs=10, num_steps_per_epoch=7, num_epochs_per_validation=5)
-    cost = _cost(plan, 0.5, 20.0, 1.0)
+    cost = job_cost(plan, 0.5, 20.0, 1.0)
     assert cost.seconds == pytest.approx(10 * 7 * 0.5 + 2 * 20 + SCORING * 20)
-    assert _cost(plan.model_copy(update={"budget_s": 30.0}), 0.5, 20.0, 1.0).seconds == 30.0
+    assert job_cost(plan.model_copy(update={"budget_s": 30.0}), 0.5, 20.0, 1.0).seconds == 30.0
 
 
 def test_devices_share_the_jobs() -> None:

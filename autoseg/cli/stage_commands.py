@@ -124,7 +124,7 @@ def pretrain(
     if algo is None and fold is None:
         if wait:
             raise ConfigError("--wait: no effect without --algo and --fold. Leave it out.")
-        return run_stages(("pretrain",), input or INPUT, self.overrides)
+        return run_stages(("pretrain",), input or INPUT, _own_budget(self.overrides))
     from autoseg.pipeline.worker import is_planned
 
     if algo is None or fold is None or input is not None or not is_planned(self.overrides):
@@ -140,6 +140,20 @@ def pretrain(
     device, workers = (value_of(self.overrides, key) for key in ("device", "num_workers"))
     root = Path(self.overrides["work_dir"])
     return work_on_pretraining(root, algo, fold, device=device, num_workers=workers, wait=wait)
+
+
+def _own_budget(overrides: Mapping[str, str]) -> dict[str, str]:
+    """The settings of `autoseg pretrain`: a budget that is given to it alone is its own, and no run's.
+
+    Raises:
+        ConfigError: It has two of them.
+    """
+    own, words = "pretrain.budget", dict(overrides)
+    if "budget" in words:
+        if own in words:
+            raise ConfigError(f"--budget and --{own}: both say how long `autoseg pretrain` may take. Leave one out.")
+        words[own] = words.pop("budget")
+    return words
 
 
 @_documented("train")

@@ -35,6 +35,8 @@ class Request:
     """Plan and train jobs of these names alone."""
     again: bool = False
     """Train jobs from the start that are done or begun."""
+    plans_alone: bool = False
+    """Plan what is to be pretrained, and do none of it."""
     accept: bool = False
     """Take trained weights and plans as they are, from now on."""
     as_json: bool = False

@@ -98,7 +98,7 @@ def load_with_kept(input_path: Path, request: Request) -> tuple[Settings, dict[s
         if key not in request.words and origins.get(key, "default") == "default"
     }
     used = earlier
-    if not request.plans_jobs:  # a plan stays as it was made, and rounds as they were begun
+    if not request.keeps_settings:  # a plan stays as it was made, and rounds as they were begun
         used = {key: text for key, text in earlier.items() if key.partition(".")[0] in ROUND_KEYS}
     if used:
         log.info("as on an earlier command line: %s", " ".join(f"--{key} {text}" for key, text in used.items()))

@@ -14,6 +14,7 @@ from autoseg.pipeline.analysis import run_cases
 from autoseg.pipeline.context import RunContext
 from autoseg.pipeline.freshness import require
 from autoseg.pipeline.history import remember_settings
+from autoseg.pipeline.pretraining_plans import unused_settings
 from autoseg.pseudolabel.rounds import How, count_rounds, first_round, why_one_round
 from autoseg.workspace.stages import Stage
 from autoseg.workspace.workspace import Workspace
@@ -119,7 +120,7 @@ def _begin(run: RunContext, number: int) -> Workspace:
 
 
 def warn_of_unused(settings: Settings, origins: Mapping[str, str]) -> None:
-    """Say where settings of rounds were set that have no effect."""
+    """Say where settings of rounds or of pretraining were set that have no effect."""
     blocks = {key.partition(".")[0] for key, origin in origins.items() if origin != "default"}
     unused = sorted(blocks & {"strategy", "pseudolabel"})
     if unused and settings.partial_labels == "off":
@@ -128,3 +129,7 @@ def warn_of_unused(settings: Settings, origins: Mapping[str, str]) -> None:
             "Set `partial_labels: declared` or `infer`.",
             ", ".join(unused),
         )
+    if unused := unused_settings(settings.pretrain):
+        method = settings.pretrain.method
+        advice = "Set pretrain.method: mae or contrastive." if method == "none" else "Leave them out."
+        log.warning("%s: without effect, since pretrain.method is %s. %s", ", ".join(unused), method, advice)

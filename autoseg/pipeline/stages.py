@@ -71,7 +71,7 @@ def analysis_summary(place: Workspace) -> Any:
 
 def pretrain_left_out(run: RunContext, place: Workspace) -> str:
     """The settings may want none, as they do by default."""
-    from autoseg.pipeline.pretraining import left_out
+    from autoseg.pipeline.pretraining_plans import left_out
 
     return left_out(run.job_settings)
 
