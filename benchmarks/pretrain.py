@@ -187,9 +187,14 @@ def run_row(row: Row, output: Path, data: Path, minutes: float, algo: str) -> No
 # -- the table
 
 
+def read_results(output: Path) -> list[dict[str, Any]]:
+    """What rows have written."""
+    return [json.loads(path.read_text()) for path in sorted((output / "pretrain").glob("*.json"))]
+
+
 def table(output: Path) -> str:
     """A line for each data set, size and method: mean Dice, the seeds, the difference to none patient by patient."""
-    results = [json.loads(path.read_text()) for path in sorted((output / "pretrain").glob("*.json"))]
+    results = read_results(output)
     head = ("Data", "labelled", "method", "Dice", "95 % interval", "seeds", "to none", "95 % interval", "steps")
     head += ("pretrained", "L1", "500 epochs take")
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
@@ -262,6 +267,10 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="show what is there, run nothing")
     a = parser.parse_args()
     todo = [] if a.table else [(r, d) for r, d in rows_of(a) if not (a.output / "pretrain" / f"{r.name}.json").exists()]
+    for result in read_results(a.output) if todo else ():
+        if (result["minutes"], result["algo"]) != (a.minutes, a.algo):
+            there = f"{result['minutes']:g} minutes of {result['algo']}"
+            raise SystemExit(f"{a.output}: holds rows of {there}, which no others compare with. Give another --output.")
     for row, data in todo[: a.rows]:
         run_row(row, a.output, data.absolute(), a.minutes, a.algo)
     print(table(a.output))

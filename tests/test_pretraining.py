@@ -348,6 +348,50 @@ def test_killed_between_two_checkpoints_it_ends_with_the_same_weights(tmp_path: 
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
+KILLED_IN_WRITES = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_pretraining import make_trainer
+
+def killed_in(number, folder, method):
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    sync, left = os.fsync, [number]
+    def half_written(file):
+        left[0] -= 1
+        if not left[0]:
+            os.ftruncate(file, os.fstat(file).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(file)
+    os.fsync = half_written
+    trainer = make_trainer(folder, method)
+    trainer.checkpointer.is_due = lambda: True
+    trainer.run()
+    os._exit(0)
+
+for method in ("mae", "contrastive"):
+    number = 1
+    while (code := killed_in(number, Path(sys.argv[2]) / method, method)) == -signal.SIGKILL:
+        number += 1
+    assert code == 0 and number > 4, (code, number)
+"""
+
+
+def test_killed_in_the_middle_of_any_file_it_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """SIGKILL in half of a checkpoint, of weights, of the curve: in the first file that is written, the second ..."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_IN_WRITES)
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "parts")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for method in ("mae", "contrastive"):
+        make_trainer(tmp_path / "whole" / method, method).run()
+        assert same(weights(tmp_path / "whole" / method), weights(tmp_path / "parts" / method))
+        assert curve(tmp_path / "whole" / method) == curve(tmp_path / "parts" / method)
+
+
 def test_the_seed_decides(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         make_trainer(tmp_path / name, seed=seed).run()

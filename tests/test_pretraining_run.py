@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError
 from autoseg.pipeline.budget import RunBudget, pretraining_s
+from autoseg.pipeline.pretraining_plans import PretrainingPlans, likely_job_s, unused_settings
 from autoseg.pipeline.stages import STAGES
 from autoseg.plan import read_plan
 from autoseg.pretraining.job import is_done
@@ -225,20 +227,97 @@ def test_its_time_is_the_runs(copied: Path) -> None:
 
 
 def test_a_budget_ends_pretraining_and_is_kept_by_the_plan(tmp_path: Path) -> None:
-    path = make_data(tmp_path, folds=[0], pretrain={"method": "mae", "epochs": 10_000, "budget": "3s"})
+    path = make_data(tmp_path, folds=[0], pretrain={"epochs": 10_000})
     early = autoseg("pretrain", "--input", path)
     assert early.returncode == 2
     assert "analyze has not been done. Run `autoseg analyze` or `autoseg run` first." in early.stderr
     assert autoseg("analyze", "--input", path).returncode == 0
-    done = autoseg("pretrain", "--input", path)
+    done = autoseg("pretrain", "--input", path, "--budget", "3s", "--pretrain.method", "contrastive")
     assert done.returncode == 0, done.stderr
     place = pretraining_place(Workspace(tmp_path / "work_dir"))
     plan, job = read_plan(place.job_dir("segresnet", 0)), place.read_job("segresnet", 0)
-    assert plan.budget_s == 3.0
+    assert plan.budget_s == 3.0, "all of the budget that the stage alone was given"
     assert job.state == "done"
     last = json.loads(place.job_dir("segresnet", 0).metrics.read_text().splitlines()[-1])
     assert last["progress"] == 1.0
     assert last["epoch"] < 10_000
+    again = autoseg("pretrain", "--input", path)
+    assert again.returncode == 0, again.stderr
+    assert "as on an earlier command line: --pretrain.method contrastive --pretrain.budget 3s\n" in again.stderr
+    assert "pretrain: segresnet_0 is done\n" in again.stderr
+    both = autoseg("pretrain", "--input", path, "--budget", "3s", "--pretrain.budget", "4s")
+    assert both.returncode == 2
+    assert "error: --budget and --pretrain.budget: both say how long `autoseg pretrain` may take." in both.stderr
+
+
+def test_what_is_done_stays_whatever_the_budget_of_the_run(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    work = Workspace(copied / "work_dir")
+    paths = pretraining_place(work).job_dir("segresnet", 0)
+    before = paths.plan.read_bytes()
+
+    def plan(**words: str) -> float | None:
+        settings, origins = load_settings(copied / "input.yaml", words)
+        assert PretrainingPlans.of(work, settings, origins).write() == [("segresnet", 0)]
+        return read_plan(paths).budget_s
+
+    assert plan(budget="100s") is None
+    assert paths.plan.read_bytes() == before
+    assert "pretrain: segresnet_0 stays as it was made, for another budget of the run" in caplog.messages
+    assert plan(budget="100s", **{"pretrain.epochs": "3"}) == 25.0, "no longer the same lesson"
+    assert plan(**{"pretrain.budget": "7s"}) == 7.0, "time that was asked for"
+    job = pretraining_place(work).read_job("segresnet", 0)
+    job.state = "pending"
+    pretraining_place(work).write_job(job)
+    assert plan(budget="100s", **{"pretrain.budget": "9s"}) == 9.0
+    with pytest.raises(ConfigError, match=r"pretrain.budget: 2h of the run's budget of 1h leaves nothing to training"):
+        plan(budget="1h", **{"pretrain.budget": "2h"})
+
+
+def test_the_time_of_jobs_is_what_pretraining_leaves(copied: Path) -> None:
+    def each(**words: str) -> float | None:
+        return likely_job_s(load_settings(copied / "input.yaml", {"device": "cpu", **words})[0], 2)("segresnet_0")
+
+    assert each() is None
+    assert each(budget="1000s", compare_scratch="false") == pytest.approx(0.9 * 750 / 2, abs=0.1)
+    assert each(budget="1000s", compare_scratch="true") == pytest.approx(0.9 * 750 / 4, abs=0.1)
+    assert each(budget="1000s", compare_scratch="false", **{"pretrain.budget": "200s"}) == pytest.approx(
+        0.9 * 800 / 2, abs=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({}, []),
+        ({"pretrain.temperature": "0.5"}, ["pretrain.temperature"]),
+        ({"pretrain.method": "contrastive", "pretrain.mask_share": "0.5"}, ["pretrain.mask_share"]),
+        ({"pretrain.method": "none", "pretrain.budget": "5s"}, ["pretrain.budget", "pretrain.epochs"]),
+        ({"pretrain.method": "none", "pretrain.epochs": "500"}, []),
+    ],
+)
+def test_settings_without_effect_are_named(finished: Path, words: dict[str, str], expected: list[str]) -> None:
+    settings, origins = load_settings(finished / "input.yaml", words)
+    assert unused_settings(settings.pretrain) == expected
+
+
+LAUNCHERS = {"slurm": ("submitit", {"slurm": {"cluster": "local"}}), "ray": ("ray", {"address": "local"})}
+
+
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(name, marks=pytest.mark.extra(LAUNCHERS[name][0])) for name in LAUNCHERS]
+)
+def test_every_launcher_pretrains_and_fine_tunes(tmp_path: Path, launcher: str) -> None:
+    path = make_data(tmp_path, folds=[0], device="cpu", launcher=launcher, **LAUNCHERS[launcher][1])
+    done = autoseg("run", "--input", path)
+    assert done.returncode == 0, done.stderr
+    work = Workspace(tmp_path / "work_dir")
+    for place in (pretraining_place(work), work):
+        assert place.read_job("segresnet", 0).state == "done"
+        assert (place.root / "state" / "launch" / "segresnet_0.out").exists(), "by a task of the launcher"
+    table = read_table(work.job_dir("segresnet", 0))
+    assert table is not None
+    assert table.encoder_share == 1.0
 
 
 def test_twins_have_their_share_of_a_budget(copied: Path, tmp_path: Path) -> None:
@@ -269,20 +348,26 @@ def test_a_twin_is_trained_by_a_worker_that_knows_its_folder_alone(copied: Path)
 
 
 @pytest.mark.slow
-def test_two_processes_do_a_planned_pretraining(copied: Path) -> None:
+def test_two_processes_pretrain_and_fine_tune(copied: Path) -> None:
     """torchrun with two processes, over gloo, as for several GPUs."""
-    work = copied / "work_dir"
-    paths = pretraining_place(Workspace(work)).job_dir("segresnet", 0)
-    before = torch.load(paths.model, weights_only=True)
-    paths.model.unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "autoseg"]
-    command += ["pretrain", "--work_dir", str(work), "--algo", "segresnet", "--fold", "0", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    after = torch.load(paths.model, weights_only=True)
-    for name, tensor in before.items():
-        torch.testing.assert_close(tensor, after[name], atol=1e-4, rtol=1e-3)
-    assert json.loads(paths.job.read_text())["state"] == "done"
+    work = Workspace(copied / "work_dir")
+
+    def torchrun(stage: str) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "autoseg"]
+        command += [stage, "--work_dir", str(work.root), "--algo", "segresnet", "--fold", "0", "--device", "cpu"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    for stage, place in (("pretrain", pretraining_place(work)), ("train", work)):
+        paths = place.job_dir("segresnet", 0)
+        before = torch.load(paths.model, weights_only=True)
+        paths.model.unlink()
+        torchrun(stage)
+        after = torch.load(paths.model, weights_only=True)
+        for name, tensor in before.items():
+            torch.testing.assert_close(tensor, after[name], atol=1e-4, rtol=1e-3)
+        assert place.read_job("segresnet", 0).state == "done"
+        assert ("segresnet_0: starts with" in paths.log.read_text()) == (stage == "train")
 
 
 def test_other_runs_start_from_it_too(copied: Path, tmp_path: Path) -> None:

@@ -273,8 +273,8 @@ STAGES: tuple[Stage[RunContext], ...] = (
         name="pretrain",
         doc="Teach the networks' encoders by images alone, without labels, where pretrain.method says how.",
         help=(
-            "With --work_dir, --algo and --fold but no --input it does that one planned pretraining, on any machine "
-            "that sees the\nfolder."
+            "A --budget of this command is all for pretraining. With --work_dir, --algo and --fold but no --input it "
+            "does that\none planned pretraining, on any machine that sees the folder."
         ),
         example="autoseg pretrain --pretrain.method contrastive --algos unetr",
         reads="all images that no model is scored on",
