@@ -21,7 +21,8 @@ from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError
 from autoseg.pipeline.budget import RunBudget, pretraining_s
-from autoseg.pipeline.pretraining_plans import PretrainingPlans, likely_job_s, unused_settings
+from autoseg.pipeline.pretraining_plans import PretrainingPlans, likely_job_s
+from autoseg.pipeline.rounds import warn_of_unused
 from autoseg.pipeline.stages import STAGES
 from autoseg.plan import read_plan
 from autoseg.pretraining.job import is_done
@@ -119,6 +120,7 @@ def test_status_explain_and_report_know_the_stage(copied: Path) -> None:
     explained = autoseg("explain", "pretrain", "--work_dir", work).stdout
     assert explained.startswith("pretrain: a stage of the run.")
     assert "so far:   done" in explained
+    assert "\n  pretrain.method: mae (input.yaml:" in explained
     page = make_report(work, STAGES, output=copied / "page.html").read_text()
     assert "mae on 6 images (6 unlabeled)" in page
     assert "It has seen no image of any fold&#39;s held-out cases, nor of labelled cases that were held back." in page
@@ -289,16 +291,35 @@ def test_the_time_of_jobs_is_what_pretraining_leaves(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ({}, []),
-        ({"pretrain.temperature": "0.5"}, ["pretrain.temperature"]),
-        ({"pretrain.method": "contrastive", "pretrain.mask_share": "0.5"}, ["pretrain.mask_share"]),
-        ({"pretrain.method": "none", "pretrain.budget": "5s"}, ["pretrain.budget", "pretrain.epochs"]),
-        ({"pretrain.method": "none", "pretrain.epochs": "500"}, []),
+        ({}, ""),
+        (
+            {"pretrain.temperature": "0.5"},
+            "pretrain.temperature: without effect, since pretrain.method is mae. Leave out what belongs to another.",
+        ),
+        (
+            {"pretrain.method": "contrastive", "pretrain.mask_share": "0.5", "pretrain.temperature": "0.1"},
+            "pretrain.mask_share: without effect, since pretrain.method is contrastive. Leave out what belongs to "
+            "another.",
+        ),
+        (
+            {"pretrain.method": "none", "pretrain.budget": "5s"},
+            "pretrain.budget, pretrain.epochs: without effect, since pretrain.method is none. Set pretrain.method: mae "
+            "or contrastive.",
+        ),
+        ({"pretrain.method": "none", "pretrain.epochs": "500"}, ""),
+        (
+            {"init_weights": "none"},
+            "pretrain.method: without effect, since init_weights names other weights. Leave out one of them.",
+        ),
+        ({"init_weights": "{segresnet: pretrain, unet: none}"}, ""),
     ],
 )
-def test_settings_without_effect_are_named(finished: Path, words: dict[str, str], expected: list[str]) -> None:
+def test_settings_without_effect_are_said(
+    finished: Path, words: dict[str, str], expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
     settings, origins = load_settings(finished / "input.yaml", words)
-    assert unused_settings(settings.pretrain) == expected
+    warn_of_unused(settings, origins)
+    assert caplog.messages == ([expected] if expected else [])
 
 
 LAUNCHERS = {"slurm": ("submitit", {"slurm": {"cluster": "local"}}), "ray": ("ray", {"address": "local"})}

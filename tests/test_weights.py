@@ -409,6 +409,9 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
         ConfigError, match=r"holds no weights of segresnet\. Expected a work_dir with a trained segresnet"
     ):
         kept(tmp_path, "segresnet", tmp_path)
+    (tmp_path / "work_dir").mkdir()
+    with pytest.raises(ConfigError, match=rf"Give {tmp_path / 'work_dir'}, which lies in it\.$"):
+        kept(tmp_path, "segresnet", tmp_path)
 
 
 def test_the_copy_follows_the_file_and_goes_with_the_setting(tmp_path: Path) -> None:

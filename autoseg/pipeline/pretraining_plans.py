@@ -49,15 +49,18 @@ def left_out(settings: Settings) -> str:
     return ""
 
 
-def unused_settings(pretrain: PretrainSettings) -> list[str]:
-    """Settings of pretraining that were changed and have no effect by its method, by their keys."""
-    default = PretrainSettings()
+def unused_settings(settings: Settings) -> str:
+    """Which settings of pretraining were changed and have no effect, in a sentence; empty where none has."""
+    pretrain, default, named = settings.pretrain, PretrainSettings(), settings.init_weights
+    method, sources = pretrain.method, named.values() if isinstance(named, dict) else (named or PRETRAINED,)
+    if method != "none" and PRETRAINED not in sources:
+        return "pretrain.method: without effect, since init_weights names other weights. Leave out one of them."
     changed = [key for key in PretrainSettings.model_fields if getattr(pretrain, key) != getattr(default, key)]
-    return [
-        f"pretrain.{key}"
-        for key in changed
-        if key != "method" and (pretrain.method == "none" or OF_METHOD.get(key, pretrain.method) != pretrain.method)
-    ]
+    unused = [f"pretrain.{key}" for key in changed if method == "none" or OF_METHOD.get(key, method) != method]
+    if not unused:
+        return ""
+    advice = "Set pretrain.method: mae or contrastive." if method == "none" else "Leave out what belongs to another."
+    return f"{', '.join(unused)}: without effect, since pretrain.method is {method}. {advice}"
 
 
 def check_time(settings: Settings) -> None:
@@ -264,6 +267,6 @@ def _say(sets: Sequence[ImageSet]) -> None:
         log.info("pretrain: %s for all folds%s", counted(len(first.cases), "image"), seen)
         return
     log.info(
-        "pretrain: %d pretrainings a network, one for each fold, since few images lie outside of the folds; with more "
+        "pretrain: %d for each network, one a fold, since few images lie outside of the folds; with more "
         "images under `unlabeled`, or pretrain.all_images: true, one is enough", len(sets),
     )  # fmt: skip

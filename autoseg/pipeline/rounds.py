@@ -129,7 +129,5 @@ def warn_of_unused(settings: Settings, origins: Mapping[str, str]) -> None:
             "Set `partial_labels: declared` or `infer`.",
             ", ".join(unused),
         )
-    if unused := unused_settings(settings.pretrain):
-        method = settings.pretrain.method
-        advice = "Set pretrain.method: mae or contrastive." if method == "none" else "Leave them out."
-        log.warning("%s: without effect, since pretrain.method is %s. %s", ", ".join(unused), method, advice)
+    if sentence := unused_settings(settings):
+        log.warning("%s", sentence)

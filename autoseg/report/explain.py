@@ -225,7 +225,8 @@ def _detail(entries: list[Entry], key: str) -> str:
     for text_block, places in groups.items():
         lines += ["", ", ".join(places), text_block] if lines else [", ".join(places), text_block]
     if not named:
-        lines += ["", "Not set, and no plan has it yet."]
+        inside = [f"  {e.key}: {_short(e.value)} ({e.origin})" for e in entries if e.key.startswith(f"{key}.")]
+        lines += ["", *(inside or ["Not set, and no plan has it yet."])]
     return "\n".join(lines)
 
 

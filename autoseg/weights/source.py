@@ -184,9 +184,13 @@ def _in_folder(path: Path, algo: AlgoName) -> Source:
     except WorkspaceError as error:
         raise ConfigError(error.messages) from None
     if not done:
+        place_inside = path / "work_dir"
+        advice = "Give a file of weights, or name the network: init_weights: {NETWORK: FILE}."
+        if place_inside.is_dir():
+            advice = f"Give {place_inside}, which lies in it."
         raise ConfigError(
             f"init_weights: {path}: holds no weights of {algo}. Expected a work_dir with a trained {algo}, a job's "
-            "folder or a MONAI bundle. Give a file of weights, or name the network: init_weights: {NETWORK: FILE}."
+            f"folder or a MONAI bundle. {advice}"
         )
     best = max(done, key=lambda job: (job.dice if job.dice is not None else -1.0, -job.fold))
     paths = place.job_dir(best.algo, best.fold)
