@@ -252,6 +252,17 @@ def test_a_budget_ends_pretraining_and_is_kept_by_the_plan(tmp_path: Path) -> No
     assert "error: --budget and --pretrain.budget: both say how long `autoseg pretrain` may take." in both.stderr
 
 
+def test_a_pretraining_that_failed_ends_the_run_with_its_reason(tmp_path: Path) -> None:
+    path = make_data(tmp_path, folds=[0], pretrain={"method": "mae", "budget": "0.01s"})
+    done = autoseg("run", "--input", path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "work_dir: segresnet_0 is to start from its pretraining, which failed: segresnet_0: its 0s of the budget were "
+        "enough for 1 of the 10 steps that a model needs at least, so the job is not done. Give a longer budget, fewer "
+        "algos or folds, or leave the machine to this run."
+    )
+
+
 def test_what_is_done_stays_whatever_the_budget_of_the_run(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     work = Workspace(copied / "work_dir")

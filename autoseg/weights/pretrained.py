@@ -24,11 +24,12 @@ def keep_pretrained(workspace: Workspace, algo: AlgoName, fold: int) -> StartWei
     found = lesson_for(workspace, algo, fold)
     number, lesson = found if found is not None else (fold, None)
     paths = place.job_dir(algo, number)
-    if lesson is None or place.read_job(algo, number).state != "done" or not paths.model.exists():
-        raise WorkspaceError(
-            f"{workspace.run}: {algo}_{fold} is to start from its pretraining, which is not done. Run `autoseg "
-            "pretrain` or `autoseg run` first."
-        )
+    job = place.read_job(algo, number)
+    if lesson is None or job.state != "done" or not paths.model.exists():
+        why = "is not done. Run `autoseg pretrain` or `autoseg run` first."
+        if lesson is not None and job.state in ("failed", "diverged"):
+            why = f"{job.state}: {job.error.partition(chr(10))[0]}"
+        raise WorkspaceError(f"{workspace.run}: {algo}_{fold} is to start from its pretraining, which {why}")
     plan = read_plan(paths)
     start = Start(
         source=f"{place.root.name}/{algo}_{number}",
