@@ -187,10 +187,11 @@ def forecast_text(forecast: Forecast, settings: Settings) -> str:
     total = sum(cost.seconds for cost in costs)
     done = f", {forecast.done} done already" if forecast.done else ""
     first = f"{len(forecast.pretraining)} to pretrain, then " if forecast.pretraining else ""
+    jobs = f"{first}{counted(len(forecast.costs), 'job')} to train{done}"
     memory = max(cost.memory_gib for cost in costs)
     lines += [
         "",
-        f"{first}{counted(len(forecast.costs), 'job')} to train{done}: {format_duration(total)} of {forecast.device} in all",
+        f"{jobs}: {format_duration(total)} of {forecast.device} in all",
         f"Memory: up to {memory:.1f} GiB a job; disk: cache {forecast.cache_gib:.2f} GiB, models and checkpoints "
         f"{forecast.models_gib:.2f} GiB",
         f"Filling the cache: about {format_duration(forecast.preparing_s)} on this machine's cores",
