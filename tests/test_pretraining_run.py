@@ -19,7 +19,7 @@ from test_pipeline import SMALL
 from autoseg.config.load import load_settings
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
-from autoseg.errors import ConfigError
+from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.pipeline.budget import RunBudget, pretraining_s
 from autoseg.pipeline.pretraining_plans import PretrainingPlans, likely_job_s
 from autoseg.pipeline.rounds import warn_of_unused
@@ -27,6 +27,7 @@ from autoseg.pipeline.stages import STAGES
 from autoseg.plan import read_plan
 from autoseg.pretraining.job import is_done
 from autoseg.report.page import make_report
+from autoseg.weights.pretrained import keep_pretrained
 from autoseg.weights.start import keep_start, read_start
 from autoseg.weights.tables import read_table
 from autoseg.workspace.pretraining import lesson_for, pretraining_place, read_lesson
@@ -252,15 +253,14 @@ def test_a_budget_ends_pretraining_and_is_kept_by_the_plan(tmp_path: Path) -> No
     assert "error: --budget and --pretrain.budget: both say how long `autoseg pretrain` may take." in both.stderr
 
 
-def test_a_pretraining_that_failed_ends_the_run_with_its_reason(tmp_path: Path) -> None:
-    path = make_data(tmp_path, folds=[0], pretrain={"method": "mae", "budget": "0.01s"})
-    done = autoseg("run", "--input", path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(
-        "work_dir: segresnet_0 is to start from its pretraining, which failed: segresnet_0: its 0s of the budget were "
-        "enough for 1 of the 10 steps that a model needs at least, so the job is not done. Give a longer budget, fewer "
-        "algos or folds, or leave the machine to this run."
-    )
+def test_a_job_says_why_its_pretraining_failed(copied: Path) -> None:
+    work = Workspace(copied / "work_dir")
+    place = pretraining_place(work)
+    job = place.read_job("segresnet", 0)
+    job.state, job.error = "failed", "segresnet_0: out of memory.\nTraceback"
+    place.write_job(job)
+    with pytest.raises(WorkspaceError, match=r"its pretraining, which failed: segresnet_0: out of memory\.$"):
+        keep_pretrained(work, "segresnet", 0)
 
 
 def test_what_is_done_stays_whatever_the_budget_of_the_run(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -279,6 +279,7 @@ def test_what_is_done_stays_whatever_the_budget_of_the_run(copied: Path, caplog:
     assert "pretrain: segresnet_0 stays as it was made, for another budget of the run" in caplog.messages
     assert plan(budget="100s", **{"pretrain.epochs": "3"}) == 25.0, "no longer the same lesson"
     assert plan(**{"pretrain.budget": "7s"}) == 7.0, "time that was asked for"
+    assert plan(**{"pretrain.budget": "0.01s"}) == 1.0, "too short for a plan, which the job says"
     job = pretraining_place(work).read_job("segresnet", 0)
     job.state = "pending"
     pretraining_place(work).write_job(job)

@@ -138,7 +138,7 @@ class PretrainingPlans:
         """Seconds of each pretraining; None: their epochs alone decide."""
         total_s = pretraining_s(self.settings)
         count = len(self.algos) * len(self.sets)
-        return None if total_s is None else round(total_s / math.ceil(count / num_places(self.settings)), 1)
+        return None if total_s is None else max(1.0, round(total_s / math.ceil(count / num_places(self.settings)), 1))
 
     def write(self) -> list[Name]:
         """Write plan and lesson of each where they are missing or were made from other inputs.
