@@ -104,7 +104,7 @@ def test_what_is_not_kept_and_what_means_a_patient_is_said(
     with caplog.at_level(logging.WARNING):
         assert read_datalist(path, root).training[0].meta == {"patient_id": "7"}
     assert [r.getMessage() for r in caplog.records] == [
-        f"{path}: box: lists and objects are not kept of further keys of a case.",
+        f"{path}: box: lists, objects and infinite numbers are not kept of further keys of a case.",
         f"{path}: patient_id is kept as metadata alone. Call it `group` for scans of one patient to stay in one fold.",
     ]
 
@@ -123,7 +123,7 @@ def test_a_table_is_joined_by_name_file_or_path(root: Path, put: Put, caplog: py
         data = read_datalist(path, root, meta=table)
     assert [dict(c.meta) for c in data.training[:5]] == [
         {"site": "Bern", "age": 61},
-        {"site": "Basel", "age": "7,5", "note": "x"},
+        {"site": "Basel", "age": 7.5, "note": "x"},
         {"site": "Chur", "note": "y"},
         {"site": "Chur", "age": 50.5},
         {"site": "old"},
@@ -131,9 +131,47 @@ def test_a_table_is_joined_by_name_file_or_path(root: Path, put: Put, caplog: py
     assert [r.getMessage() for r in caplog.records] == ["meta.csv: 1 rows are of no case: nobody"]
 
 
+def test_cells_are_what_they_were_written_as(root: Path, put: Put) -> None:
+    """Names made of digits stay names, and what says that nothing is known says nothing."""
+    table = root / "meta.csv"
+    table.write_text(",scanner,case,name,visit,dose,big,age\n,007,c0,Ann,1_2,1e3,1e999,n/a\n,7,c1,Bo,-1,.5,inf,NaN\n")
+    data = read_datalist(put({}), root, meta=table)
+    assert dict(data.training[0].meta) == {
+        "scanner": "007",
+        "name": "Ann",
+        "visit": "1_2",
+        "dose": 1000,
+        "big": "1e999",
+    }
+    assert dict(data.training[1].meta) == {"scanner": 7, "name": "Bo", "visit": -1, "dose": 0.5, "big": "inf"}
+    write_datalist(data, root / "again.json", root)
+    assert read_datalist(root / "again.json", root) == data
+
+
+def test_a_row_of_two_cases_is_refused(root: Path, put: Put) -> None:
+    for folder in ("a", "b"):
+        (root / folder).mkdir()
+        (root / folder / "scan.nii.gz").touch()
+    path = put({}, testing=[{"image": "a/scan.nii.gz"}, {"image": "b/scan.nii.gz"}])
+    table = root / "meta.csv"
+    table.write_text("case,site\nscan.nii.gz,Bern\n")
+    assert faults(lambda: read_datalist(path, root, meta=table)) == [
+        f"meta: {table}: row scan.nii.gz may be of case a_scan or of b_scan. Give the case's name, or more of the "
+        "image's path."
+    ]
+    table.write_text("case,site\na/scan.nii.gz,Bern\nb/scan.nii.gz,Chur\n")
+    assert [c.meta["site"] for c in read_datalist(path, root, meta=table).testing] == ["Bern", "Chur"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("case,site\nc0,Bern\nimages/c0.nii.gz,Basel\n", "c0 and images/c0.nii.gz are two rows of case c0. Keep one."),
+        (
+            "case,image,site\nc0,c0.png,Bern\n",
+            "column image: the datalist has this for each case. Move it there, or rename it.",
+        ),
+        ("case,,site\nc0,9,Bern\n", "column 2 has no name, and cells such as 9. Name it, or remove it."),
         ("", "the file is empty. Expected a header and a row for each case."),
         ("id,site\nc0,Bern\n", "no column `case`. Found id, site. Name the cases in one."),
         ("case,site\nc0,Bern\nc0,Basel\n", "c0 has two rows. Keep one."),
@@ -178,6 +216,11 @@ def test_each_site_is_a_fold(root: Path, put: Put) -> None:
         (({},), "site: 8 of 8 training cases do not have it: c0, c1, c2, c3, c4 and 3 more. The cases have no further"),
         (({"site": "a"},), "site: all 8 training cases have a. Expected two values."),
         (
+            ({"site": "St_Gall"}, {"site": "ST GALL"}, {"site": "Bern"}),
+            "site: found 'ST GALL' and 'St_Gall', which seem to be one. Spell them alike: else models learn from what "
+            "they are scored on.",
+        ),
+        (
             ({"site": "a", "group": "p"}, {"site": "b", "group": "p"}),
             "site: patient 'p' has cases of a and b. Cases of a patient must be in one fold.",
         ),
@@ -206,10 +249,27 @@ def test_facts_become_groups() -> None:
         "grade": ("1", "2", "3"),
         "old": ("no", "yes"),
     }
-    assert notes == ("id: 30 different values make no groups.",)
+    assert notes == ("id: 30 different values of 30 cases make no groups.",)
     assert by_name["site"].level_of["c4"] == "not given"
     counts = [list(by_name["age"].level_of.values()).count(level) for level in by_name["age"].levels]
     assert counts == [10, 10, 10]
+
+
+def test_numbers_as_texts_are_numbers_and_names_are_no_groups() -> None:
+    facts: dict[str, dict[str, Any]] = {
+        f"c{i}": {"age": str(20 + 3 * i) if i % 2 else 20.0 + 3 * i, "day": 20210300 + i, "date": f"2021-03-{i:02d}"}
+        for i in range(9)
+    }
+    factors, notes = factors_of(facts)
+    assert {f.name: f.levels for f in factors} == {
+        "age": ("up to 28", "28 to 36", "over 36"),
+        "day": ("up to 20210303", "20210303 to 20210305", "over 20210305"),
+    }
+    assert notes == ("date: 9 different values of 9 cases make no groups.",)
+    assert factors_of({"a": {"n": 10**400}, "b": {"n": 1}, "c": {"n": 1}})[0][0].levels == ("1", str(10**400))
+    # 3, 3.0 and "3" are one group.
+    grades = {f"c{i}": {"grade": v} for i, v in enumerate((3, 3.0, "3", "2", 2.5, True and 2.5))}
+    assert [f.levels for f in factors_of(grades)[0]] == [("2", "2.5", "3")]
 
 
 def study(effect: float, seed: int = 0) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]], dict[str, int]]:
@@ -267,6 +327,19 @@ def test_the_table_as_csv() -> None:
 
 
 # -- a run
+
+
+def test_a_site_spelt_twice_is_told(phantom_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantom_dataset, tmp_path / "run")
+    path = tmp_path / "run" / "datalist.json"
+    listed = json.loads(path.read_text())
+    for i, case in enumerate(listed["training"]):
+        case["site"] = ("Bern", "bern ", "Chur")[i % 3]
+    path.write_text(json.dumps(listed))
+    assert run_command(["analyze", "--input", str(tmp_path / "run" / "input.yaml")]) == 0
+    summary = json.loads((tmp_path / "run" / "work_dir" / "state" / "summary.json").read_text())
+    found = [f["finding"] for f in summary["warnings"] if f["kind"] == "metadata"]
+    assert found == ["site: 'Bern' (2 cases) and 'bern' (2) seem to be one"]
 
 
 def test_a_finished_run_learns_of_sites_without_training_again(finished_run: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from autoseg.analyzer.faults import (
     check_files,
     check_labels,
     check_likely_groups,
+    check_meta,
     check_patients,
     check_shared_labels,
     check_value_names,
@@ -219,7 +220,7 @@ def _judge(
     """Everything that is known once all cases are: faults, groups, statistics; and the cases' entries."""
     label_map, judged = _judge_labels(measured, datalist, settings)
     axes = find_axes(measured)
-    judged += check_channels(measured) + check_duplicates(measured) + check_spacing(measured)
+    judged += check_channels(measured) + check_duplicates(measured) + check_spacing(measured) + check_meta(measured)
     judged += check_patients(measured) + check_likely_groups(measured) + check_shared_labels(measured)
     bad = {f.case for f in judged if f.severity == "fault" and f.case}
     sound = [m for m in measured if m.case.name not in bad]

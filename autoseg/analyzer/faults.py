@@ -14,6 +14,7 @@ from typing import Literal
 from autoseg.analyzer.case import LABEL_FILE, CaseStats
 from autoseg.data.datalists.cases import Case
 from autoseg.data.datalists.groups import likely_groups
+from autoseg.data.datalists.metadata import alike, text_of
 from autoseg.data.formats.label_files import value_names
 from autoseg.data.labels import LabelMap
 from autoseg.errors import counted, some_of
@@ -369,6 +370,24 @@ def check_likely_groups(measured: Sequence[Measured]) -> list[Fault]:
             remedy=remedy,
             severity="warning",
         )
+    ]
+
+
+def check_meta(measured: Sequence[Measured]) -> list[Fault]:
+    """Values of a further key that seem to be one, spelt twice: they would be two groups."""
+    texts: dict[str, Counter[str]] = defaultdict(Counter)
+    for m in measured:
+        for key, value in m.case.meta.items():
+            texts[key][text_of(value)] += 1
+    return [
+        Fault(
+            kind="metadata",
+            finding=f"{key}: {first!r} ({counted(of[first], 'case')}) and {second!r} ({of[second]}) seem to be one",
+            remedy="Spell them alike, or they are two groups.",
+            severity="warning",
+        )
+        for key, of in texts.items()
+        for first, second in alike(of)
     ]
 
 

@@ -21,7 +21,7 @@ from autoseg.evaluation.intervals import case_means, difference_to_rest
 from autoseg.evaluation.metrics import mean_score, summarise, to_plain
 from autoseg.evaluation.score_files import QualityCheck
 from autoseg.evaluation.scores import DICE, METRICS, Metric
-from autoseg.evaluation.subgroups import SubgroupRow, Value, factors_of, rows_to_json, table_of
+from autoseg.evaluation.subgroups import Factor, SubgroupRow, Value, factors_of, rows_to_json, table_of
 from autoseg.evaluation.suspicion import Suspicion
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.inference.ensemble_spec import EnsembleSpec
@@ -103,11 +103,19 @@ class Results:
         """The ensemble's out-of-fold Dice by group of cases."""
         return self._groups_of(self.finished.dice)
 
-    def _groups_of(self, dice: Mapping[str, Sequence[float]]) -> list[SubgroupRow]:
-        factors, notes = factors_of({name: self.facts.get(name, {}) for name in dice})
+    @cached_property
+    def subgroup_notes(self) -> tuple[str, ...]:
+        """Why keys of the cases make no groups."""
+        _, notes = self._factors_of(self.finished.dice)
         for note in notes:
-            log.info("ensemble: no table by %s", note)
-        return table_of(factors, dice, self.patients)
+            log.info("ensemble: no groups by %s", note)
+        return notes
+
+    def _factors_of(self, names: Iterable[str]) -> tuple[list[Factor], tuple[str, ...]]:
+        return factors_of({name: self.facts.get(name, {}) for name in names})
+
+    def _groups_of(self, dice: Mapping[str, Sequence[float]]) -> list[SubgroupRow]:
+        return table_of(self._factors_of(dice)[0], dice, self.patients)
 
     def _external_json(self) -> dict[str, Any] | None:
         """Every metric on the cases with a label that no model has learned from, and how their Dice differs."""
@@ -279,6 +287,7 @@ class Results:
             "temperature": self._temperature_json(),
             "chosen_again": self._again_json(),
             "subgroups": rows_to_json(self.subgroups),
+            "subgroup_notes": list(self.subgroup_notes),
             "external": self._external_json(),
             "suspicious": suspicious.rows_to_json(self.suspicious),
             "quality": None if self.quality is None else self._quality_json(self.quality.check),

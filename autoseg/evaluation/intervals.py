@@ -26,6 +26,11 @@ Patients = Sequence[Hashable | None]
 """Patient of each case; None: the case stands alone."""
 
 
+def num_patients(patients: Patients) -> int:
+    """How many there are."""
+    return len({*_numbered(patients, len(patients)).tolist()})
+
+
 # -- intervals
 
 

@@ -257,6 +257,8 @@ class Scores(Stored):
     """By name; runs of 0.1 do not list them."""
     subgroups: tuple[SubgroupScores, ...] = ()
     """The ensemble's out-of-fold Dice by group of cases."""
+    subgroup_notes: tuple[str, ...] = ()
+    """Why keys of the cases make no groups."""
     suspicious: tuple[SuspiciousLabel, ...] = ()
     """The most suspicious first."""
     quality: Quality | None = None

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.evaluation.intervals import ALPHA, case_means, difference_to_rest, holm, mean_interval
+from autoseg.data.datalists.cases import MetaValue
+from autoseg.data.datalists.metadata import number_of, text_of
+from autoseg.evaluation.intervals import ALPHA, case_means, difference_to_rest, holm, mean_interval, num_patients
 from autoseg.evaluation.metrics import class_means, to_plain
 from autoseg.evaluation.tables import csv_text
 
 MOST_LEVELS = 20
 """Values of a text that make groups; more are names of something, and are left out."""
 MOST_NUMBERS = 6
-"""Different numbers that make groups each; more are cut into thirds."""
+"""Different numbers that make groups each; more, or one for each case, are cut into thirds."""
 NOT_GIVEN = "not given"
 
-Value = str | int | float | bool
+Value = MetaValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,22 +74,22 @@ def factors_of(facts: Mapping[str, Mapping[str, Value]]) -> tuple[list[Factor], 
         facts: case -> key -> value.
 
     Returns:
-        A factor for each key with at least two groups; numbers of many values are cut into thirds. And why keys were
-        left out, in words.
+        A factor for each key with at least two groups; numbers, written as texts or not, of many values are cut into
+        thirds. And why keys were left out, in words.
     """
     factors = []
     notes = []
     for key in dict.fromkeys(key for of_case in facts.values() for key in of_case):
         values = {case: of_case[key] for case, of_case in facts.items() if key in of_case}
-        numbers = {c: float(v) for c, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        is_number = len(numbers) == len(values)
-        if is_number and len({*numbers.values()}) > MOST_NUMBERS:
+        numbers = {case: number for case, v in values.items() if (number := number_of(v)) is not None}
+        is_number, num = len(numbers) == len(values), len({*numbers.values()})
+        if is_number and (num > MOST_NUMBERS or 1 < num == len(values)):
             levels, level_of = _thirds(numbers)
         else:
-            level_of = {case: _text(value) for case, value in values.items()}
+            level_of = {case: text_of(numbers[case] if is_number else value) for case, value in values.items()}
             levels = sorted({*level_of.values()}, key=float if is_number else str)
-        if len(levels) > MOST_LEVELS:
-            notes.append(f"{key}: {len(levels)} different values make no groups.")
+        if len(levels) > MOST_LEVELS or 1 < len(levels) == len(values):
+            notes.append(f"{key}: {len(levels)} different values of {len(values)} cases make no groups.")
             continue
         if len(values) < len(facts):
             levels = [*levels, NOT_GIVEN]
@@ -97,16 +99,11 @@ def factors_of(facts: Mapping[str, Mapping[str, Value]]) -> tuple[list[Factor], 
     return factors, tuple(notes)
 
 
-def _text(value: Value) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _thirds(numbers: Mapping[str, float]) -> tuple[list[str], dict[str, str]]:
     """The names of three groups of about equal size, and each case's."""
     first, second = np.quantile([*numbers.values()], [1 / 3, 2 / 3])
-    names = [f"up to {first:.4g}", f"{first:.4g} to {second:.4g}", f"over {second:.4g}"]
+    low, high = (f"{end:.4g}" if abs(end) < 10_000 else f"{end:.0f}" for end in (first, second))
+    names = [f"up to {low}", f"{low} to {high}", f"over {high}"]
     return names, {case: names[int(value > first) + int(value > second)] for case, value in numbers.items()}
 
 
@@ -149,17 +146,13 @@ def table_of(
                 tests.append(other.p)
             rows.append(
                 {
-                    "factor": factor.name, "level": level, "num": len(here), "num_patients": _num_patients(who),
+                    "factor": factor.name, "level": level, "num": len(here), "num_patients": num_patients(who),
                     "mean": sum(means[case] for case in here) / len(here), "low": low, "high": high,
                     "difference": other.difference, "difference_low": other.low, "difference_high": other.high,
                 }
             )  # fmt: skip
     corrected = holm(tests)
     return [SubgroupRow(**row, p=corrected[place]) for row, place in zip(rows, places, strict=True)]
-
-
-def _num_patients(patients: Sequence[Hashable | None]) -> int:
-    return len({("case", i) if p is None else ("patient", p) for i, p in enumerate(patients)})
 
 
 def _adjusted(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:

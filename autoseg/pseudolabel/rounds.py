@@ -12,6 +12,7 @@ from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.folds import deal_folds
+from autoseg.data.datalists.metadata import text_of
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError
 
@@ -201,10 +202,10 @@ def _too_few(datalist: Datalist, known: Sequence[str], full: Sequence[Case]) -> 
 
 def _by_value(cases: Sequence[Case], previous: Datalist, key: str) -> tuple[Case, ...]:
     """All cases in the folds that the values of a key have in the round before; new values are dealt out in turn."""
-    fold_of = {str(c.meta[key]): c.fold for c in previous.training if key in c.meta}
-    new = sorted({str(c.meta[key]) for c in cases if key in c.meta} - set(fold_of))
+    fold_of = {text_of(c.meta[key]): c.fold for c in previous.training if key in c.meta}
+    new = sorted({text_of(c.meta[key]) for c in cases if key in c.meta} - set(fold_of))
     fold_of |= {value: i % previous.num_fold for i, value in enumerate(new)}
-    return tuple(replace(c, fold=fold_of[str(c.meta[key])]) if key in c.meta else c for c in cases)
+    return tuple(replace(c, fold=fold_of[text_of(c.meta[key])]) if key in c.meta else c for c in cases)
 
 
 def later_round(datalist: Datalist, previous: Datalist, how: How, *, number: int, seed: int) -> Datalist:

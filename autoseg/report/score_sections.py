@@ -63,6 +63,7 @@ def scores(run: Run) -> Content | None:
         "lesions": lesions,
         "again": run.scores.chosen_again,
         "subgroups": run.scores.subgroups,
+        "subgroup_notes": run.scores.subgroup_notes,
         "select_by": _words_of_metric(run.scores.metric),
         "plots": plots,
         "testing": _testing(run, run.scores),

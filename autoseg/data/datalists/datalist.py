@@ -64,7 +64,7 @@ def read_datalist(
         extra_modalities=extra_modalities,
     )
     if meta is not None:
-        datalist = metadata.add_table(datalist, meta)
+        datalist = metadata.add_table(datalist, meta, extra_modalities=extra_modalities)
     if folds_by is not None:
         datalist = replace(datalist, training=metadata.folds_by(datalist.training, folds_by, path=path))
     return datalist

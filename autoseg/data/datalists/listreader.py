@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -179,14 +180,16 @@ class _Reader:
                 )
             elif (kept := meta_value(value)) is not None:
                 meta[key] = kept
-            elif value not in (None, ""):
+            elif isinstance(value, list | dict) or value in (math.inf, -math.inf):
                 self.dropped.add(key)
         return meta
 
     def warn(self, cases: dict[str, list[Case]]) -> None:
         """Say what is not kept of further keys, and which of them means a patient."""
         for key in sorted(self.dropped):
-            logger.warning("%s: %s: lists and objects are not kept of further keys of a case.", self.path, key)
+            logger.warning(
+                "%s: %s: lists, objects and infinite numbers are not kept of further keys of a case.", self.path, key
+            )
         for key in sorted({k for role in ROLES for c in cases[role] for k in c.meta if k.casefold() in PATIENT_KEYS}):
             if not any(c.group for role in ROLES for c in cases[role]):
                 logger.warning(
