@@ -141,6 +141,25 @@ def test_the_difference_and_its_interval() -> None:
     assert difference.p == pytest.approx(ranks.pvalue)
 
 
+def test_the_difference_of_scores_by_class_is_that_of_their_means() -> None:
+    rng = np.random.default_rng(2)
+    scores = rng.beta(18, 2, (60, 3))
+    scores[rng.random((60, 3)) < 0.5] = np.nan
+    inside = np.arange(60) < 20
+    scores[:3], scores[20:, 2] = np.nan, np.nan  # nothing counts in three cases, and one class on one side alone
+    means = [np.nanmean(np.nanmean(part[:, :2], axis=0)) for part in (scores[:20], scores[20:])]
+    found = difference_to_rest(scores, inside)
+    assert found.difference == pytest.approx(means[0] - means[1])
+    assert found.low < found.difference < found.high
+    # A class that is hard, and hardly there in the group, is no difference.
+    hard = np.stack([rng.normal(0.9, 0.01, 60), rng.normal(0.5, 0.01, 60)], axis=1)
+    hard[:18, 1] = np.nan
+    assert abs(difference_to_rest(hard, inside).difference) < 0.02
+    assert (difference_to_rest(hard, inside).p or 0) > 0.05
+    alone = difference_to_rest(hard[:, 0], inside)
+    assert alone == difference_to_rest(hard[:, :1], inside)
+
+
 def test_patients_are_drawn_between_groups_too() -> None:
     rng = np.random.default_rng(5)
     false = 0

@@ -123,9 +123,9 @@ class Results:
             return None
         metrics = [m for m in METRICS if all(m.name in values for values in self.held_back.scores.values())]
         patients = self._patients(self.held_back.scores)
-        apart, external = case_means(self.finished.dice), case_means(self.test_scores)
-        means = {**apart, **external}
-        other = difference_to_rest([*means.values()], [n in external for n in means], self._patients(means))
+        dice = {**self.finished.dice, **self.test_scores}
+        inside = [name in self.test_scores for name in dice]
+        other = difference_to_rest([*dice.values()], inside, self._patients(dice))
         return {
             "metrics": {
                 m.name: m.summary([v[m.name] for v in self.held_back.scores.values()], self.classes, patients).to_json()

@@ -248,7 +248,11 @@ class Difference:
     """Two-sided, not yet corrected; None: fewer than `FEWEST_IN_GROUP` patients on a side."""
 
 
-def difference_to_rest(values: Sequence[float], inside: Sequence[bool], patients: Patients | None = None) -> Difference:
+def difference_to_rest(
+    values: np.ndarray | Sequence[float] | Sequence[Sequence[float]],
+    inside: Sequence[bool],
+    patients: Patients | None = None,
+) -> Difference:
     """Compare a group of cases with all others.
 
     The test is by ranks, of patients' mean scores: with the long tails that scores have, a t test finds differences
@@ -257,32 +261,44 @@ def difference_to_rest(values: Sequence[float], inside: Sequence[bool], patients
     other patients leave the test.
 
     Args:
-        values: a score for each case.
+        values: a score for each case; or (cases, classes), NaN where not counted: then the difference is that of the
+            means over classes of means over cases, of the classes that count on both sides, and the test is of cases'
+            mean deviations from the means of their classes.
         inside: whether a case is of the group.
         patients: of each case; None: every case is a patient of its own.
 
     Source: Mann and Whitney 1947; Wilcoxon 1945 for patients on both sides.
     """
-    from scipy.stats import mannwhitneyu
-
     scores, group = np.asarray(values, float), np.asarray(inside, bool)
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    counts = ~np.isnan(scores)
+    scores = scores[:, counts[group].any(axis=0) & counts[~group].any(axis=0)]
+    known = ~np.isnan(scores).all(axis=1)
     patient = _numbered(patients, len(scores))
+    scores, group, patient = scores[known], group[known], patient[known]
     if not group.any() or group.all():
         return Difference(difference=math.nan, low=math.nan, high=math.nan, p=None)
-    difference = float(scores[group].mean() - scores[~group].mean())
-    sides, means = [], []
+    of_case = np.nanmean(scores - np.nanmean(scores, axis=0), axis=1)
+    thetas, sides, means = [], [], []
     for side, sign in ((group, 1), (~group, -1)):
-        _, influence, leverage = _influences(scores[side][:, None], patient[side])
+        theta, influence, leverage = _influences(scores[side], patient[side])
+        thetas.append(theta)
         sides.append((sign * influence, leverage))
         num = np.bincount(patient[side], minlength=patient.max() + 1)
-        means.append(np.bincount(patient[side], scores[side], minlength=len(num)) / np.where(num, num, np.nan))
+        means.append(np.bincount(patient[side], of_case[side], minlength=len(num)) / np.where(num, num, np.nan))
+    difference = thetas[0] - thetas[1]
     low, high = _interval(difference, sides, (-math.inf, math.inf))
-    both = ~np.isnan(means[0]) & ~np.isnan(means[1])
+    return Difference(difference=difference, low=low, high=high, p=_rank_test(means[0], means[1]))
+
+
+def _rank_test(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Of patients' means on two sides, NaN where a patient has no case there."""
+    from scipy.stats import mannwhitneyu
+
+    both = ~np.isnan(first) & ~np.isnan(second)
     if both.any():
-        p = _signed_rank(means[0][both] - means[1][both])
-    else:
-        first, second = (of_side[~np.isnan(of_side)] for of_side in means)
-        p = None
-        if min(len(first), len(second)) >= FEWEST_IN_GROUP:
-            p = float(mannwhitneyu(first, second).pvalue)
-    return Difference(difference=difference, low=low, high=high, p=p)
+        return _signed_rank(first[both] - second[both])
+    first, second = (of_side[~np.isnan(of_side)] for of_side in (first, second))
+    if min(len(first), len(second)) < FEWEST_IN_GROUP:
+        return None
+    return float(mannwhitneyu(first, second).pvalue)

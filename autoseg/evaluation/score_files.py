@@ -198,7 +198,7 @@ class ExternalScores(Stored):
 
     metrics: dict[str, ScoreSummary]
     difference: Score
-    """Of their mean Dice to that of the out-of-fold cases."""
+    """Of their mean Dice to that of the out-of-fold cases, over the classes that count in both."""
     low: Score
     high: Score
     p: Score
