@@ -36,8 +36,8 @@ from autoseg.inference.cost import Cost
 from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble, seal_ensemble
 from autoseg.inference.held_out import predict_held_out, read_held_out
 from autoseg.inference.predictor import Predictor, job_digest
-from autoseg.inference.quality import QualityModel, cv_plus, judge
-from autoseg.inference.quality_file import COLUMNS
+from autoseg.inference.quality import ClassVerdict, QualityModel, Verdict, cv_plus, judge
+from autoseg.inference.quality_file import COLUMNS, quality_rows, quality_table
 from autoseg.inference.traits import FLOOR, SeenChannel, Traits, TraitsWatch, expected_dice, mirror_dice
 from autoseg.inference.windows import ProbRows, WindowModel
 from autoseg.workspace.files import write_json, write_yaml
@@ -518,3 +518,21 @@ def test_the_seal_covers_it(work_dir: Path, tmp_path: Path) -> None:
     workspace.quality.unlink()
     with pytest.raises(WorkspaceError, match=r"quality\.json: removed since the ensemble was chosen"):
         check_ensemble(workspace, spec)
+
+
+def test_the_table_has_the_worst_first_and_flagged_unknowns_above_all(tmp_path: Path) -> None:
+    def verdict(dice: float | None, *reasons: str) -> Verdict:
+        known = ClassVerdict(
+            name="a", dice=dice, low=None, high=None, volume_ml=1.0, volume_low_ml=None, volume_high_ml=None
+        )
+        return Verdict(classes=(known,), reasons=reasons)
+
+    verdicts = {
+        "good": verdict(0.9), "unknown": verdict(None), "odd": verdict(0.5, "far"), "bad": verdict(0.1),
+        "unknown and odd": verdict(None, "far"),
+    }  # fmt: skip
+    table = quality_table(tmp_path / "quality.csv")
+    table.hold(row for name, each in verdicts.items() for row in quality_rows(name, each))
+    assert [row["case"] for row in table.read()] == ["unknown and odd", "bad", "odd", "good", "unknown"]
+    table.put("late", quality_rows("late", verdict(0.3)))
+    assert [row["case"] for row in table.read()][:3] == ["unknown and odd", "bad", "late"]

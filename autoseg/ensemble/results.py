@@ -25,7 +25,7 @@ from autoseg.evaluation.subgroups import Factor, SubgroupRow, Value, factors_of,
 from autoseg.evaluation.suspicion import Suspicion
 from autoseg.evaluation.tables import format_rows, format_score, format_table
 from autoseg.inference.ensemble_spec import EnsembleSpec
-from autoseg.inference.quality import QualityModel
+from autoseg.inference.quality import QualityModel, worst_first
 from autoseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,8 @@ class Results:
     def _quality_json(self, check: QualityCheck) -> dict[str, Any]:
         """How well Dice is predicted, and what is thought of the held-back cases, the worst first."""
         verdicts = sorted(
-            self.held_back.verdicts.items(), key=lambda item: (item[1].dice is None, item[1].dice, item[0])
+            self.held_back.verdicts.items(),
+            key=lambda item: (worst_first(item[1].dice, bool(item[1].reasons)), item[0]),
         )
         true = case_means(self.test_scores)
         return {

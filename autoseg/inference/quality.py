@@ -115,6 +115,11 @@ class Verdict:
         return sum(known) / len(known) if known else None
 
 
+def worst_first(dice: float | None, is_odd: bool) -> float:
+    """What cases are sorted by: of those that nothing is known of, odd ones come first, and the others last."""
+    return dice if dice is not None else -1.0 if is_odd else math.inf
+
+
 def network_indices(label_map: LabelMap) -> list[int]:
     """For each of the user's classes the networks' class that it is, or is part of."""
     of_part = {part: i for i, name in enumerate(label_map.names) for part in label_map.parts(name)}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autoseg.inference.case_table import CaseTable, Row
-from autoseg.inference.quality import Verdict
+from autoseg.inference.quality import Verdict, worst_first
 
 FILE = "quality.csv"
 COLUMNS = (
@@ -18,7 +17,7 @@ COLUMNS = (
 
 
 def quality_table(path: Path, *, is_shared: bool = False) -> CaseTable:
-    """The table of a folder: cases by the mean of their predicted Dice, the lowest first."""
+    """The table of a folder: cases by the mean of their predicted Dice, the lowest first, as `worst_first` says."""
     return CaseTable(path=path, columns=COLUMNS, is_shared=is_shared, order=_worst_first)
 
 
@@ -58,5 +57,5 @@ def _worst_first(row: Mapping[str, Any]) -> tuple[Any, ...]:
     try:
         dice = float(row["case_dice"])
     except ValueError:
-        dice = math.inf  # nothing is known of it
-    return dice, row["case"]
+        dice = None
+    return worst_first(dice, row["like_training"] == "no"), row["case"]
