@@ -267,7 +267,7 @@ def test_what_is_scored(combine, votes: int, means: int) -> None:
 
 
 def test_table() -> None:
-    rows = [(0, [0.9, math.nan]), (0, [0.7, 0.5]), (1, [0.5, math.nan])]
+    rows = [(0, [0.9, math.nan]), (0, [0.7, 0.5]), (1, [0.5, math.nan]), (1, [math.nan, math.nan])]
     assert format_table("Dice of a", ["liver", "tumor"], rows).splitlines() == [
         "Dice of a",
         "class  fold 0  fold 1    mean     std  n",

@@ -128,3 +128,48 @@ def test_other_scores_have_no_groups(folders: Path, capsys: pytest.CaptureFixtur
     found = json.loads((folders / "scores.json").read_text())
     assert (found["scoring"], found["groups"]) == ("autoseg", {})
     assert not math.isnan(found["dice"]["mean"])
+
+
+def test_the_table_with_a_tolerance_per_class_equals_an_oracle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shifted case, one that lacks a class, one without a prediction, one with a class that its label lacks."""
+    spacing = SPACINGS[1]
+    grid = Grid(shape=SHAPE, affine=np.diag([-spacing[0], *spacing[1:], 1.0]))
+    cases = {}
+    for name in ("a", "b", "c", "d"):
+        label = np.zeros(SHAPE, np.uint8)
+        label[2:10, 2:10, 2:10] = 1
+        label[12:18, 2:8, 2:8] = 2
+        pred = np.roll(label, 2, axis=0)
+        if name == "b":
+            pred[pred == 2] = 0
+        if name == "d":
+            label[label == 2] = 0
+        cases[name] = label, np.zeros_like(label) if name == "c" else pred
+        write_volume(tmp_path / "labels" / f"{name}.nii.gz", label, grid)
+        if name != "c":
+            write_volume(tmp_path / "preds" / f"{name}.nii.gz", pred, grid)
+    words = ["evaluate", "--predictions", str(tmp_path / "preds"), "--labels", str(tmp_path / "labels")]
+    words += ["--classes", "liver,tumor", "--surface_tolerance_mm", "liver=1,tumor=4", "--lesions"]
+    assert run_command([*words, "--output", str(tmp_path / "scores.json")]) == 0
+    diagonal = math.dist((0, 0, 0), np.multiply(SHAPE, spacing))
+    found = json.loads((tmp_path / "scores.json").read_text())["cases"]
+    for name, (label, pred) in cases.items():
+        for i, tolerance_mm in enumerate((1, 4)):
+            p, t = pred == i + 1, label == i + 1
+            is_lost = not p.any() or not t.any()
+            expected = {
+                "dice": 2 * (p & t).sum() / (p.sum() + t.sum()),
+                "nsd": 0 if is_lost else surface_dice(p, t, spacing, tolerance_mm),
+                "hd95": diagonal if is_lost else 2 * spacing[0],
+                "volume_error": abs(int(p.sum()) - int(t.sum())) / t.sum() if t.any() else None,
+                "lesion_f1": 0 if is_lost else 1,
+                "lesion_false_healthy": None if t.any() else 1,
+            }
+            assert {m: found[name][m][i] for m in expected} == pytest.approx(expected, abs=1e-5), (name, i)
+    table = capsys.readouterr().out.splitlines()
+    assert table[3].split()[0] == "tumor"
+    assert table[3].split()[-1] == "4"
+    assert "n is that of dice; of volume_error: tumor 3" in table
+    assert "n is that of lesion_f1; of lesion_false_healthy: liver 0, tumor 1, mean 1" in table

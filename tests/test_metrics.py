@@ -154,6 +154,15 @@ def test_summary_of_known_figures() -> None:
     assert json.loads(json.dumps(plain, allow_nan=False))["classes"][2]["mean"] is None
 
 
+def test_a_summary_counts_cases_and_patients_of_which_any_class_counts() -> None:
+    nan = math.nan
+    scores = [[0.5, nan], [0.7, nan], [nan, nan], [nan, 0.5], [nan, nan]]
+    found = summarise(scores, ["a", "b"], patients=["p", "p", "q", None, None])
+    assert (found.num_cases, found.num_patients) == (3, 2)
+    nothing = summarise([[nan, nan]] * 3, ["a", "b"])
+    assert (nothing.num_cases, nothing.num_patients) == (0, 0)
+
+
 def test_summary_without_cases() -> None:
     found = summarise([], ["a"])
     assert found.num_cases == 0

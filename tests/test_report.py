@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from browser import chromium, console, requests
 from processes import wait_for
 
@@ -68,6 +69,25 @@ def copied(finished_run: Path, tmp_path: Path) -> Path:
 # -- the page
 
 
+def test_what_nothing_counts_for_has_no_table_and_n_is_of_what_counts(copied: Path) -> None:
+    """Phantoms have no small lesion; a metric that two cases count for says 2; with one fold the choice is told."""
+    path = copied / "work_dir" / "ensemble" / "scores.json"
+    stored = json.loads(path.read_text())
+    for place, values in enumerate(stored["ensemble"].values()):
+        values["lesion_sensitivity_large"] = [None, None]
+        values["lesion_sensitivity_small"] = [0.5, None] if place < 2 else [None, None]
+    stored["chosen_again"] = None
+    path.write_text(json.dumps(stored))
+    make_report(copied / "work_dir", STAGES)
+    page = (copied / "work_dir" / "report.html").read_text()
+    assert "Nothing to count for: " in page
+    assert "sensitivity for large lesions" in page.partition("Nothing to count for: ")[2][:200]
+    assert "<caption>Sensitivity for large lesions" not in page
+    table = page.partition("<caption>Sensitivity for small lesions")[2].partition("</table>")[0]
+    assert re.findall(r"<td>(\d+)</td></tr>", table) == ["2", "0", "2"]
+    assert "there is no other fold to choose by: how much that flatters is not known" in page
+
+
 def test_a_run_ends_with_a_whole_report(report: str, finished_run: Path) -> None:
     page = Page(report)
     expected = [name for name, *_ in sections_of(Workspace(finished_run / "work_dir"))]
@@ -88,11 +108,20 @@ def test_the_page_on_the_report_lists_its_parts_in_their_order() -> None:
     assert [row.split("|")[1].strip() for row in table.splitlines()] == [title for _, title, *_ in SECTIONS]
 
 
+def test_the_median_volume_is_that_of_the_analysis(report: str, finished_run: Path) -> None:
+    stats = yaml.safe_load((finished_run / "work_dir" / "datastats.yaml").read_text())
+    table = report.partition("<caption>Classes</caption>")[2].partition("</table>")[0]
+    for c in stats["data_set"]["classes"]:
+        row = table.partition(f'<th scope="row">{c["name"]}</th>')[2].partition("</tr>")[0]
+        median = float(re.findall(r"<td>([^<]*)</td>", row)[-2])
+        assert median == pytest.approx(c["volume_ml"]["median"], rel=2e-3)
+
+
 def test_the_scores_are_those_of_the_ensemble_stage(report: str, finished_run: Path) -> None:
     scores = json.loads((finished_run / "work_dir" / "ensemble" / "scores.json").read_text())
     chosen = scores["dice"]
     spec = json.loads((finished_run / "work_dir" / "ensemble" / "ensemble.json").read_text())
-    table = report.partition("Dice of the ")[2].partition("</table>")[0]
+    table = report.partition("<caption>Dice of ")[2].partition("</table>")[0]
     for c in chosen["classes"]:
         row = table.partition(f'<th scope="row">{c["name"]}</th>')[2].partition("</tr>")[0]
         assert f"<b>{c['mean']:.3f}</b>" in row

@@ -72,9 +72,8 @@ def format_evaluation(evaluation: Evaluation, *, lesions: bool = False) -> str:
     Args:
         lesions: add a table of the scores of lesions.
     """
-    tables = [_table(evaluation, "whole")]
-    if lesions:
-        tables.append(_table(evaluation, "lesions"))
+    families: tuple[Family, ...] = ("whole", "lesions") if lesions else ("whole",)
+    tables = ["\n".join([_table(evaluation, family), *_other_numbers(evaluation, family)]) for family in families]
     lines = ["\n\n".join(tables)]
     if evaluation.missing:
         lines.append(f"No prediction, scored as an empty one: {', '.join(evaluation.missing)}")
@@ -99,6 +98,23 @@ def _table(evaluation: Evaluation, family: Family) -> str:
             continue
         header += [metric.heading(evaluation.tolerance_mm), "std", *(INTERVAL if len(header) == 1 else ())]
     return format_rows([*header, "n"], rows)
+
+
+def _other_numbers(evaluation: Evaluation, family: Family) -> list[str]:
+    """Metrics that other numbers of cases count for than for the first one, whose are in the table."""
+    numbers = {metric: _numbers(summary) for metric, summary in evaluation.summaries(family=family).items()}
+    first = next(iter(numbers))
+    lines = []
+    for metric, by_name in numbers.items():
+        different = [f"{name} {num}" for name, num in by_name.items() if num != numbers[first][name]]
+        if different:
+            lines.append(f"n is that of {first}; of {metric}: {', '.join(different)}")
+    return lines
+
+
+def _numbers(summary: Summary) -> dict[str, int]:
+    """How many cases count for each class and for the mean."""
+    return {**{c.name: c.num for c in summary.classes}, "mean": summary.num_cases}
 
 
 def _means(name: str, summaries: Mapping[str, Summary]) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from autoseg.data.labels import IGNORE, LabelMap
 from autoseg.errors import DataError
-from autoseg.evaluation.intervals import Patients, mean_interval
+from autoseg.evaluation.intervals import Patients, mean_interval, num_patients
 
 MAX_TABLE = 1 << 20
 """Cells of the largest table of value pairs that is counted directly."""
@@ -151,6 +151,9 @@ class Summary:
     high: float
     """Ends of its 95 % interval."""
     num_cases: int
+    """Cases that count for any class."""
+    num_patients: int
+    """Of these cases."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; null for NaN, rounded to 6 digits."""
@@ -217,4 +220,12 @@ def summarise(
         for i, name in enumerate(names)
     ]  # fmt: skip
     low, high = mean_interval(scores, of_classes, within=within)
-    return Summary(classes=tuple(classes), mean=mean, low=low, high=high, num_cases=num_cases)
+    counted = [i for i, row in enumerate(scores) if not np.isnan(row).all()]
+    return Summary(
+        classes=tuple(classes),
+        mean=mean,
+        low=low,
+        high=high,
+        num_cases=len(counted),
+        num_patients=num_patients([None if of_classes is None else of_classes[i] for i in counted]),
+    )

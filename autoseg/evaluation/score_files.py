@@ -46,6 +46,9 @@ class ScoreSummary(Stored):
     low: Score
     high: Score
     num_cases: int
+    """Cases that count for any class."""
+    num_patients: int | None = None
+    """Of these cases; None in runs of 0.1."""
 
 
 class CandidateScores(ScoreSummary):

@@ -51,7 +51,8 @@ def format_table(title: str, names: Sequence[str], scores: Sequence[tuple[int, S
         num = sum(not math.isnan(v[i]) for v in every)
         rows.append([name, *_line(cells, mean_score([[v[i]] for v in every])), str(num)])
     cells = [mean_score(by_fold[f]) for f in folds]
-    rows.append(["mean", *_line(cells, mean_score(every)), str(len(every))])
+    num = sum(not all(map(math.isnan, values)) for values in every)
+    rows.append(["mean", *_line(cells, mean_score(every)), str(num)])
     return f"{title}\n" + format_rows(["class", *[f"fold {f}" for f in folds], "mean", "std", "n"], rows)
 
 

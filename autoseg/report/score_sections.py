@@ -37,11 +37,12 @@ def scores(run: Run) -> Content | None:
     fold_of = {c.name: c.fold for c in run.scores.cases}
     by_algo = _by_segmenter(run.scores)
     label = f"ensemble ({chosen})" if chosen not in by_algo else chosen
+    whose = chosen if chosen in by_algo else f"the {label}"
     ensemble = {n: floats(scores["dice"]) for n, scores in run.scores.ensemble.items()}
     groups = {label: list(ensemble.values())} if ensemble else {}
     groups |= {name: [floats(v) for v in cases.values()] for name, cases in by_algo.items() if name != label}
     patients, spec = run.scores.patients, run.ensemble
-    tables = [(f"Dice of the {label}", _fold_table(classes, ensemble, fold_of, patients))] if ensemble else []
+    tables = [(f"Dice of {whose}", _fold_table(classes, ensemble, fold_of, patients))] if ensemble else []
     others = [
         (f"Dice of {name}", _fold_table(classes, {n: floats(v) for n, v in cases.items()}, fold_of, patients))
         for name, cases in by_algo.items()
@@ -49,9 +50,13 @@ def scores(run: Run) -> Content | None:
     ]
     plots = [(figures.score_boxes("Dice", classes, groups), "Every case's Dice on data its models never saw.")]
     lesions: list[tuple[str, Content]] = []
+    uncounted: list[str] = []
     for metric, by_case in _further_scores(run.scores):
         title, axis, caption = metric.texts(run.scores.tolerance_mm)
-        table = f"{title} of the {label}", _fold_table(classes, by_case, fold_of, patients, metric)
+        if all(math.isnan(v) for values in by_case.values() for v in values):
+            uncounted.append(metric.short_title)
+            continue
+        table = f"{title} of {whose}", _fold_table(classes, by_case, fold_of, patients, metric)
         (lesions if metric.family == "lesions" else tables).append(table)
         if metric.family == "lesions":
             continue
@@ -61,7 +66,9 @@ def scores(run: Run) -> Content | None:
         "tables": tables,
         "others": others,
         "lesions": lesions,
+        "uncounted": uncounted,
         "again": run.scores.chosen_again,
+        "is_chosen_here": _is_chosen_here(run),
         "subgroups": run.scores.subgroups,
         "subgroup_notes": run.scores.subgroup_notes,
         "select_by": _words_of_metric(run.scores.metric),
@@ -73,6 +80,13 @@ def scores(run: Run) -> Content | None:
         "gaps": run.scores.gaps,
         "failures": run.scores.failures,
     }
+
+
+def _is_chosen_here(run: Run) -> bool:
+    """Whether a combination or a rule was chosen by the scores that are shown."""
+    rules = () if run.ensemble is None else run.ensemble.postprocessing
+    has_choice = run.scores is not None and len(run.scores.candidates) > 1
+    return has_choice or any(rule.gain is not None for rule in rules)
 
 
 def _further_scores(scores: Scores) -> list[tuple[Metric, dict[str, list[float]]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autoseg.config.units import format_duration
 from autoseg.data.datastats import AnalysisSummary
 from autoseg.errors import AutosegError, counted
+from autoseg.evaluation.score_files import ScoreSummary
 from autoseg.export.checklists import CLAIM
 from autoseg.export.markdown import plain
 from autoseg.export.statements import Statements
@@ -39,7 +41,11 @@ def glance(run: Run) -> list[tuple[str, str, str]]:
         chosen = run.scores.dice  # the ensemble's, postprocessing included
         if chosen.mean is not None:
             interval = "" if chosen.low is None else f"95 % interval {filters.interval(chosen)}, "
-            facts.append(("Mean Dice", filters.score(chosen.mean), f"{interval}{counted(chosen.num_cases, 'case')}"))
+            told = f"{interval}{_cases(chosen)}"
+            again = run.scores.chosen_again
+            if again is not None and again.dice.mean is not None:
+                told += f"; chosen again without the fold that is scored {filters.score(again.dice.mean)}"
+            facts.append(("Mean Dice", filters.score(chosen.mean), told))
             scored = [(c.mean, c.name) for c in chosen.classes if c.mean is not None]
             if len(chosen.classes) > 1 and scored:
                 hardest = min(scored, key=lambda pair: pair[0])
@@ -56,6 +62,13 @@ def glance(run: Run) -> list[tuple[str, str, str]]:
     if seconds:
         facts.append(("Time", format_duration(seconds), "all stages together"))
     return facts
+
+
+def _cases(summary: ScoreSummary) -> str:
+    """How many there are, and of how many patients where some have several."""
+    cases, patients = summary.num_cases, summary.num_patients
+    has_fewer = patients is not None and patients < cases
+    return counted(cases, "case") + (f" of {counted(patients or 0, 'patient')}" if has_fewer else "")
 
 
 def _data(run: Run) -> Content | None:
@@ -103,8 +116,8 @@ def _judged(summary: AnalysisSummary | None) -> Content:
 
 
 def _median_of(values: Sequence[float]) -> tuple[float, float, float] | None:
-    known = sorted(v for v in values if v > 0)
-    return (known[0], known[len(known) // 2], known[-1]) if known else None
+    known = [v for v in values if v > 0]
+    return (min(known), statistics.median(known), max(known)) if known else None
 
 
 def _plan(run: Run) -> Content | None:
