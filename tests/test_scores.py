@@ -235,6 +235,8 @@ def test_tolerances_are_read() -> None:
     for wrong in ("wide", "-1", "=2", "1,2", "a=1,2", "inf", "a="):
         with pytest.raises(ConfigError, match="Expected millimetres such as 2"):
             parse_tolerance(wrong)
+    with pytest.raises(ConfigError, match="a stands twice"):
+        parse_tolerance("a=1,b=2,a=3")
     assert words_of({"a": 1.0, "b": 2.5}) == "a 1 mm, b 2.5 mm"
     assert metric_named("nsd").heading(2.0) == "nsd 2 mm"
     assert metric_named("nsd").heading({"a": 1.0}) == "nsd"

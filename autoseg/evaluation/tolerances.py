@@ -69,6 +69,8 @@ def parse_tolerance(text: str | None) -> Tolerance:
             )
         if not equals:
             return value
+        if name.strip() in by_class:
+            raise ConfigError(f"--surface_tolerance_mm: {text}: {name.strip()} stands twice. Keep one.")
         by_class[name.strip()] = value
     return by_class
 
