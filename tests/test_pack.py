@@ -168,6 +168,18 @@ def test_a_real_run_packs_and_predicts(finished_run: Path, tmp_path: Path, capsy
 # -- what it holds
 
 
+def test_a_tolerance_per_class_stands_in_the_card(finished_run: Path, tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("cache", "held_out", "out_of_fold")
+    work_dir = Path(shutil.copytree(finished_run / "work_dir", tmp_path / "work_dir", ignore=ignored))
+    scores = work_dir / "ensemble" / "scores.json"
+    stored = json.loads(scores.read_text())
+    stored["tolerance_mm"] = {"sphere": 5.0, "box": 0.5}
+    scores.write_text(json.dumps(stored))
+    card = text_parts(pack(work_dir, tmp_path / "model.zip").path)["README.md"]
+    assert "surface Dice (nsd) at a tolerance of sphere 5 mm, box 0.5 mm. Cases of another hospital" in card
+    assert "Surface Dice [@nsd] accepts 5 mm for sphere and 0.5 mm for box." in card
+
+
 def text_parts(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as file:
         return {name: file.read(name).decode() for name in file.namelist() if not name.endswith(".safetensors")}

@@ -14,6 +14,7 @@ from autoseg.config.templates import read_template_text
 from autoseg.data.datastats import DataStats, Spread
 from autoseg.errors import counted
 from autoseg.evaluation.score_files import ClassScores, Scores, read_scores
+from autoseg.evaluation.tolerances import words_of
 from autoseg.export.markdown import cell
 from autoseg.export.references import used_in
 from autoseg.export.source import Source
@@ -134,7 +135,7 @@ def _scores(facts: CardFacts) -> dict[str, Any]:
         "classes": classes,
         "metrics": list(summaries),
         "num_scored": num_scored,
-        "tolerance": f"{scores.tolerance_mm:g}" if scores is not None and "nsd" in summaries else "",
+        "tolerance": cell(words_of(scores.tolerance_mm)) if scores is not None and "nsd" in summaries else "",
     }
 
 
