@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from autoseg.cli.main import run_command
-from autoseg.data.datalists.cases import Case
+from autoseg.config.settings import Settings
+from autoseg.data.datalists.cases import Case, Datalist
+from autoseg.errors import ConfigError
 from autoseg.evaluation.learning_curve import CurvePoint, LearningCurve, fit_law, predict_at
-from autoseg.pipeline.learning_curve import _ordered, _whole_patients
+from autoseg.pipeline.learning_curve import _curve, _ordered, _trainings, _whole_patients
 from autoseg.workspace.stored import read_stored
 
 SIZES = (12, 25, 50, 100)
@@ -72,6 +74,36 @@ def test_orders_keep_patients_whole() -> None:
         assert n >= size
         assert not {c.group for c in kept if c.group} & {c.group for c in rest if c.group}
     assert [c.name for c in order] != [c.name for c in _ordered(cases, 1)]
+
+
+def listed(num: int, per_patient: int = 1) -> Datalist:
+    """Cases of two folds, in patients of some scans each."""
+    cases = [
+        Case(name=f"c{i}", images=(Path(f"{i}"),), fold=i % 2, group=f"p{i % 2}_{i // 2 // per_patient}")
+        for i in range(2 * num)
+    ]
+    return Datalist(training=tuple(cases))
+
+
+def test_too_few_cases_for_any_curve_are_told_from_too_many_points() -> None:
+    settings = Settings(modality="MRI", datalist=Path("d"), dataroot=Path("r"))
+    for num, points, remedy in (
+        (16, 4, "Give fewer points."),
+        (13, 3, "A curve takes 16 cases besides those of a fold"),
+    ):
+        with pytest.raises(ConfigError, match=remedy):
+            _trainings(listed(num), points, 1, settings)
+    # 5, 10 and 20 cases of patients of 12 are 12 and 20 cases: no training is done twice.
+    sizes = [len(cases.train_cases(fold)) for cases, _, fold in _trainings(listed(20, 12), 3, 1, settings)]
+    assert sizes in ([12, 20], [8, 20])
+
+
+def test_points_that_nothing_counts_in_are_left_out() -> None:
+    points = curve(np.random.default_rng(0), 0.8)
+    empty = points[0].model_copy(update={"num_cases": 6, "cases": {}, "dice": None})
+    found = _curve("unet", Datalist(training=()), [empty, *points], [], [])
+    assert [p.num_cases for p in found.predictions] == [*SIZES, 150, 200]
+    assert found.points[0] == empty
 
 
 def test_the_command_trains_nested_cases_and_goes_on(

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 FEWEST_CASES = 4
 """That a training learns from."""
+FEWEST_POINTS = 3
+"""Sizes, under which nothing tells how a curve bends."""
 SHARE = 0.2
 """Of the run's budget, where the command has none of its own. A choice."""
 
@@ -76,8 +78,8 @@ def measure_curve(
     from autoseg.pipeline.run import run_input
 
     settings, origins = load_settings(input_path, overrides)
-    if points < 3:
-        raise ConfigError(f"--points: expected at least 3, found {points}: fewer do not tell how a curve bends.")
+    if points < FEWEST_POINTS:
+        raise ConfigError(f"--points: expected at least {FEWEST_POINTS}, found {points}: else no bend is seen.")
     if seeds < 1:
         raise ConfigError(f"--seeds: expected at least 1, found {seeds}.")
     seconds = _seconds(settings, budget)
@@ -139,20 +141,30 @@ def _trainings(datalist: Datalist, points: int, seeds: int, settings: Settings) 
     for seed in range(seeds):
         fold = seed % datalist.num_fold
         order = _ordered(datalist.train_cases(fold), settings.seed + seed)
-        sizes = [round(len(order) / 2 ** (points - 1 - i)) for i in range(points)]
-        if sizes[0] < FEWEST_CASES or not datalist.val_cases(fold):
+        sizes = _sizes(len(order), points)
+        if sizes[0] < FEWEST_CASES:
+            remedy = "Give fewer points."
+            if _sizes(len(order), FEWEST_POINTS)[0] < FEWEST_CASES:
+                fewest = FEWEST_CASES * 2 ** (FEWEST_POINTS - 1)
+                remedy = f"A curve takes {fewest} cases besides those of a fold: annotate more."
             raise ConfigError(
                 f"--points: {points} sizes of {len(order)} cases begin with {sizes[0]}. Expected at least "
-                f"{FEWEST_CASES}. Give fewer points."
+                f"{FEWEST_CASES}. {remedy}"
             )
         scored = {case.name for case in datalist.val_cases(fold)}
-        for size in sizes:
-            kept = {case.name for case in order[: _whole_patients(order, size)]} | scored
+        # Patients of many cases may make two sizes one.
+        for size in sorted({_whole_patients(order, size) for size in sizes}):
+            kept = {case.name for case in order[:size]} | scored
             training = tuple(case for case in datalist.training if case.name in kept)
             trainings.append(
                 (replace(datalist, training=training, testing=(), validation=(), unlabeled=()), seed, fold)
             )
     return sorted(trainings, key=lambda training: (len(training[0].train_cases(training[2])), training[1]))
+
+
+def _sizes(num_cases: int, points: int) -> list[int]:
+    """Numbers of cases to train on, each half of the next."""
+    return [round(num_cases / 2 ** (points - 1 - i)) for i in range(points)]
 
 
 def _ordered(cases: Sequence[Case], seed: int) -> list[Case]:
@@ -212,13 +224,14 @@ def _train(
 def _curve(
     algo: str, datalist: Datalist, points: Sequence[CurvePoint], failures: Sequence[str], at: Sequence[int]
 ) -> LearningCurve:
-    sizes = sorted({p.num_cases for p in points})
+    scored = [point for point in points if point.cases]
+    sizes = sorted({p.num_cases for p in scored})
     most = sizes[-1] if sizes else 0
     patients = {case.name: case.group for case in datalist.training if case.group is not None}
     predictions = []
-    if len(sizes) >= 3:
+    if len(sizes) >= FEWEST_POINTS:
         wanted = {*sizes, round(1.5 * most), 2 * most, *at}
-        predictions = predict_at(fit_law(points, patients), sorted(wanted))
+        predictions = predict_at(fit_law(scored, patients), sorted(wanted))
     return LearningCurve(
         version=__version__, algo=algo, num_cases=most, points=tuple(points), predictions=tuple(predictions),
         failures=tuple(failures),
