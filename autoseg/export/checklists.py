@@ -80,10 +80,10 @@ CLAIM: tuple[Item, ...] = (
     _item("6", "Goal of the study", left="such as a feasibility study or a comparison."),
     _item("7", "Sources of data", S.data, left="where the images come from, when, and under which approval."),
     _item("8", "Inclusion and exclusion", S.exclusions, left="the criteria, and how cases were found."),
-    _item("9", "Preprocessing", S.preprocessing),
+    _item("9", "Preprocessing", S.preprocessing, left="what was done to images before they came into the list."),
     _item("10", "Choice of subsets of the data", left="whether images, slices or regions were selected, and by whom."),
     _item("11", "De-identification", left="how, and where it was checked. autoseg reads no patient's name."),
-    _item("12", "Missing data", S.annotation),
+    _item("12", "Missing data", S.annotation, left="images or facts of patients that were missing."),
     _item("13", "Acquisition", left="scanners, sequences or protocols."),
     _item("14", "Reference standard: definition", left="how the labels were drawn, in enough detail to do it again."),
     _item("15", "Reference standard: why this one", left="why it is right for the question."),
@@ -92,7 +92,7 @@ CLAIM: tuple[Item, ...] = (
     _item("18", "Variability between and within raters", left="how much annotators differ; scores cannot be above it."),
     _item("19", "How cases were assigned to partitions", S.partition),
     _item("20", "Level at which partitions are disjoint", S.partition),
-    _item("21", "Sample size", S.sample_size, left="why this number of cases is enough."),
+    _item("21", "Intended sample size", S.sample_size, left="why this number of cases is enough."),
     _item("22", "Model", S.networks, S.training),
     _item("23", "Software", S.software),
     _item("24", "Initialisation", S.initial_weights),
@@ -104,7 +104,9 @@ CLAIM: tuple[Item, ...] = (
     _item("30", "Robustness", S.robustness),
     _item("31", "Explainability", left="whether anything was done; autoseg does nothing for it."),
     _item("32", "Internal evaluation", S.results),
-    _item("33", "External evaluation", S.external),
+    _item(
+        "33", "External evaluation", S.external, left="whether these cases come from elsewhere; else they are internal."
+    ),
     _item("34", "Registration", left="number and registry, if any."),
     _item(
         "35", "Numbers included and excluded", S.data, S.exclusions, left="the flow before cases came into the list."
@@ -135,7 +137,13 @@ TRIPOD_AI: tuple[Item, ...] = (
     _item("6a", "Setting", left="kind, number and place of the centres."),
     _item("6b", "Eligibility", S.exclusions, left="the criteria."),
     _item("6c", "Treatments", left="those given, where they change the images."),
-    _item("7", "Data preparation", S.preprocessing, S.exclusions),
+    _item(
+        "7",
+        "Data preparation",
+        S.preprocessing,
+        S.exclusions,
+        left="what was done before, and whether it was alike for all groups of patients.",
+    ),  # fmt: skip
     _item("8a", "Outcome", S.class_words, left="how the labels were made."),
     _item("8b", "Assessors of the outcome", left="who drew the labels, with which training."),
     _item("8c", "Blinding of the outcome", left="what annotators knew when they drew."),
@@ -143,7 +151,7 @@ TRIPOD_AI: tuple[Item, ...] = (
     _item("9b", "Definition of predictors", S.preprocessing, left="how the images were taken."),
     _item("9c", "Assessors of predictors", left="nobody, where the images alone go in; else who."),
     _item("10", "Sample size", S.sample_size, left="why this number is enough."),
-    _item("11", "Missing data", S.annotation),
+    _item("11", "Missing data", S.annotation, left="images or facts of patients that were missing."),
     _item("12a", "Use of the data", S.partition),
     _item("12b", "Handling of predictors", S.preprocessing),
     _item("12c", "Type of model and how it was built", S.networks, S.training, S.selection),
@@ -165,7 +173,7 @@ TRIPOD_AI: tuple[Item, ...] = (
     _item("19", "Patients and public", left="their part in the study, or that they had none."),
     _item("20a", "Flow of participants", S.data, S.exclusions, left="the flow before cases came into the list."),
     _item("20b", "Characteristics", left="age, sex, diseases, overall and by centre."),
-    _item("20c", "Development against evaluation", S.external, left="how their characteristics differ."),
+    _item("20c", "Development against evaluation", left="how characteristics are distributed in each."),
     _item("21", "Participants in each analysis", S.results, S.external),
     _item("22", "Specification of the model", _protocol, _availability),
     _item("23a", "Performance with intervals", S.results, S.external, S.subgroup_words),
@@ -174,7 +182,10 @@ TRIPOD_AI: tuple[Item, ...] = (
     _item("25", "Interpretation", left="what the results mean, with fairness and earlier studies in view."),
     _item("26", "Limitations", lambda run: " ".join(run.limits()), left="those of your study."),
     _item(
-        "27a", "Poor or missing input", left="what users do with such images. autoseg refuses files that are damaged."
+        "27a",
+        "Poor or missing input",
+        S.flags,
+        left="what users do with such images. Files that are damaged are refused.",
     ),
     _item("27b", "Users' part and skill", left="who checks the masks, with which training."),
     _item("27c", "Next steps", left="what has to be shown before use."),
