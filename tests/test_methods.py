@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from autoseg.export.traced import at, pointer, taken
 
 CONSTANT = (
     "95 % interval", "10th to 90th percentile", "Intervals of 95 %", "intervals of 90 %", "95th percentile",
-    "CLAIM 2024", "voxels other than 0", "Apache-2.0",
+    "CLAIM 2024", "voxels other than 0", "Apache-2.0", "lesion F1",
 )  # fmt: skip
 """What has digits in the text and is no figure of the run."""
 
@@ -56,7 +57,7 @@ def value_at(root: Path, file: str, key: str, of: str) -> Any:
 
 def check(methods: Methods, root: Path) -> None:
     """Every number of the page is followed by the footnote of its source, and equals it to the digits shown."""
-    page, _, notes = methods.text.partition("\n[^1]: ")
+    page, _, notes = re.sub(r"\\(.)", r"\1", methods.text).partition("\n[^1]: ")
     body = page.partition("## References")[0]
     shown = re.findall(r"(\S+?)\[\^(\d+)\]", body)
     assert len(shown) > 80
@@ -87,6 +88,123 @@ def check(methods: Methods, root: Path) -> None:
 
 def test_every_figure_equals_its_source(work_dir: Path) -> None:
     check(read_methods(work_dir), work_dir)
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON file in place."""
+    stored = json.loads(path.read_text())
+    change(stored)
+    path.write_text(json.dumps(stored))
+
+
+def of_folds(stored: Any) -> None:
+    """All models are of one fold, and nothing could be chosen again."""
+    stored["members"] = [member for member in stored["members"] if member[1] == 0]
+    stored["postprocessing"] = [{"name": "sphere", "largest": True, "gain": 0.1}, {"name": "box", "largest": True}]
+
+
+def with_validation(stored: Any) -> None:
+    """The list names validation cases, and so has no folds."""
+    stored["validation"] = stored["training"][:3]
+    for case in (*stored["training"], *stored["validation"]):
+        case.pop("fold", None)
+
+
+def of_patients(stored: Any) -> None:
+    """Cases of fewer patients, two of whom lack a class; groups with figures in their names; a rare metric decided."""
+    stored["dice"]["num_patients"] = 5
+    stored["tolerance_mm"] = {"sphere": 5, "box": 0.5}
+    stored["metric"] = "lesion_f1"
+    stored["volume_error"]["num_cases"] = 6
+    stored["volume_error"]["classes"][0].update(num=0, mean=None, low=None, high=None)
+    group = {"num": 9, "num_patients": 7, "mean": 0.5, "low": None, "high": None, "difference": -0.1, "p": 0.00001}
+    ends = {"difference_low": None, "difference_high": None, "finding": "lower"}
+    names = [("size (ml)", "up to 1.304"), ('a "quoted", key', 'He said "3_T|1, 2"')]
+    stored["subgroups"] = [{"factor": factor, "level": level, **group, **ends} for factor, level in names]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said", "not_said"),
+    [
+        (
+            "ensemble/ensemble.json", of_folds,
+            ["Models were trained for 1 of them, and cases of the others were not scored. Each of theirs was scored by",
+             "Labels are cleaned by rules that surely raised the out-of-fold score, for sphere. Labels of box are "
+             "cleaned by rules that were set."],
+            ["Each case was scored", "1 models"],
+        ),
+        (
+            "ensemble/scores.json", lambda stored: stored.update(chosen_again=None),
+            ["With one fold there are no others to choose by"], ["chosen again", "Chosen again"],
+        ),
+        (
+            "datalist.json", with_validation,
+            ["8 labelled cases were learned from and 3 validated on, as the data list names them; no case names a "
+             "patient, so that cases count as independent. Each of the latter was scored by models"],
+            ["folds;"],
+        ),
+        (
+            "ensemble/scores.json", of_patients,
+            ["over 8 cases of 5 patients, the mean Dice was", "accepts 5 mm for sphere and 0.5 mm for box.",
+             "average symmetric surface distance (mm), relative volume error and lesion F1", "not counted; n 0 |",
+             "the one with the best out-of-fold lesion F1", "size (ml): up to 1.304 | 7 | 0.500 | -0.100 | 1e-05 |",
+             'a "quoted", key: He said "3_T|1, 2" | 7'],
+            [],
+        ),
+        (
+            "ensemble/scores.json", lambda stored: stored.update(external=None),
+            ["no external cases with a label were scored"], ["cases held back the mean", "no file says: if not"],
+        ),
+        (
+            "settings.yaml", "folds_by: {value: site, origin: x}",
+            ["into 2 folds by site, so that models were scored on values of it that they had not seen; no case names a "
+             "patient, so", "Scans of one patient, if there are any, count as independent"], [],
+        ),
+        (
+            "datalist.json", lambda stored: [case.update(group="p") for case in stored["training"]],
+            ["into 2 folds; no patient is in two of them. Each case"], ["Scans of one patient"],
+        ),
+        (
+            "state/summary.json", lambda stored: stored.update(quarantined=["x"]),
+            ["All 8 labelled cases were used but those that were set aside for a fault"], [],
+        ),
+    ],
+)  # fmt: skip
+def test_odd_runs_say_what_is_so_and_every_figure_equals_its_source(
+    work_dir: Path, file: str, change: Callable[[Any], object] | str, said: list[str], not_said: list[str]
+) -> None:
+    if isinstance(change, str):  # a setting
+        lines = [line for line in (work_dir / file).read_text().splitlines() if not line.startswith(change[:8])]
+        (work_dir / file).write_text("\n".join([*lines, change, ""]))
+    else:
+        edit(work_dir / file, change)
+    methods = read_methods(work_dir)
+    check(methods, work_dir)
+    text = re.sub(r"\[\^\d+\]", "", re.sub(r"\\(.)", r"\1", methods.text))
+    assert [words for words in said if words not in text] == []
+    assert [words for words in not_said if words in text] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("null", "Networks started with random weights. The seed was 0."),
+        ("none", "Networks started with random weights. The seed was 0."),
+        ("a.pt", "Networks started with weights of an earlier training. The seed was 0."),
+        (
+            "{segresnet: a.pt}",
+            "SegResNet started with weights of an earlier training. DiNTS started with random weights.",
+        ),
+        ("{swinunetr: a.pt}", "Networks started with random weights. The seed was 0."),
+    ],
+)
+def test_what_networks_started_with(work_dir: Path, value: str, said: str) -> None:
+    edit(work_dir / "ensemble" / "ensemble.json", lambda spec: spec.update(members=[["segresnet", 0], ["dints", 0]]))
+    settings = work_dir / "settings.yaml"
+    settings.write_text(
+        re.sub(r"init_weights:.*", f"init_weights: {{value: {value}, origin: x}}", settings.read_text())
+    )
+    assert said in re.sub(r"\[\^\d+\]", "", read_methods(work_dir).text)
 
 
 FINITE = st.floats(0, 1, allow_nan=False)
@@ -188,6 +306,16 @@ def test_the_command_writes_the_page_and_its_sources(work_dir: Path, capsys: pyt
         assert re.search(rf"^\| {number} \| [^|]+ \| \*\*You must write\*\*: ", text, re.MULTILINE), number
     for name in (p.name for p in work_dir.glob("ensemble/records/*.json")):
         assert name.removesuffix(".json") not in text
+
+
+def test_an_output_that_cannot_be_is_refused(work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["methods", "--work_dir", str(work_dir), "--output"]
+    assert run_command([*words, str(work_dir / "paper.json")]) == 2
+    assert "paper.json: the sources get this name. Expected one such as methods.md." in capsys.readouterr().err
+    assert not (work_dir / "paper.json").exists()
+    (work_dir / "folder").mkdir()
+    assert run_command([*words, str(work_dir / "folder")]) == 2
+    assert "folder cannot be written (" in capsys.readouterr().err
 
 
 def test_without_an_ensemble_it_says_what_to_run(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.export.checklists import CLAIM, TRIPOD_AI, YOU, checklist
 from autoseg.export.references import cited, used_in
 from autoseg.export.statements import Statements
@@ -117,12 +117,21 @@ def write_methods(work_dir: Path, output: Path | None = None) -> tuple[Methods, 
 
     Raises:
         WorkspaceError: As `read_methods`.
+        ConfigError: The output cannot be written, or is where the sources go.
     """
     methods = read_methods(work_dir)
     target = output or Workspace(work_dir).run / NAME
     sources = target.with_suffix(".json")
-    write_text(sources, json_text(methods.sources))
-    write_text(target, methods.text)
+    if sources == target:
+        raise ConfigError(f"--output: {target}: the sources get this name. Expected one such as {NAME}.")
+    try:
+        write_text(sources, json_text(methods.sources))
+        write_text(target, methods.text)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            f"--output: {target} cannot be written ({reason}). Give a file in a folder that you own."
+        ) from None
     return methods, (target, sources)
 
 

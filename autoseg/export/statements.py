@@ -5,7 +5,7 @@ Every figure is read from a file of the run by `Traced`. A sentence that a run h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ SUMMARY, STATS, SETTINGS, ENVIRONMENT = (
 )
 FEWEST = 5
 """Patients of a group that a card shows: a smaller one may be a single person."""
+NO_PATIENT = "no case names a patient"
 NORMS = {
     "ct": "clipped to fixed bounds and standardised with the mean and standard deviation of the foreground",
     "mri": "standardised image by image",
@@ -41,6 +42,15 @@ METRIC_WORDS = {
     "volume_error": "relative volume error",
 }
 """Metrics that have a column; docs/metrics.md defines them."""
+
+
+def _words_of(metric: str) -> str:
+    """A metric in a sentence."""
+    if metric in METRIC_WORDS:
+        return METRIC_WORDS[metric]
+    from autoseg.evaluation.scores import metric_named  # it loads SciPy
+
+    return metric_named(metric).short_title
 
 
 @dataclass(slots=True)
@@ -170,19 +180,27 @@ class Statements:
     def partition(self) -> str:
         """How cases were divided, and at which level."""
         t = self.traced
-        if not t.get(self._datalist, "training"):
+        listed = t.get(self._datalist, "training")
+        if not listed:
             return ""
-        text = (
-            f"Labelled cases were divided into {t.show(self._datalist, 'training', '*', 'fold', of='distinct')} folds"
-        )
+        scored, whole = " Each case was scored", "; no patient is in two of them"
+        if t.get(self._datalist, "validation") and all(case.get("fold") is None for case in listed):
+            text = f"{t.show(self._datalist, 'training', of='count')} labelled cases were learned from and"
+            text += f" {t.show(self._datalist, 'validation', of='count')} validated on, as the data list names them"
+            scored, whole = " Each of the latter was scored", "; no patient is among both"
+        else:
+            folds = t.get(self._datalist, "training", "*", "fold", of="distinct")
+            text = "Labelled cases were divided into"
+            text += f" {t.show(self._datalist, 'training', '*', 'fold', of='distinct')} folds"
+            if self.members and t.get(self._spec, "members", "*", 1, of="distinct") < folds:
+                scored = f" Models were trained for {t.show(self._spec, 'members', '*', 1, of='distinct')} of them,"
+                scored += " and cases of the others were not scored. Each of theirs was scored"
         by = self.setting("folds_by")
         if by:
             text += f" by {cell(str(by))}, so that models were scored on values of it that they had not seen"
-        elif any("group" in case for case in t.get(self._datalist, "training")):
-            text += ", by patient: cases of one patient lie in one fold"
-        else:
-            text += "; no case names a patient, so that cases count as independent"
-        text += ". Each case was scored by models that had not been trained on it (out of fold)."
+        has_patients = any("group" in case for case in listed)
+        text += whole if has_patients else f"; {NO_PATIENT}, so that cases count as independent"
+        text += f".{scored} by models that had not been trained on it (out of fold)."
         if t.get(SUMMARY, "cases", "testing"):
             text += " Testing cases took no part in training or in any choice."
         return text
@@ -241,15 +259,24 @@ class Statements:
 
     def initial_weights(self) -> str:
         """What the networks started with."""
-        given = self.setting("init_weights")
-        pretrained = [text for algo in self.algos if (text := self._pretraining(algo, given))]
-        if pretrained:
-            return " ".join(pretrained)
-        if given is None or not self.algos:
+        if not self.algos:
             return ""
+        given = self.setting("init_weights")
+        sentences: list[str] = []
+        started: dict[str, list[str]] = {}
+        for algo in self.algos:
+            if text := self._pretraining(algo, given):
+                sentences.append(text)
+                continue
+            own = given.get(algo) if isinstance(given, Mapping) else given
+            start = "random weights" if own in (None, NO_WEIGHTS) else "weights of an earlier training"
+            started.setdefault(start, []).append(network_name(algo))
+        is_one = len(started) == 1 and not sentences
+        sentences += [
+            f"{'Networks' if is_one else listed(names)} started with {start}." for start, names in started.items()
+        ]
         seed = self.traced.show(SETTINGS, "seed", "value") if self.setting("seed") is not None else "not stored"
-        start = "random weights" if given == NO_WEIGHTS else "weights of an earlier training"
-        return f"Networks started with {start}; the seed was {seed}."
+        return " ".join([*sentences, f"The seed was {seed}."])
 
     def _pretraining(self, algo: str, given: Any) -> str:
         """What a network learned from images before it saw a label; of the first fold, which the others are like."""
@@ -287,9 +314,10 @@ class Statements:
         t = self.traced
         if not self._is_scored:
             return ""
-        by = METRIC_WORDS.get(t.get(self._scores, "metric"), t.get(self._scores, "metric"))
+        by = _words_of(t.get(self._scores, "metric"))
         text = "Of each model the weights with the best Dice on its own fold were kept."
-        models = f"{cell(t.get(self._scores, 'chosen'))}, {t.show(self._spec, 'members', of='count')} models"
+        models = f"{cell(t.get(self._scores, 'chosen'))}, {t.show(self._spec, 'members', of='count')} model"
+        models += "s" * (len(self.members) != 1)
         if len(t.get(self._scores, "candidates")) == 1:
             text += f" One network was trained, so that no combination had to be chosen ({models})."
         else:
@@ -297,6 +325,8 @@ class Statements:
                 f" Of {t.show(self._scores, 'candidates', of='count')} combinations of networks the one with the best"
             )
             text += f" out-of-fold {by} was chosen ({models})."
+        if self._is_chosen_on_one_fold:
+            text += " With one fold there are no others to choose by, so how much the choice flatters is not known."
         if t.get(self._scores, "chosen_again", "dice", "mean") is not None:
             text += " Chosen again without the fold that is scored, its mean Dice is"
             text += f" {t.mean(self._scores, 'chosen_again', 'dice')}:"
@@ -306,18 +336,31 @@ class Statements:
             )
         return text
 
+    @property
+    def _is_chosen_on_one_fold(self) -> bool:
+        """Whether something was chosen on scored cases, and could not be chosen again without them."""
+        t = self.traced
+        chosen = len(t.get(self._scores, "candidates") or ()) > 1 or any(
+            rule.get("gain") is not None for rule in t.get(self._spec, "postprocessing") or ()
+        )
+        return chosen and t.get(self._scores, "chosen_again") is None
+
     def ensembling(self) -> str:
         """How several models make one prediction, and what is done to its labels."""
         t = self.traced
         if not self.members:
             return ""
         how = "majority of their labels" if t.get(self._spec, "combine") == "vote" else "mean of their probabilities"
-        text = f"Models are combined by the {how}, with overlapping windows {cited('nnunet')}."
+        text = f"Models are combined by the {how}" if len(self.members) > 1 else "One model speaks"
+        text += f", with overlapping windows {cited('nnunet')}."
         rules = t.get(self._spec, "postprocessing") or ()
-        if not rules:
-            return text + " No postprocessing was chosen."
-        chosen = listed([cell(rule["name"]) for rule in rules])
-        return text + f" Labels are cleaned by rules that surely raised the out-of-fold score, for {chosen}."
+        chosen = listed([cell(rule["name"]) for rule in rules if rule.get("gain") is not None])
+        given = listed([cell(rule["name"]) for rule in rules if rule.get("gain") is None])
+        if chosen:
+            text += f" Labels are cleaned by rules that surely raised the out-of-fold score, for {chosen}."
+        if given:
+            text += f" Labels of {given} are cleaned by rules that were set."
+        return text if rules else f"{text} No postprocessing was chosen."
 
     # -- evaluation
     def metrics(self) -> str:
@@ -325,15 +368,23 @@ class Statements:
         t = self.traced
         if not self._is_scored:
             return ""
-        shown = [METRIC_WORDS[m] for m in METRIC_WORDS if t.get(self._scores, m, "mean") is not None]
-        text = (
-            f"We report {listed(shown)} {cited('metrics')}, class by class; means are over cases, then "
-            "over classes. A class"
-        )
-        text += " that is neither in the reference nor predicted does not count."
-        if isinstance(t.get(self._scores, "tolerance_mm"), int | float):
+        shown = listed([_words_of(m) for m in self._reported])
+        text = f"We report {shown} {cited('metrics')}, class by class; means are over cases, then over classes. A class"
+        text += " that is neither in the reference nor predicted does not count; in one of the two alone it has no"
+        text += " overlap, and its distances are the image's diagonal."
+        tolerance = t.get(self._scores, "tolerance_mm")
+        if isinstance(tolerance, Mapping):
+            each = [f"{t.show(self._scores, 'tolerance_mm', n, form='g')} mm for {cell(n)}" for n in tolerance]
+            text += f" Surface Dice {cited('nsd')} accepts {listed(each)}."
+        elif tolerance is not None:
             text += f" Surface Dice {cited('nsd')} accepts {t.show(self._scores, 'tolerance_mm', form='g')} mm."
         return text
+
+    @property
+    def _reported(self) -> list[str]:
+        """Metrics that have a column: the usual ones, and that which decided."""
+        names = dict.fromkeys([*METRIC_WORDS, self.traced.get(self._scores, "metric")])
+        return [m for m in names if self.traced.get(self._scores, m, "mean") is not None]
 
     def statistics(self) -> str:
         """Intervals and tests."""
@@ -351,21 +402,41 @@ class Statements:
         t = self.traced
         if not self._is_scored:
             return ""
-        num = t.show(self._scores, "dice", "num_cases")
-        return f"Out of fold, over {num} cases, the mean Dice was {t.mean(self._scores, 'dice')}."
+        text = f"Out of fold, over {self._cases('dice')}, the mean Dice was {t.mean(self._scores, 'dice')}"
+        if t.get(self._scores, "chosen_again", "dice", "mean") is not None:
+            text += f", and {t.mean(self._scores, 'chosen_again', 'dice')} where the combination and the postprocessing"
+            text += " are chosen again without the fold that is scored"
+            if t.get(self._scores, "chosen_again", "dice", "num_cases") != t.get(self._scores, "dice", "num_cases"):
+                text += f" (of {t.show(self._scores, 'chosen_again', 'dice', 'num_cases')} cases)"
+        return f"{text}."
 
-    def score_table(self, metrics: Sequence[str] = tuple(METRIC_WORDS)) -> str:
-        """Each class by each metric, with intervals."""
+    def _cases(self, *key: str) -> str:
+        """How many cases a summary is of, and of how many patients where some have several."""
+        t = self.traced
+        text = f"{t.show(self._scores, *key, 'num_cases')} cases"
+        patients = t.get(self._scores, *key, "num_patients")
+        if patients is not None and patients < t.get(self._scores, *key, "num_cases"):
+            text += f" of {t.show(self._scores, *key, 'num_patients')} patients"
+        return text
+
+    def score_table(self) -> str:
+        """Each class by each metric, with intervals, and the number of cases where it is not that of Dice."""
         t = self.traced
         if not self._is_scored:
             return ""
-        metrics = [m for m in metrics if t.get(self._scores, m, "mean") is not None]
+        keys: list[tuple[str, tuple[str | int, ...], str]] = [
+            (cell(name), ("classes", i), "num") for i, name in enumerate(t.get(self._scores, "classes"))
+        ]
         rows = []
-        for i, name in enumerate(t.get(self._scores, "classes")):
-            cells = [t.mean(self._scores, m, "classes", i) for m in metrics]
-            rows.append([cell(name), t.show(self._scores, "dice", "classes", i, "num"), *cells])
-        rows.append(["mean", t.show(self._scores, "dice", "num_cases"), *(t.mean(self._scores, m) for m in metrics)])
-        return table(["Class", "n", *(METRIC_WORDS[m] for m in metrics)], rows)
+        for name, key, num in [*keys, ("mean", (), "num_cases")]:
+            cells = []
+            for m in self._reported:
+                text = t.mean(self._scores, m, *key)
+                if t.get(self._scores, m, *key, num) != t.get(self._scores, "dice", *key, num):
+                    text += f"; n {t.show(self._scores, m, *key, num)}"
+                cells.append(text)
+            rows.append([name, t.show(self._scores, "dice", *key, num), *cells])
+        return table(["Class", "n", *map(_words_of, self._reported)], rows)
 
     def external(self) -> str:
         """Cases that no model has learned from or was chosen by."""
@@ -373,10 +444,7 @@ class Statements:
         key = ("external", "metrics", "dice")
         if not self._is_scored or t.get(self._scores, *key, "mean") is None:
             return ""
-        text = (
-            f"On {t.show(self._scores, *key, 'num_cases')} cases held back the mean Dice was "
-            f"{t.mean(self._scores, *key)}"
-        )
+        text = f"On {self._cases(*key)} held back the mean Dice was {t.mean(self._scores, *key)}"
         if t.get(self._scores, "external", "difference") is not None:
             text += f"; less that out of fold: {t.mean(self._scores, 'external', name='difference', form='+.3f')}"
         return text + "."
@@ -388,8 +456,8 @@ class Statements:
             if group["num_patients"] < FEWEST or group["mean"] is None:
                 continue
             key = ("subgroups", i)
-            p = t.show(self._scores, *key, "p", form=".3f") if group["p"] is not None else "-"
-            name = f"{cell(str(group['factor']))}: {cell(str(group['level']))}"
+            p = t.show(self._scores, *key, "p", form=".2g") if group["p"] is not None else "-"
+            name = f"{cell(str(group['factor']))}: {t.name(self._scores, *key, 'level')}"
             num = t.show(self._scores, *key, "num_patients")
             difference = (
                 t.show(self._scores, *key, "difference", form="+.3f") if group["difference"] is not None else "-"
@@ -414,7 +482,9 @@ class Statements:
         t = self.traced
         if t.get(SUMMARY, "cases", "training") is None:
             return ""
-        return f"All {t.show(SUMMARY, 'cases', 'training')} labelled cases were used; none was left out for its score."
+        but = " but those that were set aside for a fault" if t.get(SUMMARY, "quarantined") else ""
+        num = t.show(SUMMARY, "cases", "training")
+        return f"All {num} labelled cases were used{but}; none was left out for its score."
 
     def class_words(self) -> str:
         """What was segmented."""
@@ -481,6 +551,15 @@ class Statements:
             text += " intervals of 90 %"
         return text + "."
 
+    def flags(self) -> str:
+        """What users are told of a prediction that is to be doubted."""
+        if self.traced.get(self._scores, "quality", "check") is None:
+            return ""
+        return (
+            "With predictions comes a table, quality.csv: the Dice that each class is likely to have, the worst first, "
+            "and a flag with its reason where an image is not like the training images."
+        )
+
     def robustness(self) -> str:
         """What changed images cost."""
         t = self.traced
@@ -513,7 +592,12 @@ class Statements:
     def limits(self) -> list[str]:
         """What the figures cannot say."""
         limits = []
-        if self._is_scored and not self.external():
+        if self._is_scored and self.external():
+            limits.append(
+                "Whether the cases held back come from another hospital, scanner or time, no file says: if not, they "
+                "are an internal test, and cases from elsewhere can be harder."
+            )
+        elif self._is_scored:
             limits.append(
                 "All scores are of cases from the same data set, out of fold; no external cases with a label "
                 "were scored. "
@@ -521,7 +605,7 @@ class Statements:
             )
         if self._is_scored:
             limits.append("Weights were kept by the Dice of the fold that they are scored on, which flatters a little.")
-        if self.partition() and "no case names a patient" in self.partition():
+        if NO_PATIENT in self.partition():
             limits.append("Scans of one patient, if there are any, count as independent: intervals may be too narrow.")
         if self.traced.get(self._scores, "gaps"):
             limits.append("Some planned models were not trained; scores are without them.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autoseg.errors import WorkspaceError
+from autoseg.export.markdown import cell
 from autoseg.workspace.stored import read_stored
 
 Of = Literal["value", "count", "distinct"]
@@ -125,6 +126,11 @@ class Traced:
             shown=show(value, form, unit), file=file, key=pointer(*keys), of=of, value=value, unit=unit, form=form
         )
         return figure.shown + self._mark(figure)
+
+    def name(self, file: str, *keys: str | int) -> str:
+        """A name of the user's or a group's, fit for a table; with its source's number where it has figures."""
+        text = str(self.get(file, *keys))
+        return cell(text) + (self.show(file, *keys).removeprefix(text) if any(c.isdigit() for c in text) else "")
 
     def _mark(self, figure: Figure) -> str:
         if figure not in self.figures:
