@@ -283,6 +283,23 @@ def test_what_encoders_learned_from_is_traced_too(work_dir: Path, method: str, s
     assert "The encoder of" not in read_methods(work_dir).text
 
 
+def test_cases_held_back_have_a_table_of_all_metrics(work_dir: Path) -> None:
+    scores = work_dir / "ensemble" / "scores.json"
+    stored = json.loads(scores.read_text())
+    metrics = {name: stored[name] for name in stored["metrics"]}
+    metrics["hd95"] = {**metrics["hd95"], "mean": 3.25, "num_cases": 1}
+    stored["external"] = {"metrics": metrics, "difference": None, "low": None, "high": None, "p": None, "subgroups": []}
+    scores.write_text(json.dumps(stored))
+    methods = read_methods(work_dir)
+    check(methods, work_dir)
+    page = re.sub(r"\[\^\d+\]", "", methods.text)
+    table = page.partition("cases held back the mean Dice was")[2].partition("Dice was compared")[0]
+    assert [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")] == [
+        "| Class", "| sphere", "| box", "| mean",
+    ]  # fmt: skip
+    assert "| 3.250 (95 % interval" in table or "| 3.250; n 1 |" in table
+
+
 def test_the_check_can_fail(work_dir: Path) -> None:
     methods = read_methods(work_dir)
     path = work_dir / "ensemble" / "scores.json"

@@ -96,7 +96,8 @@ def _sections(run: Statements) -> list[tuple[str, list[str]]]:
         (
             "Results",
             kept(
-                run.results(), run.score_table(), run.external(), run.subgroup_words(), run.subgroup_table(),
+                run.results(), run.score_table(), run.external(), run.score_table("external", "metrics"),
+                run.subgroup_words(), run.subgroup_table(),
                 run.calibration(), run.predicted_quality(), run.robustness(), run.failures(),
             ),
         ),

@@ -419,10 +419,14 @@ class Statements:
             text += f" of {t.show(self._scores, *key, 'num_patients')} patients"
         return text
 
-    def score_table(self) -> str:
-        """Each class by each metric, with intervals, and the number of cases where it is not that of Dice."""
+    def score_table(self, *where: str) -> str:
+        """Each class by each metric, with intervals, and the number of cases where it is not that of Dice.
+
+        Args:
+            where: the summaries stand in the file of scores; left out: those out of fold.
+        """
         t = self.traced
-        if not self._is_scored:
+        if not self._is_scored or t.get(self._scores, *where, "dice") is None:
             return ""
         keys: list[tuple[str, tuple[str | int, ...], str]] = [
             (cell(name), ("classes", i), "num") for i, name in enumerate(t.get(self._scores, "classes"))
@@ -431,11 +435,11 @@ class Statements:
         for name, key, num in [*keys, ("mean", (), "num_cases")]:
             cells = []
             for m in self._reported:
-                text = t.mean(self._scores, m, *key)
-                if t.get(self._scores, m, *key, num) != t.get(self._scores, "dice", *key, num):
-                    text += f"; n {t.show(self._scores, m, *key, num)}"
+                text = t.mean(self._scores, *where, m, *key)
+                if t.get(self._scores, *where, m, *key, num) != t.get(self._scores, *where, "dice", *key, num):
+                    text += f"; n {t.show(self._scores, *where, m, *key, num)}"
                 cells.append(text)
-            rows.append([name, t.show(self._scores, "dice", *key, num), *cells])
+            rows.append([name, t.show(self._scores, *where, "dice", *key, num), *cells])
         return table(["Class", "n", *map(_words_of, self._reported)], rows)
 
     def external(self) -> str:

@@ -120,6 +120,7 @@ def further_means(scores: Scores) -> list[tuple[str, str, str]]:
         summary = scores.summary_of(metric.name)
         if metric.is_headline and summary is not None and summary.mean is not None:
             measure = f"within {words_of(scores.tolerance_mm)}" if metric.needs_tolerance else metric.unit
+            measure += "" if summary.low is None else f", 95 % interval {filters.interval(summary)}"
             means.append((f"Mean {metric.short_title}", filters.score(summary.mean), measure))
     return means
 
