@@ -14,7 +14,7 @@ from autoseg.config.settings import Settings
 from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.errors import ConfigError
 from autoseg.evaluation.learning_curve import CurvePoint, LearningCurve, fit_law, predict_at
-from autoseg.pipeline.learning_curve import _curve, _ordered, _trainings, _whole_patients
+from autoseg.pipeline.learning_curve import _curve, _ordered, _trainings, _whole_patients, words
 from autoseg.workspace.stored import read_stored
 
 SIZES = (12, 25, 50, 100)
@@ -98,6 +98,14 @@ def test_too_few_cases_for_any_curve_are_told_from_too_many_points() -> None:
     assert sizes in ([12, 20], [8, 20])
 
 
+def test_one_seed_is_told_of() -> None:
+    one, two = (
+        _curve("unet", Datalist(training=()), curve(np.random.default_rng(0), 0.8, seeds=n), [], []) for n in (1, 2)
+    )
+    assert "give --seeds 2" in words(one)
+    assert (bool(one.caveat), two.caveat) == (True, "")
+
+
 def test_points_that_nothing_counts_in_are_left_out() -> None:
     points = curve(np.random.default_rng(0), 0.8)
     empty = points[0].model_copy(update={"num_cases": 6, "cases": {}, "dice": None})
@@ -114,8 +122,8 @@ def test_the_command_trains_nested_cases_and_goes_on(
     path = make_phantoms(tmp_path / "data", num_cases=32, shape=(24, 24, 24), num_fold=2)
     settings = (finished_run / "input.yaml").read_text().partition("name: phantoms")[2]
     path.write_text(path.read_text() + "name: phantoms" + settings.replace("[segresnet, dints]", "[segresnet]"))
-    words = ["learning_curve", "--input", str(path), "--points", "3", "--seeds", "1", "--at", "20"]
-    assert run_command(words) == 0
+    command = ["learning_curve", "--input", str(path), "--points", "3", "--seeds", "1", "--at", "20"]
+    assert run_command(command) == 0
     told = capsys.readouterr().out
     folder = tmp_path / "data" / "work_dir" / "learning_curve"
     stored = read_stored(folder / "curve.json", LearningCurve)
@@ -134,14 +142,17 @@ def test_the_command_trains_nested_cases_and_goes_on(
     assert names[0] < names[1] < names[2]
     assert plans[0] == plans[1] == plans[2]
     assert "cases  measured" in told
+    assert "With one seed nothing says how much trainings differ" in told
     began = {p: p.stat().st_mtime_ns for p in folder.glob("*/*/models/model.pt")}
     assert len(began) == 3
     shutil.rmtree(folder / "n008_seed0" / "segresnet_0")
-    assert run_command(words) == 0
+    assert run_command(command) == 0
     again = {p: p.stat().st_mtime_ns for p in folder.glob("*/*/models/model.pt")}
     assert [p.parts[-4] for p in sorted(began) if began[p] != again[p]] == ["n008_seed0"]
     assert read_stored(folder / "curve.json", LearningCurve).predictions
     assert run_command(["report", "--work_dir", str(tmp_path / "data" / "work_dir")]) == 0
-    assert 'id="learning-curve"' in (tmp_path / "data" / "work_dir" / "report.html").read_text()
-    assert run_command([*words[:4], "2"]) == 2
+    page = (tmp_path / "data" / "work_dir" / "report.html").read_text()
+    assert 'id="learning-curve"' in page
+    assert "With one seed nothing says" in page
+    assert run_command([*command[:4], "2"]) == 2
     assert "--points: expected at least 3, found 2" in capsys.readouterr().err

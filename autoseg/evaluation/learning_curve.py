@@ -58,6 +58,13 @@ class LearningCurve(Stored):
     """Of the numbers that were trained, and of more."""
     failures: tuple[str, ...] = ()
 
+    @property
+    def caveat(self) -> str:
+        """What the intervals do not hold; empty where they hold all that they are to."""
+        if len({p.seed for p in self.points}) != 1:
+            return ""
+        return "With one seed nothing says how much trainings differ, and the intervals leave it out: give --seeds 2."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Law:

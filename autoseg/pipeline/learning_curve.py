@@ -251,4 +251,5 @@ def words(curve: LearningCurve) -> str:
         lines.append("Beyond the cases that there are it is an extrapolation, for cases of the same kind.")
     else:
         lines.append("Fewer than three sizes were trained: no law can be fitted.")
-    return "\n".join([*lines, *curve.failures])
+    caveat = [curve.caveat] if rows and curve.caveat else []
+    return "\n".join([*lines, *caveat, *curve.failures])

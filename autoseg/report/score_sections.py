@@ -359,4 +359,5 @@ def learning_curve(run: Run) -> Content | None:
         [(p.num_cases, p.dice) for p in curve.points if p.dice is not None],
         [(p.num_cases, p.dice, p.low, p.high) for p in curve.predictions],
     )
-    return {"algo": curve.algo, "num_cases": curve.num_cases, "rows": rows, "plot": plot, "failures": curve.failures}
+    shown = {"algo": curve.algo, "num_cases": curve.num_cases, "caveat": curve.caveat, "failures": curve.failures}
+    return {**shown, "rows": rows, "plot": plot}
