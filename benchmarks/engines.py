@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from monai.networks.nets.segresnet_ds import SegResNetDS
 
+from autoseg.export.run import import_openvino
 from autoseg.hardware.device import cpu_has_bf16, pick_device, to_device
 
 ROI, ROUNDS = 96, 7
@@ -69,8 +70,7 @@ def engines(network: torch.nn.Module, window: torch.Tensor) -> dict[str, tuple[E
 
     def openvino(hint: str) -> Callable[[], Engine]:
         def make() -> Engine:
-            import openvino as ov
-
+            ov = import_openvino()
             config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
             model = ov.Core().compile_model(ov.convert_model(network, example_input=window), "CPU", config)
             return lambda x: torch.from_numpy(model(x.numpy())[0])

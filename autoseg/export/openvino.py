@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autoseg.export.graph import KEY, Graph, write_graphs
 from autoseg.export.onnx import onnx_bytes
+from autoseg.export.run import import_openvino
 from autoseg.export.targets import Request
 from autoseg.hardware.system import replace
 
@@ -18,8 +19,7 @@ def write(request: Request) -> list[Path]:
 
 
 def _write(graph: Graph, path: Path) -> None:
-    import openvino
-
+    openvino = import_openvino()
     model = openvino.convert_model(io.BytesIO(onnx_bytes(graph)))
     model.set_rt_info(graph.description_text, [KEY])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, permutations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -79,9 +79,16 @@ def _onnx(path: Path, threads: int) -> tuple[Network, str]:
     return lambda inputs: np.asarray(session.run(None, inputs)[0]), text
 
 
-def _openvino(path: Path, threads: int) -> tuple[Network, str]:
+def import_openvino() -> Any:
+    """OpenVINO, without the package by which it reports each import and conversion to its makers over the internet."""
+    cast("dict[str, Any]", sys.modules).setdefault("openvino_telemetry", None)  # to Python: not installed
     import openvino
 
+    return openvino
+
+
+def _openvino(path: Path, threads: int) -> tuple[Network, str]:
+    openvino = import_openvino()
     core = openvino.Core()
     # Its default is bfloat16 where the processor has it, which changes labels.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
