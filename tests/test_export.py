@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -409,6 +412,79 @@ def test_images_that_are_none_are_named(tmp_path: Path, content: bytes, message:
     (tmp_path / "a.onnx").write_text("no model")
     with pytest.raises(runner.RunError, match="no model that onnxruntime can load"):
         runner.load_model(tmp_path / "a.onnx")
+
+
+def at(place: int, kind: str, *values: float) -> Callable[[bytearray], None]:
+    return lambda data: struct.pack_into(f"<{kind}", data, place, *values)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (at(108, "f", np.nan), "begin at byte nan, expected 352 or later"),
+        (at(108, "f", np.inf), "begin at byte inf"),
+        (at(108, "f", -500.0), "begin at byte -500"),
+        (at(280, "12f", *[0.0] * 12), "axes of no length, or in one plane"),
+        (at(280, "12f", *[np.nan] * 12), "axes of no length, or in one plane"),
+        (at(280, "12f", *[1.0, 0.0, 0.0, 0.0] * 3), "axes of no length, or in one plane"),
+        (at(352, "f", np.nan), "voxels are NaN or infinite"),
+    ],
+)
+def test_images_that_are_damaged_are_named(tmp_path: Path, damage: Callable[[bytearray], None], message: str) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4)), tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    damage(data)
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(runner.RunError, match=message):
+        runner.read_nifti(tmp_path / "a.nii")
+
+
+def test_bytes_that_do_not_unpack_are_named(tmp_path: Path) -> None:
+    whole = gzip.compress(bytes(range(256)) * 40)
+    (tmp_path / "a.nii.gz").write_bytes(whole[:60] + bytes(60) + whole[120:])
+    with pytest.raises(runner.RunError, match="cannot be read"):
+        runner.read_nifti(tmp_path / "a.nii.gz")
+
+
+def test_what_the_runner_cannot_do_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, file = write_image(tmp_path / "i.nii.gz", np.diag([250.0, 1.0, 1.0, 1.0])), tmp_path / "file"
+    file.touch()
+    (tmp_path / "folder.nii").mkdir()
+    network = lambda inputs: inputs["image"]  # noqa: E731
+    described = {"a.onnx": '{"format": 1}', "b.onnx": "[1]", "c.onnx": '{"format": 3, "version": "9.9"}'}
+    for name in described:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(runner, "_onnx", lambda path, threads: (network, described[path.name]))
+
+    def said(model: str, output: Path, *more: str) -> str:
+        words = ["--model", str(tmp_path / model), "--image", str(image), "--output", str(output), *more]
+        assert runner.main(words) == 2
+        return capsys.readouterr().err
+
+    assert "is a folder. Give the name of a file" in said("a.onnx", tmp_path / "folder.nii")
+    assert "cannot be made (" in said("a.onnx", file / "o.nii")
+    assert "--threads: found -1, expected 0" in said("a.onnx", tmp_path / "o.nii", "--threads", "-1")
+    assert "m long. Correct the spacing" in said("a.onnx", tmp_path / "o.nii")
+    assert "has no description of autoseg's" in said("b.onnx", tmp_path / "o.nii")
+    assert "made by autoseg 9.9, newer than this program" in said("c.onnx", tmp_path / "o.nii")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "onnxruntime cannot be imported" in said("a.onnx", tmp_path / "o.nii")
+    assert "Run `pip install onnxruntime`" in said("a.onnx", tmp_path / "o.nii")
+    monkeypatch.setattr("os.replace", MagicMock(side_effect=PermissionError(13, "Permission denied")))
+    header = runner.read_nifti(image)[2]
+    with pytest.raises(runner.RunError, match=r"cannot be written \(Permission denied\)"):
+        runner.write_nifti(tmp_path / "o.nii", np.zeros(header["shape"], np.uint8), header)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.onnx",
+        "b.onnx",
+        "c.onnx",
+        "file",
+        "folder.nii",
+        "i.nii.gz",
+    ]
 
 
 def test_every_target_is_documented() -> None:

@@ -18,6 +18,7 @@ import os
 import struct
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, permutations, product
 from pathlib import Path
@@ -28,6 +29,8 @@ import numpy as np
 FORMAT = 2
 """Of the description that this program knows; 2 has axes of a data set's own."""
 KEY = "autoseg"
+LEAST_VOLUME, LARGEST_MM = 1e-9, 4000.0
+"""Of a box of axes of length 1; of an image's longest edge. As `autoseg.data.grid` and `autoseg.inference.checks`."""
 THICK, NEAR_DEGREES = 2.0, 60.0
 """When an image has slices, and how near they lie to the data set's: as `autoseg.data.frame`."""
 SIGMA_SCALE = 0.125
@@ -56,13 +59,22 @@ def load_model(path: Path, threads: int = 0) -> tuple[Network, Description]:
     """
     if not path.is_file():
         raise RunError(f"{path}: no such file. Expected a .onnx or .xml file of `autoseg export`.")
-    network, text = _openvino(path, threads) if path.suffix == ".xml" else _onnx(path, threads)
+    load, package = (_openvino, "openvino") if path.suffix == ".xml" else (_onnx, "onnxruntime")
+    try:
+        network, text = load(path, threads)
+    except ImportError as error:
+        raise RunError(f"{path}: {package} cannot be imported ({error}). Run `pip install {package}`.") from None
     try:
         description = json.loads(text)
+        known = isinstance(description, dict) and isinstance(description.get("format"), int)
     except ValueError:
-        raise RunError(f"{path}: has no description of autoseg's. Expected a file of `autoseg export`.") from None
+        known = False
+    if not known:
+        raise RunError(f"{path}: has no description of autoseg's. Expected a file of `autoseg export`.")
     if description["format"] > FORMAT:
-        raise RunError(f"{path}: made by autoseg {description['version']}, newer than this program. Take its run.py.")
+        raise RunError(
+            f"{path}: made by autoseg {description.get('version')}, newer than this program. Take its run.py."
+        )
     return network, description
 
 
@@ -110,12 +122,12 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Header]:
     """A file's voxels (I, J, K, C) float32 as stored, its affine (4, 4), and its header.
 
     Raises:
-        RunError: It is no NIfTI-1 file, or damaged.
+        RunError: It is no NIfTI-1 file, or damaged, or voxels are NaN or infinite.
     """
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RunError(f"{path}: cannot be read ({error}).") from None
     if len(data) < 352 or data[344:347] != b"n+1":
         raise RunError(f"{path}: not NIfTI-1 with its voxels in the same file. Convert the image.")
@@ -128,12 +140,19 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Header]:
     shape = (*dim[1:4], math.prod(dim[4 : dim[0] + 1]))
     offset, slope, inter = struct.unpack(order + "3f", data[108:120])
     dtype = np.dtype(order + kinds[code])
+    if not 352 <= offset <= len(data):
+        raise RunError(f"{path}: its voxels begin at byte {offset:g}, expected 352 or later. Export the image again.")
     if len(data) < int(offset) + math.prod(shape) * dtype.itemsize:
         raise RunError(f"{path}: cut off: fewer voxels than the header says.")
     voxels = np.frombuffer(data, dtype, math.prod(shape), int(offset)).reshape(shape, order="F").astype(np.float32)
     if slope and math.isfinite(slope) and (slope, inter) != (1, 0):  # 0 and NaN: voxels are as stored
         voxels = voxels * np.float32(slope) + np.float32(inter)
-    return voxels, _affine(data, order), {"bytes": data[:348], "order": order, "shape": shape[:3]}
+    if not np.isfinite(voxels).all():
+        raise RunError(f"{path}: voxels are NaN or infinite. Replace them.")
+    affine = _affine(data, order)
+    if not _has_axes(affine):
+        raise RunError(f"{path}: its affine has axes of no length, or in one plane. Export the image again.")
+    return voxels, affine, {"bytes": data[:348], "order": order, "shape": shape[:3]}
 
 
 def _affine(data: bytes, order: str) -> np.ndarray:
@@ -160,6 +179,14 @@ def _affine(data: bytes, order: str) -> np.ndarray:
     affine[:3, :3] = turn * np.array([*pixdim[1:3], pixdim[3] * (-1 if pixdim[0] < 0 else 1)])
     affine[:3, 3] = origin
     return affine
+
+
+def _has_axes(affine: np.ndarray) -> bool:
+    """Whether an affine is finite, and its axes span space."""
+    if not np.isfinite(affine).all():
+        return False
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool((edges > 0).all()) and bool(abs(np.linalg.det(affine[:3, :3] / edges)) >= LEAST_VOLUME)
 
 
 def axes_to_ras(affine: np.ndarray) -> list[tuple[int, bool]]:
@@ -215,7 +242,11 @@ def axes_to_frame(directions: np.ndarray, frame: dict[str, Any]) -> list[tuple[i
 
 
 def write_nifti(path: Path, labels: np.ndarray, header: Header) -> None:
-    """Write labels (I, J, K) on the grid of an image's file; all of the file or nothing."""
+    """Write labels (I, J, K) on the grid of an image's file; all of the file or nothing.
+
+    Raises:
+        RunError: It cannot be written.
+    """
     order = header["order"]
     raw = bytearray(header["bytes"])
     labels = np.asfortranarray(labels)
@@ -226,11 +257,12 @@ def write_nifti(path: Path, labels: np.ndarray, header: Header) -> None:
     struct.pack_into(order + "2f", raw, 124, 0.0, 0.0)  # what a viewer shows as black and white
     raw[344:348] = b"n+1\0"
     data = bytes(raw) + bytes(4) + labels.astype(labels.dtype.newbyteorder(order)).tobytes(order="F")
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
         part.write_bytes(gzip.compress(data, 1, mtime=0) if path.name.endswith(".gz") else data)
         os.replace(part, path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}). Give another --output.") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -568,10 +600,23 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(models: Sequence[Path], images: Sequence[Path], output: Path, threads: int = 0) -> dict[str, float]:
-    """Segment an image from its files to a label file; returns the seconds of each phase."""
+def _check_output(output: Path) -> None:
+    """Make sure that labels can be written, before time is spent on them; makes their folder."""
     if not output.name.endswith((".nii", ".nii.gz")):
         raise RunError(f"{output}: labels are written as .nii.gz or .nii. Give such a name.")
+    if output.is_dir():
+        raise RunError(f"{output}: is a folder. Give the name of a file.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{output.parent}: cannot be made ({error.strerror}). Give another --output.") from None
+
+
+def run(models: Sequence[Path], images: Sequence[Path], output: Path, threads: int = 0) -> dict[str, float]:
+    """Segment an image from its files to a label file; returns the seconds of each phase."""
+    _check_output(output)
+    if threads < 0:
+        raise RunError(f"--threads: found {threads}, expected 0 (as the runtime chooses) or more.")
     clock = [time.perf_counter()]
     loaded = [(Timed(network), about) for network, about in (load_model(path, threads) for path in models)]
     clock.append(time.perf_counter())
@@ -580,6 +625,9 @@ def run(models: Sequence[Path], images: Sequence[Path], output: Path, threads: i
     for path, (_, other, own) in zip(images, files, strict=True):
         if own["shape"] != header["shape"] or not np.allclose(other, affine, atol=1e-3):
             raise RunError(f"{path}: not on the grid of {images[0].name}.")
+    extent_mm = float(np.max(np.linalg.norm(affine[:3, :3], axis=0) * header["shape"]))
+    if extent_mm > LARGEST_MM:
+        raise RunError(f"{images[0]}: {extent_mm / 1000:.4g} m long. Correct the spacing in its header; it is in mm.")
     axes = axes_to_ras(affine)
     stored = np.concatenate([voxels for voxels, _, _ in files], 3)
     image = np.ascontiguousarray(np.moveaxis(to_ras(stored, axes), 3, 0))
