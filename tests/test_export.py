@@ -32,6 +32,7 @@ from autoseg.errors import ConfigError, ResourceError, WorkspaceError
 from autoseg.export import run as runner
 from autoseg.export.graph import Normalised, describe
 from autoseg.export.pack import pack
+from autoseg.export.source import ascii_words
 from autoseg.export.targets import TARGETS, export
 from autoseg.export.tensorrt import build_engine
 from autoseg.inference.ensemble_spec import EnsembleSpec
@@ -331,6 +332,14 @@ def test_a_bundle_of_a_run_and_of_its_packed_model_are_one(tmp_path: Path) -> No
         export(root, "bundle", name="torso")
     with pytest.raises(ConfigError, match="expected the name of a folder"):
         export(root, "bundle", name="../torso")
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [("Gr\u00f6\u00dfe Bauch", "Grosse-Bauch"), ("  F\u0301oie/2.0 ", "Foie-2-0"), ("\u809d\u81d3", "")],
+)
+def test_names_of_files_keep_letters_that_have_marks(title: str, expected: str) -> None:
+    assert ascii_words(title, "-") == expected
 
 
 # -- what cannot be

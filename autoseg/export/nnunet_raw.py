@@ -24,6 +24,7 @@ from autoseg.data.grid import Grid
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_image, write_volume
 from autoseg.errors import ConfigError, WorkspaceError, counted
+from autoseg.export.source import ascii_words
 from autoseg.export.targets import Request
 from autoseg.inference.chosen import run_at
 from autoseg.plan import read_plan
@@ -86,7 +87,7 @@ def _label_map(workspace: Workspace) -> LabelMap:
 def _folder_name(name: str) -> str:
     if re.fullmatch(r"Dataset[0-9]{3}_[A-Za-z0-9_-]+", name):
         return name
-    slug = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+    slug = ascii_words(name, "_")
     if not slug:
         raise ConfigError(f"--name: found {name!r}, expected letters and digits, or a whole name: Dataset123_Liver.")
     return f"Dataset{NUMBER:03d}_{slug}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,14 @@ class Source:
     @property
     def slug(self) -> str:
         """The same as part of a file's name: lower case letters, digits and dashes."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "model"
+        return ascii_words(self.title, "-").lower() or "model"
+
+
+def ascii_words(text: str, between: str) -> str:
+    """Letters without their marks, and digits; what is neither becomes one `between`. Empty where nothing is left."""
+    decomposed = unicodedata.normalize("NFKD", text.replace("\u00df", "ss"))  # German's sharp s
+    marked = "".join(c for c in decomposed if not unicodedata.combining(c))
+    return re.sub(r"[^A-Za-z0-9]+", between, marked).strip(between)
 
 
 def read_source(
