@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +41,7 @@ from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.postprocess import ClassRule
 from autoseg.inference.predictor import load_network
 from autoseg.plan import Plan
-from autoseg.workspace.files import write_json
+from autoseg.workspace.files import write_json, write_yaml
 from autoseg.workspace.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,6 +323,9 @@ def test_a_bundle_of_a_run_and_of_its_packed_model_are_one(tmp_path: Path) -> No
     assert files == sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file())
     assert {Path("configs/inference.json"), Path("configs/metadata.json"), Path("models/model.pt")} <= {*files}
     assert "## Intended use\n\n**You must write**" in (own / "docs" / "model_card.md").read_text()
+    readme = (own / "docs" / "README.md").read_text()
+    assert set(re.findall(r"configs/\w+\.json", readme)) == {"configs/inference.json"}  # it cannot be trained on
+    assert "they need monai, pytorch-ignite, nibabel and scipy, and no autoseg" in readme
     for path in files:
         if path.suffix == ".pt":
             weights, same = (torch.load(root / path, weights_only=True) for root in (own, other))
@@ -332,6 +337,47 @@ def test_a_bundle_of_a_run_and_of_its_packed_model_are_one(tmp_path: Path) -> No
         export(root, "bundle", name="torso")
     with pytest.raises(ConfigError, match="expected the name of a folder"):
         export(root, "bundle", name="../torso")
+
+
+def test_what_the_runs_settings_change_of_a_prediction_goes_with_the_model(tmp_path: Path) -> None:
+    """Overlap and mirroring, and rules for one job's labels, which no ensemble has."""
+    root = tmp_path / "work"
+    make_job(root, "segresnet", 0, overlap=0.25, tta=False, mirror_axes=(0, 1))
+    inference = {"overlap": 0.5, "mirror": True, "min_voxels": {"box": 5}}
+    write_yaml(Workspace(root).settings, {"inference": {"value": inference, "origin": "input.yaml:3"}})
+    (bundle,) = export(root, "bundle", algo="segresnet")
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    assert (config["overlap"], config["mirror_axes"]) == (0.5, [0, 1])
+    (clean,) = [t for t in config["postprocessing"]["transforms"] if t["_target_"].endswith("CleanLabelsd")]
+    assert clean["rules"] == [{"channel": 0, "value": 2, "min_voxels": 5}]
+    assert "scipy" in json.loads((bundle / "configs" / "metadata.json").read_text())["required_packages_version"]
+    (traced,) = export(root, "torchscript", algo="segresnet")
+    extra = {"autoseg.json": ""}
+    torch.jit.load(traced, _extra_files=extra)
+    about = json.loads(extra["autoseg.json"])
+    assert (about["overlap"], about["mirror_axes"]) == (0.5, [0, 1])
+    with zipfile.ZipFile(export(root, "slicer", algo="segresnet", name="n")[0]) as file:
+        network = torch.load(io.BytesIO(file.read("model.pt")), weights_only=True)["config"]["network"]
+    assert (network["overlap"], network["mirror_axes"]) == (0.5, [0, 1])
+    write_yaml(Workspace(root).settings, {"inference": {"value": {"fast": True}, "origin": "input.yaml:3"}})
+    (fast,) = export(root, "bundle", algo="segresnet", name="fast")
+    assert json.loads((fast / "configs" / "inference.json").read_text())["overlap"] == 0
+
+
+def test_a_bundle_says_that_it_tells_no_sides_apart(tmp_path: Path) -> None:
+    root = tmp_path / "work"
+    sides = [{"name": "kidney left", "values": [1]}, {"name": "kidney right", "values": [2]}]
+    make_job(root, "segresnet", 0, classes=[{"name": "kidney", "values": [1, 2]}], user_classes=sides)
+    rules = (ClassRule(name="kidney left", largest=True),)
+    spec = EnsembleSpec(
+        name="e", method="auto", combine="mean", members=(("segresnet", 0),), classes=("kidney left", "kidney right"),
+        dice=None, postprocessing=rules, version="0",
+    )  # fmt: skip
+    write_json(Workspace(root).ensemble_spec, spec.model_dump(mode="json"))
+    (bundle,) = export(root, "bundle")
+    for text in ((bundle / "docs" / "README.md").read_text(), (bundle / "configs" / "metadata.json").read_text()):
+        assert "Left and right were trained as one class and are not told apart here." in text
+        assert "Rules that clean kidney left are not in this bundle, which tells no sides apart." in text
 
 
 @pytest.mark.parametrize(

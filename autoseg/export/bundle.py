@@ -17,7 +17,7 @@ import yaml
 
 from autoseg.config.templates import fill_template, read_template_text
 from autoseg.export import bundle_configs
-from autoseg.export.bundle_metadata import left_out, metadata, plain
+from autoseg.export.bundle_metadata import left_out, metadata, needed, plain
 from autoseg.plan import Origin, Plan
 from autoseg.terminal import printable
 from autoseg.version import __version__
@@ -79,8 +79,7 @@ def write_bundle(plan: Plan, origins: dict[str, Origin], generated: dict[str, An
     write_json(paths.root / "configs" / "metadata.json", described)
     write_configs(plan, paths.root)
     write_shared(paths.root)
-    names = [printable(c.name, one_line=True) for c in plan.classes]
-    write_readme(paths.root, name=name, names=names, channels=len(plan.channels), limits=limits, job=plan)
+    write_readme(paths.root, [plan], name=name, limits=limits, is_job=True)
     derived = {**generated, **{f"network.{k}": v for k, v in generated["network"].items()}}
     write_yaml(
         paths.origins,
@@ -91,17 +90,29 @@ def write_bundle(plan: Plan, origins: dict[str, Origin], generated: dict[str, An
 
 
 def write_readme(
-    root: Path, *, name: str, names: Sequence[str], channels: int, limits: Sequence[str], job: Plan | None = None
+    root: Path, plans: Sequence[Plan], *, name: str, limits: Sequence[str], cleans: bool = False, is_job: bool = False
 ) -> None:
     """Write docs/README.md.
 
     Args:
-        names: of the classes.
+        plans: of the bundle's networks; one alone can be trained on.
         limits: what is left out, in sentences.
-        job: whose folder it is; None: the bundle was exported.
+        cleans: as in `bundle_metadata.needed`.
+        is_job: the folder is a job's; else the bundle was exported.
     """
-    context = {"name": name, "names": names, "channels": channels, "limits": limits, "job": job}
-    text = _render("common", "README.md.j2", version=__version__, **context)
+    plan = plans[0]
+    text = _render(
+        "common",
+        "README.md.j2",
+        version=__version__,
+        name=name,
+        names=[printable(c.name, one_line=True) for c in plan.classes],
+        channels=len(plan.channels),
+        packages=needed(plans, cleans=cleans),
+        trains=len(plans) == 1,
+        limits=limits,
+        job=plan if is_job else None,
+    )
     write_text(root / "docs" / "README.md", text)
 
 

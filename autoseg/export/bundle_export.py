@@ -17,7 +17,6 @@ from autoseg.export.source import Source, licence_of, read_source, without_run
 from autoseg.export.targets import Request
 from autoseg.inference.predictor import group_key, read_weights
 from autoseg.plan import Plan, read_plan
-from autoseg.terminal import printable
 from autoseg.workspace.archive import is_packed
 from autoseg.workspace.files import write_atomic, write_folder, write_json, write_text
 from autoseg.workspace.jobs import JobDir
@@ -32,6 +31,7 @@ def export_bundle(
     jobs: Sequence[JobDir],
     target: Path,
     *,
+    plans: Sequence[Plan] = (),
     name: str = "",
     combine: Literal["mean", "vote"] = "mean",
     rules: Sequence[Mapping[str, Any]] = (),
@@ -44,6 +44,7 @@ def export_bundle(
     Args:
         jobs: whose models predict together, sure to be whole and alike; one of them: it can be trained on, too.
         target: folder to write.
+        plans: of the jobs, where they are to predict otherwise than planned; empty: the jobs' own.
         name: of the bundle; empty: its folder's.
         combine: mean of probabilities, or vote.
         rules: how the labels are cleaned, as plain data of the postprocessing's rules.
@@ -57,7 +58,7 @@ def export_bundle(
     Raises:
         ConfigError: The low-resolution model does not fit, or a rule is about a class that is not an output.
     """
-    plans = [read_plan(job) for job in jobs]
+    plans = plans or [read_plan(job) for job in jobs]
     plan = plans[0]
     low = read_plan(lowres) if lowres is not None else None
     if low is not None:
@@ -81,12 +82,10 @@ def export_bundle(
         _save(read_weights(lowres), target / "models" / "model_lowres.pt")
     limits = [*left_out(plan, finished=True), *also_left_out, *([] if single else [ENSEMBLE_LIMIT])]
     name = name or target.name
-    packages = ("scipy",)  # scripts/finishing.py
-    described = metadata(plans, name=name, channels=outputs(plan), limits=limits, scores=scores, packages=packages)
+    described = metadata(plans, name=name, channels=outputs(plan), limits=limits, scores=scores, cleans=bool(rules))
     write_json(target / "configs" / "metadata.json", described)
     write_shared(target)
-    shown = [printable(c.name, one_line=True) for c in plan.classes]
-    write_readme(target, name=name, names=shown, channels=len(plan.channels), limits=limits)
+    write_readme(target, plans, name=name, limits=limits, cleans=bool(rules))
     return [target]
 
 
@@ -104,19 +103,27 @@ def write(request: Request) -> list[Path]:
     if target.exists():
         raise ConfigError(f"--output: {target} is there already. Remove it, or give another folder or --name.")
     spec = source.spec
+    trained = {*source.label_map.names}
+    sided = [rule.name for rule in source.rules if rule.name not in trained]
     with write_folder(target) as folder:
         export_bundle(
             [*source.jobs.values()],
             folder,
+            plans=[*source.predicting.values()],
             name=name,
             combine=spec.combine if spec is not None else "mean",
-            rules=[rule.model_dump(mode="json") for rule in spec.postprocessing] if spec is not None else (),
+            rules=[rule.model_dump(mode="json") for rule in source.rules if rule.name in trained],
             scores={"mean_dice": spec.dice} if spec is not None and spec.dice is not None else None,
-            also_left_out=without_run(source),
+            also_left_out=[*_without_rules(sided), *without_run(source)],
         )
         if spec is not None:
             write_text(folder / "docs" / CARD, _card(source))
     return [target]
+
+
+def _without_rules(names: Sequence[str]) -> list[str]:
+    """What is said of rules for one side of classes that were trained as one."""
+    return [f"Rules that clean {', '.join(names)} are not in this bundle, which tells no sides apart."] if names else []
 
 
 def _card(source: Source) -> str:

@@ -40,22 +40,33 @@ def left_out(plan: Plan, *, finished: bool) -> list[str]:
     """What autoseg does beyond what the bundle's configs do, in sentences.
 
     Args:
-        finished: the labels are cleaned and told apart by sides in the bundle, too.
+        finished: the bundle was exported, with what the run's settings and its ensemble do beyond the plan.
     """
     sentences = []
     if not finished:
         sentences.append(
             "Rules that clean the labels (the ensemble's postprocessing, inference.slice_run and min_voxels) are not "
-            "in this bundle."
+            "in this bundle, nor are inference.overlap and inference.mirror: give --overlap and --mirror_axes."
         )
-        if plan.label_map.merged_sides:
-            sentences.append("Left and right were trained as one class and are not told apart here.")
+    if plan.label_map.merged_sides:
+        sentences.append("Left and right were trained as one class and are not told apart here.")
     sentences.append("The locator, crop_to_first and skip_empty of `autoseg predict --fast` are not used.")
     if plan.ignore_label is not None:
         sentences.append(f"Training by the bundle takes voxels of the ignore label {plan.ignore_label} for background.")
     if plan.class_weights or plan.class_sampling:
         sentences.append("Training by the bundle knows no class_weights and no class_sampling.")
     return sentences
+
+
+def needed(plans: Sequence[Plan], *, cleans: bool = False) -> tuple[str, ...]:
+    """Packages that a bundle's commands need besides torch and NumPy.
+
+    Args:
+        plans: of its networks.
+        cleans: its labels are cleaned, by scripts/finishing.py.
+    """
+    transformers = any(plan.algo in ("swinunetr", "unetr") for plan in plans)
+    return "monai", "pytorch-ignite", "nibabel", *(["einops"] * transformers), *(["scipy"] * cleans)
 
 
 def metadata(
@@ -65,7 +76,7 @@ def metadata(
     channels: Sequence[str],
     limits: Sequence[str],
     scores: Mapping[str, float] | None = None,
-    packages: Sequence[str] = (),
+    cleans: bool = False,
 ) -> dict[str, Any]:
     """The bundle's metadata.json, by MONAI's schema.
 
@@ -74,14 +85,13 @@ def metadata(
         channels: names of the outputs.
         limits: what is left out, in sentences.
         scores: of the model, by name.
-        packages: that the configs need besides those of every bundle.
+        cleans: as in `needed`.
     """
     plan = plans[0]
     names = [plain(c.name) for c in plan.classes]
     painted = dict(zip(names, plan.label_map.painted_values, strict=True))
     kinds = [MODALITIES.get(c.mode, "n/a") for c in plan.channels]
     base = versions(("monai", "torch", "numpy"))
-    transformers = ("einops",) if any(p.algo in ("swinunetr", "unetr") for p in plans) else ()
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -89,7 +99,7 @@ def metadata(
         "monai_version": base["monai"],
         "pytorch_version": base["torch"],
         "numpy_version": base["numpy"],
-        "required_packages_version": versions(("pytorch-ignite", "nibabel", *transformers, *packages)),
+        "required_packages_version": versions(needed(plans, cleans=cleans)[1:]),
         "supported_apps": {},
         "name": name,
         "task": f"segmentation of {', '.join(names)}",

@@ -121,9 +121,9 @@ def describe(plan: Plan, name: str, *, whole: bool) -> dict[str, Any]:
 def write_graphs(request: Request, suffix: str, write: Callable[[Graph, Path], None]) -> list[Path]:
     """Write a file for each model of the ensemble, or of the jobs that were named."""
     source = read_source(request.workspace, algo=request.algo, fold=request.fold)
-    paths = []
+    plans, paths = source.predicting, []
     for name, job in source.jobs.items():
-        plan = source.plans[name]
+        plan = plans[name]
         module = load_network(job, plan)
         # Two, since an exporter takes a batch of one for a constant.
         inputs = {"image": torch.zeros((2, len(plan.channels), *plan.roi_size))}

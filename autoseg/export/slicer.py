@@ -85,7 +85,7 @@ def write(request: Request) -> list[Path]:
     """
     source = read_source(request.workspace, algo=request.algo, fold=request.fold)
     job_name = _choose(source)
-    plan = source.plans[job_name]
+    plan = source.predicting[job_name]
     stem = _stem(request, source)
     _check(plan)
     target = request.folder / f"{stem}.zip"
@@ -135,7 +135,7 @@ def _check(plan: Plan) -> None:
 
 
 def _write_zip(file: IO[bytes], source: Source, name: str) -> None:
-    plan, job = source.plans[name], source.jobs[name]
+    plan, job = source.predicting[name], source.jobs[name]
     buffer = io.BytesIO()
     torch.save(_checkpoint(plan, job), buffer)
     classes = ", ".join(f"{place} {c.name}" for place, c in enumerate(plan.classes, 1))

@@ -11,8 +11,10 @@ from autoseg.config.networks import LOCATOR
 from autoseg.data.datalists.listfile import read_licence
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError, WorkspaceError
-from autoseg.inference.chosen import own_jobs, read_class_facts, read_ensemble, read_quality, run_at
+from autoseg.inference.chosen import own_jobs, read_class_facts, read_ensemble, read_inference, read_quality, run_at
 from autoseg.inference.ensemble_spec import EnsembleSpec, check_ensemble
+from autoseg.inference.options import options_of
+from autoseg.inference.postprocess import ClassRule, set_rules
 from autoseg.inference.predictor import check_alike
 from autoseg.inference.quality import QualityModel
 from autoseg.inference.seals import check_jobs
@@ -34,6 +36,7 @@ class Source:
     jobs: dict[str, JobDir]
     """By name, in the ensemble's order."""
     plans: dict[str, Plan]
+    """As the jobs have them."""
     settings: dict[str, StoredSetting]
 
     @property
@@ -50,6 +53,27 @@ class Source:
     def quality(self) -> QualityModel | None:
         """What tells how good a segmentation of the ensemble is; None where there is none."""
         return None if self.spec is None else read_quality(self.workspace, self.spec)
+
+    @property
+    def predicting(self) -> dict[str, Plan]:
+        """The plans with overlap and mirroring as `autoseg predict` has them: where the run's settings say so, theirs.
+
+        Raises:
+            WorkspaceError: The settings were damaged.
+        """
+        settings = read_inference(self.run)
+        options = options_of(settings.model_copy(update={"locate": False}), has_locator=False)
+        wanted = {"overlap": options.overlap, "tta": options.mirror}
+        changes = {key: value for key, value in wanted.items() if value is not None}
+        return {name: plan.model_copy(update=changes) for name, plan in self.plans.items()}
+
+    @property
+    def rules(self) -> tuple[ClassRule, ...]:
+        """How labels are cleaned at the end: as the ensemble was chosen; of named jobs, as the run's settings say."""
+        if self.spec is not None:
+            return self.spec.postprocessing
+        settings = read_inference(self.run)
+        return set_rules(self.label_map.named.names, settings.slice_run, settings.min_voxels)
 
     @property
     def title(self) -> str:
