@@ -319,6 +319,18 @@ def test_aliases_of_aliases_are_no_state(tmp_path: Path) -> None:
             read_stored(path, dict[str, JsonValue])
 
 
+def test_numbers_without_end_are_refused(tmp_path: Path) -> None:
+    """To YAML 1:1:1 is a number of base 60; 200,000 such signs kept a processor busy for minutes."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("a: b\nc: " + "1:" * 100_000 + "1\n")
+    with pytest.raises(ConfigError, match=f"{path}:2: a number of 200001 signs"):
+        read_plain(path)
+    with pytest.raises(WorkspaceError, match="line 2: a number of 200001 signs"):
+        read_stored(path, dict[str, JsonValue])
+    path.write_text("c: '" + "1:" * 1000 + "1'\n")
+    assert read_stored(path, dict[str, JsonValue]) == read_plain(path) == {"c": "1:" * 1000 + "1"}
+
+
 def test_plain_aliases_are_read(tmp_path: Path) -> None:
     path = tmp_path / "plain.yaml"
     path.write_text("a: &a {b: [1, 2]}\nc: *a\nd: [*a, *a]\n")

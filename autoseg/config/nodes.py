@@ -20,6 +20,8 @@ MAX_DEPTH = 30
 """Deepest nesting that is read: far above any real file, far below where libyaml overflows the C stack."""
 MAX_REPEATED = 100_000
 """Values that the aliases (*name) of a file may stand for in all: a few lines of aliases of aliases are billions."""
+LONG_NUMBER = re.compile(r"[-+0-9_:.]{1000,}")
+"""Such a text without quotes is a number to YAML; one of base 60 (1:30:00) takes time with the square of its length."""
 NULL_WORDS = frozenset({"", "~", "null"})
 """Plain texts that mean no value."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -70,11 +72,11 @@ class _Source(io.StringIO):
 
 
 def _check_size(text: str, name: str) -> None:
-    """Look through YAML, before anything is built from it, for nesting and aliases that nobody could read to the end.
+    """Look through YAML, before anything is built from it, for what nobody could read to the end.
 
     Raises:
-        ConfigError: It is nested deeper than `MAX_DEPTH`, an alias stands within what it refers to, or aliases stand
-            for more than `MAX_REPEATED` values.
+        ConfigError: It is nested deeper than `MAX_DEPTH`, an alias stands within what it refers to, aliases stand for
+            more than `MAX_REPEATED` values, or a number is a `LONG_NUMBER`.
         yaml.YAMLError: It is no YAML.
     """
     open_blocks: list[tuple[str | None, int]] = []  # each anchor, and how many values came before it
@@ -101,6 +103,10 @@ def _check_size(text: str, name: str) -> None:
             if anchor is not None:
                 sizes[anchor] = count - before
         elif isinstance(event, yaml.ScalarEvent):
+            if not event.style and LONG_NUMBER.fullmatch(event.value):
+                raise ConfigError(
+                    f"{where(event, name)}: a number of {len(event.value)} signs. Shorten it; a text stands in quotes."
+                )
             count += 1
             if event.anchor is not None:
                 sizes[event.anchor] = 1
