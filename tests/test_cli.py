@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from processes import cpu_s
 
 from autoseg.cli import main as cli
@@ -249,6 +250,8 @@ def test_too_few_addresses_are_refused_before_torch_is_loaded(tmp_path: Path) ->
         (MemoryError(), None, "memory ran out. Close other programs, or allow this one more memory."),
         (SystemError("error return without exception set"), 4 << 30, "memory ran out."),
         (SystemError("error return without exception set"), None, ""),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), None, "memory ran out."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), None, "memory ran"),
         (RuntimeError("can't start new thread"), None, "can't start new thread. Allow more processes (ulimit -u)"),
         (ImportError("libx.so: failed to map segment from shared object"), None, "failed to map segment"),
         (RuntimeError("a bug"), 4 << 30, ""),

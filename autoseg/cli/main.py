@@ -96,11 +96,20 @@ def _check_addresses() -> None:
 
 def _told_shortage(error: Exception) -> str | None:
     """What to tell of an error that says that memory or threads ran out; None for any other error."""
-    if isinstance(error, MemoryError) or (isinstance(error, SystemError) and _has_address_limit()):
+    if isinstance(error, MemoryError) or _is_torchs(error) or (isinstance(error, SystemError) and _has_address_limit()):
         return f"memory ran out. {MACHINES_FAULTS[errno.ENOMEM]}"
     if any(words in str(error) for words in NO_ROOM):
         return f"{error}. Allow more processes (ulimit -u) and more addresses (ulimit -v)."
     return None
+
+
+def _is_torchs(error: Exception) -> bool:
+    """Whether it is PyTorch, once loaded, that says that memory ran out."""
+    if "torch" not in sys.modules:
+        return False
+    from autoseg.hardware.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _has_address_limit() -> bool:
