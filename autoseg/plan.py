@@ -73,7 +73,7 @@ class ClassPlan(Strict):
 
     name: str
     """Shown in tables."""
-    values: tuple[int, ...]
+    values: Annotated[tuple[int, ...], Field(min_length=1)]
     """Values in label files."""
 
 

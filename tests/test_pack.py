@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from test_predict import write_image
-from tiny_jobs import make_job
+from tiny_jobs import make_job, tiny_plan
 
 import autoseg
 from autoseg.cli.main import run_command
@@ -302,6 +302,26 @@ def replaced(name: str, data: bytes, *, honest: bool = True) -> Callable[[Path, 
     return make
 
 
+def of_ensemble(**changes: object) -> Callable[[Path, Path], Path]:
+    """Other values in ensemble.json, with a manifest that fits."""
+
+    def make(good: Path, target: Path) -> Path:
+        parts = entries_of(good)
+        spec = json.loads(parts["ensemble/ensemble.json"]) | changes
+        return zip_of(with_manifest({**parts, "ensemble/ensemble.json": json.dumps(spec).encode()}), target)
+
+    return make
+
+
+def whole_numbers(good: Path, target: Path) -> Path:
+    """Weights that PyTorch would turn into others without a word."""
+    import safetensors.torch
+
+    name = "segresnet_0/models/model.safetensors"
+    tensors = safetensors.torch.load(entries_of(good)[name])
+    return replaced(name, safetensors.torch.save({key: t.long() for key, t in tensors.items()}))(good, target)
+
+
 def without(name: str) -> Callable[[Path, Path], Path]:
     return lambda good, target: zip_of({n: d for n, d in entries_of(good).items() if n != name}, target)
 
@@ -437,6 +457,31 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "pickle as weights": (
         replaced("segresnet_0/models/model.safetensors", a_pickle()),
         r"m\.zip/segresnet_0/models/model\.safetensors: not readable as weights",
+    ),
+    "weights of another kind": (
+        whole_numbers,
+        r"segresnet_0/models/model\.\w+: [\w.]+ is int64, expected float32",
+    ),
+    "member many times": (
+        of_ensemble(members=[["segresnet", 0]] * 10_000),
+        r"ensemble\.json: members: segresnet_0 is there more than once",
+    ),
+    "rule for no class": (
+        of_ensemble(postprocessing=[{"name": "lung", "largest": True}]),
+        r"ensemble\.json: postprocessing: a rule for lung, which is none of the classes",
+    ),
+    "class without a value": (
+        replaced(
+            "segresnet_0/configs/hyper_parameters.yaml",
+            json.dumps(tiny_plan(classes=[{"name": "sphere", "values": [1]}]).model_dump(mode="json"))
+            .replace("[1]}", "[]}")
+            .encode(),
+        ),
+        r"hyper_parameters\.yaml:1: classes\[0\]\.values: the list is empty\. Give at least one value",
+    ),
+    "number without end": (
+        replaced("settings.yaml", b"name: {value: " + b"1:" * 100_000 + b"1, origin: packed}\n"),
+        r"settings\.yaml: .*line 1: a number of 200001 signs",
     ),
     "long text": (
         replaced("README.md", bytes(archive_module.MOST_TEXT + 1)),

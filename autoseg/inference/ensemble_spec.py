@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from autoseg.errors import WorkspaceError
 from autoseg.inference.postprocess import ClassRule
@@ -58,6 +59,15 @@ class EnsembleSpec(Stored):
     """What a budget of time or memory cost, in words."""
     version: str
     """Version of autoseg that chose it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EnsembleSpec:
+        """Each member counts once, and each rule is about a class that there is."""
+        if twice := [member for member, count in Counter(self.members).items() if count > 1]:
+            raise ValueError(f"members: {twice[0][0]}_{twice[0][1]} is there more than once")
+        if others := [rule.name for rule in self.postprocessing if rule.name not in self.classes]:
+            raise ValueError(f"postprocessing: a rule for {others[0]}, which is none of the classes")
+        return self
 
     @property
     def key(self) -> str:

@@ -119,7 +119,11 @@ def load_network(job: JobDir, plan: Plan) -> nn.Module:
             f"{job.model}: not the weights of the network in {job.plan.name} ({_first_line(error)}). "
             f"Undo the change of the plan, or train {job.root.name} again."
         ) from error
-    if broken := [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]:
+    own = network.state_dict()
+    if odd := [n for n, t in own.items() if n in weights and weights[n].is_floating_point() != t.is_floating_point()]:
+        kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (weights[odd[0]], own[odd[0]])]
+        raise WorkspaceError(f"{job.model}: {odd[0]} is {kinds[0]}, expected {kinds[1]}. {_again(job)}")
+    if broken := [name for name, tensor in own.items() if not torch.isfinite(tensor).all()]:
         raise WorkspaceError(
             f"{job.model}: {counted(len(broken), 'weight is', 'weights are')} NaN or infinite ({broken[0]} first). "
             f"{_again(job)}"
