@@ -335,8 +335,9 @@ def test_a_bundle_of_a_run_and_of_its_packed_model_are_one(tmp_path: Path) -> No
     assert json.loads((own / "configs" / "metadata.json").read_text())["name"] == "torso"
     with pytest.raises(ConfigError, match="is there already"):
         export(root, "bundle", name="torso")
-    with pytest.raises(ConfigError, match="expected the name of a folder"):
-        export(root, "bundle", name="../torso")
+    for name in ("../torso", " ", "torso "):
+        with pytest.raises(ConfigError, match="expected the name of a folder"):
+            export(root, "bundle", name=name)
 
 
 def test_what_the_runs_settings_change_of_a_prediction_goes_with_the_model(tmp_path: Path) -> None:
@@ -450,6 +451,9 @@ def test_faults_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run_command(["export", "--format", "torchscript", "--work_dir", str(tmp_path / "none")]) == 2
     assert "no such work_dir" in capsys.readouterr().err
     (tmp_path / "a.onnx").write_text("no model")
+    words = ["export", "--format", "torchscript", "--work_dir", str(tmp_path), "--output", str(tmp_path / "a.onnx")]
+    assert run_command(words) == 2
+    assert "a.onnx is a file. Give a folder to write into" in capsys.readouterr().err
     words = ["--image", "a.nii", "--output", str(tmp_path / "b.nii")]
     assert runner.main(["--model", str(tmp_path / "none.onnx"), *words]) == 2
     assert "no such file" in capsys.readouterr().err

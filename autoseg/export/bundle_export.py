@@ -98,7 +98,7 @@ def write(request: Request) -> list[Path]:
     source = read_source(request.workspace, algo=request.algo, fold=request.fold)
     name = request.name or source.slug
     target = request.folder / name
-    if Path(name).name != name or name.startswith("."):
+    if Path(name).name != name or name.startswith(".") or name != name.strip():
         raise ConfigError(f"--name: found {name!r}, expected the name of a folder.")
     if target.exists():
         raise ConfigError(f"--output: {target} is there already. Remove it, or give another folder or --name.")

@@ -142,6 +142,8 @@ def export(
     if output is None and is_packed(Path(work_dir)):
         raise ConfigError("--output: missing. A packed model is not written into; give a folder.")
     folder = Path(output) if output is not None else Path(work_dir) / "export"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output: {folder} is a file. Give a folder to write into.")
     with opened_model(Path(work_dir)) as root:
         request = Request(
             workspace=Workspace(root),
