@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 from autoseg.config.load import load_settings
 from autoseg.data.phantoms import make_phantoms
+from autoseg.hardware.limits import CoreUse, own_threads, threads_left
 from autoseg.pipeline.context import Request
 from autoseg.pipeline.run import run_stages
 from autoseg.pipeline.stages import PLAIN_RUN, stages_named
@@ -25,6 +28,8 @@ swinunetr: {feature_size: 12, num_epochs: 8, num_epochs_per_validation: 4}
 dints: {channel_mul: 0.25, num_epochs: 15, num_epochs_per_validation: 5}
 """
 """Lines for input.yaml."""
+LOOK_S = 1.0
+"""Seconds over which it is seen at least what else runs."""
 
 
 def run_demo(folder: Path, *, seed: int = 0) -> int:
@@ -33,12 +38,14 @@ def run_demo(folder: Path, *, seed: int = 0) -> int:
     Returns:
         0, or 1 where a job failed.
     """
-    input_path = folder / "input.yaml"
+    input_path, before, most = folder / "input.yaml", CoreUse.now(), own_threads()
     if not input_path.exists():
         input_path = make_phantoms(folder, shape=(32, 30, 28), num_fold=2, seed=seed)
         write_text(input_path, input_path.read_text(encoding="utf-8") + SETTINGS)
-    settings, origins = load_settings(input_path)
-    show(_what_happens(folder))
+    threads = _threads_left(before, most)
+    settings, origins = load_settings(input_path, {"cpus_per_job": str(threads)})
+    busy = f"Other work runs here, so this takes {threads} of {most} cores.\n" if threads < most else ""
+    show(_what_happens(folder, busy))
     stages, is_whole = stages_named(PLAIN_RUN)
     request = Request(stages=stages, is_whole=is_whole)
     code = run_stages(request, settings, origins, input_path)
@@ -46,7 +53,20 @@ def run_demo(folder: Path, *, seed: int = 0) -> int:
     return code
 
 
-def _what_happens(folder: Path) -> str:
+def _threads_left(before: CoreUse, most: int) -> int:
+    """Threads for a job and for this process: its steps are fixed, so that they would only wait beside other work.
+
+    Args:
+        before: use of the cores some time ago.
+        most: where nothing else runs.
+    """
+    time.sleep(max(0.0, LOOK_S - (time.monotonic() - before.wall_s)))
+    threads = threads_left(before, CoreUse.now(), most)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when PyTorch is loaded
+    return threads
+
+
+def _what_happens(folder: Path, busy: str) -> str:
     return (
         f"The demo makes 14 small scans in {folder}, each with a sphere and a box,\n"
         "and does with them what `autoseg run` does with any data:\n"
@@ -55,7 +75,7 @@ def _what_happens(folder: Path) -> str:
         "  3. train       train each on one half of 12 scans, score it on the other half; then the other way round\n"
         "  4. ensemble    combine the networks that do best together, segment 2 scans that none of them has seen\n"
         "  5. report      put it all on one page\n"
-        "It takes two to four minutes on two cores. Ctrl-C stops it; `autoseg demo` goes on where it was.\n"
+        f"{busy}It takes two to four minutes on two cores. Ctrl-C stops it; `autoseg demo` goes on where it was.\n"
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from autoseg.hardware.system import num_cores_allowed
+from autoseg.hardware.system import cores_allowed, num_cores_allowed
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
@@ -25,6 +28,11 @@ DEVICE_NAME = "AUTOSEG_DEVICE_NAME"
 """Environment variable in which a launcher says what `autoseg status` is to call the device."""
 JOBS_AT_ONCE = "AUTOSEG_JOBS_AT_ONCE"
 """Environment variable in which a launcher says how many jobs it runs on this machine at once."""
+
+TAKEN_SHARE = 0.3
+"""Share of a core that others may use before a thread less is better: threads of one step wait for the slowest, and a
+step on two threads beside one busy process took 1.7 s, on one thread alone about twice the 0.33 s of two (measured, see
+docs/results.md)."""
 
 
 def available_cores() -> int:
@@ -48,6 +56,37 @@ def own_threads() -> int:
     """Threads that this process computes with: what OMP_NUM_THREADS says, else its share of the cores."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(wanted) if wanted.isdigit() and int(wanted) else max(1, available_cores() // jobs_at_once())
+
+
+@dataclass(frozen=True, slots=True)
+class CoreUse:
+    """Seconds of the cores that this process may use, counted from some time in the past."""
+
+    wall_s: float
+    idle_s: float
+    """Nothing ran, summed over the cores."""
+    own_s: float
+    """This process ran, summed over its threads."""
+
+    @classmethod
+    def now(cls) -> CoreUse:
+        """As it is at this moment."""
+        cores = psutil.cpu_times(percpu=True)
+        allowed = cores_allowed()
+        # Waiting for a disk is a part of Linux' idle time that it counts apart.
+        idle_s = sum(cores[i].idle + getattr(cores[i], "iowait", 0.0) for i in allowed if i < len(cores))
+        return cls(time.monotonic(), idle_s, time.process_time())
+
+
+def threads_left(before: CoreUse, after: CoreUse, most: int) -> int:
+    """Threads to compute with so that each has a core to itself, 1 to `most`.
+
+    Args:
+        before, after: the use of the cores at two times.
+        most: threads where nothing else runs.
+    """
+    free = (after.idle_s - before.idle_s + after.own_s - before.own_s) / max(after.wall_s - before.wall_s, 1e-6)
+    return max(1, min(most, math.floor(free + TAKEN_SHARE)))
 
 
 def workers_for(bytes_each: float, *, most: int | None = None) -> int:

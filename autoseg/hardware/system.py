@@ -58,9 +58,14 @@ def end_with_parent(parent: int) -> None:
             os._exit(1)
 
 
+def cores_allowed() -> list[int]:
+    """Numbers of the cores this process may run on; all where the system does not tell (macOS, Windows)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def num_cores_allowed() -> int:
-    """Cores this process may run on; those of the machine where the system does not tell (macOS, Windows)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many they are."""
+    return len(cores_allowed())
 
 
 def peak_memory_bytes() -> int | None:

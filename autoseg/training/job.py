@@ -293,8 +293,9 @@ class TrainingRun(JobRun):
         """Score the model as it will predict; its mean Dice."""
         device = self.processes.device
         compared = compare_precision(plan, self.paths, val_cases[0], device)
+        adjust = self.trainer.threads.adjust if self.trainer is not None else lambda: None
         begin = time.monotonic()
-        self.job.dice = dice = score_validation(plan, self.paths, val_cases, device, compared)
+        self.job.dice = dice = score_validation(plan, self.paths, val_cases, device, compared, adjust)
         self.job.inference_s = (time.monotonic() - begin) / len(val_cases)
         return dice
 

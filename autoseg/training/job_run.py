@@ -158,6 +158,9 @@ class JobRun(ABC):
             else:
                 self.note("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
                 log.exception("%s failed", job.name)
+        finally:
+            if self.trainer is not None:
+                self.trainer.threads.restore()
         return job
 
     def note(self, state: JobState, error: str = "", *, can_retry: bool = True) -> None:

@@ -7,6 +7,7 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,12 @@ def compare_precision(plan: Plan, paths: JobDir, case: Case, device: torch.devic
 
 
 def score_validation(
-    plan: Plan, paths: JobDir, cases: tuple[Case, ...], device: torch.device, compared: dict[str, Any] | None = None
+    plan: Plan,
+    paths: JobDir,
+    cases: tuple[Case, ...],
+    device: torch.device,
+    compared: dict[str, Any] | None = None,
+    before_case: Callable[[], None] = lambda: None,
 ) -> float:
     """Predict the fold's held-out cases on their own grids; store labels, scores, and what the ensemble needs.
 
@@ -141,6 +147,7 @@ def score_validation(
         cases: as `cases_for` has them, each with a label.
         device: where the network runs.
         compared: as `compare_precision` returned it.
+        before_case: called before each case.
 
     Returns:
         Mean foreground Dice: over cases, then classes.
@@ -151,7 +158,10 @@ def score_validation(
         precision = compared["precision"] if compared["is_equal"] else "fp32"
     remove_held_out(paths)
     scorer = _Scorer(paths, device, precision, kept_for_ensemble(paths))
-    scores = [scorer.score(case, probs_room(paths)) for case in cases]
+    scores = []
+    for case in cases:
+        before_case()
+        scores.append(scorer.score(case, probs_room(paths)))
     if scorer.num_without:
         log.warning(
             "%s: the probabilities of %d of %d held-out cases are not kept (%s); the ensemble predicts these cases "

@@ -21,6 +21,7 @@ from torch import nn
 
 from autoseg.config.units import format_duration
 from autoseg.errors import ResourceError, WorkspaceError
+from autoseg.hardware.cores import ThreadsBesideOthers
 from autoseg.hardware.device import to_device
 from autoseg.networks import divisor
 from autoseg.networks.sizing import shorter_roi
@@ -94,6 +95,9 @@ class Trainer:
         self.before_write, self.after_epoch = before_write, after_epoch
         self.clock = started if started is not None else time.monotonic()
         self.processes = Processes.joined(device)
+        # Without a budget the same steps are to give the same weights, however busy the machine is.
+        by_time = plan.budget_s is not None and device.type == "cpu" and not self.processes.are_several
+        self.threads = ThreadsBesideOthers(fixed=not by_time)
         self.schedule = Schedule(num_steps=plan.num_epochs * plan.num_steps_per_epoch, budget_s=plan.budget_s)
         self.progress = Progress()
         is_written = self.processes.is_first
@@ -229,6 +233,7 @@ class Trainer:
         p.epoch_steps += 1
         if self.device.type == "cpu" or self.processes.are_several or p.step % LOSS_CHECK_STEPS == 0:
             self._check_loss()
+        self.threads.adjust()
         p.epoch_s += self._tick()
         if p.step == MEASURED_STEP and plan.budget_s is not None:
             self._tick()

@@ -1,0 +1,47 @@
+"""Threads that compute beside other work."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from autoseg.hardware.limits import CoreUse, threads_left
+
+LOOK_S = 2.0
+"""Seconds over which the use of the cores is counted. The system counts in hundredths. A choice."""
+AGREEING_LOOKS = 2
+"""Looks in a row that must find the same before the threads change: a change costs the next step time. A choice."""
+
+
+class ThreadsBesideOthers:
+    """Keeps PyTorch's threads on the CPU to the cores that other processes leave.
+
+    Sums are added up in another order by another number of threads, so that results differ in their last digits: for
+    work whose length is a time, which differs with the load of the machine anyway.
+    """
+
+    def __init__(self, *, fixed: bool) -> None:
+        """Start with the threads that PyTorch has now, which are the most.
+
+        Args:
+            fixed: leave them as they are, whatever else runs.
+        """
+        self.most, self.fixed = torch.get_num_threads(), fixed
+        self._last, self._wanted, self._looks = CoreUse.now(), self.most, 0
+
+    def adjust(self) -> None:
+        """Change the threads where other work came or went; to be called between steps, looks every `LOOK_S`."""
+        if self.fixed or self.most == 1 or time.monotonic() - self._last.wall_s < LOOK_S:
+            return
+        last, self._last = self._last, CoreUse.now()
+        threads = threads_left(last, self._last, self.most)
+        self._looks = self._looks + 1 if threads == self._wanted else 1
+        self._wanted = threads
+        if self._looks >= AGREEING_LOOKS and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+    def restore(self) -> None:
+        """Compute with the most again."""
+        if not self.fixed:
+            torch.set_num_threads(self.most)
