@@ -11,6 +11,7 @@ import torch
 from test_trainer import make_trainer
 
 from autoseg.config.networks import ALGOS
+from autoseg.training.processes import join_processes
 
 WORKER = """
 import sys
@@ -95,3 +96,13 @@ def test_two_processes_train_every_network_as_one_does(tmp_path: Path) -> None:
     assert torch.equal(*weights)
     wanted = torch.cat([p.detach().flatten() for p in alone.step.network.parameters()])
     torch.testing.assert_close(weights[0], wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_processes_on_gpus_take_one_each_before_they_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("autoseg.training.processes.pick_device", lambda device: torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: done.append(backend))
+    join_processes("auto")
+    assert done == [torch.device("cuda", 1), "nccl"]
