@@ -39,8 +39,13 @@ LOADED = (
 )
 """What the forks find loaded. One that is missing is no fault: the fork loads it itself."""
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(list(LOADED))
+
+@functools.cache
+def _forks() -> multiprocessing.context.BaseContext:
+    """Where processes come from; Windows has no fork, so that each loads everything anew."""
+    forks = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    forks.set_forkserver_preload(list(LOADED))
+    return forks
 
 
 def _run(words: list[str], cwd: str, environment: dict[str, str], output: str, errors: str) -> None:
@@ -78,7 +83,7 @@ class Started:
         self.words = list(map(str, words))
         place = str(cwd or Path.cwd())
         arguments = (self.words, place, dict(os.environ), str(self._output), str(self._errors))
-        self._process = _forks.Process(target=_run, args=arguments)
+        self._process = _forks().Process(target=_run, args=arguments)
         self._process.start()
 
     @property

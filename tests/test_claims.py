@@ -150,6 +150,7 @@ def test_a_holder_in_another_container_is_not_taken_for_dead(tmp_path: Path) -> 
         assert not read_claim(tmp_path).is_live
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be frozen on Windows")
 def test_a_frozen_holder_is_taken_over_and_stops(tmp_path: Path) -> None:
     holder = hold(tmp_path, ", beat_s=0.05")
     path = fall_silent(tmp_path, 60.0)
