@@ -52,11 +52,14 @@ package: $(VENV)/.release
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
-# What a user's environment holds, as CycloneDX: the wheel with the tested versions, and nothing that tests.
+# What a user's environment holds, as CycloneDX: the wheel with the tested versions, and nothing that tests. The tool takes
+# autoseg's own version from pyproject.toml alone, which has none: a copy has it.
 sbom: package
 	$(PYTHON) -m venv --clear $(VENV)-sbom
 	$(VENV)-sbom/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt dist/*.whl
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json \
+	sed "s/^dynamic = .*/version = \"$$($(BIN)/python -c 'import autoseg; print(autoseg.__version__)')\"/" pyproject.toml \
+		> $(VENV)-sbom/pyproject.toml
+	$(BIN)/cyclonedx-py environment --pyproject $(VENV)-sbom/pyproject.toml --output-reproducible --output-file sbom.json \
 		$(VENV)-sbom/bin/python
 
 # What has to hold before a tag is set; the script prints what people do besides.
