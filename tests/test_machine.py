@@ -110,6 +110,7 @@ def test_a_process_computes_with_what_it_is_given(monkeypatch: pytest.MonkeyPatc
         "import torch; print(torch.get_num_threads())"
     )
     answers = []
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)  # torch keeps to it as well
     for wanted in (None, "2"):  # who sets the variable means it
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         if wanted is not None:
