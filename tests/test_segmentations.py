@@ -590,6 +590,19 @@ def test_damaged_segmentations_are_refused_by_name_or_read(
     assert not any(word in caplog.text for word in PATIENT)
 
 
+def test_what_stands_for_a_modality_is_not_repeated(tmp_path: Path) -> None:
+    """In a damaged file the patient's fields may slip to where the modality is looked for."""
+    data = seg_of(masks(), OBLIQUE, "BINARY")
+    del data.Rows
+    for word in PATIENT[1:]:  # the name is no term that pydicom would write
+        data.Modality = word
+        save_dicom(tmp_path / "a.dcm", data)
+        with pytest.raises(DataError) as raised:
+            read_stored_label(tmp_path / "a.dcm", grid=GRID, values=REGIONS)
+        assert "a DICOM file of modality ?. Expected a scan; or, as a label, SEG or RTSTRUCT." in str(raised.value)
+        assert word not in str(raised.value)
+
+
 # -- real files
 
 
