@@ -30,9 +30,9 @@ JOBS_AT_ONCE = "AUTOSEG_JOBS_AT_ONCE"
 """Environment variable in which a launcher says how many jobs it runs on this machine at once."""
 
 TAKEN_SHARE = 0.3
-"""Share of a core that others may use before a thread less is better: threads of one step wait for the slowest, and a
-step on two threads beside one busy process took 1.7 s, on one thread alone about twice the 0.33 s of two (measured, see
-docs/results.md)."""
+"""Share of a core that others may use before a thread less is better. A choice. Threads of one step wait for the
+slowest: on two of them a step took 0.33 s, and 1.7 s beside one busy process (docs/results.md), where one thread, which
+waits for none, needs about twice the 0.33 s."""
 
 
 def available_cores() -> int:
