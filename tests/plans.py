@@ -16,6 +16,18 @@ from autoseg.hardware.facts import Hardware
 from autoseg.plan import Origin, Plan
 from autoseg.weights.start import StartWeights
 
+TINY = """
+algos: [segresnet]
+folds: [0]
+num_epochs: 1
+batch_size: 1
+num_steps_per_epoch: 1
+num_workers: 1
+precision: fp32
+roi_size: [16, 16, 16]
+segresnet: {init_filters: 8, blocks_down: [1, 1]}
+"""
+"""Lines of input.yaml: one network, one fold, one step."""
 CPU = Hardware(on_gpu=False, num_gpus=0, memory_gib=24.0, num_cores=2, name="CPU, 2 cores")
 GPU = Hardware(on_gpu=True, num_gpus=1, memory_gib=80.0, num_cores=16, name="GPU")
 

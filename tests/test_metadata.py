@@ -268,7 +268,7 @@ def test_numbers_as_texts_are_numbers_and_names_are_no_groups() -> None:
     assert notes == ("date: 9 different values of 9 cases make no groups.",)
     assert factors_of({"a": {"n": 10**400}, "b": {"n": 1}, "c": {"n": 1}})[0][0].levels == ("1", str(10**400))
     # 3, 3.0 and "3" are one group.
-    grades = {f"c{i}": {"grade": v} for i, v in enumerate((3, 3.0, "3", "2", 2.5, True and 2.5))}
+    grades = {f"c{i}": {"grade": v} for i, v in enumerate((3, 3.0, "3", "2", 2.5, 2.5))}
     assert [f.levels for f in factors_of(grades)[0]] == [("2", "2.5", "3")]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from plans import TINY
 
 from autoseg.cli.arguments import command_names, parse
 from autoseg.cli.commands import TAKES_SETTINGS, Commands
@@ -29,17 +30,6 @@ TYPED_ELSEWHERE = "recipes"
 """A folder of docs whose pages need data sets of their own: test_recipes.py."""
 ENDLESS = ("--serve", "learning_curve", "suggest")
 """Commands with one of these are checked, not run: they do not end, or need more cases than there are."""
-TINY = """
-algos: [segresnet]
-folds: [0]
-num_epochs: 1
-batch_size: 1
-num_steps_per_epoch: 1
-num_workers: 1
-precision: fp32
-roi_size: [16, 16, 16]
-segresnet: {init_filters: 8, blocks_down: [1, 1]}
-"""
 
 
 def anchors(path: Path) -> set[str]:

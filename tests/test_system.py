@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import bare
 import pytest
 import yaml
+from plans import TINY
 
 from autoseg.analyzer import workers
 from autoseg.cli.doctor import doctor, examine
@@ -135,26 +136,14 @@ def test_only_linux_forks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- Python that has nothing of it, in processes of its own
 
-TINY = """
-algos: [segresnet]
-folds: [0]
-num_epochs: 1
-batch_size: 1
-num_steps_per_epoch: 1
-num_workers: 2
-precision: fp32
-roi_size: [16, 16, 16]
-jobs_per_device: 2
-segresnet: {init_filters: 8, blocks_down: [1, 1]}
-"""
-
 
 def test_a_run_needs_nothing_that_windows_lacks(phantom_dataset: Path, tmp_path: Path) -> None:
     """Training is a process of its own, which a launcher starts and watches."""
     starts, run = tmp_path / "starts", shutil.copytree(phantom_dataset, tmp_path / "run")
     starts.mkdir()
     assert bare.run_bare("-c", "import os; print(hasattr(os, 'fork'))", folder=starts, cwd=run) == "False\n"
-    (run / "input.yaml").write_text((run / "input.yaml").read_text() + TINY)
+    lines = TINY.replace("num_workers: 1", "num_workers: 2") + "jobs_per_device: 2\n"
+    (run / "input.yaml").write_text((run / "input.yaml").read_text() + lines)
     bare.run_bare("-m", "autoseg", "run", folder=starts, cwd=run)
     assert json.loads((run / "work_dir" / "segresnet_0" / "job.json").read_text())["state"] == "done"
     assert (run / "work_dir" / "ensemble" / "predictions").exists()

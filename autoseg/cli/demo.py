@@ -43,7 +43,7 @@ def run_demo(folder: Path, *, seed: int = 0) -> int:
         input_path = make_phantoms(folder, shape=(32, 30, 28), num_fold=2, seed=seed)
         write_text(input_path, input_path.read_text(encoding="utf-8") + SETTINGS)
     threads = _threads_left(before, most)
-    settings, origins = load_settings(input_path, {"cpus_per_job": str(threads)})
+    settings, origins = load_settings(input_path)
     busy = f"Other work runs here, so this takes {threads} of {most} cores.\n" if threads < most else ""
     show(_what_happens(folder, busy))
     stages, is_whole = stages_named(PLAIN_RUN)
@@ -54,7 +54,7 @@ def run_demo(folder: Path, *, seed: int = 0) -> int:
 
 
 def _threads_left(before: CoreUse, most: int) -> int:
-    """Threads for a job and for this process: its steps are fixed, so that they would only wait beside other work.
+    """Threads for this process, in which jobs on a CPU run: their steps are fixed, and would only wait for each other.
 
     Args:
         before: use of the cores some time ago.

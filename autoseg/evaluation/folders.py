@@ -23,7 +23,7 @@ from autoseg.evaluation.scores import Comparison, score_case
 from autoseg.evaluation.segmentations import classes_by_name, shared_grid
 from autoseg.evaluation.tolerances import TOLERANCE_MM, Tolerance, faults_of, of_classes
 from autoseg.terminal import show
-from autoseg.workspace.files import write_json
+from autoseg.workspace.files import json_text, write_output
 
 log = logging.getLogger(__name__)
 
@@ -310,8 +310,5 @@ def evaluate_folders(
     evaluation = evaluate(Path(predictions), Path(labels), classes=classes, tolerance_mm=tolerance_mm, scoring=scoring)
     show(format_evaluation(evaluation, lesions=lesions))
     if output is not None:
-        try:
-            write_json(Path(output), to_json(evaluation))
-        except OSError as error:
-            raise ConfigError(f"--output: {output} cannot be written ({error.strerror or error}).") from error
+        write_output(Path(output), json_text(to_json(evaluation)))
     return 0

@@ -13,7 +13,7 @@ from autoseg.export.references import cited, used_in
 from autoseg.export.statements import Statements
 from autoseg.export.traced import Figure
 from autoseg.version import __version__
-from autoseg.workspace.files import json_text, write_text
+from autoseg.workspace.files import json_text, write_output
 from autoseg.workspace.layout import check_readable
 from autoseg.workspace.workspace import Workspace
 
@@ -125,14 +125,8 @@ def write_methods(work_dir: Path, output: Path | None = None) -> tuple[Methods, 
     sources = target.with_suffix(".json")
     if sources == target:
         raise ConfigError(f"--output: {target}: the sources get this name. Expected one such as {NAME}.")
-    try:
-        write_text(sources, json_text(methods.sources))
-        write_text(target, methods.text)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(
-            f"--output: {target} cannot be written ({reason}). Give a file in a folder that you own."
-        ) from None
+    write_output(target, methods.text)
+    write_output(sources, json_text(methods.sources))
     return methods, (target, sources)
 
 

@@ -24,7 +24,6 @@ SUMMARY, STATS, SETTINGS, ENVIRONMENT = (
 )
 FEWEST = 5
 """Patients of a group that a card shows: a smaller one may be a single person."""
-NO_PATIENT = "no case names a patient"
 NORMS = {
     "ct": "clipped to fixed bounds and standardised with the mean and standard deviation of the foreground",
     "mri": "standardised image by image",
@@ -177,6 +176,11 @@ class Statements:
             f"that a case was not annotated for counted neither in training nor in scores (strategy: {strategy})."
         )
 
+    @property
+    def _has_patients(self) -> bool:
+        """Whether a case names its patient."""
+        return any("group" in case for case in self.traced.get(self._datalist, "training") or ())
+
     def partition(self) -> str:
         """How cases were divided, and at which level."""
         t = self.traced
@@ -198,8 +202,7 @@ class Statements:
         by = self.setting("folds_by")
         if by:
             text += f" by {cell(str(by))}, so that models were scored on values of it that they had not seen"
-        has_patients = any("group" in case for case in listed)
-        text += whole if has_patients else f"; {NO_PATIENT}, so that cases count as independent"
+        text += whole if self._has_patients else "; no case names a patient, so that cases count as independent"
         text += f".{scored} by models that had not been trained on it (out of fold)."
         if t.get(SUMMARY, "cases", "testing"):
             text += " Testing cases took no part in training or in any choice."
@@ -609,7 +612,7 @@ class Statements:
             )
         if self._is_scored:
             limits.append("Weights were kept by the Dice of the fold that they are scored on, which flatters a little.")
-        if NO_PATIENT in self.partition():
+        if self.traced.get(self._datalist, "training") and not self._has_patients:
             limits.append("Scans of one patient, if there are any, count as independent: intervals may be too narrow.")
         if self.traced.get(self._scores, "gaps"):
             limits.append("Some planned models were not trained; scores are without them.")

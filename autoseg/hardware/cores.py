@@ -27,12 +27,13 @@ class ThreadsBesideOthers:
         Args:
             fixed: leave them as they are, whatever else runs.
         """
-        self.most, self.fixed = torch.get_num_threads(), fixed
+        self.most = torch.get_num_threads()
+        self.fixed = fixed or self.most == 1
         self._last, self._wanted, self._looks = CoreUse.now(), self.most, 0
 
     def adjust(self) -> None:
         """Change the threads where other work came or went; to be called between steps, looks every `LOOK_S`."""
-        if self.fixed or self.most == 1 or time.monotonic() - self._last.wall_s < LOOK_S:
+        if self.fixed or time.monotonic() - self._last.wall_s < LOOK_S:
             return
         last, self._last = self._last, CoreUse.now()
         threads = threads_left(last, self._last, self.most)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Self
 
 from autoseg.config.networks import AlgoName
@@ -153,16 +154,13 @@ class PretrainingPlans:
             ConfigError: One is not done, and would leave no time to training.
         """
         place, names = pretraining_place(self.workspace), []
-        for images, algo in self._each():
+        for images, algo in product(self.sets, self.algos):
             names.append((algo, images.fold or 0))
             self._write(place, algo, images)
         for name in lessons(place):  # so that nothing starts from what belongs to other settings; the files stay
             if name[0] in self.algos and name not in names:
                 place.job_dir(*name).lesson.unlink(missing_ok=True)
         return names
-
-    def _each(self) -> Iterator[tuple[ImageSet, AlgoName]]:
-        return ((images, algo) for images in self.sets for algo in self.algos)
 
     def _write(self, place: Workspace, algo: AlgoName, images: ImageSet) -> None:
         from autoseg.pretraining.images import lesson_of

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import yaml
 
-from autoseg.errors import WorkspaceError
+from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.hardware.system import let_go, lock, open_descriptor, replace, set_mode
 from autoseg.terminal import LineFormatter
 
@@ -275,6 +275,21 @@ def write_folder(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str, *, mode: int = PUBLIC) -> None:
     """Write a text file atomically."""
     write_atomic(path, lambda file: file.write(text.encode()), mode=mode)
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a text file where the user wants it.
+
+    Raises:
+        ConfigError: It cannot be written there.
+    """
+    try:
+        write_text(path, text)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            f"--output: {path} cannot be written ({reason}). Give a file in a folder that you own."
+        ) from error
 
 
 def append_text(path: Path, text: str, *, mode: int = PUBLIC) -> None:

@@ -40,12 +40,13 @@ LOCALIZER, MOSAIC = "LOCALIZER", "MOSAIC"
 """Words of a field ImageType: a scout, and Siemens' slices side by side in one image."""
 SEGMENTATIONS = ("SEG", "RTSTRUCT")
 """Modalities that are labels of a scan."""
-MODALITIES = """
+_TERMS = """
     ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS
     KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE
     RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA
     XAPROTOCOL XC AS CD CF CP CS DD DF DM DS EC FA FS LP MA MS OPR ST VF
 """
+MODALITIES = frozenset(_TERMS.split())
 """Defined terms, retired ones last. Source: DICOM PS3.3, C.7.3.1.1.1."""
 NO_IMAGES = (*SEGMENTATIONS, "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG")
 """Modalities that are no scan."""
@@ -242,7 +243,7 @@ def _header_of(path: Path, data: Any, file: IO[bytes]) -> DicomFile:
     rows, columns = int(value_of(data, "Rows") or 0), int(value_of(data, "Columns") or 0)
     told = str(value_of(data, "Modality"))
     # In a damaged file the patient's name may stand where the modality is looked for, and messages quote it.
-    modality = told if told in MODALITIES.split() else "?"
+    modality = told if told in MODALITIES else "?"
     meta = getattr(data, "file_meta", None)
     syntax = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
     frames = tuple(frames_of(path, data)) if value_of(data, "Rows") and modality not in NO_IMAGES else ()
