@@ -14,7 +14,7 @@ import autoseg
 from autoseg.cli.main import run_command
 from autoseg.inference.chosen import read_ensemble
 from autoseg.inference.ensemble_spec import seal_ensemble
-from autoseg.pipeline.suggest import Doubt, chosen_order
+from autoseg.pipeline.suggest import Candidate, Doubt, chosen_order, one_of_each_patient
 from autoseg.workspace.workspace import Workspace
 
 
@@ -39,6 +39,21 @@ def test_the_most_doubtful_comes_first_and_its_twin_last() -> None:
     assert order[4][1] == 0
     assert len(chosen_order(doubts, 99)) == 5
     assert chosen_order(doubts, 2) == order[:2] or np.isnan(order[0][1])
+
+
+def test_no_patient_has_a_second_image_before_all_have_one() -> None:
+    rng = np.random.default_rng(1)
+    doubts = {f"c{i}": doubt(0.1 + 0.05 * (i % 3), *rng.normal(size=3)) for i in range(9)}
+    patients = {f"c{i}": f"p{i // 3}" for i in range(9)}
+    names = [name for name, _ in chosen_order(doubts, 9, patients)]
+    assert sorted(names) == sorted(doubts)
+    for first in (0, 3, 6):
+        assert {patients[name] for name in names[first : first + 3]} == {"p0", "p1", "p2"}
+    assert names[0] == chosen_order(doubts, 1)[0][0]
+    drawn = [Candidate(name=name, images=(), group=patients[name]) for name in sorted(doubts)]
+    assert [c.name for c in one_of_each_patient(drawn)] == ["c0", "c3", "c6", "c1", "c4", "c7", "c2", "c5", "c8"]
+    alone = [Candidate(name=name, images=()) for name in "abc"]
+    assert one_of_each_patient(alone) == alone
 
 
 def test_of_images_alike_the_most_doubtful_are_taken() -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -89,6 +91,7 @@ class Candidate:
     name: str
     images: tuple[Path, ...]
     group: str | None = None
+    """The patient, where the list says so."""
 
 
 def doubt_about(predictor: Predictor, images: Sequence[Path], made_from: str = "") -> Doubt:
@@ -136,15 +139,18 @@ def _looks(volume: Volume) -> list[float]:
     return values
 
 
-def chosen_order(doubts: Mapping[str, Doubt], num: int) -> list[tuple[str, float]]:
+def chosen_order(
+    doubts: Mapping[str, Doubt], num: int, patients: Mapping[str, str] = MappingProxyType({})
+) -> list[tuple[str, float]]:
     """Images to annotate, each with its distance to those before it.
 
     The most doubtful one first; then each time the one whose expected loss of Dice, times the distance to the nearest
-    that was taken, is largest: a k-centre search weighted by doubt.
+    that was taken, is largest: a k-centre search weighted by doubt. No patient gets a second image before all have one.
 
     Args:
         doubts: image -> what the models say of it.
         num: how many to take.
+        patients: image -> its patient; an image without one is of a patient of its own.
 
     Source: k-centre as a core set: Sener and Savarese 2018; the weight is a choice.
     """
@@ -158,14 +164,29 @@ def chosen_order(doubts: Mapping[str, Doubt], num: int) -> list[tuple[str, float
     scaled = np.clip((features - middle) / usual, -5, 5) / math.sqrt(max(1, features.shape[1]))
     taken: list[tuple[str, float]] = []
     nearest = np.full(len(names), np.inf)
-    left = np.ones(len(names), bool)
+    left = set(range(len(names)))
+    num_taken: Counter[str] = Counter()  # of each patient
+    patient_of = [patients.get(name, name) for name in names]
     for _ in range(min(num, len(names))):
-        gain = np.where(left, loss * (1 if not taken else nearest), -1.0)
-        best = int(np.argmax(gain))
+        fewest = min(num_taken[patient_of[i]] for i in left)
+        gain = loss * (1 if not taken else nearest)
+        best = max((i for i in sorted(left) if num_taken[patient_of[i]] == fewest), key=lambda i: float(gain[i]))
         taken.append((names[best], float("nan") if not taken else float(nearest[best])))
-        left[best] = False
+        left.remove(best)
+        num_taken[patient_of[best]] += 1
         nearest = np.minimum(nearest, np.linalg.norm(scaled - scaled[best], axis=1))
     return taken
+
+
+def one_of_each_patient(drawn: Sequence[Candidate]) -> list[Candidate]:
+    """The same images; no patient has a second one before all have one."""
+    num_before: Counter[str] = Counter()
+    rounds = []
+    for candidate in drawn:
+        patient = candidate.group or candidate.name
+        rounds.append(num_before[patient])
+        num_before[patient] += 1
+    return [drawn[i] for i in sorted(range(len(drawn)), key=lambda i: rounds[i])]
 
 
 def candidates(workspace: Workspace, images: Path | None, num_channels: int) -> list[Candidate]:
@@ -226,8 +247,8 @@ def suggest(
     rows: list[dict[str, object]]
     failures: list[str] = []
     if order == "random":
-        drawn = np.random.default_rng(seed).permutation(len(found))[:num]
-        rows = [{"rank": n, "case": found[i].name} for n, i in enumerate(drawn, 1)]
+        drawn = one_of_each_patient([found[i] for i in np.random.default_rng(seed).permutation(len(found))])
+        rows = [{"rank": n, "case": candidate.name} for n, candidate in enumerate(drawn[:num], 1)]
     else:
         models = {f"{a}_{f}": model_digest(workspace, a, f) for a, f in spec.members}
         inference = read_inference(workspace).model_dump(mode="json")
@@ -239,11 +260,12 @@ def suggest(
             except DataError as error:
                 failures += [f"{candidate.name}: left out: {message}" for message in error.messages]
             log.debug("suggest: %d of %d: %s", done, len(found), candidate.name)
+        patients = {candidate.name: candidate.group for candidate in found if candidate.group is not None}
         if not doubts:
             raise WorkspaceError([f"{workspace.run}: no image could be predicted.", *failures])
         rows = [
             _row(rank, name, doubts[name], away, is_judged=quality is not None)
-            for rank, (name, away) in enumerate(chosen_order(doubts, num), 1)
+            for rank, (name, away) in enumerate(chosen_order(doubts, num, patients), 1)
         ]
     folder = workspace.run / "suggest"
     write_text(folder / "suggestions.csv", csv_text(COLUMNS, [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]))
