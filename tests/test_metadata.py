@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from autoseg.cli.main import run_command
-from autoseg.data.datalists.cases import Datalist
+from autoseg.data.datalists.cases import Case, Datalist
 from autoseg.data.datalists.datalist import read_datalist, write_datalist
-from autoseg.data.datalists.metadata import misspelt
+from autoseg.data.datalists.metadata import folds_by, misspelt
 from autoseg.errors import ConfigError
 from autoseg.evaluation.subgroups import factors_of, rows_to_csv, rows_to_json, table_of
 
@@ -230,6 +230,18 @@ def test_faults_of_folds_by_site(root: Path, put: Put, further: tuple[dict[str, 
     path = put(*further)
     (text,) = faults(lambda: read_datalist(path, root, folds_by="site"))
     assert text.startswith(f"folds_by: {message}")
+
+
+def test_a_number_that_differs_in_each_case_makes_no_folds() -> None:
+    def cases(num_values: int) -> list[Case]:
+        return [Case(name=f"c{i}", images=(Path("x.nii.gz"),), meta={"age": i % num_values}) for i in range(22)]
+
+    (text,) = faults(lambda: folds_by(cases(12), "age", path=Path("datalist.json")))
+    assert text == (
+        "folds_by: age: found 12 values in 22 training cases, such as 0, 1, 10, 11, 2 and 7 more: 12 folds, most of "
+        "one case. Give a key that many cases share, such as a site."
+    )
+    assert len({case.fold for case in folds_by(cases(11), "age", path=Path("datalist.json"))}) == 11
 
 
 # -- groups

@@ -36,6 +36,8 @@ MOST_NUMBER = 1e300
 """From which on a number is none: a float holds no much larger ones."""
 MOST_LISTED = 5
 """Rows or cases that are named in a message; more are counted."""
+FEW_LEVELS = 10
+"""Values of a key that `folds_by` takes even where most of them have one case."""
 
 
 def misspelt(key: str, known: Sequence[str]) -> str | None:
@@ -256,6 +258,12 @@ def folds_by(cases: Sequence[Case], key: str, *, path: Path) -> tuple[Case, ...]
         )
     if len(levels) < 2:
         raise ConfigError(f"folds_by: {key}: all {len(cases)} training cases have {levels[0]}. Expected two values.")
+    if len(levels) > FEW_LEVELS and 2 * len(levels) > len(cases):
+        raise ConfigError(
+            f"folds_by: {key}: found {len(levels)} values in {len(cases)} training cases, such as "
+            f"{some_of(levels, MOST_LISTED)}: {len(levels)} folds, most of one case. Give a key that many cases share, "
+            "such as a site."
+        )
     of_patient: dict[str, set[str]] = {}
     for case in cases:
         if case.group is not None:
