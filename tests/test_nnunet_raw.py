@@ -17,7 +17,7 @@ from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.labels import LabelMap
 from autoseg.data.volumes import read_image, read_label
 from autoseg.errors import AutosegError
-from autoseg.export.nnunet_raw import dataset_json, splits_of, value_table
+from autoseg.export.nnunet_raw import dataset_json, folder_name, splits_of, value_table
 from autoseg.export.pack import pack
 from autoseg.export.targets import export
 
@@ -126,6 +126,12 @@ def test_init_takes_the_folds_of_a_list_elsewhere(
     assert folds == {name: int(name not in names[:3]) for name in names}
     assert run_command([*words, "--force", "--splits", str(tmp_path / "none.json")]) == 2
     assert "none.json: cannot be read" in capsys.readouterr().err
+
+
+def test_the_folder_is_named_as_nnunet_looks_for_it() -> None:
+    names = ("liver", "Dataset123_Liver", "Dataset12_Liver", "Große Leber")
+    expected = ["Dataset900_liver", "Dataset123_Liver", "Dataset012_Liver", "Dataset900_Grosse_Leber"]
+    assert [folder_name(name) for name in names] == expected
 
 
 def test_what_cannot_be_written_is_said(finished_run: Path, dataset: Path, tmp_path: Path) -> None:

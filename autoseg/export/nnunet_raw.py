@@ -51,7 +51,7 @@ def write(request: Request) -> list[Path]:
     settings = read_any_settings(run)
     datalist = _cases(run, settings)
     label_map = _label_map(workspace)
-    folder = request.folder / _folder_name(request.name or str(_value(settings, "name") or "autoseg"))
+    folder = request.folder / folder_name(request.name or str(_value(settings, "name") or "autoseg"))
     if folder.exists():
         raise ConfigError(f"--output: {folder} is there already. Remove it, or give another folder or --name.")
     with write_folder(folder) as part:
@@ -84,9 +84,14 @@ def _label_map(workspace: Workspace) -> LabelMap:
     return read_plan(workspace.job_dir(*names[0])).label_map.named
 
 
-def _folder_name(name: str) -> str:
-    if re.fullmatch(r"Dataset[0-9]{3}_[A-Za-z0-9_-]+", name):
-        return name
+def folder_name(name: str) -> str:
+    """Name of a data set's folder, as nnU-Net looks for it.
+
+    Raises:
+        ConfigError: Nothing of the name can stand in one.
+    """
+    if whole := re.fullmatch(r"Dataset([0-9]{1,3})_([A-Za-z0-9_-]+)", name):
+        return f"Dataset{int(whole[1]):03d}_{whole[2]}"  # nnU-Net finds those of three digits alone
     slug = ascii_words(name, "_")
     if not slug:
         raise ConfigError(f"--name: found {name!r}, expected letters and digits, or a whole name: Dataset123_Liver.")
