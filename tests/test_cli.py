@@ -26,6 +26,14 @@ def installed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which the system lets nobody make anything")
+@pytest.mark.parametrize("words", [("schema", "--output", "/proc/none/x.json"), ("demo", "--folder", "/proc/none")])
+def test_an_output_where_no_folder_can_be_made(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: /proc/none: no folder can be made here. Give a folder that you may write to"), said
+
+
 @pytest.mark.parametrize(
     ("words", "errors"),
     [

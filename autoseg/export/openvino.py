@@ -11,6 +11,7 @@ from autoseg.export.onnx import onnx_bytes
 from autoseg.export.run import import_openvino
 from autoseg.export.targets import Request
 from autoseg.hardware.system import replace
+from autoseg.workspace.files import make_folder
 
 
 def write(request: Request) -> list[Path]:
@@ -22,7 +23,7 @@ def _write(graph: Graph, path: Path) -> None:
     openvino = import_openvino()
     model = openvino.convert_model(io.BytesIO(onnx_bytes(graph)))
     model.set_rt_info(graph.description_text, [KEY])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
         made = Path(folder) / path.name
         openvino.save_model(model, made, compress_to_fp16=False)

@@ -25,7 +25,7 @@ from autoseg.inference.ensemble_spec import EnsembleSpec
 from autoseg.inference.predictor import read_weights
 from autoseg.version import __version__
 from autoseg.workspace.archive import FORMAT, MANIFEST, MOST_TEXT, Manifest, Part, is_packed, opened_model
-from autoseg.workspace.files import json_text, write_atomic, write_folder
+from autoseg.workspace.files import json_text, make_folder, write_atomic, write_folder
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
@@ -95,7 +95,7 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"--output: {output} is there already. Give a new folder, or a file that ends in .zip.")
     folder = output.absolute().parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise ConfigError(f"--output: {folder} cannot be made ({error.strerror}). Give another folder.") from error
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -27,7 +27,7 @@ from autoseg.data.formats.table import (
 )
 from autoseg.data.labels import MOST_CODED, LabelMap
 from autoseg.errors import ConfigError, DataError
-from autoseg.workspace.files import open_regular
+from autoseg.workspace.files import make_folder, open_regular
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def check_output(output: Path) -> None:
     """
     folder = output.parent if names_a_file(output) else output
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"--output: {folder} cannot be made ({reason}). Give a folder you may write to.") from error

@@ -47,6 +47,19 @@ class SpecialFileError(OSError):
 # -- opening
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        OSError: It cannot be made; `PermissionError` also where the system says that a folder above is missing, as it
+            does below /proc.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise PermissionError(errno.EACCES, "no folder can be made here", error.filename) from error
+
+
 def open_regular(path: Path, *, follow: bool = True) -> IO[bytes]:
     """Open a file for reading; never a pipe, a device or a socket.
 
@@ -89,7 +102,7 @@ def open_append(path: Path, *, mode: int = PUBLIC) -> IO[bytes]:
         WorkspaceError: A link, a pipe or a device stands there.
         OSError: It cannot be made or written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     try:
         descriptor = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode, follow=False)
     except OSError as error:
@@ -247,7 +260,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], *, mode: int 
 
     A link that stands there is replaced, not followed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     half, file = open_half(path, mode=mode)
     try:
         with file:
@@ -264,7 +277,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], *, mode: int 
 def write_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which is moved to a path where nothing stands yet; nothing is left where it is not filled."""
     half = path.absolute().with_name(HALF + uuid.uuid4().hex[:12])
-    half.mkdir(parents=True)
+    make_folder(half)
     try:
         yield half
         os.rename(half, path)
