@@ -310,6 +310,17 @@ def test_too_few_cases_for_the_folds(put: Put) -> None:
     ]
 
 
+def test_fewer_folds_where_nobody_asked_for_so_many(root: Path, put: Put, caplog: pytest.LogCaptureFixture) -> None:
+    data = read_datalist(put([item(i, group=f"p{i % 3}") for i in range(6)]), root, may_be_fewer=True)
+    assert data.num_fold == 3
+    assert {c.fold for c in data.training} == {0, 1, 2}
+    assert "3 folds in place of 5: there are 3 patients or cases." in caplog.text
+    assert read_datalist(put([item(i) for i in range(8)]), root, may_be_fewer=True).num_fold == 5
+    one = put([item(i, group="p") for i in range(6)])
+    with pytest.raises(ConfigError, match=r"folds cannot be made of 6 training cases of 1 patient\. Add cases"):
+        read_datalist(one, root, may_be_fewer=True)
+
+
 # -- folds
 
 

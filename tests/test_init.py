@@ -214,10 +214,14 @@ def test_a_list_in_the_folder_is_the_source_for_another_folder(tmp_path: Path) -
     assert settings(tmp_path / "out").class_names == ("sphere", "box")
 
 
+def test_few_cases_have_as_many_folds(tmp_path: Path) -> None:
+    assert init_data_folder(pairs(tmp_path / "data", num=3), tmp_path / "out").num_fold == 3
+
+
 def test_nothing_is_written_when_something_is_wrong(tmp_path: Path) -> None:
     data = pairs(tmp_path / "data", num=3)
     with pytest.raises(ConfigError) as caught:
-        init_data_folder(data, tmp_path / "out")
+        init_data_folder(data, tmp_path / "out", num_fold=5)
     assert str(caught.value) == ("num_fold: 5 folds cannot be made of 3 training cases. Set num_fold: 3, or add cases.")
     (data / "images" / "p0.nii.gz").write_bytes(b"broken")
     with pytest.raises(DataError, match="6 bytes are too few for a NIfTI header"):

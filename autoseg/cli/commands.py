@@ -343,7 +343,7 @@ class Commands:
         data_folder: Path,
         *,
         output: Path = Path("."),
-        num_fold: int = 5,
+        num_fold: int | None = None,
         seed: int = 0,
         splits: Path | None = None,
         force: bool = False,
@@ -356,7 +356,7 @@ class Commands:
         Args:
             data_folder: The data set.
             output: Folder for the two files.
-            num_fold: Folds to make.
+            num_fold: Folds to make; else 5, or as many as there are patients.
             seed: Seed of the folds.
             splits: nnU-Net's splits_final.json, whose folds are taken; one beside the data set's list is found anyway.
             force: Replace files that exist.

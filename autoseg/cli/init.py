@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from autoseg.config.fields import USUAL_NUM_FOLD
 from autoseg.data.datalists import foreign
 from autoseg.data.datalists.cases import Case, Datalist, read_case_label
 from autoseg.data.datalists.datalist import write_datalist
@@ -116,7 +117,7 @@ def init_data_folder(
     folder: Path,
     output: Path = Path("."),
     *,
-    num_fold: int = 5,
+    num_fold: int | None = None,
     seed: int = 0,
     splits: Path | None = None,
     force: bool = False,
@@ -126,7 +127,7 @@ def init_data_folder(
     Args:
         folder: the data set; nothing in it is changed.
         output: folder for the two files; made if needed.
-        num_fold: folds made where the data set brings none.
+        num_fold: folds made where the data set brings none; None: as many as is usual, or as there are patients.
         seed: of those folds.
         splits: nnU-Net's splits_final.json, whose folds are taken; cases go by the names of their label files.
         force: replace the two files where they exist.
@@ -146,11 +147,14 @@ def init_data_folder(
     if splits is not None:
         items = layout.plain["training"]
         foreign.take_splits(layout.plain, [stem_of(Path(str(item.get("label", "")))) for item in items], splits)
-    datalist = build_datalist(layout.plain, root, path=layout.source, num_fold=num_fold, seed=seed)
+    wanted, may_be_fewer = (USUAL_NUM_FOLD, True) if num_fold is None else (num_fold, False)
+    datalist = build_datalist(
+        layout.plain, root, path=layout.source, num_fold=wanted, may_be_fewer=may_be_fewer, seed=seed
+    )
     modality = _modality(datalist, layout.source)
     datalist, class_notes, colours = _with_class_names(datalist)
     origins = {case.name: origin_of(case.images[0]) for case in datalist.cases}
-    datalist, group_notes = _with_groups(datalist, origins, num_fold=num_fold, seed=seed)
+    datalist, group_notes = _with_groups(datalist, origins, num_fold=wanted, seed=seed)
     write_datalist(datalist, list_path, root, extra_modalities=tuple(modality.extra))
     write_text(input_yaml, _input_text(input_yaml, _dataroot(root, target), datalist, modality, colours))
     path_notes = _names_in_paths(datalist.cases, origins, root)

@@ -33,6 +33,10 @@ def _check_duration(text: str) -> str:
     return text
 
 
+USUAL_NUM_FOLD = 5
+"""Folds of a cross-validation. Source: nnU-Net, Auto3DSeg."""
+
+
 def check_unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values.
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, create_model, model_validator
 
 from autoseg.config.fields import (
     RGB,
+    USUAL_NUM_FOLD,
     Concept,
     Count,
     Duration,
@@ -378,8 +379,8 @@ class RunSettings(HyperSettings):
     meta: Path | None = None
     """CSV with further facts of the cases, such as site, scanner, sex or age, one row a case; relative to the folder of
     input.yaml. Scores are shown by group of each. Further keys of a case in the datalist do the same."""
-    num_fold: Annotated[int, Field(ge=2)] = 5
-    """Folds made where the datalist has none."""
+    num_fold: Annotated[int, Field(ge=2)] = USUAL_NUM_FOLD
+    """Folds made where the datalist has none; if it is not set, fewer where there are fewer patients."""
     folds_by: str | None = None
     """Key of the cases, such as site, each value of which becomes a fold: models are scored on sites they never saw."""
     folds: Annotated[tuple[FoldIndex, ...], Field(min_length=1), AfterValidator(check_unique)] | None = None

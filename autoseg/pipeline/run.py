@@ -141,6 +141,7 @@ def _listed_cases(request: Request, workspace: Workspace, settings: Settings, or
         settings.datalist,
         settings.dataroot,
         num_fold=settings.num_fold,
+        may_be_fewer=origins.get("num_fold", "default") == "default",
         seed=settings.seed,
         extra_modalities=tuple(settings.extra_modalities),
         meta=settings.meta,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autoseg.config.fields import USUAL_NUM_FOLD
 from autoseg.data.datalists import foreign, metadata
 from autoseg.data.datalists.cases import Case, Completed, Datalist, case_digest
 from autoseg.data.datalists.completed import read_completed
@@ -24,7 +25,8 @@ def read_datalist(
     path: Path,
     dataroot: Path,
     *,
-    num_fold: int = 5,
+    num_fold: int = USUAL_NUM_FOLD,
+    may_be_fewer: bool = False,
     seed: int = 0,
     extra_modalities: Sequence[str] = (),
     meta: Path | None = None,
@@ -36,6 +38,7 @@ def read_datalist(
         path: the file.
         dataroot: folder its paths are relative to.
         num_fold: folds made where the file has none; they are balanced over the cases' annotated classes.
+        may_be_fewer: whether so many folds are not needed where there are fewer patients.
         seed: of those folds.
         extra_modalities: keys of a case's further images; they follow `image` as channels, in this order.
         meta: a table of further facts of the cases; see `metadata.add_table`.
@@ -60,6 +63,7 @@ def read_datalist(
         root,
         path=path,
         num_fold=None if folds_by else num_fold,
+        may_be_fewer=may_be_fewer,
         seed=seed,
         extra_modalities=extra_modalities,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,13 +15,23 @@ from autoseg.errors import ConfigError, counted, some_of
 MOST_FOLDS = 10
 """Folds without a case that are listed."""
 
+logger = logging.getLogger(__name__)
 
-def deal_folds(cases: Sequence[Case], *, num_fold: int, seed: int) -> tuple[Case, ...]:
+
+def deal_folds(cases: Sequence[Case], *, num_fold: int, seed: int, may_be_fewer: bool = False) -> tuple[Case, ...]:
     """The cases with new folds, balanced over the classes they are annotated for, never splitting a patient.
+
+    Args:
+        num_fold: folds, at least 2.
+        may_be_fewer: make one fold a patient where there are fewer patients than folds.
 
     Raises:
         ConfigError: As `make_folds`.
     """
+    num_patients = len({c.group or f"case {c.name}" for c in cases})
+    if may_be_fewer and 2 <= num_patients < num_fold:
+        logger.warning("%d folds in place of %d: there are %d patients or cases.", num_patients, num_fold, num_patients)
+        num_fold = num_patients
     folds = make_folds(
         [c.name for c in cases],
         num_fold=num_fold,

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.config.fields import USUAL_NUM_FOLD
 from autoseg.data.datalists import foreign
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.listfile import load_json
@@ -73,7 +74,7 @@ def find_layout(folder: Path, *, own_list: bool = True) -> Layout:
     raise DataError(f"{root}: no data set recognised, since {reason}. Expected {EXPECTED}.{pictures}")
 
 
-def recognise(folder: Path, *, num_fold: int | None = 5, seed: int = 0, own_list: bool = True) -> Datalist:
+def recognise(folder: Path, *, num_fold: int | None = USUAL_NUM_FOLD, seed: int = 0, own_list: bool = True) -> Datalist:
     """Read a folder of data that has no list of ours.
 
     Args:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autoseg.config.fields import USUAL_NUM_FOLD
 from autoseg.config.types import nearest
 from autoseg.data.datalists.cases import Case, Datalist, MetaValue
 from autoseg.data.datalists.folds import deal_folds, fold_faults
@@ -48,9 +49,10 @@ def build_datalist(
     root: Path,
     *,
     path: Path,
-    num_fold: int | None = 5,
+    num_fold: int | None = USUAL_NUM_FOLD,
     seed: int = 0,
     extra_modalities: Sequence[str] = (),
+    may_be_fewer: bool = False,
 ) -> Datalist:
     """Check the content of a datalist.json and turn it into cases.
 
@@ -59,11 +61,12 @@ def build_datalist(
         root: absolute folder its paths are relative to.
         path: the file or folder to name in messages.
         num_fold: folds made where there are none; None makes none.
+        may_be_fewer: whether so many folds are not needed where there are fewer patients.
 
     Raises:
         ConfigError: All faults at once.
     """
-    return _Reader(raw, root, path, tuple(extra_modalities)).read(num_fold, seed)
+    return _Reader(raw, root, path, tuple(extra_modalities)).read(num_fold, seed, may_be_fewer=may_be_fewer)
 
 
 class _Reader:
@@ -80,7 +83,7 @@ class _Reader:
     def fault(self, where: str, text: str) -> None:
         self.faults.append(f"{self.path}: {where}: {text}" if where else f"{self.path}: {text}")
 
-    def read(self, num_fold: int | None, seed: int) -> Datalist:
+    def read(self, num_fold: int | None, seed: int, *, may_be_fewer: bool) -> Datalist:
         if not isinstance(self.raw, dict):
             raise ConfigError(
                 f"{self.path}: holds a {type(self.raw).__name__}. Expected an object with a list `training`."
@@ -99,7 +102,7 @@ class _Reader:
         names = iter(unique_names(images))
         cases = {role: [replace(case, name=next(names)) for case in cases[role]] for role in ROLES}
         chosen = bool(cases["validation"]) and all(c.fold is None for c in cases["training"])
-        training = self.folds(cases, num_fold, seed)
+        training = self.folds(cases, num_fold, seed, may_be_fewer=may_be_fewer)
         validation = () if chosen else tuple(cases["validation"])
         return Datalist(
             training=training,
@@ -314,7 +317,9 @@ class _Reader:
                 words = " and in ".join(r for r in ROLES if r in roles)
                 self.fault("", f"patient {group!r} is in {words}. Keep a patient's cases together.")
 
-    def folds(self, cases: dict[str, list[Case]], num_fold: int | None, seed: int) -> tuple[Case, ...]:
+    def folds(
+        self, cases: dict[str, list[Case]], num_fold: int | None, seed: int, *, may_be_fewer: bool
+    ) -> tuple[Case, ...]:
         """The training cases, each with a fold: its own, or one made; validation cases without folds are fold 0."""
         training, validation = cases["training"], cases["validation"]
         has_folds = any(c.fold is not None for c in training)
@@ -328,7 +333,7 @@ class _Reader:
             return (*training, *(replace(c, fold=0) for c in validation))
         if has_folds or num_fold is None:
             return tuple(training)
-        return deal_folds(training, num_fold=num_fold, seed=seed)
+        return deal_folds(training, num_fold=num_fold, seed=seed, may_be_fewer=may_be_fewer)
 
     def check_folds(self, cases: dict[str, list[Case]], num_fold: int | None) -> None:
         """Folds that leave nothing to learn from, or that let a patient be learnt and validated."""
