@@ -30,12 +30,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import yaml
-from nnunet import EPOCHS, Case, NnUNet
+from nnunet import EPOCHS, Case, NnUNet, file_values
 from train import autoseg, machine, written
 
 HELD_OUT_SHARE = 0.25
@@ -98,22 +99,30 @@ def group_of(dataset: DataSet, name: str) -> str:
 # -- scores
 
 
-def dice_by_class(predictions: Path, test: Sequence[Case], values: Sequence[int]) -> dict[str, float]:
-    """Mean Dice of each class over the held-out cases; a class that none of them has is left out."""
+def dice_by_class(
+    predictions: Path, test: Sequence[Case], values: Sequence[int], written_as: Mapping[int, int]
+) -> dict[str, float]:
+    """Mean Dice of each class over the held-out cases; a class that none of them has is left out.
+
+    Args:
+        written_as: label value -> the value that stands for it in the predictions.
+    """
     scores: dict[int, list[float]] = {value: [] for value in values}
     for case in test:
         truth = np.rint(np.asanyarray(nib.load(case.label).dataobj))
         path = predictions / f"{case.name}.nii.gz"
         pred = np.rint(np.asanyarray(nib.load(path).dataobj)) if path.exists() else np.zeros_like(truth)
         for value in values:
-            a, b = pred == value, truth == value
+            a, b = pred == written_as.get(value, value), truth == value
             if a.any() or b.any():
                 scores[value].append(float(2 * (a & b).sum() / (a.sum() + b.sum())))
     return {str(value): round(float(np.mean(found)), 4) for value, found in scores.items() if found}
 
 
-def scored(predictions: Path, test: Sequence[Case], values: Sequence[int]) -> dict[str, Any]:
-    classes = dice_by_class(predictions, test, values)
+def scored(
+    predictions: Path, test: Sequence[Case], values: Sequence[int], written_as: Mapping[int, int] = MappingProxyType({})
+) -> dict[str, Any]:
+    classes = dice_by_class(predictions, test, values, written_as)
     return {"dice": round(float(np.mean([*classes.values()])), 4), "classes": classes}
 
 
@@ -211,7 +220,7 @@ def run_nnunet(
         predictions = folder / "nnunet_predictions" / f"{minutes:g}m_{way}_{'tta' if mirror else 'plain'}"
         predict_s = nn.predict(way, predictions, mirror=mirror)
         found["tta" if mirror else "plain"] = {
-            **scored(predictions, test, [*labels]),
+            **scored(predictions, test, [*labels], file_values(labels)),
             "predict_s": round(predict_s, 1),
         }
     best = max(found.values(), key=lambda r: r["dice"])

@@ -15,12 +15,13 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 
 from autoseg.hardware.system import num_cores_allowed
 
@@ -103,7 +104,8 @@ class NnUNet:
         """Data set, fingerprint, plans and preprocessing; and a second plan with a batch of 2.
 
         Args:
-            labels: class -> label value, without the background.
+            labels: class -> label value, without the background. nnU-Net wants them without gaps, so files are
+                written with 1, 2, ... in the order of these values: see `file_values`.
             channels: what nnU-Net is to know of each, such as CT or MRI: it normalises by that.
         """
         if (self.root / "prepared").exists():
@@ -114,12 +116,12 @@ class NnUNet:
             (raw / name).mkdir(parents=True)
         for case in training:
             _write_channels(case, raw / "imagesTr", len(channels))
-            shutil.copy(case.label, raw / "labelsTr" / f"{case.name}.nii.gz")
+            _write_label(case.label, raw / "labelsTr" / f"{case.name}.nii.gz", file_values(labels.values()))
         for case in test:
             _write_channels(case, raw / "imagesTs", len(channels))
         what = {
             "channel_names": {str(i): channel for i, channel in enumerate(channels)},
-            "labels": {"background": 0, **labels},
+            "labels": {"background": 0, **{name: file_values(labels.values())[v] for name, v in labels.items()}},
             "numTraining": len(training),
             "file_ending": ".nii.gz",
         }
@@ -163,6 +165,23 @@ class NnUNet:
         words += ["-i", str(self.root / "raw" / self.dataset / "imagesTs"), "-o", str(target)]
         shutil.rmtree(target, ignore_errors=True)
         return self.call(*words, *([] if mirror else ["--disable_tta"]), **env)
+
+
+def file_values(values: Iterable[int]) -> dict[int, int]:
+    """Label value -> the value in nnU-Net's files: 1, 2, ... in order."""
+    return {value: i for i, value in enumerate(sorted(values), 1)}
+
+
+def _write_label(source: Path, target: Path, values: Mapping[int, int]) -> None:
+    if all(value == i for value, i in values.items()):
+        shutil.copy(source, target)
+        return
+    image = nib.load(source)
+    label = np.rint(np.asanyarray(image.dataobj))
+    numbered = np.zeros(label.shape, np.uint8)
+    for value, i in values.items():
+        numbered[label == value] = i
+    nib.save(nib.Nifti1Image(numbered, image.affine), target)
 
 
 def _write_channels(case: Case, folder: Path, num_channels: int) -> None:
