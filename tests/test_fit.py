@@ -21,7 +21,7 @@ from autoseg.algos import measurements
 from autoseg.algos.fit import fitted_plan
 from autoseg.algos.inputs import PlanInputs
 from autoseg.algos.measurements import Measurements
-from autoseg.config.networks import ALGOS, AlgoName
+from autoseg.config.networks import ALGOS, AlgoName, RecipeName
 from autoseg.config.settings import Settings
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
@@ -248,12 +248,16 @@ def test_a_lack_of_memory_is_an_answer_and_other_faults_are_not(monkeypatch: pyt
 RECIPES = {
     "flare23": {
         "algo": "segresnet", "optimizer": "adamw", "learning_rate": 2e-4, "weight_decay": 1e-5, "loss": "dice_focal",
-        "num_epochs": 300, "roi_size": (224, 224, 224), "augment": "axial", "schedule": "cosine",
+        "num_epochs": 300, "batch_size": 8, "roi_size": (224, 224, 224), "augment": "axial", "schedule": "cosine",
     },
     "spleen": {
         "algo": "unet", "optimizer": "novograd", "learning_rate": 2e-3, "loss": "dice_ce", "roi_size": (96, 96, 96),
+        "num_epochs": 1260, "batch_size": 4,
     },
-    "btcv": {"algo": "swinunetr", "optimizer": "adam", "learning_rate": 2e-4, "roi_size": (96, 96, 96)},
+    "btcv": {
+        "algo": "swinunetr", "optimizer": "adam", "learning_rate": 2e-4, "loss": "dice_ce", "roi_size": (96, 96, 96),
+        "num_epochs": 5000, "batch_size": 4, "resample_resolution": (1.5, 1.5, 2.0), "foreground_fraction": 0.5,
+    },
     "wholebody_highres": {
         "algo": "segresnet", "optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 1e-5, "loss": "dice_ce",
         "num_epochs": 4000, "batch_size": 16, "roi_size": (96, 96, 96), "resample_resolution": (1.5, 1.5, 1.5),
@@ -304,6 +308,21 @@ def test_a_whole_body_is_planned_with_its_outputs_and_steps(name: str) -> None:
     first = heads("segresnet", network)[0]
     assert isinstance(first, torch.nn.Conv3d)
     assert first.out_channels == 105
+
+
+@pytest.mark.parametrize(
+    ("name", "algo", "num_train", "num_steps"),
+    [
+        ("spleen", "unet", 32, 10_080),  # of the bundle's training curve
+        ("btcv", "swinunetr", 24, 30_000),  # 5,000 epochs of 24 images, four patches a step
+        ("flare23", "segresnet", 1760, 66_000),  # 300 epochs of 2,200 images' four fifths, eight patches a step
+    ],
+)
+def test_a_recipe_makes_the_steps_that_were_published(
+    name: RecipeName, algo: AlgoName, num_train: int, num_steps: int
+) -> None:
+    plan, _ = plan_and_origins(algo, modality="CT", recipe=name, hardware=GPU, num_train=num_train)
+    assert plan.num_epochs * plan.num_steps_per_epoch == num_steps
 
 
 def test_a_recipe_for_a_network_that_is_not_trained_is_refused() -> None:
