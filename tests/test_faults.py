@@ -133,10 +133,18 @@ def test_two_dimensions(data: DataSet) -> None:
 
 def test_a_single_slice(data: DataSet) -> None:
     save(data.cases[2].images[0], make_image(0)[:, :, :1])
+    save(data.root / "labels" / "case_2.nii.gz", make_label()[:, :, :1])
     assert faults(data) == [
-        IMAGE + "shape (14, 12, 1) is a single slice. Expected a volume to train on. "
-        "Stack the slices of a scan into one file."
+        IMAGE + "shape (14, 12, 1) is a single slice, and other cases are volumes. "
+        "Stack the slices of a scan into one file, or leave it out."
     ]
+
+
+def test_single_slices_alone_are_a_data_set(data: DataSet) -> None:
+    for number, case in enumerate(data.cases):
+        save(case.images[0], make_image(number)[:, :, 4:5])
+        save(data.root / "labels" / f"case_{number}.nii.gz", make_label()[:, :, 4:5])
+    assert faults(data) == []
 
 
 def test_five_dimensions(data: DataSet) -> None:

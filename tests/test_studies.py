@@ -197,8 +197,8 @@ def test_a_folder_of_cases_with_masks_is_a_data_set(tmp_path: Path) -> None:
 
 
 PICTURES = (
-    " It holds 2D pictures (2 .jpg, .png). autoseg segments volumes: put the slices of a scan into one file, e.g. with "
-    "3D Slicer. Models cannot be trained on single slices; a trained one predicts a volume of one slice."
+    " It holds 2D pictures (2 .jpg, .png). autoseg reads medical formats: put the slices of a scan into one file, e.g. "
+    "with 3D Slicer, or write each picture as a NIfTI file of one slice."
 )
 
 

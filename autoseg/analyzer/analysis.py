@@ -29,6 +29,7 @@ from autoseg.analyzer.faults import (
     check_meta,
     check_patients,
     check_shared_labels,
+    check_slices,
     check_value_names,
 )
 from autoseg.analyzer.lateral import Lateral, check_lateral, find_lateral
@@ -220,7 +221,8 @@ def _judge(
     """Everything that is known once all cases are: faults, groups, statistics; and the cases' entries."""
     label_map, judged = _judge_labels(measured, datalist, settings)
     axes = find_axes(measured)
-    judged += check_channels(measured) + check_duplicates(measured) + check_spacing(measured) + check_meta(measured)
+    judged += check_channels(measured) + check_slices(measured) + check_duplicates(measured)
+    judged += check_spacing(measured) + check_meta(measured)
     judged += check_patients(measured) + check_likely_groups(measured) + check_shared_labels(measured)
     bad = {f.case for f in judged if f.severity == "fault" and f.case}
     sound = [m for m in measured if m.case.name not in bad]

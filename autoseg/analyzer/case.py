@@ -207,13 +207,8 @@ def refuse_grid(grid: Grid) -> None:
     """Refuse what no model can be trained on, in whatever format it is stored.
 
     Raises:
-        FileFaultError: The grid has a single slice, or sizes that no scan has.
+        FileFaultError: The grid has sizes that no scan has.
     """
-    if min(grid.shape) == 1:
-        finding = f"shape {grid.shape} is a single slice"
-        raise FileFaultError(
-            "not_3d", finding, "Expected a volume to train on. Stack the slices of a scan into one file."
-        )
     if max(grid.spacing_mm) > MOST_SPACING_MM:
         remedy = f"Expected at most {MOST_SPACING_MM:g} mm. Correct the units, or export it again."
         raise FileFaultError("spacing", f"spacing of {in_mm(grid.spacing_mm)} mm", remedy)

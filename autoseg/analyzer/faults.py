@@ -220,6 +220,24 @@ def check_channels(measured: Sequence[Measured]) -> list[Fault]:
     ]
 
 
+def check_slices(measured: Sequence[Measured]) -> list[Fault]:
+    """Single slices among volumes, such as localizers. Where there are no volumes, slices are the data."""
+    sound = [m for m in measured if not m.stats.is_faulty]
+    thin = [m for m in sound if min(m.stats.shape) == 1]
+    if len(thin) == len(sound):
+        return []
+    return [
+        Fault(
+            kind="not_3d",
+            finding=f"shape {m.stats.shape} is a single slice, and other cases are volumes",
+            remedy="Stack the slices of a scan into one file, or leave it out.",
+            case=m.case.name,
+            file=m.files[0],
+        )
+        for m in thin
+    ]
+
+
 def check_value_names(measured: Sequence[Measured]) -> list[Fault]:
     """Label maps that give a value another name than most, or a name another value: Slicer numbers segments anew.
 

@@ -51,8 +51,8 @@ SIDE_SUFFIXES = (
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 """Of files of 2D pictures."""
 ON_PICTURES = (
-    "autoseg segments volumes: put the slices of a scan into one file, e.g. with 3D Slicer. Models cannot be trained "
-    "on single slices; a trained one predicts a volume of one slice."
+    "autoseg reads medical formats: put the slices of a scan into one file, e.g. with 3D Slicer, or write each picture "
+    "as a NIfTI file of one slice."
 )
 MOST_NAMES = 5
 """Files that a warning names."""
