@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 
@@ -29,6 +30,13 @@ def free_bytes(device: torch.device) -> float:
     return float(torch.cuda.mem_get_info(device)[0] + unused)
 
 
+def give_back() -> None:
+    """Give other processes the memory of GPUs that this one holds for tensors that are gone; its context stays."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 class MemoryWatch:
     """The peak of memory while a block runs: of the GPU's tensors, or of this process on a CPU."""
 
@@ -39,6 +47,7 @@ class MemoryWatch:
     def __enter__(self) -> MemoryWatch:
         """Begin to look."""
         if self.device.type == "cuda":
+            torch.cuda.init()  # which no question about statistics does by itself: as a first call it is an error
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
