@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import mmap
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from autoseg.algos.measurements import Measurements
 from autoseg.config.networks import ALGOS, AlgoName, RecipeName
 from autoseg.config.settings import Settings
 from autoseg.data.labels import LabelMap
+from autoseg.errors import ResourceError
 from autoseg.hardware.facts import Hardware
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.networks import build_network, heads
@@ -210,25 +209,38 @@ def test_what_other_work_takes_is_not_the_steps(monkeypatch: pytest.MonkeyPatch)
     assert len(seen) == 1
 
 
-def test_another_process_measures_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shown on a CPU: the same answer as here; one that dies leaves the work, and the error, to this process."""
-    asked: list[str] = []
-    run = subprocess.run
-
-    def counted(*args: Any, **named: Any) -> Any:
-        asked.append(named["input"])
-        return run(*args, **named)
-
-    monkeypatch.setattr(subprocess, "run", counted)
+def test_another_process_measures_for_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Shown on a CPU: the same answer as here; the error of one that fails is seen, and not tried here."""
+    monkeypatch.setattr(measure, "measured_here", lambda *_: pytest.fail("measured here"))
     cost = measure._measured_apart(tiny_plan(), DEVICE, math.inf)
     assert cost is not None
     assert cost.step_s > 0
     assert cost.memory_gib > 0.05
-    monkeypatch.setattr(measure, "measured_here", lambda *_: None)
-    assert measure._measured_apart(tiny_plan(), DEVICE, math.inf) is not None
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert measure._measured_apart(tiny_plan(), DEVICE, math.inf) is None
-    assert len(asked) == 3
+    assert cost.start_s > 0.1  # torch alone takes longer to be imported
+    with pytest.raises(
+        ResourceError, match=r"^segresnet: .* on xla ended with code 1: .+[^.]\. Look at .*autoseg doctor"
+    ):
+        measure._measured_apart(tiny_plan(), torch.device("xla"), math.inf)  # no machine of ours has one
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(("start_s", "measured"), [(1e6, [16, 8]), (0.0, [16])])
+def test_the_start_of_a_process_decides_no_rung(
+    monkeypatch: pytest.MonkeyPatch, start_s: float, measured: list[int]
+) -> None:
+    """Torch and CUDA start for seconds, which a short budget would have for all its steps together."""
+    seen: list[int] = []
+    now = [0.0]
+
+    def measure_step(plan: Plan, device: torch.device, most_s: float) -> StepCost:
+        seen.append(plan.network["init_filters"])
+        now[0] += 1e6 + 0.01
+        return StepCost(step_s=plan.network["init_filters"] / 16, memory_gib=1.0, start_s=start_s)
+
+    monkeypatch.setattr(measurements, "measure_step", measure_step)
+    monkeypatch.setattr(measurements.time, "perf_counter", lambda: now[0])
+    planned(budget_s=100.0)
+    assert seen == measured
 
 
 def test_a_lack_of_memory_is_an_answer_and_other_faults_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,7 +258,8 @@ def test_a_gpus_step_is_measured_by_another_process(monkeypatch: pytest.MonkeyPa
         assert words == [sys.executable, "-m", "autoseg.training.measure"]
         told.append(json.loads(input))
         return SimpleNamespace(
-            returncode=0, stdout='a line\n{"step_s": 0.2, "memory_gib": 3.0, "channels_last": false}\n'
+            returncode=0,
+            stdout='a line\n{"cost": {"step_s": 0.2, "memory_gib": 3.0, "channels_last": false}, "took_s": 1e9}\n',
         )
 
     monkeypatch.setattr(measure.subprocess, "run", run)

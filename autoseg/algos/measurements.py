@@ -35,7 +35,7 @@ class StepsFile(Stored):
     steps: dict[str, StepCost | None] = Field(default_factory=dict)
     """By a digest of the step, the device and the version of torch; null: memory does not suffice."""
     spent_s: dict[str, Seconds] = Field(default_factory=dict)
-    """Algorithm -> seconds that measuring took."""
+    """Algorithm -> seconds that measuring took, without the start of processes for it."""
 
 
 class Measurements:
@@ -47,11 +47,17 @@ class Measurements:
         self.state = read_stored(path, StepsFile) if path is not None and path.exists() else StepsFile()
 
     def spent_s(self, algo: str) -> float:
-        """Seconds in which steps of an algorithm were measured."""
+        """Seconds in which steps of an algorithm were measured, without those in which processes started for it."""
         return self.state.spent_s.get(algo, 0.0)
 
     def of(self, plan: Plan, device: torch.device, most_s: float = math.inf) -> StepCost | None:
-        """As `measure_step`; plans that a step cannot tell apart are measured once."""
+        """As `measure_step`; plans that a step cannot tell apart are measured once.
+
+        What was measured is kept however far it is from the formula of `rules.schedule.step_seconds`. That knows no
+        GPU, no width of a network and one kind of processor, so a factor of 3 between both says more of the machine
+        and the plan than of other work. On a CPU other work shows in the processor time of the step itself: it is said
+        and taken out (`StepCost.slowed`). On a GPU the first step never counts, and of those timed the fastest does.
+        """
         values = plan.model_dump(mode="json")
         step = [len(plan.channels), plan.num_outputs, *(values[key] for key in STEP_KEYS)]
         machine = [str(device), find_hardware(device).name, torch.get_num_threads(), torch.__version__]
@@ -62,7 +68,8 @@ class Measurements:
             if cost is not None and cost.slowed > 1:
                 text = "%s: other work slowed this machine %.1f times while a step was measured; planned as without it"
                 log.warning(text, plan.algo, cost.slowed)
-            self.state.spent_s[plan.algo] = self.spent_s(plan.algo) + time.perf_counter() - begin
+            took_s = time.perf_counter() - begin - (0.0 if cost is None else cost.start_s)
+            self.state.spent_s[plan.algo] = self.spent_s(plan.algo) + took_s
             if self.path is not None:
                 write_stored(self.path, self.state)
         return self.state.steps[key]

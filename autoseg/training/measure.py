@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from autoseg.hardware.device import finish
+from autoseg.errors import ResourceError
+from autoseg.hardware.device import finish, pick_device
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.plan import Plan
 from autoseg.training.step import bare_step, lacks_memory
+
+log = logging.getLogger(__name__)
 
 TIMED_STEPS = 2
 """Steps that are timed after one that allocates and chooses kernels; the faster counts."""
@@ -40,6 +44,8 @@ class StepCost:
     """Whether that layout was the faster one of a GPU; None: there was no choice."""
     slowed: float = 1.0
     """Times that other work made the step longer while it was measured; 1: not so that it could be told."""
+    start_s: float = 0.0
+    """Seconds until the process that measured it could begin: Python, its packages and CUDA started."""
 
 
 def measure_step(plan: Plan, device: torch.device, most_s: float = math.inf) -> StepCost | None:
@@ -50,7 +56,11 @@ def measure_step(plan: Plan, device: torch.device, most_s: float = math.inf) -> 
     Args:
         plan: whose step it is.
         device: where.
-        most_s: no further step is begun after so many seconds; the first, which also allocates, then counts.
+        most_s: no further step is begun after so many seconds. On a CPU the first, which also allocates, then counts;
+            on a GPU one more is timed in any case, since the first starts libraries and searches kernels for seconds.
+
+    Raises:
+        ResourceError: The process that measures on a GPU failed.
     """
     if device.type == "cuda":
         return _measured_apart(plan, device, most_s)
@@ -58,14 +68,25 @@ def measure_step(plan: Plan, device: torch.device, most_s: float = math.inf) -> 
 
 
 def _measured_apart(plan: Plan, device: torch.device, most_s: float) -> StepCost | None:
-    """As `measured_here`, by another process; by this one where that fails, so that its error is seen."""
+    """As `measured_here`, by another process, whose start is no part of `most_s`."""
     question = json.dumps({"plan": plan.model_dump(mode="json"), "device": str(device), "most_s": most_s})
     words = [sys.executable, "-m", "autoseg.training.measure"]
+    begin = time.perf_counter()
     done = subprocess.run(words, input=question, capture_output=True, text=True, check=False)
+    took_s = time.perf_counter() - begin
     if done.returncode != 0:
-        return measured_here(plan, device, most_s)
+        # Not tried here: what broke CUDA there would break it in the process that goes on with the run.
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        log.error("%s: measuring a step on %s failed:\n%s", plan.algo, device, done.stderr.strip())
+        raise ResourceError(
+            f"{plan.algo}: the process that measures a step on {device} ended with code {done.returncode}: "
+            f"{said[-1].rstrip('.') if said else 'it said nothing'}. Look at the GPU with `autoseg doctor`, or give "
+            "--device cpu."
+        )
     answer = json.loads(done.stdout.splitlines()[-1])
-    return None if answer is None else StepCost(**answer)
+    if answer["cost"] is None:
+        return None
+    return replace(StepCost(**answer["cost"]), start_s=max(0.0, took_s - answer["took_s"]))
 
 
 def measured_here(plan: Plan, device: torch.device, most_s: float = math.inf) -> StepCost | None:
@@ -77,7 +98,8 @@ def measured_here(plan: Plan, device: torch.device, most_s: float = math.inf) ->
         left_s = most_s - (time.perf_counter() - begin)
         if not costs or left_s > 0:
             costs.append(_measured(plan, device, left_s, channels_last))
-    return min((cost for cost in costs if cost is not None), key=lambda cost: cost.step_s, default=None)
+    best = min((cost for cost in costs if cost is not None), key=lambda cost: cost.step_s, default=None)
+    return best if best is None or len(costs) > 1 else replace(best, channels_last=None)  # there was nothing to compare
 
 
 def _measured(plan: Plan, device: torch.device, most_s: float, channels_last: bool | None) -> StepCost | None:
@@ -100,7 +122,7 @@ def _measured(plan: Plan, device: torch.device, most_s: float, channels_last: bo
             while (
                 len(times) < TIMED_STEPS
                 and sum(wall_s for wall_s, _ in times) < MOST_TIMED_S
-                and time.perf_counter() - begin < most_s
+                and (time.perf_counter() - begin < most_s or (device.type == "cuda" and not times))
             ):
                 times.append(timed(step))
             if not times:
@@ -122,8 +144,14 @@ def _measured(plan: Plan, device: torch.device, most_s: float, channels_last: bo
 def _answer() -> None:
     """Read a plan from standard input, measure its step, and write what it takes to standard output, as JSON."""
     question = json.load(sys.stdin)
-    cost = measured_here(Plan.model_validate(question["plan"]), torch.device(question["device"]), question["most_s"])
-    print(json.dumps(None if cost is None else asdict(cost)))  # noqa: T201 - the answer
+    device = torch.device(question["device"])
+    pick_device(device.type)  # computes as jobs do: kernels searched for, TF32, as many threads
+    if device.type == "cuda":
+        torch.cuda.init()
+    begin = time.perf_counter()
+    cost = measured_here(Plan.model_validate(question["plan"]), device, question["most_s"])
+    took_s = time.perf_counter() - begin
+    print(json.dumps({"cost": cost and asdict(cost), "took_s": took_s}))  # noqa: T201 - the answer
 
 
 if __name__ == "__main__":
