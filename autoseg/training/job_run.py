@@ -118,6 +118,8 @@ class JobRun(ABC):
         self.after_epoch: Callable[[Progress, float], None] | None = None
         self.memory = MemoryWatch(processes.device, JOB_SAMPLE_S)
         self.trainer: Trainer | None = None
+        self._warm_at: int | None = None
+        """Step from which on the peak of memory counts; None: not yet."""
 
     @abstractmethod
     def work(self) -> None:
@@ -227,15 +229,20 @@ class JobRun(ABC):
             self.note("running")
             of_first(None)  # no process looks for the checkpoint before it is gone
             result = train(job.restart, time.monotonic())
-        job.seconds, job.memory_gib = lost_s + result.seconds, self.memory.peak_gib
+        job.seconds = lost_s + result.seconds
+        if self._warm_at is None or result.steps > self._warm_at:
+            job.memory_gib = self.memory.peak_gib
         return result
 
     def epoch_ended(self, progress: Progress, score: float) -> None:
-        """Note that the job gets on."""
+        """Note that the job gets on; what a GPU's search for kernels took in the first epoch is not in its peak."""
         job = self.job
         if self.claim is not None and (job.starts or job.memory_gib is None):
             job.starts, job.memory_gib = 0, self.memory.peak_gib
             self.workspace.write_job(job)
+        if self._warm_at is None and not progress.ended:
+            self.memory.forget_warm_up()
+            self._warm_at = progress.step
         if self.after_epoch is not None:
             self.after_epoch(progress, score)
 
