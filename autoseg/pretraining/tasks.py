@@ -25,7 +25,7 @@ import torch
 from monai.losses.contrastive import ContrastiveLoss
 from torch import nn
 
-from autoseg.hardware.device import autocast
+from autoseg.hardware.device import autocast, layout_of
 from autoseg.plan import Plan
 from autoseg.pretraining.network import Reconstructor, encoder_weights
 from autoseg.pretraining.views import block_mask, make_view
@@ -153,7 +153,7 @@ def image_loss(model: nn.Module, samples: Samples, plan: Plan, device: torch.dev
     """The loss of a reconstructor on some samples, with the graph to its weights."""
     image, target = (_apart(joined, lesson.num_views) for joined in (samples.image, samples.target))
     with autocast(device, plan.precision):
-        drawn, features = model(image.to(memory_format=torch.channels_last_3d))
+        drawn, features = model(image.to(memory_format=layout_of(model)))
     if lesson.method == "mae":
         return drawing_error(lesson, drawn, target, squared=True)
     error = drawing_error(lesson, drawn, target)
@@ -187,7 +187,7 @@ class DrawingValidator(Validator):
         device = self.processes.device
         image, target = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*pairs, strict=True))
         with autocast(device, self.plan.precision):
-            drawn, _ = self.network(image.to(memory_format=torch.channels_last_3d))
+            drawn, _ = self.network(image.to(memory_format=layout_of(self.network)))
         return -drawing_error(self.lesson, drawn, target).double().cpu()[None]
 
     def shows_nothing(self, score: float) -> str:
