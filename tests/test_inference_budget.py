@@ -114,7 +114,7 @@ def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found.num_bytes >= 4 * 3 * 16**3
     # On a clock that moves 8 s between two looks: seconds by voxel.
     monkeypatch.setattr("autoseg.inference.cost.time.perf_counter", iter((0.0, 8.0)).__next__)
-    assert measure_rest(cost.predictor.label_map) == 8.0 / (32 * 128 * 128)
+    assert measure_rest(cost.predictor.label_map, cost.predictor.device) == 8.0 / (32 * 128 * 128)
     monkeypatch.undo()
     with PeakMemory() as peak, mmap.mmap(-1, 64 * 2**20) as block:  # the allocator may have as much in hand
         block.write(b"x" * len(block))

@@ -222,7 +222,7 @@ class Cost:
     def rest_s(self) -> float:
         """Seconds a voxel of the image takes outside the networks, from a small slab of made-up probabilities."""
         if self._rest_s is None:
-            self._rest_s = measure_rest(self.predictor.label_map)
+            self._rest_s = measure_rest(self.predictor.label_map, self.predictor.device)
         return self._rest_s * self.correction
 
     def learn(self, facts: Facts, seconds: float) -> None:
@@ -308,25 +308,31 @@ class Cost:
 class _MadeUp:
     """Probabilities that change from block to block, as those of structures do."""
 
-    def __init__(self, num_outputs: int, sigmoid: bool) -> None:
+    def __init__(self, num_outputs: int, sigmoid: bool, device: torch.device) -> None:
         self.shape, self.axis, self.num_outputs = (16, 64, 64), 0, num_outputs
         coarse = torch.rand(1, num_outputs, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 8
         logits = torch.nn.functional.interpolate(coarse, size=self.shape, mode="nearest")[0]
-        self._rows, self._sigmoid = logits.movedim(0, 1).contiguous(), sigmoid
+        self._rows, self._sigmoid = logits.movedim(0, 1).contiguous().to(device), sigmoid
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         rows = self._rows[start:stop]
         return rows.sigmoid() if self._sigmoid else rows.softmax(1)
 
 
-def measure_rest(label_map: LabelMap) -> float:
-    """Seconds that a voxel of the image takes on the way back."""
-    rows = _MadeUp(label_map.num_outputs, label_map.sigmoid)
+def measure_rest(label_map: LabelMap, device: torch.device) -> float:
+    """Seconds that a voxel of the image takes on the way back from a device."""
+    rows = _MadeUp(label_map.num_outputs, label_map.sigmoid, device)
     box = (slice(0, 32), slice(0, 128), slice(0, 128))
-    begin = time.perf_counter()
-    for _ in labelled_slabs([Member(rows=rows, box=box)], [(0,)], label_map):
-        pass
-    return (time.perf_counter() - begin) / (32 * 128 * 128)
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        for _ in labelled_slabs([Member(rows=rows, box=box)], [(0,)], label_map):
+            pass
+        return time.perf_counter() - begin
+
+    if device.type != "cpu":
+        seconds()  # the first time loads a GPU's kernels
+    return seconds() / (32 * 128 * 128)
 
 
 # -- keeping to a budget
