@@ -32,7 +32,7 @@ Machine = Callable[..., list[dict[str, str]]]
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine whose CUDA shows GPUs by their UUIDs; returns the environments of the processes that were asked."""
 
-    def make(*uuids: str, listed: str | None = None, **environment: str) -> list[dict[str, str]]:
+    def make(*uuids: str, listed: str | None = None, lost: str = "", **environment: str) -> list[dict[str, str]]:
         asked: list[dict[str, str]] = []
 
         def run(words: list[str], **how: Any) -> SimpleNamespace:
@@ -48,6 +48,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
                 chosen = [w if not w.isdigit() else uuids[int(w)] for w in visible.split(",")]
                 chosen = chosen[:1] if "MIG" in visible else chosen
             rows = [[str(i), uuid.replace("MIG", "GPU"), 30.0, 40.0, "A100", [8, 0]] for i, uuid in enumerate(chosen)]
+            rows = [row for row in rows if row[0] != lost]
             keys = ("number", "uuid", "free_gib", "total_gib", "name", "capability")
             told = json.dumps([dict(zip(keys, row, strict=True)) for row in rows])
             return SimpleNamespace(stdout=f"a warning\n{told}\n", returncode=0)
@@ -75,6 +76,13 @@ def test_those_the_user_made_visible(machine: Machine) -> None:
     assert [place.name for place in find_places(Settings(modality="MRI", datalist="d", dataroot="r"))] == ["cuda:1"]
 
 
+def test_a_gpu_that_cannot_be_talked_to_shifts_no_other(machine: Machine) -> None:
+    machine(A, B, "GPU-cccc", lost="0", CUDA_VISIBLE_DEVICES=f"{A},{B},2")
+    assert [(gpu.number, gpu.visible) for gpu in list_gpus()] == [("1", B), ("2", "GPU-cccc")]
+    machine(A, B, lost="0")
+    assert [(gpu.number, gpu.visible) for gpu in list_gpus()] == [("1", B)]
+
+
 def test_parts_of_a_divided_gpu_are_places_of_their_own(machine: Machine) -> None:
     asked = machine(A, B, listed=DIVIDED)
     found = list_gpus()
@@ -87,6 +95,12 @@ def test_parts_of_a_divided_gpu_are_places_of_their_own(machine: Machine) -> Non
 def test_a_named_part(machine: Machine) -> None:
     machine(A, B, listed=DIVIDED, CUDA_VISIBLE_DEVICES="MIG-2222")
     assert [gpu.visible for gpu in list_gpus()] == ["MIG-2222"]
+
+
+def test_a_part_named_by_a_number_keeps_it(machine: Machine) -> None:
+    """Torch tells the UUID of the whole GPU or of the part, in neither case as CUDA_VISIBLE_DEVICES wants a part's."""
+    machine(A, B, listed=DIVIDED, CUDA_VISIBLE_DEVICES="1,0")
+    assert [(gpu.number, gpu.visible) for gpu in list_gpus()] == [("1", "1"), ("0", "0")]
 
 
 def test_what_nvidia_smi_lists() -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """CUDA's variables: which GPUs a process may use, by number or UUID; and what the numbers go by, else by speed."""
@@ -49,22 +49,22 @@ def list_gpus() -> list[Gpu]:
     wanted = os.environ.get(VISIBLE)
     parts = _mig_parts()
     if wanted is None and not parts:
-        return [_named(gpu, str(i)) for i, gpu in enumerate(_ask({}))]
+        return _ask({})
     words = parts if wanted is None else [word.strip() for word in wanted.split(",") if word.strip()]
-    if not any(word.startswith("MIG") for word in words):
-        return [_named(gpu, words[i]) for i, gpu in enumerate(_ask({VISIBLE: ",".join(words)}))]
-    # CUDA shows a process one part alone, however many are named, so each is asked for by itself.
+    if not parts and not any(word.startswith("MIG") for word in words):
+        # The place among those that were asked for, whichever of them could not be talked to.
+        return [_named(gpu, words[int(gpu.number)], gpu.number, gpu.uuid) for gpu in _ask({VISIBLE: ",".join(words)})]
+    # CUDA shows a process one part alone, however many are named, so each is asked for by itself. One that was named by
+    # a number keeps it: torch tells no part's UUID as CUDA_VISIBLE_DEVICES wants it.
     asked = [(word, gpu) for word in words for gpu in _ask({VISIBLE: word})[:1]]
-    return [_named(gpu, word, str(i)) for i, (word, gpu) in enumerate(asked)]
+    return [_named(gpu, word, str(i), "") for i, (word, gpu) in enumerate(asked)]
 
 
-def _named(gpu: Gpu, word: str, number: str = "") -> Gpu:
-    """A GPU with the number or the UUID that it was asked for by."""
-    return Gpu(
-        number or (word if word.isdigit() else gpu.number),
-        gpu.uuid if word.isdigit() else word,
-        *(gpu.free_gib, gpu.total_gib, gpu.name, gpu.capability),
-    )
+def _named(gpu: Gpu, word: str, number: str, uuid: str) -> Gpu:
+    """A GPU with the word that it was asked for by: its number, or its UUID; and the other of both as given."""
+    if word.isdigit():
+        return replace(gpu, number=word, uuid=uuid)
+    return replace(gpu, number=number, uuid=word)
 
 
 def _may_have_gpu() -> bool:
