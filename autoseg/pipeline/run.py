@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,10 @@ def _measured_stage(run: RunContext, place: Workspace, stage: Stage[RunContext])
         with measured(run.workspace, name, forks=stage.forks):
             run_stage(run, place, stage)
     finally:
+        if "torch" in sys.modules:  # what a stage predicted with; jobs of the next train in processes of their own
+            from autoseg.hardware.memory import give_back
+
+            give_back()
         if place.root in run.budgets:
             run.budgets[place.root].save()
 
