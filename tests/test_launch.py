@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,10 @@ def test_places_of_gpus() -> None:
     assert (jetson.environment["CUDA_VISIBLE_DEVICES"], jetson.uuids) == ("0", ("0",))
     with pytest.raises(ResourceError, match=r"^gpus_per_job: 8 was set, but this machine has 4\.$"):
         find_places(settings(gpus_per_job=8), gpus)
+    for part in (Gpu("0", "MIG-1111", 20.0), Gpu("0", "", 20.0, name="NVIDIA A100-SXM4-40GB MIG 3g.20gb")):
+        assert len(find_places(settings(), [part] * 2)) == 2
+        with pytest.raises(ResourceError, match=r"^gpus_per_job: 2 was set, .* divided \(MIG\), .* alone\. Set"):
+            find_places(settings(gpus_per_job=2), [part] * 2)
     with pytest.raises(ResourceError, match=r"^gpus_per_job: 2 was set, but this machine has no GPU\.$"):
         find_places(settings(gpus_per_job=2), [])
 
@@ -191,9 +197,18 @@ class Counted:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Such processes, on GPUs that answer at once."""
+
+    class AtOnce(ThreadPoolExecutor):
+        def submit(self, ask: Callable[[], Any]) -> Future[Any]:  # type: ignore[override]
+            answer = Future[Any]()
+            answer.set_result(ask())
+            return answer
+
     count = Counted()
     monkeypatch.setattr("autoseg.launch.local.start", count.start)
     monkeypatch.setattr("autoseg.launch.local.POLL_S", 0.0)
+    monkeypatch.setattr("autoseg.launch.local.ThreadPoolExecutor", AtOnce)
     return count
 
 
@@ -206,6 +221,24 @@ def test_a_second_job_on_a_gpu_waits_for_memory(
     places = find_places(settings(jobs_per_device=2), gpu)
     run_local(tasks, places, lambda t, c: False, tmp_path, memory_gib=lambda task: known, gpus_now=lambda: gpu)
     assert (counted.most, counted.now) == (expected, 0)
+
+
+def test_jobs_end_and_begin_while_a_gpu_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds: its answer is not there before the first of the jobs has ended, and the next has begun."""
+    count, ended, seen = Counted(), threading.Event(), list[bool]()
+    monkeypatch.setattr("autoseg.launch.local.start", count.start)
+    gpu = [Gpu("0", "GPU-a", 40.0)]
+
+    def asked() -> list[Gpu]:
+        seen.append(ended.wait(20))
+        return gpu
+
+    run_local(
+        [script(f"t_{i}", "") for i in range(4)], find_places(settings(jobs_per_device=2), gpu),
+        lambda t, c: bool(ended.set()), tmp_path, memory_gib=lambda task: 4.0, gpus_now=asked,
+    )  # fmt: skip
+    assert all(seen)
+    assert seen
 
 
 @pytest.mark.parametrize(("known", "expected"), [(1e-6, 2), (1e9, 1), (None, 2)])

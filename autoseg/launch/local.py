@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from types import FrameType
 
 from autoseg.config.settings import Settings
 from autoseg.errors import ResourceError, counted
-from autoseg.hardware.gpus import ORDER, VISIBLE, Gpu, list_gpus
+from autoseg.hardware.gpus import FRESH_S, ORDER, VISIBLE, Gpu, list_gpus
 from autoseg.hardware.limits import DEVICE_NAME, JOBS_AT_ONCE, available_cores, available_memory_bytes
 from autoseg.launch import Ended, Task, start, stop
 
@@ -48,7 +49,7 @@ def find_places(settings: Settings, gpus: Sequence[Gpu] | None = None) -> list[P
         gpus: Those to use; None: as `list_gpus` finds them.
 
     Raises:
-        ResourceError: More GPUs are wanted for a job than there are.
+        ResourceError: More GPUs are wanted for a job than there are, or than one process can see.
     """
     usable = list_gpus() if gpus is None and settings.device != "cpu" else gpus or []
     cores = available_cores()
@@ -66,6 +67,11 @@ def find_places(settings: Settings, gpus: Sequence[Gpu] | None = None) -> list[P
             for i in range(many)
         ]
     size = settings.gpus_per_job
+    if size > 1 and any(gpu.visible.startswith("MIG") or " MIG " in gpu.name for gpu in usable):
+        raise ResourceError(
+            f"gpus_per_job: {size} was set, but GPUs of this machine are divided (MIG), and CUDA shows a process one "
+            "part alone. Set gpus_per_job: 1, or name whole GPUs in CUDA_VISIBLE_DEVICES."
+        )
     groups = [usable[i : i + size] for i in range(0, len(usable) - size + 1, size)]
     if not groups:
         raise ResourceError(f"gpus_per_job: {size} was set, but this machine has {len(usable)}.")
@@ -101,11 +107,12 @@ def run_local(
     waiting, running = deque(tasks), list[_Running]()
     free = list(places)
     said = time.monotonic()
-    with _stoppable():
+    with _stoppable(), ThreadPoolExecutor(1, "autoseg-gpus") as pool:
+        asked = _Asked(pool, gpus_now)
         try:
             while waiting or running:
                 for place in list(free):
-                    if not waiting or not _has_room(place, waiting[0], running, memory_gib, gpus_now):
+                    if not waiting or not _has_room(place, waiting[0], running, memory_gib, asked):
                         continue
                     free.remove(place)
                     task = waiting.popleft()
@@ -116,6 +123,7 @@ def run_local(
                         JOBS_AT_ONCE: str(len(places)),  # they share memory and cores
                     }
                     process = start(task.command(), output / f"{task.name}.out", environment)
+                    asked.forget()  # it takes memory from now on
                     running.append(_Running(task, place, process))
                 time.sleep(POLL_S)
                 for item in [r for r in running if r.process.poll() is not None]:
@@ -145,14 +153,36 @@ def run_local(
             raise
 
 
+class _Asked:
+    """The GPUs as another thread asks for them: an answer takes seconds, in which jobs end and others could begin."""
+
+    def __init__(self, pool: ThreadPoolExecutor, gpus_now: Callable[[], list[Gpu]]) -> None:
+        self._pool, self._gpus_now = pool, gpus_now
+        self._answer: Future[list[Gpu]] | None = None
+        self._asked_at = 0.0
+
+    def forget(self) -> None:
+        """What was asked for before now does not count."""
+        self._answer = None
+
+    def take(self) -> list[Gpu]:
+        """The GPUs as they are; none while that is asked for."""
+        if self._answer is None or (self._answer.done() and time.monotonic() - self._asked_at > FRESH_S):
+            self._answer, self._asked_at = self._pool.submit(self._gpus_now), time.monotonic()
+        return self._answer.result() if self._answer.done() else []
+
+
 def _has_room(
     place: Place,
     task: Task,
     running: Sequence[_Running],
     memory_gib: Callable[[Task], float | None],
-    gpus_now: Callable[[], list[Gpu]],
+    asked: _Asked,
 ) -> bool:
-    """Whether memory allows a task beside those that run on the device already; the first always has room."""
+    """Whether memory allows a task beside those that run on the device already; the first always has room.
+
+    On a GPU not yet, while that is asked for.
+    """
     beside = [memory_gib(r.task) for r in running if r.place.device == place.device]
     if not beside:
         return True
@@ -161,7 +191,7 @@ def _has_room(
         return not known or available_memory_bytes() / 2**30 > SPARE * max(known)
     if None in beside:  # wait until it is known what the others take
         return False
-    frees = [gpu.free_gib for gpu in gpus_now() if gpu.visible in place.uuids]
+    frees = [gpu.free_gib for gpu in asked.take() if gpu.visible in place.uuids]
     return bool(frees) and min(frees) > SPARE * max(known)
 
 
