@@ -23,7 +23,7 @@ from autoseg.ensemble.out_of_fold import Fold, score_cases
 from autoseg.errors import ConfigError, DataError, ResourceError, WorkspaceError, counted
 from autoseg.hardware.limits import DEVICE_NAME
 from autoseg.launch import Task, launch, stop_with_launcher
-from autoseg.pipeline.training_jobs import in_this_process, job_resources
+from autoseg.pipeline.training_jobs import USERS_FAULT, in_this_process, job_resources, task_device
 from autoseg.pipeline.worker import latest_planned, planned_settings
 from autoseg.workspace.claims import Claim
 from autoseg.workspace.digests import DIGESTS
@@ -32,9 +32,6 @@ from autoseg.workspace.layout import check_writable
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-USERS_FAULT = 2
-"""Exit code of a worker that tells the user what to do: started again it would tell the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +158,7 @@ def _task(workspace: Workspace, settings: Settings, part: Part, *, predicts: boo
     """A part as a command for a launcher; without a GPU where nothing is left to be predicted."""
     gpus, cpus = job_resources(settings)
     words = ["ensemble", "--work_dir", str(workspace.root), "--fold", str(part.fold), "--wait"]
-    words += ["--device", settings.device if predicts else "cpu"]
+    words += ["--device", task_device(settings, gpus) if predicts else "cpu"]
     if part.count > 1:
         words += ["--part", f"{part.number}/{part.count}"]
     return Task(name=part.name, words=tuple(words), gpus=min(gpus, 1) if predicts else 0, cpus=cpus)

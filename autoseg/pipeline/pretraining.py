@@ -14,7 +14,7 @@ from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.pipeline.budget import work_began
 from autoseg.pipeline.context import RunContext
 from autoseg.pipeline.pretraining_plans import Name, PretrainingPlans
-from autoseg.pipeline.training_jobs import Attempts, all_done, in_this_process, job_resources
+from autoseg.pipeline.training_jobs import Attempts, all_done, in_this_process, job_resources, task_device
 from autoseg.pipeline.worker import planned_settings
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.layout import check_writable
@@ -90,7 +90,7 @@ def _task(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int) -
     """A pretraining as a command for a launcher."""
     gpus, cpus = job_resources(settings)
     words = ["pretrain", "--work_dir", str(workspace.root), "--algo", algo, "--fold", str(fold), "--wait"]
-    words += ["--device", settings.device]
+    words += ["--device", task_device(settings, gpus)]
     if count := settings.num_workers or (cpus if settings.launcher != "local" else None):
         words += ["--num_workers", str(count)]
     return Task(name=f"{algo}_{fold}", words=tuple(words), gpus=gpus, cpus=cpus)

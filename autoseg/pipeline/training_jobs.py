@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 MOST_STARTS = 10
 """Starts of a job without an epoch between them after which it is given up, even where there was no error message."""
+USERS_FAULT = 2
+"""Exit code of a worker that tells what is to be changed before it can begin: no signal stopped it."""
 CLUSTER_CPUS = 8
 """Threads of a GPU job on a cluster. Source: Auto3DSeg and nnU-Net start 6 to 12 loaders a GPU."""
 
@@ -188,7 +190,7 @@ def _task(workspace: Workspace, settings: Settings, algo: AlgoName, fold: int) -
     """The job as a command for a launcher."""
     gpus, cpus = job_resources(settings)
     words = ["train", "--work_dir", str(workspace.root), "--algo", algo, "--fold", str(fold), "--wait"]
-    words += ["--device", settings.device]
+    words += ["--device", task_device(settings, gpus)]
     if count := settings.num_workers or (cpus if settings.launcher != "local" else None):
         words += ["--num_workers", str(count)]
     return Task(name=f"{algo}_{fold}", words=tuple(words), gpus=gpus, cpus=cpus)
@@ -204,6 +206,11 @@ def job_resources(settings: Settings) -> tuple[int, int]:
         on_gpu = settings.device == "cuda" or (settings.device == "auto" and cluster.has_gpus(settings))
     gpus = settings.gpus_per_job if on_gpu else 0
     return gpus, settings.cpus_per_job or (CLUSTER_CPUS * gpus if gpus else 1)
+
+
+def task_device(settings: Settings, gpus: int) -> str:
+    """What a task is told to compute on; one that is given GPUs takes no CPU where it finds none of them."""
+    return "cuda" if gpus else settings.device
 
 
 class Attempts:
@@ -226,7 +233,7 @@ class Attempts:
         job = self._read(task)
         live = read_claim(self.workspace.job_dir(job.algo, job.fold).claims).is_live
         if job.state in ("running", "pending") and not live and code != 0:
-            interrupted = job.state == "pending"
+            interrupted = job.state == "pending" and code != USERS_FAULT
             printed = last_lines(self.workspace.root / "state" / "launch" / f"{task.name}.out", 1)
             ending = f"; the last it printed: {printed[0]}" if printed else ""
             job.error = f"its process ended with code {code} and no error message{ending}"
