@@ -135,7 +135,7 @@ def throughput(data: Path, output: Path, algos: tuple[str, ...]) -> None:
         cases = read_datalist(workspace.datalist, data).train_cases(0)
         cached = load_cases(workspace.cache, plan, cases, num_workers=2)
         whole = Trainer(plan, cached, cached[:1], JobDir(folder / "scratch"), device=device)
-        steps = {"bare": bare_step(plan, device), "whole": whole.train_step}
+        steps = {"bare": bare_step(plan, device, plan.channels_last), "whole": whole.train_step}
         times: dict[str, list[float]] = {"bare": [], "whole": []}
         for round_ in range(ROUNDS + 1):
             for name, step in steps.items():

@@ -58,6 +58,7 @@ def test_all_parts(tmp_path: Path) -> None:
     assert {*rows} >= {"devices", "plan", "layout", "precision", "memory", "prediction", "two_jobs"}
     assert rows["plan"][0]["roi_size"] == [32, 32, 32]
     assert rows["layout"][0]["contiguous s"] > 0
+    assert rows["layout"][0]["compiled s"] > 0
     assert rows["precision"][0]["fp32 s"] > 0
     assert rows["memory"][0]["state"] == "done"
     assert rows["memory"][0]["peak GiB"] > 0
