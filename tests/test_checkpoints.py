@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,49 @@ def test_safetensors_are_read_and_a_cut_file_is_refused(tmp_path: Path) -> None:
     assert read_checkpoint(path).tensors.keys() == WEIGHTS.keys()
     path.write_bytes(path.read_bytes()[:-3])
     assert refusal(path) == "cut off, damaged, or no safetensors file. Copy it again."
+
+
+def test_a_zip_whose_table_of_contents_is_damaged_is_refused(tmp_path: Path) -> None:
+    """Its end says that there is a table, and where; what stands there is none."""
+    path = saved(tmp_path / "w.pt", WEIGHTS)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"PK\x01\x02", b"PK\x00\x00"))
+    assert refusal(path) == "cut off, damaged, or no file of weights. Copy it again."
+    # The version that is needed to unpack it, at its place in the first entry of the table.
+    place = data.index(b"PK\x01\x02") + 6
+    path.write_bytes(data[:place] + b"\xff" + data[place + 1 :])
+    assert refusal(path) == "cut off, damaged, or no file of weights. Copy it again."
+
+
+def test_weights_beside_a_list_that_holds_itself_are_read(tmp_path: Path) -> None:
+    endless: list[Any] = [1]
+    endless.append(endless)
+    many: list[Any] = [0]
+    for _ in range(100):
+        many = [many] * 10  # as a tree it has 10^100 parts
+    read = read_checkpoint(saved(tmp_path / "w.pt", {"state_dict": WEIGHTS, "loss": endless, "many": many}))
+    assert read.tensors.keys() == WEIGHTS.keys()
+    assert read.facts.keys() == {"loss", "many"}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.empty(3, device="meta"),
+        lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8),
+    ],
+)
+def test_tensors_that_are_not_plain_are_refused(tmp_path: Path, make: Callable[[], torch.Tensor]) -> None:
+    assert refusal(saved(tmp_path / "w.pt", {**WEIGHTS, "z": make()})).startswith(
+        "z is sparse, quantized or without numbers, and weights are read as plain tensors alone."
+    )
+
+
+def test_a_sound_file_whatever_its_name_is_read(tmp_path: Path) -> None:
+    """torch calls the archive's folder as the file, and that of a TorchScript program has a folder `code`."""
+    path = saved(tmp_path / "code.pt", WEIGHTS)
+    assert read_checkpoint(path).tensors.keys() == WEIGHTS.keys()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    assert refusal(path).startswith("a TorchScript program")

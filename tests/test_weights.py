@@ -404,6 +404,14 @@ def test_another_architecture_and_another_width_are_refused(tmp_path: Path) -> N
         start.check(wider)
 
 
+def test_a_network_for_flat_images_is_refused(tmp_path: Path) -> None:
+    """MONAI's SegResNet in 2D has all the names, and kernels of two edges."""
+    flat = SegResNet(spatial_dims=2, init_filters=8, blocks_down=(1, 2, 2), blocks_up=(1, 1), out_channels=2)
+    start = kept(tmp_path, "segresnet", saved(tmp_path / "flat.pt", flat.state_dict()))
+    with pytest.raises(ConfigError, match=r"flat.pt has \d+% of the weights of the encoder"):
+        start.check(plan_and_origins("segresnet", start=start)[0])
+
+
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"holds no weights of segresnet\. Expected a work_dir with a trained segresnet"

@@ -27,6 +27,11 @@ PREFIXES = ("module.", "backbone.", "_orig_mod.")
 SAFETENSORS = ".safetensors"
 MOST_NESTED = 5
 """Wrappers around wrappers that are looked into."""
+DAMAGED = (
+    RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""What torch and zipfile raise for files that are no sound archives or pickles."""
 STATE_DICT_ALONE = "Save its weights alone: torch.save(model.state_dict(), FILE)."
 
 _NUMBERS = (np.float64(0), np.float32(0), np.int64(0), np.int32(0), np.bool_(False))
@@ -65,6 +70,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give a file of weights.") from None
     state, facts = _unwrap(content)
+    if unfit := [name for name, value in state.items() if not _is_plain(value)]:
+        raise ConfigError(
+            f"{path}: {unfit[0]} is sparse, quantized or without numbers, and weights are read as plain tensors alone. "
+            "Save them as such: {name: tensor.to_dense()} of sparse ones, dequantize() of quantized ones."
+        )
     tensors = {_bare(name): value for name, value in state.items()}
     if len(tensors) < len(state):
         raise ConfigError(f"{path}: two of its weights have one name once {', '.join(PREFIXES)} are left out.")
@@ -83,16 +93,18 @@ def _load_tensors(path: Path, file: IO[bytes]) -> dict[str, torch.Tensor]:
 
 def _load(path: Path, file: IO[bytes]) -> Any:
     """The content of an open file, by torch's reader of plain data."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-        if any(re.search(r"(^|/)(code/|constants\.pkl$)", name) for name in names):
+    try:
+        names: list[str] = []
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+        # Within the archive's one folder, which torch calls as the file is called.
+        if any(re.match(r"[^/]+/(code/|constants\.pkl$)", name) for name in names):
             raise ConfigError(
                 f"{path}: a TorchScript program, which is not run and holds no weights that could be fitted to another "
                 "network. Give the checkpoint that it was made from."
             )
-    file.seek(0)
-    try:
+        file.seek(0)
         with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", UserWarning
@@ -105,7 +117,7 @@ def _load(path: Path, file: IO[bytes]) -> Any:
                 f"{STATE_DICT_ALONE}"
             ) from None
         raise ConfigError(f"{path}: no file of weights, or a damaged one. Copy it again.") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError):
+    except DAMAGED:
         raise ConfigError(f"{path}: cut off, damaged, or no file of weights. Copy it again.") from None
 
 
@@ -132,11 +144,21 @@ def _without_tensors(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_holds_tensor(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return any(_holds_tensor(item) for item in value)
-    return isinstance(value, torch.Tensor)
+    """Whether a tensor is in it, however deep; each part is looked at once, since lists may hold themselves."""
+    left, seen = [value], set[int]()
+    while left:
+        part = left.pop()
+        if isinstance(part, torch.Tensor):
+            return True
+        if isinstance(part, Mapping | list | tuple) and id(part) not in seen:
+            seen.add(id(part))
+            left += part.values() if isinstance(part, Mapping) else part
+    return False
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has all of its numbers, one after the other."""
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
 
 
 def _bare(name: str) -> str:

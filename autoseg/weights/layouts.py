@@ -33,11 +33,13 @@ def interpolating(weight: torch.Tensor) -> torch.Tensor:
     """A convolution of 1x1x1 before linear interpolation, as one transposed convolution of 3x3x3 with stride 2.
 
     Args:
-        weight: (out, in, 1, 1, 1).
+        weight: (out, in, 1, 1, 1); any other stays as it is, and fits nowhere.
 
     Returns:
         (in, out, 3, 3, 3).
     """
+    if weight.ndim != 5 or weight.shape[2:] != (1, 1, 1):
+        return weight
     taps = torch.tensor(LINEAR, dtype=weight.dtype)
     cube = taps[:, None, None] * taps[None, :, None] * taps[None, None, :]
     return weight.transpose(0, 1) * cube

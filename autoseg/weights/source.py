@@ -228,7 +228,8 @@ def json_object(text: str) -> dict[str, Any] | None:
 
 def _prefixes(adaptation: Mapping[str, Any]) -> dict[str, str]:
     """Which weights an adaptation plan says to take; its defaults are those of the residual-encoder U-Net."""
-    return {str(adaptation.get(key) or ours): ours for key, ours in OUR_PREFIXES.items()}
+    given = {key: adaptation.get(key) for key in OUR_PREFIXES}
+    return {name if isinstance(name := given[key], str) and name else ours: ours for key, ours in OUR_PREFIXES.items()}
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
