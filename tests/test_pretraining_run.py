@@ -97,7 +97,8 @@ def test_twins_have_the_same_plan_and_start_from_random_weights(finished: Path) 
     for fold in (0, 1):
         own, twin = read_plan(work.job_dir("segresnet", fold)), read_plan(twins.job_dir("segresnet", fold))
         changed = {k for k, v in own.model_dump().items() if v != twin.model_dump()[k]}
-        assert changed == {"encoder_rate", "frozen_fraction"}
+        assert changed == {"encoder_rate", "frozen_fraction", "warmup_fraction"}
+        assert (own.warmup_fraction, twin.warmup_fraction) == (0.05, 0.03), "the usual one, as without weights"
         assert twins.read_job("segresnet", fold).state == "done"
         assert "init_weights" not in twins.read_job("segresnet", fold).inputs
         assert read_table(twins.job_dir("segresnet", fold)) is None

@@ -78,6 +78,8 @@ FINE_TUNING: dict[str, tuple[Any, str]] = {
     "encoder_rate": (0.5, "a choice: the encoder knows images, the rest has to learn the classes"),
 }
 """Hyperparameter -> value where a job starts from weights from elsewhere, and why."""
+FINE_TUNED = "starts from weights: "
+"""What the rules of these values begin with."""
 
 
 def fine_tuning(draft: Draft) -> None:
@@ -86,4 +88,4 @@ def fine_tuning(draft: Draft) -> None:
         return
     for key, (value, rule) in FINE_TUNING.items():
         if draft.user.get(key) is None and key not in draft.recipe:
-            draft.set(key, value, "planner", f"starts from weights: {rule}")
+            draft.set(key, value, "planner", f"{FINE_TUNED}{rule}")
