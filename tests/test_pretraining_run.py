@@ -174,9 +174,24 @@ def test_all_images_are_said_beside_the_scores(tmp_path: Path) -> None:
     assert "pretrain: 5 images for all folds, 5 of them of cases that models are scored on\n" in done.stderr
     [warning] = Workspace(tmp_path / "work_dir").read_job("segresnet", 0).warnings
     assert warning == (
-        "pretraining/segresnet_0 has learned from the images of 2 of the 2 cases of this fold, without their labels "
-        "(pretrain.all_images), so its Dice here may say a little too much."
+        "pretraining/segresnet_0 has learned from the images of 2 of the 2 cases of this fold, without their labels, "
+        "so its Dice here may say a little too much."
     )
+    # Another run of the same images that starts from it, and one that starts from what was trained from it.
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path, other, ignore=shutil.ignore_patterns("work_dir", "other"))
+    for number, source in enumerate(("pretraining/segresnet_0", "segresnet_0")):
+        words = ["--folds", str(number), "--pretrain.method", "none", "--init_weights", tmp_path / "work_dir" / source]
+        done = autoseg("run", "--input", other / "input.yaml", *words)
+        assert done.returncode == 0, done.stderr
+    unseen, learned = (Workspace(other / "work_dir").read_job("segresnet", fold) for fold in (0, 1))
+    [warning] = unseen.warnings
+    assert warning.startswith("segresnet_0/models/model.pt has learned from the images of 2 of the 2 cases of this")
+    [warning] = learned.warnings
+    assert warning.startswith("segresnet_0/models/model.pt has learned from 2 of the 2 cases of this fold, so its Dice")
+    first = read_start(Workspace(tmp_path / "work_dir"), "segresnet", 0)
+    assert first is not None
+    assert {*learned.images_seen} == {*first.start.images_seen} != set()
 
 
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:

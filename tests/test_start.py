@@ -8,6 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from plans import tiny_plan
@@ -119,6 +121,27 @@ def test_weights_that_have_seen_held_out_cases_are_warned_of(
         "too much. Start from weights of other cases, or judge by cases that neither has seen."
     ]
     assert job["warnings"][0] in " ".join(caplog.messages)
+
+
+def test_the_same_images_with_other_labels_are_known_again(trained: Path, tmp_path: Path) -> None:
+    """A class more, or two merged: the case is another, and the model has learned from its image all the same."""
+    source = os.path.relpath(trained / "work_dir", tmp_path / "run")
+    path = copied(trained, tmp_path / "run", f"init_weights: {source}\n")
+    labels = sorted((tmp_path / "run" / "labels").iterdir())
+    assert labels
+    for label in labels:
+        image = nib.load(label)
+        array = np.asarray(image.dataobj).copy()
+        array[0, 0, 0] = array.max()
+        nib.save(nib.Nifti1Image(array, image.affine), label)
+    assert run_command(["run", "--input", str(path), "--folds", "1"]) == 0
+    job = json.loads((tmp_path / "run/work_dir/segresnet_1/job.json").read_text())
+    assert [text.partition(",")[0] for text in job["warnings"]] == [
+        "work_dir/segresnet_0/models/model.pt has learned from 2 of the 2 cases of this fold"
+    ]
+    earlier = json.loads((trained / "work_dir/segresnet_0/job.json").read_text())
+    assert len(earlier["learned_from"]) == 2
+    assert {*job["learned_from"]} > {*earlier["learned_from"]}, "passed on to who starts from this one"
 
 
 @pytest.mark.parametrize(

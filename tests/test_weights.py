@@ -304,7 +304,8 @@ def test_9_a_work_dir_of_our_own_gives_its_best_model(tmp_path: Path) -> None:
     }
     assert plan.resample_resolution == (1.2, 1.2, 1.6)
     start = kept(tmp_path, "segresnet", tmp_path / "earlier")
-    assert start.seen_in_training(["digest of a", "digest of b"]) == 1
+    assert start.learned_from(["digest of a", "digest of its images"])
+    assert not start.learned_from(["digest of b"])
     average = torch.load(paths.model, weights_only=True)
     checkpoint = {
         "identity": "i",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoseg.config.settings import PretrainSettings
-from autoseg.data.datalists.cases import Case, Datalist, case_digest
+from autoseg.data.datalists.cases import Case, Datalist, images_digest, without_label
 from autoseg.errors import ConfigError, counted
 from autoseg.workspace.pretraining import ROLES, Lesson
 
@@ -26,11 +26,6 @@ VALIDATION_SHARE = 171 / 771
 """Of the images: those by which the best weights are found. Source: Clara's split of 771 images."""
 FEWEST_IMAGES = 2
 """One to learn from, one to find the best weights by."""
-
-
-def without_label(case: Case) -> Case:
-    """A case's images alone."""
-    return Case(name=case.name, images=case.images, group=case.group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +84,10 @@ def _checked(sets: list[ImageSet]) -> list[ImageSet]:
     return sets
 
 
-def _content(case: Case) -> str:
-    return case_digest(without_label(case))
-
-
 def _like(cases: Iterable[Case], others: Iterable[Case]) -> list[Case]:
     """Cases that are of the patient, or hold the voxels, of one of the others."""
-    patients, contents = {case.group for case in others} - {None}, {_content(case) for case in others}
-    return [case for case in cases if case.group in patients or _content(case) in contents]
+    patients, contents = {case.group for case in others} - {None}, {images_digest(case) for case in others}
+    return [case for case in cases if case.group in patients or images_digest(case) in contents]
 
 
 def _unlike(cases: Sequence[Case], others: Sequence[Case]) -> list[Case]:
@@ -107,7 +98,7 @@ def _unlike(cases: Sequence[Case], others: Sequence[Case]) -> list[Case]:
 
 def _once(cases: Iterable[Case]) -> list[Case]:
     """The first case of each content."""
-    return list({_content(case): case for case in reversed([*cases])}.values())[::-1]
+    return list({images_digest(case): case for case in reversed([*cases])}.values())[::-1]
 
 
 def lesson_of(images: ImageSet, datalist: Datalist, settings: PretrainSettings, seed: int) -> Lesson:

@@ -20,7 +20,7 @@ from torch import nn
 from autoseg.config.reader import read_model
 from autoseg.config.settings import TrackSettings
 from autoseg.config.units import format_duration
-from autoseg.data.datalists.cases import Case
+from autoseg.data.datalists.cases import Case, images_digest
 from autoseg.data.datalists.datalist import read_cases
 from autoseg.errors import AutosegError, counted
 from autoseg.inference.seals import check_jobs, seal_job
@@ -155,6 +155,7 @@ class TrainingRun(JobRun):
         if of_first(wants_search(plan, paths)):
             plan = self._search(plan, train_cases)
             inputs = job_inputs(plan, train_cases, val_cases, self.weights)
+        self._note_images(train_cases)
         self.begin(inputs)
         log.info(
             "%s: training on %s, validating on %d, %s",
@@ -246,17 +247,27 @@ class TrainingRun(JobRun):
         if start is None:
             return []
         warnings = []
-        if num := start.seen_in_training([training_digest(case) for case in val_cases]):
+        learned = [case for case in val_cases if start.learned_from([training_digest(case), images_digest(case)])]
+        seen = [case for case in val_cases if case not in learned and images_digest(case) in start.start.images_seen]
+        if learned:
             warnings.append(
-                f"{start.start.source} has learned from {num} of the {len(val_cases)} cases of this fold, so its Dice "
-                "here says too much. Start from weights of other cases, or judge by cases that neither has seen."
+                f"{start.start.source} has learned from {len(learned)} of the {len(val_cases)} cases of this fold, so "
+                "its Dice here says too much. Start from weights of other cases, or judge by cases that neither has "
+                "seen."
             )
-        if num := len({*start.start.images_seen} & {case.name for case in val_cases}):
+        if seen:
             warnings.append(
-                f"{start.start.source} has learned from the images of {num} of the {len(val_cases)} cases of this "
-                "fold, without their labels (pretrain.all_images), so its Dice here may say a little too much."
+                f"{start.start.source} has learned from the images of {len(seen)} of the {len(val_cases)} cases of "
+                "this fold, without their labels, so its Dice here may say a little too much."
             )
         return warnings
+
+    def _note_images(self, train_cases: tuple[Case, ...]) -> None:
+        """Note what is learned from, so that other runs that start from the job are warned of it."""
+        start = None if self.first_weights is not None else read_start(self.workspace, self.job.algo, self.job.fold)
+        earlier = () if start is None else start.start.trained_on
+        self.job.learned_from = tuple(sorted({*earlier, *map(images_digest, train_cases)}))
+        self.job.images_seen = () if start is None else start.start.images_seen
 
     def _finish(self, plan: Plan, val_cases: tuple[Case, ...], result: TrainResult) -> None:
         """Score the trained model.

@@ -6,7 +6,7 @@ from autoseg.config.networks import AlgoName
 from autoseg.errors import WorkspaceError
 from autoseg.plan import read_plan
 from autoseg.weights.checkpoint import read_checkpoint
-from autoseg.weights.source import DEEP_SUPERVISION
+from autoseg.weights.source import DEEP_SUPERVISION, lesson_digests
 from autoseg.weights.start import Start, StartWeights, forget_starts, write_start
 from autoseg.workspace.digests import content_digest
 from autoseg.workspace.pretraining import lesson_for, pretraining_place
@@ -38,7 +38,7 @@ def keep_pretrained(workspace: Workspace, algo: AlgoName, fold: int) -> StartWei
         network={key: value for key, value in plan.network.items() if key != DEEP_SUPERVISION},
         spacing_mm=plan.resample_resolution,
         channels=plan.channels,
-        images_seen=lesson.scored,
+        images_seen=lesson_digests(job),
     )
     name = algo if lesson.for_all_folds else f"{algo}_{fold}"
     path = workspace.init_weights / f"{name}.json"

@@ -57,7 +57,9 @@ class Facts(Stored):
     channels: tuple[ChannelPlan, ...] | None = None
     """Normalisation of their images."""
     trained_on: tuple[str, ...] = ()
-    """Digests of the cases that they learned from."""
+    """Digests of the cases that they learned from, and of the images of these alone."""
+    images_seen: tuple[str, ...] = ()
+    """Digests of images that they learned from without labels."""
     prefixes: dict[str, str] = Field(default_factory=dict)
     """Beginnings of names, theirs -> ours, where only such weights count; empty: all."""
 
@@ -120,7 +122,8 @@ class Source:
             network=network,
             spacing_mm=plan.resample_resolution,
             channels=plan.channels,
-            trained_on=tuple(_training_digests(job)) if job else (),
+            trained_on=_digests(job, "training case ", job.learned_from) if job else (),
+            images_seen=lesson_digests(job) if job else (),
         )
 
     def _told(self, checkpoint: Checkpoint) -> Facts:
@@ -197,8 +200,14 @@ def _in_folder(path: Path, algo: AlgoName) -> Source:
     return Source(weights=paths.weights or paths.model, plan=paths)
 
 
-def _training_digests(job: Job) -> list[str]:
-    return sorted(digest for name, digest in job.inputs.items() if name.startswith("training case "))
+def lesson_digests(job: Job) -> tuple[str, ...]:
+    """The images that a job of pretraining, or what one of training started from, learned from without labels."""
+    return _digests(job, ("training image ", "validation image "), job.images_seen)
+
+
+def _digests(job: Job, begins: str | tuple[str, ...], noted: Sequence[str]) -> tuple[str, ...]:
+    """Those of a job's inputs whose names begin so, and others."""
+    return tuple(sorted({*noted, *(digest for name, digest in job.inputs.items() if name.startswith(begins))}))
 
 
 def _read_json(path: Path) -> Any:

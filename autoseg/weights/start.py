@@ -44,8 +44,6 @@ class Start(Facts):
     """What the file is called."""
     digest: str
     """Of the files that the weights were read from."""
-    images_seen: tuple[str, ...] = ()
-    """Cases of this run that models are scored on, and whose images they learned from without labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +88,9 @@ class StartWeights:
         with torch.random.fork_rng(devices=[]):
             return self.match(build_network(plan), plan).table
 
-    def seen_in_training(self, digests: Sequence[str]) -> int:
-        """How many of some cases they learned from."""
-        return len({*self.start.trained_on} & {*digests})
+    def learned_from(self, digests: Sequence[str]) -> bool:
+        """Whether they learned from a case, by its own digest or by that of its images, whose label was another."""
+        return not {*self.start.trained_on}.isdisjoint(digests)
 
 
 def read_start(workspace: Workspace, algo: AlgoName, fold: int) -> StartWeights | None:

@@ -35,6 +35,11 @@ class Job(Stored):
     state: JobState = "pending"
     inputs: dict[str, str] = Field(default_factory=dict)
     """What it was made from: name -> digest; a difference makes it stale."""
+    learned_from: tuple[str, ...] = ()
+    """Digests of the images that it learned from with labels, and of all that the weights learned from that it started
+    from. Empty in jobs that were trained before it was noted."""
+    images_seen: tuple[str, ...] = ()
+    """Digests of the images that these weights learned from without labels."""
     error: str = ""
     warnings: tuple[str, ...] = ()
     """What a person should look at, though the job runs."""

@@ -82,6 +82,16 @@ def case_digest(case: Case) -> str:
     return digest([*parts, *([case.segment_values] if case.segment_values else [])])
 
 
+def without_label(case: Case) -> Case:
+    """A case's images alone."""
+    return Case(name=case.name, images=case.images, group=case.group)
+
+
+def images_digest(case: Case) -> str:
+    """The identity of a case's images, whatever label they have. Raises: as `case_digest`."""
+    return case_digest(without_label(case))
+
+
 def read_case_label(case: Case) -> Volume:
     """Read a case's label; where it is a segmentation, on its image's grid.
 
