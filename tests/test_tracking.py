@@ -21,7 +21,8 @@ from autoseg.config.settings import TrackerName, TrackSettings
 from autoseg.errors import ConfigError
 from autoseg.tracking import table
 from autoseg.tracking.follow import Follower, folder_name
-from autoseg.tracking.tracker import LONGEST_PARAM, by_class, metrics_of, params_of
+from autoseg.tracking.tracker import LONGEST_PARAM, Ending, TrackedRun, by_class, metrics_of, params_of
+from autoseg.tracking.wandb import Wandb
 from autoseg.training.progress import Curve
 from autoseg.workspace.workspace import Workspace
 
@@ -205,9 +206,17 @@ def test_a_killed_run_goes_on_with_each_epoch_once(tmp_path: Path, tool: Tracker
     for epoch in (3, 4, 5):
         follower.add(line(epoch, dice=epoch / 8))
     follower.end("stopped")
+    follower = follow(tmp_path, tool)
+    follower.begin([line(n, dice=n / 8) for n in (1, 2, 3, 4, 5)] + [line(6)], anew=False)
+    follower.end("stopped")
+    follower = follow(tmp_path, tool)  # validated once more, when all epochs were through
+    follower.begin([line(n, dice=n / 8) for n in (1, 2, 3, 4, 5)] + [line(6)], anew=False)
+    follower.change_last(line(6, dice=6 / 8))
+    follower.end("finished")
     series, *_ = READERS[tool](tmp_path, "segresnet_0")
-    assert series["val/acc"] == near([(n, n / 8) for n in (1, 2, 3, 4, 5)])
-    assert series["train/loss"] == near([(n, 1 / n) for n in (1, 2, 3, 4, 5)])
+    assert series["val/acc"] == near([(n, n / 8) for n in (1, 2, 3, 4, 5, 6)])
+    assert series[TAGS[0]] == near([(n, n / 8) for n in (1, 2, 3, 4, 5, 6)])
+    assert series["train/loss"] == near([(n, 1 / n) for n in (1, 2, 3, 4, 5, 6)])
     assert (tmp_path / "segresnet_0" / "tracking.json").read_text() == before
 
 
@@ -260,6 +269,46 @@ def test_a_store_that_fails_is_said_once_and_training_goes_on(
     (message,) = caplog.messages
     assert message.startswith(f"segresnet_0: track: {tool} failed: ")
     assert message.endswith("The run goes on without it; what it misses is in work_dir.")
+
+
+@pytest.mark.extra("wandb")
+@pytest.mark.parametrize("error", ["MailboxClosedError", "HandleAbandonedError"])
+def test_a_helper_of_wandb_that_died_fails_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: str
+) -> None:
+    """W&B's own process was killed, for want of memory: `finish` raises what is none of W&B's errors."""
+    import wandb.sdk.mailbox as mailbox
+
+    class Open:
+        def finish(self, *, exit_code: int) -> None:
+            raise getattr(mailbox, error)
+
+    follower = follow(tmp_path, "wandb")
+    follower.tracker = opened = Wandb(
+        TrackedRun(id="0" * 32, name="segresnet_0", experiment="e", folder=tmp_path, params={})
+    )
+    opened.open = Open()
+    follower.end("finished")
+    assert follower.tracker is None
+    (message,) = caplog.messages
+    assert message.startswith(f"segresnet_0: track: wandb failed: {error}. The run goes on without it")
+
+
+def test_a_run_is_closed_once_whatever_comes_of_it(tmp_path: Path) -> None:
+    """A bug of a tracker while a finished job is closed: the job's failure closes nothing a second time."""
+    told = []
+
+    class Broken:
+        def close(self, ending: Ending) -> None:
+            told.append(ending)
+            raise RuntimeError("a bug")
+
+    follower = follow(tmp_path, "wandb")
+    follower.tracker = Broken()  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="a bug"):
+        follower.end("finished")
+    follower.end("failed")
+    assert told == ["finished"]
 
 
 @pytest.mark.extra("mlflow")
@@ -359,9 +408,13 @@ def test_auto3dsegs_keys_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert load(tmp_path, "mlflow_tracking_uri: mlruns").tracking.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
     for text in (name, f"mlflow_tracking_uri: null\n{name}"):  # as Auto3DSeg: no address, no MLflow
         assert load(tmp_path, text).tracking is None
-    assert load(tmp_path, f"{address}\ntrack: wandb").tracking.tool == "wandb"
     assert load(tmp_path, "", mlflow_tracking_uri="http://127.0.0.1:1").tracking.uri == "http://127.0.0.1:1"
     assert caplog.messages == []
+    assert load(tmp_path, f"{address}\n{name}\ntrack: wandb").tracking.tool == "wandb"
+    assert caplog.messages == [
+        "input.yaml:4: mlflow_tracking_uri: has no effect: track is set, which track.uri belongs to.",
+        "input.yaml:5: mlflow_experiment_name: has no effect: track is set, which track.experiment belongs to.",
+    ]
 
 
 def test_two_passwords_of_a_run_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

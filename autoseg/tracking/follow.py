@@ -123,8 +123,8 @@ class Follower:
     def end(self, ending: Ending) -> None:
         """End the work on the run."""
         if tracker := self.tracker:
+            self.tracker = None  # first: whatever comes of it, it is closed once
             self._tell(lambda: tracker.close(ending))
-            self.tracker = None
 
 
 def folder_name(folder: Path) -> str:
