@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 STATUS: dict[Ending, str] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 ID = "autoseg.id"
 """Tag by which a run is known again, from whatever machine."""
+WITH = {"val_class": "val/acc"}
+"""Metrics of many classes -> the one that is logged with them, so that a server is asked for that alone."""
 PARAMS_AT_ONCE = 100
 """Source: the most that MLflow's servers take in one batch."""
 ENVIRONMENT = {
@@ -44,7 +46,7 @@ class Mlflow:
         for library in ("mlflow", "alembic"):
             logging.getLogger(library).setLevel(logging.WARNING)
         self.run = run
-        self.known: frozenset[int] = frozenset()
+        self.known: dict[str, frozenset[int]] = {}  # metric -> epochs that were logged before this start
         with _faults():
             self.client, artifacts = _open_store(run)
             experiment = self._experiment(artifacts)
@@ -87,14 +89,21 @@ class Mlflow:
     def begin(self, epochs: Sequence[Epoch]) -> None:
         """As `Tracker`."""
         with _faults():
-            self.known = frozenset(m.step for m in self.client.get_metric_history(self.run_id, "train/loss"))
+            for name in self.client.get_run(self.run_id).data.metrics:
+                if name.partition("/")[0] not in WITH:
+                    history = self.client.get_metric_history(self.run_id, name)
+                    self.known[name] = frozenset(metric.step for metric in history)
         for epoch in epochs:
             self.log(epoch)
 
     def log(self, epoch: Epoch) -> None:
-        """As `Tracker`; an epoch that was logged before this start stays as it is."""
-        if epoch.number not in self.known:
-            self._log(epoch.metrics, epoch.number)
+        """As `Tracker`; of an epoch that was logged before this start, what is new, such as a later validation."""
+        known = {name for name, epochs in self.known.items() if epoch.number in epochs}
+        new = {
+            name: value for name, value in epoch.metrics.items() if WITH.get(name.partition("/")[0], name) not in known
+        }
+        if new:
+            self._log(new, epoch.number)
 
     def _log(self, metrics: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
