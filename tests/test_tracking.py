@@ -412,8 +412,8 @@ def test_auto3dsegs_keys_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert caplog.messages == []
     assert load(tmp_path, f"{address}\n{name}\ntrack: wandb").tracking.tool == "wandb"
     assert caplog.messages == [
-        "input.yaml:4: mlflow_tracking_uri: has no effect: track is set, which track.uri belongs to.",
-        "input.yaml:5: mlflow_experiment_name: has no effect: track is set, which track.experiment belongs to.",
+        f"{tmp_path}/input.yaml:4: mlflow_tracking_uri: has no effect: track is set, which track.uri belongs to.",
+        f"{tmp_path}/input.yaml:5: mlflow_experiment_name: has no effect: track is set, which track.experiment belongs to.",
     ]
 
 

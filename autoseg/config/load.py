@@ -49,6 +49,8 @@ AUTO3DSEG_WITHOUT_EFFECT: dict[str, str] = {
 """Keys that Auto3DSeg's input files may carry and that need no counterpart here: accepted with a warning."""
 AUTO3DSEG_TRACKING = {"mlflow_tracking_uri": "track.uri", "mlflow_experiment_name": "track.experiment"}
 """Keys of Auto3DSeg's input files for MLflow -> the settings that say the same here."""
+BESIDE_TRACK = {key: f"track is set, which {name} belongs to" for key, name in AUTO3DSEG_TRACKING.items()}
+"""Why they do nothing where the file has a block `track` of its own."""
 
 
 def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tuple[Settings, Origins]:
@@ -70,7 +72,7 @@ def load_settings(path: Path, overrides: Mapping[str, str] | None = None) -> tup
         advice = "Write one with `autoseg init DATA_FOLDER`, or name it with --input FILE."
         raise ConfigError(f"{path}: no such file. {advice}")
     settings, origins, warnings = read_with_origins(
-        path, Settings, overrides, AUTO3DSEG_WITHOUT_EFFECT, take_auto3dseg_tracking
+        path, Settings, overrides, AUTO3DSEG_WITHOUT_EFFECT | BESIDE_TRACK, take_auto3dseg_tracking
     )
     places, faults = _places(path, settings, origins)
     if faults:
@@ -91,9 +93,11 @@ def take_auto3dseg_tracking(root: yaml.MappingNode) -> None:
     MLflow has given up folders as stores, which Auto3DSeg's files may name: a database in the folder takes their place.
     """
     entries = {key.value: (key, value) for key, value in root.value if isinstance(key, yaml.ScalarNode)}
-    root.value = [(key, value) for key, value in root.value if str(key.value) not in AUTO3DSEG_TRACKING]
     uri, experiment = (entries.get(name) for name in AUTO3DSEG_TRACKING)
-    if "track" in entries or uri is None or uri[1].value in NULL_WORDS:
+    if "track" in entries:  # beside it the reader warns of them
+        return
+    root.value = [(key, value) for key, value in root.value if str(key.value) not in AUTO3DSEG_TRACKING]
+    if uri is None or uri[1].value in NULL_WORDS:
         return
     marks = uri[1].start_mark
 
