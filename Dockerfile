@@ -30,13 +30,14 @@ RUN pip install --no-cache-dir -c /opt/constraints.txt "$(echo /wheels/*.whl)[fo
     && mkdir /work && chown autoseg /work
 USER 1000
 WORKDIR /work
-HEALTHCHECK --interval=5m --timeout=60s CMD ["autoseg", "doctor", "--folder", "/tmp"]
+# Not the memory, the disk and the GPU, which a run at work may take.
+HEALTHCHECK --interval=5m --timeout=60s CMD ["autoseg", "doctor", "--installed", "--folder", "/tmp"]
 ENTRYPOINT ["autoseg"]
 CMD ["--help"]
 
 FROM runtime AS challenge
 ARG MODEL=model.zip
-COPY ${MODEL} /opt/model/
+COPY ${MODEL} /opt/model/model.zip
 COPY examples/grand_challenge/segment.py /opt/segment.py
 ENTRYPOINT ["python", "/opt/segment.py"]
 CMD []

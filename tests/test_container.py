@@ -106,7 +106,7 @@ def test_the_image_runs_read_only_without_network_and_home(finished_run: Path, t
     healthcheck = re.search(r'^HEALTHCHECK .*CMD \["autoseg", (.*)\]$', DOCKERFILE, flags=re.MULTILINE)
     assert healthcheck
     words = [word.strip('" ').replace("/tmp", str(temporary)) for word in healthcheck[1].split(",")]
-    assert "Ready for a run." in inside("-m", "autoseg", *words)
+    assert "Installed; " in inside("-m", "autoseg", *words)
     assert inside("-m", "autoseg", "--version") == f"autoseg {__version__}\n"
     assert "commands" in inside("-m", "autoseg", "--help").lower()
     assert "autoseg" in inside("-m", "autoseg", "doctor", "--report")

@@ -67,6 +67,19 @@ def test_little_memory_and_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (found["Memory"], found["Open files"]) == ("bad", "warn")
 
 
+def test_a_run_that_takes_all_memory_and_disk_is_no_fault_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The healthcheck of the image: while a run is at work autoseg is still installed and working."""
+    monkeypatch.setattr("autoseg.hardware.limits.available_memory_bytes", lambda: 10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1e12, used=1e12, free=5e8))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("it would take memory of the GPU"))
+    words = ["doctor", "--installed", "--folder", str(tmp_path)]
+    assert run_command(words) == 0
+    assert "Installed; memory, disk and GPU were not looked at. 0 bad" in capsys.readouterr().out
+    assert run_command([*words[:2], "--folder", "/proc"]) == 2, "what it looks at counts"
+
+
 def test_a_package_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "autoseg.hardware.packages.requires", lambda name: ["numpy>=99", "no-such-package", "ray; extra == 'ray'"]
@@ -167,6 +180,10 @@ def test_places_are_taken_out() -> None:
     ("words", "message"),
     [
         ("doctor --work_dir x", "--work_dir: has an effect with --report alone. Add --report, or leave it out."),
+        (
+            "doctor --report --installed",
+            "--installed: a report has all findings. Give --report or --installed, not both.",
+        ),
         ("doctor --report --json", "--json: the report is Markdown. Give --report or --json, not both."),
         ("doctor --report --work_dir x", "--work_dir x: not a run's folder. Expected one with settings.yaml in it."),
     ],
@@ -188,14 +205,17 @@ def test_mistakes(words: str, message: str, capsys: pytest.CaptureFixture[str]) 
 def test_why_there_is_no_gpu(
     monkeypatch: pytest.MonkeyPatch, driver: str | None, build: str | None, visible: str | None, advice: str
 ) -> None:
+    import torch
+
     from autoseg.cli import doctor as module
 
-    torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False), version=SimpleNamespace(cuda=build))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", build)
     monkeypatch.setattr(shutil, "which", lambda name: driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    check = next(module._gpu(torch))
+    check = next(module._gpu())
     assert check.state == "warn"
     assert advice in check.advice
 

@@ -96,7 +96,7 @@ def test_everybody_gives_the_same_answer(groups: Path, monkeypatch: pytest.Monke
     assert (hardware.num_cores, hardware.memory_gib) == (1, 6.0)
     settings = Settings.model_validate({"modality": "CT", "datalist": "a", "dataroot": "b", "device": "cpu"})
     assert [place.environment["OMP_NUM_THREADS"] for place in find_places(settings)] == ["1"]
-    said = " ".join(check.found for check in [*doctor._torch(), *doctor._memory()])
+    said = " ".join(check.found for check in [*doctor._gpu(), *doctor._memory()])
     assert "networks run on 1 CPU cores" in said
     assert "6" in said
     assert "1 of them to be used" in environment()["processor"]

@@ -139,7 +139,8 @@ def test_the_dockerfile_keeps_its_promises() -> None:
         assert "--no-cache-dir" in line
     runtime = DOCKERFILE.partition(" AS runtime")[2].partition(" AS challenge")[0]
     assert runtime.index("USER 1000") < runtime.index("HEALTHCHECK") < runtime.index("ENTRYPOINT")
-    assert re.search(r'^HEALTHCHECK .*CMD \["autoseg", "doctor", "--folder", "/tmp"\]$', runtime, flags=re.MULTILINE)
+    command = '["autoseg", "doctor", "--installed", "--folder", "/tmp"]'
+    assert re.search(rf"^HEALTHCHECK .*CMD {re.escape(command)}$", runtime, flags=re.MULTILINE)
     assert re.findall(r"^ARG (\w+)=", runtime, flags=re.MULTILINE) == ["DEVICE"]  # CPU or CUDA by one argument
     python = re.search(r"^ARG PYTHON=(3\.\d+)", DOCKERFILE, flags=re.MULTILINE)
     assert python
@@ -149,9 +150,14 @@ def test_the_dockerfile_keeps_its_promises() -> None:
 def test_what_the_dockerfile_copies_is_there_and_let_through() -> None:
     let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = [line.split()[1:-1] for line in re.findall(r"^(COPY (?!--).*)$", DOCKERFILE, flags=re.MULTILINE)]
-    names = {name.replace("${MODEL}", "model.zip") for line in copied for name in line}
+    names = {name.replace("${MODEL}", "*.zip") for line in copied for name in line}
     assert names == let_through
-    assert [name for name in names - {"model.zip"} if not (ROOT / name).exists()] == []
+    assert [name for name in names - {"*.zip"} if not (ROOT / name).exists()] == []
+
+
+def test_a_model_of_any_name_lies_where_the_container_looks_for_it() -> None:
+    (place,) = re.findall(r"^COPY \$\{MODEL\} (.*)$", DOCKERFILE, flags=re.MULTILINE)
+    assert f'default=Path("{place}")' in (ROOT / "examples" / "grand_challenge" / "segment.py").read_text()
 
 
 def test_a_challenge_container_needs_no_home_and_no_network(

@@ -484,7 +484,13 @@ class Commands:
         return 0
 
     def doctor(
-        self, *, folder: Path = Path("."), json: bool = False, report: bool = False, work_dir: Path | None = None
+        self,
+        *,
+        folder: Path = Path("."),
+        json: bool = False,
+        installed: bool = False,
+        report: bool = False,
+        work_dir: Path | None = None,
     ) -> int:
         """Check this machine: Python, packages, torch, GPU, memory, disk, rights, shared memory, open files.
 
@@ -493,6 +499,7 @@ class Commands:
         Args:
             folder: Where a run would write.
             json: Print the findings as JSON.
+            installed: Look alone at Python, packages, torch and rights, which a run at work does not change.
             report: Print what a bug report needs instead, as Markdown; without paths and names of cases or classes.
             work_dir: With --report, a run's folder: its settings, stages and states of jobs are added.
 
@@ -504,6 +511,8 @@ class Commands:
 
         if work_dir is not None and not report:
             raise ConfigError("--work_dir: has an effect with --report alone. Add --report, or leave it out.")
+        if report and installed:
+            raise ConfigError("--installed: a report has all findings. Give --report or --installed, not both.")
         if report and json:
             raise ConfigError("--json: the report is Markdown. Give --report or --json, not both.")
         if report:
@@ -511,7 +520,7 @@ class Commands:
 
             show(bug_report(folder, work_dir))
             return 0
-        text, code = doctor(folder, as_json=json)
+        text, code = doctor(folder, as_json=json, installed=installed)
         show(text)
         return code
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from autoseg.hardware.packages import extras, install_advice, needs, rivals
 from autoseg.hardware.system import open_files_limit
@@ -40,24 +40,28 @@ class Check:
     """What to do; empty where all is well."""
 
 
-def examine(folder: Path) -> list[Check]:
+def examine(folder: Path, *, installed: bool = False) -> list[Check]:
     """Look at the machine and at the folder a run would write to.
 
     Args:
         folder: where the work_dir is or will be; need not exist yet.
+        installed: look alone at what no run changes by taking memory, disk or GPU.
     """
     place = _nearest(folder)
-    checks: list[Callable[[], Iterator[Check]]] = [
-        _python, _packages, _torch, _memory, lambda: _disk(place), lambda: _writing(place), _shared_memory, _open_files,
-    ]  # fmt: skip
+    checks: list[Callable[[], Iterator[Check]]] = [_python, _packages, _torch]
+    if not installed:
+        checks += [_gpu, _memory, lambda: _disk(place)]
+    checks.append(lambda: _writing(place))
+    if not installed:
+        checks += [_shared_memory, _open_files]
     return [check for look in checks for check in look()]
 
 
-def doctor(folder: Path, *, as_json: bool = False) -> tuple[str, int]:
-    """The findings as text or JSON, and the exit code: 0, or 2 where a run cannot work."""
+def doctor(folder: Path, *, as_json: bool = False, installed: bool = False) -> tuple[str, int]:
+    """The findings as text or JSON, and the exit code: 0, or 2 where a run cannot work. Args: as `examine`."""
     import json
 
-    checks = examine(folder)
+    checks = examine(folder, installed=installed)
     code = 2 if any(c.state == "bad" for c in checks) else 0
     if as_json:
         return json.dumps([asdict(c) for c in checks], indent=1), code
@@ -69,7 +73,8 @@ def doctor(folder: Path, *, as_json: bool = False) -> tuple[str, int]:
         if c.advice:
             lines.append(f"{'':{width + 8}}-> {c.advice}")
     num = {state: sum(c.state == state for c in checks) for state in ("warn", "bad")}
-    verdict = "A run cannot work here until what is BAD is repaired." if num["bad"] else "Ready for a run."
+    ready = "Installed; memory, disk and GPU were not looked at." if installed else "Ready for a run."
+    verdict = "A run cannot work here until what is BAD is repaired." if num["bad"] else ready
     return "\n".join([*lines, "", f"{verdict} {num['bad']} bad, {num['warn']} to look at."]), code
 
 
@@ -136,10 +141,13 @@ def _torch() -> Iterator[Check]:
         yield Check(name="torch", state="warn", found=f"{torch.__version__}, {build}", advice=advice)
     else:
         yield Check(name="torch", state="ok", found=f"{torch.__version__}, {build}")
-    yield from _gpu(torch)
 
 
-def _gpu(torch: Any) -> Iterator[Check]:
+def _gpu() -> Iterator[Check]:
+    try:
+        import torch
+    except (ImportError, OSError):  # `_torch` says so
+        return
     driver = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
