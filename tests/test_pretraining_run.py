@@ -105,6 +105,22 @@ def test_twins_have_the_same_plan_and_start_from_random_weights(finished: Path) 
     assert {job.name for job in work.jobs()} == {"segresnet_0", "segresnet_1"}, "no ensemble knows of them"
 
 
+def test_generate_says_that_what_is_there_learned_otherwise(copied: Path) -> None:
+    path, warning = copied / "input.yaml", "warning: pretrain: segresnet_0 learned by another method, or from other"
+    same = autoseg("generate", "--input", path)
+    assert same.returncode == 0, same.stderr
+    assert warning not in same.stderr
+    other = autoseg("generate", "--input", path, "--pretrain.method", "contrastive")
+    assert other.returncode == 0, other.stderr
+    assert warning in other.stderr
+    lists = json.loads((copied / "datalist.json").read_text())
+    (copied / "datalist.json").write_text(json.dumps({**lists, "unlabeled": lists["unlabeled"][:-1]}))
+    assert autoseg("analyze", "--input", path, "--pretrain.method", "mae").returncode == 0
+    fewer = autoseg("generate", "--input", path, "--pretrain.method", "mae")
+    assert fewer.returncode == 0, fewer.stderr
+    assert warning in fewer.stderr
+
+
 def test_a_second_run_does_nothing(copied: Path) -> None:
     again = autoseg("run", "--input", copied / "input.yaml")
     assert again.returncode == 0, again.stderr

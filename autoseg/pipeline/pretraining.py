@@ -9,16 +9,16 @@ from pathlib import Path
 
 from autoseg.config.networks import LOCATOR, AlgoName
 from autoseg.config.settings import Settings
-from autoseg.errors import WorkspaceError
+from autoseg.errors import WorkspaceError, some_of
 from autoseg.launch import Task, launch, stop_with_launcher
 from autoseg.pipeline.budget import work_began
 from autoseg.pipeline.context import RunContext
-from autoseg.pipeline.pretraining_plans import Name, PretrainingPlans
+from autoseg.pipeline.pretraining_plans import Name, PretrainingPlans, left_out
 from autoseg.pipeline.training_jobs import Attempts, all_done, in_this_process, job_resources, task_device
 from autoseg.pipeline.worker import planned_settings
 from autoseg.workspace.claims import read_claim
 from autoseg.workspace.layout import check_writable
-from autoseg.workspace.pretraining import pretraining_place
+from autoseg.workspace.pretraining import lessons, pretraining_place
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,22 @@ def pretrain_run(run: RunContext) -> bool:
             return pretrain_jobs(workspace, settings, names)
         finally:
             budget.save()
+
+
+def warn_of_other_lessons(run: RunContext) -> None:
+    """Say where jobs are to start from a pretraining that is not what the settings and the datalist ask for now.
+
+    Raises:
+        ConfigError: As `pretrain_run`.
+    """
+    if left_out(run.job_settings) or not lessons(run.workspace):
+        return
+    if names := PretrainingPlans.of(run.workspace, run.job_settings, run.origins).made_otherwise():
+        log.warning(
+            "pretrain: %s learned by another method, or from other images, than the settings ask for now. It counts as "
+            "it is; run `autoseg pretrain`, or `autoseg run`, to make it anew.",
+            some_of(names),
+        )
 
 
 def pretrain_jobs(workspace: Workspace, settings: Settings, names: Sequence[Name]) -> bool:

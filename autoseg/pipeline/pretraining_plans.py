@@ -123,7 +123,6 @@ class PretrainingPlans:
         folds = select_folds(settings, datalist, None, None)
         wanted = settings.pretrain.all_images
         sets = image_sets(datalist, folds, all_images=wanted, has_rounds=workspace.num_rounds > 1)
-        _say(sets)
         return cls(
             workspace=workspace,
             settings=settings,
@@ -153,6 +152,7 @@ class PretrainingPlans:
         Raises:
             ConfigError: One is not done, and would leave no time to training.
         """
+        _say(self.sets)
         place, names = pretraining_place(self.workspace), []
         for images, algo in product(self.sets, self.algos):
             names.append((algo, images.fold or 0))
@@ -162,13 +162,26 @@ class PretrainingPlans:
                 place.job_dir(*name).lesson.unlink(missing_ok=True)
         return names
 
-    def _write(self, place: Workspace, algo: AlgoName, images: ImageSet) -> None:
+    def made_otherwise(self) -> list[str]:
+        """Jobs of pretraining that are there, by another method or from other images than `write` would plan now."""
+        wanted = {(algo, images.fold or 0): self._lesson(images) for images, algo in product(self.sets, self.algos)}
+        there = lessons(self.workspace).items()
+        return [
+            f"{algo}_{fold}"
+            for (algo, fold), lesson in there
+            if algo in self.algos and wanted.get((algo, fold)) != lesson
+        ]
+
+    def _lesson(self, images: ImageSet) -> Lesson:
         from autoseg.pretraining.images import lesson_of
 
+        return lesson_of(images, self.datalist, self.settings.pretrain, self.settings.seed)
+
+    def _write(self, place: Workspace, algo: AlgoName, images: ImageSet) -> None:
         fold = images.fold or 0
         paths, stage = place.job_dir(algo, fold), f"pretrain/{algo}_{fold}"
         inputs = self._inputs(algo, fold)
-        lesson = lesson_of(images, self.datalist, self.settings.pretrain, self.settings.seed)
+        lesson = self._lesson(images)
         sources = self._sources(inputs, lesson)
         if paths.plan.exists() and paths.lesson.exists():
             if not place.stale(stage, sources):

@@ -107,6 +107,9 @@ def pretrain_is_shown(place: Workspace) -> bool:
 
 def generate(run: RunContext, place: Workspace) -> Outcome:
     """Write the plans that are missing or were made from other inputs; see job_plans.py."""
+    from autoseg.pipeline.pretraining import warn_of_other_lessons
+
+    warn_of_other_lessons(run)
     run.jobs_in(place).generate()
     return Outcome()
 
@@ -277,7 +280,7 @@ STAGES: tuple[Stage[RunContext], ...] = (
             "does that\none planned pretraining, on any machine that sees the folder."
         ),
         example="autoseg pretrain --pretrain.method contrastive --algos unetr",
-        reads="all images that no model is scored on",
+        reads="images of cases that the models it is for are not scored on",
         writes="`pretraining/<algo>_<fold>/`: the encoder's weights, `lesson.json`, `metrics.jsonl`",
         where="run",
         needs=("analyze",),
