@@ -22,8 +22,9 @@ test-extras: $(VENV)/.extras
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -m "gpu"
 
-test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m "slow"
+# Some need extras, too, or build the wheel.
+test-slow: $(VENV)/.extras $(VENV)/.release
+	AUTOSEG_TEST_EXTRAS=1 $(BIN)/python -m pytest -q -m "slow"
 
 # The oldest packages that pyproject.toml allows, in an environment of their own. The tools that test may be new ones. Old packages
 # warn of what new Pythons deprecate, which is no fault of ours: warnings are not errors here.
@@ -52,9 +53,10 @@ package: $(VENV)/.release
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
-# What a user's environment holds, as CycloneDX: the wheel with the tested versions, and nothing that tests. The tool takes
-# autoseg's own version from pyproject.toml alone, which has none: a copy has it.
-sbom: package
+# What a user's environment holds, as CycloneDX: the wheel in dist/ with the tested versions, and nothing that tests; made where
+# there is none. The tool takes autoseg's own version from pyproject.toml alone, which has none: a copy has it.
+sbom: $(VENV)/.release
+	ls dist/*.whl || $(MAKE) package
 	$(PYTHON) -m venv --clear $(VENV)-sbom
 	$(VENV)-sbom/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt dist/*.whl
 	sed "s/^dynamic = .*/version = \"$$($(BIN)/python -c 'import autoseg; print(autoseg.__version__)')\"/" pyproject.toml \

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from _pytest.mark.expression import Expression
 
 from autoseg.data.formats.table import read_grid
 from autoseg.export.pack import pack
@@ -78,6 +79,31 @@ def test_what_the_workflows_run_exists() -> None:
             assert (ROOT / name).exists(), name
 
 
+def test_every_test_runs_somewhere_with_all_that_it_needs() -> None:
+    """Those that are slow and need an extra, too, which a target without the extras would skip in silence."""
+    makefile = (ROOT / "Makefile").read_text()
+    whole = []
+    for target, needs, recipe in re.findall(r"^(test[\w-]*): (.*)\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE):
+        chosen = re.search(r'-m "([^"]+)"', recipe)
+        assert chosen, target
+        if "AUTOSEG_TEST_EXTRAS=1" in recipe:
+            assert "$(VENV)/.extras" in needs, target
+            whole.append((Expression.compile(chosen[1]), needs))
+    for marks in ({"extra"}, {"extra", "slow"}):
+        fitting = [needs for expression, needs in whole if expression.evaluate(lambda name: name in marks)]  # noqa: B023
+        assert len(fitting) == 1, marks
+    assert "$(VENV)/.release" in fitting[0], "slow ones build the wheel"
+
+
+def test_what_is_published_is_what_was_tested() -> None:
+    """Tests of the wheel come first; nothing after them may build another one."""
+    runs = [step["run"] for step in steps_of(ROOT / ".github" / "workflows" / "release.yml") if "run" in step]
+    after = runs[runs.index("make release-check PYTHON=python") + 1 :]
+    rules = dict(re.findall(r"^([\w-]+): (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for target in re.findall(r"\bmake ([a-z-]+)", " ".join(after)):
+        assert "package" not in rules[target].split(), target
+
+
 def test_public_ci_tests_what_the_metadata_promise() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
@@ -92,7 +118,8 @@ def test_templates_ask_for_the_report() -> None:
     folder = ROOT / ".github"
     for path in folder.rglob("*.yml"):
         assert yaml.safe_load(path.read_text()), path.name
-    assert "autoseg doctor --report" in (folder / "ISSUE_TEMPLATE" / "bug.yml").read_text()
+    for form in ("bug.yml", "wish.yml"):
+        assert "autoseg doctor --report" in (folder / "ISSUE_TEMPLATE" / form).read_text()
     assert "autoseg doctor --report" in (folder / "PULL_REQUEST_TEMPLATE.md").read_text()
 
 
