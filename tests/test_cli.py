@@ -189,7 +189,10 @@ def test_version(tmp_path: Path) -> None:
 
 
 def test_help_is_quick_and_without_torch(tmp_path: Path) -> None:
-    assert min(cpu_s("-m", "autoseg", "--help", cwd=tmp_path) for _ in range(3)) < 0.5
+    bare = min(cpu_s("-c", "pass", cwd=tmp_path) for _ in range(5))
+    # Seconds of the processor, the best of some, so that other work does not count: 0.012 and 0.050 here.
+    assert min(cpu_s("-c", "import autoseg", cwd=tmp_path) for _ in range(5)) - bare < 0.1
+    assert min(cpu_s("-m", "autoseg", "--help", cwd=tmp_path) for _ in range(5)) - bare < 0.2
     words = [sys.executable, "-X", "importtime", "-m", "autoseg", "run", "--help"]
     log = subprocess.run(words, capture_output=True, text=True, check=True).stderr
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in log.splitlines()}

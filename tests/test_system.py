@@ -128,10 +128,18 @@ def test_an_analysis_by_spawned_processes_is_the_same(
     assert kinds[-1] == "spawn"
 
 
-def test_only_linux_forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert system.can_fork() == (sys.platform.startswith("linux") and hasattr(os, "fork"))
-    monkeypatch.delattr(os, "fork", raising=False)
-    assert not system.can_fork()
+@pytest.mark.parametrize(
+    ("platform", "has_fork", "forks"),
+    [("linux", True, True), ("linux", False, False), ("darwin", True, False), ("win32", False, False)],
+)
+def test_only_linux_forks(monkeypatch: pytest.MonkeyPatch, platform: str, has_fork: bool, forks: bool) -> None:
+    """macOS has fork, and its libraries do not survive it."""
+    monkeypatch.setattr(system, "sys", SimpleNamespace(platform=platform))
+    if has_fork:
+        monkeypatch.setattr(os, "fork", lambda: pytest.fail("it is only asked"), raising=False)
+    else:
+        monkeypatch.delattr(os, "fork", raising=False)
+    assert system.can_fork() == forks
 
 
 # -- Python that has nothing of it, in processes of its own
