@@ -107,6 +107,21 @@ def test_the_site_builds(tmp_path: Path) -> None:
             page.name
         )
     assert (tmp_path / "site" / "quickstart.html").exists()
+    check_search(tmp_path / "site")
+
+
+def check_search(site: Path) -> None:
+    """The words of all pages, and what looks them up, lie in the site; it asks no other machine."""
+    index = json.loads((site / "search.json").read_text())
+    indexed = {item["location"].partition("#")[0] or "index.html" for item in index["items"]}
+    assert indexed == {p.relative_to(site).as_posix() for p in site.rglob("*.html")} - {"404.html"}
+    assert any("self-supervised" in item["text"] or "Pretraining" in item["title"] for item in index["items"])
+    for page in {*site.rglob("*.html")} - {site / "404.html"}:  # which a server alone shows, at any address
+        config = re.search(r'<script id="__config" type="application/json">(.*?)</script>', page.read_text())
+        assert config, page.name
+        worker = page.parent / json.loads(config[1])["search"]
+        assert worker.resolve().is_relative_to(site.resolve()), page.name
+        assert not re.search(r"https?://\w", worker.read_text()), page.name
 
 
 # -- commands
