@@ -102,17 +102,17 @@ def test_an_inner_cutout_fills_holes_and_an_outer_one_leaves_windows() -> None:
 
 def test_shuffled_voxels_stay_near_their_place_and_channels_together() -> None:
     original = patch(shape=(96, 96, 96))
-    view = shuffle_blocks(np.random.default_rng(2), original)
+    view = shuffle_blocks(np.random.default_rng(1), original)
     assert np.array_equal(np.sort(view.ravel()), np.sort(original.ravel())), "none is lost and none is made"
     moved = (view != original).any(0)
-    assert 8**3 - 10 <= moved.sum() <= 10 * 8**3, "ten blocks of 8^3 at most"
+    # Of a block of 512 voxels one stays in its place on average; these ten blocks do not overlap.
+    assert 10 * 8**3 - 20 <= moved.sum() <= 10 * 8**3
     pairs = dict(zip(original[0].ravel().tolist(), original[1].ravel().tolist(), strict=True))
     assert all(pairs[a] == b for a, b in zip(view[0].ravel().tolist(), view[1].ravel().tolist(), strict=True))
     place_of = {value: place for place, value in np.ndenumerate(original[0])}
     for place in np.argwhere(moved):
         came = place_of[float(view[0][tuple(place)])]
-        # Two blocks may overlap, through which a voxel gets twice as far.
-        assert max(abs(a - b) for a, b in zip(came, place.tolist(), strict=True)) < 10 * 8
+        assert max(abs(a - b) for a, b in zip(came, place.tolist(), strict=True)) < 8
 
 
 def test_a_view_is_a_function_of_its_random_state() -> None:
