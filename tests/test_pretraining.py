@@ -293,6 +293,43 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.parametrize(
+    ("method", "batch", "micro_batch"),
+    [("mae", 2, 1), ("contrastive", 2, 2), ("contrastive", 3, 3), ("contrastive", 5, 3)],
+)
+def test_for_want_of_memory_views_of_two_patches_stay_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, batch: int, micro_batch: int
+) -> None:
+    """Of one pair there is nothing to be unlike, and the contrastive loss is 0: the patch is made smaller instead."""
+    trainer = make_trainer(tmp_path, method, batch_size=batch)
+    forward, seen = trainer.step.network.forward, []
+
+    def limited(image: torch.Tensor) -> Any:
+        seen.append(image.shape)
+        if len(seen) == 1 or (micro_batch == batch and len(seen) == 2):
+            raise MemoryError
+        return forward(image)
+
+    trainer.step.network.forward = limited  # type: ignore[method-assign]
+    trainer.train_step()
+    assert trainer.micro_batch == micro_batch
+    assert ("going on with patches of" in caplog.text) == (micro_batch == batch)
+    if method == "contrastive":
+        assert min(shape[0] for shape in seen) >= 4, "two views of two patches"
+
+
+def test_the_best_weights_are_those_of_the_least_error_whatever_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a validation looks at a part of the images: L1 tells far less than 0.01 apart."""
+    trainer = make_trainer(tmp_path, num_epochs=3, num_epochs_per_validation=1)
+    scores = iter([-0.105, -0.100, -0.104])
+    monkeypatch.setattr(trainer.validator, "validate", lambda before_case: next(scores))
+    monkeypatch.setattr(trainer.validator, "looks_at_part", lambda: True)
+    result = trainer.run()
+    assert (result.best_epoch, result.best_score) == (2, -0.100)
+
+
 @pytest.mark.parametrize("method", ["mae", "contrastive"])
 def test_stopped_at_every_step_it_ends_with_the_same_weights(tmp_path: Path, method: str) -> None:
     result = make_trainer(tmp_path / "whole", method).run()

@@ -310,6 +310,18 @@ def test_under_a_budget_a_part_of_many_cases_is_validated(tmp_path: Path, monkey
     assert trainer.progress.best_epoch > 0
 
 
+def test_a_part_of_the_cases_does_not_tell_the_last_weights_from_ones_a_little_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for last, best_epoch in ((0.495, 3), (0.48, 2)):
+        trainer = make_trainer(tmp_path / str(last), num_epochs=3, num_epochs_per_validation=1)
+        scores = iter([0.4, 0.5, last])
+        monkeypatch.setattr(trainer.validator, "validate", lambda before_case, scores=scores: next(scores))
+        monkeypatch.setattr(trainer.validator, "looks_at_part", lambda: True)
+        trainer.validator.parts = [0.5, 0.5]
+        assert trainer.run().best_epoch == best_epoch
+
+
 def test_nothing_learned_after_a_quarter_is_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoseg.training.trainer.DIVERGED_STEPS", 2)
     trainer = make_trainer(tmp_path, num_epochs=4, learning_rate=1e-9)

@@ -28,6 +28,7 @@ from torch import nn
 from autoseg.hardware.device import autocast, layout_of
 from autoseg.plan import Plan
 from autoseg.pretraining.network import Reconstructor, encoder_weights
+from autoseg.pretraining.plan import LEAST_PAIRS
 from autoseg.pretraining.views import block_mask, make_view
 from autoseg.training.augment import Draw, augment_batch, draw
 from autoseg.training.batches import Batches, Samples
@@ -212,6 +213,11 @@ class ImageTask:
 
     lesson: Lesson
     epoch_line: type[Stored] = LessonLine
+
+    @property
+    def least_patches(self) -> int:
+        """As many as are compared: of one alone there is nothing to be unlike."""
+        return LEAST_PAIRS if self.lesson.method == "contrastive" else 1
 
     def network(self, plan: Plan) -> Reconstructor:
         """The plan's, with an output for each channel of the image."""

@@ -32,6 +32,10 @@ class Task(Protocol):
     def epoch_line(self) -> type[Stored]:
         """What the lines of its metrics.jsonl are."""
 
+    @property
+    def least_patches(self) -> int:
+        """Patches that must be passed through the network at once, for want of memory, too: fewer teach it less."""
+
     def network(self, plan: Plan) -> nn.Module:
         """What is trained, with random weights."""
 
@@ -65,6 +69,7 @@ class Segmentation:
     """To segment, by labels."""
 
     epoch_line: type[Stored] = EpochLine
+    least_patches = 1
 
     def network(self, plan: Plan) -> nn.Module:
         """The plan's."""

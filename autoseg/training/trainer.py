@@ -49,9 +49,6 @@ LOSS_CHECK_STEPS = 20
 DIVERGED_SHARE, DIVERGED_STEPS = 0.25, 100
 """A score that shows nothing after this share of the schedule is divergence. Source: Auto3DSeg's rule, which ends the
 whole run; schedules of fewer steps are too short to tell."""
-TELLS_APART = 0.01
-"""Difference in score on a part of the cases below which the end of the schedule is trusted over an earlier epoch. A
-choice."""
 
 
 class Trainer:
@@ -254,14 +251,16 @@ class Trainer:
         Raises:
             ResourceError: Nothing is left to make smaller.
         """
-        roi = shorter_roi(self.roi, divisor(self.plan))
-        if self.micro_batch == 1 and roi is None:
+        roi, least, num = shorter_roi(self.roi, divisor(self.plan)), self.task.least_patches, self._samples_a_process()
+        fewer = range(min(math.ceil(self.micro_batch / 2), self.micro_batch - 1), least - 1, -1)
+        smaller = next((n for n in fewer if num % n == 0 or num % n >= least), None)  # nor too few in the last part
+        if smaller is None and roi is None:
             raise ResourceError(
                 f"{self.name}: out of memory with {self.micro_batch} patches of "
                 f"{'x'.join(map(str, self.roi))} a process. Set a smaller batch_size or roi_size."
             )
-        if self.micro_batch > 1:
-            self.micro_batch = math.ceil(self.micro_batch / 2)
+        if smaller is not None:
+            self.micro_batch = smaller
             log.warning("%s: out of memory: going on with %d patches at a time", self.name, self.micro_batch)
         elif roi is not None:
             self.roi = roi
@@ -352,7 +351,7 @@ class Trainer:
                 f"{self.name}: {words} after {share:.0%} of the schedule: nothing was learned. {self._lower_rate()}"
             )
         p.last_score, p.validated_step = score, p.step
-        near_best = p.ended and self.validator.looks_at_part() and score > p.best_score - TELLS_APART
+        near_best = p.ended and self.validator.looks_at_part() and score > p.best_score - self.validator.tells_apart
         if score > p.best_score or near_best:
             p.best_score = score
             self._keep_weights()

@@ -48,6 +48,9 @@ class Validator(ABC):
     What a score is says the class that derives from it: the higher the better.
     """
 
+    tells_apart = 0.0
+    """Difference in score on a part of the cases below which the end of the schedule is trusted over an earlier one."""
+
     def __init__(
         self,
         plan: Plan,
@@ -213,6 +216,8 @@ class Validator(ABC):
 
 class DiceValidator(Validator):
     """Scores by the Dice of each class at the network's spacing."""
+
+    tells_apart = 0.01  # a choice
 
     def covers_classes(self) -> bool:
         """Whether a validation looks at all classes that the fold is annotated for: one hard class tells little."""
