@@ -17,16 +17,19 @@ from processes import autoseg
 from test_pipeline import SMALL
 
 from autoseg.config.load import load_settings
+from autoseg.config.settings import TrackSettings
 from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.phantoms import make_phantoms
 from autoseg.errors import ConfigError, WorkspaceError
 from autoseg.pipeline.budget import RunBudget, pretraining_s
+from autoseg.pipeline.pretraining import pretrain_jobs
 from autoseg.pipeline.pretraining_plans import PretrainingPlans, likely_job_s
 from autoseg.pipeline.rounds import warn_of_unused
 from autoseg.pipeline.stages import STAGES
 from autoseg.plan import read_plan
 from autoseg.pretraining.job import is_done
 from autoseg.report.page import make_report
+from autoseg.tracking.tracker import metrics_of
 from autoseg.weights.pretrained import keep_pretrained
 from autoseg.weights.start import keep_start, read_start
 from autoseg.weights.tables import read_table
@@ -283,6 +286,39 @@ def test_a_budget_ends_pretraining_and_is_kept_by_the_plan(tmp_path: Path) -> No
     both = autoseg("pretrain", "--input", path, "--budget", "3s", "--pretrain.budget", "4s")
     assert both.returncode == 2
     assert "error: --budget and --pretrain.budget: both say how long `autoseg pretrain` may take." in both.stderr
+
+
+def test_a_tracker_is_told_of_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    class Noted:
+        def __init__(self, settings: TrackSettings, workspace: Workspace, name: str, kept: Path, params: Any) -> None:
+            told.append((settings.tool, name, kept.relative_to(copied).as_posix(), params["cases"]))
+
+        def begin(self, lines: Any, *, anew: bool) -> None:
+            told.append(("begin", anew))
+
+        def add(self, line: Any) -> None:
+            told.append((line["epoch"], metrics_of(line).keys()))
+
+        def attach(self, files: Any) -> None:
+            told.append(tuple(file.name for file in files))
+
+        def end(self, ending: str) -> None:
+            told.append((ending,))
+
+    monkeypatch.setattr("autoseg.training.job_run.Follower", Noted)
+    monkeypatch.setattr("autoseg.training.job_run.check_tracker", lambda settings: None)
+    work = Workspace(copied / "work_dir")
+    pretraining_place(work).job_dir("segresnet", 0).model.unlink()
+    settings, _ = load_settings(copied / "input.yaml", {"track": "tensorboard"})
+    assert pretrain_jobs(work, settings, [("segresnet", 0)])
+    kept = "work_dir/pretraining/segresnet_0/tracking.json"
+    every = {"train/loss", "train/learning_rate"}
+    assert told == [
+        ("tensorboard", "pretraining/segresnet_0", kept, {"training": 5, "validation": 1}), ("begin", True),
+        (1, every), (2, {*every, "val/l1"}), ("hyper_parameters.yaml", "metrics.jsonl"), ("finished",),
+    ]  # fmt: skip
 
 
 def test_a_job_says_why_its_pretraining_failed(copied: Path) -> None:

@@ -359,6 +359,7 @@ def test_names_of_metrics_and_params() -> None:
     assert metrics_of(line(2, dice=0.5)) == {
         "train/loss": 0.5, "train/learning_rate": 0.001, "val/acc": 0.5, TAGS[0]: 0.5, TAGS[1]: 0.375,
     }  # fmt: skip
+    assert metrics_of({"epoch": 1, "train_loss": 0.5, "val_l1": 0.25}) == {"train/loss": 0.5, "val/l1": 0.25}
     assert by_class("c", {"a/b": 1.0, "a.b": 2.0, "a_b": None, "..": 3.0, "": 4.0}) == {
         "c/a_b": 1.0, "c/a_b_2": 2.0, "c/__": 3.0, "c/_": 4.0
     }  # fmt: skip
@@ -412,9 +413,11 @@ def test_auto3dsegs_keys_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert caplog.messages == []
     assert load(tmp_path, f"{address}\n{name}\ntrack: wandb").tracking.tool == "wandb"
     assert caplog.messages == [
-        f"{tmp_path}/input.yaml:4: mlflow_tracking_uri: has no effect: track is set, which track.uri belongs to.",
-        f"{tmp_path}/input.yaml:5: mlflow_experiment_name: has no effect: track is set, which track.experiment belongs to.",
-    ]
+        f"{tmp_path}/input.yaml:{number}: {key}: has no effect: track is set, which {setting} belongs to."
+        for number, key, setting in [
+            (4, "mlflow_tracking_uri", "track.uri"), (5, "mlflow_experiment_name", "track.experiment"),
+        ]
+    ]  # fmt: skip
 
 
 def test_two_passwords_of_a_run_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def pretrain_jobs(workspace: Workspace, settings: Settings, names: Sequence[Name
             while True:
                 job = run_pretraining(
                     workspace, settings.dataroot, algo, fold,
-                    device=settings.device, num_workers=settings.num_workers, wait=True,
+                    device=settings.device, num_workers=settings.num_workers, wait=True, track=settings.tracking,
                 )  # fmt: skip
                 if not attempts.ended(task, 0 if job.state == "done" else 1):
                     break
@@ -149,7 +149,7 @@ def work_on_pretraining(
     try:
         job = run_pretraining(
             workspace, settings.dataroot, algo, fold,
-            device=device, num_workers=num_workers, wait=wait, started=work_began(),
+            device=device, num_workers=num_workers, wait=wait, started=work_began(), track=settings.tracking,
         )  # fmt: skip
     finally:
         if dist.is_initialized():

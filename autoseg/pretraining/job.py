@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoseg.config.settings import TrackSettings
 from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case, case_digest
 from autoseg.data.datalists.datalist import read_datalist
@@ -89,6 +90,7 @@ def run_pretraining(
     num_workers: int | None,
     wait: bool = False,
     started: float | None = None,
+    track: TrackSettings | None = None,
 ) -> Job:
     """Pretrain one network, or go on with it; what is done is left as it is.
 
@@ -97,13 +99,14 @@ def run_pretraining(
         fold: of the job's name.
         num_workers: threads for preprocessing; None: the job's share of the cores.
         device, wait, started: as `run_claimed` takes them.
+        track: where its numbers go besides its folder, if anywhere.
 
     Raises:
         Busy, Interrupted: as `run_claimed`.
     """
 
     def make(job: Job, **common: Any) -> PretrainingRun:
-        return PretrainingRun(job, run=run, dataroot=dataroot, num_workers=num_workers, **common)
+        return PretrainingRun(job, run=run, dataroot=dataroot, num_workers=num_workers, track=track, **common)
 
     return run_claimed(pretraining_place(run), algo, fold, make, device=device, wait=wait, started=started)
 
@@ -129,8 +132,11 @@ class PretrainingRun(JobRun):
         self.begin(planned.inputs)
         because = f", because {', '.join(reasons)}" if reasons else ""
         log.info("%s: %s, %s%s", job.name, planned.lesson.words, self.processes.device, because)
+        self.follow(planned.plan, len(planned.train_cases), len(planned.val_cases))
         with self.memory:
             self._train(planned)
+        if self.follower is not None:
+            self.follower.attach([paths.plan, paths.metrics])
         self.note("done")
         self.remove(paths.checkpoint)
 
@@ -152,6 +158,7 @@ class PretrainingRun(JobRun):
                 inputs=digest(self.job.inputs),
                 before_write=self.claim.check if self.claim is not None else lambda: None,
                 after_epoch=self.epoch_ended,
+                follower=self.follower,
             )
 
         result = self.train_or_restart(plan, make)

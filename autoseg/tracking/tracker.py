@@ -83,7 +83,7 @@ def faults_of(*kinds: type[Exception]) -> Iterator[None]:
 
 # -- what is told
 def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a line of metrics.jsonl.
+    """The metrics of a line of metrics.jsonl, of training or of pretraining.
 
     Source: Auto3DSeg's names in TensorBoard: train/loss, val/acc (mean Dice), val_class/<name>.
     """
@@ -91,6 +91,7 @@ def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:
         "train/loss": line.get("train_loss"),
         "train/learning_rate": line.get("lr"),
         "val/acc": line.get("val_dice"),
+        "val/l1": line.get("val_l1"),
     }
     values |= by_class("val_class", line.get("val_class") or {})
     return {name: float(value) for name, value in values.items() if value is not None}

@@ -26,9 +26,6 @@ from autoseg.errors import AutosegError, counted
 from autoseg.inference.seals import check_jobs, seal_job
 from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
-from autoseg.tracking.follow import Follower
-from autoseg.tracking.table import check_tracker
-from autoseg.tracking.tracker import Ending
 from autoseg.training.cache import load_cases, remove_unused, resampling_warnings
 from autoseg.training.errors import Diverged
 from autoseg.training.inputs import (
@@ -49,20 +46,10 @@ from autoseg.training.validation import DIVERGED_DICE
 from autoseg.weights.start import log_table, read_start
 from autoseg.weights.tables import keep_table
 from autoseg.workspace.files import digest
-from autoseg.workspace.jobs import Job, JobState
+from autoseg.workspace.jobs import Job
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-
-ENDINGS: dict[JobState, Ending] = {
-    "pending": "stopped",
-    "done": "finished",
-    "failed": "failed",
-    "diverged": "failed",
-    "pruned": "finished",
-}
-"""What a tracker is told of a job's end; a trial that is stopped early has come to its end, too."""
 
 
 def run_job(
@@ -115,22 +102,13 @@ class TrainingRun(JobRun):
         num_workers: int | None,
         started: float,
         after_epoch: Callable[[Progress, float], None] | None,
-        track: TrackSettings | None,
         **common: Any,
     ) -> None:
         """Set up; arguments as `run_job` takes them, the others as `JobRun`."""
         super().__init__(job, started=started, **common)
         self.dataroot, self.num_workers, self.after_epoch = dataroot, num_workers, after_epoch
-        self.track = track
-        self.follower: Follower | None = None
         self.first_weights = self.workspace.first_weights(job.algo, job.fold)
         self.weights = weights_inputs(self.workspace, job.algo, job.fold)
-
-    def note(self, state: JobState, error: str = "", *, can_retry: bool = True) -> None:
-        """As `JobRun.note`; a tracker is told how it ended."""
-        if self.follower is not None and state != "running":
-            self.follower.end(ENDINGS[state])
-        super().note(state, error, can_retry=can_retry)
 
     # -- what is to be done
     def work(self) -> None:
@@ -161,7 +139,7 @@ class TrainingRun(JobRun):
             "%s: training on %s, validating on %d, %s",
             job.name, counted(len(train_cases), "case"), len(val_cases), self.processes.device,
         )  # fmt: skip
-        self._follow(plan, len(train_cases), len(val_cases))
+        self.follow(plan, len(train_cases), len(val_cases))
         result = self._train(plan, train_cases, val_cases)
         self._finish(plan, val_cases, result)
 
@@ -184,19 +162,6 @@ class TrainingRun(JobRun):
             self.started = min(self.started, time.monotonic() - took_s)
         of_first(None)  # the others wait for the topology
         return read_plan(self.paths)
-
-    def _follow(self, plan: Plan, num_train: int, num_val: int) -> None:
-        """Have a tracker told of the training, where the run has one, by the first process.
-
-        Raises:
-            ConfigError: What it needs is not installed here.
-        """
-        if self.track is None or not self.processes.is_first:
-            return
-        check_tracker(self.track)
-        params = {**plan.model_dump(mode="json"), "cases": {"training": num_train, "validation": num_val}}
-        name = self.paths.root.relative_to(self.workspace.tracking.parent).as_posix()
-        self.follower = Follower(self.track, self.workspace, name, self.paths.tracking, params)
 
     def _train(self, plan: Plan, train_cases: tuple[Case, ...], val_cases: tuple[Case, ...]) -> TrainResult:
         """Train; after a divergence once more, with a lower learning rate."""

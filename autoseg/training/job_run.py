@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from autoseg.config.settings import TrackSettings
 from autoseg.config.units import format_duration
 from autoseg.errors import MACHINES_FAULTS, AutosegError, ConfigError, ResourceError
 from autoseg.hardware.device import pick_device, resolve_precision
@@ -25,6 +26,9 @@ from autoseg.hardware.limits import DEVICE_NAME
 from autoseg.hardware.memory import MemoryWatch
 from autoseg.inference.seals import ChangedJobsError
 from autoseg.plan import Plan
+from autoseg.tracking.follow import Follower
+from autoseg.tracking.table import check_tracker
+from autoseg.tracking.tracker import Ending
 from autoseg.training.errors import Diverged, Interrupted, Pruned
 from autoseg.training.processes import Processes, of_first
 from autoseg.training.progress import Progress, TrainResult
@@ -46,6 +50,16 @@ both fine or both not, as the table of rates in docs/results.md has it."""
 FEWEST_STEPS = 10
 """Of a job with a budget: what was trained for less has learned nothing and is no model. A choice; the shortest
 schedule that gave a usable model of phantoms had 60 steps."""
+
+
+ENDINGS: dict[JobState, Ending] = {
+    "pending": "stopped",
+    "done": "finished",
+    "failed": "failed",
+    "diverged": "failed",
+    "pruned": "finished",
+}
+"""What a tracker is told of a job's end; a trial that is stopped early has come to its end, too."""
 
 
 class MakeRun(Protocol):
@@ -103,7 +117,14 @@ class JobRun(ABC):
     """One start of a job, by one of its processes: what is to be done, and what became of it."""
 
     def __init__(
-        self, job: Job, *, workspace: Workspace, processes: Processes, claim: Claim | None, started: float
+        self,
+        job: Job,
+        *,
+        workspace: Workspace,
+        processes: Processes,
+        claim: Claim | None,
+        started: float,
+        track: TrackSettings | None,
     ) -> None:
         """Set up.
 
@@ -111,6 +132,7 @@ class JobRun(ABC):
             job: its state as it was stored.
             claim: on the job; None in processes but the first, which write nothing.
             started: monotonic time from which its budget counts.
+            track: where its numbers go besides its folder, if anywhere.
         """
         self.workspace, self.job = workspace, job
         self.paths = workspace.job_dir(job.algo, job.fold)
@@ -120,6 +142,8 @@ class JobRun(ABC):
         self.trainer: Trainer | None = None
         self._warm_at: int | None = None
         """Step from which on the peak of memory counts; None: not yet."""
+        self.track = track
+        self.follower: Follower | None = None
 
     @abstractmethod
     def work(self) -> None:
@@ -166,7 +190,9 @@ class JobRun(ABC):
         return job
 
     def note(self, state: JobState, error: str = "", *, can_retry: bool = True) -> None:
-        """Store the job's state."""
+        """Store the job's state; a tracker is told how it ended."""
+        if self.follower is not None and state != "running":
+            self.follower.end(ENDINGS[state])
         self.job.state, self.job.error, self.job.can_retry = state, error, can_retry
         if self.claim is not None:
             self.claim.check()
@@ -179,6 +205,19 @@ class JobRun(ABC):
                 path.unlink(missing_ok=True)
 
     # -- parts of the work
+    def follow(self, plan: Plan, num_train: int, num_val: int) -> None:
+        """Have a tracker told of the training, where the run has one, by the first process.
+
+        Raises:
+            ConfigError: What it needs is not installed here.
+        """
+        if self.track is None or not self.processes.is_first:
+            return
+        check_tracker(self.track)
+        params = {**plan.model_dump(mode="json"), "cases": {"training": num_train, "validation": num_val}}
+        name = self.paths.root.relative_to(self.workspace.tracking.parent).as_posix()
+        self.follower = Follower(self.track, self.workspace, name, self.paths.tracking, params)
+
     def begin(self, inputs: dict[str, str]) -> None:
         """Note that the job is trained from now on."""
         job, claim = self.job, self.claim
