@@ -19,7 +19,7 @@ from autoseg.workspace.workspace import Workspace
 SETTINGS = """\
 algos: [segresnet, swinunetr, dints]   # auto would take one for so short a run; these show an ensemble
 # Small networks and few steps, so that it takes minutes; planned where they are not given. Steps instead of a budget:
-# the same models come out on a busy machine, only later.
+# models as good come out on a busy machine, only later.
 roi_size: [32, 32, 32]
 batch_size: 2
 num_steps_per_epoch: 10
