@@ -70,7 +70,7 @@ class Blocks:
             rows: that it is of.
             place: in the plane.
             weight: (h, w) of its voxels in the plane, on the device.
-            deep: (R,) weight of its rows, on the CPU.
+            deep: (R,) weight of its rows, on the device.
         """
         by_channel = part.stride(-1) == 1
         if by_channel and self._device.type == "cpu":
@@ -82,7 +82,7 @@ class Blocks:
                 for target, source, depth in zip(block[own], part[given], depths, strict=True):
                     target[place].addcmul_(source, weight, value=depth)
             return
-        factors = (weight * deep.to(weight.device, non_blocking=True)[:, None, None])[..., None]
+        factors = (weight * deep[:, None, None])[..., None]
         for number, own, given in _pieces(rows):
             self._block(number, part)[own, place[0], place[1]].addcmul_(part[given], factors[given])
 

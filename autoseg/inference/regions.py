@@ -42,9 +42,8 @@ class KeptRows:
             plane = [s for a, s in enumerate(rows.shape) if a != rows.axis]
             self._held = torch.empty((length, *plane, rows.num_outputs), dtype=torch.float16)
         foreground = []
-        at_once = 1 if rows.device.type == "cpu" else rows.window[rows.axis]
-        for start in range(0, length, at_once):
-            stop = min(start + at_once, length)
+        for start in range(0, length, rows.at_once):
+            stop = min(start + rows.at_once, length)
             probs = rows.rows(start, stop)
             foreground.append(((probs > 0.5).any(1) if rows.independent else most_probable(probs, 1) > 0).cpu())
             if self._held is not None:

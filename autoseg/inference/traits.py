@@ -100,10 +100,10 @@ class TraitsWatch:
             model: its number.
             logits: (B, K, X, Y, Z) of the sampled voxels, over all mirrorings.
             unmirrored: labels of the pass that is not mirrored, as `labels` has them; None: it is the only one.
-            weights: (B, X, Y, Z) of the windows' voxels, which sum to one over windows for each voxel of the image.
+            weights: (B, X, Y, Z) of these voxels, where they are; over windows they sum to one for each of the image.
         """
         where = logits.device  # what is counted stays there
-        flat = weights.reshape(-1).to(where)
+        flat = weights.reshape(-1)
         outputs = logits.movedim(1, 0).reshape(logits.shape[1], -1)
         probs = outputs.sigmoid() if self._independent else outputs.softmax(0)
         columns = torch.zeros((COLUMNS, len(self._counts[model])), dtype=torch.float64, device=where)
@@ -120,13 +120,15 @@ class TraitsWatch:
             exact = flat.double()
 
             def by_class(labels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-                return torch.bincount(labels, values, minlength=len(probs))[1:]
+                # Not bincount, for whose answer a GPU is waited for twice.
+                total = torch.zeros(len(probs), dtype=torch.float64, device=where)
+                return total.scatter_add_(0, labels, values)[1:]
 
             columns[0], columns[2] = by_class(label, exact), by_class(label, exact * top)
             if unmirrored is not None:
                 first = unmirrored.reshape(-1)
                 columns[3], columns[4] = by_class(label, exact * (first == label)), by_class(first, exact)
-        self._counts[model] = self._counts[model].to(where) + columns.T
+        self._counts[model] = self._counts[model].to(where, non_blocking=True) + columns.T
 
     def see(self, part: torch.Tensor, axis: int, shape: Sequence[int]) -> None:
         """Look at the next rows of the prepared image.

@@ -30,6 +30,7 @@ from autoseg.hardware.memory import free_bytes
 from autoseg.inference.blocks import Blocks
 from autoseg.inference.clock import Clock
 from autoseg.inference.probable import most_probable
+from autoseg.inference.restore import SLAB_VALUES
 from autoseg.inference.threads import Ahead, Pinned
 from autoseg.inference.traits import TraitsWatch, sampling_step
 
@@ -43,6 +44,9 @@ GPU_BATCH_VOXELS = 1 << 20
 at a time, and a window of 40^3 has a fifteenth of the work to fill the same card with."""
 DEVICE_SHARE = 0.5
 """Share of a GPU's free memory that rows may take; a pass through the networks needs the rest. A choice."""
+SLAB_COPIES = 4
+"""Times that a slab's values are there while they are made: averages side by side, logits, probabilities, the image's.
+"""
 
 
 class WindowModel:
@@ -111,7 +115,7 @@ class WindowModel:
         Args:
             batch: (B, C, X, Y, Z).
             watch: counts what each network says.
-            weights: for it: (B, X, Y, Z) of the windows' voxels.
+            weights: for it: (B, X, Y, Z) of the windows' voxels that are counted, on the device.
 
         Returns:
             (B, X, Y, Z, A) float32, on the device, not waited for.
@@ -127,7 +131,7 @@ class WindowModel:
                     logits = mirrored_mean(network, moved, self._mirror, self._pairs, look).float()
                 if watch is not None and weights is not None:
                     first = unmirrored[0] if unmirrored else None
-                    watch.count(i, self._sampled(i, logits), first, self._every(weights))
+                    watch.count(i, self._sampled(i, logits), first, weights)
                 if self._heads or not outputs:
                     outputs.append(logits)
                 else:
@@ -137,13 +141,10 @@ class WindowModel:
                 held.div_(len(self.networks))
             return self._turn.back(held).movedim(1, -1)
 
-    def _every(self, values: torch.Tensor) -> torch.Tensor:
-        step = sampling_step(self.num_outputs)
-        return values[..., ::step, ::step, ::step]
-
     def _sampled(self, index: int, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, K, X, Y, Z) of one network in the windows' axes, of the voxels that are counted."""
-        sampled = self._every(self._turn.back(logits)).float()
+        step = sampling_step(self.num_outputs)
+        sampled = self._turn.back(logits)[..., ::step, ::step, ::step].float()
         if self._last:
             layer = self._last[index]
             bias = None if layer.bias is None else layer.bias.float()
@@ -233,7 +234,8 @@ class ProbRows:
                 the networks once, and what these say of one goes for all.
             clock: counts the time in the networks.
             watch: counts what each network says, and looks at the image.
-            on_device: hold the rows where the networks are; None: where its memory suffices.
+            on_device: hold the rows where the networks are; None: where its memory suffices when they are first asked
+                for, so that each of several predictions of an image sees what those before it took.
 
         Source: nnU-Net pads symmetrically (`predict_from_raw_data.py`).
         """
@@ -252,13 +254,10 @@ class ProbRows:
         self._window_voxels = model.num_passes * math.prod(roi_size)
         self._clock.expect(self.num_windows * self._window_voxels)
         self._next = 0  # position along the axis of the windows to compute next
-        self.device = model.device if self._stays(on_device) else torch.device("cpu")
-        """Where the rows are."""
+        self._on_device = on_device
         self._image: torch.Tensor | None = None  # the rows under these windows, padded
         self._busy: torch.Tensor | None = None  # (rows, H, W) bool: which voxels of those read are not background
         self._new = Ahead(self._new_rows, len(self._starts[axis]), threaded=model.device.type != "cpu")
-        height, width = (shape[a] for a in self._plane)
-        self._blocks = Blocks(shape[axis], (height, width, model.num_held), self.device)
 
     def _lay_out(self, overlap: float) -> None:
         """Say how much is padded, where windows lie and what they weigh, along each axis."""
@@ -279,13 +278,51 @@ class ProbRows:
         """Windows over the whole volume; each is passed through every network."""
         return count_windows(self.shape, self._roi, self._overlap)
 
-    def _stays(self, on_device: bool | None) -> bool:
-        """Whether a GPU holds the rows: image, averages and probabilities; None: where it has memory beside a pass."""
-        if on_device is not None or self._model.device.type == "cpu":
-            return on_device is not False
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self._model.device if self._stays() else torch.device("cpu")
+
+    @property
+    def at_once(self) -> int:
+        """Rows by which a whole volume is best gone through: one on a CPU, for its cache, else a slab's."""
+        plane = math.prod(self.shape[a] for a in self._plane)
+        return 1 if self.device.type == "cpu" else max(1, SLAB_VALUES // (self.num_outputs * plane))
+
+    def _stays(self) -> bool:
+        """Whether a GPU holds the rows: averages and a slab's probabilities; where it has memory beside a pass."""
+        if self._on_device is not None or self._model.device.type == "cpu":
+            return self._on_device is not False
         plane = math.prod(self._padded[a] for a in self._plane)
-        each = self._model.num_held * (2 * self._roi[self.axis]) + 3 * self.num_outputs * self._roi[self.axis]
-        return 4 * plane * each <= DEVICE_SHARE * free_bytes(self._model.device)
+        slab = max(SLAB_VALUES, self.num_outputs * plane)
+        values = plane * self._model.num_held * 2 * self._roi[self.axis] + SLAB_COPIES * slab
+        return 4 * values <= DEVICE_SHARE * free_bytes(self._model.device)
+
+    @cached_property
+    def _blocks(self) -> Blocks:
+        height, width = (self.shape[a] for a in self._plane)
+        return Blocks(self.shape[self.axis], (height, width, self._model.num_held), self.device)
+
+    @cached_property
+    def _placed_weights(self) -> list[list[torch.Tensor]]:
+        """`_weights` where the rows are, copied there once."""
+        return [list(torch.stack(weights).to(self.device)) for weights in self._weights]
+
+    @cached_property
+    def _counted_weights(self) -> list[list[torch.Tensor]]:
+        """Of each axis and window the weights of the voxels that are counted, 0 where it pads the image.
+
+        They lie where the networks are.
+        """
+        step = sampling_step(self.num_outputs)
+        counted = []
+        for a, (starts, size, before) in enumerate(zip(self._starts, self.shape, self._before, strict=True)):
+            weights = torch.stack(self._weights[a])
+            for own, first in zip(weights, (start - before for start in starts), strict=True):
+                own[: max(0, -first)] = 0
+                own[max(0, size - first) :] = 0
+            counted.append(list(weights[:, ::step].to(self._model.device)))
+        return counted
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Probabilities (stop - start, K, H, W) float32 of some rows, on `device`; rows before `start` are forgotten.
@@ -314,14 +351,15 @@ class ProbRows:
         image, plane_is_busy = self._image_rows()
         inside = range(max(first - before, 0, needed), min(first - before + roi[axis], self.shape[axis]))
         offset = inside.start - first + before
-        deep = self._weights[axis][self._next][offset : offset + len(inside)]
+        own = slice(offset, offset + len(inside))
+        is_even = bool((self._weights[axis][self._next][own] == 1.0).all())
+        deep = self._placed_weights[axis][self._next][own]
         places = list(product(*(range(len(self._starts[a])) for a in self._plane)))
 
         def add(held: torch.Tensor, place: tuple[int, ...]) -> None:
             if not inside:
                 return
-            rows = held[offset : offset + len(inside)]
-            self._add(rows, place, inside, deep, alone=len(places) == 1)
+            self._add(held[own], place, inside, deep, alone=len(places) == 1 and is_even)
 
         full = []
         for place in places:
@@ -349,6 +387,10 @@ class ProbRows:
         for held, place in zip(pinned.last(), waiting if pinned.is_behind else [], strict=True):
             add(held, place)
         self._next += 1
+        if self._next == len(self._starts[axis]):
+            # Nothing is read any more. These hold a GPU's memory, and hold on to each other until Python looks.
+            self._image = self._busy = self._nothing = None
+            del self._new, self._fetch
 
     def _cut(self, place: tuple[int, ...]) -> tuple[slice, slice]:
         """Where a window lies in the padded plane."""
@@ -373,8 +415,8 @@ class ProbRows:
         Args:
             place: of the window in the plane.
             inside: the rows of the image that it is of.
-            deep: weight of each.
-            alone: it covers the whole plane.
+            deep: weight of each, where the rows are.
+            alone: it covers the whole plane of these rows, whose weight is 1.
         """
         target, source = list[slice](), list[slice]()
         for a, i in zip(self._plane, place, strict=True):
@@ -383,11 +425,11 @@ class ProbRows:
             target.append(slice(low, high))
             source.append(slice(low - start, high - start))
         part = logits[:, source[0], source[1]]
-        if alone and bool((deep == 1.0).all()):
+        if alone:
             self._blocks.put(part, inside)
             return
-        h, w = (self._weights[a][i] for a, i in zip(self._plane, place, strict=True))
-        weight = (h[:, None] * w[None])[tuple(source)].to(self.device, non_blocking=True)
+        h, w = (self._placed_weights[a][i] for a, i in zip(self._plane, place, strict=True))
+        weight = (h[:, None] * w[None])[tuple(source)]
         self._blocks.add(part, inside, (target[0], target[1]), weight, deep)
 
     def _new_rows(self, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -435,17 +477,10 @@ class ProbRows:
         return new, plane_is_busy
 
     def _inner_weights(self, place: tuple[int, ...]) -> torch.Tensor:
-        """(X, Y, Z) weights of the window at a place in the plane, 0 where it pads the image."""
-        product = torch.ones(())
+        """(X, Y, Z) weights of the voxels that are counted in the window at a place in the plane."""
         numbers = dict(zip(self._plane, place, strict=True))
-        for a in range(3):
-            i = numbers.get(a, self._next)
-            start = self._starts[a][i] - self._before[a]
-            weights = self._weights[a][i].clone()
-            weights[: max(0, -start)] = 0
-            weights[max(0, self.shape[a] - start) :] = 0
-            product = product[..., None] * weights
-        return product
+        x, y, z = (weights[numbers.get(a, self._next)] for a, weights in enumerate(self._counted_weights))
+        return x[:, None, None] * y[:, None] * z
 
     def _pass(self, windows: Sequence[torch.Tensor], weights: torch.Tensor | None = None) -> torch.Tensor:
         """What is averaged of windows, (B, X, Y, Z, A).
@@ -479,9 +514,8 @@ def predict_targets(rows: ProbRows) -> torch.Tensor:
     """
     targets = []
     length = rows.shape[rows.axis]
-    at_once = 1 if rows.device.type == "cpu" else rows.window[rows.axis]
-    for start in range(0, length, at_once):
-        probs = rows.rows(start, min(start + at_once, length))
+    for start in range(0, length, rows.at_once):
+        probs = rows.rows(start, min(start + rows.at_once, length))
         chosen = (probs > 0.5).to(torch.uint8) if rows.independent else most_probable(probs, 1)[:, None]
         targets.append(chosen.cpu())
     return torch.cat(targets).movedim(0, rows.axis + 1)

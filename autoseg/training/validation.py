@@ -178,7 +178,7 @@ class Validator(ABC):
             scores[i] = self.score(self.cases[i])
         if self.processes.are_several:
             total, seen = self.processes.add_up(torch.stack([scores.nan_to_num(0.0), (~scores.isnan()).double()]))
-            scores = torch.where(seen > 0, total, math.nan).cpu()
+            scores = torch.where(seen > 0, total, math.nan)
         voxels = sum(self.voxels(self.cases[i]) for i in chosen) / world
         (p.voxel_s,) = self.processes.from_first((time.monotonic() - begin) / voxels)
         # Not measured yet where the job was begun without a budget.
@@ -297,6 +297,7 @@ class DiceValidator(Validator):
             sigmoid=self.plan.sigmoid,
             device=self.processes.device,
             precision=self.plan.precision,
+            usual_window=self.roi,
         )
         rows = ProbRows(
             model,
