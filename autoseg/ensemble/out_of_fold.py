@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ from autoseg.inference.held_out import (
 from autoseg.inference.predictor import Predictor, check_alike, job_digest, vote
 from autoseg.inference.prob_files import DamagedProbs, StoredRows
 from autoseg.inference.restore import Member
+from autoseg.inference.shortage import within_memory
 from autoseg.inference.sides import join_sides, split_sides
 from autoseg.plan import read_plan
 from autoseg.workspace.files import digest, write_atomic, write_json
@@ -201,12 +203,14 @@ class Fold:
         Raises:
             DataError: A file of the case cannot be read, or the image does not fit the models.
             WorkspaceError: A model cannot be loaded.
-            ResourceError: A file cannot be written.
+            ResourceError: A file cannot be written, or memory does not suffice.
         """
         kept = self.kept(case)
         while True:
             try:
-                scores = self._score(case, kept)
+                # The predictors are made as they are needed.
+                predictors = (cost.predictor for cost in self._costs.values())
+                scores = within_memory(predictors, case.name, partial(self._score, case, kept))
                 break
             except DamagedProbs as error:
                 log.info("%s; %s is predicted again", error, case.name)

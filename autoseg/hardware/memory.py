@@ -11,8 +11,12 @@ import torch
 
 SAMPLE_S = 0.002
 """Seconds between two looks at this process' memory."""
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "std::bad_alloc")
-"""What torch says in a RuntimeError when memory ran out on a CPU or in a library."""
+NO_MEMORY = (
+    "out of memory", "can't allocate memory", "not enough memory", "bad allocation", "std::bad_alloc",
+    "alloc_failed", "unable to find an engine", "unable to find a valid cudnn algorithm",
+)  # fmt: skip
+"""What torch says in a RuntimeError when memory ran out on a CPU or in a library. The last two are what is left of it
+where cuDNN had no memory for the workspace of any kernel (pytorch/pytorch#108645)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

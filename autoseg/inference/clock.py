@@ -45,6 +45,10 @@ class Clock:
         """Windows of so many more voxels are to pass."""
         self.expected_voxels += num_voxels
 
+    def forget_windows(self) -> None:
+        """The image is begun anew: none is laid out, none has passed."""
+        self.expected_voxels = self.passed_voxels = self.foreseen_voxels = 0
+
     def passed(self, num_voxels: int) -> None:
         """Windows of so many voxels have passed."""
         self.passed_voxels += num_voxels

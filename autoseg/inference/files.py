@@ -33,6 +33,7 @@ from autoseg.inference.cost import Choice, Cost, Estimate, Facts, Limits, choose
 from autoseg.inference.items import Item
 from autoseg.inference.maps import MapFiles
 from autoseg.inference.predictor import Predictor
+from autoseg.inference.shortage import within_memory
 from autoseg.plan import Plan
 from autoseg.terminal import Progress
 from autoseg.version import __version__
@@ -78,7 +79,7 @@ def segment(
 
     Raises:
         DataError: The image cannot be read, or does not have the model's channels.
-        ResourceError: The label file cannot be written.
+        ResourceError: The label file cannot be written, or memory does not suffice.
     """
     headers = [read_header(path) for path in images]
     for path, header in zip(images, headers, strict=True):
@@ -292,7 +293,7 @@ class Server:
         on_gpu = predictor.device.type == "cuda"
         try:
             if self.limits.are_set:
-                facts = self._choose_options(case)
+                facts = within_memory([predictor], item.images[0], lambda: self._choose_options(case))
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(predictor.device)
             if self.watched:

@@ -34,6 +34,7 @@ from autoseg.inference.clock import Clock
 from autoseg.inference.cost import Cost, facts_for, weights_bytes
 from autoseg.inference.prob_files import ProbsGrid, RecordedRows, grid_of
 from autoseg.inference.restore import Member, labels_of_means
+from autoseg.inference.shortage import within_memory
 from autoseg.inference.sides import BodyWatch
 from autoseg.inference.traits import Traits
 from autoseg.inference.windows import ProbRows, default_batch
@@ -243,6 +244,9 @@ def predict_held_out(
 
     Returns:
         Labels (X, Y, Z) in RAS, the reference, and why there are no probabilities though they were asked for.
+
+    Raises:
+        ResourceError: Memory does not suffice.
     """
     predictor = cost.predictor
     begin = time.perf_counter()
@@ -254,20 +258,23 @@ def predict_held_out(
         pred = predictor.predict_labels(image)
         write_volume(target, pred, image.grid)
         return pred, label, ""
-    live = LivePrediction(cost, image, load_s)
-    grid = live.grid
-    recorded: RecordedRows | None = None
-    with ExitStack() as stack:
-        member = live.member
-        if kept == "probabilities":
-            path = probs_file(job, case.name)
-            recorded = stack.enter_context(RecordedRows(member.rows, grid, path, most_bytes=most_bytes))
-            member = replace(member, rows=recorded)
-        (pred,), (calibration,) = merge([member], [(0,)], label.array[0], live.label_map, counted)
+    path = probs_file(job, case.name) if kept == "probabilities" else None
+
+    def passed() -> tuple[LivePrediction, np.ndarray, list[list[list[float]]], str]:
+        live = LivePrediction(cost, image, load_s)
+        recorded: RecordedRows | None = None
+        with ExitStack() as stack:
+            member = live.member
+            if path is not None:
+                recorded = stack.enter_context(RecordedRows(member.rows, live.grid, path, most_bytes=most_bytes))
+                member = replace(member, rows=recorded)
+            (pred,), (calibration,) = merge([member], [(0,)], label.array[0], live.label_map, counted)
+        return live, pred, calibration, recorded.why_not if recorded is not None else ""
+
+    live, pred, calibration, why_not = within_memory([predictor], case.name, passed)
     midline = live.midline()
     predictor.finish(pred, image.spacing_mm, midline)
     write_volume(target, pred, image.grid)
-    why_not = recorded.why_not if recorded is not None else ""
     held_out = HeldOut(
         made_from=held_out_key(case, model, counted),
         label_crc=zlib.crc32(target.read_bytes()),
@@ -275,7 +282,7 @@ def predict_held_out(
         calibration=calibration,
         cost=live.took(),
         traits=live.traits(),
-        probs=grid if recorded is not None and not why_not else None,
+        probs=live.grid if path is not None and not why_not else None,
     )
     write_text(_facts_file(job, case.name), held_out.model_dump_json())  # last: the others are whole once it is there
     return pred, label, why_not

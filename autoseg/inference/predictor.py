@@ -45,6 +45,7 @@ from autoseg.inference.quality import QualityModel, Verdict, judge, network_indi
 from autoseg.inference.regions import KeptRows, can_keep, located, region_of
 from autoseg.inference.restore import Member, Watch, labelled_slabs
 from autoseg.inference.seals import check_jobs
+from autoseg.inference.shortage import within_memory
 from autoseg.inference.sides import BodyWatch, split_sides
 from autoseg.inference.threads import Behind
 from autoseg.inference.traits import Traits, TraitsWatch
@@ -439,7 +440,8 @@ class Predictor:
 
         Args:
             image: to be segmented.
-            put: is given each slab's mean probabilities, (K, X, Y, Z), before its labels; where models vote, too.
+            put: is given each slab's mean probabilities, (K, X, Y, Z), before its labels; where models vote, too. They
+                lie on the device.
 
         Yields:
             Where a slab lies in the RAS volume, and its label values. Places left out are background.
@@ -521,8 +523,9 @@ class Predictor:
 
         Raises:
             DataError: The image does not have the channels the models were trained with.
+            ResourceError: Memory does not suffice.
         """
-        return self._whole(MemoryImage(volume))
+        return within_memory([self], "the image", lambda: self._whole(MemoryImage(volume)))
 
     def predict_file(
         self,
@@ -547,7 +550,18 @@ class Predictor:
             DataError: The image cannot be read, cannot be of the kind the models know, or does not have the
                 channels they were trained with.
             OSError: The label file cannot be written.
+            ResourceError: Memory does not suffice.
         """
+        within_memory([self], images[0], lambda: self._predict_file(images, target, write, look, maps))
+
+    def _predict_file(
+        self,
+        images: Sequence[Path],
+        target: Path,
+        write: Callable[[Path, LabelFile], None],
+        look: Callable[[ImageRows, np.ndarray], None] | None,
+        maps: Callable[[ImageRows], MapFiles] | None,
+    ) -> None:
         with self.clock.at("load"):
             image = open_image(images)
         if isinstance(image, MemoryImage):
