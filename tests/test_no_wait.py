@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from plans import tiny_plan
+from test_inference import Counting
 from test_trainer import CASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autoseg.config.networks import ALGOS, AlgoName
+from autoseg.data.windowing import mirrored_mean
+from autoseg.inference import windows
+from autoseg.inference.traits import TraitsWatch
 from autoseg.training import trainer as training
 from autoseg.training import turning
+from autoseg.training.augment import swap_sides
+from autoseg.training.processes import Processes
 from autoseg.training.trainer import Trainer
 from autoseg.workspace.jobs import JobDir
 
@@ -121,6 +129,161 @@ def test_on_a_cpu_each_loss_is_looked_at(tmp_path: Path, monkeypatch: pytest.Mon
     for _ in range(3):
         trainer.train_step(0.3)
     assert looked[3:] == [training.LOSS_CHECK_STEPS]
+
+
+META = torch.device("meta")
+"""Tensors without values: what asks for one fails, as what mixes it with the CPU's does."""
+SIDES = {"kidney_left": (1,), "kidney_right": (2,)}
+
+
+class Copies(TorchDispatchMode):
+    """Lists copies to the faked device: those that a GPU ends its work for, and, by their number, all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[str] = []
+        self.num = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, func.name()
+        if name == "aten::_to_copy" and kwargs.get("device") == META and args[0].device != META:
+            self._note(name, bool(kwargs.get("non_blocking")))
+        elif name == "aten::copy_" and args[0].device == META and args[1].device != META:
+            self._note(name, bool(args[2:] and args[2]))
+        elif "aten::index" in name and any(i is not None and i.device != args[0].device for i in _indices(args)):
+            self._note(f"{name} by indices of the CPU", False)
+        return func(*args, **kwargs)
+
+    def _note(self, name: str, goes_on: bool) -> None:
+        self.num += 1
+        if not goes_on:
+            self.waited.append(name)
+
+
+@contextmanager
+def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copies]:
+    """What a GPU is waited for in a block beside values that are asked for: copies, also those that brackets hide."""
+    found = Copies()
+    make, get, put = torch.tensor, torch.Tensor.__getitem__, torch.Tensor.__setitem__
+
+    def made(*given: Any, device: Any = None, **more: Any) -> torch.Tensor:
+        if device is not None and torch.device(device) == META:
+            found.waited.append("torch.tensor on the device")
+        return make(*given, device=device, **more)
+
+    def look(tensor: torch.Tensor, index: Any) -> None:
+        parts = index if isinstance(index, tuple) else (index,)
+        if tensor.device == META and any(isinstance(part, list) for part in parts):
+            found.waited.append("a list in the brackets")
+
+    def got(tensor: torch.Tensor, index: Any) -> torch.Tensor:
+        look(tensor, index)
+        return get(tensor, index)
+
+    def set_to(tensor: torch.Tensor, index: Any, value: Any) -> None:
+        look(tensor, index)
+        if tensor.device == META and not isinstance(value, torch.Tensor) and get(tensor, index).ndim == 0:
+            found.waited.append("a number for one element")  # copied, where it would be filled in elsewhere
+        put(tensor, index, value)
+
+    monkeypatch.setattr(torch, "tensor", made)
+    monkeypatch.setattr(torch.Tensor, "__getitem__", got)
+    monkeypatch.setattr(torch.Tensor, "__setitem__", set_to)
+    with found:
+        yield found
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_no_network_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: AlgoName) -> None:
+    """A step of each, mirrored, with sides that change places, where nothing of the device can be read."""
+    plan = tiny_plan(algo, augment="light", batch_size=2, classes=SIDES)
+    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path / f"{algo}_0"), device=META)
+    assert plan.mirrored_classes
+    trainer.progress.step = next(s for s in count(1) if any(0 in d.flips for d in trainer.batches.cut(s).draws))
+    with monkeypatch.context() as here, copies(here) as found:
+        trainer.train_step(0.3)
+    assert found.waited == []
+    assert found.num > 0
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_sides_change_places_without_a_wait(monkeypatch: pytest.MonkeyPatch, sigmoid: bool) -> None:
+    target = torch.zeros((2, 3 if sigmoid else 1, 4, 4, 4), dtype=torch.uint8, device=META)
+    logits = torch.zeros((1, 3, 4, 4, 4), device=META)
+    with monkeypatch.context() as here, copies(here) as found:
+        swap_sides(target, [(0, 1)], sigmoid=sigmoid)
+        mirrored_mean(lambda batch: batch.clone(), logits, [0, 1], [(0, 1)])
+    assert found.waited == []
+
+
+@pytest.mark.parametrize(("sigmoid", "overlap"), [(False, 0.5), (True, 0.5), (False, 0.0)])
+def test_windows_are_counted_and_weighted_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, sigmoid: bool, overlap: float
+) -> None:
+    """Weights go there once, however many windows there are."""
+    monkeypatch.setattr(windows, "free_bytes", lambda device: 1 << 40)
+    numbers = set[tuple[int, int]]()
+    for edge in (40, 80):
+        watch = TraitsWatch(1, 3, independent=sigmoid, sees_image=False)
+        model = windows.WindowModel(
+            [Counting().to(META)], num_outputs=3, sigmoid=sigmoid, device=META, precision="fp32",
+            mirror_axes=(0,), mirrored_pairs=((1, 2),),
+        )  # fmt: skip
+        rows = windows.ProbRows(
+            model, lambda start, stop, edge=edge: torch.zeros((1, stop - start, edge, edge), device=META),
+            (40, edge, edge), 0, roi_size=(16, 16, 16), overlap=overlap, watch=watch,
+        )  # fmt: skip
+        rows.rows(0, 8)
+        with monkeypatch.context() as here, copies(here) as found:
+            for start in range(8, 40, 8):
+                rows.rows(start, start + 8)
+        assert found.waited == []
+        numbers.add((found.num, rows.num_windows))
+    assert len({windows for _, windows in numbers}) == 2
+    assert all(num <= 5 for num, _ in numbers), "none but the places of sides, for each row of windows"
+
+
+def test_copies_that_a_gpu_waits_for_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above can fail."""
+    there = torch.zeros(4, 4, device=META)
+    with monkeypatch.context() as here, copies(here) as found:
+        torch.tensor(0.0, device=META)
+        there[[0, 1]]
+        there[0, 0] = 1.0
+        there[torch.tensor([0, 1])]
+        torch.zeros(4).to(META)
+        there.copy_(torch.zeros(4, 4))
+        assert len(found.waited) == found.num + 3 == 6
+        torch.zeros(4).to(META, non_blocking=True)
+        there[0] = 1.0
+        assert len(found.waited) == 6
+
+
+def test_what_processes_agree_on_stays_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And their loss is looked at as seldom as that of one."""
+    asked: list[str] = []
+
+    def agree(tensor: torch.Tensor, *how: Any) -> None:
+        asked.append(tensor.device.type)
+
+    monkeypatch.setattr(torch.distributed, "broadcast", agree)
+    monkeypatch.setattr(torch.distributed, "all_reduce", agree)
+    several = Processes(rank=0, world=2, device=META)
+    assert several.from_first(0.5, 1.0) == (0.5, 1.0)
+    assert several.any(True)
+    assert asked == ["cpu", "cpu"]
+    assert several.add_up(torch.zeros(2, device=META)).device == META
+    asked.clear()
+    trainer = make(tmp_path, torch.device("cpu"))
+    trainer.processes, trainer.device = several, torch.device("cuda")
+    looked: list[int] = []
+    monkeypatch.setattr(trainer, "_check_loss", lambda: looked.append(trainer.progress.step))
+    trainer.progress.step = training.LOSS_CHECK_STEPS - 2
+    for _ in range(3):
+        trainer.train_step(0.3)
+    assert looked == [training.LOSS_CHECK_STEPS]
+    trainer.save()  # its checkpoint holds no loss that was not looked at
+    assert looked == [training.LOSS_CHECK_STEPS, training.LOSS_CHECK_STEPS + 1]
 
 
 @pytest.mark.gpu

@@ -105,4 +105,4 @@ def test_processes_on_gpus_take_one_each_before_they_join(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "set_device", done.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: done.append(backend))
     join_processes("auto")
-    assert done == [torch.device("cuda", 1), "nccl"]
+    assert done == [torch.device("cuda", 1), "cpu:gloo,cuda:nccl"]

@@ -84,8 +84,10 @@ def mirrored_mean(
     order = list(range(mean.shape[1]))
     for a, b in pairs:
         order[a], order[b] = b, a
+    # From memory that a GPU copies from while it works: a list in the brackets, it would be waited for.
+    swapped = torch.tensor(order, pin_memory=mean.is_cuda).to(mean.device, non_blocking=True)
     for flip in flips:
         dims = [axis + 2 for axis in flip]
         other = network(batch.flip(dims)).flip(dims)
-        mean += other[:, order] if 0 in flip and pairs else other
+        mean += other.index_select(1, swapped) if 0 in flip and pairs else other
     return mean.div_(len(flips) + 1)

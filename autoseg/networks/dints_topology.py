@@ -47,7 +47,7 @@ class FixedTopology(TopologyInstance):
     def forward(self, x: list[torch.Tensor]) -> list[torch.Tensor]:
         """Features of each depth, finest first, through all blocks; as MONAI's."""
         for block, places in enumerate(self.active):
-            outputs = [torch.tensor(0.0, dtype=x[0].dtype, device=x[0].device)] * self.num_depths
+            outputs = [x[0].new_zeros(())] * self.num_depths
             for place in places:
                 cell = self.cell_tree[str((block, place))]
                 into = self.arch_code2out[place]

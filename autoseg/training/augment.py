@@ -230,10 +230,11 @@ def swap_sides(target: torch.Tensor, pairs: Sequence[tuple[int, int]], *, sigmoi
         order = list(range(target.shape[-4]))
         for a, b in pairs:
             order[a], order[b] = b, a
-        return target[..., order, :, :, :]
-    table = torch.arange(256, dtype=torch.uint8, device=target.device)
+        return target.index_select(-4, without_wait(order, target.device))
+    values = np.arange(256, dtype=np.uint8)
     for a, b in pairs:
-        table[a + 1], table[b + 1] = b + 1, a + 1
+        values[[a + 1, b + 1]] = b + 1, a + 1
+    table = without_wait(values, target.device)
     return torch.cat([table[target[..., :1, :, :, :].long()], target[..., 1:, :, :, :]], -4)
 
 

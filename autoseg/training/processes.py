@@ -51,7 +51,7 @@ class Processes:
         """The first process' numbers, for all: one clock and one signal decide, so that none waits for another."""
         if not self.are_several:
             return values
-        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        shared = torch.tensor(values, dtype=torch.float64)
         dist.broadcast(shared, 0)
         return tuple(shared.tolist())
 
@@ -59,7 +59,7 @@ class Processes:
         """Whether something is so in any process; all get the same answer."""
         if not self.are_several:
             return is_so
-        seen = torch.tensor(float(is_so), device=self.device)
+        seen = torch.tensor(float(is_so))
         dist.all_reduce(seen, dist.ReduceOp.MAX)
         return bool(seen > 0)
 
@@ -93,10 +93,10 @@ class Processes:
                 gradient.copy_(part.view(gradient.shape))
 
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of all processes' values; one process' own are returned as they are."""
+        """The sum of all processes' values, where they are; one process' own are returned as they are."""
         if not self.are_several:
             return values
-        total = values.to(self.device)
+        total = values.clone()
         dist.all_reduce(total)
         return total
 
@@ -116,5 +116,7 @@ def join_processes(device: str) -> None:
         where = pick_device(device)
         if where.type == "cuda":
             torch.cuda.set_device(where)
+        # What processes agree on, such as whether to stop, stays on the CPU: a GPU would have to be waited for.
+        backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
         # The others wait for the first while it searches a topology, however long; torchrun ends them if it dies.
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(days=7))
+        dist.init_process_group(backend, timeout=timedelta(days=7))

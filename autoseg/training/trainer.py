@@ -169,7 +169,7 @@ class Trainer:
                             self.save()  # so that a signal need not wait for the end of the validation
                         self._end_epoch(finished=finished)
                     due = self._save_is_due
-                    if due or (epoch_ends and self.checkpointer.is_cheap_after(epoch_s)):
+                    if due or (epoch_ends and self._saving_is_cheap(epoch_s)):
                         self.save()
                     if epoch_ends or due:  # a condition that all processes agree on, since all of them ask
                         share = self._share()
@@ -228,7 +228,7 @@ class Trainer:
         self._average_weights()
         p.step += 1
         p.epoch_steps += 1
-        if self.device.type == "cpu" or self.processes.are_several or p.step % LOSS_CHECK_STEPS == 0:
+        if self.device.type == "cpu" or p.step % LOSS_CHECK_STEPS == 0:
             self._check_loss()
         self.threads.adjust()
         p.epoch_s += self._tick()
@@ -392,12 +392,15 @@ class Trainer:
             )  # fmt: skip
 
     # -- state
+    def _saving_is_cheap(self, epoch_s: float) -> bool:
+        """Whether a checkpoint costs little after so many seconds of work; the first process, which writes it, says."""
+        return bool(self.processes.from_first(float(self.checkpointer.is_cheap_after(epoch_s)))[0])
+
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; all processes come here, and the first writes it."""
+        self._check_loss()
         if not self.processes.is_first:
             return
-        if not self.processes.are_several:
-            self._check_loss()  # with several processes every step did
         self._tick()
         self.checkpointer.write(self._state, self.progress.step)
 
