@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from monai.losses import DiceCELoss, DiceFocalLoss
 from torch.profiler import ProfilerActivity, profile
 
+from autoseg.training import losses
 from autoseg.training.losses import segmentation_loss, supervised_loss
 
 
@@ -19,6 +20,20 @@ def _random(sigmoid: bool) -> tuple[torch.Tensor, torch.Tensor]:
     high, channels = (2, 3) if sigmoid else (3, 1)
     target = torch.randint(0, high, (2, channels, 6, 5, 4), generator=generator).to(torch.uint8)
     return logits, target
+
+
+@pytest.mark.parametrize("num_classes", [13, 104])
+def test_a_gpu_is_given_larger_pieces(num_classes: int) -> None:
+    """Each is 80 operations to start; of many outputs a piece is as large as it may be for memory."""
+    numbers = []
+    for device in ("cpu", "meta"):
+        target = torch.zeros((2, 1, 128**3), dtype=torch.uint8, device=device)
+        weights = torch.ones(num_classes, device=device)
+        given = losses._Given(
+            target=target, sigmoid=False, focal=False, unannotated=None, filled=None, class_weights=weights
+        )
+        numbers.append(len([*given.pieces()]))
+    assert numbers == [32, 8 if num_classes == 13 else 32]
 
 
 def test_softmax_equals_monai_dice_ce() -> None:
