@@ -9,10 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,8 +31,9 @@ from autoseg.ensemble.out_of_fold import score_out_of_fold
 from autoseg.errors import ResourceError, WorkspaceError
 from autoseg.evaluation.metrics import dice_per_class, mean_score
 from autoseg.inference import held_out, prob_files
-from autoseg.inference.held_out import label_file, probs_file
+from autoseg.inference.held_out import label_file, merge, probs_file
 from autoseg.inference.prob_files import DamagedProbs, RecordedRows, StoredRows, grid_of, pack, unpack
+from autoseg.inference.restore import Member
 from autoseg.inference.sides import join_sides, split_sides
 from autoseg.inference.windows import WindowModel
 from autoseg.launch import Task
@@ -111,6 +113,50 @@ def test_certain_voxels_take_next_to_nothing() -> None:
     probs[:, 0] = 1.0
     assert len(pack(probs, independent=False)) < 200
     assert unpack(pack(probs, independent=False), probs.shape, independent=False).equal(probs)
+
+
+class Away(torch.Tensor):
+    """A tensor with values that says it lies elsewhere: what is wanted on the CPU has to be brought, and is counted."""
+
+    brought: ClassVar[list[int]] = []
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("meta")
+
+    def cpu(self) -> torch.Tensor:
+        self.brought.append(self.numel() * self.element_size())
+        return self.as_subclass(torch.Tensor)
+
+    def to(self, *where: Any) -> Away:  # type: ignore[override]
+        return self if isinstance(where[0], torch.device) else super().to(*where).as_subclass(Away)
+
+    def numpy(self) -> Any:  # type: ignore[override]
+        raise TypeError("of another device: bring it first")
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_what_is_stored_is_all_that_leaves_the_device(tmp_path: Path, independent: bool) -> None:
+    """Probabilities are packed and counted where they lie; the files and the counts are those of the CPU."""
+    probs = random_probs(independent=independent, sharp=40.0)
+    names = ("a", "b", "c", "d") if independent else ("a", "b", "c")
+    label_map = LabelMap(names=names, values=tuple((i,) for i in range(1, len(names) + 1)), sigmoid=independent)
+    label = np.random.default_rng(0).integers(0, len(names) + 1, (20, 9, 7)).astype(np.uint8)
+    found = []
+    for kind in (torch.Tensor, Away):
+        Away.brought.clear()
+        path = tmp_path / kind.__name__
+        rows = TensorRows(probs, 0)
+        rows._rows = rows._rows.as_subclass(kind)
+        grid = grid_of(rows, WHOLE, independent=independent)
+        with RecordedRows(rows, grid, path, most_bytes=1 << 30) as recorded:
+            members = [Member(rows=recorded, box=WHOLE)]
+            (labels,), counts = merge(members, [(0,)], label, label_map, None)
+        with zipfile.ZipFile(path) as archive:
+            found.append((labels.tolist(), counts, [archive.read(name) for name in archive.namelist()]))
+    assert found[0] == found[1]
+    if not independent:  # of which most are certain
+        assert sum(Away.brought) < 0.8 * probs.numel() * probs.element_size()
 
 
 def test_too_large_a_file_is_given_up_and_rows_still_pass(tmp_path: Path) -> None:

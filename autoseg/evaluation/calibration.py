@@ -41,14 +41,15 @@ class Calibration:
 
         Args:
             place: where it lies in the label.
-            probs: (K outputs, X, Y, Z) in 0..1 there.
+            probs: (K outputs, X, Y, Z) in 0..1 there, on any device; from a GPU those that count come alone.
         """
         for i in self._classes:
             target = self._target[i if self._sigmoid else 0][place]
-            values = probs[i if self._sigmoid else i + 1].numpy()
-            chosen = (values >= LOWEST / NUM_BINS) & (target != IGNORE)
-            p = values[chosen].astype(np.float64)
-            hit = target[chosen] == (1 if self._sigmoid else i + 1)
+            speaking, values = _speaking(probs[i if self._sigmoid else i + 1])
+            truth = target[speaking]
+            known = truth != IGNORE
+            p = values[known].astype(np.float64)
+            hit = truth[known] == (1 if self._sigmoid else i + 1)
             bins = np.minimum((p * NUM_BINS).astype(int), NUM_BINS - 1)
             for k, weights in enumerate((None, p, hit)):
                 self.counts[i, :, k] += np.bincount(bins, weights=weights, minlength=NUM_BINS)
@@ -56,6 +57,15 @@ class Calibration:
     def to_json(self) -> list[list[list[float]]]:
         """Plain data: per class and bin, [voxels, sum of probabilities, hits]."""
         return [[[int(n), round(float(p), 3), int(h)] for n, p, h in bins] for bins in self.counts]
+
+
+def _speaking(probs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Where probabilities (X, Y, Z) are not of the lowest bin, and those, one after the other."""
+    if probs.device.type == "cpu":  # NumPy takes a third of the time of PyTorch there (measured)
+        values = probs.numpy()
+        return (where := values >= LOWEST / NUM_BINS), values[where]
+    speaking = probs >= LOWEST / NUM_BINS
+    return speaking.cpu().numpy(), probs[speaking].cpu().numpy()
 
 
 def expected_error(counts: Sequence[Sequence[float]]) -> float | None:

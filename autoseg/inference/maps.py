@@ -122,9 +122,9 @@ class MapFiles:
 
         Args:
             region: where it lies in the RAS volume.
-            probs: (K outputs, X, Y, Z) in 0..1.
+            probs: (K outputs, X, Y, Z) in 0..1, on any device.
         """
         for i in range(self._num):
-            self._volumes[i][region] = probs[self._first + i].numpy()
+            self._volumes[i][region] = probs[self._first + i].cpu().numpy()
         if self._wants_entropy:
-            self._volumes[-1][region] = entropy(probs, independent=self._independent).numpy()
+            self._volumes[-1][region] = entropy(probs, independent=self._independent).cpu().numpy()

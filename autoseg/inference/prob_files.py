@@ -95,16 +95,16 @@ def grid_of(rows: Rows, region: Region, *, independent: bool) -> ProbsGrid:
 
 
 def pack(probs: torch.Tensor, *, independent: bool) -> bytes:
-    """Pack rows of probabilities (R, K, H, W) in 0..1."""
+    """Pack rows of probabilities (R, K, H, W) in 0..1; from a GPU comes what is stored alone."""
     if independent:
         uncertain = ((probs > 1 - CERTAIN) & (probs < CERTAIN)).any(1)  # (R, H, W)
-        certain = [np.packbits(uncertain.numpy()).tobytes(), np.packbits((probs > 0.5).numpy()).tobytes()]
+        certain = [np.packbits(each.cpu().numpy()).tobytes() for each in (uncertain, probs > 0.5)]
     else:
         most, labels = probs.max(1)
         uncertain = most < CERTAIN
-        certain = [labels.to(torch.uint8).masked_fill_(uncertain, UNCERTAIN_LABEL).numpy().tobytes()]
+        certain = [labels.to(torch.uint8).masked_fill_(uncertain, UNCERTAIN_LABEL).cpu().numpy().tobytes()]
     stored = probs.movedim(1, 0)[0 if independent else 1 :, uncertain]  # (K or K - 1, N)
-    levels = (stored * LEVELS).round_().to(torch.int16).numpy()
+    levels = (stored * LEVELS).round_().to(torch.int16).cpu().numpy()
     # The upper bytes are nearly all alike: by themselves they pack well.
     halves = [(levels >> 8).astype(np.uint8).tobytes(), (levels & 255).astype(np.uint8).tobytes()]
     return zlib.compress(b"".join([*certain, *halves]), COMPRESSION)
@@ -196,7 +196,7 @@ class RecordedRows:
         self._num_seen += 1
         if self._archive is None:
             return
-        self._pending.append(probs.to("cpu", copy=True))
+        self._pending.append(probs.clone())
         if len(self._pending) < self._grid.rows_of_member and self._num_seen < self._grid.num_rows:
             return
         name = str(self._num_seen - len(self._pending))

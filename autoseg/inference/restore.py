@@ -87,7 +87,8 @@ def labels_of_means(
     Args:
         members: the predictions.
         subsets: indices into `members`; a mean for each.
-        watch: called with (place in `subsets`, slab of the RAS volume, probabilities (K, X, Y, Z) there).
+        watch: called with (place in `subsets`, slab of the RAS volume, probabilities (K, X, Y, Z) there), which lie
+            where they were made: whoever wants them on the CPU brings them there.
         slab_values: most probabilities of a member for a slab; None: `SLAB_VALUES`.
 
     Returns:
@@ -154,7 +155,7 @@ def _chosen(
     for k, subset in enumerate(subsets):
         probs = _mean(each, [slabs[i].member.num_models for i in subset], subset)
         if watch is not None:
-            watch(k, slabs[0].region, probs.cpu())
+            watch(k, slabs[0].region, probs)
         chosen.append((probs > 0.5).to(torch.uint8) if label_map.sigmoid else most_probable(probs, 0)[None])
     return chosen
 

@@ -122,7 +122,7 @@ def predict_case(
 
         def watch(subset: int, place: tuple[slice, slice, slice], probs: torch.Tensor) -> None:
             if subset == 0:
-                values, probability = choose(probs, label_map, indices, hidden, conditioned=conditioned)
+                values, probability = choose(probs.cpu(), label_map, indices, hidden, conditioned=conditioned)
                 predicted[place], percent[place] = values, np.rint(100 * probability)
 
         # One fold's models alone have nobody to differ from.
