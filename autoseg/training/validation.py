@@ -147,8 +147,8 @@ class Validator(ABC):
             return time.monotonic() - begin
 
         case_s = timed()
-        if case_s <= TWICE_SHARE * budget_s:
-            case_s = timed()  # the first allocates and chooses kernels
+        if self.processes.device.type != "cpu" or case_s <= TWICE_SHARE * budget_s:
+            case_s = timed()  # the first allocates, searches kernels, and on a GPU waits for the steps before it
         p.voxel_s = case_s / self.voxels(case)
         if scoring is not None and self.processes.is_first and case_s <= SCORED_SHARE * budget_s:
             p.scoring_voxel_s = scoring(index) / self.voxels(case)
