@@ -28,7 +28,7 @@ from autoseg.report.page import make_report
 from autoseg.sweep.space import read_space
 from autoseg.workspace.workspace import Workspace
 
-THICK = {"spleen", "btcv", "flare23", "kits", "prostate", "acdc", "two_slices", "em"}
+THICK = {"spleen", "btcv", "flare23", "kits", "prostate", "acdc", "two_slices", "one_slice", "em"}
 """Sets of the table whose slices are over three times as thick as their pixels are wide, or a handful."""
 NO_MEASURING = {"launcher": "slurm"}
 """Plans for another machine are made by formulas alone, at once."""

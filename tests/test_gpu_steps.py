@@ -145,7 +145,7 @@ def test_the_peak_of_a_job_has_no_search_for_kernels(card: Card, tmp_path: Path)
     def peak(*epochs: tuple[float, bool]) -> float | None:
         processes = Processes(rank=0, world=1, device=CARD)
         job = Job(algo="segresnet", fold=0)
-        run = Run(job, workspace=Workspace(tmp_path), processes=processes, claim=None, started=0.0)
+        run = Run(job, workspace=Workspace(tmp_path), processes=processes, claim=None, track=None, started=0.0)
 
         def train() -> TrainResult:
             for step, (gib, ended) in enumerate(epochs, 1):

@@ -291,7 +291,7 @@ def test_faulty_files_are_named(tmp_path: Path) -> None:
     assert "unknown image format '.xyz'" in message(odd)
     odd.rename(tmp_path / "x.png")
     assert message(tmp_path / "x.png").startswith(
-        f"{tmp_path / 'x.png'}: a 2D picture (.png). autoseg segments volumes: "
+        f"{tmp_path / 'x.png'}: a 2D picture (.png). autoseg reads medical formats: "
     )
     p.write_bytes(b"not an image")
     assert message(p) == f"{p}: 12 bytes are too few for a NIfTI header. Export it again."

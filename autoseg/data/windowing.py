@@ -65,6 +65,8 @@ def mirrored_mean(
 ) -> torch.Tensor:
     """The mean of a network's logits over a batch and its mirror images, each turned back: 2^n passes.
 
+    Outputs change places by a tensor in pinned memory: for a list in brackets a GPU would be waited for.
+
     Args:
         batch: (B, C, X, Y, Z).
         axes: axes (0 X, 1 Y, 2 Z) mirrored in every combination.
@@ -84,7 +86,6 @@ def mirrored_mean(
     order = list(range(mean.shape[1]))
     for a, b in pairs:
         order[a], order[b] = b, a
-    # From memory that a GPU copies from while it works: a list in the brackets, it would be waited for.
     swapped = torch.tensor(order, pin_memory=mean.is_cuda).to(mean.device, non_blocking=True)
     for flip in flips:
         dims = [axis + 2 for axis in flip]

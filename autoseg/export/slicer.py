@@ -49,7 +49,8 @@ ABLE = ("segresnet", "swinunetr", "unet", "dints")
 WHOLE = 0
 """Edge of the script's window: MONAI's `fall_back_tuple` takes what is not above 0 for the image's."""
 CARRIED = ("data/windowing.py", "export/scripts/inferer.py", "export/scripts/whole.py")
-"""Modules whose source the network's definition carries, each after what it needs."""
+"""Modules whose source the network's definition carries, each after what it needs. No comment can stand in them: MONAI
+reads the sign that begins one as `::`."""
 OWN_IMPORT = re.compile(r"^from autoseg\.[^\n]*\n", re.MULTILINE)
 STRICT = ", strict=True"
 """Of `zip`: not in Python 3.9, which Slicer 5.8 has."""
