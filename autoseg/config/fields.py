@@ -9,6 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from autoseg.config.units import parse_duration, parse_size
 from autoseg.errors import ConfigError
 
+USUAL_NUM_FOLD = 5
+"""Folds of a cross-validation. Source: nnU-Net, Auto3DSeg."""
+
 
 class Strict(BaseModel):
     """Base of everything read from a user's YAML: no unknown keys, no changes afterwards."""
@@ -31,10 +34,6 @@ def _check_duration(text: str) -> str:
     except ConfigError as error:
         raise ValueError(str(error)) from None
     return text
-
-
-USUAL_NUM_FOLD = 5
-"""Folds of a cross-validation. Source: nnU-Net, Auto3DSeg."""
 
 
 def check_unique(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import Literal
 from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
 from autoseg.data.datalists.cases import Case, Datalist
-from autoseg.data.datalists.folds import deal_folds
+from autoseg.data.datalists.folds import count_patients, deal_folds
 from autoseg.data.datalists.metadata import text_of
 from autoseg.data.labels import LabelMap
 from autoseg.errors import ConfigError
@@ -157,8 +157,7 @@ def first_round(datalist: Datalist, label_map: LabelMap, settings: Settings) -> 
         return datalist
     known = known_classes(datalist.training, label_map.names)
     full = [c for c in datalist.training if c.annotated is None or set(known) <= set(c.annotated)]
-    patients = {c.group or f"case {c.name}" for c in full}
-    num_fold = min(datalist.num_fold, len(patients))
+    num_fold = min(datalist.num_fold, count_patients(full))
     if datalist.num_fold == 1:
         if {c.fold for c in full} != {None, 0}:
             raise ConfigError(_too_few(datalist, known, full))
@@ -233,7 +232,7 @@ def later_round(datalist: Datalist, previous: Datalist, how: How, *, number: int
     fold_of = {c.name: c.fold for c in previous.training}
     fold_of_patient: dict[str | None, int | None] = {c.group: c.fold for c in previous.training if c.group is not None}
     new = [c for c in datalist.training if c.name not in fold_of and c.group not in fold_of_patient]
-    num_fold = min(datalist.num_fold, len({c.group or f"case {c.name}" for c in new}))
+    num_fold = min(datalist.num_fold, count_patients(new))
     if num_fold > 1:
         fold_of |= {c.name: c.fold for c in deal_folds(new, num_fold=num_fold, seed=seed + number - 1)}
     else:

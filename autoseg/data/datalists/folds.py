@@ -28,10 +28,9 @@ def deal_folds(cases: Sequence[Case], *, num_fold: int, seed: int, may_be_fewer:
     Raises:
         ConfigError: As `make_folds`.
     """
-    num_patients = len({c.group or f"case {c.name}" for c in cases})
-    if may_be_fewer and 2 <= num_patients < num_fold:
-        logger.warning("%d folds in place of %d: there are %d patients or cases.", num_patients, num_fold, num_patients)
-        num_fold = num_patients
+    if may_be_fewer and 2 <= (num := count_patients(cases)) < num_fold:
+        logger.warning("%d folds in place of %d: there are %d patients or cases.", num, num_fold, num)
+        num_fold = num
     folds = make_folds(
         [c.name for c in cases],
         num_fold=num_fold,
@@ -40,6 +39,16 @@ def deal_folds(cases: Sequence[Case], *, num_fold: int, seed: int, may_be_fewer:
         strata=["" if c.annotated is None else "\n".join(sorted(c.annotated)) for c in cases],
     )
     return tuple(replace(c, fold=f) for c, f in zip(cases, folds, strict=True))
+
+
+def count_patients(cases: Sequence[Case]) -> int:
+    """Patients of some cases; a case that names none is of one of its own."""
+    return len(set(_patients([c.name for c in cases], [c.group for c in cases])))
+
+
+def _patients(names: Sequence[str], groups: Sequence[str | None]) -> list[str]:
+    """The patient of each case; prefixes keep one who is called like another patient's case apart from it."""
+    return [f"case {n}" if g is None else f"group {g}" for n, g in zip(names, groups, strict=True)]
 
 
 def fold_faults(training: Sequence[Case]) -> list[str]:
@@ -100,8 +109,7 @@ def make_folds(
     Raises:
         ConfigError: Fewer cases or patients than folds.
     """
-    # Prefixes keep a patient called like another patient's case apart from it.
-    patients = [f"case {n}" if g is None else f"group {g}" for n, g in zip(names, groups, strict=True)]
+    patients = _patients(names, groups)
     grouped = len(set(patients)) < len(names)
     if num_fold < 2:
         raise ConfigError(f"num_fold: {num_fold}. Expected at least 2.")
