@@ -14,6 +14,7 @@ import torch
 from plans import tiny_plan
 from test_inference import Counting
 from test_trainer import CASES
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoseg.config.networks import ALGOS, AlgoName
@@ -160,57 +161,56 @@ class Copies(TorchDispatchMode):
             self.waited.append(name)
 
 
+class Brackets(TorchFunctionMode):
+    """Adds copies that no dispatcher tells from others: of numbers and lists into new tensors, and into brackets.
+
+    Not by other methods of `torch.Tensor`: a class that ever had brackets of its own counts as a sequence afterwards,
+    and `torch.as_tensor` then asks single numbers for their length.
+    """
+
+    def __init__(self, waited: list[str]) -> None:
+        super().__init__()
+        self.waited = waited
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu") == META:
+            self.waited.append("torch.tensor on the device")
+        elif func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].device == META:
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(part, list) for part in parts):
+                self.waited.append("a list in the brackets")
+            if len(args) == 3 and not isinstance(args[2], torch.Tensor) and args[0][args[1]].ndim == 0:
+                self.waited.append("a number for one element")  # copied, where it would be filled in elsewhere
+        return func(*args, **kwargs)
+
+
 @contextmanager
-def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copies]:
+def copies() -> Iterator[Copies]:
     """What a GPU is waited for in a block beside values that are asked for: copies, also those that brackets hide."""
     found = Copies()
-    make, get, put = torch.tensor, torch.Tensor.__getitem__, torch.Tensor.__setitem__
-
-    def made(*given: Any, device: Any = None, **more: Any) -> torch.Tensor:
-        if device is not None and torch.device(device) == META:
-            found.waited.append("torch.tensor on the device")
-        return make(*given, device=device, **more)
-
-    def look(tensor: torch.Tensor, index: Any) -> None:
-        parts = index if isinstance(index, tuple) else (index,)
-        if tensor.device == META and any(isinstance(part, list) for part in parts):
-            found.waited.append("a list in the brackets")
-
-    def got(tensor: torch.Tensor, index: Any) -> torch.Tensor:
-        look(tensor, index)
-        return get(tensor, index)
-
-    def set_to(tensor: torch.Tensor, index: Any, value: Any) -> None:
-        look(tensor, index)
-        if tensor.device == META and not isinstance(value, torch.Tensor) and get(tensor, index).ndim == 0:
-            found.waited.append("a number for one element")  # copied, where it would be filled in elsewhere
-        put(tensor, index, value)
-
-    monkeypatch.setattr(torch, "tensor", made)
-    monkeypatch.setattr(torch.Tensor, "__getitem__", got)
-    monkeypatch.setattr(torch.Tensor, "__setitem__", set_to)
-    with found:
+    with found, Brackets(found.waited):
         yield found
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_no_network_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: AlgoName) -> None:
+def test_no_network_is_waited_for(tmp_path: Path, algo: AlgoName) -> None:
     """A step of each, mirrored, with sides that change places, where nothing of the device can be read."""
     plan = tiny_plan(algo, augment="light", batch_size=2, classes=SIDES)
     trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path / f"{algo}_0"), device=META)
     assert plan.mirrored_classes
     trainer.progress.step = next(s for s in count(1) if any(0 in d.flips for d in trainer.batches.cut(s).draws))
-    with monkeypatch.context() as here, copies(here) as found:
+    with copies() as found:
         trainer.train_step(0.3)
     assert found.waited == []
     assert found.num > 0
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
-def test_sides_change_places_without_a_wait(monkeypatch: pytest.MonkeyPatch, sigmoid: bool) -> None:
+def test_sides_change_places_without_a_wait(sigmoid: bool) -> None:
     target = torch.zeros((2, 3 if sigmoid else 1, 4, 4, 4), dtype=torch.uint8, device=META)
     logits = torch.zeros((1, 3, 4, 4, 4), device=META)
-    with monkeypatch.context() as here, copies(here) as found:
+    with copies() as found:
         swap_sides(target, [(0, 1)], sigmoid=sigmoid)
         mirrored_mean(lambda batch: batch.clone(), logits, [0, 1], [(0, 1)])
     assert found.waited == []
@@ -234,7 +234,7 @@ def test_windows_are_counted_and_weighted_where_they_are(
             (40, edge, edge), 0, roi_size=(16, 16, 16), overlap=overlap, watch=watch,
         )  # fmt: skip
         rows.rows(0, 8)
-        with monkeypatch.context() as here, copies(here) as found:
+        with copies() as found:
             for start in range(8, 40, 8):
                 rows.rows(start, start + 8)
         assert found.waited == []
@@ -243,10 +243,10 @@ def test_windows_are_counted_and_weighted_where_they_are(
     assert all(num <= 5 for num, _ in numbers), "none but the places of sides, for each row of windows"
 
 
-def test_copies_that_a_gpu_waits_for_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_that_a_gpu_waits_for_are_found() -> None:
     """The tests above can fail."""
     there = torch.zeros(4, 4, device=META)
-    with monkeypatch.context() as here, copies(here) as found:
+    with copies() as found:
         torch.tensor(0.0, device=META)
         there[[0, 1]]
         there[0, 0] = 1.0
