@@ -6,9 +6,9 @@ python benchmarks/augment.py dice --output OUT --data DATA/hippocampus --roi 28,
 
 The part dice trains one SegResNet of 8 filters for as many steps whatever they take, so that a busy machine changes
 nothing, on the cases of a folder with imagesTr and labelsTr that no `--held_out NAME=REGEX` names, and gives the Dice
-of each group that is held out: of cases like the training cases, and of shifted ones. `--mirror`, `--augment` and
-`--seed` are what is compared; PYTHONPATH of an older checkout compares versions. One thread (OMP_NUM_THREADS=1) makes
-two runs of one version equal.
+of each group that is held out: of cases like the training cases, and of shifted ones. `--mirror`, `--augment`,
+`--optimizer` and `--seed` are what is compared; PYTHONPATH of an older checkout compares versions. One thread
+(OMP_NUM_THREADS=1) makes two runs of one version equal.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from train import machine, written
 
 from autoseg.data.datalists.cases import Case
+from autoseg.networks import segresnet
 from autoseg.plan import Plan
 from autoseg.training.batches import LabelledBatches
 from autoseg.training.cache import CachedCase, load_cases
@@ -40,6 +41,8 @@ SHAPES = (
     ((96, 96, 96), 1, (160, 160, 160), (1.0, 1.0, 1.0)),
 )
 COST_STEPS = 60
+RATES = {"muon": segresnet.LEARNING_RATES.muon, "adamw": segresnet.LEARNING_RATES.cpu}
+"""What SegResNet is planned with on a CPU."""
 
 
 def make_plan(num_classes: int, spacing_mm: tuple[float, ...], **changes: Any) -> Plan:
@@ -151,6 +154,8 @@ def dice(a: argparse.Namespace) -> None:
         num_steps_per_epoch=a.steps,
         augment=a.augment,
         mirror_axes=a.mirror,
+        optimizer=a.optimizer,
+        learning_rate=RATES[a.optimizer],
         seed=a.seed,
     )
     cached = {c.name: c for c in load_cases(a.output / "cache", plan, training + held_out, num_workers=1)}
@@ -176,6 +181,7 @@ def dice(a: argparse.Namespace) -> None:
             "label": a.label,
             "augment": a.augment,
             "mirror_axes": a.mirror,
+            "optimizer": a.optimizer,
             "seed": a.seed,
             "steps": a.steps,
             "roi": a.roi,
@@ -207,6 +213,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--augment", default="default")
     parser.add_argument("--mirror", type=triple, default=(0,))
+    parser.add_argument("--optimizer", choices=[*RATES], default="muon")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     a.output = a.output.absolute()
