@@ -138,3 +138,24 @@ def test_a_faulty_case_can_be_set_aside(tmp_path: Path, capsys: pytest.CaptureFi
     assert "Set aside: phantom_001" in capsys.readouterr().out
     kept = json.loads((tmp_path / "work_dir" / "datalist.json").read_text())["training"]
     assert len(kept) == 5
+
+
+def test_folds_are_made_of_the_cases_that_are_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each case is a fold here, so one that is set aside leaves an empty fold."""
+    make_phantoms(tmp_path, num_cases=4, num_testing=0, shape=(26, 24, 24), num_fold=4)
+    words = ["analyze", "--input", str(tmp_path / "input.yaml"), "--on_fault", "skip"]
+    _truncate(tmp_path)
+    assert run_command(words) == 2
+    assert capsys.readouterr().err.endswith(
+        "error: datalist.json: fold 2 has no case left, since on_fault: skip leaves out phantom_001. Mend one of its "
+        "cases (on_fault: stop tells what is wrong with them), or leave the folds out of the list, so that they are "
+        "made of what is left.\n"
+    )
+    path = tmp_path / "datalist.json"
+    data = json.loads(path.read_text())
+    data["training"] = [{k: v for k, v in item.items() if k != "fold"} for item in data["training"]]
+    path.write_text(json.dumps(data))
+    assert run_command(words) == 0
+    assert "3 folds in place of 4: there are 3 patients or cases." in capsys.readouterr().err
+    kept = json.loads((tmp_path / "work_dir" / "datalist.json").read_text())["training"]
+    assert sorted(item["fold"] for item in kept) == [0, 1, 2]

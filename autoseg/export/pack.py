@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +21,11 @@ from autoseg.export.card import card_text, facts_of, weights_bytes
 from autoseg.export.source import Source, licence_of, read_source
 from autoseg.inference.chosen import read_inference
 from autoseg.inference.ensemble_spec import EnsembleSpec
+from autoseg.inference.items import check_output
 from autoseg.inference.predictor import read_weights
 from autoseg.version import __version__
 from autoseg.workspace.archive import FORMAT, MANIFEST, MOST_TEXT, Manifest, Part, is_packed, opened_model
-from autoseg.workspace.files import json_text, make_folder, write_atomic, write_folder
+from autoseg.workspace.files import json_text, write_atomic, write_folder
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.stored import read_stored
 from autoseg.workspace.workspace import Workspace
@@ -65,7 +65,7 @@ def pack(work_dir: Path, output: Path, *, licence: str = "") -> Packed:
         WorkspaceError: There is no ensemble, or it, its weights or plans were changed since they were made.
     """
     output = Path(output)
-    _check_output(output)
+    _check_target(output)
     if is_packed(Path(work_dir)):
         raise WorkspaceError(f"{work_dir}: packed already. Copy it, or give the folder of a run with --work_dir.")
     model = read_source(Workspace(Path(work_dir)), with_locator=True)
@@ -88,18 +88,12 @@ def pack(work_dir: Path, output: Path, *, licence: str = "") -> Packed:
     )
 
 
-def _check_output(output: Path) -> None:
+def _check_target(output: Path) -> None:
     if output.suffix.lower() == ZIP and output.is_dir():
         raise ConfigError(f"--output: {output} is a folder. Give a file to write, such as {output / 'model.zip'}.")
     if output.suffix.lower() != ZIP and (output.is_file() or (output.is_dir() and any(output.iterdir()))):
         raise ConfigError(f"--output: {output} is there already. Give a new folder, or a file that ends in .zip.")
-    folder = output.absolute().parent
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise ConfigError(f"--output: {folder} cannot be made ({error.strerror}). Give another folder.") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output: {folder} is not writable. Give a folder you may write to.")
+    check_output(output.absolute().parent)
 
 
 # -- the parts

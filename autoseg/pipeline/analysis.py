@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from autoseg.data.datalists.datalist import read_datalist
 from autoseg.data.datalists.folds import deal_folds
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
-from autoseg.errors import ConfigError, WorkspaceError
+from autoseg.errors import ConfigError, DataError, WorkspaceError, some_of
 from autoseg.version import __version__
 from autoseg.workspace.files import digest
 from autoseg.workspace.stored import Stored, read_stored, write_stored
@@ -56,16 +56,34 @@ def _content(case: Case) -> str:
         return f"not readable: {error.strerror}"
 
 
-def settled_cases(listed: Datalist, annotated: Mapping[str, tuple[str, ...]], settings: Settings) -> Datalist:
+def settled_cases(
+    listed: Datalist, annotated: Mapping[str, tuple[str, ...]], settings: Settings, *, left_out: Collection[str] = ()
+) -> Datalist:
     """The list with the classes that each case was annotated for, by the analysis; its folds balanced over them.
 
     Args:
         listed: the datalist as it was read.
         annotated: case -> classes; a case that is not there counts as annotated for all.
+        left_out: cases with faults. Where a fold lost all of its cases by that, the folds are made anew.
+
+    Raises:
+        ConfigError: One patient is left.
+        DataError: A fold of the user's own lost all of its cases.
     """
-    kept = listed.changed(lambda case: replace(case, annotated=annotated.get(case.name)))
-    if listed.folds_made and settings.partial_labels == "infer":  # when they were made, this was not known
-        kept = replace(kept, training=deal_folds(kept.training, num_fold=listed.num_fold, seed=settings.seed))
+    kept = listed.without(left_out).changed(lambda case: replace(case, annotated=annotated.get(case.name)))
+    folds_left = {c.fold for c in kept.training}
+    lost = [fold for fold in range(listed.num_fold) if fold not in folds_left]
+    if lost and not listed.folds_made:
+        what = "validation" if listed.num_fold == 1 else f"fold {lost[0]}"
+        names = [c.name for c in listed.training if c.fold == lost[0]]
+        raise DataError(
+            f"{settings.datalist.name}: {what} has no case left, since on_fault: skip leaves out {some_of(names)}. "
+            "Mend one of its cases (on_fault: stop tells what is wrong with them), or leave the folds out of the list, "
+            "so that they are made of what is left."
+        )
+    if listed.folds_made and (lost or settings.partial_labels == "infer"):  # when they were made, this was not known
+        dealt = deal_folds(kept.training, num_fold=listed.num_fold, seed=settings.seed, may_be_fewer=True)
+        kept = replace(kept, training=dealt)
     return kept
 
 

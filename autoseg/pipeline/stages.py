@@ -49,7 +49,7 @@ def analyze(run: RunContext, place: Workspace) -> Outcome:
     from autoseg.workspace.files import write_json
 
     analysis = analyzer.analyze(run.listed, run.settings, place, progress=not run.request.as_json)
-    kept = settled_cases(run.listed.without(analysis.quarantined), analysis.annotated, run.settings)
+    kept = settled_cases(run.listed, analysis.annotated, run.settings, left_out=analysis.quarantined)
     write_datalist(kept, place.datalist, run.settings.dataroot)
     remember_data(place, kept, run.settings)
     write_json(summary_path(place), analysis.summary())
