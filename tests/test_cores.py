@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_trainer import make_trainer
+from torch import nn
 
 from autoseg.cli import demo
+from autoseg.data.datalists.cases import Datalist
 from autoseg.hardware import cores
-from autoseg.hardware.cores import AGREEING_LOOKS, LOOK_S, ThreadsBesideOthers
+from autoseg.hardware.cores import AGREEING_LOOKS, LOOK_S, ThreadsBesideOthers, following
 from autoseg.hardware.limits import CoreUse, threads_left
+from autoseg.inference.windows import WindowModel
+from autoseg.pipeline.stages import ensemble
+from autoseg.workspace.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +146,55 @@ def test_the_demo_computes_with_the_cores_that_are_left(
     assert [settings.cpus_per_job for settings in told] == [None], "jobs on several GPUs share the cores, as ever"
     assert os.environ["OMP_NUM_THREADS"] == str(threads)
     assert ("Other work runs here, so this takes 1 of 2 cores." in capsys.readouterr().out) == (others > 0)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_predictions_follow_what_others_take(monkeypatch: pytest.MonkeyPatch, fixed: bool) -> None:
+    """A network computes its second window on the core that is left; where nothing may change, on both."""
+    torch.set_num_threads(2)
+    monkeypatch.setattr(cores, "LOOK_S", 0.0)
+    monkeypatch.setattr(cores, "threads_left", lambda last, now, most: 1)
+    seen: list[int] = []
+
+    class Network(nn.Module):
+        def forward(self, windows: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return windows
+
+    model = WindowModel([Network()], num_outputs=1, sigmoid=True, device=torch.device("cpu"), precision="fp32")
+    window = torch.zeros(1, 1, 2, 2, 2)
+    with following(ThreadsBesideOthers(fixed=fixed)):
+        for _ in range(AGREEING_LOOKS + 1):
+            model(window)
+    assert seen == ([2] * 3 if fixed else [2] * (AGREEING_LOOKS - 1) + [1] * 2)
+    assert torch.get_num_threads() == 2
+    model(window)
+    assert seen[-1] == 2, "nobody asked for it any more"
+
+
+@pytest.mark.parametrize("spare_s", [None, 60.0])
+def test_the_ensemble_follows_where_there_is_a_budget(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spare_s: float | None
+) -> None:
+    torch.set_num_threads(2)
+    found: list[tuple[bool, float | None]] = []
+
+    def build(*_: object, spare_s: Callable[[], float] | None, **__: object) -> SimpleNamespace:
+        threads = cores._followed.get()
+        assert threads is not None
+        found.append((threads.fixed, None if spare_s is None else spare_s()))
+        return SimpleNamespace(tables=())
+
+    monkeypatch.setattr("autoseg.ensemble.build.build_ensemble", build)
+    monkeypatch.setattr("autoseg.data.datalists.datalist.read_cases", lambda *_: Datalist(training=()))
+    monkeypatch.setattr("autoseg.pipeline.fold_tasks.score_folds", lambda *_: None)
+    budget = None if spare_s is None else SimpleNamespace(spare_s=lambda: spare_s)
+    run = SimpleNamespace(
+        settings=SimpleNamespace(dataroot=tmp_path),
+        job_settings=None,
+        request=SimpleNamespace(accept=False),
+        budget_in=lambda place: budget,
+    )
+    ensemble(run, Workspace(tmp_path))  # type: ignore[arg-type]
+    assert found == [(spare_s is None, spare_s)]
+    assert cores._followed.get() is None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -46,3 +49,23 @@ class ThreadsBesideOthers:
         """Compute with the most again."""
         if not self.fixed:
             torch.set_num_threads(self.most)
+
+
+_followed: ContextVar[ThreadsBesideOthers | None] = ContextVar("threads", default=None)
+
+
+@contextmanager
+def following(threads: ThreadsBesideOthers) -> Iterator[None]:
+    """Keep networks that predict in this block and thread to the cores that others leave; then use the most again."""
+    token = _followed.set(threads)
+    try:
+        yield
+    finally:
+        _followed.reset(token)
+        threads.restore()
+
+
+def follow() -> None:
+    """Change the threads where other work came or went, in a `following` block; to be called between passes."""
+    if (threads := _followed.get()) is not None:
+        threads.adjust()

@@ -25,6 +25,7 @@ from torch import nn
 
 from autoseg.data.frame import Turn
 from autoseg.data.windowing import Shape, fit_window, mirrored_mean, window_starts, window_weights
+from autoseg.hardware.cores import follow
 from autoseg.hardware.device import Precision, autocast, beside, finish, keep_for_work, layout_of, searching
 from autoseg.hardware.memory import free_bytes
 from autoseg.inference.blocks import Blocks
@@ -120,6 +121,7 @@ class WindowModel:
         Returns:
             (B, X, Y, Z, A) float32, on the device, not waited for.
         """
+        follow()
         with torch.inference_mode(), _evaluating(self.networks), _headless(self._heads):
             moved = self._turn.apply(batch).to(self.device, memory_format=self._layout, non_blocking=True)
             outputs: list[torch.Tensor] = []

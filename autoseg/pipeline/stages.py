@@ -171,6 +171,7 @@ def ensemble(run: RunContext, place: Workspace) -> Outcome:
     """Score the models out of fold, choose the combination, predict the held-back cases in the last round."""
     from autoseg.data.datalists.datalist import read_cases
     from autoseg.ensemble.build import build_ensemble
+    from autoseg.hardware.cores import ThreadsBesideOthers, following
     from autoseg.inference.seals import accept_jobs, check_jobs
     from autoseg.pipeline.fold_tasks import score_folds
     from autoseg.terminal import paint_table
@@ -184,9 +185,9 @@ def ensemble(run: RunContext, place: Workspace) -> Outcome:
         accept_jobs(trained)
     check_jobs(trained)
     score_folds(place, datalist, run.job_settings, models)
-    with case_progress("ensemble") as progress:
-        budget = run.budget_in(place)
-        spare_s = None if budget is None else budget.spare_s
+    budget = run.budget_in(place)
+    spare_s = None if budget is None else budget.spare_s
+    with case_progress("ensemble") as progress, following(ThreadsBesideOthers(fixed=budget is None)):
         result = build_ensemble(place, datalist, run.job_settings, models, progress=progress, spare_s=spare_s)
     return Outcome(text="\n\n".join(paint_table(table, sys.stdout) for table in result.tables))
 
@@ -216,11 +217,13 @@ def pseudolabel(run: RunContext, place: Workspace) -> Outcome:
 
     A case that cannot be predicted goes without, and the next run tries it again.
     """
+    from autoseg.hardware.cores import ThreadsBesideOthers, following
     from autoseg.pipeline.analysis import run_cases
     from autoseg.pseudolabel.build import make_pseudolabels
 
     datalist, label_map = run_cases(run.workspace, run.settings)
-    with case_progress("pseudolabel") as progress:
+    threads = ThreadsBesideOthers(fixed=run.budget_in(place) is None)
+    with case_progress("pseudolabel") as progress, following(threads):
         result = make_pseudolabels(round_before(place), place, datalist, run.settings, label_map, progress=progress)
     return Outcome(text=result.text, complete=not result.failures)
 

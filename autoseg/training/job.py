@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from autoseg.config.units import format_duration
 from autoseg.data.datalists.cases import Case, images_digest
 from autoseg.data.datalists.datalist import read_cases
 from autoseg.errors import AutosegError, counted
+from autoseg.hardware.cores import following
 from autoseg.inference.seals import check_jobs, seal_job
 from autoseg.networks import checked_plan
 from autoseg.plan import Plan, read_plan
@@ -269,9 +271,9 @@ class TrainingRun(JobRun):
         """Score the model as it will predict; its mean Dice."""
         device = self.processes.device
         compared = compare_precision(plan, self.paths, val_cases[0], device)
-        adjust = self.trainer.threads.adjust if self.trainer is not None else lambda: None
         begin = time.monotonic()
-        self.job.dice = dice = score_validation(plan, self.paths, val_cases, device, compared, adjust)
+        with following(self.trainer.threads) if self.trainer is not None else nullcontext():
+            self.job.dice = dice = score_validation(plan, self.paths, val_cases, device, compared)
         self.job.inference_s = (time.monotonic() - begin) / len(val_cases)
         return dice
 

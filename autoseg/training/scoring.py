@@ -7,7 +7,6 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,6 @@ def score_validation(
     cases: tuple[Case, ...],
     device: torch.device,
     compared: dict[str, Any] | None = None,
-    before_case: Callable[[], None] = lambda: None,
 ) -> float:
     """Predict the fold's held-out cases on their own grids; store labels, scores, and what the ensemble needs.
 
@@ -147,7 +145,6 @@ def score_validation(
         cases: as `cases_for` has them, each with a label.
         device: where the network runs.
         compared: as `compare_precision` returned it.
-        before_case: called before each case.
 
     Returns:
         Mean foreground Dice: over cases, then classes.
@@ -160,7 +157,6 @@ def score_validation(
     scorer = _Scorer(paths, device, precision, kept_for_ensemble(paths))
     scores = []
     for case in cases:
-        before_case()
         scores.append(scorer.score(case, probs_room(paths)))
     if scorer.num_without:
         log.warning(
