@@ -28,6 +28,7 @@ from autoseg.pipeline.context import RunContext
 from autoseg.pipeline.job_plans import JobPlans
 from autoseg.pipeline.run import run_input
 from autoseg.pipeline.stages import STAGES, stage_named
+from autoseg.workspace.budget import read_afterwards
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.stages import Outcome
 from autoseg.workspace.workspace import Workspace
@@ -76,14 +77,38 @@ def finish(folder: Path, scores: dict[str, float | None], fold: int = 0, inferen
         Workspace(folder).write_job(job)
 
 
-def test_all_jobs_get_the_same_and_a_tenth_is_kept(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
+def test_all_jobs_get_the_same_and_leave_time_for_predictions(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
     budget = open_budget(tmp_path)
     budget.give(datalist, JOBS, JOBS)
-    assert {budget.job_s(f"{a}_{f}") for a, f in JOBS} == {150.0}
-    # Two at once, the first fold before the other: each place has two jobs of either one after the other.
+    assert {budget.job_s(f"{a}_{f}") for a, f in JOBS} == {165.0}  # a hundredth is for the report
+    # Each model's two held-out cases are merged, and it predicts two testing cases; 104 copies for each algorithm.
+    after = read_afterwards(budget.workspace, "dints_1")
+    assert (after.cases, after.copies) == (pytest.approx(0.2 * 2 + 2), 3 * 104 / 6)
+    assert after.seconds(1.0) == pytest.approx(2.4 + 0.07 * 165)
+    assert after.seconds(0.1) == pytest.approx(0.24 + 5.2)
+    assert after.seconds(1e3) == pytest.approx((0.3 + 0.07) * 165), "most of the time is the job's own"
+    # Two at once, the first fold before the other: each place has two jobs of either one after the other. The
+    # ensemble predicts alone, so each of the four leaves time for one and a half.
     two = open_budget(tmp_path / "two", places=2)
     two.give(datalist, JOBS, JOBS)
-    assert two.job_s("dints_1") == 225.0
+    assert two.job_s("dints_1") == 247.5
+    assert read_afterwards(two.workspace, "dints_1").cases == pytest.approx(1.5 * 2.4)
+
+
+def test_jobs_leave_no_time_once_it_is_known_what_predictions_take(
+    tmp_path: Path, clock: Clock, datalist: Datalist
+) -> None:
+    assert read_afterwards(Workspace(tmp_path), "dints_0").seconds(1.0) == 0, "a job without a share of a budget"
+    budget = open_budget(tmp_path)
+    budget.give(datalist, JOBS[:1], JOBS)
+    assert read_afterwards(budget.workspace, "segresnet_0").seconds(1.0) > 0
+    finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
+    budget.give(datalist, JOBS[1:2], JOBS[1:])
+    assert read_afterwards(budget.workspace, f"{JOBS[1][0]}_{JOBS[1][1]}").seconds(1.0) == 0
+    assert read_afterwards(budget.workspace, "segresnet_0").seconds(1.0) > 0, "what is given is not changed"
+    none = open_budget(tmp_path / "none", ensemble=False)
+    none.give(datalist, JOBS, JOBS)
+    assert read_afterwards(none.workspace, "dints_1").seconds(1.0) == 0
 
 
 def test_what_a_killed_run_spent_is_not_forgotten(
@@ -102,7 +127,9 @@ def test_a_job_with_a_budget_of_its_own_keeps_it(tmp_path: Path, clock: Clock, d
     budget = open_budget(tmp_path, segresnet={"budget": "100s"})
     budget.give(datalist, JOBS, JOBS)
     assert budget.job_s("segresnet_0") is None
-    assert budget.job_s("dints_0") == pytest.approx((1000 - 100 - 200) / 4)
+    assert budget.job_s("dints_0") == pytest.approx((1000 - 10 - 200) / 4)
+    # Their models are predicted with, too.
+    assert read_afterwards(budget.workspace, "dints_0").cases == pytest.approx(6 * 2.4 / 4)
 
 
 def test_time_is_counted_over_restarts_but_not_between_them(tmp_path: Path, clock: Clock) -> None:

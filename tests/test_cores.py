@@ -198,3 +198,30 @@ def test_the_ensemble_follows_where_there_is_a_budget(
     ensemble(run, Workspace(tmp_path))  # type: ignore[arg-type]
     assert found == [(spare_s is None, spare_s)]
     assert cores._followed.get() is None
+
+
+def test_predictions_are_timed_once_the_threads_fit(tmp_path: Path) -> None:
+    """On more threads than the machine has to spare they would seem slower than they will be."""
+    torch.set_num_threads(2)
+    trainer = make_trainer(tmp_path, budget_s=600.0)
+    trainer.threads._last = CoreUse.now()
+    for _ in range(4):
+        trainer.train_step(0.3)
+    assert trainer.progress.voxel_s == 0
+    trainer.threads._all_looks = AGREEING_LOOKS
+    trainer.train_step(0.3)
+    assert trainer.progress.voxel_s > 0
+    kept_s = trainer.validator.reserve_s()
+    trainer.validator.later_s = lambda case_s: 50 * case_s
+    with_later_s = trainer.validator.reserve_s()
+    p, cases = trainer.progress, trainer.validator.cases
+    case_s = (p.scoring_voxel_s or p.voxel_s) * sum(map(trainer.validator.voxels, cases)) / len(cases)
+    assert with_later_s - kept_s == pytest.approx(50 * case_s)
+
+
+def test_predictions_are_timed_where_the_budget_is_too_short_to_look(tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    trainer = make_trainer(tmp_path, budget_s=0.5)
+    for _ in range(3):
+        trainer.train_step(0.3)
+    assert trainer.progress.voxel_s > 0

@@ -32,7 +32,7 @@ class ThreadsBesideOthers:
         """
         self.most = torch.get_num_threads()
         self.fixed = fixed or self.most == 1
-        self._last, self._wanted, self._looks = CoreUse.now(), self.most, 0
+        self._last, self._wanted, self._looks, self._all_looks = CoreUse.now(), self.most, 0, 0
 
     def adjust(self) -> None:
         """Change the threads where other work came or went; to be called between steps, looks every `LOOK_S`."""
@@ -42,8 +42,14 @@ class ThreadsBesideOthers:
         threads = threads_left(last, self._last, self.most)
         self._looks = self._looks + 1 if threads == self._wanted else 1
         self._wanted = threads
+        self._all_looks += 1
         if self._looks >= AGREEING_LOOKS and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
+
+    @property
+    def have_looked(self) -> bool:
+        """Whether the threads fit what else runs, or stay as they are."""
+        return self.fixed or self._all_looks >= AGREEING_LOOKS
 
     def restore(self) -> None:
         """Compute with the most again."""

@@ -17,24 +17,24 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import psutil
-from pydantic import ConfigDict, Field
 
 from autoseg.config.networks import AlgoName
 from autoseg.config.settings import Settings
 from autoseg.config.units import format_duration, parse_duration
 from autoseg.data.datalists.cases import Datalist
+from autoseg.workspace.budget import Afterwards, BudgetState
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.pretraining import pretraining_place
-from autoseg.workspace.stored import Seconds, Stored, read_stored, write_stored
+from autoseg.workspace.stored import read_stored, write_stored
 from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 RESERVED_SHARE = 0.1
-"""Share of a run's budget kept for each round's predictions before a job has shown what one takes. A guess."""
+"""Share of a run's budget kept for each of several rounds' predictions before a job has shown what one takes. A guess;
+a single round's first jobs measure it before they share out their time."""
 LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE = 0.01, 0.3
 """Bounds of what is kept for each round: a busy moment while a job was scored must not take the time of all others."""
 MERGE_SHARE = 0.2
@@ -56,6 +56,13 @@ STARTING_S = 30.0
 """A process that began at most this long ago began for this run: its start counts."""
 
 
+def _copies_share() -> float:
+    """Share of a budget for predictions of corrupted copies."""
+    from autoseg.ensemble.corruptions import SHARE
+
+    return SHARE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounds:
     """The rounds of training of a run; all after the first are alike."""
@@ -67,22 +74,6 @@ class Rounds:
     """Cases that each of these jobs' models predict before the round, so that they are completed."""
     held_out: float = 0.0
     """Cases out of fold that the round's ensemble merges of each of these jobs."""
-
-
-class BudgetState(Stored):
-    """What stands in state/budget.json."""
-
-    model_config = ConfigDict(frozen=False)
-    advice: ClassVar[str] = "Undo the edit, or delete the file: the budget then starts anew."
-
-    budget_s: Seconds
-    """Of the whole run."""
-    spent_s: Seconds = 0.0
-    """Seconds of work so far, over all starts."""
-    jobs: dict[str, Seconds] = Field(default_factory=dict)
-    """Job -> seconds it was given."""
-    dropped: dict[str, str] = Field(default_factory=dict)
-    """Algorithm -> why."""
 
 
 def work_began() -> float:
@@ -202,9 +193,9 @@ class RunBudget:
             free_s -= twins_s / self.num_places
             num_waves *= 2
         share_s = max(1.0, free_s / num_waves)
-        for algo, fold in jobs:
-            if not own[algo]:
-                self.state.jobs[f"{algo}_{fold}"] = round(share_s, 1)
+        afterwards = self._afterwards(datalist, among, self._waves(sharing), share_s)
+        for name in (f"{algo}_{fold}" for algo, fold in jobs if not own[algo]):
+            self.state.jobs[name], self.state.afterwards[name] = round(share_s, 1), afterwards
         self.save()
 
     def _has_twin(self, name: str) -> bool:
@@ -225,29 +216,56 @@ class RunBudget:
         """Seconds to keep for what is predicted in this and later rounds, from what finished jobs' predictions took.
 
         A round's ensemble merges what the jobs predicted out of fold; the last round's predicts the held-back cases,
-        too; in between, cases are predicted to be completed.
+        too; in between, cases are predicted to be completed. Before any job is finished the last round's jobs keep
+        this time themselves (`_afterwards`), and earlier ones a share that is a guess.
         """
-        from autoseg.ensemble.corruptions import MOST_COPIES
-        from autoseg.ensemble.corruptions import SHARE as COPIES_SHARE
-
-        budget_s, later, copies = self.state.budget_s, self.later, 0
-        if self.settings.ensemble is False and not later:
+        budget_s, later = self.state.budget_s, self.later
+        case_s = self._case_s()
+        if not later and (self.settings.ensemble is False or case_s is None):
             return LEAST_RESERVED_SHARE * budget_s
-        done = self._predicted(self.workspace)
-        predicted = done or [job for place in self.workspace.rounds() for job in self._predicted(place)]
-        if not predicted:
+        if case_s is None:
             return RESERVED_SHARE * (1 + later) * budget_s
-        case_s = statistics.median(job.inference_s or 0.0 for job in predicted)
-        models = {(job.algo, job.fold) for job in done} | set(among)
-        predictions = MERGE_SHARE * sum(len(datalist.val_cases(fold)) for _, fold in models)
+        predictions, copies = self._predictions(datalist, among)
         of_later_model = FILL_FACTOR * self.rounds.to_fill + MERGE_SHARE * self.rounds.held_out
         predictions += later * len(self._again()) * of_later_model
-        if self.settings.ensemble is not False:
-            predictions += len(models) * (len(datalist.testing) + len(datalist.validation))
-            copies = MOST_COPIES * len({algo for algo, _ in models})
         least, most = (share * (1 + later) * budget_s for share in (LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE))
-        copies_s = min(case_s * copies, COPIES_SHARE * budget_s / self.rounds.number)
+        copies_s = min(case_s * copies, _copies_share() * budget_s / self.rounds.number)
         return min(max(case_s * predictions + copies_s, least), most)
+
+    def _case_s(self) -> float | None:
+        """Seconds that finished jobs' predictions took; None: there are none."""
+        done = self._predicted(self.workspace)
+        predicted = done or [job for place in self.workspace.rounds() for job in self._predicted(place)]
+        return statistics.median(job.inference_s or 0.0 for job in predicted) if predicted else None
+
+    def _predictions(self, datalist: Datalist, among: Sequence[tuple[AlgoName, int]]) -> tuple[float, int]:
+        """Predictions that this round's ensemble makes, merging included, by all its models; and of corrupted copies.
+
+        Args:
+            among: jobs that are still to be trained.
+        """
+        from autoseg.ensemble.corruptions import MOST_COPIES
+
+        models = {(job.algo, job.fold) for job in self._predicted(self.workspace)} | set(among)
+        predictions = MERGE_SHARE * sum(len(datalist.val_cases(fold)) for _, fold in models)
+        if self.settings.ensemble is False:
+            return predictions, 0
+        predictions += len(models) * (len(datalist.testing) + len(datalist.validation))
+        return predictions, MOST_COPIES * len({algo for algo, _ in models})
+
+    def _afterwards(
+        self, datalist: Datalist, among: Sequence[tuple[AlgoName, int]], num_waves: int, share_s: float
+    ) -> Afterwards:
+        """What each of some jobs leaves time for, that gets a share of so many seconds, one of so many in a row."""
+        if self.later or self.settings.ensemble is False or self._case_s() is not None:
+            return Afterwards()
+        predictions, copies = self._predictions(datalist, among)
+        return Afterwards(
+            cases=predictions / num_waves,
+            copies=copies / num_waves,
+            most_s=MOST_RESERVED_SHARE * share_s,
+            most_copies_s=_copies_share() * share_s,
+        )
 
     def spare_s(self) -> float:
         """Seconds left to what the ensemble stage does beyond its predictions, so that the report still fits in."""

@@ -47,6 +47,7 @@ from autoseg.training.trainer import DIVERGED_STEPS, Trainer
 from autoseg.training.validation import DIVERGED_DICE
 from autoseg.weights.start import log_table, read_start
 from autoseg.weights.tables import keep_table
+from autoseg.workspace.budget import read_afterwards
 from autoseg.workspace.files import digest
 from autoseg.workspace.jobs import Job
 from autoseg.workspace.workspace import Workspace
@@ -192,6 +193,7 @@ class TrainingRun(JobRun):
                 after_epoch=self.epoch_ended,
                 follower=self.follower,
             )
+            trainer.validator.later_s = read_afterwards(self.workspace, job.name).seconds
             return trainer
 
         return self.train_or_restart(plan, make)

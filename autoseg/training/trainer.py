@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 MEASURED_STEP = 3
 """Step after which a budgeted job measures what validation and final scores take: the first steps allocate."""
+LOOKING_SHARE = 0.05
+"""Share of a job's budget after which that is measured at the latest, however busy the machine may be. A choice."""
 LOSS_CHECK_STEPS = 20
 """On a GPU the loss is looked at this often only: each look waits for all that was queued."""
 DIVERGED_SHARE, DIVERGED_STEPS = 0.25, 100
@@ -232,10 +234,17 @@ class Trainer:
             self._check_loss()
         self.threads.adjust()
         p.epoch_s += self._tick()
-        if p.step == MEASURED_STEP and plan.budget_s is not None:
+        if self._is_to_be_measured():
             self._tick()
             self.validator.measure(self.schedule, self.scoring)
             self._tick()
+
+    def _is_to_be_measured(self) -> bool:
+        """Whether it is time to find out what validation and final scores take, on the threads that they will have."""
+        budget_s, p = self.plan.budget_s, self.progress
+        if budget_s is None or p.voxel_s or p.step < MEASURED_STEP:
+            return False
+        return self.threads.have_looked or p.elapsed_s - p.begun_s > LOOKING_SHARE * budget_s
 
     def _gradients(self) -> None:
         """Gradients of the mean loss over this process' samples of the step at hand."""

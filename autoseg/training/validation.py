@@ -72,6 +72,8 @@ class Validator(ABC):
         """
         self.plan, self.cases, self.network, self.progress = plan, cases, network, progress
         self.processes, self.roi, self.name = processes, roi, name
+        self.later_s: Callable[[float], float] = lambda case_s: 0.0
+        """Seconds of predictions after the job that it leaves time for, by those that one takes."""
         self.parts: list[float] = []
         """Mean of each part of the score in the last validation; NaN: no case of it has one."""
 
@@ -229,7 +231,10 @@ class DiceValidator(Validator):
         return annotated(self.cases[i] for i in self.chosen()) == annotated(self.cases)
 
     def reserve_s(self) -> float:
-        """Seconds of a budget to keep for the last validation and the final scores, by what the last one took."""
+        """Seconds of a budget to keep for the last validation, the final scores and what is predicted after the job.
+
+        By what the last validation took.
+        """
         p = self.progress
         if self.plan.budget_s is None or not p.voxel_s:
             return 0.0
@@ -239,7 +244,8 @@ class DiceValidator(Validator):
         scored: float = sum(voxels)
         if self.plan.precision == "auto" and resolve_precision(self.processes.device, "auto") != "fp32":
             scored += COMPARISON * voxels[0]
-        return self.expected_s() + (p.scoring_voxel_s or p.voxel_s) * slower * scored
+        rate = (p.scoring_voxel_s or p.voxel_s) * slower
+        return self.expected_s() + rate * scored + self.later_s(rate * sum(voxels) / len(voxels))
 
     def voxels(self, case: CachedCase) -> int:
         """Voxels that are predicted for a case: those of a window at least."""
