@@ -83,16 +83,16 @@ def test_all_jobs_get_the_same_and_leave_time_for_predictions(tmp_path: Path, cl
     assert {budget.job_s(f"{a}_{f}") for a, f in JOBS} == {165.0}  # a hundredth is for the report
     # Each model's two held-out cases are merged, and it predicts two testing cases; 104 copies for each algorithm.
     after = read_afterwards(budget.workspace, "dints_1")
-    assert (after.cases, after.copies) == (pytest.approx(0.2 * 2 + 2), 3 * 104 / 6)
-    assert after.seconds(1.0) == pytest.approx(2.4 + 0.07 * 165)
-    assert after.seconds(0.1) == pytest.approx(0.24 + 5.2)
+    assert (after.cases, after.copies) == (pytest.approx(0.5 * 2 + 2), 3 * 104 / 6)
+    assert after.seconds(1.0) == pytest.approx(3 + 0.07 * 165)
+    assert after.seconds(0.1) == pytest.approx(0.3 + 5.2)
     assert after.seconds(1e3) == pytest.approx((0.3 + 0.07) * 165), "most of the time is the job's own"
     # Two at once, the first fold before the other: each place has two jobs of either one after the other. The
     # ensemble predicts alone, so each of the four leaves time for one and a half.
     two = open_budget(tmp_path / "two", places=2)
     two.give(datalist, JOBS, JOBS)
     assert two.job_s("dints_1") == 247.5
-    assert read_afterwards(two.workspace, "dints_1").cases == pytest.approx(1.5 * 2.4)
+    assert read_afterwards(two.workspace, "dints_1").cases == pytest.approx(1.5 * 3)
 
 
 def test_jobs_leave_no_time_once_it_is_known_what_predictions_take(
@@ -129,7 +129,7 @@ def test_a_job_with_a_budget_of_its_own_keeps_it(tmp_path: Path, clock: Clock, d
     assert budget.job_s("segresnet_0") is None
     assert budget.job_s("dints_0") == pytest.approx((1000 - 10 - 200) / 4)
     # Their models are predicted with, too.
-    assert read_afterwards(budget.workspace, "dints_0").cases == pytest.approx(6 * 2.4 / 4)
+    assert read_afterwards(budget.workspace, "dints_0").cases == pytest.approx(6 * 3 / 4)
 
 
 def test_time_is_counted_over_restarts_but_not_between_them(tmp_path: Path, clock: Clock) -> None:
@@ -149,7 +149,7 @@ def test_what_predictions_take_is_kept_for_the_ensemble(tmp_path: Path, clock: C
     budget = open_budget(tmp_path)
     finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
     # 6 models: 2 held-out cases each out of fold, and both testing cases by each; 7 % for corrupted copies.
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(5 * (0.2 * 6 * 2 + 6 * 2) + 70)
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(5 * (0.5 * 6 * 2 + 6 * 2) + 70)
     finish(tmp_path, {"segresnet": 0.9}, inference_s=500.0)
     assert budget.reserved_s(datalist, JOBS) == pytest.approx(300)
     assert open_budget(tmp_path, ensemble=False).reserved_s(datalist, JOBS) == pytest.approx(10.0)
@@ -159,7 +159,7 @@ def test_corrupted_copies_get_no_more_than_their_number_takes(tmp_path: Path, cl
     budget = open_budget(tmp_path, budget="100000s")
     finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
     # Of a case each of the three models of its fold; 64 copies to learn from, and 10 cases in 4 ways.
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(max(1000, 5 * (14.4 + 3 * (64 + 10 * 4))))
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(max(1000, 5 * (18 + 3 * (64 + 10 * 4))))
     clock.now += 99_500
     assert budget.spare_s() == pytest.approx(500 - 1000)  # less than nothing: none is predicted
 
@@ -168,7 +168,7 @@ def test_one_slow_prediction_does_not_take_the_time_of_all(tmp_path: Path, clock
     budget = open_budget(tmp_path)
     for algo, inference_s in zip(ALGOS, (1.0, 2.0, 100.0), strict=True):
         finish(tmp_path, {algo: 0.9}, inference_s=inference_s)
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(2 * (0.2 * 6 * 2 + 6 * 2) + 70)
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(2 * (0.5 * 6 * 2 + 6 * 2) + 70)
 
 
 def test_a_job_of_a_dropped_algorithm_that_is_done_stays_done(tmp_path: Path, clock: Clock) -> None:
@@ -309,14 +309,14 @@ def test_jobs_of_every_round_get_the_same(tmp_path: Path, clock: Clock, datalist
     finish(place, {"segresnet": 0.9}, inference_s=4.0)
     # Two models out of fold, 2 cases each, in two rounds; 10 cases to complete by both; two testing cases by both;
     # and 7 % of a round's time for the last one's corrupted copies.
-    kept = 4 * (0.2 * 2 * 2 + 2 * (1.3 * 10 + 0.2 * 2) + 2 * 2) + 0.07 * 500
+    kept = 4 * (0.5 * 2 * 2 + 2 * (1.3 * 10 + 0.5 * 2) + 2 * 2) + 0.07 * 500
     assert first.reserved_s(datalist, PAIR[1:]) == pytest.approx(kept)
     first.give(datalist, PAIR[1:], PAIR[1:])
     share_s = first.job_s("segresnet_1")
     assert share_s == pytest.approx((770 - kept) / 3, abs=0.1)
     clock.now += share_s
     finish(place, {"segresnet": 0.9}, fold=1, inference_s=4.0)
-    clock.now += 4 * 2 * (0.2 * 2 + 1.3 * 10)  # both rounds' predictions take what was kept for them
+    clock.now += 4 * 2 * (0.5 * 2 + 1.3 * 10)  # both rounds' predictions take what was kept for them
     first.save()
     second = rounds_budget(tmp_path, 2, clock.now, num_to_fill=10)
     second.give(datalist, PAIR, PAIR)

@@ -17,7 +17,7 @@ from torch import nn
 from autoseg.cli import demo
 from autoseg.data.datalists.cases import Datalist
 from autoseg.hardware import cores
-from autoseg.hardware.cores import AGREEING_LOOKS, LOOK_S, ThreadsBesideOthers, following
+from autoseg.hardware.cores import AGREEING_LOOKS, LOOK_S, LOOKS_FOR_MORE, ThreadsBesideOthers, following
 from autoseg.hardware.limits import CoreUse, threads_left
 from autoseg.inference.windows import WindowModel
 from autoseg.pipeline.stages import ensemble
@@ -101,7 +101,7 @@ def test_threads_follow_what_others_take(monkeypatch: pytest.MonkeyPatch) -> Non
     machine.others = 1.0
     assert followed(machine, threads, 4) == [2] * (AGREEING_LOOKS - 1) + [1] * (5 - AGREEING_LOOKS)
     machine.others = 0.0
-    assert followed(machine, threads, 3) == [1] * (AGREEING_LOOKS - 1) + [2] * (4 - AGREEING_LOOKS)
+    assert followed(machine, threads, 6) == [1] * (LOOKS_FOR_MORE - 1) + [2] * (7 - LOOKS_FOR_MORE)
     machine.others = 1.0
     followed(machine, threads, 3)
     threads.restore()
@@ -200,11 +200,11 @@ def test_the_ensemble_follows_where_there_is_a_budget(
     assert cores._followed.get() is None
 
 
-def test_predictions_are_timed_once_the_threads_fit(tmp_path: Path) -> None:
+def test_predictions_are_timed_once_the_threads_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On more threads than the machine has to spare they would seem slower than they will be."""
     torch.set_num_threads(2)
     trainer = make_trainer(tmp_path, budget_s=600.0)
-    trainer.threads._last = CoreUse.now()
+    monkeypatch.setattr(cores, "LOOK_S", 1e9)
     for _ in range(4):
         trainer.train_step(0.3)
     assert trainer.progress.voxel_s == 0

@@ -13,8 +13,9 @@ from autoseg.hardware.limits import CoreUse, threads_left
 
 LOOK_S = 2.0
 """Seconds over which the use of the cores is counted. The system counts in hundredths. A choice."""
-AGREEING_LOOKS = 2
-"""Looks in a row that must find the same before the threads change: a change costs the next step time. A choice."""
+AGREEING_LOOKS, LOOKS_FOR_MORE = 2, 5
+"""Looks in a row that must find the same before the threads become fewer, or more. A choice: a thread too many makes a
+step up to twenty times as long, one too few less than twice (docs/results.md, "Other work on the same cores")."""
 
 
 class ThreadsBesideOthers:
@@ -43,7 +44,8 @@ class ThreadsBesideOthers:
         self._looks = self._looks + 1 if threads == self._wanted else 1
         self._wanted = threads
         self._all_looks += 1
-        if self._looks >= AGREEING_LOOKS and threads != torch.get_num_threads():
+        now = torch.get_num_threads()
+        if threads != now and self._looks >= (AGREEING_LOOKS if threads < now else LOOKS_FOR_MORE):
             torch.set_num_threads(threads)
 
     @property

@@ -37,9 +37,9 @@ RESERVED_SHARE = 0.1
 a single round's first jobs measure it before they share out their time."""
 LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE = 0.01, 0.3
 """Bounds of what is kept for each round: a busy moment while a job was scored must not take the time of all others."""
-MERGE_SHARE = 0.2
-"""Seconds in which the ensemble merges and scores what a job predicted of a case, over those of the prediction; 0.14
-was measured (docs/results.md, "Held-out cases")."""
+MERGE_SHARE = 0.5
+"""Seconds in which the ensemble merges and scores what a job predicted of a case, over those of the prediction. Between
+0.14 (hippocampus, docs/results.md, "Held-out cases") and 0.7 (eight classes of 4 million voxels), as measured."""
 FILL_FACTOR = 1.3
 """Seconds of pseudo-labels over those of the same predictions alone: probabilities are merged, judged and written; 1.17
 was measured. Held-back cases need no such factor: five models took 0.87 of five predictions, each of them scored
