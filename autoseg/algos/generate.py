@@ -29,7 +29,7 @@ from autoseg.workspace.workspace import Workspace
 log = logging.getLogger(__name__)
 
 DERIVED = {
-    "budget_s": ("num_epochs", "augment", "learning_rate"),
+    "budget_s": ("num_epochs", "augment", "mirror_axes", "tta", "learning_rate"),
     "optimizer": ("learning_rate",),
     "lateral_pairs": ("mirror_axes", "tta"),
     "mirror_axes": ("tta",),

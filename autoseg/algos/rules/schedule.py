@@ -52,7 +52,7 @@ def _step_s(draft: Draft) -> float | None:
     return step_seconds(draft.inputs.algo, draft["batch_size"], tuple(draft["roi_size"]), hardware.num_cores)
 
 
-def _num_steps(draft: Draft) -> float:
+def planned_steps(draft: Draft) -> float:
     """Steps that a job will make: its epochs', or those that fit its budget."""
     num_steps = float(draft["num_epochs"] * draft["num_steps_per_epoch"])
     budget_s, step_s = draft.inputs.budget_s, _step_s(draft)
@@ -91,7 +91,7 @@ def num_epochs(draft: Draft) -> None:
 
 def augment(draft: Draft) -> None:
     """Random changes of patches. Source: nnU-Net's; light for short jobs, measured on the hippocampus."""
-    num_steps = _num_steps(draft)
+    num_steps = planned_steps(draft)
     passes = num_steps / draft["num_steps_per_epoch"]
     draft.put(
         "augment",
@@ -138,7 +138,7 @@ def learning_rate(draft: Draft) -> None:
             draft.put("learning_rate", rate, rule)
         else:
             draft.put("learning_rate", rates.cpu, on_cpu)
-    elif _num_steps(draft) < SHORT_STEPS and draft.inputs.start is None:  # weights to start from need no such haste
+    elif planned_steps(draft) < SHORT_STEPS and draft.inputs.start is None:  # weights to start from need no such haste
         draft.put("learning_rate", max(rates.muon, SHORT_RATE), f"Muon's for fewer than {SHORT_STEPS} steps (measured)")
     else:
         draft.put("learning_rate", rates.muon, "Muon's (measured on a CPU)")
