@@ -360,3 +360,24 @@ def test_a_resolution_of_which_no_image_can_be_made_is_refused() -> None:
         "a.yaml:7: resample_resolution: at 1e-09x1x1 mm the median image of 32x32x32 mm has over 1e+10 voxels. "
         "Expected a voxel size in mm near that of the images, 1x1x1."
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "axes", "tta"),
+    [
+        ({"num_epochs": 749, "num_steps_per_epoch": 4}, (), False),
+        ({"num_epochs": 750, "num_steps_per_epoch": 4}, (0,), True),
+        ({"num_epochs": 10, "mirror_axes": (0, 1)}, (0, 1), True),
+    ],
+)
+def test_short_schedules_mirror_nothing(settings: dict[str, Any], axes: tuple[int, ...], tta: bool) -> None:
+    plan, origins = plan_and_origins("segresnet", **settings)
+    assert (plan.mirror_axes, plan.tta) == (axes, tta)
+    if not axes:
+        rule = "none in 2996 steps: under 3000 a network learns more without (measured)"
+        assert origins["mirror_axes"].rule == rule
+
+
+def test_a_budget_that_leaves_few_steps_mirrors_nothing() -> None:
+    for budget_s, axes in ((300.0, ()), (30_000.0, (0,))):
+        assert plan_and_origins("segresnet", budget_s=budget_s)[0].mirror_axes == axes

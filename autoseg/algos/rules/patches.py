@@ -20,10 +20,9 @@ SIDES_DEGREES = OBLIQUE_DEGREES
 ROUNDED_UP = "rounded up to what the network can halve"
 """In the rule of a patch that is not the one the user gave."""
 
-MIRRORING_STEPS = 1000
-"""Steps below which nothing is mirrored.
-Source: measured (docs/results.md): 0.037 Dice better without after 150 steps (five data sets), 0.012 after 400 to 500
-(six)."""
+MIRRORING_STEPS = 3000
+"""Steps below which nothing is mirrored. Source: measured (docs/results.md): Dice is better without by 0.037 after 150
+steps (five data sets), 0.010 after 400 to 500 (six) and 0.017 after 1,500 (two); twice of those is a guess."""
 
 TTA_PASSES = 16
 """Windows times mirrorings of the median image up to which predictions are averaged over mirrorings. A choice: small
