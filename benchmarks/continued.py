@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pretrain import dice_by_case
+from pretrain import dice_by_case, labels_of
 from train import autoseg, machine, written
 
 from autoseg.evaluation.intervals import mean_interval
@@ -53,7 +53,7 @@ def write_input(folder: Path, data: Path, run: str, seed: int, minutes: float) -
         for fold, names in enumerate((validation, training))
         for name in names
     ]
-    labels = {k: v for k, v in json.loads((data / "dataset.json").read_text())["labels"].items() if int(k)}
+    labels = labels_of(data)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "datalist.json").write_text(json.dumps({"labels": labels, "training": items}))
     settings: dict[str, Any] = {
@@ -90,8 +90,7 @@ def run_one(output: Path, data: Path, run: str, seed: int, minutes: float) -> No
         (folder / "scored.txt").write_text("".join(f"{(data / 'imagesTr' / name).absolute()}\n" for name in scored))
         words = ("--image", folder / "scored.txt", "--work_dir", work.root, "--algo", ALGO, "--fold", "0")
         autoseg("predict", *words, "--output", folder / "predictions", log=log)
-        values = [int(k) for k in json.loads((folder / "datalist.json").read_text())["labels"]]
-        dice = dice_by_case(folder / "predictions", data, values)
+        dice = dice_by_case(folder / "predictions", data, [int(value) for value in labels_of(data)])
         if len(dice) != len(scored):
             raise SystemExit(f"{run}, seed {seed}: {len(dice)} of {len(scored)} cases were scored; see {log}")
         result |= {"dice": float(np.nanmean([np.nanmean(v) for v in dice.values()])), "by_case": dice}

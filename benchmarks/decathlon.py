@@ -27,6 +27,7 @@ import argparse
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,21 +85,17 @@ def make_cohort(tool: Path, folder: Path) -> Path:
     if not (data / "dataset.json").exists():
         counts = [word for kind, number in COHORT.items() for word in (f"--{kind}", str(number))]
         subprocess.run([sys.executable, tool, "--out", folder / "made", "--unlabeled", "0", *counts], check=True)
+        shutil.rmtree(data, ignore_errors=True)  # of a start that was stopped
         made = json.loads((folder / "made" / "dataset.json").read_text())
-        names = {
-            part: [Path(item["image"]).name for item in made[key]]
-            for part, key in (("training", "training"), ("test", "testing"))
-        }
-        for sub, part, source in (
-            ("imagesTr", "training", "images"),
-            ("imagesTr", "test", "images"),
-            ("labelsTr", "training", "labels"),
-            ("labelsTr", "test", "labels_complete"),
-        ):
-            (data / sub).mkdir(parents=True, exist_ok=True)
-            for name in names[part]:
-                (data / sub / name).symlink_to(folder / "made" / source / name)
-        written(folder / "split.json", {k: [n.removesuffix(".nii.gz") for n in v] for k, v in names.items()})
+        split: dict[str, list[str]] = {}
+        for part, key, labels in (("training", "training", "labels"), ("test", "testing", "labels_complete")):
+            files = [Path(item["image"]).name for item in made[key]]
+            for sub, source in (("imagesTr", "images"), ("labelsTr", labels)):
+                (data / sub).mkdir(parents=True, exist_ok=True)
+                for file in files:
+                    (data / sub / file).symlink_to(folder / "made" / source / file)
+            split[part] = [file.removesuffix(".nii.gz") for file in files]
+        written(folder / "split.json", split)
         written(data / "dataset.json", {"labels": made["labels"], "modality": {"0": "CT"}})
     return data
 

@@ -87,6 +87,12 @@ def image_of(folder: Path, name: str) -> str:
     return f"imagesTr/{name if first.exists() else name.replace('.nii.gz', '_0000.nii.gz')}"
 
 
+def labels_of(folder: Path) -> dict[str, str]:
+    """Label value -> class of a data set, background left out."""
+    found: dict[str, str] = json.loads((folder / "dataset.json").read_text())["labels"]
+    return {value: name for value, name in found.items() if int(value)}
+
+
 def write_input(row: Row, folder: Path, data: Path, minutes: float, algo: str) -> Path:
     """The row's datalist and settings, in a folder of its own."""
     patients = patients_of(row.data, data)
@@ -100,9 +106,8 @@ def write_input(row: Row, folder: Path, data: Path, minutes: float, algo: str) -
         for file in patients[p]
     ]
     unlabeled = [{"image": image_of(data, file), "group": p} for p in others for file in patients[p]]
-    labels = {k: v for k, v in json.loads((data / "dataset.json").read_text())["labels"].items() if int(k)}
     # Held-back cases are in no list, so that no image of them is learned from; they are predicted afterwards.
-    listed = {"labels": labels, "training": training, "unlabeled": unlabeled}
+    listed = {"labels": labels_of(data), "training": training, "unlabeled": unlabeled}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "datalist.json").write_text(json.dumps(listed))
     (folder / "held_back.txt").write_text(
