@@ -81,12 +81,13 @@ def test_all_jobs_get_the_same_and_leave_time_for_predictions(tmp_path: Path, cl
     budget = open_budget(tmp_path)
     budget.give(datalist, JOBS, JOBS)
     assert {budget.job_s(f"{a}_{f}") for a, f in JOBS} == {165.0}  # a hundredth is for the report
-    # Each model's two held-out cases are merged, and it predicts two testing cases; 104 copies for each algorithm.
+    # Each model's two held-out cases are merged, and it predicts two testing cases; four cases in 4 ways for each
+    # algorithm, too few to learn from what is predicted of them.
     after = read_afterwards(budget.workspace, "dints_1")
-    assert (after.cases, after.copies) == (pytest.approx(0.5 * 2 + 2), 3 * 104 / 6)
-    assert after.seconds(1.0) == pytest.approx(3 + 0.07 * 165)
-    assert after.seconds(0.1) == pytest.approx(0.3 + 5.2)
-    assert after.seconds(1e3) == pytest.approx((0.3 + 0.07) * 165), "most of the time is the job's own"
+    assert (after.cases, after.copies) == (pytest.approx(0.5 * 2 + 2), 3 * 16 / 6)
+    assert after.seconds(1.0) == pytest.approx(3 + 0.02 * 165)
+    assert after.seconds(0.1) == pytest.approx(0.3 + 0.8)
+    assert after.seconds(1e3) == pytest.approx((0.3 + 0.02) * 165), "most of the time is the job's own"
     # Two at once, the first fold before the other: each place has two jobs of either one after the other. The
     # ensemble predicts alone, so each of the four leaves time for one and a half.
     two = open_budget(tmp_path / "two", places=2)
@@ -148,8 +149,8 @@ def test_time_is_counted_over_restarts_but_not_between_them(tmp_path: Path, cloc
 def test_what_predictions_take_is_kept_for_the_ensemble(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
     budget = open_budget(tmp_path)
     finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
-    # 6 models: 2 held-out cases each out of fold, and both testing cases by each; 7 % for corrupted copies.
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(5 * (0.5 * 6 * 2 + 6 * 2) + 70)
+    # 6 models: 2 held-out cases each out of fold, and both testing cases by each; 2 % for corrupted copies.
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(5 * (0.5 * 6 * 2 + 6 * 2) + 20)
     finish(tmp_path, {"segresnet": 0.9}, inference_s=500.0)
     assert budget.reserved_s(datalist, JOBS) == pytest.approx(300)
     assert open_budget(tmp_path, ensemble=False).reserved_s(datalist, JOBS) == pytest.approx(10.0)
@@ -158,8 +159,17 @@ def test_what_predictions_take_is_kept_for_the_ensemble(tmp_path: Path, clock: C
 def test_corrupted_copies_get_no_more_than_their_number_takes(tmp_path: Path, clock: Clock, datalist: Datalist) -> None:
     budget = open_budget(tmp_path, budget="100000s")
     finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
-    # Of a case each of the three models of its fold; 64 copies to learn from, and 10 cases in 4 ways.
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(max(1000, 5 * (18 + 3 * (64 + 10 * 4))))
+    eight = replace(
+        datalist, training=(*datalist.training, *(replace(c, name=c.name + "b") for c in datalist.training))
+    )
+    # Of a case each of the three models of its fold; 64 copies to learn from, and all cases in 4 ways.
+    assert budget.reserved_s(eight, JOBS) == pytest.approx(max(1000, 5 * (24 + 3 * (64 + 8 * 4))))
+    seven = replace(eight, training=eight.training[:-1])
+    assert budget.reserved_s(seven, JOBS) == pytest.approx(max(1000, 5 * (22.5 + 3 * 7 * 4)))
+    finish(tmp_path, {"segresnet": 0.9}, inference_s=500.0)
+    # Where time is short, each has its share: to learn from and to try, or to try alone.
+    assert budget.reserved_s(eight, JOBS) - budget.reserved_s(seven, JOBS) == pytest.approx(5000 + 500 * 1.5)
+    finish(tmp_path, {"segresnet": 0.9}, inference_s=5.0)
     clock.now += 99_500
     assert budget.spare_s() == pytest.approx(500 - 1000)  # less than nothing: none is predicted
 
@@ -168,7 +178,7 @@ def test_one_slow_prediction_does_not_take_the_time_of_all(tmp_path: Path, clock
     budget = open_budget(tmp_path)
     for algo, inference_s in zip(ALGOS, (1.0, 2.0, 100.0), strict=True):
         finish(tmp_path, {algo: 0.9}, inference_s=inference_s)
-    assert budget.reserved_s(datalist, JOBS) == pytest.approx(2 * (0.5 * 6 * 2 + 6 * 2) + 70)
+    assert budget.reserved_s(datalist, JOBS) == pytest.approx(2 * (0.5 * 6 * 2 + 6 * 2) + 20)
 
 
 def test_a_job_of_a_dropped_algorithm_that_is_done_stays_done(tmp_path: Path, clock: Clock) -> None:
@@ -308,8 +318,8 @@ def test_jobs_of_every_round_get_the_same(tmp_path: Path, clock: Clock, datalist
     clock.now += 190
     finish(place, {"segresnet": 0.9}, inference_s=4.0)
     # Two models out of fold, 2 cases each, in two rounds; 10 cases to complete by both; two testing cases by both;
-    # and 7 % of a round's time for the last one's corrupted copies.
-    kept = 4 * (0.5 * 2 * 2 + 2 * (1.3 * 10 + 0.5 * 2) + 2 * 2) + 0.07 * 500
+    # and 2 % of a round's time for the last one's corrupted copies.
+    kept = 4 * (0.5 * 2 * 2 + 2 * (1.3 * 10 + 0.5 * 2) + 2 * 2) + 0.02 * 500
     assert first.reserved_s(datalist, PAIR[1:]) == pytest.approx(kept)
     first.give(datalist, PAIR[1:], PAIR[1:])
     share_s = first.job_s("segresnet_1")

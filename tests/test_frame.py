@@ -304,6 +304,26 @@ def test_a_whole_run_scores_what_it_writes_on_the_images_grids(tmp_path: Path) -
             assert case.dice[segmenter] == pytest.approx(dice, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_dice_is_that_of_the_straight_twin(tmp_path: Path) -> None:
+    """Trained on the same voxels, oblique or straight; the axes change places, so the weights are not the same."""
+    tilted = [affine_of(oblique(NORMALS[n % 2], 0.02 * n), n) for n in range(8)]
+    sets = {"oblique": tilted, "straight": [affine_of(np.eye(3), n) for n in range(8)]}
+    dice = {}
+    for name, affines in sets.items():
+        path = write_set(tmp_path / name, affines)
+        settings = yaml.safe_load(path.read_text()) | {"launcher": "local", "device": "cpu", "folds": [0]}
+        path.write_text(yaml.safe_dump(settings | {"num_epochs": 15, "num_steps_per_epoch": 10}))
+        run_input(PLAIN_RUN, path, {})
+        scores = read_scores(Workspace(path.parent / "work_dir"))
+        assert scores is not None
+        assert len(scores.cases) == 4
+        dice[name] = np.mean([case.dice["segresnet"] for case in scores.cases], axis=0)
+    print(dice)
+    assert min(*dice["oblique"], *dice["straight"]) > 0.9
+    assert dice["oblique"] == pytest.approx(dice["straight"], abs=0.03)
+
+
 def test_a_new_image_follows_the_rule_and_one_of_another_plane_is_rounded(sets: dict[str, Path]) -> None:
     frame = plan_of(sets["oblique"]).preprocessing.frame
     assert frame is not None

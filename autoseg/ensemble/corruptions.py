@@ -171,8 +171,6 @@ DRAWN = {name: c.drawn for name, c in CORRUPTIONS.items() if c.drawn is not None
 """Name -> range of strengths, of those that are drawn."""
 MOST_DRAWN, MOST_TRIED = 64, 10
 """Copies that are made worse by what is drawn: eight of each kind; cases that are tried at the usual strengths."""
-MOST_COPIES = MOST_DRAWN + MOST_TRIED * len(USUAL)
-"""Predictions of corrupted images after a training."""
 LEARNING_SHARE, TRYING_SHARE = 0.05, 0.02
 """Of the time that the jobs trained, which predicting both may take; what the first leaves is the second's. A choice.
 A budget keeps as much (`autoseg.pipeline.budget`)."""

@@ -56,11 +56,17 @@ STARTING_S = 30.0
 """A process that began at most this long ago began for this run: its start counts."""
 
 
-def _copies_share() -> float:
-    """Share of a budget for predictions of corrupted copies."""
-    from autoseg.ensemble.corruptions import SHARE
+def _copies(num_cases: int) -> tuple[int, float]:
+    """Predictions of corrupted copies that an algorithm's models make at most, and the share of a budget for them.
 
-    return SHARE
+    Args:
+        num_cases: out of fold, as far as they are trained.
+    """
+    from autoseg.ensemble.corruptions import MOST_DRAWN, MOST_TRIED, SHARE, TRYING_SHARE, USUAL
+    from autoseg.ensemble.quality import FEWEST_CASES
+
+    tried = min(MOST_TRIED, num_cases) * len(USUAL)
+    return (tried + MOST_DRAWN, SHARE) if num_cases >= FEWEST_CASES else (tried, TRYING_SHARE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,11 +231,11 @@ class RunBudget:
             return LEAST_RESERVED_SHARE * budget_s
         if case_s is None:
             return RESERVED_SHARE * (1 + later) * budget_s
-        predictions, copies = self._predictions(datalist, among)
+        predictions, copies, copies_share = self._predictions(datalist, among)
         of_later_model = FILL_FACTOR * self.rounds.to_fill + MERGE_SHARE * self.rounds.held_out
         predictions += later * len(self._again()) * of_later_model
         least, most = (share * (1 + later) * budget_s for share in (LEAST_RESERVED_SHARE, MOST_RESERVED_SHARE))
-        copies_s = min(case_s * copies, _copies_share() * budget_s / self.rounds.number)
+        copies_s = min(case_s * copies, copies_share * budget_s / self.rounds.number)
         return min(max(case_s * predictions + copies_s, least), most)
 
     def _case_s(self) -> float | None:
@@ -238,20 +244,21 @@ class RunBudget:
         predicted = done or [job for place in self.workspace.rounds() for job in self._predicted(place)]
         return statistics.median(job.inference_s or 0.0 for job in predicted) if predicted else None
 
-    def _predictions(self, datalist: Datalist, among: Sequence[tuple[AlgoName, int]]) -> tuple[float, int]:
-        """Predictions that this round's ensemble makes, merging included, by all its models; and of corrupted copies.
+    def _predictions(self, datalist: Datalist, among: Sequence[tuple[AlgoName, int]]) -> tuple[float, int, float]:
+        """Predictions that this round's ensemble makes, merging included, by all its models.
+
+        Also those of corrupted copies, and the share of the budget that they may take.
 
         Args:
             among: jobs that are still to be trained.
         """
-        from autoseg.ensemble.corruptions import MOST_COPIES
-
         models = {(job.algo, job.fold) for job in self._predicted(self.workspace)} | set(among)
         predictions = MERGE_SHARE * sum(len(datalist.val_cases(fold)) for _, fold in models)
         if self.settings.ensemble is False:
-            return predictions, 0
+            return predictions, 0, 0.0
         predictions += len(models) * (len(datalist.testing) + len(datalist.validation))
-        return predictions, MOST_COPIES * len({algo for algo, _ in models})
+        copies, share = _copies(sum(len(datalist.val_cases(fold)) for fold in {fold for _, fold in models}))
+        return predictions, copies * len({algo for algo, _ in models}), share
 
     def _afterwards(
         self, datalist: Datalist, among: Sequence[tuple[AlgoName, int]], num_waves: int, share_s: float
@@ -259,12 +266,12 @@ class RunBudget:
         """What each of some jobs leaves time for, that gets a share of so many seconds, one of so many in a row."""
         if self.later or self.settings.ensemble is False or self._case_s() is not None:
             return Afterwards()
-        predictions, copies = self._predictions(datalist, among)
+        predictions, copies, copies_share = self._predictions(datalist, among)
         return Afterwards(
             cases=predictions / num_waves,
             copies=copies / num_waves,
             most_s=MOST_RESERVED_SHARE * share_s,
-            most_copies_s=_copies_share() * share_s,
+            most_copies_s=copies_share * share_s,
         )
 
     def spare_s(self) -> float:
