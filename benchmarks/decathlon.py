@@ -42,6 +42,8 @@ import yaml
 from nnunet import EPOCHS, Case, NnUNet, file_values
 from train import autoseg, machine, written
 
+from autoseg.workspace.workspace import Workspace
+
 HELD_OUT_SHARE = 0.25
 SPLIT_SEED = 0
 MIRRORED_MOST_S = 600.0
@@ -202,7 +204,8 @@ def run_autoseg(
     finally:
         for other in others:
             other.kill()
-    jobs = {p.parent.name: json.loads(p.read_text()) for p in sorted((work / "work_dir").glob("*_[0-9]/job.json"))}
+    place = Workspace(work / "work_dir").finished()  # of partial labels the last round
+    jobs = {p.parent.name: json.loads(p.read_text()) for p in sorted(place.root.glob("*_[0-9]/job.json"))}
     written(
         target,
         {
@@ -211,11 +214,11 @@ def run_autoseg(
             "minutes": minutes,
             "settings": dict(settings),
             "busy": busy,
-            **scored(work / "work_dir" / "ensemble" / "predictions", test, [*labels]),
+            **scored(place.predictions, test, [*labels]),
             "wall_s": round(wall_s, 1),
             "wall_over_budget": None if resumed else round(wall_s / (60 * minutes) - 1, 4),
             "jobs": {name: {k: job.get(k) for k in ("state", "dice", "seconds")} for name, job in jobs.items()},
-            "steps": {name: _last_step(work / "work_dir" / name / "metrics.jsonl") for name in jobs},
+            "steps": {name: _last_step(place.root / name / "metrics.jsonl") for name in jobs},
             "machine": before,
         },
     )
