@@ -97,7 +97,7 @@ OLDER_PLANS: dict[str, Any] = {
     "annotators_share": 0.0,
     "optimizer": "adamw",
     "schedule": "cosine",
-    "encoder_rate": 1.0,
+    "loaded_rate": 1.0,
     "frozen_fraction": 0.0,
     "class_weights": {},
     "class_sampling": {},

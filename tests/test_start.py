@@ -14,12 +14,14 @@ import pytest
 import torch
 from plans import tiny_plan
 from test_trainer import CASES, CPU
+from torch import nn
 
 from autoseg.cli.main import run_command
 from autoseg.data.phantoms import make_phantoms
-from autoseg.networks import build_network, is_encoder
-from autoseg.training.schedule import encoder_share
+from autoseg.networks import build_network
+from autoseg.training.schedule import learning_rate, loaded_share
 from autoseg.training.trainer import Trainer
+from autoseg.weights.tables import Row, Table
 from autoseg.workspace.jobs import JobDir
 
 SETTINGS = """
@@ -181,36 +183,63 @@ def test_weights_of_another_network_are_refused_before_training(
     assert run_command(["run", "--input", str(path)]) == 0  # a refused flag is not kept
 
 
-def test_the_encoder_is_frozen_first_and_slower_then(tmp_path: Path) -> None:
-    assert [encoder_share(p, 0.5, 0.2) for p in (0.0, 0.19, 0.2, 0.3, 0.4, 0.9)] == pytest.approx(
+def test_loaded_weights_are_frozen_first_and_slower_then(tmp_path: Path) -> None:
+    assert [loaded_share(p, 0.5, 0.2) for p in (0.0, 0.19, 0.2, 0.3, 0.4, 0.9)] == pytest.approx(
         [0, 0, 0, 0.25, 0.5, 0.5]
     )
-    assert [encoder_share(p, 0.5, 0.0) for p in (0.0, 0.5)] == [0.5, 0.5]
-    inside = is_encoder("segresnet")
+    assert [loaded_share(p, 0.5, 0.0) for p in (0.0, 0.5)] == [0.5, 0.5]
+    loaded = {name for name, _ in build_network(tiny_plan()).named_parameters() if ".head." not in name}
     for optimizer in ("muon", "adamw", "sgd", "novograd"):
-        plan = tiny_plan(frozen_fraction=0.5, encoder_rate=0.1, optimizer=optimizer, num_epochs=2)
-        trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path / optimizer / "segresnet_0"), device=CPU)
+        plan = tiny_plan(frozen_fraction=0.5, loaded_rate=0.1, optimizer=optimizer, num_epochs=2)
+        paths = JobDir(tmp_path / optimizer / "segresnet_0")
+        trainer = Trainer(plan, CASES[:4], CASES[4:], paths, device=CPU, start=lambda network: loaded)
         before = {n: p.detach().clone() for n, p in trainer.step.network.named_parameters()}
         trainer.train_step(0.25)
         changed = {n: not torch.equal(p, before[n]) for n, p in trainer.step.network.named_parameters()}
-        assert not any(is_changed for name, is_changed in changed.items() if inside(name))
-        assert any(is_changed for name, is_changed in changed.items() if not inside(name))
+        assert {name for name, is_changed in changed.items() if is_changed} == before.keys() - loaded
         trainer.train_step(0.75)
         changed = {n: not torch.equal(p, before[n]) for n, p in trainer.step.network.named_parameters()}
-        assert any(is_changed for name, is_changed in changed.items() if inside(name))
+        assert any(is_changed for name, is_changed in changed.items() if name in loaded)
         rates = {group["part"]: group["lr"] for group in trainer.step.optimizer.param_groups}
-        assert rates["encoder"] == pytest.approx(0.5 * 0.1 * rates["rest"])
+        assert rates["loaded"] == pytest.approx(0.5 * 0.1 * rates["new"])
+
+
+def test_nothing_is_frozen_where_all_was_loaded(tmp_path: Path) -> None:
+    """As where a model is trained on for the same classes: it would stand still."""
+    plan = tiny_plan(frozen_fraction=0.5, loaded_rate=0.1, num_epochs=2)
+    names = [name for name, _ in build_network(plan).named_parameters()]
+    trainer = Trainer(plan, CASES[:4], CASES[4:], JobDir(tmp_path / "a_0"), device=CPU, start=lambda network: names)
+    before = {n: p.detach().clone() for n, p in trainer.step.network.named_parameters()}
+    trainer.train_step(0.25)
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.step.network.named_parameters())
+    whole = learning_rate(plan.learning_rate, 0.25, plan.warmup_fraction, plan.schedule)
+    assert {group["lr"] for group in trainer.step.optimizer.param_groups} == {0.1 * whole}
+
+
+def test_weights_are_told_by_their_share(tmp_path: Path) -> None:
+    rows = (
+        Row(name="a", theirs="a", state="loaded", share=1.0),
+        Row(name="stem", theirs="b", state="adapted", share=1.0),
+        Row(name="head", theirs="c", state="adapted", share=0.9),
+        Row(name="d", state="random"),
+        Row(theirs="e", state="unused"),
+    )
+    assert Table(source="s", share=0.9, encoder_share=1.0, rows=rows).loaded == {"a", "stem"}
 
 
 def test_a_fine_tuned_job_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     """The weights to start from are put in first and then replaced by the checkpoint's."""
-    plan = tiny_plan(frozen_fraction=0.3, encoder_rate=0.1, num_epochs=4, optimizer="muon")
+    plan = tiny_plan(frozen_fraction=0.3, loaded_rate=0.1, num_epochs=4, optimizer="muon")
     torch.manual_seed(99)
     first = build_network(plan).state_dict()
 
+    def start(network: nn.Module) -> list[str]:
+        network.load_state_dict(first)
+        return [name for name in first if ".head." not in name]
+
     def trainer(name: str) -> Trainer:
         paths = JobDir(tmp_path / name / "segresnet_0")
-        return Trainer(plan, CASES[:4], CASES[4:], paths, device=CPU, start=lambda net: net.load_state_dict(first))
+        return Trainer(plan, CASES[:4], CASES[4:], paths, device=CPU, start=start)
 
     whole = trainer("whole")
     whole.run()

@@ -463,7 +463,7 @@ def test_a_window_of_ct_is_taken_over_where_it_shows_the_classes(tmp_path: Path)
 
 def test_fine_tuning_is_on_with_given_weights_alone_and_says_why(tmp_path: Path) -> None:
     start = kept(tmp_path, "segresnet", make_job(tmp_path / "w", "segresnet", 0).root)
-    keys = ("warmup_fraction", "frozen_fraction", "encoder_rate")
+    keys = ("warmup_fraction", "frozen_fraction", "loaded_rate")
     plan, origins = plan_and_origins("segresnet", start=start)
     scratch = plan_and_origins("segresnet")[0]
     assert [getattr(scratch, key) for key in keys] == [0.03, 0.0, 1.0]
@@ -472,8 +472,8 @@ def test_fine_tuning_is_on_with_given_weights_alone_and_says_why(tmp_path: Path)
     few = {"budget_s": 10.0, "fit": Fit(step_s=1.0)}
     assert plan_and_origins("segresnet", **few)[0].learning_rate == 1e-2  # a short schedule from scratch is in haste
     assert plan_and_origins("segresnet", start=start, **few)[0].learning_rate == 4e-3
-    mine = plan_and_origins("segresnet", start=start, encoder_rate=0.25, segresnet={"frozen_fraction": 0.0})[0]
-    assert (mine.encoder_rate, mine.frozen_fraction) == (0.25, 0.0)
+    mine = plan_and_origins("segresnet", start=start, loaded_rate=0.5, segresnet={"frozen_fraction": 0.0})[0]
+    assert (mine.loaded_rate, mine.frozen_fraction) == (0.5, 0.0)
 
 
 def test_11_claras_encoder_into_unetr_with_another_window(tmp_path: Path) -> None:

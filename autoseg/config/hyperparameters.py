@@ -61,10 +61,12 @@ class Hyperparameters(Strict):
     """The optimizer's weight decay."""
     warmup_fraction: ShareBelowOne
     """Share of the schedule in which the learning rate rises from a tenth."""
-    encoder_rate: Annotated[float, Field(gt=0, le=1)]
-    """Learning rate of the encoder as a share of the rest's; under 1 it keeps more of the weights it starts from."""
+    loaded_rate: Annotated[float, Field(gt=0, le=1)]
+    """Learning rate of weights that were loaded (`init_weights`) as a share of that of new ones, such as those of new
+    classes; under 1 they keep more of what they know."""
     frozen_fraction: ShareBelowOne
-    """Share of the schedule in which the encoder stays as it is; over as long again its learning rate then rises."""
+    """Share of the schedule in which loaded weights stay as they are, while new ones learn; over as long again their
+    learning rate then rises."""
     grad_clip: Positive
     """Largest norm of the gradient."""
     ema_decay: ShareBelowOne

@@ -71,7 +71,7 @@ def _from_scratch(paths: JobDir) -> Plan:
     from autoseg.config.templates import template_values
     from autoseg.plan import read_plan
 
-    plan, changes = read_plan(paths), {"encoder_rate": 1.0, "frozen_fraction": 0.0}
+    plan, changes = read_plan(paths), {"loaded_rate": 1.0, "frozen_fraction": 0.0}
     warm_up = read_origins(paths).get("warmup_fraction")
     if warm_up and (warm_up.rule or "").startswith(FINE_TUNED) and warm_up.value == plan.warmup_fraction:  # no user's
         changes["warmup_fraction"] = template_values(plan.algo)["warmup_fraction"][0]

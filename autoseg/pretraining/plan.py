@@ -61,7 +61,7 @@ def pretraining_plan(
         "num_epochs_per_validation": min(NUM_EPOCHS_PER_VALIDATION, epochs),
         "budget_s": budget_s,
         "augment": "none",
-        "encoder_rate": 1.0,
+        "loaded_rate": 1.0,
         "frozen_fraction": 0.0,
         "image_ranges": None,
         "step_s": None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -198,17 +198,22 @@ class TrainingRun(JobRun):
 
         return self.train_or_restart(plan, make)
 
-    def _start(self, network: nn.Module, plan: Plan) -> None:
-        """Put the weights that the job starts from, if any, into its fresh network, and account for them."""
+    def _start(self, network: nn.Module, plan: Plan) -> Collection[str]:
+        """Put the weights that the job starts from, if any, into its fresh network, and account for them.
+
+        Returns:
+            Names of the weights that are fine-tuned: those that all come from elsewhere; none of an earlier round.
+        """
         if self.first_weights is not None:
             network.load_state_dict(torch.load(self.first_weights, map_location="cpu", weights_only=True))
-            return
+            return ()
         start = read_start(self.workspace, self.job.algo, self.job.fold)
         table = None if start is None else start.load(network, plan)
         if self.processes.is_first:
             keep_table(self.paths, table)
             if table is not None and not self.paths.checkpoint.exists():  # else it was said when the job began
                 log_table(self.job.name, table)
+        return () if table is None else table.loaded
 
     def _leaks(self, val_cases: tuple[Case, ...]) -> list[str]:
         """A warning where the weights that the job starts from have seen cases that it is judged by."""

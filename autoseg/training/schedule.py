@@ -76,12 +76,12 @@ def learning_rate(
     return highest * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def encoder_share(progress: float, rate: float, frozen_fraction: float) -> float:
-    """Learning rate of the encoder as a share of the rest's.
+def loaded_share(progress: float, rate: float, frozen_fraction: float) -> float:
+    """Learning rate of loaded weights as a share of that of new ones.
 
-    Nothing while it is frozen, then rising over as long again to its share.
+    Nothing while they are frozen, then rising over as long again to their share.
 
-    Source: the two warm-ups of nnssl's "sawtooth", first of the decoder alone, then of all (arXiv 2412.17041).
+    Source: the two warm-ups of nnssl's "sawtooth", first of what is new, then of all (arXiv 2412.17041).
     """
     if progress < frozen_fraction:
         return 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +12,14 @@ from torch import nn
 
 from autoseg.hardware.device import Precision, autocast, layout_of, resolve_precision, to_device
 from autoseg.hardware.memory import is_out_of_memory
-from autoseg.networks import build_network, is_encoder
+from autoseg.networks import build_network
 from autoseg.plan import Plan
 from autoseg.training.batches import Samples
 from autoseg.training.losses import supervised_loss
 from autoseg.training.muon import Muon
 
-ENCODER = "encoder"
-"""Of a group of the optimizer's parameters that has a learning rate of its own."""
+LOADED, NEW = "loaded", "new"
+"""Groups of the optimizer's parameters: those that start with weights from elsewhere, and those that start random."""
 
 
 def batch_loss(
@@ -63,17 +63,20 @@ def segmentation_loss(plan: Plan, device: torch.device) -> Loss:
 class TrainingStep:
     """Forward, loss, backward and update: the trainer's on patches, and on noise where a step is measured."""
 
-    def __init__(self, plan: Plan, network: nn.Module, device: torch.device, *, loss: Loss) -> None:
+    def __init__(
+        self, plan: Plan, network: nn.Module, device: torch.device, *, loss: Loss, loaded: Collection[str] = ()
+    ) -> None:
         """Make the optimizer.
 
         Args:
             network: on the device; its weights are what is trained.
             loss: what its gradients are of.
+            loaded: names of its weights that all come from elsewhere.
         """
         self.loss = loss
         self.plan, self.network, self.device = plan, network, device
         self.layout = layout_of(network)
-        self.optimizer = make_optimizer(network, plan)
+        self.optimizer = make_optimizer(network, plan, loaded)
         half = resolve_precision(device, plan.precision) == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
 
@@ -98,15 +101,20 @@ class TrainingStep:
             total += loss.detach()
         return total
 
-    def update(self, rate: float, encoder_share: float = 1.0) -> None:
+    @property
+    def has_new(self) -> bool:
+        """Whether some weights start random."""
+        return any(group.get("part") != LOADED for group in self.optimizer.param_groups)
+
+    def update(self, rate: float, loaded_share: float = 1.0) -> None:
         """Change the weights by the gradients, whose norm is limited first.
 
         Args:
             rate: the learning rate.
-            encoder_share: what the encoder's is of it, where the plan tells the two apart.
+            loaded_share: what that of loaded weights is of it.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * (encoder_share if group.get("part") == ENCODER else 1.0)
+            group["lr"] = rate * (loaded_share if group.get("part") == LOADED else 1.0)
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.grad_clip)
         self.scaler.step(self.optimizer)
@@ -144,9 +152,9 @@ def bare_step(plan: Plan, device: torch.device, channels_last: bool | None = Non
     return do
 
 
-def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, plan: Plan, loaded: Collection[str] = ()) -> torch.optim.Optimizer:
     """The plan's optimizer. Source: sgd as nnU-Net's, with Nesterov momentum 0.99; Novograd is MONAI's."""
-    weights, rate, decay = _parts(network, plan), plan.learning_rate, plan.weight_decay
+    weights, rate, decay = _parts(network, loaded), plan.learning_rate, plan.weight_decay
     if plan.optimizer == "muon":
         return Muon(network, weights, lr=rate, weight_decay=decay)
     if plan.optimizer == "sgd":
@@ -158,14 +166,12 @@ def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     return kind(weights, lr=rate, weight_decay=decay, foreach=True)
 
 
-def _parts(network: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-    """The parameters in groups: the encoder's apart, where the plan has another learning rate for them."""
-    if plan.encoder_rate == 1.0 and not plan.frozen_fraction:
-        return [{"params": [*network.parameters()]}]
-    inside = is_encoder(plan.algo)
-    named = dict(network.named_parameters())
-    encoder = {"params": [p for name, p in named.items() if inside(name)], "part": ENCODER}
-    return [encoder, {"params": [p for name, p in named.items() if not inside(name)], "part": "rest"}]
+def _parts(network: nn.Module, loaded: Collection[str]) -> list[dict[str, Any]]:
+    """The parameters in groups, of which none is empty: those that were loaded, and new ones."""
+    parts: dict[str, list[nn.Parameter]] = {LOADED: [], NEW: []}
+    for name, parameter in network.named_parameters():
+        parts[LOADED if name in loaded else NEW].append(parameter)
+    return [{"params": parameters, "part": part} for part, parameters in parts.items() if parameters]
 
 
 def lacks_memory(work: Callable[[], None]) -> bool:

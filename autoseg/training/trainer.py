@@ -13,7 +13,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from autoseg.training.checkpoint import CHECKPOINT_S, Checkpointer, write_tensor
 from autoseg.training.errors import Diverged, Interrupted
 from autoseg.training.processes import Processes
 from autoseg.training.progress import Curve, Progress, TrainResult
-from autoseg.training.schedule import Schedule, ema_decay, encoder_share, learning_rate
+from autoseg.training.schedule import Schedule, ema_decay, learning_rate, loaded_share
 from autoseg.training.signals import StopSignals
 from autoseg.training.step import TrainingStep, lacks_memory
 from autoseg.training.task import SEGMENTATION, Task
@@ -68,7 +68,7 @@ class Trainer:
         scoring: Callable[[int], float] | None = None,
         started: float | None = None,
         inputs: str = "",
-        start: Callable[[nn.Module], None] = lambda network: None,
+        start: Callable[[nn.Module], Collection[str]] = lambda network: (),
         before_write: Callable[[], None] = lambda: None,
         after_epoch: Callable[[Progress, float], None] = lambda progress, score: None,
         follower: Follower | None = None,
@@ -83,7 +83,8 @@ class Trainer:
                 once, so that a budget keeps the time for all of them free. None: nothing follows training.
             started: `time.monotonic()` when the job began, so that preprocessing counts towards a budget.
             inputs: digest of the files the cases come from; a checkpoint made from others is not gone on with.
-            start: puts the weights to start from into the fresh network, which has random ones.
+            start: puts the weights to start from into the fresh network, which has random ones, and names those that
+                all come from elsewhere and are to learn by `loaded_rate`.
             before_write: called before any file is written; raises where this process may not any more.
             after_epoch: called after each epoch with the validation's score, NaN where none was due; may raise
                 `Pruned`.
@@ -125,12 +126,12 @@ class Trainer:
             )
         return batch // world
 
-    def _build_networks(self, start: Callable[[nn.Module], None]) -> tuple[TrainingStep, nn.Module]:
+    def _build_networks(self, start: Callable[[nn.Module], Collection[str]]) -> tuple[TrainingStep, nn.Module]:
         """The step with the network that is trained, and the moving average of its weights, which is what is kept."""
         plan, device, several = self.plan, self.device, self.processes.are_several
         torch.manual_seed(plan.seed)
         network = self.task.network(plan)
-        start(network)
+        loaded = start(network)
         average = copy.deepcopy(network).eval().requires_grad_(False)
         layout = plan.channels_last
         average = to_device(average, device, plan.precision, trained=False, channels_last=layout)
@@ -138,7 +139,7 @@ class Trainer:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = to_device(network, device, plan.precision, trained=True, channels_last=layout)
         self.processes.share(network)
-        return TrainingStep(plan, network, device, loss=self.task.loss(plan, device)), average
+        return TrainingStep(plan, network, device, loss=self.task.loss(plan, device), loaded=loaded), average
 
     # -- the loop
     def run(self) -> TrainResult:
@@ -226,7 +227,8 @@ class Trainer:
         self.processes.average_gradients(self.step.network)
         self._loss_sum += self._step_loss
         rate = learning_rate(plan.learning_rate, share, plan.warmup_fraction, plan.schedule)
-        self.step.update(rate, encoder_share(share, plan.encoder_rate, plan.frozen_fraction))
+        frozen_fraction = plan.frozen_fraction if self.step.has_new else 0.0
+        self.step.update(rate, loaded_share(share, plan.loaded_rate, frozen_fraction))
         self._average_weights()
         p.step += 1
         p.epoch_steps += 1

@@ -52,6 +52,11 @@ class Table(Stored):
     rows: tuple[Row, ...]
 
     @property
+    def loaded(self) -> frozenset[str]:
+        """The network's weights of which none is random."""
+        return frozenset(row.name for row in self.rows if row.name and row.share == 1.0)
+
+    @property
     def counts(self) -> str:
         """How many tensors of each state there are."""
         numbers = Counter(row.state for row in self.rows)

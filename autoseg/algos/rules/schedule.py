@@ -95,10 +95,10 @@ def augment(draft: Draft) -> None:
     passes = num_steps / draft["num_steps_per_epoch"]
     draft.put(
         "augment",
-        "light" if passes < FEW_PASSES or num_steps < FEW_STEPS else "default",
-        f"about {passes:.0f} passes over the cases in {num_steps:.0f} steps: light under {FEW_PASSES} or {FEW_STEPS}, "
-        "where a network has no time to learn by heart and strong changes only slow it (measured); else nnU-Net's "
-        "probabilities and ranges",
+        "light" if passes < FEW_PASSES or (num_steps < FEW_STEPS and draft.inputs.start is None) else "default",
+        f"about {passes:.0f} passes over the cases in {num_steps:.0f} steps: light under {FEW_PASSES} passes or, from "
+        f"random weights, {FEW_STEPS} steps, where a network has no time to learn by heart and strong changes only "
+        "slow it (measured); else nnU-Net's probabilities and ranges",
     )
 
 

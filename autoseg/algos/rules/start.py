@@ -73,9 +73,13 @@ FINE_TUNING: dict[str, tuple[Any, str]] = {
     "warmup_fraction": (0.05, "50 of 1,000 epochs for all of the network (nnU-Net's PretrainedTrainer)"),
     "frozen_fraction": (
         0.05,
-        "50 of 1,000 epochs for the decoder alone, as many to warm up the encoder (nnssl's sawtooth)",
+        "50 of 1,000 epochs for what is new alone, as many to warm up what was loaded (nnssl's sawtooth)",
     ),
-    "encoder_rate": (0.5, "a choice: the encoder knows images, the rest has to learn the classes"),
+    "loaded_rate": (
+        0.25,
+        "a higher rate makes a network forget what it knows in a few hundred steps (measured); nnU-Net's "
+        "PretrainedTrainer has a tenth, for 1,000 epochs",
+    ),
 }
 """Hyperparameter -> value where a job starts from weights from elsewhere, and why."""
 FINE_TUNED = "starts from weights: "
@@ -83,7 +87,7 @@ FINE_TUNED = "starts from weights: "
 
 
 def fine_tuning(draft: Draft) -> None:
-    """Warm-up, a frozen encoder at first and a lower rate for it, unless the user or a recipe says otherwise."""
+    """Warm-up, loaded weights frozen at first and a lower rate for them, unless the user or a recipe says otherwise."""
     if draft.inputs.start is None or draft.inputs.earlier is not None:
         return
     for key, (value, rule) in FINE_TUNING.items():
