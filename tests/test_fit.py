@@ -29,6 +29,7 @@ from autoseg.networks import build_network, heads
 from autoseg.plan import Origin, Plan
 from autoseg.training import measure
 from autoseg.training.measure import StepCost, measure_step
+from autoseg.weights.start import Start, StartWeights
 
 DEVICE = torch.device("cpu")
 LARGE = {f"size_mm_{k}": (96.0, 96.0, 96.0) for k in ("median", "p90")}
@@ -63,6 +64,7 @@ def planned(
     data: dict[str, Any] | None = None,
     earlier: Plan | None = None,
     measured: Measurements | None = None,
+    start: StartWeights | None = None,
     **settings: Any,
 ) -> tuple[Plan, dict[str, Origin]]:
     inputs = PlanInputs(
@@ -75,6 +77,7 @@ def planned(
         hardware=hardware,
         budget_s=budget_s,
         earlier=earlier,
+        start=start,
     )
     return fitted_plan(DEVICE, inputs, measured)
 
@@ -123,6 +126,32 @@ def test_measuring_has_its_share_of_the_budget(device: Callable[..., list[Plan]]
         algos=("segresnet", "swinunetr", "dints"), budget="1000h", budget_s=budget_s, measured=measured, data=LARGE
     )[0]
     assert run.network["init_filters"] == free
+
+
+def test_what_was_measured_is_known_where_no_time_is_left(device: Callable[..., list[Plan]]) -> None:
+    """As where a pretraining was planned before the jobs that start from it: its share is spent, its steps known."""
+    seen = device(seconds=1.0, gib=1.0)
+    measured = Measurements()
+    first, _ = planned(budget_s=60.0, measured=measured, data=LARGE)
+    assert len(seen) == 3
+    measured.state.spent_s["segresnet"] = 1e6
+    again, _ = planned(budget_s=60.0, measured=measured, data=LARGE)
+    assert (again, len(seen)) == (first, 3)
+
+
+def test_weights_keep_their_width_and_a_guess_follows_the_patch(device: Callable[..., list[Plan]]) -> None:
+    """A rung whose patch is no smaller is no faster then: taken for half, it left jobs a third of their steps."""
+    device(seconds=1.2, gib=1.0)
+    network = {"init_filters": 16, "blocks_down": [1, 2, 2, 4], "norm": "INSTANCE"}
+    start = StartWeights(start=Start(kind="mae", network=network, source="w", digest="d"), path=Path("w"))
+    known = planned(budget_s=200.0, start=start, data=LARGE)[0]
+    measured = Measurements()
+    measured.state.spent_s["segresnet"] = 1e6
+    guessed = planned(budget_s=200.0, start=start, measured=measured, data=LARGE)[0]
+    for plan in (known, guessed):
+        assert plan.network["init_filters"] == 16
+        assert plan.roi_size == (48, 48, 48)
+    assert guessed.step_s == pytest.approx(known.step_s, rel=0.01)
 
 
 def test_memory_is_met_by_a_smaller_batch_then_patch(device: Callable[..., list[Plan]]) -> None:

@@ -94,8 +94,14 @@ class Fitting:
 
     def cost(self, plan: Plan) -> StepCost | None:
         """What one process' share of a plan's step takes on the device; None where memory does not suffice."""
-        plan = plan.model_copy(update={"batch_size": max(1, plan.batch_size // self.processes)})
-        return self.measured.of(plan, self.device, self.left_s)
+        return self.measured.of(self._shared(plan), self.device, self.left_s)
+
+    def _shared(self, plan: Plan) -> Plan:
+        return plan.model_copy(update={"batch_size": max(1, plan.batch_size // self.processes)})
+
+    def has_measured(self, plan: Plan) -> bool:
+        """Whether it is known what a plan's step takes, as where a pretraining was planned alike."""
+        return self.measured.has(self._shared(plan), self.device)
 
     def measure(self, fit: Fit) -> Candidate | None:
         """The plan and its step; None where memory does not suffice."""
@@ -189,6 +195,15 @@ def _smaller(fitting: Fitting, plan: Plan, fit: Fit, rule: str) -> Fit | None:
     return None if roi is None else replace(fit, roi_size=roi, rule=rule)
 
 
+def _time_of_lower(fitting: Fitting, taken: Plan, lower: Plan) -> float:
+    """A guess at the time of a lower rung's step over that of the one above.
+
+    A network whose width is that of the weights it starts from is made no smaller: its patches alone are.
+    """
+    voxels = math.prod(lower.roi_size) * lower.batch_size / (math.prod(taken.roi_size) * taken.batch_size)
+    return min(1.0, voxels) if fitting.inputs.start is not None else LOWER_RUNG
+
+
 def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
     """The rung of the network's ladder that leaves enough steps of the budget."""
     training_s = TRAINING_SHARE * budget_s
@@ -206,11 +221,12 @@ def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
             break
         if not differs(size):
             continue
-        if fitting.left_s > 0:
-            taken = fitting.measure(Fit(size=size)) or taken
-        else:
-            cost = replace(taken.cost, step_s=LOWER_RUNG * taken.cost.step_s)
-            taken = Candidate(fit=Fit(size=size), plan=fitting.plan(Fit(size=size)), cost=cost)
+        fit, plan = Fit(size=size), fitting.plan(Fit(size=size))
+        if fitting.left_s > 0 or fitting.has_measured(plan):
+            taken = fitting.measure(fit) or taken
+        elif (share := _time_of_lower(fitting, taken.plan, plan)) < 1:
+            cost = replace(taken.cost, step_s=share * taken.cost.step_s)
+            taken = Candidate(fit=fit, plan=plan, cost=cost)
     for size in range(1, rungs.stop):
         # A larger network takes no less time: without spare time it need not be measured.
         if training_s < ENOUGH_STEPS * taken.cost.step_s or fitting.left_s <= 0:

@@ -50,6 +50,10 @@ class Measurements:
         """Seconds in which steps of an algorithm were measured, without those in which processes started for it."""
         return self.state.spent_s.get(algo, 0.0)
 
+    def has(self, plan: Plan, device: torch.device) -> bool:
+        """Whether a plan's step was measured."""
+        return _step_key(plan, device) in self.state.steps
+
     def of(self, plan: Plan, device: torch.device, most_s: float = math.inf) -> StepCost | None:
         """As `measure_step`; plans that a step cannot tell apart are measured once.
 
@@ -58,10 +62,7 @@ class Measurements:
         and the plan than of other work. On a CPU other work shows in the processor time of the step itself: it is said
         and taken out (`StepCost.slowed`). On a GPU the first step never counts, and of those timed the fastest does.
         """
-        values = plan.model_dump(mode="json")
-        step = [len(plan.channels), plan.num_outputs, *(values[key] for key in STEP_KEYS)]
-        machine = [str(device), find_hardware(device).name, torch.get_num_threads(), torch.__version__]
-        key = digest([step, machine])
+        key = _step_key(plan, device)
         if key not in self.state.steps:
             begin = time.perf_counter()
             cost = self.state.steps[key] = measure_step(plan, device, most_s)
@@ -73,3 +74,10 @@ class Measurements:
             if self.path is not None:
                 write_stored(self.path, self.state)
         return self.state.steps[key]
+
+
+def _step_key(plan: Plan, device: torch.device) -> str:
+    values = plan.model_dump(mode="json")
+    step = [len(plan.channels), plan.num_outputs, *(values[key] for key in STEP_KEYS)]
+    machine = [str(device), find_hardware(device).name, torch.get_num_threads(), torch.__version__]
+    return digest([step, machine])
