@@ -84,7 +84,7 @@ def test_jobs_start_from_what_was_learned_from_images(finished: Path) -> None:
         assert kept.keys() == taught.keys()
         assert all(torch.equal(kept[n], taught[n]) for n in kept)
         plan = read_plan(paths)
-        assert (plan.loaded_rate, plan.frozen_fraction) == (0.25, 0.05)
+        assert (plan.loaded_rate, plan.frozen_fraction) == (1.0, 0.05)
         assert plan.network["dsdepth"] == 1  # of two stages: not that of the pretraining, which is one for any
     lines = [json.loads(line) for line in place.job_dir("segresnet", 0).metrics.read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -100,7 +100,7 @@ def test_twins_have_the_same_plan_and_start_from_random_weights(finished: Path) 
     for fold in (0, 1):
         own, twin = read_plan(work.job_dir("segresnet", fold)), read_plan(twins.job_dir("segresnet", fold))
         changed = {k for k, v in own.model_dump().items() if v != twin.model_dump()[k]}
-        assert changed == {"loaded_rate", "frozen_fraction", "warmup_fraction"}
+        assert changed == {"frozen_fraction", "warmup_fraction"}
         assert (own.warmup_fraction, twin.warmup_fraction) == (0.05, 0.03), "the usual one, as without weights"
         assert twins.read_job("segresnet", fold).state == "done"
         assert "init_weights" not in twins.read_job("segresnet", fold).inputs

@@ -28,7 +28,7 @@ from autoseg.errors import ConfigError
 from autoseg.networks import build_network, is_encoder, network_file
 from autoseg.plan import Plan
 from autoseg.version import __version__
-from autoseg.weights.start import StartWeights, keep_start
+from autoseg.weights.start import Start, StartWeights, keep_start
 from autoseg.weights.tables import Table
 from autoseg.workspace.archive import FORMAT, MANIFEST, Manifest, Part
 from autoseg.workspace.jobs import JobDir
@@ -464,16 +464,41 @@ def test_a_window_of_ct_is_taken_over_where_it_shows_the_classes(tmp_path: Path)
 def test_fine_tuning_is_on_with_given_weights_alone_and_says_why(tmp_path: Path) -> None:
     start = kept(tmp_path, "segresnet", make_job(tmp_path / "w", "segresnet", 0).root)
     keys = ("warmup_fraction", "frozen_fraction", "loaded_rate")
-    plan, origins = plan_and_origins("segresnet", start=start)
+    near = {"start": start, "resample_resolution": [1.2, 1.2, 1.6]}
+    plan, origins = plan_and_origins("segresnet", **near)
     scratch = plan_and_origins("segresnet")[0]
     assert [getattr(scratch, key) for key in keys] == [0.03, 0.0, 1.0]
     assert all(getattr(plan, key) != getattr(scratch, key) for key in keys)
     assert all(origins[key].rule.startswith("starts from weights: ") for key in keys)
     few = {"budget_s": 10.0, "fit": Fit(step_s=1.0)}
     assert plan_and_origins("segresnet", **few)[0].learning_rate == 1e-2  # a short schedule from scratch is in haste
-    assert plan_and_origins("segresnet", start=start, **few)[0].learning_rate == 4e-3
-    mine = plan_and_origins("segresnet", start=start, loaded_rate=0.5, segresnet={"frozen_fraction": 0.0})[0]
+    assert plan_and_origins("segresnet", **near, **few)[0].learning_rate == 4e-3
+    mine = plan_and_origins("segresnet", **near, loaded_rate=0.5, segresnet={"frozen_fraction": 0.0})[0]
     assert (mine.loaded_rate, mine.frozen_fraction) == (0.5, 0.0)
+
+
+def test_weights_of_other_voxels_are_trained_as_random_ones(tmp_path: Path) -> None:
+    """What they know of shapes is of another size: kept, it cost more than half of the Dice (docs/results.md)."""
+    source = make_job(tmp_path / "w", "segresnet", 0)
+    start = kept(tmp_path, "segresnet", source.root)
+    assert start.start.spacing_mm is not None
+    few = {"budget_s": 10.0, "fit": Fit(step_s=1.0)}
+    for factor, is_far in ((1.4, False), (1.6, True)):
+        spacing = [start.start.spacing_mm[0], start.start.spacing_mm[1], start.start.spacing_mm[2] * factor]
+        plan, origins = plan_and_origins("segresnet", start=start, resample_resolution=spacing, **few)
+        assert (plan.loaded_rate, plan.frozen_fraction) == ((1.0, 0.0) if is_far else (0.25, 0.05))
+        assert plan.learning_rate == (1e-2 if is_far else 4e-3)
+        assert plan.warmup_fraction == 0.05
+        assert ("voxels over 1.5 times" in origins["loaded_rate"].rule) == is_far
+
+
+@pytest.mark.parametrize("facts", [{"images_seen": ("a",)}, {"prefixes": {"encoder.": "encoder."}}])
+def test_weights_that_learned_no_classes_have_one_rate_with_the_rest(tmp_path: Path, facts: dict[str, Any]) -> None:
+    start = Start(source="w", digest="d", **facts)
+    plan = plan_and_origins("segresnet", start=StartWeights(start=start, path=tmp_path))[0]
+    assert (plan.loaded_rate, plan.frozen_fraction, plan.warmup_fraction) == (1.0, 0.05, 0.05)
+    labelled = Start(source="w", digest="d", images_seen=("a",), trained_on=("b",))  # pretrained, then trained
+    assert plan_and_origins("segresnet", start=StartWeights(start=labelled, path=tmp_path))[0].loaded_rate == 0.25
 
 
 def test_11_claras_encoder_into_unetr_with_another_window(tmp_path: Path) -> None:

@@ -63,6 +63,11 @@ class Facts(Stored):
     prefixes: dict[str, str] = Field(default_factory=dict)
     """Beginnings of names, theirs -> ours, where only such weights count; empty: all."""
 
+    @property
+    def learned_classes(self) -> bool:
+        """Whether they have learned from labels, as far as is known; else from images alone."""
+        return not self.prefixes and (bool(self.trained_on) or not self.images_seen)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from autoseg.algos.draft import Draft
+from autoseg.algos.rules.start import is_kept
 from autoseg.config.networks import AlgoName
 from autoseg.networks import network_file
 
@@ -95,7 +96,7 @@ def augment(draft: Draft) -> None:
     passes = num_steps / draft["num_steps_per_epoch"]
     draft.put(
         "augment",
-        "light" if passes < FEW_PASSES or (num_steps < FEW_STEPS and draft.inputs.start is None) else "default",
+        "light" if passes < FEW_PASSES or (num_steps < FEW_STEPS and not is_kept(draft)) else "default",
         f"about {passes:.0f} passes over the cases in {num_steps:.0f} steps: light under {FEW_PASSES} passes or, from "
         f"random weights, {FEW_STEPS} steps, where a network has no time to learn by heart and strong changes only "
         "slow it (measured); else nnU-Net's probabilities and ranges",
@@ -138,7 +139,7 @@ def learning_rate(draft: Draft) -> None:
             draft.put("learning_rate", rate, rule)
         else:
             draft.put("learning_rate", rates.cpu, on_cpu)
-    elif planned_steps(draft) < SHORT_STEPS and draft.inputs.start is None:  # weights to start from need no such haste
+    elif planned_steps(draft) < SHORT_STEPS and not is_kept(draft):  # weights to start from need no such haste
         draft.put("learning_rate", max(rates.muon, SHORT_RATE), f"Muon's for fewer than {SHORT_STEPS} steps (measured)")
     else:
         draft.put("learning_rate", rates.muon, "Muon's (measured on a CPU)")

@@ -6,7 +6,7 @@ the voxel size and, of a CT, the window, where they suit the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoseg.algos.draft import Draft
@@ -43,11 +43,14 @@ def resample_resolution(draft: Draft) -> None:
     start = draft.inputs.start
     if start is None or start.start.spacing_mm is None or draft.inputs.earlier is not None:
         return
-    theirs, ours = start.start.spacing_mm, draft["resample_resolution"]
-    ratio = max(max(a / b, b / a) for a, b in zip(theirs, ours, strict=True))
-    if ratio <= MOST_RATIO:
+    if _ratio(start.start.spacing_mm, draft["resample_resolution"]) <= MOST_RATIO:
         rule = f"that of the weights it starts from ({start.start.source}), within {MOST_RATIO:g} times the data's"
-        draft.put("resample_resolution", list(theirs), rule)
+        draft.put("resample_resolution", list(start.start.spacing_mm), rule)
+
+
+def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """How many times longer or shorter edges of voxels are, at most."""
+    return max(max(a / b, b / a) for a, b in zip(theirs, ours, strict=True))
 
 
 def channels(draft: Draft) -> None:
@@ -82,14 +85,36 @@ FINE_TUNING: dict[str, tuple[Any, str]] = {
     ),
 }
 """Hyperparameter -> value where a job starts from weights from elsewhere, and why."""
+UNLABELED = {
+    "loaded_rate": (1.0, "one rate for all after the warm-ups, since they have learned no classes yet (nnssl)")
+}
+"""What differs where weights have learned from images alone."""
+FAR = f"of voxels over {MOST_RATIO:g} times longer or shorter: trained as random ones (measured)"
+"""Source: measured (docs/results.md, "From the hippocampus to the heart")."""
 FINE_TUNED = "starts from weights: "
 """What the rules of these values begin with."""
 
 
+def is_kept(draft: Draft) -> bool:
+    """Whether a job is to keep what its first weights know: classes, in voxels about as large as its own."""
+    start = draft.inputs.start
+    return start is not None and draft.inputs.earlier is None and start.start.learned_classes and not _is_far(draft)
+
+
 def fine_tuning(draft: Draft) -> None:
     """Warm-up, loaded weights frozen at first and a lower rate for them, unless the user or a recipe says otherwise."""
-    if draft.inputs.start is None or draft.inputs.earlier is not None:
+    start = draft.inputs.start
+    if start is None or draft.inputs.earlier is not None:
         return
-    for key, (value, rule) in FINE_TUNING.items():
+    values = FINE_TUNING | ({} if start.start.learned_classes else UNLABELED)
+    if _is_far(draft):
+        values |= {key: (draft[key], FAR) for key in ("frozen_fraction", "loaded_rate")}
+    for key, (value, rule) in values.items():
         if draft.user.get(key) is None and key not in draft.recipe:
             draft.set(key, value, "planner", f"{FINE_TUNED}{rule}")
+
+
+def _is_far(draft: Draft) -> bool:
+    """Whether the weights that a job starts from know voxels of another size."""
+    theirs = None if draft.inputs.start is None else draft.inputs.start.start.spacing_mm
+    return theirs is not None and _ratio(theirs, draft["resample_resolution"]) > MOST_RATIO
