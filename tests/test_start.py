@@ -19,6 +19,7 @@ from torch import nn
 from autoseg.cli.main import run_command
 from autoseg.data.phantoms import make_phantoms
 from autoseg.networks import build_network
+from autoseg.plan import read_plan
 from autoseg.training.schedule import learning_rate, loaded_share
 from autoseg.training.trainer import Trainer
 from autoseg.weights.tables import Row, Table
@@ -181,6 +182,21 @@ def test_weights_of_another_network_are_refused_before_training(
     assert "init_weights: model.pt has 0% of the weights of the encoder of resenc_0, expected at least 50%" in error
     assert not (tmp_path / "run" / "work_dir" / "resenc_0").exists()
     assert run_command(["run", "--input", str(path)]) == 0  # a refused flag is not kept
+
+
+def test_weights_of_other_voxels_are_warned_of(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for factor, is_told in ((1.0, False), (1.6, True)):
+        path = copied(trained, tmp_path / f"by_{factor}", f"init_weights: {trained / 'work_dir'}\n")
+        spacing_mm = read_plan(JobDir(trained / "work_dir" / "segresnet_0")).resample_resolution
+        flag = ["--resample_resolution", str([factor * edge for edge in spacing_mm])]
+        assert run_command(["analyze", "--input", str(path)]) == 0
+        caplog.clear()
+        assert run_command(["generate", "--input", str(path), *flag]) == 0
+        expected = (
+            "segresnet_0: starts from weights of voxels over 1.5 times longer or shorter: trained as random ones "
+            "(measured). Another organ's may be worse than none: compare_scratch shows it"
+        )
+        assert (expected in caplog.messages) == is_told
 
 
 def test_loaded_weights_are_frozen_first_and_slower_then(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from autoseg.algos.measurements import Measurements
 from autoseg.algos.planner import make_plan
 from autoseg.algos.rules.images import WIDENED
 from autoseg.algos.rules.patches import ROUNDED_UP
+from autoseg.algos.rules.start import FAR
 from autoseg.config.reader import read_model
 from autoseg.config.templates import fill_template, template_text
 from autoseg.errors import ConfigError
@@ -116,6 +117,9 @@ def generate_job(workspace: Workspace, inputs: PlanInputs, device: torch.device 
         log.warning("%s_%d: roi_size %s", algo, fold, origins["roi_size"].rule)
     if WIDENED in origins["channels"].rule:
         log.warning("%s_%d: intensities of a CT: %s", algo, fold, origins["channels"].rule)
+    if FAR in origins["loaded_rate"].rule:
+        text = "%s_%d: starts from weights %s. Another organ's may be worse than none: compare_scratch shows it"
+        log.warning(text, algo, fold, FAR)
     if edits:
         log.info("%s_%d: keeping what was edited by hand: %s", algo, fold, ", ".join(edits))
         plan = _with_edits(generated, edits, paths)
