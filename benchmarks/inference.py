@@ -62,9 +62,9 @@ BARE = """
 import json, sys, time
 from pathlib import Path
 import torch
-from autoseg.hardware.device import pick_device
+from autoseg.data.windowing import window_starts
+from autoseg.hardware.device import autocast
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.windows import window_starts
 from autoseg.data.streams import open_image
 from autoseg.data.preprocess import PreparedRows
 from autoseg.workspace.workspace import Workspace
@@ -75,7 +75,7 @@ count = 1
 for size, roi in zip(image.shape, model.plan.roi_size):
     count *= len(window_starts(max(size, roi), roi, model.plan.overlap))
 window = torch.randn(1, 1, *model.plan.roi_size).to(memory_format=torch.channels_last_3d)
-with torch.inference_mode():
+with torch.inference_mode(), autocast(predictor.device, model.plan.precision):
     model.network(window)
     start = time.perf_counter()
     for _ in range(min(count, 20)):
@@ -93,10 +93,12 @@ from monai.transforms import (AsDiscreted, Compose, EnsureChannelFirstd, Invertd
     SaveImaged, ScaleIntensityRanged, Spacingd)
 from autoseg.networks import build_network
 from autoseg.inference.predictor import Predictor
-from autoseg.inference.windows import SIGMA_SCALE
+from autoseg.data.windowing import SIGMA_SCALE
+from autoseg.hardware.device import autocast
 from autoseg.workspace.workspace import Workspace
 job = Workspace(Path(sys.argv[1])).job_dir("segresnet", 0)
-model = Predictor([job]).models[0]
+predictor = Predictor([job])
+model = predictor.models[0]
 plan, network = model.plan, model.network
 if sys.argv[4] == "as it comes":
     network = build_network(plan).eval()
@@ -118,7 +120,7 @@ for size in plan.roi_size:
     at = torch.arange(size) - (size - 1) / 2
     weights = weights[..., None] * torch.exp(-0.5 * (at / (size * SIGMA_SCALE)) ** 2)
 data = Dataset([{"image": sys.argv[2]}], pre)[0]
-with torch.inference_mode():
+with torch.inference_mode(), autocast(predictor.device, model.plan.precision):
     data["pred"] = sliding_window_inference(
         data["image"][None], plan.roi_size, 1, lambda x: network(x.as_subclass(torch.Tensor)), plan.overlap,
         mode="gaussian", roi_weight_map=weights[0],
