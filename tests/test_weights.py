@@ -492,6 +492,15 @@ def test_weights_of_other_voxels_are_trained_as_random_ones(tmp_path: Path) -> N
         assert ("voxels over 1.5 times" in origins["loaded_rate"].rule) == is_far
 
 
+def test_a_later_round_of_a_job_that_began_with_weights_is_in_no_haste(tmp_path: Path) -> None:
+    start = StartWeights(start=Start(source="w", digest="d"), path=tmp_path)
+    few = {"budget_s": 10.0, "fit": Fit(step_s=1.0)}
+    first = plan_and_origins("segresnet", start=start, **few)[0]
+    later = plan_and_origins("segresnet", start=start, earlier=first, **few)[0]
+    assert later.learning_rate == first.learning_rate == 4e-3
+    assert (later.loaded_rate, later.frozen_fraction) == (1.0, 0.0)
+
+
 @pytest.mark.parametrize("facts", [{"images_seen": ("a",)}, {"prefixes": {"encoder.": "encoder."}}])
 def test_weights_that_learned_no_classes_have_one_rate_with_the_rest(tmp_path: Path, facts: dict[str, Any]) -> None:
     start = Start(source="w", digest="d", **facts)

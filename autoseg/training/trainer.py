@@ -379,7 +379,7 @@ class Trainer:
         left_s = p.elapsed_s * (1 - share) / max(share, 1e-6)
         if plan.budget_s is not None:
             left_s = min(left_s, max(0.0, plan.budget_s - p.elapsed_s))
-        rate = self.step.optimizer.param_groups[-1]["lr"]  # the rest's, where the encoder has its own
+        rate = self.step.optimizer.param_groups[-1]["lr"]  # that of new weights, where loaded ones have their own
         line = {
             "epoch": p.epoch,
             "num_epochs": plan.num_epochs,

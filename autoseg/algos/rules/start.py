@@ -96,9 +96,14 @@ FINE_TUNED = "starts from weights: "
 
 
 def is_kept(draft: Draft) -> bool:
-    """Whether a job is to keep what its first weights know: classes, in voxels about as large as its own."""
+    """Whether a job is to keep what its first weights know: classes, in voxels about as large as its own.
+
+    In a later round they are the round's before, which has learned the classes.
+    """
     start = draft.inputs.start
-    return start is not None and draft.inputs.earlier is None and start.start.learned_classes and not _is_far(draft)
+    if start is None or draft.inputs.earlier is not None:
+        return start is not None
+    return start.start.learned_classes and not _is_far(draft)
 
 
 def fine_tuning(draft: Draft) -> None:
