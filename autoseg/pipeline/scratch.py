@@ -1,7 +1,7 @@
 """Twins of the jobs that start from weights, which start from random ones: the proof beside the head start.
 
-Each has the plan of its job, its length and budget included, but for what is for fine-tuning: all of it learns from
-the first step on, and as fast as the rest, after the usual warm-up. What was chosen to suit the weights stays: width,
+Each has the plan of its job, its length and budget included, but for what is for fine-tuning: all of it learns
+alike from the first step on, after the usual warm-up. What was chosen to suit the weights stays: width,
 voxel size, a CT's window, and no haste of the rate in a short schedule.
 """
 
