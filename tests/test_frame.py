@@ -319,7 +319,6 @@ def test_dice_is_that_of_the_straight_twin(tmp_path: Path) -> None:
         assert scores is not None
         assert len(scores.cases) == 4
         dice[name] = np.mean([case.dice["segresnet"] for case in scores.cases], axis=0)
-    print(dice)
     assert min(*dice["oblique"], *dice["straight"]) > 0.9
     assert dice["oblique"] == pytest.approx(dice["straight"], abs=0.03)
 

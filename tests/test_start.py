@@ -232,7 +232,7 @@ def test_nothing_is_frozen_where_all_was_loaded(tmp_path: Path) -> None:
     assert {group["lr"] for group in trainer.step.optimizer.param_groups} == {0.1 * whole}
 
 
-def test_weights_are_told_by_their_share(tmp_path: Path) -> None:
+def test_weights_are_told_by_their_share() -> None:
     rows = (
         Row(name="a", theirs="a", state="loaded", share=1.0),
         Row(name="stem", theirs="b", state="adapted", share=1.0),

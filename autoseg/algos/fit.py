@@ -211,17 +211,17 @@ def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
     rungs = network_file(usual.plan.algo).GPU_RUNGS if on_gpu else network_file(usual.plan.algo).RUNGS
     taken = usual
 
-    def differs(size: int) -> bool:
-        """Whether a rung is another plan than the one taken, for all that the user fixed."""
-        other = fitting.plan(Fit(size=size))
+    def differs(other: Plan) -> bool:
+        """Whether a rung's plan is another than the one taken, for all that the user fixed."""
         return (other.network, other.roi_size) != (taken.plan.network, taken.plan.roi_size)
 
     for size in range(-1, rungs.start - 1, -1):
         if training_s >= TOO_FEW_STEPS[on_gpu] * taken.cost.step_s:
             break
-        if not differs(size):
+        fit = Fit(size=size)
+        plan = fitting.plan(fit)
+        if not differs(plan):
             continue
-        fit, plan = Fit(size=size), fitting.plan(Fit(size=size))
         if fitting.left_s > 0 or fitting.has_measured(plan):
             taken = fitting.measure(fit) or taken
         elif (share := _time_of_lower(fitting, taken.plan, plan)) < 1:
@@ -231,7 +231,7 @@ def _in_time(fitting: Fitting, usual: Candidate, budget_s: float) -> Candidate:
         # A larger network takes no less time: without spare time it need not be measured.
         if training_s < ENOUGH_STEPS * taken.cost.step_s or fitting.left_s <= 0:
             break
-        if not differs(size):
+        if not differs(fitting.plan(Fit(size=size))):
             continue
         larger = fitting.measure(Fit(size=size))
         if larger is None or larger.cost.memory_gib > fitting.limit_gib:

@@ -6,7 +6,7 @@ the voxel size and, of a CT, the window, where they suit the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from autoseg.algos.draft import Draft
@@ -43,14 +43,15 @@ def resample_resolution(draft: Draft) -> None:
     start = draft.inputs.start
     if start is None or start.start.spacing_mm is None or draft.inputs.earlier is not None:
         return
-    if _ratio(start.start.spacing_mm, draft["resample_resolution"]) <= MOST_RATIO:
+    if not _is_far(draft, start):
         rule = f"that of the weights it starts from ({start.start.source}), within {MOST_RATIO:g} times the data's"
         draft.put("resample_resolution", list(start.start.spacing_mm), rule)
 
 
-def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """How many times longer or shorter edges of voxels are, at most."""
-    return max(max(a / b, b / a) for a, b in zip(theirs, ours, strict=True))
+def _is_far(draft: Draft, start: StartWeights) -> bool:
+    """Whether weights are known to be of voxels of another size."""
+    theirs, ours = start.start.spacing_mm, draft["resample_resolution"]
+    return theirs is not None and max(max(a / b, b / a) for a, b in zip(theirs, ours, strict=True)) > MOST_RATIO
 
 
 def channels(draft: Draft) -> None:
@@ -103,7 +104,7 @@ def is_kept(draft: Draft) -> bool:
     start = draft.inputs.start
     if start is None or draft.inputs.earlier is not None:
         return start is not None
-    return start.start.learned_classes and not _is_far(draft)
+    return start.start.learned_classes and not _is_far(draft, start)
 
 
 def fine_tuning(draft: Draft) -> None:
@@ -112,14 +113,8 @@ def fine_tuning(draft: Draft) -> None:
     if start is None or draft.inputs.earlier is not None:
         return
     values = FINE_TUNING | ({} if start.start.learned_classes else UNLABELED)
-    if _is_far(draft):
+    if _is_far(draft, start):
         values |= {key: (draft[key], FAR) for key in ("frozen_fraction", "loaded_rate")}
     for key, (value, rule) in values.items():
         if draft.user.get(key) is None and key not in draft.recipe:
             draft.set(key, value, "planner", f"{FINE_TUNED}{rule}")
-
-
-def _is_far(draft: Draft) -> bool:
-    """Whether the weights that a job starts from know voxels of another size."""
-    theirs = None if draft.inputs.start is None else draft.inputs.start.start.spacing_mm
-    return theirs is not None and _ratio(theirs, draft["resample_resolution"]) > MOST_RATIO
