@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -99,11 +100,20 @@ def test_a_step_in_bf16_goes_where_one_in_fp32_goes(algo: AlgoName, batch: int) 
     assert torch.cosine_similarity(found[0], found[1], dim=0) > 0.99
 
 
-def test_no_layout_is_changed_on_the_way() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("channels", [4, 16, 24])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("groups", [False, True])
+def test_no_layout_is_changed_on_the_way(
+    groups: bool, batch: int, channels: int, precision: Literal["fp32", "bf16"]
+) -> None:
     """A layer that hands on another layout makes the next one copy all it gets."""
-    layer = to_device(nn.InstanceNorm3d(4), CPU, "fp32", trained=True)
-    image = torch.randn(2, 4, 6, 5, 7).to(memory_format=torch.channels_last_3d).requires_grad_()
+    plain = nn.GroupNorm(channels, channels) if groups else nn.InstanceNorm3d(channels)
+    layer = to_device(plain, CPU, precision, trained=True)
+    image = torch.randn(batch, channels, 6, 5, 7).to(getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[precision]))
+    image = image.to(memory_format=torch.channels_last_3d).requires_grad_()
     normal = layer(image)
+    assert normal.dtype == image.dtype
     assert normal.is_contiguous(memory_format=torch.channels_last_3d)
     (normal**3).sum().backward()
     assert image.grad is not None
@@ -119,6 +129,33 @@ def test_instance_normalisation_in_float64(layout: torch.memory_format) -> None:
         theirs = nn.functional.instance_norm(image, weight=more[0], bias=more[1])
         torch.testing.assert_close(InstanceNormalise.apply(image, *more, 1e-5), theirs)
         assert torch.autograd.gradcheck(lambda *x: InstanceNormalise.apply(*x, 1e-5), (image, *more))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("channels", [3, 16, 24])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_normalisation_in_bf16(affine: bool, batch: int, channels: int, layout: torch.memory_format) -> None:
+    """As exact as bf16 is, forward and backward, wherever the mean lies and however the gradient does."""
+    torch.manual_seed(0)
+    image = (4 + torch.randn(batch, channels, 6, 7, 9)).bfloat16()
+    change = torch.randn(image.shape).bfloat16()
+    weights = [torch.randn(channels) for _ in range(2)] if affine else []
+    found = []
+    for kind, weight_kind in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+        given = [image.to(kind), *(w.to(weight_kind) for w in weights)]
+        for one in given:
+            one.requires_grad_()
+        weight, bias = given[1:] or (None, None)
+        if kind == torch.float64:  # a gradient that lies channels-last is what PyTorch's own gets wrong
+            normal, lies = nn.functional.instance_norm(given[0], weight=weight, bias=bias), torch.contiguous_format
+        else:
+            normal, lies = InstanceNormalise.apply(given[0], weight, bias, 1e-5), layout
+        assert normal.dtype == kind
+        gradients = torch.autograd.grad(normal, given, change.to(kind).contiguous(memory_format=lies))
+        found.append((normal.detach(), *gradients))
+    for mine, truth in zip(found[1], found[0], strict=True):
+        assert float((mine.double() - truth).norm() / truth.norm()) < 0.004
 
 
 def test_half_precision_is_used_where_it_costs_no_dice(

@@ -163,10 +163,10 @@ def to_device(
         network = network.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     else:
         network = network.to(device)
-    if device.type == "cpu" and resolve_precision(device, precision) == "fp32":
+    if device.type == "cpu":
         take_norms(network)
-        if not trained:
+        if resolve_precision(device, precision) != "fp32":
+            repair_bf16(network)
+        elif not trained:
             take_onednn(network)
-    elif device.type == "cpu":
-        repair_bf16(network)
     return network
