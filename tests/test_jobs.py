@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -350,6 +351,27 @@ def test_a_job_that_its_budget_left_a_few_steps_is_not_done(copied: Path, monkey
             assert "its 0s of the budget were enough for 1 of the 10 steps that a model needs at least" in job.error
             assert job.dice is None
         paths.checkpoint.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "num_epochs", "budget_s", "warned"),
+    [(59, 100, 9.0, True), (60, 100, 9.0, False), (59, 100, None, False), (12, 12, 9.0, False)],
+)
+def test_few_steps_are_warned_of(
+    steps: int, num_epochs: int, budget_s: float | None, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a budget ended the job; who asks for a short schedule knows of it."""
+    from plans import tiny_plan
+
+    from autoseg.training.job_run import JobRun
+    from autoseg.training.progress import TrainResult
+
+    plan = tiny_plan("segresnet", num_epochs=num_epochs, num_steps_per_epoch=1, budget_s=budget_s)
+    result = TrainResult(best_score=0.5, best_epoch=1, epochs=steps, steps=steps, seconds=9.0)
+    JobRun.check_length(SimpleNamespace(job=Job(algo="segresnet", fold=0)), plan, result)  # type: ignore[arg-type]
+    text = "segresnet_0: its 9s of the budget were enough for 59 steps. Under 60 a model is rarely of use"
+    assert (text in caplog.text) == warned
+    assert bool(caplog.records) == warned
 
 
 @pytest.mark.parametrize("file", ["checkpoint.pt", "model.pt"])

@@ -553,11 +553,12 @@ dist.destroy_process_group()
 def test_two_processes_train_the_same_weights_as_one(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         make_trainer(tmp_path / "one").run()
     finally:
-        torch.set_num_threads(2)
+        torch.set_num_threads(threads)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(
         [*command, str(Path(__file__).parent), str(tmp_path / "two")],

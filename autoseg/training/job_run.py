@@ -48,8 +48,9 @@ RESTART_RATE = 0.25
 """A diverged job is tried once more with its learning rate times this. A choice: rates that a factor of two parts are
 both fine or both not, as the table of rates in docs/results.md has it."""
 FEWEST_STEPS = 10
-"""Of a job with a budget: what was trained for less has learned nothing and is no model. A choice; the shortest
-schedule that gave a usable model of phantoms had 60 steps."""
+"""Of a job with a budget: what was trained for less has learned nothing and is no model. A choice."""
+FEW_STEPS = 60
+"""Under which a job with a budget is warned of. Source: the shortest schedule that gave a usable model of phantoms."""
 
 
 ENDINGS: dict[JobState, Ending] = {
@@ -286,7 +287,7 @@ class JobRun(ABC):
             self.after_epoch(progress, score)
 
     def check_length(self, plan: Plan, result: TrainResult) -> None:
-        """Refuse what was hardly trained.
+        """Refuse what was hardly trained, and warn of what was trained for a short time.
 
         Raises:
             ConfigError: Its budget left it fewer than `FEWEST_STEPS`.
@@ -297,6 +298,12 @@ class JobRun(ABC):
                 f"{self.job.name}: its {format_duration(plan.budget_s)} of the budget were enough for {result.steps} "
                 f"of the {FEWEST_STEPS} steps that a model needs at least, so the job is not done. Give a longer "
                 "budget, fewer algos or folds, or leave the machine to this run."
+            )
+        if plan.budget_s is not None and result.steps < min(FEW_STEPS, scheduled):
+            log.warning(
+                "%s: its %s of the budget were enough for %d steps. Under %d a model is rarely of use: look at its "
+                "Dice, and give a longer budget, fewer algos or folds, or leave the machine to this run.",
+                *(self.job.name, format_duration(plan.budget_s), result.steps, FEW_STEPS),
             )
 
 
