@@ -17,6 +17,7 @@ from analysis_data import AFFINE, SHAPE, DataSet, make_image, make_label, save
 from autoseg.algos.rules.images import target_spacing
 from autoseg.analyzer import workers
 from autoseg.analyzer.case import analyze_case
+from autoseg.analyzer.faults import Fault, fault_lines
 from autoseg.config.settings import ClassSpec
 from autoseg.data.formats.table import SUFFIXES_TEXT, read_stored_volume
 from autoseg.errors import DataError
@@ -487,6 +488,23 @@ def test_empty_label(data: DataSet) -> None:
     assert [w for w in warnings(data, partial_labels="declared") if "empty" in w] == []
 
 
+def test_many_empty_labels_are_one_line(data: DataSet) -> None:
+    for number in range(5):
+        save(data.root / "labels" / f"case_{number}.nii.gz", make_label(()))
+    assert len([w for w in warnings(data) if "the label is empty" in w]) == 5
+    alike = [
+        Fault(kind="empty_label", finding="the label is empty", remedy="Check it.", case=f"c{i}") for i in range(9)
+    ]
+    odd = Fault(kind="few_cases", finding="1 class occurs in few", remedy="Add cases.")
+    other = Fault(kind="grid", finding="another grid", remedy="Resample it.", case="c1", file="c1.nii")
+    assert fault_lines([*alike, odd, other]) == [
+        "9 cases (c0, c1, c2, c3, c4, c5 and 3 more): the label is empty. Check it.",
+        "data set: 1 class occurs in few. Add cases.",
+        "c1 (c1.nii): another grid. Resample it.",
+    ]
+    assert fault_lines(alike[:3]) == [f"c{i}: the label is empty. Check it." for i in range(3)]
+
+
 def test_every_label_empty(tmp_path: Path) -> None:
     data = DataSet(root=tmp_path, num=0, labels={})
     for fold in range(2):
@@ -668,8 +686,8 @@ def test_classes_with_few_cases(data: DataSet) -> None:
     assert warnings(data) == [
         "data set: 1 class in no training case: spleen. What does not occur cannot be learned. "
         "Check class_names and the labels, or leave it out.",
-        "data set: class tumor occurs in 2 training cases for 3 folds. Some folds cannot score it. "
-        "Use fewer folds, or add cases.",
+        "data set: 1 class occurs in fewer training cases than the 3 folds: tumor (in 2). "
+        "Some folds cannot score what is so rare. Use fewer folds, or add cases.",
     ]
 
 

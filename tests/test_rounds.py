@@ -309,7 +309,7 @@ def test_a_class_annotated_in_one_case(tmp_path: Path, capsys: pytest.CaptureFix
     annotated = [("sphere", "box"), ("sphere",), ("sphere",), ("sphere",)]
     path = make_data(tmp_path, annotated=annotated, num_cases=4, strategy="two_stage")
     assert run_command(["analyze", "--input", str(path)]) == 0
-    assert "class box occurs in 1 training case for 2 folds" in capsys.readouterr().out
+    assert "1 class occurs in fewer training cases than the 2 folds: box (in 1)" in capsys.readouterr().out
     assert errors(capsys, "run", "--input", path) == [
         "strategy: two_stage begins with the cases that are annotated for all 2 classes, but one patient alone is, "
         "which leaves none to validate on. "

@@ -41,6 +41,25 @@ class Fault:
         return f"{place}: {self.finding}. {self.remedy}"
 
 
+MOST_ALIKE = 3
+"""Cases with the same finding that have a line each; more are named in one."""
+
+
+def fault_lines(faults: Sequence[Fault]) -> list[str]:
+    """Faults for people: a line each, or one for all cases with the same finding where these are many."""
+    alike: dict[tuple[str, str, str], list[Fault]] = defaultdict(list)
+    for fault in faults:
+        alike[fault.kind, fault.finding, fault.remedy].append(fault)
+    lines = list[str]()
+    for group in alike.values():
+        if len(group) <= MOST_ALIKE or not all(f.case for f in group):
+            lines += map(str, group)
+        else:
+            cases = some_of((f.case for f in group), 6)
+            lines.append(f"{len(group)} cases ({cases}): {group[0].finding}. {group[0].remedy}")
+    return lines
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measured:
     """A case of the datalist with its statistics."""
@@ -427,16 +446,18 @@ def check_class_counts(measured: Sequence[Measured], label_map: LabelMap, num_fo
                 severity="warning",
             )
         )
-    for name, num in num_having.items():
-        if 0 < num < num_fold:
-            faults.append(
-                Fault(
-                    kind="few_cases",
-                    finding=f"class {name} occurs in {counted(num, 'training case')} for {num_fold} folds",
-                    remedy="Some folds cannot score it. Use fewer folds, or add cases.",
-                    severity="warning",
-                )
+    few = [f"{name} (in {num})" for name, num in num_having.items() if 0 < num < num_fold]
+    if few:
+        found = "occurs" if len(few) == 1 else "occur"
+        faults.append(
+            Fault(
+                kind="few_cases",
+                finding=f"{counted(len(few), 'class', 'classes')} {found} in fewer training cases than the {num_fold} "
+                f"folds: {some_of(few)}",
+                remedy="Some folds cannot score what is so rare. Use fewer folds, or add cases.",
+                severity="warning",
             )
+        )
     return faults
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from autoseg.analyzer import label_groups as groups_of
-from autoseg.analyzer.faults import Fault
+from autoseg.analyzer.faults import Fault, fault_lines
 from autoseg.data.datastats import DataStats
 from autoseg.data.fingerprint import Fingerprint, LabelGroup
 from autoseg.data.labels import LabelMap
@@ -82,7 +82,7 @@ class Analysis:
             lines += ["", self.hint]
         for title, faults in (("Faults", self.faults), ("Warnings", self.warnings)):
             if faults:
-                lines += ["", f"{title} ({len(faults)}):", *(f"- {f}" for f in faults)]
+                lines += ["", f"{title} ({len(faults)}):", *(f"- {line}" for line in fault_lines(faults))]
         if self.quarantined:
             lines += ["", f"Set aside: {', '.join(self.quarantined)}"]
         return "\n".join(lines)
