@@ -20,7 +20,8 @@ from autoseg.analyzer.lateral import Lateral, check_lateral, find_lateral
 from autoseg.data.datalists.cases import Case
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
-from autoseg.data.side_names import sided_pairs
+from autoseg.data.side_names import WORD, sided_pairs
+from autoseg.data.terms import known_names
 from autoseg.errors import ConfigError
 from autoseg.inference.predictor import group_key
 from autoseg.plan import ClassPlan
@@ -49,6 +50,28 @@ from autoseg.training.augment import augment_batch, draw_sample
         ("lobus sinister", "lobus dexter", "lobus"),
         ("left l5 root", "right l5 root", "l5 root"),
         ("left", "right", ""),
+        ("rib L3", "rib R3", "rib 3"),
+        ("3L", "3R", "3"),
+        ("Kidney (L)", "Kidney (R)", "Kidney"),
+        ("(L) Kidney", "(R) Kidney", "Kidney"),
+        ("Kidney [left] cyst", "Kidney [right] cyst", "Kidney cyst"),
+        ("Kidney (L, lower)", "Kidney (R, lower)", "Kidney (lower)"),
+        ("Kidney (lower, L)", "Kidney (lower, R)", "Kidney (lower)"),
+        ("L (lower) kidney", "R (lower) kidney", "(lower) kidney"),
+        ("Parotid Lft", "Parotid Rgt", "Parotid"),
+        ("Ohr links", "Ohr rechts", "Ohr"),
+        ("linkes Ohr", "rechtes Ohr", "Ohr"),
+        ("Linke Niere", "Rechte Niere", "Niere"),
+        ("rein gauche", "rein droit", "rein"),
+        ("riñón izquierdo", "riñón derecho", "riñón"),
+        ("oreja izquierda", "oreja derecha", "oreja"),
+        ("rene sinistro", "rene destro", "rene"),
+        ("rim esquerdo", "rim direito", "rim"),
+        ("左肾", "右肾", "肾"),
+        ("肾\uff08左\uff09", "肾\uff08右\uff09", "肾"),
+        ("Левая почка", "Правая почка", "почка"),
+        ("левый глаз", "правый глаз", "глаз"),
+        ("левое плечо", "правое плечо", "плечо"),
     ],
 )
 def test_names_that_differ_in_the_side_alone(left: str, right: str, shared: str) -> None:
@@ -67,10 +90,23 @@ def test_names_that_differ_in_the_side_alone(left: str, right: str, shared: str)
         ("kidney_left", "kidney left", "kidney_right"),  # which of them?
         ("structure 1", "structure 21"),
         ("left atrium", "liver"),
+        ("lung", "rung"),
+        ("LIVER", "RIVER"),
+        ("lobes", "robes"),
+        ("L1", "R1"),  # a vertebra and a rib
+        ("L_5", "R_5"),
     ],
 )
 def test_names_that_are_no_pair(names: tuple[str, ...]) -> None:
     assert sided_pairs(names) == ()
+
+
+def test_words_of_the_table_begin_with_no_letter_of_a_side() -> None:
+    words = {m.group().lower() for name in known_names() for m in WORD.finditer(name)}
+    words = {word for word in words if word[0] in "lr" and len(word) > 3 and word not in ("left", "right")}
+    assert {"liver", "lung", "rectum"} <= words
+    for word in words:
+        assert sided_pairs(("l" + word[1:], "r" + word[1:])) == (), word
 
 
 # -- places
@@ -136,7 +172,7 @@ def test_two_cases_are_too_few_to_be_sure() -> None:
     (warning,) = check_lateral(found, None)
     assert check_lateral(found, ()) == []
     assert "1 and 2, 3 and 4, 5 and 6" in warning.finding
-    assert "in 2 cases, which is not sure" in warning.finding
+    assert "occur together in fewer than 3 cases, so a plan mirrors no image along X" in warning.finding
 
 
 def test_twins_of_other_sizes_are_not_sure() -> None:
@@ -178,7 +214,7 @@ def test_a_class_of_one_side_alone() -> None:
     spleen = {"spleen": (-60.0, 0.0, 0.0, 9000.0)}
     found = find_lateral(*measure(spleen))
     assert found.unsure == ("spleen",)
-    assert found.unsure_rule == "on one side in 5 cases and without a known counterpart: spleen"
+    assert found.unsure_rule == "always on one side, and without a known counterpart: spleen (in 5 cases)"
     assert check_lateral(found, None) == []  # nothing to look at: the plan says what it does
     assert find_lateral(*measure(spleen, num=3)).unsure == ()
     # Where counterparts are annotated and known, one that has none among the classes has none at all.
@@ -194,10 +230,127 @@ def test_a_crop_around_a_structure_says_nothing_of_the_body() -> None:
 
 def test_few_labels_and_none() -> None:
     assert find_lateral([], LabelMap(names=("a",), values=((1,),))) == Lateral()
-    cases, label_map = measure(BODY, change=lambda i, name: name not in "56" or i == 0)
-    found = find_lateral(cases, label_map)
-    assert found.pairs == (("1", "2"), ("3", "4"))
+    cases, label_map = measure({"a": (-60.0, 0.0, 0.0, 9000.0), "b": (60.0, 0.0, 0.0, 9000.0)})
+    more = LabelMap(names=("a", "b", "in no case"), values=((1,), (2,), (3,)))
+    assert find_lateral(cases, more) == find_lateral(cases, label_map)
+
+
+# -- partial labels: what is asked of a class is asked of the cases that have it
+
+OTHERS = (("3", "4"), ("5", "6"))
+FEW_TOGETHER = "1 and 2 look like left and right of one structure, but occur together in fewer than 3 cases"
+
+
+@pytest.mark.parametrize(("num", "every"), [(40, 3), (40, 10), (2000, 50)])
+def test_a_pair_of_few_cases_is_found(num: int, every: int) -> None:
+    """Of 2,000 cases 50 are compared first; one of these has the pair, and 40 of all."""
+    found = find_lateral(*measure(BODY, num, change=lambda i, name: name not in "12" or i % every == 1))
+    assert found.pairs == (("1", "2"), *OTHERS)
     assert found.unsure == ()
+
+
+@pytest.mark.parametrize(
+    "has",
+    [
+        lambda i, name: i < 2,  # together, but too rarely
+        lambda i, name: i % 3 == int(name) % 3,  # one in a third of the cases, the other in another third
+        lambda i, name: i == int(name),  # each in one case
+    ],
+)
+def test_a_pair_that_is_rarely_seen_together_is_not_sure(has: Callable[[int, str], bool]) -> None:
+    cases, label_map = measure(BODY, 40, change=lambda i, name: name not in "12" or has(i, name))
+    found = find_lateral(cases, label_map)
+    assert (found.pairs, found.unsure, found.unsure_rule) == (OTHERS, ("1", "2"), FEW_TOGETHER)
+    assert [fault.kind for fault in check_lateral(found, None)] == ["lateral"]
+
+
+def test_every_class_in_a_case_of_its_own() -> None:
+    found = find_lateral(*measure(BODY, len(BODY), change=lambda i, name: i == int(name) - 1))
+    assert (found.pairs, found.unsure) == ((), ("1", "2", "3", "4", "5", "6"))
+
+
+def test_what_occurs_in_few_cases_and_is_no_pair_stops_nothing() -> None:
+    """Another size, the same side, another height, sides that change: all in cases that lack the other one."""
+    for place in ((60, 10, 0, 40000), (-50, 10, 0, 9000), (60, 90, 60, 9000)):
+        found = find_lateral(
+            *measure(BODY | {"2": place}, 40, change=lambda i, c: c not in "12" or i % 3 == int(c) % 3)
+        )
+        assert (found.pairs, found.unsure) == (OTHERS, ()), place
+    usual, label_map = measure(BODY, 40, change=lambda i, name: name != "1" and (name != "2" or i % 3 == 2))
+    tumor, _ = measure(BODY | {"1": BODY["2"]}, 40, change=lambda i, name: name != "2" or i % 3 == 2)
+    sides, _ = measure(BODY, 40, change=lambda i, name: name != "2" or i % 3 == 2)
+    mixed = [(sides if i % 6 == 1 else tumor)[i] if i % 3 == 1 else usual[i] for i in range(40)]
+    assert find_lateral(mixed, label_map).unsure == ()
+
+
+ABDOMEN: dict[str, Place] = {
+    "liver": (71, 24, 32, 1125684), "right kidney": (74, -29, -15, 192618), "spleen": (-109, -39, 34, 261036),
+    "pancreas": (-16, 28, 8, 18765), "aorta": (-13, 0, 3, 49653), "vena cava": (17, 10, -10, 61182),
+    "right adrenal": (34, -12, 37, 4482), "left adrenal": (-43, -9, 41, 5670), "gallbladder": (69, 51, 3, 35613),
+    "left kidney": (-74, -29, -15, 192618),
+}  # fmt: skip
+"""As measured in a torso; the left kidney is the mirror image of the right one."""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_abdomen_of_partial_labels_is_mirrored_with_its_pairs(named: bool) -> None:
+    """Each case lacks half of the organs: no spleen, liver or vessel stops mirroring, with names or without."""
+    names = {organ: organ if named else f"class_{i}" for i, organ in enumerate(ABDOMEN)}
+    has = np.random.default_rng(0).random((60, len(ABDOMEN))) < 0.5
+    column = {name: i for i, name in enumerate(names.values())}
+    found = find_lateral(
+        *measure({names[k]: p for k, p in ABDOMEN.items()}, 60, change=lambda i, name: bool(has[i, column[name]]))
+    )
+    pairs = {frozenset((names[f"left {organ}"], names[f"right {organ}"])) for organ in ("kidney", "adrenal")}
+    assert {frozenset(pair) for pair in found.pairs} == pairs
+    assert found.unsure == ()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_names_of_no_known_side_beside_pairs_that_are_named(together: bool) -> None:
+    names = dict(zip("123456", ("kidney_left", "kidney_right", "LK2", "RK2", "sol kulak", "sag kulak"), strict=True))
+
+    def has(i: int, name: str) -> bool:
+        return name.startswith("kidney") or i % 5 < 2 if together else i % 3 == (name in ("LK2", "sol kulak"))
+
+    kidneys = ("kidney_left", "kidney_right")
+    cases, label_map = measure(
+        {names[k]: BODY[k] for k in names}, 40, change=lambda i, name: name in kidneys or has(i, name)
+    )
+    found = find_lateral(cases, label_map)
+    assert found.pairs == (kidneys,)
+    assert found.unsure == ("LK2", "RK2", "sol kulak", "sag kulak")
+    assert found.is_warned_of
+
+
+def test_a_counterpart_of_another_size_is_asked_about_beside_known_pairs() -> None:
+    """Both lie wholly on their sides; a liver and a spleen, 7 apart, are asked about by nobody."""
+    larger: Place = (60, 10, 0, 27000)
+    found = find_lateral(*measure(BODY | {"2": larger}, 40, change=lambda i, name: name not in "12" or i % 3 == 0))
+    assert (found.pairs, found.unsure) == (OTHERS, ("1", "2"))
+    assert "but are not surely a pair" in found.unsure_rule
+    found = find_lateral(*measure(BODY | {"1": (-60, 10, 0, 5000), "2": (60, 10, 0, 35000)}, 40))
+    assert (found.pairs, found.unsure) == (OTHERS, ())
+
+
+def test_a_class_of_one_side_in_few_cases() -> None:
+    """Alone, it stops mirroring; beside a pair that is known, it has no counterpart."""
+    spleen: dict[str, Place] = {"spleen": (-60, 0, 0, 9000), "spine": (0, 0, 0, 9000)}
+    found = find_lateral(*measure(spleen, 40, change=lambda i, name: name == "spine" or i % 5 < 2))
+    assert (found.pairs, found.unsure) == ((), ("spleen",))
+    assert found.unsure_rule.endswith("spleen (in 16 cases)")
+    more = spleen | {"1": BODY["3"], "2": BODY["4"]}
+    found = find_lateral(*measure(more, 40, change=lambda i, name: name != "spleen" or i % 5 < 2))
+    assert (found.pairs, found.unsure) == ((("1", "2"),), ())
+
+
+def test_a_class_that_fits_two_others_is_of_no_pair() -> None:
+    twice = BODY | {"2b": BODY["2"]}
+    found = find_lateral(
+        *measure(twice, 40, change=lambda i, name: not name.startswith("2") or (name == "2") == (i % 2 == 0))
+    )
+    assert found.pairs == OTHERS
+    assert found.unsure == ("1", "2", "2b")
 
 
 # -- from the analysis to the plan
@@ -221,6 +374,19 @@ def test_the_analysis_stores_what_plans_are_made_from(paired: DataSet) -> None:
     assert stored["pairs"] == [["class_1", "class_2"]]
     assert Fingerprint.read(paired.workspace.datastats) == analysis.fingerprint
     assert "left and right: 1 pair by places and volumes in 6 cases" in analysis.text()
+
+
+def test_the_analysis_says_what_a_class_of_one_side_leads_to(tmp_path: Path) -> None:
+    data = DataSet(root=tmp_path, labels={1: "spleen"})
+    label = np.zeros((14, 12, 10), np.uint8)
+    label[1:4, 2:5, 2:5] = 1
+    for case in data.cases:
+        assert case.label is not None
+        save(case.label, label)
+    assert (
+        "left and right: nothing is mirrored along X, unless lateral_pairs or mirror_axes say so: "
+        "always on one side, and without a known counterpart: spleen (in 6 cases)" in data.analyze().text()
+    )
 
 
 def test_the_users_pairs_settle_a_warning(paired: DataSet) -> None:

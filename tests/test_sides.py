@@ -33,10 +33,14 @@ def test_merging_keeps_the_users_classes() -> None:
 def test_names_that_are_taken_or_empty() -> None:
     sides = LabelMap(names=("left", "right", "x", "x left", "x right"), values=((1,), (2,), (3,), (4,), (5,)))
     assert merge_left_right(sides).names == ("left+right", "x", "x left+x right")
+    brackets = LabelMap(names=("Kidney (L)", "Kidney (R)"), values=((1,), (2,)))
+    assert merge_left_right(brackets).names == ("Kidney",)
 
 
 def test_what_cannot_be_merged() -> None:
-    with pytest.raises(ConfigError, match="no two classes differ in left and right alone"):
+    with pytest.raises(
+        ConfigError, match="no two names of classes differ in left and right alone, and pairs .* places"
+    ):
         merge_left_right(LabelMap(names=("a", "b"), values=((1,), (2,))))
     with pytest.raises(ConfigError, match="classes overlap"):
         merge_left_right(LabelMap(names=("l a", "r a"), values=((1, 2), (2,)), sigmoid=True))

@@ -118,7 +118,8 @@ def _lines_on(data_set: Mapping[str, Any]) -> list[str]:
     if lateral["pairs"]:
         lines.append(f"left and right: {lateral['pairs_rule']}")
     if lateral["unsure"]:
-        lines.append(f"left and right: {lateral['unsure_rule']}")
+        why = f"nothing is mirrored along X, unless lateral_pairs or mirror_axes say so: {lateral['unsure_rule']}"
+        lines.append(f"left and right: {why}")
     classes = data_set["classes"]
     if classes:
         width = max(len(c["name"]) for c in classes)

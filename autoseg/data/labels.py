@@ -306,13 +306,21 @@ def region_map(label_map: LabelMap, without: Collection[str]) -> LabelMap:
 
 
 def merge_left_right(label_map: LabelMap) -> LabelMap:
-    """Make one class of each left and right pair.
+    """Make one class of each pair whose names differ in left and right alone.
+
+    Pairs that are known by places alone are left as they are: which of them is the left one, to tell them apart again,
+    only names say.
 
     Raises:
-        ConfigError: There is no pair, or classes may overlap.
+        ConfigError: There is no such pair, or classes may overlap.
     """
     if label_map.sigmoid or not label_map.sided_pairs:
-        why = "classes overlap" if label_map.sigmoid else "no two classes differ in left and right alone"
+        why = (
+            "classes overlap"
+            if label_map.sigmoid
+            else "no two names of classes differ in left and right alone, and pairs that were found by places, or that "
+            "lateral_pairs gives, are not merged"
+        )
         raise ConfigError(f"merge_left_right: {why}. Leave it out, or name the classes so (kidney_left, kidney_right).")
     groups: dict[str, tuple[str, str]] = {}
     for pair in label_map.sided_pairs:

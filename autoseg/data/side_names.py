@@ -9,15 +9,36 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-LEFT_WORDS = frozenset(("left", "l", "lh", "lt", "sin", "sx", "sinister", "sinistra", "sinistrum"))
-RIGHT_WORDS = frozenset(("right", "r", "rh", "rt", "dex", "dx", "dexter", "dextra", "dextrum"))
-"""Source: FreeSurfer writes lh and rh, radiotherapy's TG-263 L and R, older plans Lt and Rt; sin and dex are Latin."""
+GENDERS = "(\u044b\u0439|\u0430\u044f|\u043e\u0435|\u044b\u0435)"
+"""Endings of Russian adjectives: masculine, feminine, neuter, plural."""
+LEFT = re.compile(
+    "l|lh|lt|lft|left|sin|sx|sinister|sinistrum|sinistr[aoie]|links|linke[rsnm]?|gauches?|izquierd[oa]s?|esquerd[oa]s?|"
+    f"\u5de6|\u043b\u0435\u0432{GENDERS}"
+)
+RIGHT = re.compile(
+    "r|rh|rt|rgt|right|dex|dx|dexter|dextrum|dextra|destr[aoie]|rechts|rechte[rsnm]?|droite?s?|derech[oa]s?|direit[oa]s?|"
+    f"\u53f3|\u043f\u0440\u0430\u0432{GENDERS}"
+)
+"""Words of a side, in lower case. Source: FreeSurfer writes lh and rh, radiotherapy's TG-263 L and R, older plans Lt
+and Rt; sin and dex are Latin; then Italian, German and Dutch, French, Spanish, Portuguese, the sign of Chinese and
+Japanese, and Russian (lev-, prav-)."""
 SHORTEST_REST = 3
 """Letters that must follow a letter of a side that nothing parts from them, so that LV and RV, a heart's two different
 chambers, are no pair while LHIP and RHIP are."""
+UNSIDED = re.compile(
+    "(lacrimal|lamina|large|larynx|lateral|lens|lesion|lingual|lip|liver|lobe|lobule|lower|lumbar|lumen|lung|lymph|"
+    "radius|ramus|rectum|rectus|region|renal|retina|rib|ring|root)s?"
+)
+"""Words that begin with an l or r of their own: lung and rung are no two sides of an ung. Source: those of `terms.csv`,
+and a choice of more."""
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
 """A word: also a part that begins with a capital letter, such as Hip in LHip, and a number."""
-GLUED = re.compile(r"^(left|right)(?=\w)|(?<=\w)(left|right)$", re.IGNORECASE)
+GLUED = re.compile("^(left|right|[\u5de6\u53f3])(?=\\w)|(?<=\\w)(left|right|[\u5de6\u53f3])$", re.IGNORECASE)
+"""A side that nothing parts from its structure; Chinese and Japanese part no words."""
+OPEN, CLOSED = "([{<\uff08\u3010", ")]}>\uff09\u3011"
+"""Brackets, the last two of each those of Chinese and Japanese."""
+JOINT = rf"(?:[^\w{re.escape(OPEN + CLOSED)}]|_)+"
+"""What stands between words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +69,8 @@ def sided_pairs(names: Sequence[str]) -> tuple[SidedPair, ...]:
     """Pairs of names that differ in left and right alone, in the order of their first names.
 
     Case and what stands between words do not count: `LEFT KIDNEY` and `right_kidney`, `ctx-lh-cuneus`, `lh.insula`,
-    `kidney_lt`, `LHip` and `RHip`. Where several names fit one, none is paired.
+    `kidney_lt`, `Kidney (L)`, `LHip` and `RHip`. Where several names fit one, none is paired. L1 and R1 are none, as
+    these are a vertebra and a rib; `rib L1` and `rib R1` are.
     """
     readings = [tuple(_readings(name)) for name in names]
     paired: set[int] = set()
@@ -81,21 +103,27 @@ def _readings(name: str) -> Iterator[_Reading]:
     for i, (word, start, stop) in enumerate(words):
         # A side's place among the words is part of what is alike: `left 3` and `3 right` are not.
         before, after = [w for w, _, _ in words[:i]], [w for w, _, _ in words[i + 1 :]]
-        if word in LEFT_WORDS or word in RIGHT_WORDS:
-            key = (*before, "", *after)
-            yield _Reading(int(len(word) == 1), word in LEFT_WORDS, key, start, stop)
+        if LEFT.fullmatch(word) or RIGHT.fullmatch(word):
+            if word in ("l", "r") and not before and "".join(after).isdecimal():
+                continue  # a letter that is counted: L5 is a vertebra, R5 a rib
+            key, is_left = (*before, "", *after), bool(LEFT.fullmatch(word))
+            yield _Reading(int(word in ("l", "r")), is_left, key, start, stop)
         elif match := GLUED.search(word):
             side, rest = match.group(), word[: match.start()] + word[match.end() :]
             key = (*before, "", rest, *after) if match.start() == 0 else (*before, rest, "", *after)
-            yield _Reading(2, side == "left", key, start + match.start(), start + match.end())
-        elif word[0] in "lr" and len(word) > SHORTEST_REST:
+            yield _Reading(2, bool(LEFT.fullmatch(side)), key, start + match.start(), start + match.end())
+        elif word[0] in "lr" and len(word) > SHORTEST_REST and not UNSIDED.fullmatch(word):
             yield _Reading(2, word[0] == "l", (*before, "", word[1:], *after), start, start + 1)
 
 
 def _without(name: str, reading: _Reading) -> str:
-    """The name less its side and what joins that to its neighbour."""
+    """The name less its side, what joins that to its neighbour, and brackets that hold the side alone."""
     before, after = name[: reading.start], name[reading.stop :]
-    if not before:
-        return after if after[:1].isalnum() else re.sub(r"^[\W_]+", "", after)
-    joint = re.search(r"[\W_]+$", before)
-    return (before[: joint.start()] if joint else before) + after
+    opened, closed = (re.search(rf"[{re.escape(OPEN)}]\s*$", before), re.match(rf"\s*[{re.escape(CLOSED)}]", after))
+    if opened and closed:
+        before, after = before[: opened.start()], after[closed.end() :]
+    if not after[:1].isalnum():  # the one joint that is left is after the side
+        before = re.sub(f"{JOINT}$", "", before)
+    if not before or before[-1] in OPEN:  # nothing is left that what follows would be joined to
+        after = re.sub(f"^{JOINT}", "", after)
+    return before + after
