@@ -61,7 +61,7 @@ def test_networks_that_cannot_follow_thick_slices_are_left_out(name: str, hardwa
 def test_the_reasons_name_the_figures_and_the_limit() -> None:
     acdc = choose(fingerprint=fingerprint_of(SETS["acdc"]))
     assert (
-        "dints is left out: it halves all axes alike, and slices are thick: 6.41 times as a voxel is wide (over 3)"
+        "dints is left out: it halves all axes alike, and slices are 6.41 times as thick as a voxel is wide (over 3)"
     ) in acdc.rule
     flat = make_fingerprint(shape_median=(256, 256, 4), size_mm_median=(256.0, 256.0, 4.0))
     reason = "it halves all axes alike, and the median image has 4 voxels along its shortest axis (under 16)"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from plans import CPU, make_fingerprint, plan_and_origins
 
 from autoseg.algos import fit, measurements
@@ -17,10 +23,10 @@ from autoseg.config.settings import Settings
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap
 from autoseg.hardware.facts import Hardware
-from autoseg.networks import build_network, divisor
+from autoseg.networks import build_network, divisor, heads, network_file, segresnet
 from autoseg.networks.segresnet import resolution_for
-from autoseg.networks.sizing import round_up
-from autoseg.networks.topology import topology_for
+from autoseg.networks.sizing import LONG, Sizing, fit_roi, round_up
+from autoseg.networks.topology import LEAST_VOXELS, Triple, patch_and_topology, topology_for
 from autoseg.plan import Plan
 from autoseg.training.measure import StepCost
 
@@ -61,13 +67,18 @@ SETS = {
     "em": DataSet(cases=6, classes=4, shape=(256, 256, 20), spacing_mm=(0.0046, 0.0046, 0.05)),
     "one_slice": DataSet(cases=48, classes=1, shape=(256, 256, 1), spacing_mm=(1.0, 1.0, 8.0)),
     "thousand_slices": DataSet(cases=40, classes=5, shape=(512, 512, 1000), spacing_mm=(0.7, 0.7, 0.6), ct=True),
+    "limb": DataSet(cases=40, classes=5, shape=(128, 128, 3000), spacing_mm=(1.0, 1.0, 1.0), ct=True),
+    "legs": DataSet(cases=40, classes=5, shape=(200, 200, 1500), spacing_mm=(1.0, 1.0, 1.0), ct=True),
+    "spine": DataSet(cases=40, classes=5, shape=(250, 250, 900), spacing_mm=(1.0, 1.0, 1.0), ct=True),
+    "vessel": DataSet(cases=40, classes=1, shape=(64, 64, 1000), spacing_mm=(1.0, 1.0, 1.0)),
 }
+"""Those from a thousand slices on are made up."""
 RESENC = {
-    "spleen": (320, 256, 56),
+    "spleen": (256, 320, 56),
     "btcv": (256, 256, 80),
-    "flare23": (320, 256, 64),
-    "kits": (320, 256, 64),
-    "lits": (224, 192, 160),
+    "flare23": (256, 320, 64),
+    "kits": (256, 320, 64),
+    "lits": (192, 224, 160),
     "brats": (160, 192, 160),
     "prostate": (320, 320, 20),
     "acdc": (224, 256, 10),
@@ -75,12 +86,18 @@ RESENC = {
     "ms_lesions": (192, 224, 64),
     "two_slices": (256, 256, 2),
     "em": (256, 256, 20),
+    "thousand_slices": (160, 160, 288),
+    "limb": (128, 128, 256),
+    "legs": (160, 192, 256),
+    "spine": (160, 192, 256),
+    "vessel": (64, 64, 256),
 }
-"""The patches that the planner of nnU-Net's ResEnc L preset gives these sets (nnunetv2 2.8.1)."""
+"""The patches that the planner of nnU-Net's ResEnc L preset gives these sets (nnunetv2 2.8.1), along X, Y, Z."""
 GPUS = {
     gib: Hardware(on_gpu=True, num_gpus=1, memory_gib=gib, num_cores=16, name=f"GPU, {gib} GiB")
     for gib in (16.0, 24.0, 80.0)
 }
+SHORT_ON_A_CPU = ("spleen", "btcv", "flare23", "kits", "lits", "brats", "prostate", "ms_lesions", "em")
 FOLLOWING: tuple[AlgoName, ...] = ("segresnet", "resenc")
 """Networks that halve each axis by the rule."""
 
@@ -96,6 +113,10 @@ def fingerprint_of(data: DataSet) -> Fingerprint:
         **{f"shape_{k}": data.shape for k in ("min", "median", "p90", "max")},
         **{f"size_mm_{k}": size_mm for k in ("median", "p90")},
     )
+
+
+def sizing(shape: Triple, spacing_mm: tuple[float, float, float], *, on_gpu: bool = True, size: int = 0) -> Sizing:
+    return Sizing(spacing_mm=spacing_mm, median_shape=shape, num_outputs=3, memory_gib=24.0, on_gpu=on_gpu, size=size)
 
 
 @cache
@@ -170,6 +191,62 @@ def test_patches_are_about_as_large_as_nnunets(name: str, algo: AlgoName, memory
     assert theirs / 3 <= ours <= 3 * theirs
 
 
+def aspect(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
+    """How many times as long as wide: a needle's is high, a plate's is about 1."""
+    _, width, length = sorted(n * mm for n, mm in zip(shape, spacing_mm, strict=True))
+    return length / width
+
+
+@on_each
+def test_a_patch_is_no_needle(name: str, memory_gib: float | None) -> None:
+    """It is no longer for its width than nnU-Net's, or than the image; on a CPU, where it is smaller, than twice."""
+    data = SETS[name]
+    for algo in FOLLOWING:
+        plan = planned(name, algo, memory_gib)
+        theirs = aspect(RESENC[name], data.spacing_mm) if memory_gib and name in RESENC else LONG
+        most = max(theirs, min(LONG, aspect(data.seen, data.spacing_mm)))
+        rounded = 1.3  # by a step of the network along each axis
+        assert aspect(plan.roi_size, plan.resample_resolution) <= rounded * most, (algo, plan.roi_size)
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 3000)] * 3),
+    spacing_mm=st.tuples(*[st.floats(0.2, 10)] * 3),
+    max_voxels=st.integers(32**3, 5_000_000),
+)
+@example(shape=(128, 128, 3000), spacing_mm=(1.0, 1.0, 1.0), max_voxels=4_200_000)
+@example(shape=(3000, 10, 64), spacing_mm=(1.0, 5.0, 1.0), max_voxels=4_200_000)
+@settings(max_examples=200)
+def test_no_axis_is_longer_than_a_cube_of_four_times_the_voxels_or_twice_the_width(
+    shape: Triple, spacing_mm: tuple[float, float, float], max_voxels: int
+) -> None:
+    """So long is nnU-Net's first patch, too, of 256^3 for the 4.2 million voxels of its ResEnc L patches."""
+    roi = fit_roi(sizing(shape, spacing_mm), max_voxels, (1, 1, 1))
+    assert all(1 <= r <= n for r, n in zip(roi, shape, strict=True))
+    assert math.prod(roi) <= max_voxels
+    edges_mm = [n * mm for n, mm in zip(shape, spacing_mm, strict=True)]
+    cube_mm = (4 * max_voxels * math.prod(spacing_mm)) ** (1 / 3)
+    for edge, n, mm in zip(roi, shape, spacing_mm, strict=True):
+        kept = n <= 64 and 3 * n <= max(shape)
+        assert kept or (edge - 1) * mm <= max(cube_mm, 2 * sorted(edges_mm)[1])
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("algo", [*FOLLOWING, "dints"])
+def test_no_single_slice_decides_how_many_go_into_a_patch(algo: AlgoName, on_gpu: bool) -> None:
+    """A patch has all of 32 slices; from there on as many more or fewer as the network can halve."""
+
+    def slices(num: int) -> tuple[int, int]:
+        choice = network_file(algo).choose(sizing((512, 512, num), (0.8, 0.8, 5.0), on_gpu=on_gpu))
+        return choice.roi_size[2], network_file(algo).divisor(choice.network)[2]
+
+    counts = {num: slices(num) for num in range(20, 101)}
+    assert all(counts[num][0] >= num for num in range(20, 33))
+    for num in range(20, 100):
+        (before, step), (after, next_step) = counts[num], counts[num + 1]
+        assert abs(after - before) <= max(step, next_step), num
+
+
 @pytest.mark.parametrize("memory_gib", GPUS)
 @pytest.mark.parametrize("name", SETS)
 def test_ten_minutes_on_a_gpu_make_two_thousand_steps(
@@ -200,6 +277,35 @@ def test_ten_minutes_on_a_gpu_make_two_thousand_steps(
         assert 0.8 * 600 / plan.step_s >= 2000, (algo, plan.roi_size, plan.batch_size)
 
 
+@given(
+    width=st.integers(4, 600),
+    height=st.integers(4, 600),
+    slices=st.integers(1, 400),
+    thickness_mm=st.floats(0.2, 12),
+    on_gpu=st.booleans(),
+    rung=st.integers(0, 3),
+)
+@example(width=48, height=48, slices=48, thickness_mm=5.0, on_gpu=True, rung=3)
+@example(width=32, height=32, slices=24, thickness_mm=10.0, on_gpu=True, rung=3)
+@example(width=32, height=32, slices=80, thickness_mm=4.0, on_gpu=False, rung=2)
+@settings(max_examples=150)
+def test_segresnet_is_built_as_its_topology_says(
+    width: int, height: int, slices: int, thickness_mm: float, on_gpu: bool, rung: int
+) -> None:
+    """MONAI halves some axis in each stage, so one stage too many would halve all axes once more."""
+    size = (segresnet.GPU_RUNGS if on_gpu else segresnet.RUNGS)[rung]
+    facts = sizing((width, height, slices), (1.0, 1.0, thickness_mm), on_gpu=on_gpu, size=size)
+    _, most_stages, max_voxels = segresnet.rung_of(facts, segresnet.MOST_GPU_STAGES)
+    least_voxels = segresnet.LEAST_VOXELS[on_gpu]
+    _, topology = patch_and_topology(facts, max_voxels, most_stages=most_stages, least_voxels=least_voxels)
+    choice = segresnet.choose(facts)
+    with torch.device("meta"):
+        built: Any = segresnet.build(1, 2, choice.network | {"init_filters": 8})
+    assert tuple(built.shape_factor()) == segresnet.divisor(choice.network) == topology.divisor
+    assert all(s == 1 or r // s >= LEAST_VOXELS for r, s in zip(choice.roi_size, topology.divisor, strict=True))
+    assert len(heads("segresnet", built)) >= choice.network["dsdepth"]
+
+
 @pytest.mark.parametrize("name", ["acdc", "two_slices", "one_slice", "hippocampus", "em"])
 def test_the_network_is_built_as_its_topology_says(name: str) -> None:
     """MONAI's SegResNet halves as often as the rule, from the spacing it is given; both give the patch's shape back."""
@@ -214,3 +320,70 @@ def test_the_network_is_built_as_its_topology_says(name: str) -> None:
 def test_the_resolution_for_monai_is_none_where_all_axes_are_halved_alike() -> None:
     assert resolution_for(topology_for((1, 1, 1), (64, 64, 64))) is None
     assert resolution_for(topology_for((1, 1, 8), (64, 64, 16), most_stages=4)) == [0.125, 0.125, 1.0]
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "results.md"
+ALL_ROUNDED = "the image rounded up"
+
+
+def plans_section() -> str:
+    return DOCS.read_text(encoding="utf-8").split("\n## Plans\n")[1].split("\n## ")[0]
+
+
+def tables() -> list[list[list[str]]]:
+    """The cells of that section's tables, row by row, without their heads."""
+    blocks = re.findall(r"(?:^\|.*\n)+", plans_section(), flags=re.MULTILINE)
+    return [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()[2:]] for block in blocks
+    ]
+
+
+def triple(text: str, sign: str = "x") -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(sign))
+
+
+def key_of(name: str) -> str:
+    return name.lower().replace(" ", "_")
+
+
+def test_the_plans_in_the_docs_are_the_planners() -> None:
+    rows = tables()[0]
+    assert len(rows) >= 9
+    name = ""
+    for described, network, device, patch, batch, steps, divided in rows:
+        if described:
+            found = re.fullmatch(r"([^,]+), (\d+x\d+x\d+) at ([\d.x]+) mm", described)
+            assert found, described
+            name, spacing = key_of(found[1]), found[3]
+            assert triple(found[2]) == SETS[name].shape
+            assert spacing in ("x".join(f"{mm:g}" for mm in SETS[name].spacing_mm), f"{SETS[name].spacing_mm[0]:g}")
+        plan = planned(name, network.lower(), None if device == "CPU" else float(device.removesuffix(" GB")))  # type: ignore[arg-type]
+        planned_steps = plan.num_epochs * plan.num_steps_per_epoch
+        assert (triple(patch), int(batch)) == (plan.roi_size, plan.batch_size), (name, network, device)
+        assert (steps, triple(divided, ", ")) == (f"{planned_steps:,}", divisor(plan)), (name, network, device)
+
+
+def test_the_patches_in_the_docs_are_the_planners_and_nnunets() -> None:
+    seen: list[str] = []
+    for names, theirs, at_16, from_24, share in tables()[1]:
+        for name in map(key_of, names.split(", cropped")[0].split(", ")):
+            seen.append(name)
+            rois = [planned(name, "resenc", gib).roi_size for gib in GPUS]
+            if theirs == ALL_ROUNDED:
+                assert (at_16, from_24) == ("the same", "the same")
+                assert set(rois) == {RESENC[name]}
+            else:
+                assert triple(theirs) == RESENC[name]
+                assert [triple(at_16), triple(from_24), triple(from_24)] == rois, name
+            assert share == f"{math.prod(rois[1]) / math.prod(RESENC[name]):.2f}", name
+    assert sorted(seen) == sorted(RESENC)
+
+
+def test_what_a_cpu_lacks_is_said_as_it_is() -> None:
+    """In docs/results.md: in an hour few steps of small patches, where published sizes would take five."""
+    plans = {name: planned(name, "segresnet", None) for name in SHORT_ON_A_CPU}
+    steps = [plan.num_epochs * plan.num_steps_per_epoch for plan in plans.values()]
+    shares = [math.prod(plan.roi_size) / math.prod(RESENC[name]) for name, plan in plans.items()]
+    text = " ".join(plans_section().split())
+    assert f"{min(steps):,} to {max(steps):,} steps for {len(plans)} of the 12 sets" in text
+    assert f"{min(shares):.2f} to {max(shares):.2f} of ResEnc L's voxels" in text

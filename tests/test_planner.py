@@ -381,3 +381,38 @@ def test_short_schedules_mirror_nothing(settings: dict[str, Any], axes: tuple[in
 def test_a_budget_that_leaves_few_steps_mirrors_nothing() -> None:
     for budget_s, axes in ((300.0, ()), (30_000.0, (0,))):
         assert plan_and_origins("segresnet", budget_s=budget_s)[0].mirror_axes == axes
+
+
+@pytest.mark.parametrize(
+    ("shape", "hardware", "begin", "end"),
+    [
+        ((32, 32, 2), CPU, "the whole median image, rounded up: a patch may have 0.0328 M voxels", ""),
+        (
+            (128, 128, 128),
+            CPU,
+            "the median image, cut to 0.262 M voxels (half of it on a CPU, 32^3 to 64^3",
+            "measured)",
+        ),
+        ((128, 128, 3000), GPU, "the median image, cut to 4.2 M voxels (", "images are that wide (as nnU-Net)"),
+    ],
+)
+def test_a_patchs_rule_says_what_made_it(shape: tuple[int, int, int], hardware: Any, begin: str, end: str) -> None:
+    sizes = {f"size_mm_{k}": tuple(map(float, shape)) for k in ("median", "p90")}
+    _, origins = plan_and_origins("segresnet", hardware=hardware, fingerprint=make_fingerprint(**sizes))
+    rule = origins["roi_size"].rule
+    assert rule.startswith(begin)
+    assert rule.endswith(end)
+    assert ("256 mm long" in rule) == (max(shape) == 3000)
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "chosen", "begin"),
+    [
+        (19, "light", "light: 1,900 steps, about 19 passes over the cases, are too few to learn them by heart"),
+        (20, "default", "nnU-Net's probabilities and ranges: 2,000 steps, about 20 passes over the cases, are enough"),
+    ],
+)
+def test_the_rule_of_augmentation_begins_with_what_applies(num_epochs: int, chosen: str, begin: str) -> None:
+    plan, origins = plan_and_origins("segresnet", num_epochs=num_epochs, num_steps_per_epoch=100)
+    assert plan.augment == chosen
+    assert origins["augment"].rule.startswith(begin)

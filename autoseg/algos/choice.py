@@ -105,7 +105,7 @@ def _cannot_follow(algo: AlgoName, fingerprint: Fingerprint, settings: Settings)
     shortest = min(resampled_shape((1, 1, 1), size_mm, spacing_mm))
     alike = "it halves all axes alike"
     if anisotropy > MOST_ANISOTROPY:
-        return f"{alike}, and slices are thick: {anisotropy:.3g} times as a voxel is wide (over {MOST_ANISOTROPY:g})"
+        return f"{alike}, and slices are {anisotropy:.3g} times as thick as a voxel is wide (over {MOST_ANISOTROPY:g})"
     if shortest < LEAST_AXIS:
         return f"{alike}, and the median image has {shortest} voxels along its shortest axis (under {LEAST_AXIS})"
     return ""

@@ -13,15 +13,17 @@ from autoseg.networks.sizing import (
     CPU_BATCH_RULE,
     GPU_BATCH_RULE,
     GPU_VOXELS,
+    LONG,
     LearningRates,
     NetworkChoice,
     Shapes,
     Sizing,
     count_numbers,
     gpu_batch,
+    longest_mm,
     most_gpu_voxels,
 )
-from autoseg.networks.topology import Topology, patch_and_topology
+from autoseg.networks.topology import Topology, Triple, patch_and_topology
 
 ENCODER = r"encoder\."
 """Names of the weights that make features of an image: a regular expression that they begin with."""
@@ -119,7 +121,7 @@ def choose(sizing: Sizing) -> NetworkChoice:
     on_gpu = sizing.on_gpu
     filters, stages, max_voxels = rung_of(sizing, MOST_GPU_STAGES)
     roi, topology = patch_and_topology(sizing, max_voxels, most_stages=stages, least_voxels=LEAST_VOXELS[on_gpu])
-    levels = len(topology.strides)
+    levels = max(topology.halvings) + 1  # the rule may need more, but MONAI halves some axis in each of its stages
     voxels = math.prod(roi)
     batch = CPU_BATCH if voxels > LEAST_CPU_VOXELS else SMALL_CPU_BATCH
     return NetworkChoice(
@@ -142,12 +144,7 @@ def choose(sizing: Sizing) -> NetworkChoice:
             "norm": "instance normalisation, since batches are small (Auto3DSeg, nnU-Net)",
             "resolution": "each axis is halved as often as nnU-Net's rule says; MONAI's network takes that as the "
             "spacing which leads to it",
-            "roi_size": f"the median image rounded up, cut to {max_voxels / 1e6:.3g} M voxels "
-            + (
-                "(between nnU-Net's ResEnc presets and Auto3DSeg; less for a short budget)"
-                if on_gpu
-                else "(half the median image on a CPU, 32^3 to 64^3, or 48^3 for a short budget: more steps, measured)"
-            ),
+            "roi_size": _patch_rule(sizing, roi, max_voxels),
             "batch_size": GPU_BATCH_RULE
             if on_gpu
             else CPU_BATCH_RULE
@@ -157,12 +154,29 @@ def choose(sizing: Sizing) -> NetworkChoice:
     )
 
 
+def _patch_rule(sizing: Sizing, roi: Triple, max_voxels: int) -> str:
+    """Why a patch is as large as it is, for `explain`."""
+    million, most_mm = f"{max_voxels / 1e6:.3g} M voxels", longest_mm(sizing, max_voxels)
+    if all(edge >= n for edge, n in zip(roi, sizing.median_shape, strict=True)):
+        return f"the whole median image, rounded up: a patch may have {million}"
+    rule = f"the median image, cut to {million} " + (
+        "(between nnU-Net's ResEnc presets and Auto3DSeg; less for a short budget)"
+        if sizing.on_gpu
+        else "(half of it on a CPU, 32^3 to 64^3, or 48^3 for a short budget: more steps, measured)"
+    )
+    axes = zip(roi, sizing.median_shape, sizing.spacing_mm, strict=True)
+    if any(round(most_mm / mm) <= edge < n for edge, n, mm in axes):
+        rule += f"; at most {most_mm:.3g} mm long, about {LONG} times its width where images are that wide (as nnU-Net)"
+    return rule
+
+
 def resolution_for(topology: Topology) -> list[float] | None:
     """The spacing from which MONAI's network derives how often each axis is halved; None: all alike.
 
-    MONAI halves the axes of finer spacing first, one halving more for each factor of two, and then all of them
+    With one stage more than the most halvings of an axis, MONAI's network halves each axis as often as the topology. It
+    halves the axes of finer spacing first, one halving more for each factor of two, and then all of them
     (`scales_for_resolution`). So the axis that is halved least gets 1, and each other one half of that for each
-    halving it has more.
+    halving it has more. Where the rule halves an axis late and alone, MONAI halves it earlier, together with others.
     """
     halvings = topology.halvings
     if len(set(halvings)) == 1:

@@ -25,8 +25,15 @@ GPU_BATCH_RULE = (
     "2 to 4 on a GPU, as memory holds them, or a quarter of the cases: steps count for more than samples (nnU-Net: 2)"
 )
 THIN, THIN_RATIO = 32, 3
-"""An axis of at most so many voxels, a third of the longest one's or fewer, is not cut. Source: nnU-Net's patches hold
-all slices of thick-slice data sets (ACDC, prostate); 3 is its ratio for them, 32 a choice."""
+"""An axis of at most so many voxels, a third of the longest one's or fewer, is not cut. Of one with up to twice as many
+a patch keeps as many as it is short of that, at least 31 of 33 and 16 of 48, so that no single slice decides. Source:
+nnU-Net's patches hold all slices of thick-slice data sets (ACDC, prostate); 3 is its ratio for them, 32 a choice, and
+so is the way it fades."""
+LONG = 2
+"""A patch is at most so many times as long as it is wide, in mm, where the image is wide enough. Source: nnU-Net begins
+with a cube in mm of 256^3 voxels, cut to the image, where its ResEnc L patches have about 4.2 million: a quarter. A box
+of that length that is half as wide and as high has a quarter of the cube's voxels, too, so this is its rule for patches
+of any size."""
 LEAST_GPU_BATCH, MOST_GPU_BATCH = 2, 4
 """Patches of a step on a GPU. Source: nnU-Net takes at least 2. More than a handful buy steadier gradients with fewer
 steps: a batch that fills 80 GB left 1,250 steps of a run that Auto3DSeg trains for 48,000. The 4 is a choice."""
@@ -101,26 +108,54 @@ def gpu_batch(roi: tuple[int, int, int], memory_gib: float) -> int:
 
 
 def fit_roi(sizing: Sizing, max_voxels: int, steps: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The largest patch of at most `max_voxels` with the image's proportions.
+    """The largest patch of at most `max_voxels` with the image's proportions, but for a long image's.
 
-    Starts from the median image rounded up, so that no patch is mostly padding, then shrinks the axis that is largest
-    against the median image, as nnU-Net does, in whole steps of the network.
+    Starts from the median image, cut to the longest edge that a patch of so many voxels may have and rounded up, so
+    that no patch is mostly padding. Then shrinks the axis that is largest against the median image, as nnU-Net does,
+    in whole steps of the network.
+
+    Args:
+        sizing: facts of the data set.
+        max_voxels: of the patch; exceeded only where one step along each axis has more.
+        steps: the network's divisor, in voxels.
     """
-    roi = [round_up(median, step) for median, step in zip(sizing.median_shape, steps, strict=True)]
-    thin = _thin_axes(sizing.median_shape)
+    shape = sizing.median_shape
+    kept, most_mm = [_kept_voxels(n, max(shape)) for n in shape], longest_mm(sizing, max_voxels)
+    roi = [
+        round_up(min(n, max(round(most_mm / mm), least)), step)
+        for n, mm, least, step in zip(shape, sizing.spacing_mm, kept, steps, strict=True)
+    ]
     while math.prod(roi) > max_voxels:
         shrinkable = [a for a in range(3) if roi[a] > steps[a]]
         if not shrinkable:
             break
-        shrinkable = [a for a in shrinkable if a not in thin] or shrinkable
-        worst = max(shrinkable, key=lambda a: roi[a] / max(1, sizing.median_shape[a]) + 1e-6 * roi[a])
+        shrinkable = [a for a in shrinkable if roi[a] - steps[a] >= kept[a]] or shrinkable
+        worst = max(shrinkable, key=lambda a: roi[a] / max(1, shape[a]) + 1e-6 * roi[a])
         roi[worst] -= steps[worst]
     return roi[0], roi[1], roi[2]
 
 
-def _thin_axes(shape: tuple[int, int, int]) -> list[int]:
-    """Axes whose few voxels all go into a patch: what lies above and below counts most where slices are thick."""
-    return [a for a in range(3) if shape[a] <= THIN and THIN_RATIO * shape[a] <= max(shape)]
+def _kept_voxels(length: int, longest: int) -> int:
+    """How many voxels of an axis a patch keeps as long as others can be cut.
+
+    Where slices are few they are thick as a rule, and then what lies above and below counts most.
+
+    Args:
+        length: of the axis, in voxels.
+        longest: of the image's axes.
+    """
+    return max(0, min(length, 2 * THIN - length)) if THIN_RATIO * length <= longest else 0
+
+
+def longest_mm(sizing: Sizing, max_voxels: int) -> float:
+    """The longest edge in mm of a patch of `max_voxels` that is `LONG` times as long as wide.
+
+    Such a patch is as high as wide. Where the image is lower than that, the patch is as high as the image and has the
+    more length and width, but no more than the image's own width allows.
+    """
+    lowest, width, _ = sorted(n * mm for n, mm in zip(sizing.median_shape, sizing.spacing_mm, strict=True))
+    volume = max_voxels * math.prod(sizing.spacing_mm)
+    return max(math.cbrt(LONG**2 * volume), min(math.sqrt(LONG * volume / lowest), LONG * width))
 
 
 def shorter_roi(roi: tuple[int, int, int], steps: tuple[int, int, int]) -> tuple[int, int, int] | None:

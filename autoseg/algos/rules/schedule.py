@@ -94,13 +94,19 @@ def augment(draft: Draft) -> None:
     """Random changes of patches. Source: nnU-Net's; light for short jobs, measured on the hippocampus."""
     num_steps = planned_steps(draft)
     passes = num_steps / draft["num_steps_per_epoch"]
-    draft.put(
-        "augment",
-        "light" if passes < FEW_PASSES or (num_steps < FEW_STEPS and not is_kept(draft)) else "default",
-        f"about {passes:.0f} passes over the cases in {num_steps:.0f} steps: light under {FEW_PASSES} passes or, from "
-        f"random weights, {FEW_STEPS} steps, where a network has no time to learn by heart and strong changes only "
-        "slow it (measured); else nnU-Net's probabilities and ranges",
-    )
+    told = f"{num_steps:,.0f} steps, about {passes:,.0f} passes over the cases, are"
+    if passes < FEW_PASSES or (num_steps < FEW_STEPS and not is_kept(draft)):
+        rule = (
+            f"light: {told} too few to learn them by heart, and strong changes only slow a network (measured); "
+            f"nnU-Net's from {FEW_PASSES} passes and, with random weights, {FEW_STEPS} steps on"
+        )
+        draft.put("augment", "light", rule)
+    else:
+        rule = (
+            f"nnU-Net's probabilities and ranges: {told} enough to learn them by heart; light under {FEW_PASSES} "
+            f"passes or, with random weights, {FEW_STEPS} steps (measured)"
+        )
+        draft.put("augment", "default", rule)
 
 
 def budget(draft: Draft) -> None:
