@@ -89,6 +89,20 @@ def test_a_pair_of_folders(tmp_path: Path) -> None:
     assert listed.labels == {1: "class_1", 5: "class_5"}
 
 
+@pytest.mark.parametrize("names", [("images/p{}/v{}", "labels/p{}/v{}"), ("p{}/v{}/image", "p{}/v{}/label")])
+def test_folders_of_patients_are_groups(tmp_path: Path, names: tuple[str, str]) -> None:
+    for patient, visit in np.ndindex(3, 2):
+        for name, dtype in zip(names, (np.float32, np.uint8), strict=True):
+            values = np.array([[[0, 1, patient]]], dtype)
+            save(tmp_path / "data" / f"{name.format(patient, visit)}.nii.gz", values)
+    result = init_data_folder(tmp_path / "data", tmp_path / "out")
+    assert (result.num_training, result.num_fold) == (6, 3)
+    assert result.notes[0].startswith("6 cases lie in the folders of 3 patients, such as 2 in p0/: no fold splits one")
+    listed = read_datalist(result.datalist, tmp_path / "data").training
+    assert {(case.group, case.fold) for case in listed} == {(c.group, c.fold) for c in listed[::2]}
+    assert {case.group for case in listed} == {"p0", "p1", "p2"}
+
+
 def test_the_next_line_can_be_pasted(tmp_path: Path) -> None:
     result = init_data_folder(pairs(tmp_path / "data"), tmp_path / "my out; $x")
     assert shlex.split(result.next_command) == ["autoseg", "run", "--input", str(tmp_path / "my out; $x/input.yaml")]

@@ -278,6 +278,95 @@ def test_empty_folders_of_a_pair_are_named(tmp_path: Path) -> None:
     )
 
 
+# -- folders of patients
+
+
+def groups(root: Path) -> dict[str, str | None]:
+    """Label file -> the group of its case, in the training cases."""
+    return {c.label.relative_to(root).as_posix(): c.group for c in recognise(root, num_fold=None).training if c.label}
+
+
+def test_pairs_with_a_folder_for_each_patient(tmp_path: Path) -> None:
+    scans = [f"p{p}/scan{s}.nii.gz" for p in range(5) for s in (1, 2)]
+    touch(tmp_path, *(f"{f}/{n}" for f in ("images", "labels") for n in scans), "images/p9/scan1.nii.gz")
+    touch(tmp_path, "imagesTs/q1/a.nii.gz", "labelsTs/q1/a.nii.gz", "imagesTs/q2/b.nii.gz", "test/images/c.nii.gz")
+    data = recognise(tmp_path)
+    assert groups(tmp_path) == {f"labels/{n}": n[:2] for n in scans}
+    assert all(len({c.fold for c in data.training if c.group == f"p{p}"}) == 1 for p in range(5))
+    assert [(c.name, c.group) for c in data.unlabeled] == [("p9_scan1", "p9")]
+    assert [(c.name, c.label is not None) for c in data.testing] == [("a", True), ("b", False)]
+    assert find_layout(tmp_path).notes == (
+        "11 cases lie in the folders of 6 patients, such as 2 in p0/: no fold splits one (`group` in datalist.json). "
+        "Remove `group` and `fold` there if each case stands alone.",
+    )
+
+
+def test_pairs_of_one_image_and_one_label_in_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{f}s/p{p}/{f}.nii.gz" for f in ("image", "label") for p in range(3)))
+    assert groups(tmp_path) == {f"labels/p{p}/label.nii.gz": None for p in range(3)}
+    assert find_layout(tmp_path).notes == ()
+
+
+def test_pairs_with_folders_that_do_not_fit(tmp_path: Path) -> None:
+    flat = touch(tmp_path / "a", "images/p1/x.nii.gz", "labels/p1.nii.gz")
+    assert message(flat) == (
+        "ROOT/images: images lie in folders such as p1/, and labels/p1/ holds no label. "
+        "Expected the same folders in both, or files in both."
+    )
+    lost = touch(tmp_path / "b", "images/p1/x.nii.gz", "labels/p1/x.nii.gz", "labels/p2/x.nii.gz")
+    assert message(lost) == "ROOT/labels: no images in images/ for the folders p2."
+    other = touch(tmp_path / "c", "images/p1/x.nii.gz", "images/p1/y.nii.gz", "labels/p1/z.nii.gz")
+    assert message(other).startswith("ROOT/labels/p1: no image in p1/ for z.nii.gz. Expected the same file name")
+    shares = touch(tmp_path / "d", *(f"{f}/{s}/x.nii.gz" for f in ("images", "labels") for s in ("train", "val")))
+    assert message(shares) == (
+        "ROOT/images: the folders train/, val/ look like shares of a data set, not like patients. "
+        "List the cases in a datalist.json, with the keys `validation` and `testing`."
+    )
+
+
+def test_images_beside_their_labels(tmp_path: Path) -> None:
+    visits = [f"p{p}/visit{v}" for p in range(5) for v in (1, 2)]
+    touch(tmp_path, *(f"{v}/{f}.nii.gz" for v in visits for f in ("image", "label")))
+    touch(tmp_path, "p5/visit1/image.nii.gz", "p6/a.nii.gz", "p6/b.nii.gz")
+    data = recognise(tmp_path)
+    assert find_layout(tmp_path).kind == "folder of cases with labels"
+    assert groups(tmp_path) == {f"{v}/label.nii.gz": v[:2] for v in visits}
+    assert all(len({c.fold for c in data.training if c.group == f"p{p}"}) == 1 for p in range(5))
+    assert [c.group for c in data.unlabeled] == ["p5"]
+    assert [note[:40] for note in find_layout(tmp_path).notes] == [
+        "11 cases lie in the folders of 6 patient",
+        "left out, folders of several images, or ",
+    ]
+
+
+def test_a_folder_for_each_case_is_no_group(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"c{c}/c{c}_{f}.nii.gz" for c in range(3) for f in ("ct", "seg")))
+    assert groups(tmp_path) == {f"c{c}/c{c}_seg.nii.gz": None for c in range(3)}
+    assert [p.name for p in recognise(tmp_path, num_fold=None).training[0].images] == ["c0_ct.nii.gz"]
+
+
+def test_folders_of_sites_are_no_patients(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"site{s}/{c}/{f}.nii.gz" for s in (1, 2) for c in "abc" for f in ("image", "label")))
+    assert set(groups(tmp_path).values()) == {None}
+    assert find_layout(tmp_path).notes[0].startswith("the folders site1/, site2/ are not taken for patients, by their ")
+
+
+def test_images_beside_labels_that_are_unclear(tmp_path: Path) -> None:
+    one = touch(tmp_path / "a", *(f"data/p{p}/{f}.nii.gz" for p in (1, 2) for f in ("image", "label")))
+    assert message(one) == "ROOT: all cases are in data/. Give that folder, if those in it are patients."
+    channels = touch(tmp_path / "b", *(f"p{p}/{f}.nii.gz" for p in (1, 2) for f in ("t1", "t2", "seg")))
+    assert message(channels) == (
+        "ROOT: more than one image or label in p1/ (t1.nii.gz, t2.nii.gz, seg.nii.gz), p2/ (t1.nii.gz, t2.nii.gz, "
+        "seg.nii.gz). Expected one of each in a folder. Put masks of one case into a folder masks/; list cases of "
+        "several channels in a datalist.json."
+    )
+    shares = touch(tmp_path / "c", *(f"{s}/a/{f}.nii.gz" for s in ("train", "test") for f in ("image", "label")))
+    assert message(shares).startswith("ROOT: the folders test/, train/ look like shares of a data set, not like ")
+
+
+# -- none
+
+
 def test_why_nothing_was_recognised(tmp_path: Path) -> None:
     assert message(tmp_path / "no").replace(str(tmp_path), "ROOT") == f"ROOT: no such folder. Expected {EXPECTED}."
     bare = touch(tmp_path / "bare", "a.nii.gz", "photos/x.png", "scans2/y.nii")

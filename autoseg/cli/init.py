@@ -208,7 +208,7 @@ def _with_groups(
     likely = _of_one_patient(listed, origins) or likely_groups([c.name for c in listed])
     num_units = likely.num_units([c.name for c in datalist.training])
     if num_units == len(datalist.training):
-        return datalist, []
+        return datalist, _unsure_notes(likely)
     members = next(iter(likely.members.values()))
     num, example = f"{len(likely.of)} cases", f"such as {members[0]} and {members[1]}"
     if num_units < 2:
@@ -223,6 +223,17 @@ def _with_groups(
     note = f"{num} look like {likely.kind} of {len(likely.members)} patients or objects, {example}: no fold splits one "
     note += "(`group` in datalist.json). Remove `group` and `fold` there if each case stands alone."
     return replace(datalist, training=training, unlabeled=grouped(datalist.unlabeled)), [note]
+
+
+def _unsure_notes(likely: LikelyGroups) -> list[str]:
+    """That cases may belong together, where too few names say so."""
+    if not likely.unsure:
+        return []
+    return [
+        f"cases such as {likely.unsure[0]} and {likely.unsure[1]} may be of one patient; too few names are like "
+        "them to tell. If they are, give them one `group` in datalist.json and remove `fold` there, "
+        "or else scores are too good."
+    ]
 
 
 def _of_one_patient(cases: Sequence[Case], origins: Mapping[str, Origin]) -> LikelyGroups | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoseg.data.datalists.groups import are_patients
 from autoseg.data.datalists.listfile import load_json
 from autoseg.data.formats.label_files import label_files
 from autoseg.data.formats.table import (
@@ -25,6 +27,7 @@ from autoseg.data.formats.table import (
     tell_left_out,
 )
 from autoseg.errors import DataError, some_of
+from autoseg.workspace.files import subfolders
 
 Plain = dict[str, Any]
 """The content of a datalist.json; paths relative to the data root."""
@@ -53,6 +56,8 @@ FOLDER_PAIRS = (
 TEST_FOLDERS = (("imagesTs", "labelsTs"), ("imagesVa", "labelsVa"), ("imagesVal", "labelsVal"), ("test", ""))
 """Folders of images to predict, and of their labels where there are any."""
 UNLABELED_FOLDERS = ("unlabeled", "unlabelled", "imagesUn")
+SHARES = frozenset(("train", "training", "tr", "val", "valid", "validation", "va", "test", "testing", "ts"))
+"""Names of folders that are a share of a data set, and no patient's."""
 
 IMAGE_ENDINGS = r"[_\-. ]?(image|images|img|volume|scan|ct|mri|mr)$"
 LABEL_ENDINGS = r"[_\-. ]?(label|labels|labelmap|seg|segmentation|mask|masks|gt)$"
@@ -228,38 +233,141 @@ def take_splits(plain: Plain, names: Sequence[str], path: Path) -> None:
         plain["training"] = [i | {"fold": fold_of[n]} for i, n in zip(plain["training"], names, strict=True)]
 
 
-def pairs_to_plain(root: Path) -> tuple[Plain, str] | None:
-    """Convert a pair of folders, such as images/ and labels/.
+def pairs_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
+    """Convert a pair of folders, such as images/ and labels/, with files in them or a folder for each patient.
 
     Returns:
-        The list and the names of the two folders, or None where there is no such pair.
+        The list, the names of the two folders, and notes for people; None where there is no such pair.
 
     Raises:
-        DataError: There is such a pair, but labels have no image, or one of the folders is empty.
+        DataError: There is such a pair, but labels have no image, one of the folders is empty, or folders in it are
+            parts of a data set.
     """
     folders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
     pair = next(((a, b) for a, b in FOLDER_PAIRS if a.lower() in folders and b.lower() in folders), None)
     if pair is None:
         return None
     images, labels = folders[pair[0].lower()], folders[pair[1].lower()]
-    matched, rest = match_files(images, labels)
+    matched, rest, below = _match_below(images, labels)
     plain: Plain = {
-        "training": [{"image": _relative(i, root), "label": _one(la, root)} for i, la in matched],
+        "training": _items(matched, root),
         "testing": [],
-        "unlabeled": [{"image": _relative(i, root)} for i in rest],
+        "unlabeled": _items([(i, None) for i in rest], root),
     }
+    notes = group_by_folder(images, [*plain["training"], *plain["unlabeled"]], below) if any(below) else []
     if names := _names_beside(labels):
         plain["labels"] = names
     for image_name, label_name in TEST_FOLDERS:
-        if (folder := folders.get(image_name.lower())) and image_files(folder):
+        # What lies in folders of test/ may be labels, too.
+        if (folder := folders.get(image_name.lower())) and image_files(folder, deep=bool(label_name)):
             answers = folders.get(label_name.lower())
-            pairs, alone = match_files(folder, answers) if answers and label_files(answers) else ([], _grouped(folder))
-            plain["testing"] += [{"image": _relative(i, root), "label": _one(la, root)} for i, la in pairs]
-            plain["testing"] += [{"image": _relative(i, root)} for i in alone]
+            pairs, alone, _ = _match_below(folder, answers if answers and label_files(answers) else None)
+            plain["testing"] += _items(pairs, root) + _items([(i, None) for i in alone], root)
     for name in UNLABELED_FOLDERS:
         if folder := folders.get(name.lower()):
-            plain["unlabeled"] += [{"image": _relative(i, root)} for i in _grouped(folder)]
-    return plain, f"{images.name}/ and {labels.name}/"
+            plain["unlabeled"] += _items([(i, None) for i in _match_below(folder, None)[1]], root)
+    return plain, f"{images.name}/ and {labels.name}/", notes
+
+
+def _match_below(
+    images: Path, labels: Path | None
+) -> tuple[list[tuple[list[Path], Path]], list[list[Path]], list[str]]:
+    """`match_files` of two folders, or, where `images` holds none itself, of each folder below it and the one of the
+    same name below `labels`.
+
+    Returns:
+        (channels, label) of every label; the images without a label; and for each of these and those the highest
+        folder below `images` that it lies in, none of them where `images` holds the files itself.
+
+    Raises:
+        DataError: As `match_files`; or folders do not have the same names.
+    """
+    places = [images] if image_files(images) else sorted({p.parent for p in image_files(images, deep=True)}) or [images]
+    is_below = places != [images]
+    matched: list[tuple[list[Path], Path]] = []
+    rest: list[list[Path]] = []
+    faults = _unlike(images, labels, places) if labels is not None and is_below else []
+    for place in places:
+        answers = labels / place.relative_to(images) if labels is not None else None
+        if answers is None or (is_below and not _has_labels(answers)):
+            rest += _grouped(place)
+            continue
+        own, alone = image_files(place), label_files(answers)
+        if is_below and len(own) == len(alone) == 1:  # image.nii.gz and label.nii.gz
+            matched.append((own, alone[0]))
+            continue
+        try:
+            pairs, without = match_files(place, answers)
+        except DataError as error:
+            faults += error.messages
+        else:
+            matched, rest = [*matched, *pairs], [*rest, *without]
+    if faults:
+        raise DataError(faults)
+    channels = [*(i for i, _ in matched), *rest] if is_below else []
+    return matched, rest, [i[0].relative_to(images).parts[0] for i in channels]
+
+
+def _has_labels(folder: Path) -> bool:
+    return folder.is_dir() and bool(label_files(folder))
+
+
+def _unlike(images: Path, labels: Path, places: Sequence[Path]) -> list[str]:
+    """How the folders below two folders differ, where labels have no images, or none has labels."""
+    names = {place.relative_to(images).parts[0] for place in places}
+    if lost := [p.name for p in subfolders(labels) if p.name not in names and label_files(p)]:
+        return [f"{labels}: no images in {images.name}/ for the folders {some_of(lost, most=5)}."]
+    below = [place.relative_to(images).as_posix() for place in places]
+    if any(_has_labels(labels / path) for path in below):
+        return []
+    return [
+        f"{images}: images lie in folders such as {below[0]}/, and {labels.name}/{below[0]}/ holds no label. "
+        "Expected the same folders in both, or files in both."
+    ]
+
+
+def group_by_folder(root: Path, items: Sequence[Plain], folders: Sequence[str]) -> list[str]:
+    """Give cases of one patient's folder their `group`, where folders hold several.
+
+    Args:
+        root: the folder that patients' folders lie in.
+        items: cases of a list, which are changed.
+        folders: name of the patient's folder of each.
+
+    Returns:
+        Notes for people: what was done, or why folders are not taken for patients.
+
+    Raises:
+        DataError: Folders are shares of a data set, such as train/.
+    """
+    counts = Counter(folders)
+    if shares := sorted(name for name in counts if name.lower() in SHARES):
+        raise DataError(
+            f"{root}: the folders {some_of((f'{n}/' for n in shares), most=5)} look like shares of a data set, not "
+            "like patients. List the cases in a datalist.json, with the keys `validation` and `testing`."
+        )
+    example, most = counts.most_common(1)[0]
+    if most == 1:
+        return []
+    if not are_patients(counts):
+        return [
+            f"the folders {some_of((f'{name}/' for name in counts), most=3)} are not taken for patients, by their "
+            "names or since they hold many cases each. If they are, give their cases a `group` in datalist.json."
+        ]
+    for item, folder in zip(items, folders, strict=True):
+        item["group"] = folder
+    return [
+        f"{len(items)} cases lie in the folders of {len(counts)} patients, such as {most} in {example}/: no fold "
+        "splits one (`group` in datalist.json). Remove `group` and `fold` there if each case stands alone."
+    ]
+
+
+def _items(pairs: Sequence[tuple[list[Path], Path | None]], root: Path) -> list[Plain]:
+    """Cases of a list from their channels and label."""
+    return [
+        {"image": _relative(images, root)} | ({} if label is None else {"label": _one(label, root)})
+        for images, label in pairs
+    ]
 
 
 def _names_beside(labels: Path) -> dict[str, str]:

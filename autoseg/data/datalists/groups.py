@@ -1,16 +1,21 @@
 """Cases that belong together by their names: frames of a patient, tiles of a stack, weeks of an atlas.
 
-Models that learn from one frame and are scored on another know the answer. Names are read cautiously: one that ends in
-a number of its own, as case_001 does, says nothing.
+Models that learn from one frame and are scored on another know the answer. A name is taken apart: what names a part
+is cut, and what is left is the group. Names are read cautiously: one that has a single number, as case_001 does, says
+nothing, and the fewer words a name has, the more cases must agree.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Literal
+
+from autoseg.data.datalists.names import ENDINGS
 
 PARTS: Mapping[str, str] = {
     **dict.fromkeys(("frame", "frames"), "frames"),
@@ -25,20 +30,52 @@ PARTS: Mapping[str, str] = {
 """Words that, with a number, name a part of something -> what such parts are called. GA is a gestational age, STA a
 spatiotemporal atlas (Gholipour 2017), ses BIDS' session."""
 MAYBE_PARTS = frozenset(
-    ("t", "v", "d", "w", "f", "fr", "ph", "time", "scan", "run", "acq", "rep", "part", "study", "mr")
+    ("t", "v", "d", "w", "m", "f", "z", "fr", "fu", "ph", "time", "scan", "run", "acq", "rep", "part", "study", "mr")
 )
-"""Words that name a part where another number of the name can be the patient's: scan in p01_scan2, but not in scan2."""
+"""Words that name a part only after the patient's number: scan in p01_scan2, but not in scan2."""
 STATES = frozenset(
-    ("ed", "es", "pre", "post", "baseline", "followup", "systole", "diastole", "inhale", "exhale", "left", "right")
+    ("ed", "es", "systole", "diastole", "inhale", "exhale")
+    + ("pre", "post", "preop", "postop", "baseline", "followup")
+    + ("left", "right", "l", "r", "lh", "rh", "od", "os")
 )
-"""Words that name a part so without a number of their own."""
-MOST_SECOND_NUMBER = 20
-"""Largest second number, as in 017_2, that can count a patient's scans."""
-FEWEST_GROUPS, LARGEST_MEAN = 5, 6.0
-"""Where parts are guessed without a word of `PARTS`: fewer groups, or more cases in each, are taken for sites."""
+"""Words that name a part so without a number of their own. LH and RH are hemispheres, OD and OS eyes."""
+FEWEST_GROUPS = 5
+"""Where a bare second number or letter is all that tells: fewer groups say too little. A choice."""
+LARGEST_MEAN = 6.0
+"""Where no word is sure: more cases in each group, on average, are taken for those of a site. A choice."""
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 GRID = re.compile(r"(?<![A-Za-z0-9])(?:r(?:ow)?\d+[_-]?c(?:ol)?\d+|x\d+[_-]?y\d+(?:[_-]?z\d+)?)(?![A-Za-z0-9])", re.I)
 """A tile's place, such as r0c2."""
+SESSION = re.compile(r"(?<![A-Za-z0-9])ses-[A-Za-z0-9]+")
+"""BIDS' session, whose label may be a word: ses-M12, ses-pre."""
+DATE = re.compile(
+    r"(?<!\d)(?:(?:19|20)\d\d([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
+    r"|[0-3]\d([-_.])[0-3]\d\2(?:19|20)\d\d)(?!\d)"
+)
+"""A day, the year first or last: 2019-01-11, 20190111, 11.01.2019."""
+PATIENT = re.compile(
+    r"(?<![A-Za-z0-9])(?:sub-[A-Za-z0-9]+|p\d+|(?:patient|pat|pt|pid|id|subject|subj|sub|person|participant|volunteer|"
+    r"donor|animal|mouse|rat|specimen)[_\-. ]?(?!(?:19|20)\d\d[-_.](?:0[1-9]|1[0-2])(?!\d))\d+)",
+    re.I,
+)
+"""A patient with a number that is no date, or BIDS' subject: what follows is of this patient."""
+STACK = re.compile(r"(?<![A-Za-z0-9])(?:vol|volume|stack)[_\-. ]?\d+", re.I)
+"""A volume with a number, which names a group where no patient does."""
+NO_PATIENT = re.compile(
+    r"(?<![A-Za-z])(?:site|cent(?:er|re)|hospital|clinic|institut(?:e|ion)|scanner|vendor|cohort|batch|dataset|set|task|"
+    r"fold|split|group)s?(?:[_\-. ]?\d+|[A-Z]\d*(?![A-Za-z]))?(?![a-z])",
+    re.I,
+)
+"""Where cases come from, with its number or letter: many patients are of one."""
+YEAR = re.compile(r"(?<![A-Za-z0-9])(?:19|20)\d\d(?:[-_.]?(?:0[1-9]|1[0-2]))?(?![A-Za-z0-9])")
+"""A year, or a month of one, by itself: no patient's number."""
+BARE = re.compile(r"(.*\d.*?)[_\-. ](\d{1,4})|(.*\d)[_\-. ]?([A-Za-z])")
+"""A name that ends in a number or letter of its own, where another number stands before it. Longer numbers are those of
+patients."""
+
+Evidence = Literal["sure", "word", "bare"]
+"""What tells of a part: a word of `PARTS`, a tile's place, a session or a patient; another word or a day; a bare number
+or letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +86,8 @@ class LikelyGroups:
     """Name of a case -> what it is a part of; cases that stand alone are left out."""
     kind: str = ""
     """What the parts are, such as frames."""
+    unsure: tuple[str, ...] = ()
+    """Two names that may be parts of one thing, where too few names are like them to tell."""
 
     @property
     def members(self) -> dict[str, list[str]]:
@@ -66,61 +105,164 @@ class LikelyGroups:
 def likely_groups(names: Sequence[str]) -> LikelyGroups:
     """Recognise cases that are parts of one thing by their names.
 
+    A group is what is left of a name without its part, up to the patient's number where one is named. A word of
+    `PARTS`, a tile's place, a session or a patient are believed. Other words and days are where groups have up to
+    `LARGEST_MEAN` cases on average. A bare number or letter is where there are `FEWEST_GROUPS`, too, and it comes
+    again in other groups: numbers that run on over all groups are those of patients.
+
     Args:
         names: of the cases, such as patient001_frame01 and patient001_frame12.
     """
-    sure: dict[str, tuple[str, str]] = {}
-    guessed: dict[str, tuple[str, str]] = {}
-    for name in names:
-        rest, kind = _without_parts(name)
-        if kind in {*PARTS.values()}:
-            sure[name] = rest, kind
-        elif kind or (rest := _without_second_number(name)) != name:
-            guessed[name] = rest, kind or "scans"
-    counts = Counter(rest for rest, _ in guessed.values())
-    if len(counts) < FEWEST_GROUPS or len(guessed) / len(counts) > LARGEST_MEAN:
-        guessed = {}
-    known = {**sure, **guessed}
-    counts = Counter(rest for rest, _ in known.values())
-    known = {name: part for name, part in known.items() if counts[part[0]] > 1}
-    kinds = Counter(kind for _, kind in known.values()).most_common(1)
-    return LikelyGroups(of={name: rest for name, (rest, _) in known.items()}, kind=kinds[0][0] if kinds else "")
+    ending = _shared_ending(names)
+    parts = {name: part for name in names if (part := _part_of(name, ending)) is not None}
+    known = _shared(names, {name: p for name, p in parts.items() if p.evidence == "sure"})
+    unsure: tuple[str, ...] = ()
+    for evidence in ("word", "bare"):
+        own = {name: part for name, part in parts.items() if part.evidence == evidence}
+        num = len({part.of for part in own.values()})
+        if not own or len(own) / num > LARGEST_MEAN:
+            continue
+        if evidence == "word":
+            known |= _shared(names, own)
+        elif 2 * len({part.mark for part in own.values()}) <= len(own):
+            if num >= FEWEST_GROUPS:
+                known |= _shared(names, own)
+            else:
+                unsure = tuple(_shared(names, own))[:2]
+    kinds = Counter(part.kind for part in known.values() if part.kind).most_common(1)
+    return LikelyGroups(
+        of={name: part.of for name, part in known.items()}, kind=kinds[0][0] if kinds else "", unsure=unsure
+    )
 
 
-def _without_parts(name: str) -> tuple[str, str]:
-    """A name less what names a part, and what the part is; the name itself and nothing where it names none."""
-    kind = "tiles" if GRID.search(name) else ""
-    rest = GRID.sub("", name)
-    words = list(WORD.finditer(rest))
-    cuts: list[tuple[int, int]] = []
-    doubtful: list[tuple[int, int]] = []
+def are_patients(folders: Mapping[str, int]) -> bool:
+    """Whether folders are those of patients, not of sites, by their names and how many cases each has.
+
+    Args:
+        folders: name of a folder -> its cases, in folders below it, too.
+    """
+    if all(PATIENT.match(name) for name in folders):
+        return True
+    return not any(map(NO_PATIENT.match, folders)) and sum(folders.values()) / len(folders) <= LARGEST_MEAN
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a name says of a case that is a part of something."""
+
+    of: str
+    kind: str
+    evidence: Evidence
+    mark: str = ""
+    """The bare number or letter."""
+
+
+def _shared(names: Sequence[str], parts: Mapping[str, _Part]) -> dict[str, _Part]:
+    """The parts that are not the only one of their thing, in the order of `names`; a case that is called like the whole
+    is one of them, as 017 is of 017_2.
+    """
+    wholes = {part.of for part in parts.values()}
+    plain = {name: base for name in names if name not in parts and (base := ENDINGS.sub("", name)) in wholes}
+    all_parts = {n: parts.get(n) or _Part(plain[n], "", "bare") for n in names if n in parts or n in plain}
+    counts = Counter(part.of for part in all_parts.values())
+    return {name: part for name, part in all_parts.items() if counts[part.of] > 1}
+
+
+def _shared_ending(names: Sequence[str]) -> str:
+    """The last word that all names share, such as _ct of 017_2_ct; it tells nothing of parts."""
+    ending = os.path.commonprefix([name[::-1] for name in names])[::-1] if len(names) > 1 else ""
+    return match.group() if (match := re.search(r"[_\-. ][A-Za-z][A-Za-z0-9]*$", ending)) else ""
+
+
+def _part_of(name: str, ending: str) -> _Part | None:
+    """What a name says of the part that a case is, less an ending that others have, too; None where it says nothing."""
+    base, mark = ENDINGS.sub("", name), ""
+    rest, kind, evidence = _without_words(base)
+    if (owner := PATIENT.search(rest) or STACK.search(rest)) is not None:
+        # p01 may be a patient or a part of the data, so that the number of cases has to tell.
+        rest, evidence = rest[: owner.end()], "word" if evidence != "sure" and owner.group()[1:].isdigit() else "sure"
+    elif not kind and (match := BARE.fullmatch(rest.removesuffix(ending))) is not None:
+        rest, mark = match.group(1) or match.group(3), match.group(2) or match.group(4)
+    if rest == base or not _may_be_whole(rest, evidence):
+        return None
+    return _Part(rest, kind or "scans", evidence, mark)
+
+
+def _may_be_whole(rest: str, evidence: Evidence) -> bool:
+    """Whether what is left of a name can be a patient or a stack: it has more than a site and its number and, where no
+    part is sure, a number that is no date's.
+    """
+    left = NO_PATIENT.sub("", rest)
+    if evidence == "sure":
+        return any(c.isalnum() for c in left)
+    return any(c.isdigit() for c in YEAR.sub("", DATE.sub("", left)))
+
+
+def _without_words(name: str) -> tuple[str, str, Evidence]:
+    """A name less what names a part, what the part is, and what tells; no kind where the name has none."""
+    owner = PATIENT.search(name)
+    cuts, maybe, kind = _places(name, [owner.span()] if owner is not None else [])
+    more: list[tuple[int, int]] = []
+    for start, stop, is_after in sorted(maybe):
+        if owner is not None or not is_after or _has_number(name[:start], [*cuts, *more]):
+            more.append((start, stop))
+    if more and _has_number(name, [*cuts, *more]):  # the patient's number is left
+        return _cut(name, [*cuts, *more]), kind or "scans", "sure" if cuts else "word"
+    return (rest, kind, "sure") if cuts and (rest := _cut(name, cuts)) else (name, "", "bare")
+
+
+def _places(
+    name: str, taken: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int, bool]], str]:
+    """Where a name surely names a part; where it may, as `_doubtful` says; and what the sure part is.
+
+    Args:
+        taken: places that name the patient.
+    """
+    kind = "tiles" if GRID.search(name) else "visits" if SESSION.search(name) else ""
+    sure = [match.span() for pattern in (GRID, SESSION) for match in pattern.finditer(name)]
+    dates = [match.span() for match in DATE.finditer(name) if not _overlaps(match, taken)]
+    maybe = [(*date, True) for date in dates]
+    words = [word for word in WORD.finditer(name) if not _overlaps(word, [*taken, *sure, *dates])]
     for word, after in zip_longest(words, words[1:]):
-        text = word.group().lower()
         number = after if after is not None and after.group().isdigit() and after.start() - word.end() <= 1 else None
-        if number is not None and text in PARTS:
-            kind = kind or PARTS[text]
-            cuts.append((word.start(), number.end()))
-        elif (
-            number is not None and text in MAYBE_PARTS and not (len(text) == 1 and rest[: word.start()][-1:].isalnum())
-        ):
-            doubtful.append((word.start(), number.end()))
-        elif text in STATES:
-            doubtful.append((word.start(), word.end()))
-    whole = _cut(rest, [*cuts, *doubtful])
-    if any(c.isdigit() for c in whole):  # the patient's number is left
-        return whole, kind or ("scans" if doubtful else "")
-    return (_cut(rest, cuts), kind) if kind and _cut(rest, cuts) else (name, "")
+        if number is not None and word.group().lower() in PARTS:
+            kind = kind or PARTS[word.group().lower()]
+            sure.append((word.start(), number.end()))
+        elif (place := _doubtful(name, word, number)) is not None:
+            maybe.append(place)
+    return sure, maybe, kind
 
 
-def _cut(name: str, places: Sequence[tuple[int, int]]) -> str:
+def _overlaps(word: re.Match[str], places: Collection[tuple[int, int]]) -> bool:
+    return any(start < word.end() and word.start() < stop for start, stop in places)
+
+
+def _has_number(name: str, places: Collection[tuple[int, int]]) -> bool:
+    """Whether a name, or the beginning of one, has a number outside of some places."""
+    return any(c.isdigit() for c in _cut(name, [place for place in places if place[1] <= len(name)]))
+
+
+def _doubtful(name: str, word: re.Match[str], number: re.Match[str] | None) -> tuple[int, int, bool] | None:
+    """Where a word of `MAYBE_PARTS` with its number, or of `STATES`, stands, and whether it is a part only after the
+    patient's number; None for other words.
+    """
+    text, before = word.group().lower(), name[: word.start()][-1:]
+    joined = number is not None and number.start() == word.end()
+    if number is not None and text in MAYBE_PARTS:
+        is_word = not name[number.end() :][:1].isalpha() and not (len(text) == 1 and before.isalnum())  # not T1w, A1S9
+        return (word.start(), number.end(), True) if is_word else None
+    # Two letters are a word only where they stand alone: names may be digests, such as 00ed12.
+    if text not in STATES or (len(text) <= 2 and (before.isalpha() or name[word.end() :][:1].isalnum())):
+        return None
+    # post1 of 01_post1, but post of post01, whose number is the patient's.
+    is_numbered = joined and any(c.isdigit() for c in name[: word.start()])
+    return word.start(), number.end() if number is not None and is_numbered else word.end(), len(text) == 1
+
+
+def _cut(name: str, places: Collection[tuple[int, int]]) -> str:
     """A name less some places of it, and less what joined them to the rest."""
     for start, stop in sorted(places, reverse=True):
         name = f"{name[:start]}\0{name[stop:]}"
     name = re.sub(r"[_\-. ]*\0[_\-. ]*(?=\0|$)|^(?:[_\-. ]*\0[_\-. ]*)+|[_\-. ]*\0", "", name)
     return name.strip("_-. ")
-
-
-def _without_second_number(name: str) -> str:
-    """017 of 017_2: a name less a small last number, where another one stands before it."""
-    match = re.fullmatch(r"(.*\d.*?)[_\-. ](\d{1,3})", name)
-    return match.group(1) if match and int(match.group(2)) <= MOST_SECOND_NUMBER else name

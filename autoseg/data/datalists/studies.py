@@ -1,4 +1,5 @@
-"""Folders of patients turned into the plain content of a datalist.json: DICOM from an archive, or images with masks.
+"""Folders of patients turned into the plain content of a datalist.json: DICOM from an archive, or images with masks
+or labels.
 
 Pairs are made by what DICOM files say, not by names. Numbers of patients are compared as digests, and patients are
 numbered anew where cases belong together: no list, log or report has one.
@@ -6,19 +7,18 @@ numbered anew where cases belong together: no list, log or report has one.
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from autoseg.data.datalists.foreign import LABEL_ENDINGS, Plain, group_by_folder
 from autoseg.data.formats.dicom_tree import Tree, TreeScan, label_path, read_tree
 from autoseg.data.formats.label_files import MASK_FOLDERS, masks_of
-from autoseg.data.formats.table import image_files
+from autoseg.data.formats.table import image_files, stem_of
 from autoseg.errors import DataError, some_of
 from autoseg.workspace.files import subfolders
 
-Plain = dict[str, Any]
-"""The content of a datalist.json; paths relative to the data root."""
 MOST_NAMED = 5
 """Files that a message names."""
 
@@ -123,3 +123,57 @@ def masks_to_plain(root: Path) -> tuple[Plain, list[str]] | None:
         raise DataError(faults)
     listed = some_of(left_out, MOST_NAMED)
     return plain, [f"left out, folders with no image that is read, or several: {listed}."] if left_out else []
+
+
+def labels_beside_to_plain(root: Path) -> tuple[Plain, list[str]] | None:
+    """Convert folders, at any depth, that hold an image and its label each: p1/image.nii.gz and p1/label.nii.gz.
+
+    A label's name ends in a word such as label, seg or mask. Where such folders lie in others, as p1/visit1 does, the
+    highest is the patient. Folders of one image alone are unlabeled.
+
+    Returns:
+        The list and notes for people; None where no image lies beside a label.
+
+    Raises:
+        DataError: A folder holds several images or labels, one folder holds all cases, or the highest folders are
+            shares of a data set.
+    """
+    plain: Plain = {"training": [], "unlabeled": []}
+    several, left_out = [], []
+    for folder, (images, labels) in _beside(root).items():
+        if len(images) == 1 and not labels:
+            plain["unlabeled"].append({"image": images[0].relative_to(root).as_posix()})
+        elif len(images) == len(labels) == 1:
+            image, label = (path.relative_to(root).as_posix() for path in (*images, *labels))
+            plain["training"].append({"image": image, "label": label})
+        elif images and labels:
+            several.append(
+                f"{folder.relative_to(root).as_posix()}/ ({some_of((p.name for p in (*images, *labels)), 4)})"
+            )
+        else:
+            left_out.append(folder.relative_to(root).as_posix())
+    if several:
+        raise DataError(
+            f"{root}: more than one image or label in {some_of(several, 3)}. Expected one of each in a folder. Put "
+            "masks of one case into a folder masks/; list cases of several channels in a datalist.json."
+        )
+    if not plain["training"]:
+        return None
+    items = [*plain["training"], *plain["unlabeled"]]
+    highest = [Path(item["image"]).parts[0] for item in items]
+    if len(items) > 1 and len(set(highest)) == 1:
+        raise DataError(f"{root}: all cases are in {highest[0]}/. Give that folder, if those in it are patients.")
+    notes = group_by_folder(root, items, highest)
+    if left_out:
+        notes.append(f"left out, folders of several images, or of labels alone: {some_of(left_out, MOST_NAMED)}.")
+    return plain, notes
+
+
+def _beside(root: Path) -> dict[Path, tuple[list[Path], list[Path]]]:
+    """The images and the labels, by their names, of each folder below one."""
+    by_folder: defaultdict[Path, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
+    for path in image_files(root, deep=True):
+        if path.is_file() and path.parent != root:
+            is_label = re.search(LABEL_ENDINGS, stem_of(path), re.IGNORECASE) is not None
+            by_folder[path.parent][is_label].append(path)
+    return by_folder
