@@ -165,10 +165,12 @@ def test_few_bare_numbers_are_not_sure(names: list[str], pair: tuple[str, ...]) 
 @pytest.mark.parametrize(
     ("folders", "are"),
     [
-        ({"a": 2, "b": 6}, True),
+        ({"101": 2, "202": 6}, True),
         ({"patient1": 30, "patient2": 30}, True),
         ({"sub-a": 30, "sub-b": 30}, True),
-        ({"a": 30, "b": 30}, False),
+        ({"101": 30, "202": 30}, False),
+        ({"Oslo": 2, "Bern": 2}, False),
+        ({"data": 5}, False),
         ({"site1": 2, "site2": 2}, False),
         ({"p1": 2, "scanner_B": 2}, False),
     ],
@@ -206,7 +208,7 @@ def test_few_patients_make_fewer_folds(tmp_path: Path) -> None:
 
 def test_init_says_where_it_is_not_sure(tmp_path: Path) -> None:
     result = init_data_folder(write(tmp_path / "data", each(("001", "002"), "_1", "_2")), tmp_path / "out")
-    assert any("cases such as 001_1 and 001_2 may be of one patient; too few names" in note for note in result.notes)
+    assert any("cases such as 001_1 and 001_2 may be of one patient; names alone" in note for note in result.notes)
     assert "group" not in result.datalist.read_text()
 
 
@@ -239,3 +241,19 @@ def test_the_analysis_warns_of_frames_that_are_split(tmp_path: Path) -> None:
     ]
     data.cases = [replace(case, group=f"patient {i}") for i, case in enumerate(data.cases)]
     assert not [w for w in data.analyze().warnings if w.kind == "patient"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"ID_{year}_{i:03d}" for year in (2019, 2020) for i in range(8)],
+        [f"PT{site}_{i:03d}" for site in (1, 2) for i in range(8)],
+        [f"volume{site}_{i}" for site in range(3) for i in range(10)],
+        [f"case{i}_T{t}0" for i in range(1, 11) for t in range(10)],
+    ],
+)
+def test_many_cases_of_few_are_asked_about(names: list[str]) -> None:
+    """They may be a site's, a year's or a patient's: init says so, and keeps five folds."""
+    found = likely_groups(names)
+    assert found.of == {}
+    assert len(found.unsure) == 2 or "2019" in names[0]

@@ -368,7 +368,8 @@ def test_few_steps_are_warned_of(
 
     plan = tiny_plan("segresnet", num_epochs=num_epochs, num_steps_per_epoch=1, budget_s=budget_s)
     result = TrainResult(best_score=0.5, best_epoch=1, epochs=steps, steps=steps, seconds=9.0)
-    JobRun.check_length(SimpleNamespace(job=Job(algo="segresnet", fold=0)), plan, result)  # type: ignore[arg-type]
+    run = SimpleNamespace(job=Job(algo="segresnet", fold=0), processes=SimpleNamespace(is_first=True))
+    JobRun.warn_of_few_steps(run, plan, result)  # type: ignore[arg-type]
     text = "segresnet_0: its 9s of the budget were enough for 59 steps. Under 60 a model is rarely of use"
     assert (text in caplog.text) == warned
     assert bool(caplog.records) == warned

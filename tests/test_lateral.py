@@ -474,3 +474,25 @@ def test_models_of_other_pairs_do_not_share_mirrored_windows() -> None:
     assert group_key(plan) != group_key(other)
     unmirrored = [p.model_copy(update={"tta": False}) for p in (plan, other)]
     assert group_key(unmirrored[0]) == group_key(unmirrored[1])
+
+
+def test_each_uncertain_couple_has_its_own_reason() -> None:
+    """1 and 2 occur together in all cases and differ in size; 3 and 4 in two cases alone."""
+    uneven = BODY | {"2": (60.0, 10.0, 0.0, 5000.0)}
+    found = find_lateral(*measure(uneven, 20, change=lambda i, name: name not in "34" or i < 2))
+    assert found.unsure == ("1", "2", "3", "4")
+    assert found.unsure_rule == (
+        "1 and 2 look like left and right of one structure, but are not surely a pair; "
+        "3 and 4 look like left and right of one structure, but occur together in fewer than 3 cases"
+    )
+
+
+def test_a_spleen_and_a_large_gallbladder_beside_named_kidneys_stop_nothing() -> None:
+    body: dict[str, Place] = {
+        "kidney_left": (-60, -20, 0, 160_000),
+        "kidney_right": (60, -20, 0, 160_000),
+        "spleen": (-80, 0, 60, 200_000),
+        "gallbladder": (75, 10, 55, 60_000),
+    }
+    found = find_lateral(*measure(body, 20))
+    assert (found.pairs, found.unsure) == ((("kidney_left", "kidney_right"),), ())

@@ -385,3 +385,17 @@ def test_why_nothing_was_recognised(tmp_path: Path) -> None:
     )
     (bare / "dataset.json").write_text("{")
     assert message(bare).startswith("ROOT/dataset.json:1:2: not valid JSON (")
+
+
+def test_nested_labels_without_an_image_are_told_of(tmp_path: Path) -> None:
+    scans = [f"p{p}/v1/i.nii.gz" for p in range(3)]
+    lost = touch(tmp_path, *(f"{f}/{n}" for f in ("images", "labels") for n in scans), "labels/p1/v2/i.nii.gz")
+    assert message(lost) == "ROOT/labels: no images in images/ for the folders p1/v2."
+
+
+def test_test_images_in_folders_need_no_labels(tmp_path: Path) -> None:
+    scans = [f"{f}/{n}.nii.gz" for f in ("imagesTr", "labelsTr") for n in range(5)]
+    touch(tmp_path, *scans, "imagesTs/t0/x.nii.gz", "labelsTs/t0.nii.gz")
+    data = recognise(tmp_path)
+    assert len(data.training) == 5
+    assert [case.label for case in data.testing] == [None]

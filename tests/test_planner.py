@@ -393,7 +393,7 @@ def test_a_budget_that_leaves_few_steps_mirrors_nothing() -> None:
             "the median image, cut to 0.262 M voxels (half of it on a CPU, 32^3 to 64^3",
             "measured)",
         ),
-        ((128, 128, 3000), GPU, "the median image, cut to 4.2 M voxels (", "images are that wide (as nnU-Net)"),
+        ((128, 128, 3000), GPU, "the median image, cut to 4.2 M voxels (", "as long as wide at most (nnU-Net)"),
     ],
 )
 def test_a_patchs_rule_says_what_made_it(shape: tuple[int, int, int], hardware: Any, begin: str, end: str) -> None:

@@ -266,15 +266,18 @@ def _unsure(
     rest = [k for k in range(len(names)) if all(k not in pair for pair in pairs)]
     lone = [k for k in rest if _is_on_one_side(places, plane, k)]
     # Who names sides at all names them all: then classes near the middle, such as an aorta and a vein, are asked about
-    # only if they could not look more like a pair.
+    # only if they could not look more like a pair, and a spleen and a large gallbladder are not.
     alike = _alike(places, plane, rest, *((ASLANT, SAME_SIZE) if named else (NO_MIRROR_IMAGE, LIKE_SIZE)))
-    alike += _alike(places, plane, lone, NO_MIRROR_IMAGE, UNLIKE_SIZE)
+    alike += _alike(places, plane, lone, NO_MIRROR_IMAGE, LIKE_SIZE if named else UNLIKE_SIZE)
     likely = sorted({*alike} - {*named})
     unsure, seen = {k for pair in likely for k in pair}, []
-    if likely:
-        few = any(places.common(a, b).sum() < FEWEST_CASES for a, b in likely)
-        why = f"occur together in fewer than {FEWEST_CASES} cases" if few else "are not surely a pair"
-        seen.append(f"{_couples(names, likely)} look like left and right of one structure, but {why}")
+    few = [(a, b) for a, b in likely if places.common(a, b).sum() < FEWEST_CASES]
+    for couples, why in (
+        ([pair for pair in likely if pair not in few], "are not surely a pair"),
+        (few, f"occur together in fewer than {FEWEST_CASES} cases"),
+    ):
+        if couples:
+            seen.append(f"{_couples(names, couples)} look like left and right of one structure, but {why}")
     if alone := [] if pairs else [k for k in lone if k not in unsure]:
         num = np.isfinite(places.volume).sum(0)
         words = some_of((f"{names[k]} (in {counted(int(num[k]), 'case')})" for k in alone), most=4)

@@ -226,12 +226,12 @@ def _with_groups(
 
 
 def _unsure_notes(likely: LikelyGroups) -> list[str]:
-    """That cases may belong together, where too few names say so."""
+    """That cases may belong together, where names alone do not tell."""
     if not likely.unsure:
         return []
     return [
-        f"cases such as {likely.unsure[0]} and {likely.unsure[1]} may be of one patient; too few names are like "
-        "them to tell. If they are, give them one `group` in datalist.json and remove `fold` there, "
+        f"cases such as {likely.unsure[0]} and {likely.unsure[1]} may be of one patient; names alone do not "
+        "tell. If they are, give them one `group` in datalist.json and remove `fold` there, "
         "or else scores are too good."
     ]
 

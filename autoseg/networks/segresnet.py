@@ -159,15 +159,17 @@ def _patch_rule(sizing: Sizing, roi: Triple, max_voxels: int) -> str:
     million, most_mm = f"{max_voxels / 1e6:.3g} M voxels", longest_mm(sizing, max_voxels)
     if all(edge >= n for edge, n in zip(roi, sizing.median_shape, strict=True)):
         return f"the whole median image, rounded up: a patch may have {million}"
+    axes = zip(roi, sizing.median_shape, sizing.spacing_mm, strict=True)
+    is_cut = any(round(most_mm / mm) <= edge < n for edge, n, mm in axes)
+    length = f"{most_mm:.3g} mm long: patches of long images are {LONG} times as long as wide at most (nnU-Net)"
+    if is_cut and 2 * math.prod(roi) <= max_voxels:
+        return f"the median image, but {length}"
     rule = f"the median image, cut to {million} " + (
         "(between nnU-Net's ResEnc presets and Auto3DSeg; less for a short budget)"
         if sizing.on_gpu
         else "(half of it on a CPU, 32^3 to 64^3, or 48^3 for a short budget: more steps, measured)"
     )
-    axes = zip(roi, sizing.median_shape, sizing.spacing_mm, strict=True)
-    if any(round(most_mm / mm) <= edge < n for edge, n, mm in axes):
-        rule += f"; at most {most_mm:.3g} mm long, about {LONG} times its width where images are that wide (as nnU-Net)"
-    return rule
+    return f"{rule}; at most {length}" if is_cut else rule
 
 
 def resolution_for(topology: Topology) -> list[float] | None:

@@ -253,6 +253,7 @@ class TrainingRun(JobRun):
         job = self.job
         assert self.trainer is not None
         self.check_length(plan, result)
+        self.warn_of_few_steps(plan, result)
         if plan.memory_gib is not None and job.memory_gib is not None:
             log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
         if self.processes.is_first:

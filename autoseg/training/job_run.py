@@ -287,7 +287,7 @@ class JobRun(ABC):
             self.after_epoch(progress, score)
 
     def check_length(self, plan: Plan, result: TrainResult) -> None:
-        """Refuse what was hardly trained, and warn of what was trained for a short time.
+        """Refuse what was hardly trained.
 
         Raises:
             ConfigError: Its budget left it fewer than `FEWEST_STEPS`.
@@ -299,7 +299,11 @@ class JobRun(ABC):
                 f"of the {FEWEST_STEPS} steps that a model needs at least, so the job is not done. Give a longer "
                 "budget, fewer algos or folds, or leave the machine to this run."
             )
-        if plan.budget_s is not None and result.steps < min(FEW_STEPS, scheduled):
+
+    def warn_of_few_steps(self, plan: Plan, result: TrainResult) -> None:
+        """Warn of a model that was trained for under `FEW_STEPS`, where its budget ended it."""
+        scheduled = plan.num_epochs * plan.num_steps_per_epoch
+        if self.processes.is_first and plan.budget_s is not None and result.steps < min(FEW_STEPS, scheduled):
             log.warning(
                 "%s: its %s of the budget were enough for %d steps. Under %d a model is rarely of use: look at its "
                 "Dice, and give a longer budget, fewer algos or folds, or leave the machine to this run.",

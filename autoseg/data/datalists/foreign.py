@@ -27,7 +27,6 @@ from autoseg.data.formats.table import (
     tell_left_out,
 )
 from autoseg.errors import DataError, some_of
-from autoseg.workspace.files import subfolders
 
 Plain = dict[str, Any]
 """The content of a datalist.json; paths relative to the data root."""
@@ -261,7 +260,7 @@ def pairs_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
         # What lies in folders of test/ may be labels, too.
         if (folder := folders.get(image_name.lower())) and image_files(folder, deep=bool(label_name)):
             answers = folders.get(label_name.lower())
-            pairs, alone, _ = _match_below(folder, answers if answers and label_files(answers) else None)
+            pairs, alone, _ = _match_below(folder, answers if answers and _fit(folder, answers) else None)
             plain["testing"] += _items(pairs, root) + _items([(i, None) for i in alone], root)
     for name in UNLABELED_FOLDERS:
         if folder := folders.get(name.lower()):
@@ -308,20 +307,29 @@ def _match_below(
     return matched, rest, [i[0].relative_to(images).parts[0] for i in channels]
 
 
+def _fit(images: Path, labels: Path) -> bool:
+    """Whether labels of test images lie as these do; they are optional."""
+    if image_files(images):
+        return bool(label_files(labels))
+    return any(_has_labels(labels / p.parent.relative_to(images)) for p in image_files(images, deep=True))
+
+
 def _has_labels(folder: Path) -> bool:
     return folder.is_dir() and bool(label_files(folder))
 
 
 def _unlike(images: Path, labels: Path, places: Sequence[Path]) -> list[str]:
     """How the folders below two folders differ, where labels have no images, or none has labels."""
-    names = {place.relative_to(images).parts[0] for place in places}
-    if lost := [p.name for p in subfolders(labels) if p.name not in names and label_files(p)]:
+    below = [place.relative_to(images) for place in places]
+    holding = sorted({p.parent.relative_to(labels) for p in image_files(labels, deep=True)} - {Path()})
+    # A folder below that of an image may hold its masks.
+    if lost := [path.as_posix() for path in holding if not {path, *path.parents} & {*below}]:
         return [f"{labels}: no images in {images.name}/ for the folders {some_of(lost, most=5)}."]
-    below = [place.relative_to(images).as_posix() for place in places]
     if any(_has_labels(labels / path) for path in below):
         return []
+    first = below[0].as_posix()
     return [
-        f"{images}: images lie in folders such as {below[0]}/, and {labels.name}/{below[0]}/ holds no label. "
+        f"{images}: images lie in folders such as {first}/, and {labels.name}/{first}/ holds no label. "
         "Expected the same folders in both, or files in both."
     ]
 

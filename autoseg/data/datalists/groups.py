@@ -74,8 +74,8 @@ BARE = re.compile(r"(.*\d.*?)[_\-. ](\d{1,4})|(.*\d)[_\-. ]?([A-Za-z])")
 patients."""
 
 Evidence = Literal["sure", "word", "bare"]
-"""What tells of a part: a word of `PARTS`, a tile's place, a session or a patient; another word or a day; a bare number
-or letter."""
+"""What tells of a part: a word of `PARTS`, a tile's place, BIDS; a patient, another word or a day; a bare number or
+letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class LikelyGroups:
     kind: str = ""
     """What the parts are, such as frames."""
     unsure: tuple[str, ...] = ()
-    """Two names that may be parts of one thing, where too few names are like them to tell."""
+    """Two names that may be parts of one thing, where names alone do not tell."""
 
     @property
     def members(self) -> dict[str, list[str]]:
@@ -106,9 +106,9 @@ def likely_groups(names: Sequence[str]) -> LikelyGroups:
     """Recognise cases that are parts of one thing by their names.
 
     A group is what is left of a name without its part, up to the patient's number where one is named. A word of
-    `PARTS`, a tile's place, a session or a patient are believed. Other words and days are where groups have up to
-    `LARGEST_MEAN` cases on average. A bare number or letter is where there are `FEWEST_GROUPS`, too, and it comes
-    again in other groups: numbers that run on over all groups are those of patients.
+    `PARTS`, a tile's place, and BIDS' sessions and subjects are believed. Patients, other words and days are where
+    groups have up to `LARGEST_MEAN` cases on average: PT1 may be a site. A bare number or letter is where there are
+    `FEWEST_GROUPS`, too, and it comes again in other groups: numbers that run on over all groups are those of patients.
 
     Args:
         names: of the cases, such as patient001_frame01 and patient001_frame12.
@@ -120,7 +120,11 @@ def likely_groups(names: Sequence[str]) -> LikelyGroups:
     for evidence in ("word", "bare"):
         own = {name: part for name, part in parts.items() if part.evidence == evidence}
         num = len({part.of for part in own.values()})
-        if not own or len(own) / num > LARGEST_MEAN:
+        if not own:
+            continue
+        if len(own) / num > LARGEST_MEAN:
+            if evidence == "word" and num > 1:
+                unsure = tuple(_shared(names, own))[:2]
             continue
         if evidence == "word":
             known |= _shared(names, own)
@@ -143,7 +147,10 @@ def are_patients(folders: Mapping[str, int]) -> bool:
     """
     if all(PATIENT.match(name) for name in folders):
         return True
-    return not any(map(NO_PATIENT.match, folders)) and sum(folders.values()) / len(folders) <= LARGEST_MEAN
+    # Folders without a number, such as Bern or tumor, are sites or kinds of cases.
+    if any(NO_PATIENT.match(name) or not any(c.isdigit() for c in name) for name in folders):
+        return False
+    return sum(folders.values()) / len(folders) <= LARGEST_MEAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +186,9 @@ def _part_of(name: str, ending: str) -> _Part | None:
     base, mark = ENDINGS.sub("", name), ""
     rest, kind, evidence = _without_words(base)
     if (owner := PATIENT.search(rest) or STACK.search(rest)) is not None:
-        # p01 may be a patient or a part of the data, so that the number of cases has to tell.
-        rest, evidence = rest[: owner.end()], "word" if evidence != "sure" and owner.group()[1:].isdigit() else "sure"
+        # pt01 may be a patient or a part of the data, so that the number of cases has to tell.
+        is_sure = evidence == "sure" or owner.group().lower().startswith("sub-")
+        rest, evidence = rest[: owner.end()], "sure" if is_sure else "word"
     elif not kind and (match := BARE.fullmatch(rest.removesuffix(ending))) is not None:
         rest, mark = match.group(1) or match.group(3), match.group(2) or match.group(4)
     if rest == base or not _may_be_whole(rest, evidence):
