@@ -363,13 +363,13 @@ def test_few_steps_are_warned_of(
     """Where a budget ended the job; who asks for a short schedule knows of it."""
     from plans import tiny_plan
 
-    from autoseg.training.job_run import JobRun
+    from autoseg.training.job import TrainingRun
     from autoseg.training.progress import TrainResult
 
     plan = tiny_plan("segresnet", num_epochs=num_epochs, num_steps_per_epoch=1, budget_s=budget_s)
     result = TrainResult(best_score=0.5, best_epoch=1, epochs=steps, steps=steps, seconds=9.0)
     run = SimpleNamespace(job=Job(algo="segresnet", fold=0), processes=SimpleNamespace(is_first=True))
-    JobRun.warn_of_few_steps(run, plan, result)  # type: ignore[arg-type]
+    TrainingRun._warn_of_few_steps(run, plan, result)  # type: ignore[arg-type]
     text = "segresnet_0: its 9s of the budget were enough for 59 steps. Under 60 a model is rarely of use"
     assert (text in caplog.text) == warned
     assert bool(caplog.records) == warned

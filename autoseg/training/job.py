@@ -54,6 +54,9 @@ from autoseg.workspace.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+FEW_STEPS = 60
+"""Under which a job with a budget is warned of. Source: the shortest schedule that gave a usable model of phantoms."""
+
 
 def run_job(
     workspace: Workspace,
@@ -243,6 +246,16 @@ class TrainingRun(JobRun):
         self.job.learned_from = tuple(sorted({*earlier, *map(images_digest, train_cases)}))
         self.job.images_seen = () if start is None else start.start.images_seen
 
+    def _warn_of_few_steps(self, plan: Plan, result: TrainResult) -> None:
+        """Warn of a model that was trained for under `FEW_STEPS`, where its budget ended it."""
+        scheduled = plan.num_epochs * plan.num_steps_per_epoch
+        if self.processes.is_first and plan.budget_s is not None and result.steps < min(FEW_STEPS, scheduled):
+            log.warning(
+                "%s: its %s of the budget were enough for %d steps. Under %d a model is rarely of use: look at its "
+                "Dice, and give a longer budget, fewer algos or folds, or leave the machine to this run.",
+                *(self.job.name, format_duration(plan.budget_s), result.steps, FEW_STEPS),
+            )
+
     def _finish(self, plan: Plan, val_cases: tuple[Case, ...], result: TrainResult) -> None:
         """Score the trained model.
 
@@ -253,7 +266,7 @@ class TrainingRun(JobRun):
         job = self.job
         assert self.trainer is not None
         self.check_length(plan, result)
-        self.warn_of_few_steps(plan, result)
+        self._warn_of_few_steps(plan, result)
         if plan.memory_gib is not None and job.memory_gib is not None:
             log.info("%s: peak memory %.2f GiB, planned %.2f GiB", job.name, job.memory_gib, plan.memory_gib)
         if self.processes.is_first:

@@ -49,8 +49,6 @@ RESTART_RATE = 0.25
 both fine or both not, as the table of rates in docs/results.md has it."""
 FEWEST_STEPS = 10
 """Of a job with a budget: what was trained for less has learned nothing and is no model. A choice."""
-FEW_STEPS = 60
-"""Under which a job with a budget is warned of. Source: the shortest schedule that gave a usable model of phantoms."""
 
 
 ENDINGS: dict[JobState, Ending] = {
@@ -298,16 +296,6 @@ class JobRun(ABC):
                 f"{self.job.name}: its {format_duration(plan.budget_s)} of the budget were enough for {result.steps} "
                 f"of the {FEWEST_STEPS} steps that a model needs at least, so the job is not done. Give a longer "
                 "budget, fewer algos or folds, or leave the machine to this run."
-            )
-
-    def warn_of_few_steps(self, plan: Plan, result: TrainResult) -> None:
-        """Warn of a model that was trained for under `FEW_STEPS`, where its budget ended it."""
-        scheduled = plan.num_epochs * plan.num_steps_per_epoch
-        if self.processes.is_first and plan.budget_s is not None and result.steps < min(FEW_STEPS, scheduled):
-            log.warning(
-                "%s: its %s of the budget were enough for %d steps. Under %d a model is rarely of use: look at its "
-                "Dice, and give a longer budget, fewer algos or folds, or leave the machine to this run.",
-                *(self.job.name, format_duration(plan.budget_s), result.steps, FEW_STEPS),
             )
 
 

@@ -320,14 +320,14 @@ def _has_labels(folder: Path) -> bool:
 
 def _unlike(images: Path, labels: Path, places: Sequence[Path]) -> list[str]:
     """How the folders below two folders differ, where labels have no images, or none has labels."""
-    below = [place.relative_to(images) for place in places]
+    below = dict.fromkeys(place.relative_to(images) for place in places)
     holding = sorted({p.parent.relative_to(labels) for p in image_files(labels, deep=True)} - {Path()})
     # A folder below that of an image may hold its masks.
-    if lost := [path.as_posix() for path in holding if not {path, *path.parents} & {*below}]:
+    if lost := [path.as_posix() for path in holding if below.keys().isdisjoint((path, *path.parents))]:
         return [f"{labels}: no images in {images.name}/ for the folders {some_of(lost, most=5)}."]
     if any(_has_labels(labels / path) for path in below):
         return []
-    first = below[0].as_posix()
+    first = next(iter(below)).as_posix()
     return [
         f"{images}: images lie in folders such as {first}/, and {labels.name}/{first}/ holds no label. "
         "Expected the same folders in both, or files in both."

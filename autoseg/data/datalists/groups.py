@@ -120,19 +120,13 @@ def likely_groups(names: Sequence[str]) -> LikelyGroups:
     for evidence in ("word", "bare"):
         own = {name: part for name, part in parts.items() if part.evidence == evidence}
         num = len({part.of for part in own.values()})
-        if not own:
+        are_small = len(own) <= LARGEST_MEAN * num
+        if evidence == "bare" and (not are_small or 2 * len({part.mark for part in own.values()}) > len(own)):
             continue
-        if len(own) / num > LARGEST_MEAN:
-            if evidence == "word" and num > 1:
-                unsure = tuple(_shared(names, own))[:2]
-            continue
-        if evidence == "word":
+        if are_small and (evidence == "word" or num >= FEWEST_GROUPS):
             known |= _shared(names, own)
-        elif 2 * len({part.mark for part in own.values()}) <= len(own):
-            if num >= FEWEST_GROUPS:
-                known |= _shared(names, own)
-            else:
-                unsure = tuple(_shared(names, own))[:2]
+        elif num > 1:
+            unsure = tuple(_shared(names, own))[:2]
     kinds = Counter(part.kind for part in known.values() if part.kind).most_common(1)
     return LikelyGroups(
         of={name: part.of for name, part in known.items()}, kind=kinds[0][0] if kinds else "", unsure=unsure
