@@ -3,12 +3,14 @@
 python benchmarks/augment.py cost --output OUT
 python benchmarks/augment.py dice --output OUT --data DATA/hippocampus --roi 28,40,28 --batch 4 --steps 400 \
     --held_out like='hippocampus_.*[05].nii' --label all_axes --mirror 0,1,2
+python benchmarks/augment.py table --output OUT
 
 The part dice trains one SegResNet of 8 filters for as many steps whatever they take, so that a busy machine changes
 nothing, on the cases of a folder with imagesTr and labelsTr that no `--held_out NAME=REGEX` names, and gives the Dice
-of each group that is held out: of cases like the training cases, and of shifted ones. `--mirror`, `--augment`,
+of each group that is held out: of cases like the training cases, of shifted ones, and with `--copies` of ten of the
+first group as a bad day spoils them (`autoseg.ensemble.corruptions`). `--mirror`, `--augment`, `--without`,
 `--optimizer` and `--seed` are what is compared; PYTHONPATH of an older checkout compares versions. One thread
-(OMP_NUM_THREADS=1) makes two runs of one version equal.
+(OMP_NUM_THREADS=1) makes two runs of one version equal. The part table prints what is there.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from train import machine, written
 
 from autoseg.data.datalists.cases import Case
+from autoseg.data.volumes import read_image, read_label
+from autoseg.ensemble.corruptions import MOST_TRIED, USUAL, corrupt
 from autoseg.networks import segresnet
 from autoseg.plan import Plan
+from autoseg.training import augment
 from autoseg.training.batches import LabelledBatches
 from autoseg.training.cache import CachedCase, load_cases
 from autoseg.training.patches import make_sampler
@@ -132,9 +138,24 @@ def cost(output: Path, label: str) -> None:
             )
 
 
+def spoilt(case: Case, kind: str, output: Path) -> Case:
+    """A copy of a case as a bad day spoils it, in files of its own; the same each time."""
+    files = [output / kind / f"{case.name}_{part}.nii.gz" for part in ("image", "label")]
+    if not all(f.exists() for f in files):
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        seed = int.from_bytes(f"{case.name} {kind}".encode()[-16:])
+        random = np.random.default_rng(seed)
+        image, label = corrupt(kind, read_image(case.images), read_label(case.label).array[0], random, USUAL[kind])
+        affine = image.grid.to_ras().affine
+        for file, array in zip(files, (np.moveaxis(image.array, 0, 3), label.astype(np.uint8)), strict=True):
+            nib.save(nib.Nifti1Image(array, affine), file)
+    return Case(name=f"{case.name}, {kind}", images=(files[0],), label=files[1])
+
+
 def dice(a: argparse.Namespace) -> None:
     """Train for a fixed number of steps and score each held-out group."""
-    target = a.output / "augment_dice" / f"{a.data.name}_{a.label or a.augment}_seed{a.seed}.json"
+    label = a.label or "_".join([a.augment, *(f"no_{kind}" for kind in a.without), "x" * bool(a.mirror)]).strip("_")
+    target = a.output / "augment_dice" / f"{a.data.name}_{label}_{a.steps}_seed{a.seed}.json"
     if target.exists():
         return
     found = machine()
@@ -146,6 +167,13 @@ def dice(a: argparse.Namespace) -> None:
     groups = {name: [c for c in cases if re.search(regex, c.name)] for name, regex in a.held_out.items()}
     held_out = [c for group in groups.values() for c in group]
     training = [c for c in cases if c not in held_out][: a.most]
+    if a.copies:
+        for kind in USUAL:
+            some = next(iter(groups.values()))[:MOST_TRIED]
+            groups[kind] = [spoilt(c, kind, a.output / "augment_copies" / a.data.name) for c in some]
+            held_out += groups[kind]
+    if a.without:
+        augment.KINDS[a.augment] = tuple(kind for kind in augment.KINDS[a.augment] if kind not in a.without)
     plan = make_plan(
         len(labels) - 1,
         a.spacing,
@@ -178,8 +206,9 @@ def dice(a: argparse.Namespace) -> None:
         target,
         {
             "data": a.data.name,
-            "label": a.label,
+            "label": label,
             "augment": a.augment,
+            "without": a.without,
             "mirror_axes": a.mirror,
             "optimizer": a.optimizer,
             "seed": a.seed,
@@ -196,12 +225,22 @@ def dice(a: argparse.Namespace) -> None:
     )
 
 
+def table(output: Path) -> None:
+    """A line a run: each group's Dice, and the mean of the spoilt copies'."""
+    for file in sorted((output / "augment_dice").glob("*.json")):
+        run = json.loads(file.read_text())
+        dice = dict(run["dice"])
+        if copies := [dice.pop(kind) for kind in USUAL if kind in dice]:
+            dice["copies"] = round(sum(copies) / len(copies), 4)
+        print(f"{file.stem:55s}", "  ".join(f"{name} {value:.4f}" for name, value in dice.items()))
+
+
 def main() -> None:
     def triple(text: str) -> tuple[int, ...]:
         return tuple(int(v) for v in text.split(",") if v)
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("cost", "dice"))
+    parser.add_argument("part", choices=("cost", "dice", "table"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--label", default="", help="name of an experiment")
     parser.add_argument("--data", type=Path)
@@ -211,7 +250,9 @@ def main() -> None:
     parser.add_argument("--roi", type=triple, default=(28, 40, 28))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--augment", default="default")
+    parser.add_argument("--augment", default="default", choices=[*augment.KINDS, "none"])
+    parser.add_argument("--without", nargs="*", default=[], help="changes that are not drawn; rotate: nor scaled")
+    parser.add_argument("--copies", action="store_true", help="score spoilt copies of the first group, too")
     parser.add_argument("--mirror", type=triple, default=(0,))
     parser.add_argument("--optimizer", choices=[*RATES], default="muon")
     parser.add_argument("--seed", type=int, default=0)
@@ -219,6 +260,9 @@ def main() -> None:
     a.output = a.output.absolute()
     if a.part == "cost":
         cost(a.output, a.label)
+        return
+    if a.part == "table":
+        table(a.output)
         return
     if a.data is None or not a.held_out:
         parser.error("the part dice needs --data and --held_out")
