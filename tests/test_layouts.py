@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from autoseg.data.datalists.datalist import read_datalist
@@ -354,14 +357,146 @@ def test_folders_of_sites_are_no_patients(tmp_path: Path) -> None:
 def test_images_beside_labels_that_are_unclear(tmp_path: Path) -> None:
     one = touch(tmp_path / "a", *(f"data/p{p}/{f}.nii.gz" for p in (1, 2) for f in ("image", "label")))
     assert message(one) == "ROOT: all cases are in data/. Give that folder, if those in it are patients."
-    channels = touch(tmp_path / "b", *(f"p{p}/{f}.nii.gz" for p in (1, 2) for f in ("t1", "t2", "seg")))
-    assert message(channels) == (
-        "ROOT: more than one image or label in p1/ (t1.nii.gz, t2.nii.gz, seg.nii.gz), p2/ (t1.nii.gz, t2.nii.gz, "
-        "seg.nii.gz). Expected one of each in a folder. Put masks of one case into a folder masks/; list cases of "
-        "several channels in a datalist.json."
+    several = touch(tmp_path / "b", *(f"p{p}/{f}.nii.gz" for p in (1, 2) for f in ("t1", "t1_mask", "my_seg")))
+    assert message(several) == (
+        "ROOT: more than one image or label of a case: p1/ (t1.nii.gz, my_seg.nii.gz, t1_mask.nii.gz), p2/ "
+        "(t1.nii.gz, my_seg.nii.gz, t1_mask.nii.gz). Expected one label, and one image or images that are called "
+        "alike in all cases, such as t1 and flair. Put masks of one case into a folder masks/; list other cases in a "
+        "datalist.json."
     )
+    unlike = touch(tmp_path / "d", *(f"p{p}/{f}.nii.gz" for p in (1, 2) for f in (f"a{p}", f"b{p}", "seg")))
+    assert message(unlike).startswith("ROOT: more than one image or label of a case: p1/ (a1.nii.gz, b1.nii.gz, ")
     shares = touch(tmp_path / "c", *(f"{s}/a/{f}.nii.gz" for s in ("train", "test") for f in ("image", "label")))
     assert message(shares).startswith("ROOT: the folders test/, train/ look like shares of a data set, not like ")
+
+
+# -- several channels of a case
+
+
+def channels_of(root: Path) -> dict[str, list[str]]:
+    """Label -> images, as paths below the folder."""
+    data = recognise(root, num_fold=None)
+    return {
+        c.label.relative_to(root).as_posix(): [p.relative_to(root).as_posix() for p in c.images]
+        for c in data.training
+        if c.label
+    }
+
+
+def test_channels_in_a_folder_for_each_case(tmp_path: Path) -> None:
+    """BraTS' layout; the last case lacks a channel, the one before a label."""
+    words = ("t2", "t1ce", "flair", "t1")
+    touch(tmp_path, *(f"B_{c}/B_{c}_{w}.nii.gz" for c in range(12) for w in (*words, "seg")))
+    touch(tmp_path, *(f"B_12/B_12_{w}.nii.gz" for w in words), *(f"B_13/B_13_{w}.nii.gz" for w in ("t1", "t2", "seg")))
+    layout = find_layout(tmp_path)
+    assert layout.kind == "folder of cases with labels"
+    assert channels_of(tmp_path) == {
+        f"B_{c}/B_{c}_seg.nii.gz": [f"B_{c}/B_{c}_{w}.nii.gz" for w in ("flair", "t1", "t1ce", "t2")] for c in range(12)
+    }
+    assert [len(item["image"]) for item in layout.plain["unlabeled"]] == [4]
+    assert layout.plain["modality"] == {"0": "flair", "1": "t1", "2": "t1ce", "3": "t2"}
+    assert layout.notes == (
+        "each case has 4 channels: flair, t1, t1ce, t2 (`image` in datalist.json).",
+        "left out, cases without all channels (flair, t1, t1ce, t2), or of labels alone: B_13.",
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("{c}/T1.nii.gz", "{c}/FLAIR.nii.gz", "{c}/wmh.nii.gz"),  # the WMH challenge
+        ("{c}/FLAIR_{c}.nii.gz", "{c}/T1_{c}.nii.gz", "{c}/mask_{c}.nii.gz"),
+        ("{c}/orig/T1.nii.gz", "{c}/orig/FLAIR.nii.gz", "{c}/orig/mask.nii.gz"),
+        ("{c}/brain_FLAIR.nii.gz", "{c}/brain_T1.nii.gz", "{c}/brainmask.nii.gz", "{c}/lesion.nii.gz"),
+        ("{c}_flair.mha", "{c}_t1.mha", "{c}_seg.mha"),
+        ("{c}-FLAIR.nrrd", "{c}-T1.nrrd", "{c}.seg.nrrd"),
+        ("{c}_0000.nii.gz", "{c}_0001.nii.gz", "{c}_seg.nii.gz"),
+        ("images/{c}_flair.nii.gz", "images/{c}_t1.nii.gz", "labels/{c}.nii.gz"),
+        ("images/{c}_FLAIR.nii.gz", "images/{c}_T1.nii.gz", "labels/{c}_seg.nii.gz"),
+        (
+            "sub-{c}/anat/sub-{c}_FLAIR.nii.gz",
+            "sub-{c}/anat/sub-{c}_T1w.nii.gz",
+            "derivatives/lesions/sub-{c}/anat/sub-{c}_label-lesion_mask.nii.gz",
+            "derivatives/bet/sub-{c}/anat/sub-{c}_desc-brain_mask.nii.gz",
+            "derivatives/bet/sub-{c}/anat/sub-{c}_desc-brain_T1w.nii.gz",
+        ),
+        (
+            "rawdata/sub-{c}/ses-1/sub-{c}_ses-1_adc.nii.gz",
+            "rawdata/sub-{c}/ses-1/sub-{c}_ses-1_dwi.nii.gz",
+            "derivatives/sub-{c}/ses-1/sub-{c}_ses-1_msk.nii.gz",  # ISLES 2022
+        ),
+    ],
+    ids=lambda names: names[-1],
+)
+def test_two_channels_in_other_layouts(names: tuple[str, ...], tmp_path: Path) -> None:
+    touch(tmp_path, *(name.format(c=c) for c in "abcde" for name in names))
+    found = channels_of(tmp_path)
+    assert sorted(found.values()) == [sorted(name.format(c=c) for name in names[:2]) for c in "abcde"]
+    label = next(name for name in names if re.search(r"wmh|seg|label|msk|lesion|mask_|/mask", name))
+    assert sorted(found) == [label.format(c=c) for c in "abcde"]
+    notes = find_layout(tmp_path).notes
+    numbers = "0000, 0001" in notes[0] if notes else True  # files of nnU-Net's numbers
+    assert numbers or notes[0].lower().startswith("each case has 2 channels: ")
+
+
+def test_one_image_beside_its_label_in_one_folder(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"case_{c:04d}{e}.nii.gz" for c in range(5) for e in ("", "_seg")), "case_0007.nii.gz")
+    assert channels_of(tmp_path) == {f"case_{c:04d}_seg.nii.gz": [f"case_{c:04d}.nii.gz"] for c in range(5)}
+    assert find_layout(tmp_path).kind == "folder of images beside labels"
+    assert [c.name for c in recognise(tmp_path).unlabeled] == ["case_0007"]
+
+
+def test_frames_with_a_label_each_in_a_folder(tmp_path: Path) -> None:
+    """ACDC's layout; the film has no label."""
+    frames = [f"p{p}/p{p}_frame{f:02d}" for p in range(5) for f in (1, 12 - p)]
+    touch(tmp_path, *(f"{f}{e}.nii.gz" for f in frames for e in ("", "_gt")))
+    touch(tmp_path, *(f"p{p}/p{p}_4d.nii.gz" for p in range(5)))
+    data = recognise(tmp_path)
+    assert channels_of(tmp_path) == {f"{f}_gt.nii.gz": [f"{f}.nii.gz"] for f in frames}
+    assert {c.group for c in data.training} == {f"p{p}" for p in range(5)}
+    assert data.unlabeled == ()
+    assert find_layout(tmp_path).notes[1] == (
+        "left out, folders of several images, or of labels alone: p0, p1, p2, p3, p4."
+    )
+
+
+def test_images_that_few_cases_have_are_no_channels(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{c}/{name}.nii.gz" for c in "abcde" for name in ("t1", "t2", "seg")), "a/swi.nii.gz")
+    assert channels_of(tmp_path)["a/seg.nii.gz"] == ["a/t1.nii.gz", "a/t2.nii.gz"]
+    assert find_layout(tmp_path).notes[1] == "left out, images that few cases have: swi (1 case)."
+
+
+def write(path: Path, shape: tuple[int, int, int] = (8, 8, 8), *, label: bool = False) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image((values > 0).astype(np.uint8) if label else values, np.eye(4)), path)
+
+
+def test_what_lies_on_another_grid_or_looks_like_a_label_is_no_channel(tmp_path: Path) -> None:
+    for case in "abcde":
+        for name in ("dwi", "adc"):
+            write(tmp_path / case / f"{name}.nii.gz")
+        write(tmp_path / case / "flair.nii.gz", (9, 9, 9))
+        write(tmp_path / case / "liver.nii.gz", label=True)
+        write(tmp_path / case / "seg.nii.gz", label=True)
+    assert channels_of(tmp_path)["a/seg.nii.gz"] == ["a/adc.nii.gz", "a/dwi.nii.gz"]
+    assert find_layout(tmp_path).notes == (
+        "each case has 2 channels: adc, dwi (`image` in datalist.json).",
+        "left out, images that hold few whole numbers, as labels do: liver. If they are masks of classes, put all of a "
+        "case into a folder masks/.",
+        "left out, images that do not lie on their label's grid: flair, as in a/flair.nii.gz (shape (9, 9, 9) against "
+        "(8, 8, 8)). Resample them to it to learn from them.",
+    )
+
+
+def test_masks_in_a_folder_are_the_label_where_a_map_lies_beside_them(tmp_path: Path) -> None:
+    """AbdomenAtlas' layout."""
+    organs = ("liver", "spleen")
+    for case in "abcde":
+        touch(tmp_path, f"{case}/ct.nii.gz", f"{case}/combined_labels.nii.gz")
+        touch(tmp_path, *(f"{case}/segmentations/{o}.nii.gz" for o in organs))
+    assert find_layout(tmp_path).kind == "folder of cases with masks"
+    assert find_layout(tmp_path).plain["training"][0] == {"image": "a/ct.nii.gz", "label": "a/segmentations"}
 
 
 # -- none

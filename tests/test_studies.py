@@ -188,10 +188,10 @@ def test_a_folder_of_cases_with_masks_is_a_data_set(tmp_path: Path) -> None:
     write_masks(tmp_path / "data" / "s3" / "segmentations")
     (tmp_path / "data" / "s3" / "ct.mnc").write_bytes(b"an image that is not read")
     notes = init(tmp_path / "data", tmp_path / "out3").notes
-    assert "left out, folders with no image that is read, or several: s3." in notes
+    assert "left out, folders of several images, or of labels alone: s3/segmentations." in notes
     nib.save(nib.Nifti1Image(np.zeros(SHAPE), OBLIQUE), tmp_path / "data" / "s1" / "mr.nii.gz")
     with pytest.raises(
-        DataError, match=r"s1: 2 images beside segmentations/ \(ct\.nii\.gz, mr\.nii\.gz\)\. Expected one"
+        DataError, match=r"label of a case: s1/ \(ct\.nii\.gz, mr\.nii\.gz, segmentations\)\. Expected one"
     ):
         init_data_folder(tmp_path / "data", tmp_path / "out2", num_fold=2)
 

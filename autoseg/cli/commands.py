@@ -351,7 +351,7 @@ class Commands:
         """Recognise a data set and write input.yaml and datalist.json for it.
 
         An MSD data set, an nnU-Net raw data set, a pair of folders images and labels, a folder for each case with its
-        masks or label, and a DICOM archive are recognised.
+        images and masks or label, BIDS, images and labels in one folder, and a DICOM archive are recognised.
 
         Args:
             data_folder: The data set.

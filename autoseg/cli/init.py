@@ -19,6 +19,7 @@ import yaml
 from autoseg.config.fields import USUAL_NUM_FOLD
 from autoseg.data.datalists import foreign
 from autoseg.data.datalists.cases import Case, Datalist, read_case_label
+from autoseg.data.datalists.channels import kind_of
 from autoseg.data.datalists.datalist import write_datalist
 from autoseg.data.datalists.folds import deal_folds
 from autoseg.data.datalists.groups import LikelyGroups, likely_groups
@@ -39,7 +40,6 @@ NUM_SAMPLED_LABELS = 20
 """Labels read to guess the label values, evenly spread over the list."""
 AIR_HU = -500.0
 """An image with a value below this is a CT: air is -1000 HU, and no other modality goes below 0 by much."""
-MRI_NAMES = ("mri", "mr", "t1", "t2", "flair", "adc", "dwi", "pd", "t1w", "t2w", "t1c", "t1ce", "t1gd", "t1n", "t2f")
 
 TEMPLATE = """\
 # Written by `autoseg init`. Then: autoseg run --input {name}
@@ -284,8 +284,8 @@ def _modality(datalist: Datalist, source: Path) -> Modality:
     if not named or not any(n.strip() for n in named):
         name, reason = _guess_modality(datalist.training)
         return Modality(name=name, reason=reason)
-    kinds = [_kind(n) for n in named]
-    reason = f"{source.name} says {', '.join(named)}"
+    kinds = [kind_of(n) for n in named]
+    reason = f"{'files are called' if source.is_dir() else f'{source.name} says'} {', '.join(named)}"
     num_files = {len(c.images) for c in (*datalist.training, *datalist.testing, *datalist.unlabeled)}
     if len(set(kinds)) == 1:
         return Modality(name=kinds[0], reason=reason)
@@ -295,16 +295,6 @@ def _modality(datalist: Datalist, source: Path) -> Modality:
     keys = [f"image_{c}_{_word(n)}" for c, n in enumerate(named)][1:]
     extra = {key: _normalisation(kind) for key, kind in zip(keys, kinds[1:], strict=True)}
     return Modality(name=kinds[0], reason=reason, extra=extra)
-
-
-def _kind(name: str) -> str:
-    """CT, MRI, PET, or the name itself where it is none of these."""
-    word = name.strip().lower()
-    if word in ("ct", "cbct", "cta", "contrast ct") or word.startswith("ct "):
-        return "CT"
-    if word in ("pet", "pt", "suv"):
-        return "PET"
-    return "MRI" if word in MRI_NAMES or word.startswith(("mr", "t1", "t2")) else name
 
 
 def _normalisation(kind: str) -> str:
@@ -319,7 +309,7 @@ def _guess_modality(cases: Sequence[Case]) -> tuple[str, str]:
     sample = _spread(cases, NUM_SAMPLED_IMAGES)
     written = {origin_of(c.images[0]).modality for c in sample}
     if len(written) == 1 and (name := next(iter(written))):
-        return _kind(name), f"{counted(len(sample), 'image says', 'images say')} {name}"
+        return kind_of(name), f"{counted(len(sample), 'image says', 'images say')} {name}"
     lowest = min((float(read_image(c.images).array.min()) for c in sample), default=0.0)
     seen = f"guessed from {counted(len(sample), 'image')}, whose lowest value is {lowest:g}"
     if lowest < AIR_HU:

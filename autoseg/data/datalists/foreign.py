@@ -11,9 +11,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from autoseg.data.datalists.channels import CHANNEL_WORD, name_channels, words_of
 from autoseg.data.datalists.groups import are_patients
 from autoseg.data.datalists.listfile import load_json
 from autoseg.data.formats.label_files import label_files
@@ -59,7 +61,15 @@ SHARES = frozenset(("train", "training", "tr", "val", "valid", "validation", "va
 """Names of folders that are a share of a data set, and no patient's."""
 
 IMAGE_ENDINGS = r"[_\-. ]?(image|images|img|volume|scan|ct|mri|mr)$"
-LABEL_ENDINGS = r"[_\-. ]?(label|labels|labelmap|seg|segmentation|mask|masks|gt)$"
+LABEL_ENDINGS = (
+    r"[_\-. ]?(label|labels|labelmap|lbl|seg|segm|dseg|segmentation|segmentations|mask|masks|msk|gt|truth|groundtruth|"
+    r"annotation|annotations|lesion|lesions|wmh|roi)$"
+)
+
+
+def is_label_name(name: str) -> bool:
+    """Whether a file's name, or what is left of it, is that of a label."""
+    return re.search(LABEL_ENDINGS, name, re.IGNORECASE) is not None
 
 
 def is_nnunet(raw: Any) -> bool:
@@ -254,6 +264,8 @@ def pairs_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
         "unlabeled": _items([(i, None) for i in rest], root),
     }
     notes = group_by_folder(images, [*plain["training"], *plain["unlabeled"]], below) if any(below) else []
+    if len(channels := words_of([images for images, _ in matched])) > 1:
+        notes.append(name_channels(plain, channels))
     if names := _names_beside(labels):
         plain["labels"] = names
     for image_name, label_name in TEST_FOLDERS:
@@ -391,8 +403,8 @@ def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path
     """Find the image of every label by its name.
 
     Tried in turn, and the way that finds most is taken: the same name; the label's name and a channel number
-    (_0000, _0001, ...); the same name but for endings such as _image and _label; the same name but for a
-    beginning that all images, or all labels, share (img0001 and label0001).
+    (_0000, _0001, ...); the same name but for endings such as _image and _label, or a channel's word such as _t1; the
+    same name but for a beginning that all images, or all labels, share (img0001 and label0001).
 
     Returns:
         (channels, label) of every label by name, and the images without a label.
@@ -411,20 +423,22 @@ def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path
     tell_left_out(labels, label_paths)
     image_start = _shared_start([stem_of(p) for p in image_paths])
     label_start = _shared_start([stem_of(p) for p in label_paths])
-    ways: list[tuple[Callable[[str], str], Callable[[str], str]]] = [
-        (lambda s: s, lambda s: s),
-        (lambda s: CHANNEL.sub("", s), lambda s: s),
-        (lambda s: _without(IMAGE_ENDINGS, CHANNEL.sub("", s)), lambda s: _without(LABEL_ENDINGS, s)),
+    ways: list[tuple[Callable[[str], str], Callable[[str], str], bool]] = [
+        (lambda s: s, lambda s: s, False),
+        (lambda s: CHANNEL.sub("", s), lambda s: s, True),
+        (lambda s: _without(IMAGE_ENDINGS, CHANNEL.sub("", s)), lambda s: _without(LABEL_ENDINGS, s), True),
+        (lambda s: CHANNEL_WORD.sub("", s), lambda s: _without(LABEL_ENDINGS, s), True),
         (
             lambda s: _without(IMAGE_ENDINGS, s[len(image_start) :]).lower(),
             lambda s: _without(LABEL_ENDINGS, s[len(label_start) :]).lower(),
+            False,
         ),
     ]
     best: tuple[dict[str, list[Path]], dict[str, list[Path]]] | None = None
     most = -1
-    for way, (image_key, label_key) in enumerate(ways):
+    for image_key, label_key, has_channels in ways:
         by_image, by_label = _keyed(image_paths, image_key), _keyed(label_paths, label_key)
-        if way not in (1, 2) and any(len(v) > 1 for v in by_image.values()):
+        if not has_channels and any(len(v) > 1 for v in by_image.values()):
             continue
         if any(len(v) > 1 for v in by_label.values()):
             continue
@@ -442,13 +456,20 @@ def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path
 
 
 def _grouped(folder: Path) -> list[list[Path]]:
-    """The images of a folder, files that differ by nnU-Net's channel number alone taken together."""
+    """The images of a folder, files that differ by a channel's number or word alone taken together."""
     paths = image_files(folder)
-    by_base = _keyed(paths, lambda s: CHANNEL.sub("", s))
-    # Numbers such as case_0000, case_0001, case_0017 are cases; channels start from 0000 everywhere and are few.
-    channels = {tuple(stem_of(p)[-5:] for p in group) for group in by_base.values()}
-    is_channels = len(channels) == 1 and len(by_base) > 1 and all(CHANNEL.search(stem_of(p)) for p in paths)
-    return list(by_base.values()) if is_channels else [[p] for p in paths]
+    for pattern in (CHANNEL, CHANNEL_WORD):
+        by_base = _keyed(paths, partial(pattern.sub, ""))
+        # Numbers such as case_0000, case_0001, case_0017 are cases; channels start from 0000 everywhere and are few.
+        words = [m.group().lower() if (m := pattern.search(stem_of(p))) else "" for p in paths]
+        of_path = dict(zip(paths, words, strict=True))
+        if (
+            all(words)
+            and len(by_base) > 1
+            and len({tuple(of_path[p] for p in group) for group in by_base.values()}) == 1
+        ):
+            return list(by_base.values())
+    return [[p] for p in paths]
 
 
 def _keyed(paths: Sequence[Path], key: Callable[[str], str]) -> dict[str, list[Path]]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from autoseg.config.fields import USUAL_NUM_FOLD
 from autoseg.data.datalists import foreign
+from autoseg.data.datalists.beside import beside_to_plain
 from autoseg.data.datalists.cases import Datalist
 from autoseg.data.datalists.listfile import load_json
 from autoseg.data.datalists.listreader import build_datalist
-from autoseg.data.datalists.studies import dicom_to_plain, labels_beside_to_plain, masks_to_plain
+from autoseg.data.datalists.studies import dicom_to_plain
 from autoseg.data.formats.table import image_files, pictures_instead
 from autoseg.errors import DataError, some_of
 from autoseg.workspace.files import subfolders
@@ -19,8 +20,8 @@ from autoseg.workspace.files import subfolders
 EXPECTED = (
     "an MSD data set (dataset.json with `training`), an nnU-Net raw data set (dataset.json with `channel_names`, "
     "imagesTr, labelsTr), a datalist.json, a pair of folders such as images/ and labels/ with the same file names, a "
-    "folder per case with an image and a folder of masks or a label such as label.nii.gz, or DICOM with segmentations "
-    "(SEG, RTSTRUCT)"
+    "folder per case with its images and a folder of masks or a label such as label.nii.gz, files such as a_t1.nii.gz "
+    "and a_seg.nii.gz in one folder or in BIDS, or DICOM with segmentations (SEG, RTSTRUCT)"
 )
 
 
@@ -41,8 +42,8 @@ class Layout:
 def find_layout(folder: Path, *, own_list: bool = True) -> Layout:
     """Recognise a folder's layout; the cases are not checked yet.
 
-    Tried in turn: datalist.json, dataset.json of nnU-Net v2, dataset.json of MSD, a pair of folders, a folder for each
-    case with an image and masks, DICOM with segmentations, a folder for each case with an image and a label.
+    Tried in turn: datalist.json, dataset.json of nnU-Net v2, dataset.json of MSD, a pair of folders, images beside
+    their masks or labels (BIDS, a folder for each case, one folder), DICOM with segmentations.
 
     Args:
         own_list: whether a datalist.json in the folder counts.
@@ -66,12 +67,10 @@ def find_layout(folder: Path, *, own_list: bool = True) -> Layout:
         reasons.append("its dataset.json has neither `channel_names` (nnU-Net) nor `training` and `modality` (MSD)")
     if (pair := foreign.pairs_to_plain(root)) is not None:
         return Layout(kind=f"pair of folders {pair[1]}", source=root, plain=pair[0], notes=tuple(pair[2]))
-    if (cases := masks_to_plain(root)) is not None:
-        return Layout(kind="folder of cases with masks", source=root, plain=cases[0], notes=tuple(cases[1]))
+    if (beside := beside_to_plain(root)) is not None:
+        return Layout(kind=beside[1], source=root, plain=beside[0], notes=tuple(beside[2]))
     if (studies := dicom_to_plain(root)) is not None:
         return Layout(kind="DICOM of patients", source=root, plain=studies[0], notes=tuple(studies[1]))
-    if (cases := labels_beside_to_plain(root)) is not None:
-        return Layout(kind="folder of cases with labels", source=root, plain=cases[0], notes=tuple(cases[1]))
     reason = "; ".join(reasons or [_contents(root)])
     pictures = pictures_instead(root)
     raise DataError(f"{root}: no data set recognised, since {reason}. Expected {EXPECTED}.{pictures}")

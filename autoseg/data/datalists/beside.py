@@ -1,0 +1,304 @@
+"""Images beside their labels, turned into the plain content of a datalist.json: a folder for each case, a tree of BIDS,
+or all files in one folder.
+
+Names tell what a file is. A label's ends in a word such as seg, or it is a folder of masks. Several images of a case
+are its channels where each case has them: they are called by what is left of their names once that of the case is cut.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.data.datalists.channels import CHANNEL_WORD, KINDS, name_channels
+from autoseg.data.datalists.foreign import CHANNEL, IMAGE_ENDINGS, LABEL_ENDINGS, Plain, group_by_folder, is_label_name
+from autoseg.data.formats.label_files import MASK_FOLDERS, masks_of
+from autoseg.data.formats.table import image_files, read_grid, stem_of, suffix_of
+from autoseg.data.volumes import read_image
+from autoseg.errors import DataError, counted, some_of
+
+MOST_NAMED = 5
+"""Files that a message names."""
+COMMON = 0.9
+"""Of the cases, how many have an image that is a channel; what fewer have is left out. A choice."""
+NUM_CHECKED = 5
+"""Cases whose channels are compared with the label's grid."""
+SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_(.+)")
+"""A name by BIDS: subject and session, then what the file is."""
+NOT_RAW = frozenset(("derivatives", "sourcedata", "code"))
+"""Folders of BIDS with images made of others; labels are there, too."""
+NO_LABEL = re.compile(r"brain|skull|head|prob", re.IGNORECASE)
+"""In names of masks that tools for brains leave, which are no label where there is another."""
+MOST_VALUES = 32
+"""An image of so few values, all of them whole numbers, is taken for a label."""
+
+
+@dataclass(slots=True)
+class _Case:
+    """The files of one case."""
+
+    images: dict[str, Path] = field(default_factory=dict)
+    """What is left of the file's name, in lower case -> the file."""
+    labels: list[Path] = field(default_factory=list)
+    is_rest: bool = False
+    """Images without a label, of a folder where each label is called like an image: films, and other kinds of scans."""
+
+    @property
+    def files(self) -> list[Path]:
+        return [*self.images.values(), *self.labels]
+
+
+def beside_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
+    """Convert a folder of images beside their labels; cases without a label are unlabeled.
+
+    Returns:
+        The list, what the layout is, and notes for people; None where no image lies beside a label.
+
+    Raises:
+        DataError: Cases have several labels, or several images that are not called alike in all; one folder holds all
+            cases; or the highest folders are shares of a data set.
+    """
+    files = [path for path in image_files(root, deep=True) if path.is_file()]
+    ways: tuple[tuple[str, Callable[[Path, Sequence[Path]], dict[str, _Case]]], ...] = (
+        ("BIDS", _by_subject),
+        ("folder of cases", _by_folder),
+        ("folder of images beside labels", _in_one),
+    )
+    for kind, way in ways:
+        cases = way(root, files)
+        labelled = [case for case in cases.values() if case.labels and case.images]
+        if labelled:
+            plain, notes = _to_plain(root, cases)
+            if way is _by_folder:
+                kind += " with masks" if any(case.labels[0].is_dir() for case in labelled) else " with labels"
+                notes = [*_group(root, plain), *notes]
+            return plain, kind, notes
+    return None
+
+
+# -- the files of each case
+
+
+def _by_subject(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
+    """By BIDS' subject and session, wherever files lie; none where most are not called so."""
+    named = [(match, path) for path in files if (match := SUBJECT.fullmatch(stem_of(path)))]
+    cases: defaultdict[str, _Case] = defaultdict(_Case)
+    if 2 * len(named) <= len(files):
+        return cases
+    for match, path in named:
+        if _is_label(path):
+            cases[match[1]].labels.append(path)
+        elif NOT_RAW.isdisjoint(path.relative_to(root).parts):
+            cases[match[1]].images[match[2].casefold()] = path
+    return cases
+
+
+def _by_folder(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
+    """By folder, at any depth."""
+    folders: defaultdict[Path, list[Path]] = defaultdict(list)
+    for path in files:
+        if path.parent != root:
+            folders[path.parent].append(path)
+    masks = {
+        folder / name: folder
+        for folder in list(folders)
+        for name in MASK_FOLDERS
+        if folders.keys() >= {folder / name} and masks_of(folder / name)
+    }
+    cases: dict[str, _Case] = {}
+    for folder, paths in folders.items():
+        if folder in masks:
+            continue
+        where = folder.relative_to(root).as_posix()
+        called = _called(paths)
+        labels = [path for name, path in called.items() if _is_label(path) or is_label_name(name)]
+        images = {name: path for name, path in called.items() if path not in labels}
+        inside = [mask for mask, owner in masks.items() if owner == folder][:1]
+        cases |= {where: _Case(images, inside)} if inside else _in_folder(where, images, labels)
+    return cases
+
+
+def _in_folder(where: str, images: dict[str, Path], labels: list[Path]) -> dict[str, _Case]:
+    """The cases of a folder: one with all its images, or one for each label that is called like an image."""
+    if len(labels) == 1 and (len(images) == 1 or all(name in KINDS for name in images)):
+        return {where: _Case(images, labels)}
+    stems = {stem_of(path): path for path in images.values()}
+    pairs = {base: label for label in labels if (base := _base(label)) in stems}
+    if labels and len(pairs) == len(labels):  # patient001_frame01 and patient001_frame01_gt
+        cases = {f"{where}/{base}": _Case({"": stems[base]}, [label]) for base, label in pairs.items()}
+        rest = {name: path for name, path in images.items() if stem_of(path) not in pairs}
+        return cases | ({where: _Case(rest, is_rest=True)} if rest else {})
+    return {where: _Case(images, labels)}
+
+
+def _in_one(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
+    """By what names of one folder's files share, less words for labels, images and channels at their ends."""
+    own = [path for path in files if path.parent == root]
+    cases: defaultdict[str, _Case] = defaultdict(_Case)
+    for path in own:
+        if _is_label(path):
+            cases[_base(path).casefold()].labels.append(path)
+    images = [path for path in own if not _is_label(path)]
+    in_pairs = any(stem_of(path).casefold() in cases for path in images)  # case_0007 is no eighth channel then
+    labelled = set(cases)
+    for path in images:
+        stem = stem_of(path)
+        word = next((m for pattern in (CHANNEL, CHANNEL_WORD) if (m := pattern.search(stem)) and not in_pairs), None)
+        base, name = (stem[: word.start()], word.group()[1:]) if word else (stem, "")
+        if not word and base.casefold() not in labelled:
+            base = re.sub(IMAGE_ENDINGS, "", stem, flags=re.IGNORECASE) or stem
+        cases[base.casefold()].images[name.casefold() if name not in cases[base.casefold()].images else path.name] = (
+            path
+        )
+    return cases
+
+
+def _is_label(path: Path) -> bool:
+    """Whether a file is called like a label."""
+    return is_label_name(stem_of(path)) or "seg" in suffix_of(path).split(".")
+
+
+def _base(label: Path) -> str:
+    """A label's name less the word that says that it is one."""
+    stem = stem_of(label)
+    return re.sub(LABEL_ENDINGS, "", stem, flags=re.IGNORECASE) or stem
+
+
+def _called(paths: Sequence[Path]) -> dict[str, Path]:
+    """What is left of a folder's names, in lower case, without what all of them share at both ends."""
+    stems = [stem_of(path) for path in paths]
+    if len(stems) == 1:
+        return {stems[0].casefold(): paths[0]}
+    start = re.match(r"(.*[_\-. ])?", os.path.commonprefix(stems))
+    begin = len(start.group()) if start else 0
+    ending = os.path.commonprefix([stem[begin:][::-1] for stem in stems])[::-1]
+    shared = re.search(r"[_\-. ].*", ending)
+    stop = len(shared.group()) if shared else 0
+    names = [stem[begin : len(stem) - stop].casefold() for stem in stems]
+    counts = Counter(names)
+    return {n if counts[n] == 1 else path.name: path for n, path in zip(names, paths, strict=True)}
+
+
+# -- the list
+
+
+def _to_plain(root: Path, cases: Mapping[str, _Case]) -> tuple[Plain, list[str]]:
+    """The list of the cases, and what was left out."""
+    for case in cases.values():
+        if len(case.labels) > 1:
+            case.labels = [p for p in case.labels if not NO_LABEL.search(p.name)] or case.labels
+    labelled = [case for case in cases.values() if case.labels and case.images]
+    notes: list[str] = []
+    names = _channels(labelled, notes)
+    _refuse_several(root, cases, names)
+    plain: Plain = {"training": [], "unlabeled": []}
+    if names:
+        names = _on_grid(root, _without_labels(names, labelled, notes), labelled, notes)
+        one = f"of several images of each case, {names[0]} is taken (`image` in datalist.json)."
+        notes.insert(0, name_channels(plain, names) if len(names) > 1 else one)
+    left_out = []
+    for where, case in cases.items():
+        images = list(case.images.values()) if not names else [case.images[n] for n in names if n in case.images]
+        if case.is_rest or len(images) != max(1, len(names)):
+            left_out.append(where)
+            continue
+        paths = [path.relative_to(root).as_posix() for path in images]
+        item: Plain = {"image": paths if len(paths) > 1 else paths[0]}
+        if case.labels:
+            item["label"] = case.labels[0].relative_to(root).as_posix()
+        plain["training" if case.labels else "unlabeled"].append(item)
+    if left_out:
+        lack = f"cases without all channels ({', '.join(names)})" if names else "folders of several images"
+        notes.append(f"left out, {lack}, or of labels alone: {some_of(left_out, MOST_NAMED)}.")
+    return plain, notes
+
+
+def _refuse_several(root: Path, cases: Mapping[str, _Case], names: Sequence[str]) -> None:
+    """Refuse cases of several labels, or of several images that are no channels."""
+    several = [
+        f"{where}/ ({some_of((p.name for p in case.files), 4)})"
+        for where, case in cases.items()
+        if case.labels and case.images and (len(case.labels) > 1 or (not names and len(case.images) > 1))
+    ]
+    if several:
+        raise DataError(
+            f"{root}: more than one image or label of a case: {some_of(several, 3)}. Expected one label, and one image "
+            "or images that are called alike in all cases, such as t1 and flair. Put masks of one case into a folder "
+            "masks/; list other cases in a datalist.json."
+        )
+
+
+def _channels(labelled: Sequence[_Case], notes: list[str]) -> list[str]:
+    """What the images are called that nearly all labelled cases have; none where most have a single image."""
+    if 2 * sum(len(case.images) == 1 for case in labelled) > len(labelled):
+        return []
+    counts = Counter(name for case in labelled for name in case.images)
+    common = sorted(name for name, count in counts.items() if count >= COMMON * len(labelled))
+    rare = [f"{name} ({counted(count, 'case')})" for name, count in sorted(counts.items()) if name not in common]
+    if common and rare:
+        notes.append(f"left out, images that few cases have: {some_of(rare, MOST_NAMED)}.")
+    return common
+
+
+def _without_labels(names: Sequence[str], labelled: Sequence[_Case], notes: list[str]) -> list[str]:
+    """The channels but for those, of no known word, that look like labels: they would give the answer away."""
+    unknown = [name for name in names if name not in KINDS]
+    looks = [
+        name for name in unknown if any(_looks_like_label(c.images[name]) for c in labelled[:2] if name in c.images)
+    ]
+    if not looks or len(looks) == len(names):
+        return list(names)
+    notes.append(
+        f"left out, images that hold few whole numbers, as labels do: {some_of(looks, MOST_NAMED)}. If they are masks "
+        "of classes, put all of a case into a folder masks/."
+    )
+    return [name for name in names if name not in looks]
+
+
+def _looks_like_label(path: Path) -> bool:
+    """Whether an image has few values, all of them whole numbers; not where it cannot be read."""
+    try:
+        values = np.unique(read_image((path,)).array)
+    except (DataError, OSError):
+        return False
+    return len(values) <= MOST_VALUES and bool((values == np.round(values)).all())
+
+
+def _on_grid(root: Path, names: Sequence[str], labelled: Sequence[_Case], notes: list[str]) -> list[str]:
+    """The channels that lie on the grid of the label in some cases, as channels must; all where none does."""
+    step = max(1, len(labelled) // NUM_CHECKED)
+    off: dict[str, str] = {}
+    for case in labelled[::step][:NUM_CHECKED]:
+        for name in names:
+            try:
+                grid = read_grid(case.labels[0])[0]
+                difference = name in case.images and read_grid(case.images[name])[0].differs_from(grid)
+            except (DataError, OSError):
+                continue  # the analysis says what is wrong with it; a folder of masks has no grid of its own
+            if difference:
+                off.setdefault(name, f"{case.images[name].relative_to(root).as_posix()} ({difference})")
+    kept = [name for name in names if name not in off]
+    if not kept:
+        return list(names)
+    if off:
+        where = some_of((f"{name}, as in {example}" for name, example in off.items()), MOST_NAMED, "; ")
+        notes.append(
+            f"left out, images that do not lie on their label's grid: {where}. Resample them to it to learn from them."
+        )
+    return kept
+
+
+def _group(root: Path, plain: Plain) -> list[str]:
+    """Give cases of one highest folder their group."""
+    items = [*plain["training"], *plain["unlabeled"]]
+    first = [item["image"] if isinstance(item["image"], str) else item["image"][0] for item in items]
+    highest = [Path(path).parts[0] for path in first]
+    if len(items) > 1 and len(set(highest)) == 1:
+        raise DataError(f"{root}: all cases are in {highest[0]}/. Give that folder, if those in it are patients.")
+    return group_by_folder(root, items, highest)
