@@ -34,7 +34,9 @@ def read_plan(paths: JobDir) -> Plan:
     return read_model(paths.plan, Plan)
 
 
-WITHOUT_EFFECT = frozenset(("cache", "cache_gib", "step_s", "memory_gib", "channels_last", "image_ranges"))
+WITHOUT_EFFECT = frozenset(
+    ("cache", "cache_gib", "step_s", "memory_gib", "channels_last", "image_ranges", "channel_names")
+)
 """Keys of a plan that change nothing about the model."""
 
 PREDICTION = frozenset(("overlap", "tta"))
@@ -166,6 +168,9 @@ class Plan(PlannedHyperparameters):
     image_ranges: tuple[tuple[float, float], ...] | None = None
     """Intensities of each channel between which the training images lie (the lowest 0.5 and the highest 99.5
     percentile of any of them); prediction warns of an image that lies outside. null: not known."""
+    channel_names: tuple[str, ...] = ()
+    """What the names of each channel's files end in, in lower case, such as flair of a_FLAIR.nii.gz; prediction knows
+    the files of an image by them. Empty: one channel, or names that say nothing."""
     frame: FramePlan | None = None
     """Axes of the networks, which the planner takes from the data; null: right, front and up (RAS+)."""
     network: dict[str, Any]
@@ -196,6 +201,8 @@ class Plan(PlannedHyperparameters):
         for channel in self.channels:
             if channel.mode in ("ct", "range") and channel.bounds is None:
                 raise ValueError(f"channels: mode {channel.mode} needs bounds: [low, high]")
+        if self.channel_names and len(self.channel_names) != len(self.channels):
+            raise ValueError(f"channel_names: {len(self.channel_names)} for {len(self.channels)} channels")
         if self.image_ranges is not None and len(self.image_ranges) != len(self.channels):
             raise ValueError(f"image_ranges: {len(self.image_ranges)} for {len(self.channels)} channels")
         names = [c.name for c in self.classes]

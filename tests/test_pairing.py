@@ -21,6 +21,31 @@ from autoseg.inference.items import find_items
 SHAPE = (8, 7, 6)
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("a_T1", "a_FLAIR", "b_T1", "b_FLAIR"), {"a": "a_FLAIR a_T1", "b": "b_FLAIR b_T1"}),
+        (("a_T1", "a_T2", "a_FLAIR", "a_seg"), {"a": "a_FLAIR a_T1", "a_T2": "a_T2"}),
+        (("a_T1", "b_FLAIR"), {"a_T1": "a_T1", "b_FLAIR": "b_FLAIR"}),  # each lacks one, as reading it will say
+        (("p1/T1", "p1/FLAIR", "p1/seg", "p2/T1", "p2/FLAIR"), {"p1": "p1/FLAIR p1/T1", "p2": "p2/FLAIR p2/T1"}),
+        (("c_0001", "c_0000"), {"c": "c_0000 c_0001"}),
+        (("whole", "c_seg"), {"whole": "whole", "c_seg": "c_seg"}),
+    ],
+)
+def test_files_of_an_image_are_known_by_the_words_of_training(
+    files: tuple[str, ...], expected: dict[str, str], tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    items = find_items(tmp_path, tmp_path / "out", 2, "nifti", ("flair", "t1"))
+    found = {i.name: " ".join(str(p.relative_to(tmp_path)).removesuffix(".nii.gz") for p in i.images) for i in items}
+    assert found == expected
+    first = items[0]
+    (alone,) = find_items(first.images[-1], tmp_path / "out", 2, "nifti", ("flair", "t1"))
+    assert alone.images == first.images
+
+
 def write_label(path: Path, *values: int) -> Path:
     """A label file with a block of each value."""
     label = np.zeros(SHAPE, np.uint16)

@@ -11,6 +11,7 @@ from autoseg.config.settings import Settings
 from autoseg.config.types import suggest
 from autoseg.config.units import parse_duration
 from autoseg.data.datalists.cases import Datalist
+from autoseg.data.datalists.channels import channel_words
 from autoseg.data.fingerprint import Fingerprint
 from autoseg.data.labels import LabelMap, check_classes, make_label_map, merge_left_right, region_map
 from autoseg.data.terms import check_codes
@@ -33,6 +34,8 @@ class PlanInputs:
     num_train: int
     """Cases that the fold trains on."""
     fingerprint: Fingerprint
+    channel_names: tuple[str, ...] = ()
+    """Words that the names of each case's files end in; empty where they have none."""
     label_map: LabelMap
     settings: Settings
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +103,7 @@ def planning(
     if settings.launcher == "local" and not hardware.on_gpu:
         hardware = replace(hardware, num_cores=max(1, hardware.num_cores // settings.jobs_per_device))
     label_map = run_label_map(settings, datalist, fingerprint)
+    names = channel_words([case.images for case in datalist.training])
     algos = {algo: 0 for algo, _ in jobs} if keeps_starts else {}
     pretrained = {algo for algo in algos if settings.is_pretrained(algo) and network_file(algo).LATENT}
     others = [algo for algo in algos if algo not in pretrained]
@@ -112,6 +116,7 @@ def planning(
             fold=fold,
             num_train=len(datalist.train_cases(fold)),
             fingerprint=fingerprint,
+            channel_names=names,
             label_map=region_map(label_map, settings.inference.anywhere) if algo == LOCATOR else label_map,
             settings=settings,
             origins=dict(origins),

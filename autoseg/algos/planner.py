@@ -20,6 +20,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     images.channels,
     start.channels,
     images.image_ranges,
+    images.channel_names,
     images.frame,
     images.resample_resolution,
     start.resample_resolution,

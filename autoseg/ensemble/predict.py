@@ -203,7 +203,7 @@ def predict_files(
     predictor = load_from(work_dir, algo=algo, fold=fold, device=device, inference=inference)
     load_models_s = time.perf_counter() - begin
     usual: FormatName = "auto" if names_a_file(output) else predictor.format
-    items = find_items(image, output, predictor.num_channels, format or usual)
+    items = find_items(image, output, predictor.num_channels, format or usual, predictor.channel_names)
     check_output(output)
     if any(item.writer.keeps_overlaps for item in items):
         warn_of_lost_overlaps(predictor.label_map)

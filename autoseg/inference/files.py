@@ -88,10 +88,12 @@ def segment(
     channels = sum(header.num_channels for header in headers)
     if channels != predictor.num_channels:
         names = " and ".join(path.name for path in images) if len(images) < 3 else f"the {len(images)} files"
+        words = " and ".join(f"_{name}" for name in predictor.channel_names)
+        endings = words or "_0000, _0001, ... in the order of training"
         raise DataError(
             f"{images[0]}: {names} with {counted(channels, 'channel')}. "
             f"Expected {predictor.num_channels}, as the "
-            "models were trained; several files of one case end in _0000, _0001, ... in the order of training."
+            f"models were trained; several files of one case end in {endings}."
         )
     with writing(target):
         predictor.predict_file(images, target, write=write, look=look, maps=maps)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.data.datalists.channels import case_path, split_channel
+from autoseg.data.datalists.foreign import is_label_name
 from autoseg.data.datalists.names import loose_key, path_hint, unique_names
 from autoseg.data.formats.format import LabelWriter
 from autoseg.data.formats.table import (
@@ -57,16 +59,20 @@ class Item:
         return self.target.with_name(f"{self.target.name[: -len(label_suffix(self.target))]}.preview.png")
 
 
-def find_items(image: Path, output: Path, num_channels: int, format_name: str = "auto") -> list[Item]:
+def find_items(
+    image: Path, output: Path, num_channels: int, format_name: str = "auto", channel_names: Sequence[str] = ()
+) -> list[Item]:
     """Say which images to segment and where their labels go.
 
     Args:
         image: an image, a folder whose images are taken, or a .txt file that names an image a line, relative to
-            its own folder; with several channels, files that end in _0000, _0001, ... are one image, and others hold
-            all channels. A named image that is not there is noticed when its turn comes.
+            its own folder; with several channels, files that end in _0000, _0001, ..., or that are called as those of
+            training (a_t1, a_flair), are one image, and others hold all channels. A named image that is not there is
+            noticed when its turn comes.
         output: a folder, or a label file where `image` is one image.
         num_channels: of an image, as the models were trained.
         format_name: of the label files: a name in `WRITERS`, or auto, which gives each image's own.
+        channel_names: as `Plan` has them. With names, a folder without images may have them in folders below it.
 
     Raises:
         ConfigError: The output does not fit the image or the format.
@@ -77,9 +83,9 @@ def find_items(image: Path, output: Path, num_channels: int, format_name: str = 
             writer_of(output, name)
         except DataError as error:
             raise ConfigError(f"--output: {error}") from None
-    groups = _images_of(image, output, num_channels)
+    groups = _images_of(image, output, num_channels, channel_names)
     root = image if image.is_dir() else None
-    names = unique_names([_told_apart_by(group[0], root) for group in groups])
+    names = unique_names([_told_apart_by(case_path(group), root) for group in groups])
     if names_a_file(output):
         items = [Item(name=names[0], images=groups[0], target=output, writer=writer_of(output, name))]
     else:
@@ -121,7 +127,7 @@ def own_writer(images: Sequence[Path]) -> LabelWriter:
 def _tell_changed(items: Sequence[Item]) -> None:
     """Warn of label files that are not called as their images, since another image has the name already."""
     for item in items:
-        if loose_key(item.name) != loose_key(stem_of(item.images[0])):
+        if loose_key(item.name) != loose_key(stem_of(case_path(item.images))):
             log.warning(
                 "%s: another image has this name but for its folder, suffix or case, so its label is called %s; "
                 "`autoseg evaluate` will not find it by the image's name. Give images names of their own.",
@@ -129,21 +135,22 @@ def _tell_changed(items: Sequence[Item]) -> None:
             )
 
 
-def _images_of(image: Path, output: Path, num_channels: int) -> list[tuple[Path, ...]]:
+def _images_of(image: Path, output: Path, num_channels: int, channel_names: Sequence[str]) -> list[tuple[Path, ...]]:
     """The files of each image that a path stands for: a folder, a list, or one image."""
     if image.is_dir() and image_files(image) == [image]:  # a DICOM series
         return [(image,)]
     if not image.is_dir() and image.suffix != LIST_SUFFIX:
-        return [_files_of_image(image, num_channels)]
+        return [_files_of_image(image, num_channels, channel_names)]
     if names_a_file(output):
         what = "a folder" if image.is_dir() else "a list"
         raise ConfigError(f"--output: {output} is a file, but --image {image} is {what}. Give a folder.")
-    paths = _in_folder(image) if image.is_dir() else _in_list(image)
-    return group_channels(paths) if num_channels > 1 else [(path,) for path in paths]
+    paths = _in_folder(image, below=bool(channel_names)) if image.is_dir() else _in_list(image)
+    return group_channels(paths, channel_names) if num_channels > 1 else [(path,) for path in paths]
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    paths = image_files(folder)
+def _in_folder(folder: Path, *, below: bool) -> list[Path]:
+    """The images of a folder, or where it has none, and that is asked for, of those below it."""
+    paths = image_files(folder) or (image_files(folder, deep=True) if below else [])
     if not paths:
         raise ConfigError(f"--image: {folder} holds no image files ({PATTERNS_TEXT}).{pictures_instead(folder)}")
     tell_left_out(folder, paths)
@@ -173,8 +180,10 @@ def _in_list(path: Path) -> list[Path]:
     return paths
 
 
-def _files_of_image(path: Path, num_channels: int) -> tuple[Path, ...]:
+def _files_of_image(path: Path, num_channels: int, channel_names: Sequence[str]) -> tuple[Path, ...]:
     """An image's file, with those of its other channels where it is one of several."""
+    if num_channels > 1 and (split := split_channel(path)) is not None and split[1] in channel_names:
+        return next(group for group in group_channels(image_files(path.parent), channel_names) if path in group)
     if num_channels == 1 or not CHANNEL.search(stem_of(path)):
         return (path,)
     beside = [p for p in image_files(path.parent) if _base(p) == _base(path)]
@@ -190,11 +199,24 @@ def _base(path: Path) -> str:
     return CHANNEL.sub("", stem_of(path))
 
 
-def group_channels(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
-    """Put files that differ by nnU-Net's number of the channel alone together, in the channels' order."""
+def group_channels(paths: Sequence[Path], names: Sequence[str]) -> list[tuple[Path, ...]]:
+    """Put files together, in the channels' order, that differ by a channel's name, or by nnU-Net's number of the
+    channel, alone. Labels beside files with such names are left out.
+
+    Args:
+        names: as `Plan.channel_names` has them.
+    """
+    splits = {p: split for p in paths if (split := split_channel(p)) is not None and split[1] in names}
     groups: dict[str, list[Path]] = {}
-    for path in sorted(paths):
-        groups.setdefault(_base(path) if CHANNEL.search(stem_of(path)) else path.name, []).append(path)
+    for path in sorted(paths, key=lambda p: (names.index(splits[p][1]) if p in splits else 0, p)):
+        if path in splits:
+            key = f"{path.parent}/{splits[path][0]}"
+        elif splits and is_label_name(stem_of(path)):
+            log.info("%s: left out, called like a label", path)
+            continue
+        else:
+            key = _base(path) if CHANNEL.search(stem_of(path)) else path.name
+        groups.setdefault(key, []).append(path)
     return [tuple(group) for group in groups.values()]
 
 

@@ -252,6 +252,7 @@ class Predictor:
         self.label_map: LabelMap = first.plan.label_map
         """The networks' classes; labels come in those of `label_map.named`."""
         self.num_channels = len(first.plan.channels)
+        self.channel_names = first.plan.channel_names
         if quality is not None and [c.network_index for c in quality.classes] != network_indices(self.label_map):
             raise WorkspaceError(f"quality.json: not of the classes of {first.name}. {QualityModel.advice}")
 

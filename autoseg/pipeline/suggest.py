@@ -189,7 +189,7 @@ def one_of_each_patient(drawn: Sequence[Candidate]) -> list[Candidate]:
     return [drawn[i] for i in sorted(range(len(drawn)), key=lambda i: rounds[i])]
 
 
-def candidates(workspace: Workspace, images: Path | None, num_channels: int) -> list[Candidate]:
+def candidates(workspace: Workspace, images: Path | None, predictor: Predictor) -> list[Candidate]:
     """The images that could be annotated: a folder's, else the list's unlabeled ones and testing ones without label.
 
     Raises:
@@ -198,7 +198,8 @@ def candidates(workspace: Workspace, images: Path | None, num_channels: int) -> 
     if images is not None:
         if not images.exists():
             raise ConfigError(f"--images: {images}: no such file or folder.")
-        items = find_items(images, workspace.run / "suggest" / "labels", num_channels)
+        output, names = workspace.run / "suggest" / "labels", predictor.channel_names
+        items = find_items(images, output, predictor.num_channels, channel_names=names)
         return [Candidate(name=item.name, images=item.images) for item in items]
     settings = read_settings(Workspace(workspace.run))
     stored = settings["dataroot"].value if "dataroot" in settings else "."
@@ -243,7 +244,7 @@ def suggest(
     predictor = load_predictor(workspace, device=device)
     predictor.watches_traits = True
     spec, quality = read_ensemble(workspace), predictor.quality
-    found = candidates(workspace, images, predictor.num_channels)
+    found = candidates(workspace, images, predictor)
     rows: list[dict[str, object]]
     failures: list[str] = []
     if order == "random":

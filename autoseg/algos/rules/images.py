@@ -174,6 +174,14 @@ def image_ranges(draft: Draft) -> None:
     draft.put("image_ranges", ranges, "lowest 0.5 and highest 99.5 percentile of a training image; judges new ones")
 
 
+def channel_names(draft: Draft) -> None:
+    """What files of each channel are called, by which prediction finds them."""
+    names = list(draft.inputs.channel_names)
+    if len(names) != draft.inputs.fingerprint.num_channels:
+        names = []
+    draft.put("channel_names", names, "what the names of all training cases' files end in, where they have several")
+
+
 def frame(draft: Draft) -> None:
     """The networks' axes, as the analysis has them; all outside the networks stays in RAS+."""
     found = draft.inputs.fingerprint.frame

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.formats.table import stem_of
+from autoseg.data.formats.table import stem_of, suffix_of
 
 KINDS: Mapping[str, str] = {
     **dict.fromkeys(("ct", "cbct", "cta", "ctp", "ncct", "contrast ct"), "CT"),
@@ -29,13 +29,29 @@ def kind_of(name: str) -> str:
     return KINDS.get(word, known)
 
 
-def words_of(images: Sequence[Sequence[Path]]) -> tuple[str, ...]:
-    """The words, in lower case, at the end of each case's files, where all cases have the same; else none."""
-    found = {
-        tuple(m.group(1).lower() if (m := CHANNEL_WORD.search(stem_of(p))) else "" for p in paths) for paths in images
-    }
+def split_channel(path: Path) -> tuple[str, str] | None:
+    """A file's name without its channel's word, and the word in lower case: a and flair of a_FLAIR.nii.gz; no name is
+    left of FLAIR.nii.gz. None where it has no such word.
+    """
+    stem = f"_{stem_of(path)}"
+    match = CHANNEL_WORD.search(stem)
+    return (stem[1 : match.start()], match.group(1).lower()) if match else None
+
+
+def channel_words(cases: Sequence[Sequence[Path]]) -> tuple[str, ...]:
+    """The words of each case's files, where all cases have the same, two or more; else none."""
+    found = {tuple(split[1] if (split := split_channel(p)) else "" for p in images) for images in cases}
     words = next(iter(found)) if len(found) == 1 else ()
-    return words if all(words) else ()
+    return words if len(words) > 1 and all(words) and len(set(words)) == len(words) else ()
+
+
+def case_path(images: Sequence[Path]) -> Path:
+    """The path that a case is called by: its first image's, without the channel's word where it has several."""
+    first = images[0]
+    split = split_channel(first) if len(images) > 1 else None
+    if split is None:
+        return first
+    return first.with_name(f"{split[0]}{suffix_of(first)}") if split[0] else first.parent
 
 
 def name_channels(plain: dict[str, Any], names: Sequence[str]) -> str:

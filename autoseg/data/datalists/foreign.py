@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.datalists.channels import CHANNEL_WORD, name_channels, words_of
+from autoseg.data.datalists.channels import CHANNEL_WORD, channel_words, name_channels
 from autoseg.data.datalists.groups import are_patients
 from autoseg.data.datalists.listfile import load_json
 from autoseg.data.formats.label_files import label_files
@@ -264,7 +264,7 @@ def pairs_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
         "unlabeled": _items([(i, None) for i in rest], root),
     }
     notes = group_by_folder(images, [*plain["training"], *plain["unlabeled"]], below) if any(below) else []
-    if len(channels := words_of([images for images, _ in matched])) > 1:
+    if channels := channel_words([images for images, _ in matched]):
         notes.append(name_channels(plain, channels))
     if names := _names_beside(labels):
         plain["labels"] = names

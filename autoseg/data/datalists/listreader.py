@@ -13,6 +13,7 @@ from typing import Any
 from autoseg.config.fields import USUAL_NUM_FOLD
 from autoseg.config.types import nearest
 from autoseg.data.datalists.cases import Case, Datalist, MetaValue
+from autoseg.data.datalists.channels import case_path
 from autoseg.data.datalists.folds import deal_folds, fold_faults
 from autoseg.data.datalists.listfile import LabelTable, parse_channels, parse_labels
 from autoseg.data.datalists.metadata import PATIENT_KEYS, meta_value, misspelt
@@ -98,8 +99,8 @@ class _Reader:
         values = segment_values(table.labels, table.regions)
         cases = {role: [with_values(case, values) for case in cases[role]] for role in ROLES}
         self.warn(cases)
-        images = [case.images[0].relative_to(self.root) for role in ROLES for case in cases[role]]
-        names = iter(unique_names(images))
+        called = [case_path(case.images).relative_to(self.root) for role in ROLES for case in cases[role]]
+        names = iter(unique_names(called))
         cases = {role: [replace(case, name=next(names)) for case in cases[role]] for role in ROLES}
         chosen = bool(cases["validation"]) and all(c.fold is None for c in cases["training"])
         training = self.folds(cases, num_fold, seed, may_be_fewer=may_be_fewer)
