@@ -257,3 +257,8 @@ def test_many_cases_of_few_are_asked_about(names: list[str]) -> None:
     found = likely_groups(names)
     assert found.of == {}
     assert len(found.unsure) == 2 or "2019" in names[0]
+
+
+def test_sequences_of_one_patient_belong_together() -> None:
+    assert likely_groups(["001_T1w", "001_T2w", "002_T1w", "003_T1w"]).of == {"001_T1w": "001", "001_T2w": "001"}
+    assert likely_groups([f"{c:03d}_T1w" for c in range(9)]).of == {}

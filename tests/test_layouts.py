@@ -456,8 +456,60 @@ def test_frames_with_a_label_each_in_a_folder(tmp_path: Path) -> None:
     assert {c.group for c in data.training} == {f"p{p}" for p in range(5)}
     assert data.unlabeled == ()
     assert find_layout(tmp_path).notes[1] == (
-        "left out, folders of several images, or of labels alone: p0, p1, p2, p3, p4."
+        "left out, images without a label, beside or below some with one: p0/p0_4d.nii.gz, p1/p1_4d.nii.gz, "
+        "p2/p2_4d.nii.gz, p3/p3_4d.nii.gz, p4/p4_4d.nii.gz."
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "image", "label", "note"),
+    [
+        (("volume-{c}", "segmentation-{c}"), "volume-{c}", "segmentation-{c}", ""),  # LiTS
+        (("{c}/{c}_ana", "{c}/{c}_seg_ana", "{c}/{c}_ana_brainmask"), "{c}/{c}_ana", "{c}/{c}_seg_ana", ""),  # IBSR
+        (("{c}/my_roi", "{c}/label"), "{c}/my_roi", "{c}/label", ""),
+        (("{c}", "{c}_seg", "{c}_pred"), "{c}", "{c}_seg", "left out, called like predictions: 5 files."),
+        (
+            ("{c}/image", "{c}/segmentation", "{c}/instances/kidney_annotation-1"),  # KiTS23
+            "{c}/image",
+            "{c}/segmentation",
+            "left out, images without a label, beside or below some with one: 000/instances/kidney_annotation-1.nii.gz",
+        ),
+        (
+            ("images/{c}/{c}_9_t2w", "images/{c}/{c}_9_adc", "images/{c}/{c}_9_cor", "labels/{c}_9"),  # PI-CAI
+            "images/{c}/{c}_9_adc images/{c}/{c}_9_t2w",
+            "labels/{c}_9",
+            "left out, images without a label that lack channels, or are no channel: images/000/000_9_cor.nii.gz, ",
+        ),
+        (
+            ("{c}/{c}_FLAIR", "{c}/{c}_T1", "{c}/{c}_T1_bias", "{c}/{c}_tumor_seg"),  # UCSF-PDGM
+            "{c}/{c}_FLAIR {c}/{c}_T1",
+            "{c}/{c}_tumor_seg",
+            "left out, images of no known kind: t1_bias. To learn from them, list them in datalist.json.",
+        ),
+        (
+            ("imagesTr/{c}__CT", "imagesTr/{c}__PT", "labelsTr/{c}"),
+            "imagesTr/{c}__CT imagesTr/{c}__PT",
+            "labelsTr/{c}",
+            "",
+        ),
+        (("images/{c}/t1", "images/{c}/t2", "labels/{c}/seg"), "images/{c}/t1 images/{c}/t2", "labels/{c}/seg", ""),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_layouts_of_public_data_sets(names: tuple[str, ...], image: str, label: str, note: str, tmp_path: Path) -> None:
+    cases = [f"00{c}" for c in range(5)]
+    touch(tmp_path, *(f"{name.format(c=c)}.nii.gz" for c in cases for name in names))
+    assert channels_of(tmp_path) == {
+        f"{label.format(c=c)}.nii.gz": [f"{i.format(c=c)}.nii.gz" for i in image.split()] for c in cases
+    }
+    assert recognise(tmp_path).unlabeled == ()
+    assert not note or any(n.startswith(note) for n in find_layout(tmp_path).notes)
+
+
+def test_all_cases_in_one_folder_are_told_of(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"training/c_{c}_{name}.nii.gz" for c in range(5) for name in ("ceT1", "hrT2", "Label")))
+    assert message(tmp_path) == "ROOT: all cases are in training/. Give that folder, if those in it are patients."
+    assert set(map(len, channels_of(tmp_path / "training").values())) == {2}
 
 
 def test_images_that_few_cases_have_are_no_channels(tmp_path: Path) -> None:
@@ -474,17 +526,17 @@ def write(path: Path, shape: tuple[int, int, int] = (8, 8, 8), *, label: bool = 
 
 def test_what_lies_on_another_grid_or_looks_like_a_label_is_no_channel(tmp_path: Path) -> None:
     for case in "abcde":
-        for name in ("dwi", "adc"):
+        for name in ("one", "two"):
             write(tmp_path / case / f"{name}.nii.gz")
-        write(tmp_path / case / "flair.nii.gz", (9, 9, 9))
+        write(tmp_path / case / "three.nii.gz", (9, 9, 9))
         write(tmp_path / case / "liver.nii.gz", label=True)
         write(tmp_path / case / "seg.nii.gz", label=True)
-    assert channels_of(tmp_path)["a/seg.nii.gz"] == ["a/adc.nii.gz", "a/dwi.nii.gz"]
+    assert channels_of(tmp_path)["a/seg.nii.gz"] == ["a/one.nii.gz", "a/two.nii.gz"]
     assert find_layout(tmp_path).notes == (
-        "each case has 2 channels: adc, dwi (`image` in datalist.json).",
+        "each case has 2 channels: one, two (`image` in datalist.json).",
         "left out, images that hold few whole numbers, as labels do: liver. If they are masks of classes, put all of a "
         "case into a folder masks/.",
-        "left out, images that do not lie on their label's grid: flair, as in a/flair.nii.gz (shape (9, 9, 9) against "
+        "left out, images that do not lie on their label's grid: three, as in a/three.nii.gz (shape (9, 9, 9) against "
         "(8, 8, 8)). Resample them to it to learn from them.",
     )
 
@@ -507,7 +559,7 @@ def test_why_nothing_was_recognised(tmp_path: Path) -> None:
     bare = touch(tmp_path / "bare", "a.nii.gz", "photos/x.png", "scans2/y.nii")
     assert message(bare) == (
         "ROOT: no data set recognised, since it has no dataset.json, and folders photos/, scans2/ and 1 image files "
-        f"in it. Expected {EXPECTED}."
+        f"in it, and images below such as scans2/y.nii. Expected {EXPECTED}."
     )
     put(tmp_path / "above" / "Task04", "dataset.json", {})
     assert message(tmp_path / "above") == (

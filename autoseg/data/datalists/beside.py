@@ -16,8 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.datalists.channels import CHANNEL_WORD, KINDS, name_channels
-from autoseg.data.datalists.foreign import CHANNEL, IMAGE_ENDINGS, LABEL_ENDINGS, Plain, group_by_folder, is_label_name
+from autoseg.data.datalists.channels import CHANNEL_WORD, is_channel, name_channels
+from autoseg.data.datalists.foreign import (
+    CHANNEL,
+    IMAGE_BEGINNINGS,
+    IMAGE_ENDINGS,
+    Plain,
+    base_of_label,
+    group_by_folder,
+    is_label_name,
+)
 from autoseg.data.formats.label_files import MASK_FOLDERS, masks_of
 from autoseg.data.formats.table import image_files, read_grid, stem_of, suffix_of
 from autoseg.data.volumes import read_image
@@ -33,6 +41,10 @@ SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_(.+)")
 """A name by BIDS: subject and session, then what the file is."""
 NOT_RAW = frozenset(("derivatives", "sourcedata", "code"))
 """Folders of BIDS with images made of others; labels are there, too."""
+PREDICTION = re.compile(r"(?:^|[_\-. ])(?:preds?|predictions?|probs?|softmax|uncertainty)$", re.IGNORECASE)
+"""Names of files that models wrote."""
+WEAK = re.compile(r"(?:lesions?|wmh|roi|truth|annotations?)$", re.IGNORECASE)
+"""Words for a label that an image may be called by, too: it is one where a folder has a label of another name."""
 NO_LABEL = re.compile(r"brain|skull|head|prob", re.IGNORECASE)
 """In names of masks that tools for brains leave, which are no label where there is another."""
 MOST_VALUES = 32
@@ -47,7 +59,7 @@ class _Case:
     """What is left of the file's name, in lower case -> the file."""
     labels: list[Path] = field(default_factory=list)
     is_rest: bool = False
-    """Images without a label, of a folder where each label is called like an image: films, and other kinds of scans."""
+    """Images without a label, beside or below some with one: films, other kinds of scans, masks of parts."""
 
     @property
     def files(self) -> list[Path]:
@@ -64,7 +76,8 @@ def beside_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
         DataError: Cases have several labels, or several images that are not called alike in all; one folder holds all
             cases; or the highest folders are shares of a data set.
     """
-    files = [path for path in image_files(root, deep=True) if path.is_file()]
+    every = [path for path in image_files(root, deep=True) if path.is_file()]
+    files = [path for path in every if not PREDICTION.search(stem_of(path))]
     ways: tuple[tuple[str, Callable[[Path, Sequence[Path]], dict[str, _Case]]], ...] = (
         ("BIDS", _by_subject),
         ("folder of cases", _by_folder),
@@ -74,12 +87,24 @@ def beside_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
         cases = way(root, files)
         labelled = [case for case in cases.values() if case.labels and case.images]
         if labelled:
+            if way is _by_folder:
+                _refuse_one_folder(root, files)
             plain, notes = _to_plain(root, cases)
+            if len(every) > len(files):
+                notes.append(f"left out, called like predictions: {counted(len(every) - len(files), 'file')}.")
             if way is _by_folder:
                 kind += " with masks" if any(case.labels[0].is_dir() for case in labelled) else " with labels"
                 notes = [*_group(root, plain), *notes]
             return plain, kind, notes
     return None
+
+
+def _refuse_one_folder(root: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder that holds all cases in one folder: patients' folders, or the files of several cases."""
+    highest = {path.relative_to(root).parts[0] for path in files}
+    several = len({path.parent for path in files}) > 1 or sum(map(_is_label, files)) > 1
+    if len(highest) == 1 and several:
+        raise DataError(f"{root}: all cases are in {highest.pop()}/. Give that folder, if those in it are patients.")
 
 
 # -- the files of each case
@@ -118,19 +143,25 @@ def _by_folder(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
         where = folder.relative_to(root).as_posix()
         called = _called(paths)
         labels = [path for name, path in called.items() if _is_label(path) or is_label_name(name)]
+        if len(labels) == len(called) > 1:
+            labels = [path for path in labels if not WEAK.search(stem_of(path))] or labels
         images = {name: path for name, path in called.items() if path not in labels}
         inside = [mask for mask, owner in masks.items() if owner == folder][:1]
         cases |= {where: _Case(images, inside)} if inside else _in_folder(where, images, labels)
+    labelled = {where for where, case in cases.items() if case.labels and case.images}
+    for where, case in cases.items():
+        case.is_rest |= not case.labels and not labelled.isdisjoint(map(str, Path(where).parents))
     return cases
 
 
 def _in_folder(where: str, images: dict[str, Path], labels: list[Path]) -> dict[str, _Case]:
     """The cases of a folder: one with all its images, or one for each label that is called like an image."""
-    if len(labels) == 1 and (len(images) == 1 or all(name in KINDS for name in images)):
+    if len(labels) == 1 and (len(images) == 1 or all(map(is_channel, images))):
         return {where: _Case(images, labels)}
     stems = {stem_of(path): path for path in images.values()}
-    pairs = {base: label for label in labels if (base := _base(label)) in stems}
-    if labels and len(pairs) == len(labels):  # patient001_frame01 and patient001_frame01_gt
+    pairs = {base: label for label in labels if (base := base_of_label(stem_of(label))) in stems}
+    is_paired = labels and len(pairs) == len(labels) and not any(_looks_like_label(stems[base]) for base in pairs)
+    if is_paired:  # patient001_frame01 and patient001_frame01_gt
         cases = {f"{where}/{base}": _Case({"": stems[base]}, [label]) for base, label in pairs.items()}
         rest = {name: path for name, path in images.items() if stem_of(path) not in pairs}
         return cases | ({where: _Case(rest, is_rest=True)} if rest else {})
@@ -143,16 +174,16 @@ def _in_one(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
     cases: defaultdict[str, _Case] = defaultdict(_Case)
     for path in own:
         if _is_label(path):
-            cases[_base(path).casefold()].labels.append(path)
+            cases[base_of_label(stem_of(path)).casefold()].labels.append(path)
     images = [path for path in own if not _is_label(path)]
     in_pairs = any(stem_of(path).casefold() in cases for path in images)  # case_0007 is no eighth channel then
     labelled = set(cases)
     for path in images:
         stem = stem_of(path)
         word = next((m for pattern in (CHANNEL, CHANNEL_WORD) if (m := pattern.search(stem)) and not in_pairs), None)
-        base, name = (stem[: word.start()], word.group()[1:]) if word else (stem, "")
+        base, name = (stem[: word.start()], word.group().strip("_-. ")) if word else (stem, "")
         if not word and base.casefold() not in labelled:
-            base = re.sub(IMAGE_ENDINGS, "", stem, flags=re.IGNORECASE) or stem
+            base = re.sub(f"{IMAGE_ENDINGS}|{IMAGE_BEGINNINGS}", "", stem, flags=re.IGNORECASE) or stem
         cases[base.casefold()].images[name.casefold() if name not in cases[base.casefold()].images else path.name] = (
             path
         )
@@ -162,12 +193,6 @@ def _in_one(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
 def _is_label(path: Path) -> bool:
     """Whether a file is called like a label."""
     return is_label_name(stem_of(path)) or "seg" in suffix_of(path).split(".")
-
-
-def _base(label: Path) -> str:
-    """A label's name less the word that says that it is one."""
-    stem = stem_of(label)
-    return re.sub(LABEL_ENDINGS, "", stem, flags=re.IGNORECASE) or stem
 
 
 def _called(paths: Sequence[Path]) -> dict[str, Path]:
@@ -202,21 +227,35 @@ def _to_plain(root: Path, cases: Mapping[str, _Case]) -> tuple[Plain, list[str]]
         names = _on_grid(root, _without_labels(names, labelled, notes), labelled, notes)
         one = f"of several images of each case, {names[0]} is taken (`image` in datalist.json)."
         notes.insert(0, name_channels(plain, names) if len(names) > 1 else one)
-    left_out = []
-    for where, case in cases.items():
-        images = list(case.images.values()) if not names else [case.images[n] for n in names if n in case.images]
-        if case.is_rest or len(images) != max(1, len(names)):
-            left_out.append(where)
-            continue
-        paths = [path.relative_to(root).as_posix() for path in images]
-        item: Plain = {"image": paths if len(paths) > 1 else paths[0]}
-        if case.labels:
-            item["label"] = case.labels[0].relative_to(root).as_posix()
-        plain["training" if case.labels else "unlabeled"].append(item)
+    left_out = _list(root, cases, names, plain)
+    if rest := [path.relative_to(root).as_posix() for case in cases.values() if case.is_rest for path in case.files]:
+        notes.append(f"left out, images without a label, beside or below some with one: {some_of(rest, MOST_NAMED)}.")
     if left_out:
         lack = f"cases without all channels ({', '.join(names)})" if names else "folders of several images"
         notes.append(f"left out, {lack}, or of labels alone: {some_of(left_out, MOST_NAMED)}.")
     return plain, notes
+
+
+def _list(root: Path, cases: Mapping[str, _Case], names: Sequence[str], plain: Plain) -> list[str]:
+    """Write the cases into the list.
+
+    Returns:
+        Those that have no image, several that are no channels, or not all channels.
+    """
+    left_out = []
+    for where, case in cases.items():
+        images = list(case.images.values()) if not names else [case.images[n] for n in names if n in case.images]
+        paths = [path.relative_to(root).as_posix() for path in images]
+        if case.is_rest:
+            continue
+        if len(paths) != max(1, len(names)):
+            left_out.append(where)
+            continue
+        item: Plain = {"image": paths if len(paths) > 1 else paths[0]}
+        if case.labels:
+            item["label"] = case.labels[0].relative_to(root).as_posix()
+        plain["training" if case.labels else "unlabeled"].append(item)
+    return left_out
 
 
 def _refuse_several(root: Path, cases: Mapping[str, _Case], names: Sequence[str]) -> None:
@@ -240,6 +279,11 @@ def _channels(labelled: Sequence[_Case], notes: list[str]) -> list[str]:
         return []
     counts = Counter(name for case in labelled for name in case.images)
     common = sorted(name for name, count in counts.items() if count >= COMMON * len(labelled))
+    if len(known := [name for name in common if is_channel(name)]) > 1 and known != common:
+        others = some_of((name for name in common if name not in known), MOST_NAMED)
+        notes.append(f"left out, images of no known kind: {others}. To learn from them, list them in datalist.json.")
+        counts = Counter({name: count for name, count in counts.items() if name in known or name not in common})
+        common = known
     rare = [f"{name} ({counted(count, 'case')})" for name, count in sorted(counts.items()) if name not in common]
     if common and rare:
         notes.append(f"left out, images that few cases have: {some_of(rare, MOST_NAMED)}.")
@@ -248,7 +292,7 @@ def _channels(labelled: Sequence[_Case], notes: list[str]) -> list[str]:
 
 def _without_labels(names: Sequence[str], labelled: Sequence[_Case], notes: list[str]) -> list[str]:
     """The channels but for those, of no known word, that look like labels: they would give the answer away."""
-    unknown = [name for name in names if name not in KINDS]
+    unknown = [name for name in names if not is_channel(name)]
     looks = [
         name for name in unknown if any(_looks_like_label(c.images[name]) for c in labelled[:2] if name in c.images)
     ]
@@ -298,7 +342,4 @@ def _group(root: Path, plain: Plain) -> list[str]:
     """Give cases of one highest folder their group."""
     items = [*plain["training"], *plain["unlabeled"]]
     first = [item["image"] if isinstance(item["image"], str) else item["image"][0] for item in items]
-    highest = [Path(path).parts[0] for path in first]
-    if len(items) > 1 and len(set(highest)) == 1:
-        raise DataError(f"{root}: all cases are in {highest[0]}/. Give that folder, if those in it are patients.")
-    return group_by_folder(root, items, highest)
+    return group_by_folder(root, items, [Path(path).parts[0] for path in first])

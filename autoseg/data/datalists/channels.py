@@ -10,7 +10,7 @@ from typing import Any
 from autoseg.data.formats.table import stem_of, suffix_of
 
 KINDS: Mapping[str, str] = {
-    **dict.fromkeys(("ct", "cbct", "cta", "ctp", "ncct", "contrast ct"), "CT"),
+    **dict.fromkeys(("ct", "cbct", "cta", "ctp", "ncct", "ctres", "contrast ct"), "CT"),
     **dict.fromkeys(("pet", "pt", "suv", "fdg"), "PET"),
     **dict.fromkeys(("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t1km", "mprage"), "MRI"),
     **dict.fromkeys(("t2", "t2w", "t2f", "t2s", "flair", "pd", "pdw", "swi", "dir", "stir"), "MRI"),
@@ -18,14 +18,22 @@ KINDS: Mapping[str, str] = {
 }
 """Word -> CT, PET or MRI. Source: names of files of BraTS, BIDS, PI-CAI (hbv: diffusion at a high b value), FeTS, ISLES
 and autoPET."""
-CHANNEL_WORD = re.compile(rf"[_\-. ]({'|'.join(KINDS)})$", re.IGNORECASE)
+_MRI = r"(?:ce|hr|3d|2d|ax|sag|cor)?(?:t1|t2|flair)[a-z]{0,4}"
+"""Words of MRI that say more: ceT1, hrT2 (CrossMoDA), 3DFLAIR (MSSEG)."""
+_KNOWN = re.compile(rf"{_MRI}|{'|'.join(KINDS)}", re.IGNORECASE)
+CHANNEL_WORD = re.compile(rf"[_\-. ]+({_MRI}|{'|'.join(KINDS)})$", re.IGNORECASE)
 """Such a word at the end of a name."""
+
+
+def is_channel(name: str) -> bool:
+    """Whether a name is such a word."""
+    return _KNOWN.fullmatch(name) is not None
 
 
 def kind_of(name: str) -> str:
     """CT, MRI, PET, or the name itself where it is none of these."""
     word = name.strip().lower()
-    known = "CT" if word.startswith("ct ") else "MRI" if word.startswith(("mr", "t1", "t2")) else name
+    known = "CT" if word.startswith("ct ") else "MRI" if word.startswith("mr") or re.match(_MRI, word) else name
     return KINDS.get(word, known)
 
 
@@ -61,6 +69,6 @@ def name_channels(plain: dict[str, Any], names: Sequence[str]) -> str:
         plain: the content of a datalist.json, which is changed.
         names: of the channels, two or more.
     """
-    if all(name in KINDS for name in names):
+    if all(map(is_channel, names)):
         plain["modality"] = {str(c): name for c, name in enumerate(names)}
     return f"each case has {len(names)} channels: {', '.join(names)} (`image` in datalist.json)."

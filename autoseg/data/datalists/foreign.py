@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ FOLDER_PAIRS = (
     ("volumes", "segmentations"),
     ("scans", "labels"),
     ("scans", "masks"),
+    ("images_structural", "images_segm"),
 )
 """Names of the folders of images and labels that are recognised, case ignored."""
 TEST_FOLDERS = (("imagesTs", "labelsTs"), ("imagesVa", "labelsVa"), ("imagesVal", "labelsVal"), ("test", ""))
@@ -67,9 +68,21 @@ LABEL_ENDINGS = (
 )
 
 
+LABEL_BEGINNINGS = r"^(label|labels|seg|segmentation|mask|gt)[_\-. ]"
+IMAGE_BEGINNINGS = r"^(image|img|volume|scan)[_\-. ]"
+
+
 def is_label_name(name: str) -> bool:
     """Whether a file's name, or what is left of it, is that of a label."""
-    return re.search(LABEL_ENDINGS, name, re.IGNORECASE) is not None
+    return base_of_label(name) != name or re.fullmatch(LABEL_ENDINGS, name, re.IGNORECASE) is not None
+
+
+def base_of_label(name: str) -> str:
+    """A label's name less the word that says that it is one: 7 of 7_seg and of segmentation-7."""
+    for pattern in (LABEL_ENDINGS, LABEL_BEGINNINGS):
+        if (base := re.sub(pattern, "", name, flags=re.IGNORECASE)) != name and base:
+            return base
+    return name
 
 
 def is_nnunet(raw: Any) -> bool:
@@ -257,17 +270,33 @@ def pairs_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
     if pair is None:
         return None
     images, labels = folders[pair[0].lower()], folders[pair[1].lower()]
-    matched, rest, below = _match_below(images, labels)
+    matched, rest, below = _match_all(images, labels) or _match_below(images, labels)
+    channels = channel_words([files for files, _ in matched])
+    listed = [*(files for files, _ in matched), *rest]
+    rest = [files for files in rest if not channels or channel_words([files]) == channels]
+    left_out = [files[0] for files in listed[len(matched) :] if files not in rest]
+    below = [folder for files, folder in zip(listed, below, strict=False) if files[0] not in left_out]
     plain: Plain = {
         "training": _items(matched, root),
         "testing": [],
         "unlabeled": _items([(i, None) for i in rest], root),
     }
     notes = group_by_folder(images, [*plain["training"], *plain["unlabeled"]], below) if any(below) else []
-    if channels := channel_words([images for images, _ in matched]):
-        notes.append(name_channels(plain, channels))
-    if names := _names_beside(labels):
-        plain["labels"] = names
+    notes += [name_channels(plain, channels)] if channels else []
+    if left_out:
+        names = some_of((_one(path, root) for path in left_out), most=5)
+        notes.append(f"left out, images without a label that lack channels, or are no channel: {names}.")
+    plain |= _names_beside(labels)
+    _add_others(plain, folders, root)
+    return plain, f"{images.name}/ and {labels.name}/", notes
+
+
+def _add_others(plain: Plain, folders: Mapping[str, Path], root: Path) -> None:
+    """Add the cases of folders for testing and of those without labels.
+
+    Args:
+        folders: name in lower case -> folder.
+    """
     for image_name, label_name in TEST_FOLDERS:
         # What lies in folders of test/ may be labels, too.
         if (folder := folders.get(image_name.lower())) and image_files(folder, deep=bool(label_name)):
@@ -277,7 +306,6 @@ def pairs_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
     for name in UNLABELED_FOLDERS:
         if folder := folders.get(name.lower()):
             plain["unlabeled"] += _items([(i, None) for i in _match_below(folder, None)[1]], root)
-    return plain, f"{images.name}/ and {labels.name}/", notes
 
 
 def _match_below(
@@ -304,7 +332,7 @@ def _match_below(
             rest += _grouped(place)
             continue
         own, alone = image_files(place), label_files(answers)
-        if is_below and len(own) == len(alone) == 1:  # image.nii.gz and label.nii.gz
+        if is_below and len(alone) == 1 and (len(own) == 1 or channel_words([own])):  # image.nii.gz and label.nii.gz
             matched.append((own, alone[0]))
             continue
         try:
@@ -317,6 +345,18 @@ def _match_below(
         raise DataError(faults)
     channels = [*(i for i, _ in matched), *rest] if is_below else []
     return matched, rest, [i[0].relative_to(images).parts[0] for i in channels]
+
+
+def _match_all(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path]], list[list[Path]], list[str]] | None:
+    """As `_match_below`, of images in folders and labels in one, as PI-CAI has them; None where names do not tell."""
+    below, own = image_files(images, deep=True), label_files(labels)
+    if image_files(images) or not own or any(not p.is_file() for p in own):
+        return None
+    try:
+        matched, rest = match_paths(images, labels, below, own)
+    except DataError:
+        return None
+    return matched, rest, [i[0].relative_to(images).parts[0] for i in (*(i for i, _ in matched), *rest)]
 
 
 def _fit(images: Path, labels: Path) -> bool:
@@ -390,13 +430,13 @@ def _items(pairs: Sequence[tuple[list[Path], Path | None]], root: Path) -> list[
     ]
 
 
-def _names_beside(labels: Path) -> dict[str, str]:
-    """Names of the label values where labels.json is what `autoseg merge_masks` writes, {"1": "liver"}; else none."""
+def _names_beside(labels: Path) -> Plain:
+    """`labels` of a list where labels.json is what `autoseg merge_masks` writes, {"1": "liver"}; else nothing."""
     path = labels / "labels.json"
     raw = load_json(path) if path.is_file() else None
     if not isinstance(raw, dict) or not all(key.isdecimal() and isinstance(name, str) for key, name in raw.items()):
         return {}
-    return raw
+    return {"labels": raw} if raw else {}
 
 
 def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path]], list[list[Path]]]:
@@ -421,6 +461,13 @@ def match_files(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path
         raise DataError(faults)
     tell_left_out(images, image_paths)
     tell_left_out(labels, label_paths)
+    return match_paths(images, labels, image_paths, label_paths)
+
+
+def match_paths(
+    images: Path, labels: Path, image_paths: Sequence[Path], label_paths: Sequence[Path]
+) -> tuple[list[tuple[list[Path], Path]], list[list[Path]]]:
+    """As `match_files`, of files that are known."""
     image_start = _shared_start([stem_of(p) for p in image_paths])
     label_start = _shared_start([stem_of(p) for p in label_paths])
     ways: list[tuple[Callable[[str], str], Callable[[str], str], bool]] = [

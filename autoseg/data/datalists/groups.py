@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Literal
 
+from autoseg.data.datalists.channels import CHANNEL_WORD
 from autoseg.data.datalists.names import ENDINGS
 
 PARTS: Mapping[str, str] = {
@@ -183,6 +184,8 @@ def _part_of(name: str, ending: str) -> _Part | None:
         # pt01 may be a patient or a part of the data, so that the number of cases has to tell.
         is_sure = evidence == "sure" or owner.group().lower().startswith("sub-")
         rest, evidence = rest[: owner.end()], "sure" if is_sure else "word"
+    elif not kind and (word := CHANNEL_WORD.search(base)) is not None and word.group() != ending:
+        rest, kind, evidence = base[: word.start()], "images", "word"
     elif not kind and (match := BARE.fullmatch(rest.removesuffix(ending))) is not None:
         rest, mark = match.group(1) or match.group(3), match.group(2) or match.group(4)
     if rest == base or not _may_be_whole(rest, evidence):

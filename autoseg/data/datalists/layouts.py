@@ -96,8 +96,10 @@ def recognise(folder: Path, *, num_fold: int | None = USUAL_NUM_FOLD, seed: int 
 def _contents(root: Path) -> str:
     """What is in the folder instead, and whether a folder below would do."""
     folders = subfolders(root)
-    if below := next((p for p in folders if (p / "dataset.json").is_file() or (p / "datalist.json").is_file()), None):
-        return f"it has no dataset.json, but {below.name}/ has a list: give that folder"
+    if inside := next((p for p in folders if (p / "dataset.json").is_file() or (p / "datalist.json").is_file()), None):
+        return f"it has no dataset.json, but {inside.name}/ has a list: give that folder"
     num_images = len(image_files(root))
+    below = next((p for p in image_files(root, deep=True) if p.parent != root), None)
     names = f"folders {some_of((f'{p.name}/' for p in folders), most=5)}" if folders else "no folders"
-    return f"it has no dataset.json, and {names} and {num_images} image files in it"
+    example = f", and images below such as {below.relative_to(root).as_posix()}" if below else ""
+    return f"it has no dataset.json, and {names} and {num_images} image files in it{example}"
