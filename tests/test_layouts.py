@@ -541,6 +541,17 @@ def test_what_lies_on_another_grid_or_looks_like_a_label_is_no_channel(tmp_path:
     )
 
 
+def test_a_mask_is_not_taken_for_the_image_of_its_label(tmp_path: Path) -> None:
+    for case in "abc":
+        write(tmp_path / case / "ct.nii.gz")
+        for name in ("liver", "liver_mask"):
+            write(tmp_path / case / f"{name}.nii.gz", label=True)
+    assert message(tmp_path) == (
+        "ROOT/a/liver.nii.gz: its label would be liver_mask.nii.gz, by its name, but it looks like a label itself: it "
+        "holds few whole numbers. List the cases in a datalist.json."
+    )
+
+
 def test_masks_in_a_folder_are_the_label_where_a_map_lies_beside_them(tmp_path: Path) -> None:
     """AbdomenAtlas' layout."""
     organs = ("liver", "spleen")

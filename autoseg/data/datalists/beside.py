@@ -47,6 +47,8 @@ WEAK = re.compile(r"(?:lesions?|wmh|roi|truth|annotations?)$", re.IGNORECASE)
 """Words for a label that an image may be called by, too: it is one where a folder has a label of another name."""
 NO_LABEL = re.compile(r"brain|skull|head|prob", re.IGNORECASE)
 """In names of masks that tools for brains leave, which are no label where there is another."""
+NUM_LOOKED_AT = 2
+"""Cases whose images are read, to see whether they look like labels."""
 MOST_VALUES = 32
 """An image of so few values, all of them whole numbers, is taken for a label."""
 
@@ -160,8 +162,7 @@ def _in_folder(where: str, images: dict[str, Path], labels: list[Path]) -> dict[
         return {where: _Case(images, labels)}
     stems = {stem_of(path): path for path in images.values()}
     pairs = {base: label for label in labels if (base := base_of_label(stem_of(label))) in stems}
-    is_paired = labels and len(pairs) == len(labels) and not any(_looks_like_label(stems[base]) for base in pairs)
-    if is_paired:  # patient001_frame01 and patient001_frame01_gt
+    if labels and len(pairs) == len(labels):  # patient001_frame01 and patient001_frame01_gt
         cases = {f"{where}/{base}": _Case({"": stems[base]}, [label]) for base, label in pairs.items()}
         rest = {name: path for name, path in images.items() if stem_of(path) not in pairs}
         return cases | ({where: _Case(rest, is_rest=True)} if rest else {})
@@ -184,9 +185,8 @@ def _in_one(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
         base, name = (stem[: word.start()], word.group().strip("_-. ")) if word else (stem, "")
         if not word and base.casefold() not in labelled:
             base = re.sub(f"{IMAGE_ENDINGS}|{IMAGE_BEGINNINGS}", "", stem, flags=re.IGNORECASE) or stem
-        cases[base.casefold()].images[name.casefold() if name not in cases[base.casefold()].images else path.name] = (
-            path
-        )
+        of_case = cases[base.casefold()].images
+        of_case[path.name if name.casefold() in of_case else name.casefold()] = path
     return cases
 
 
@@ -222,6 +222,8 @@ def _to_plain(root: Path, cases: Mapping[str, _Case]) -> tuple[Plain, list[str]]
     notes: list[str] = []
     names = _channels(labelled, notes)
     _refuse_several(root, cases, names)
+    if any(case.is_rest for case in cases.values()):
+        _refuse_masks(labelled[:NUM_LOOKED_AT])
     plain: Plain = {"training": [], "unlabeled": []}
     if names:
         names = _on_grid(root, _without_labels(names, labelled, notes), labelled, notes)
@@ -273,6 +275,17 @@ def _refuse_several(root: Path, cases: Mapping[str, _Case], names: Sequence[str]
         )
 
 
+def _refuse_masks(labelled: Sequence[_Case]) -> None:
+    """Refuse labels that are called like masks that lie beside the image, as liver_mask beside liver and ct."""
+    for case in labelled:
+        image = next(iter(case.images.values()))
+        if _looks_like_label(image):
+            raise DataError(
+                f"{image}: its label would be {case.labels[0].name}, by its name, but it looks like a label itself: it "
+                "holds few whole numbers. List the cases in a datalist.json."
+            )
+
+
 def _channels(labelled: Sequence[_Case], notes: list[str]) -> list[str]:
     """What the images are called that nearly all labelled cases have; none where most have a single image."""
     if 2 * sum(len(case.images) == 1 for case in labelled) > len(labelled):
@@ -294,7 +307,9 @@ def _without_labels(names: Sequence[str], labelled: Sequence[_Case], notes: list
     """The channels but for those, of no known word, that look like labels: they would give the answer away."""
     unknown = [name for name in names if not is_channel(name)]
     looks = [
-        name for name in unknown if any(_looks_like_label(c.images[name]) for c in labelled[:2] if name in c.images)
+        name
+        for name in unknown
+        if any(_looks_like_label(c.images[name]) for c in labelled[:NUM_LOOKED_AT] if name in c.images)
     ]
     if not looks or len(looks) == len(names):
         return list(names)
