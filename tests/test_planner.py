@@ -406,13 +406,17 @@ def test_a_patchs_rule_says_what_made_it(shape: tuple[int, int, int], hardware: 
 
 
 @pytest.mark.parametrize(
-    ("num_epochs", "chosen", "begin"),
+    ("num_epochs", "steps", "chosen", "begin"),
     [
-        (19, "light", "light: 1,900 steps, about 19 passes over the cases, are too few to learn them by heart"),
-        (20, "default", "nnU-Net's probabilities and ranges: 2,000 steps, about 20 passes over the cases, are enough"),
+        (29, 100, "light", "light: 2,900 steps, about 29 passes over the cases, are too few to learn them by heart"),
+        (30, 100, "default", "nnU-Net's probabilities and ranges: 3,000 steps, about 30 passes over the cases, are en"),
+        (59, 5, "light", "light: 295 steps, about 59 passes over the cases, are too few to learn them by heart"),
+        (60, 5, "default", "nnU-Net's probabilities and ranges: 300 steps, about 60 passes over the cases, are enough"),
     ],
 )
-def test_the_rule_of_augmentation_begins_with_what_applies(num_epochs: int, chosen: str, begin: str) -> None:
-    plan, origins = plan_and_origins("segresnet", num_epochs=num_epochs, num_steps_per_epoch=100)
+def test_the_rule_of_augmentation_begins_with_what_applies(
+    num_epochs: int, steps: int, chosen: str, begin: str
+) -> None:
+    plan, origins = plan_and_origins("segresnet", num_epochs=num_epochs, num_steps_per_epoch=steps)
     assert plan.augment == chosen
     assert origins["augment"].rule.startswith(begin)
