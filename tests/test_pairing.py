@@ -219,3 +219,13 @@ def test_classes_that_are_none(tmp_path: Path, classes: tuple[str, ...], message
 @pytest.mark.parametrize("name", ["a.seg.dcm", "a.rtstruct.dcm", "a.seg.nrrd", "a.mha"])
 def test_what_predict_writes_pairs_with_labels_of_the_images_name(name: str) -> None:
     assert loose_key(stem_of(Path(name))) == loose_key(stem_of(Path("A.nii.gz")))
+
+
+def test_images_below_a_folder_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "p1").mkdir()
+    (tmp_path / "p1" / "ct.nii.gz").touch()
+    with pytest.raises(ConfigError) as caught:
+        find_items(tmp_path, tmp_path / "out", 1)
+    assert str(caught.value).endswith(
+        f"Below it are some, such as {tmp_path}/p1/ct.nii.gz: give a .txt file with the path of one on each line."
+    )

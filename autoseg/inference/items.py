@@ -152,7 +152,13 @@ def _in_folder(folder: Path, *, below: bool) -> list[Path]:
     """The images of a folder, or where it has none, and that is asked for, of those below it."""
     paths = image_files(folder) or (image_files(folder, deep=True) if below else [])
     if not paths:
-        raise ConfigError(f"--image: {folder} holds no image files ({PATTERNS_TEXT}).{pictures_instead(folder)}")
+        inside = next(iter(image_files(folder, deep=True)), None)
+        hint = (
+            f" Below it are some, such as {inside}: give a .txt file with the path of one on each line."
+            if inside
+            else ""
+        )
+        raise ConfigError(f"--image: {folder} holds no image files ({PATTERNS_TEXT}).{hint}{pictures_instead(folder)}")
     tell_left_out(folder, paths)
     return paths
 
