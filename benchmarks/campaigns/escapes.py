@@ -40,8 +40,8 @@ def go(report: Report, folder: Path, args: argparse.Namespace) -> None:
         return
     from test_report_escapes import make_hostile, make_hostile_audit
 
-    # The section that compares networks needs two of them.
-    path = make_data(folder / "run", algos=["segresnet", "dints"], dints={"channel_mul": 0.125})
+    # The section that compares networks needs two of them, that of predicted quality eight cases.
+    path = make_data(folder / "run", num_cases=8, algos=["segresnet", "dints"], dints={"channel_mul": 0.125})
     must(autoseg("run", "--input", path, limit_s=600))
     make_hostile(folder / "run" / "work_dir")
     make_hostile_audit(folder / "audit")
