@@ -506,6 +506,61 @@ def test_layouts_of_public_data_sets(names: tuple[str, ...], image: str, label: 
     assert not note or any(n.startswith(note) for n in find_layout(tmp_path).notes)
 
 
+def test_channels_of_pairs_are_in_one_order_and_nothing_is_mixed(tmp_path: Path) -> None:
+    """Upper case sorts before lower case; cases that lack a channel are left out; files of two patients are none."""
+    words = [("T1", "flair"), ("t1", "flair"), ("T1", "FLAIR")] * 6
+    touch(tmp_path / "a", *(f"images/{c}_{w}.nii.gz" for c, pair in enumerate(words) for w in pair))
+    touch(tmp_path / "a", *(f"labels/{c}.nii.gz" for c in range(19)), "images/18_t1.nii.gz", "images/18_t2.nii.gz")
+    found = channels_of(tmp_path / "a")
+    assert found == {
+        f"labels/{c}.nii.gz": [f"images/{c}_{w}.nii.gz" for w in pair[::-1]] for c, pair in enumerate(words)
+    }
+    assert find_layout(tmp_path / "a").notes == (
+        "each case has 2 channels: flair, t1 (`image` in datalist.json).",
+        "left out, cases without all channels (flair, t1): labels/18.nii.gz.",
+        "left out, images that not all cases have, or of another grid: t2.",
+    )
+    touch(tmp_path / "b", *(f"images/site{s}/{c}.nii.gz" for s in "AB" for c in range(3)))
+    touch(tmp_path / "b", *(f"labels/{c}.nii.gz" for c in range(3)))
+    assert message(tmp_path / "b").startswith(
+        "ROOT/labels: several images for 0.nii.gz: images/siteA/0.nii.gz, images/s"
+    )
+
+
+def test_test_images_have_the_channels_of_training(tmp_path: Path) -> None:
+    pairs = [f"{f}Tr/{c}_{w}.nii.gz" for f in ("images", "labels") for c in range(5) for w in ("ct", "mr")]
+    touch(tmp_path / "a", *pairs, "imagesTs/9_ct.nii.gz", "imagesTs/9_mr.nii.gz")
+    assert [len(c.images) for c in recognise(tmp_path / "a").testing] == [1, 1]
+    touch(tmp_path / "b", *(f"imagesTr/{c}_{w}.nii.gz" for c in range(5) for w in ("CT", "PT")))
+    touch(tmp_path / "b", *(f"labelsTr/{c}.nii.gz" for c in range(5)))
+    touch(tmp_path / "b", "imagesTs/9_PT.nii.gz", "imagesTs/9_CT.nii.gz", "imagesTs/10_CT.nii.gz")
+    assert [[p.name for p in c.images] for c in recognise(tmp_path / "b").testing] == [["9_CT.nii.gz", "9_PT.nii.gz"]]
+    assert find_layout(tmp_path / "b").notes[1].endswith("lack channels, or are no channel: imagesTs/10_CT.nii.gz.")
+
+
+def test_sessions_in_folders_alone_are_not_mixed(tmp_path: Path) -> None:
+    """The label of one session is not that of another's image."""
+    for c in range(5):
+        touch(tmp_path, *(f"sub-{c}/ses-{s}/anat/sub-{c}_T1w.nii.gz" for s in (1, 2)))
+        touch(tmp_path, f"sub-{c}/ses-1/anat/sub-{c}_seg.nii.gz")
+    where = "sub-{}/ses-1/anat/sub-{}_{}.nii.gz"
+    assert channels_of(tmp_path) == {where.format(c, c, "seg"): [where.format(c, c, "T1w")] for c in range(5)}
+
+
+def test_an_image_made_of_another_is_no_channel_and_dropped_labels_are_told_of(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{c}/{n}.nii.gz" for c in range(5) for n in ("T1w", "T1w_brain", "brain_mask", "lesion_mask")))
+    assert channels_of(tmp_path)["0/lesion_mask.nii.gz"] == ["0/T1w.nii.gz"]
+    notes = find_layout(tmp_path).notes
+    assert "left out, images of no known kind: t1w_brain. To learn from them, list them in datalist.json." in notes
+    assert notes[-1].startswith("left out, labels beside others, such as masks of the brain: 0/brain_mask.nii.gz, 1/")
+
+
+def test_the_way_with_most_cases_is_taken(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{c}{e}.nii.gz" for c in range(8) for e in ("", "_seg")))
+    touch(tmp_path, *(f"extra/{c}/{n}.nii.gz" for c in "ab" for n in ("ct", "seg")))
+    assert len(recognise(tmp_path).training) == 8
+
+
 def test_all_cases_in_one_folder_are_told_of(tmp_path: Path) -> None:
     touch(tmp_path, *(f"training/c_{c}_{name}.nii.gz" for c in range(5) for name in ("ceT1", "hrT2", "Label")))
     assert message(tmp_path) == "ROOT: all cases are in training/. Give that folder, if those in it are patients."
@@ -515,7 +570,7 @@ def test_all_cases_in_one_folder_are_told_of(tmp_path: Path) -> None:
 def test_images_that_few_cases_have_are_no_channels(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{c}/{name}.nii.gz" for c in "abcde" for name in ("t1", "t2", "seg")), "a/swi.nii.gz")
     assert channels_of(tmp_path)["a/seg.nii.gz"] == ["a/t1.nii.gz", "a/t2.nii.gz"]
-    assert find_layout(tmp_path).notes[1] == "left out, images that few cases have: swi (1 case)."
+    assert find_layout(tmp_path).notes[1] == "left out, images that not all cases have: swi (1 case)."
 
 
 def write(path: Path, shape: tuple[int, int, int] = (8, 8, 8), *, label: bool = False) -> None:

@@ -29,6 +29,7 @@ SHAPE = (8, 7, 6)
         (("a_T1", "b_FLAIR"), {"a_T1": "a_T1", "b_FLAIR": "b_FLAIR"}),  # each lacks one, as reading it will say
         (("p1/T1", "p1/FLAIR", "p1/seg", "p2/T1", "p2/FLAIR"), {"p1": "p1/FLAIR p1/T1", "p2": "p2/FLAIR p2/T1"}),
         (("c_0001", "c_0000"), {"c": "c_0000 c_0001"}),
+        (("case_0001", "case_0002"), {"case_0001": "case_0001", "case_0002": "case_0002"}),
         (("whole", "c_seg"), {"whole": "whole", "c_seg": "c_seg"}),
     ],
 )

@@ -192,8 +192,8 @@ def _files_of_image(path: Path, num_channels: int, channel_names: Sequence[str])
         return next(group for group in group_channels(image_files(path.parent), channel_names) if path in group)
     if num_channels == 1 or not CHANNEL.search(stem_of(path)):
         return (path,)
-    beside = [p for p in image_files(path.parent) if _base(p) == _base(path)]
-    return tuple(p for p in beside if CHANNEL.search(stem_of(p)))
+    beside = [p for p in image_files(path.parent) if _base(p) == _base(path) and CHANNEL.search(stem_of(p))]
+    return next(image for image in _numbered_from_0(beside) if path in image)
 
 
 def names_a_file(output: Path) -> bool:
@@ -223,7 +223,13 @@ def group_channels(paths: Sequence[Path], names: Sequence[str]) -> list[tuple[Pa
         else:
             key = _base(path) if CHANNEL.search(stem_of(path)) else path.name
         groups.setdefault(key, []).append(path)
-    return [tuple(group) for group in groups.values()]
+    return [part for group in groups.values() for part in _numbered_from_0(group)]
+
+
+def _numbered_from_0(group: list[Path]) -> list[tuple[Path, ...]]:
+    """The files as one image, or each as its own where they have numbers that are no channels': case_0007."""
+    numbers = [int(match.group(1)) for p in group if (match := CHANNEL.search(stem_of(p)))]
+    return [tuple(group)] if numbers in ([], [*range(len(group))]) else [(path,) for path in group]
 
 
 def check_output(output: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.datalists.channels import CHANNEL_WORD, is_channel, name_channels
+from autoseg.data.datalists.channels import CHANNEL_WORD, COMMON, is_channel, name_channels, on_grid
 from autoseg.data.datalists.foreign import (
     CHANNEL,
     IMAGE_BEGINNINGS,
@@ -27,16 +27,12 @@ from autoseg.data.datalists.foreign import (
     is_label_name,
 )
 from autoseg.data.formats.label_files import MASK_FOLDERS, masks_of
-from autoseg.data.formats.table import image_files, read_grid, stem_of, suffix_of
+from autoseg.data.formats.table import image_files, stem_of, suffix_of
 from autoseg.data.volumes import read_image
 from autoseg.errors import DataError, counted, some_of
 
 MOST_NAMED = 5
 """Files that a message names."""
-COMMON = 0.9
-"""Of the cases, how many have an image that is a channel; what fewer have is left out. A choice."""
-NUM_CHECKED = 5
-"""Cases whose channels are compared with the label's grid."""
 SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)_(.+)")
 """A name by BIDS: subject and session, then what the file is."""
 NOT_RAW = frozenset(("derivatives", "sourcedata", "code"))
@@ -45,8 +41,8 @@ PREDICTION = re.compile(r"(?:^|[_\-. ])(?:preds?|predictions?|probs?|softmax|unc
 """Names of files that models wrote."""
 WEAK = re.compile(r"(?:lesions?|wmh|roi|truth|annotations?)$", re.IGNORECASE)
 """Words for a label that an image may be called by, too: it is one where a folder has a label of another name."""
-NO_LABEL = re.compile(r"brain|skull|head|prob", re.IGNORECASE)
-"""In names of masks that tools for brains leave, which are no label where there is another."""
+NO_LABEL = re.compile(r"(?:(?:brain|skull|bet)[_\-. ]?(?:mask|msk|seg|segmentation)|probseg)$", re.IGNORECASE)
+"""Names of masks that tools for brains leave, which are no label where there is another."""
 NUM_LOOKED_AT = 2
 """Cases whose images are read, to see whether they look like labels."""
 MOST_VALUES = 32
@@ -60,6 +56,8 @@ class _Case:
     images: dict[str, Path] = field(default_factory=dict)
     """What is left of the file's name, in lower case -> the file."""
     labels: list[Path] = field(default_factory=list)
+    dropped: list[Path] = field(default_factory=list)
+    """Labels that are not taken."""
     is_rest: bool = False
     """Images without a label, beside or below some with one: films, other kinds of scans, masks of parts."""
 
@@ -85,20 +83,24 @@ def beside_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
         ("folder of cases", _by_folder),
         ("folder of images beside labels", _in_one),
     )
-    for kind, way in ways:
-        cases = way(root, files)
-        labelled = [case for case in cases.values() if case.labels and case.images]
-        if labelled:
-            if way is _by_folder:
-                _refuse_one_folder(root, files)
-            plain, notes = _to_plain(root, cases)
-            if len(every) > len(files):
-                notes.append(f"left out, called like predictions: {counted(len(every) - len(files), 'file')}.")
-            if way is _by_folder:
-                kind += " with masks" if any(case.labels[0].is_dir() for case in labelled) else " with labels"
-                notes = [*_group(root, plain), *notes]
-            return plain, kind, notes
-    return None
+    found = [(kind, way, way(root, files)) for kind, way in ways]
+    kind, way, cases = max(found, key=lambda one: len(_labelled(one[2])))  # the first of those with as many
+    labelled = _labelled(cases)
+    if not labelled:
+        return None
+    if way is _by_folder:
+        _refuse_one_folder(root, files)
+    plain, notes = _to_plain(root, cases)
+    if len(every) > len(files):
+        notes.append(f"left out, called like predictions: {counted(len(every) - len(files), 'file')}.")
+    if way is _by_folder:
+        kind += " with masks" if any(case.labels[0].is_dir() for case in labelled) else " with labels"
+        notes = [*_group(root, plain), *notes]
+    return plain, kind, notes
+
+
+def _labelled(cases: Mapping[str, _Case]) -> list[_Case]:
+    return [case for case in cases.values() if case.labels and case.images]
 
 
 def _refuse_one_folder(root: Path, files: Sequence[Path]) -> None:
@@ -113,7 +115,9 @@ def _refuse_one_folder(root: Path, files: Sequence[Path]) -> None:
 
 
 def _by_subject(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
-    """By BIDS' subject and session, wherever files lie; none where most are not called so."""
+    """By BIDS' subject and session, wherever files lie; none where most are not called so, or where names do not tell
+    images or labels of one subject apart.
+    """
     named = [(match, path) for path in files if (match := SUBJECT.fullmatch(stem_of(path)))]
     cases: defaultdict[str, _Case] = defaultdict(_Case)
     if 2 * len(named) <= len(files):
@@ -121,8 +125,12 @@ def _by_subject(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
     for match, path in named:
         if _is_label(path):
             cases[match[1]].labels.append(path)
+        elif match[2].casefold() in cases[match[1]].images:
+            return {}
         elif NOT_RAW.isdisjoint(path.relative_to(root).parts):
             cases[match[1]].images[match[2].casefold()] = path
+    if any(len([p for p in case.labels if not _is_of_head(p)]) > 1 for case in cases.values()):
+        return {}
     return cases
 
 
@@ -149,7 +157,7 @@ def _by_folder(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
             labels = [path for path in labels if not WEAK.search(stem_of(path))] or labels
         images = {name: path for name, path in called.items() if path not in labels}
         inside = [mask for mask, owner in masks.items() if owner == folder][:1]
-        cases |= {where: _Case(images, inside)} if inside else _in_folder(where, images, labels)
+        cases |= {where: _Case(images, inside, labels)} if inside else _in_folder(where, images, labels)
     labelled = {where for where, case in cases.items() if case.labels and case.images}
     for where, case in cases.items():
         case.is_rest |= not case.labels and not labelled.isdisjoint(map(str, Path(where).parents))
@@ -195,6 +203,11 @@ def _is_label(path: Path) -> bool:
     return is_label_name(stem_of(path)) or "seg" in suffix_of(path).split(".")
 
 
+def _is_of_head(label: Path) -> bool:
+    """Whether a label is called like a mask of the brain."""
+    return NO_LABEL.search(stem_of(label)) is not None
+
+
 def _called(paths: Sequence[Path]) -> dict[str, Path]:
     """What is left of a folder's names, in lower case, without what all of them share at both ends."""
     stems = [stem_of(path) for path in paths]
@@ -217,25 +230,35 @@ def _to_plain(root: Path, cases: Mapping[str, _Case]) -> tuple[Plain, list[str]]
     """The list of the cases, and what was left out."""
     for case in cases.values():
         if len(case.labels) > 1:
-            case.labels = [p for p in case.labels if not NO_LABEL.search(p.name)] or case.labels
+            kept = [p for p in case.labels if not _is_of_head(p)] or case.labels
+            case.labels, case.dropped = kept, [p for p in case.labels if p not in kept]
     labelled = [case for case in cases.values() if case.labels and case.images]
     notes: list[str] = []
     names = _channels(labelled, notes)
     _refuse_several(root, cases, names)
-    if any(case.is_rest for case in cases.values()):
-        _refuse_masks(labelled[:NUM_LOOKED_AT])
+    are_paired = any(case.is_rest for case in cases.values())
+    _refuse_masks([c for c in labelled if are_paired or len(c.images) > 1 or _is_of_head(c.labels[0])][:NUM_LOOKED_AT])
     plain: Plain = {"training": [], "unlabeled": []}
     if names:
-        names = _on_grid(root, _without_labels(names, labelled, notes), labelled, notes)
+        names = _without_labels(names, labelled, notes)
+        names = on_grid(root, names, [(case.images, case.labels[0]) for case in labelled], notes)
         one = f"of several images of each case, {names[0]} is taken (`image` in datalist.json)."
         notes.insert(0, name_channels(plain, names) if len(names) > 1 else one)
     left_out = _list(root, cases, names, plain)
+    return plain, [*notes, *_told(root, cases, names, left_out)]
+
+
+def _told(root: Path, cases: Mapping[str, _Case], names: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """What was left out."""
+    notes = []
+    if dropped := [path.relative_to(root).as_posix() for case in cases.values() for path in case.dropped]:
+        notes.append(f"left out, labels beside others, such as masks of the brain: {some_of(dropped, MOST_NAMED)}.")
     if rest := [path.relative_to(root).as_posix() for case in cases.values() if case.is_rest for path in case.files]:
         notes.append(f"left out, images without a label, beside or below some with one: {some_of(rest, MOST_NAMED)}.")
     if left_out:
         lack = f"cases without all channels ({', '.join(names)})" if names else "folders of several images"
         notes.append(f"left out, {lack}, or of labels alone: {some_of(left_out, MOST_NAMED)}.")
-    return plain, notes
+    return notes
 
 
 def _list(root: Path, cases: Mapping[str, _Case], names: Sequence[str], plain: Plain) -> list[str]:
@@ -276,10 +299,10 @@ def _refuse_several(root: Path, cases: Mapping[str, _Case], names: Sequence[str]
 
 
 def _refuse_masks(labelled: Sequence[_Case]) -> None:
-    """Refuse labels that are called like masks that lie beside the image, as liver_mask beside liver and ct."""
+    """Refuse cases of which every image looks like a label, as liver has where liver_mask lies beside it and a ct."""
     for case in labelled:
         image = next(iter(case.images.values()))
-        if _looks_like_label(image):
+        if all(map(_looks_like_label, case.images.values())):
             raise DataError(
                 f"{image}: its label would be {case.labels[0].name}, by its name, but it looks like a label itself: it "
                 "holds few whole numbers. List the cases in a datalist.json."
@@ -291,16 +314,19 @@ def _channels(labelled: Sequence[_Case], notes: list[str]) -> list[str]:
     if 2 * sum(len(case.images) == 1 for case in labelled) > len(labelled):
         return []
     counts = Counter(name for case in labelled for name in case.images)
-    common = sorted(name for name, count in counts.items() if count >= COMMON * len(labelled))
-    if len(known := [name for name in common if is_channel(name)]) > 1 and known != common:
-        others = some_of((name for name in common if name not in known), MOST_NAMED)
-        notes.append(f"left out, images of no known kind: {others}. To learn from them, list them in datalist.json.")
-        counts = Counter({name: count for name, count in counts.items() if name in known or name not in common})
-        common = known
+    fewest = min(COMMON * len(labelled), max(2, len(labelled) - 1))
+    common = sorted(name for name, count in counts.items() if count >= fewest)
     rare = [f"{name} ({counted(count, 'case')})" for name, count in sorted(counts.items()) if name not in common]
     if common and rare:
-        notes.append(f"left out, images that few cases have: {some_of(rare, MOST_NAMED)}.")
-    return common
+        notes.append(f"left out, images that not all cases have: {some_of(rare, MOST_NAMED)}.")
+    # T1_brain and T1_bias are made of T1.
+    taken = [n for n in common if is_channel(n) or not any(n.startswith(f"{other}_") for other in common)]
+    if len(known := [name for name in taken if is_channel(name)]) > 1:
+        taken = known
+    if others := [name for name in common if name not in taken]:
+        listed = some_of(others, MOST_NAMED)
+        notes.append(f"left out, images of no known kind: {listed}. To learn from them, list them in datalist.json.")
+    return taken
 
 
 def _without_labels(names: Sequence[str], labelled: Sequence[_Case], notes: list[str]) -> list[str]:
@@ -327,30 +353,6 @@ def _looks_like_label(path: Path) -> bool:
     except (DataError, OSError):
         return False
     return len(values) <= MOST_VALUES and bool((values == np.round(values)).all())
-
-
-def _on_grid(root: Path, names: Sequence[str], labelled: Sequence[_Case], notes: list[str]) -> list[str]:
-    """The channels that lie on the grid of the label in some cases, as channels must; all where none does."""
-    step = max(1, len(labelled) // NUM_CHECKED)
-    off: dict[str, str] = {}
-    for case in labelled[::step][:NUM_CHECKED]:
-        for name in names:
-            try:
-                grid = read_grid(case.labels[0])[0]
-                difference = name in case.images and read_grid(case.images[name])[0].differs_from(grid)
-            except (DataError, OSError):
-                continue  # the analysis says what is wrong with it; a folder of masks has no grid of its own
-            if difference:
-                off.setdefault(name, f"{case.images[name].relative_to(root).as_posix()} ({difference})")
-    kept = [name for name in names if name not in off]
-    if not kept:
-        return list(names)
-    if off:
-        where = some_of((f"{name}, as in {example}" for name, example in off.items()), MOST_NAMED, "; ")
-        notes.append(
-            f"left out, images that do not lie on their label's grid: {where}. Resample them to it to learn from them."
-        )
-    return kept
 
 
 def _group(root: Path, plain: Plain) -> list[str]:

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.formats.table import stem_of, suffix_of
+from autoseg.data.formats.table import read_grid, stem_of, suffix_of
+from autoseg.errors import DataError, some_of
+
+COMMON = 0.9
+"""Of the cases, how many have an image that is a channel; what fewer have is left out. A choice."""
+NUM_CHECKED = 5
+"""Cases whose channels are compared with the label's grid."""
 
 KINDS: Mapping[str, str] = {
     **dict.fromkeys(("ct", "cbct", "cta", "ctp", "ncct", "ctres", "contrast ct"), "CT"),
@@ -72,3 +78,38 @@ def name_channels(plain: dict[str, Any], names: Sequence[str]) -> str:
     if all(map(is_channel, names)):
         plain["modality"] = {str(c): name for c, name in enumerate(names)}
     return f"each case has {len(names)} channels: {', '.join(names)} (`image` in datalist.json)."
+
+
+def on_grid(
+    root: Path, names: Sequence[str], cases: Sequence[tuple[Mapping[str, Path], Path]], notes: list[str]
+) -> list[str]:
+    """The channels that lie on the label's grid in most of some cases, as channels must; all where none does.
+
+    Args:
+        cases: images by their channel's name, and the label.
+        notes: where it is said what is left out.
+    """
+    step = max(1, len(cases) // NUM_CHECKED)
+    off: dict[str, list[str]] = {}
+    num = 0
+    for images, label in cases[::step][:NUM_CHECKED]:
+        try:
+            grid = read_grid(label)[0]
+            differences = {n: read_grid(images[n])[0].differs_from(grid) for n in names if n in images}
+        except (DataError, OSError):
+            continue  # the analysis says what is wrong with it; a folder of masks has no grid of its own
+        num += 1
+        for name, difference in differences.items():
+            if difference:
+                off.setdefault(name, []).append(f"{images[name].relative_to(root).as_posix()} ({difference})")
+    off = {name: examples for name, examples in off.items() if 2 * len(examples) > num}
+    kept = [name for name in names if name not in off]
+    where = some_of((f"{name}, as in {examples[0]}" for name, examples in off.items()), 5, "; ")
+    if not kept:
+        notes.append(f"no image lies on its label's grid: {where}. Resample images to it, or labels to one of them.")
+        return list(names)
+    if off:
+        notes.append(
+            f"left out, images that do not lie on their label's grid: {where}. Resample them to it to learn from them."
+        )
+    return kept

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.datalists.channels import CHANNEL_WORD, channel_words, name_channels
+from autoseg.data.datalists.channels import CHANNEL_WORD, COMMON, channel_words, name_channels, on_grid, split_channel
 from autoseg.data.datalists.groups import are_patients
 from autoseg.data.datalists.listfile import load_json
 from autoseg.data.formats.label_files import label_files
@@ -271,51 +271,122 @@ def pairs_to_plain(root: Path) -> tuple[Plain, str, list[str]] | None:
         return None
     images, labels = folders[pair[0].lower()], folders[pair[1].lower()]
     matched, rest, below = _match_all(images, labels) or _match_below(images, labels)
-    channels = channel_words([files for files, _ in matched])
     listed = [*(files for files, _ in matched), *rest]
-    rest = [files for files in rest if not channels or channel_words([files]) == channels]
-    left_out = [files[0] for files in listed[len(matched) :] if files not in rest]
-    below = [folder for files, folder in zip(listed, below, strict=False) if files[0] not in left_out]
+    highest = {files[0]: folder for files, folder in zip(listed, below, strict=False)}
+    notes: list[str] = []
+    matched, channels = _in_order(matched, labels, root, notes)
+    rest = _of_channels(rest, channels, root, notes)
+    below = [highest[first] for first in _firsts(matched, rest, highest)] if highest else []
     plain: Plain = {
         "training": _items(matched, root),
         "testing": [],
         "unlabeled": _items([(i, None) for i in rest], root),
     }
-    notes = group_by_folder(images, [*plain["training"], *plain["unlabeled"]], below) if any(below) else []
-    notes += [name_channels(plain, channels)] if channels else []
-    if left_out:
-        names = some_of((_one(path, root) for path in left_out), most=5)
-        notes.append(f"left out, images without a label that lack channels, or are no channel: {names}.")
+    groups = group_by_folder(images, [*plain["training"], *plain["unlabeled"]], below) if any(below) else []
+    notes = [*groups, *([name_channels(plain, channels)] if len(channels) > 1 else []), *notes]
     plain |= _names_beside(labels)
-    _add_others(plain, folders, root)
+    _add_others(plain, folders, root, channels, notes)
     return plain, f"{images.name}/ and {labels.name}/", notes
 
 
-def _add_others(plain: Plain, folders: Mapping[str, Path], root: Path) -> None:
+def _in_order(
+    matched: Sequence[tuple[list[Path], Path]], labels: Path, root: Path, notes: list[str]
+) -> tuple[list[tuple[list[Path], Path]], tuple[str, ...]]:
+    """Cases with the channels that nearly all have, in one order, where their files are several.
+
+    Returns:
+        The cases, and the channels' words; none where each case has one file, or files with nnU-Net's numbers.
+
+    Raises:
+        DataError: A case has several files of which names do not tell the channel, or no channel is in most cases.
+    """
+    if not _have_words(matched):
+        return list(matched), ()
+    named = [{split[1]: p for p in files if (split := split_channel(p))} for files, _ in matched]
+    counts = Counter(word for by_word in named for word in by_word)
+    words = tuple(sorted(word for word, count in counts.items() if count >= COMMON * len(matched)))
+    unclear = [one for one, by_word in zip(matched, named, strict=True) if 1 < len(one[0]) != len(by_word)]
+    if unclear or not words:
+        files, label = (unclear or [one for one in matched if len(one[0]) > 1])[0]
+        raise DataError(
+            f"{labels}: several images for {label.name}: {some_of((_one(p, root) for p in files), most=4)}. Expected "
+            "one, or channels that all cases have, whose names end in words such as t1 and flair."
+        )
+    words = tuple(on_grid(root, words, [(n, label) for n, (_, label) in zip(named, matched, strict=True)], notes))
+    kept, lost = [], []
+    for by_word, (_, label) in zip(named, matched, strict=True):
+        if by_word.keys() >= {*words}:
+            kept.append(([by_word[w] for w in words], label))
+        else:
+            lost.append(_one(label, root))
+    if lost:
+        notes.append(f"left out, cases without all channels ({', '.join(words)}): {some_of(lost, most=5)}.")
+    if rare := sorted(counts.keys() - {*words}):
+        notes.append(f"left out, images that not all cases have, or of another grid: {some_of(rare, most=5)}.")
+    return kept, words
+
+
+def _have_words(matched: Sequence[tuple[list[Path], Path]]) -> bool:
+    """Whether cases have several files, and not all of these nnU-Net's numbers."""
+    return any(len(files) > 1 and not all(CHANNEL.search(stem_of(p)) for p in files) for files, _ in matched)
+
+
+def _of_channels(
+    images: Sequence[list[Path]], channels: Sequence[str], root: Path, notes: list[str]
+) -> list[list[Path]]:
+    """Images without a label that have all channels of training, in their order; all where it has no words for them."""
+    if not channels:
+        return list(images)
+    named = [({split[1]: p for p in files if (split := split_channel(p))}, files) for files in images]
+    kept = [[by_word[w] for w in channels] for by_word, _ in named if by_word.keys() >= {*channels}]
+    lost = [_one(files[0], root) for by_word, files in named if not by_word.keys() >= {*channels}]
+    if lost:
+        notes.append(
+            f"left out, images without a label that lack channels, or are no channel: {some_of(lost, most=5)}."
+        )
+    return kept
+
+
+def _firsts(
+    matched: Sequence[tuple[list[Path], Path]], rest: Sequence[list[Path]], highest: Mapping[Path, str]
+) -> list[Path]:
+    """Of each case a file whose folder is known."""
+    return [next(p for p in sorted(highest) if p.parent == f[0].parent) for f in (*(i for i, _ in matched), *rest)]
+
+
+def _add_others(
+    plain: Plain, folders: Mapping[str, Path], root: Path, channels: Sequence[str], notes: list[str]
+) -> None:
     """Add the cases of folders for testing and of those without labels.
 
     Args:
         folders: name in lower case -> folder.
+        channels: words for those of training.
     """
     for image_name, label_name in TEST_FOLDERS:
         # What lies in folders of test/ may be labels, too.
         if (folder := folders.get(image_name.lower())) and image_files(folder, deep=bool(label_name)):
             answers = folders.get(label_name.lower())
-            pairs, alone, _ = _match_below(folder, answers if answers and _fit(folder, answers) else None)
-            plain["testing"] += _items(pairs, root) + _items([(i, None) for i in alone], root)
+            fit = answers if answers and _fit(folder, answers) else None
+            pairs, alone, _ = _match_below(folder, fit, channels)
+            labelled = {files[0]: label for files, label in pairs}
+            of_all = _of_channels([*(i for i, _ in pairs), *alone], channels, root, notes)
+            owners = {p: labelled.get(files[0]) for files in (*(i for i, _ in pairs), *alone) for p in files}
+            plain["testing"] += _items([(files, owners[files[0]]) for files in of_all], root)
     for name in UNLABELED_FOLDERS:
         if folder := folders.get(name.lower()):
-            plain["unlabeled"] += _items([(i, None) for i in _match_below(folder, None)[1]], root)
+            of_all = _of_channels(_match_below(folder, None, channels)[1], channels, root, notes)
+            plain["unlabeled"] += _items([(files, None) for files in of_all], root)
 
 
 def _match_below(
-    images: Path, labels: Path | None
+    images: Path, labels: Path | None, channels: Sequence[str] | None = None
 ) -> tuple[list[tuple[list[Path], Path]], list[list[Path]], list[str]]:
     """`match_files` of two folders, or, where `images` holds none itself, of each folder below it and the one of the
     same name below `labels`.
 
     Returns:
-        (channels, label) of every label; the images without a label; and for each of these and those the highest
+        (files, label) of every label; the images without a label; and for each of these and those the highest
         folder below `images` that it lies in, none of them where `images` holds the files itself.
 
     Raises:
@@ -329,7 +400,7 @@ def _match_below(
     for place in places:
         answers = labels / place.relative_to(images) if labels is not None else None
         if answers is None or (is_below and not _has_labels(answers)):
-            rest += _grouped(place)
+            rest += _grouped(place, channels)
             continue
         own, alone = image_files(place), label_files(answers)
         if is_below and len(alone) == 1 and (len(own) == 1 or channel_words([own])):  # image.nii.gz and label.nii.gz
@@ -343,8 +414,8 @@ def _match_below(
             matched, rest = [*matched, *pairs], [*rest, *without]
     if faults:
         raise DataError(faults)
-    channels = [*(i for i, _ in matched), *rest] if is_below else []
-    return matched, rest, [i[0].relative_to(images).parts[0] for i in channels]
+    listed = [*(i for i, _ in matched), *rest] if is_below else []
+    return matched, rest, [i[0].relative_to(images).parts[0] for i in listed]
 
 
 def _match_all(images: Path, labels: Path) -> tuple[list[tuple[list[Path], Path]], list[list[Path]], list[str]] | None:
@@ -482,14 +553,15 @@ def match_paths(
         ),
     ]
     best: tuple[dict[str, list[Path]], dict[str, list[Path]]] | None = None
-    most = -1
+    most = (-1, -1)
     for image_key, label_key, has_channels in ways:
         by_image, by_label = _keyed(image_paths, image_key), _keyed(label_paths, label_key)
         if not has_channels and any(len(v) > 1 for v in by_image.values()):
             continue
         if any(len(v) > 1 for v in by_label.values()):
             continue
-        if (num := len(set(by_image) & set(by_label))) > most:
+        both = set(by_image) & set(by_label)
+        if (num := (len(both), sum(len(by_image[key]) for key in both))) > most:
             most, best = num, (by_image, by_label)
     assert best is not None, "file names differ, so the first way is always possible"
     by_image, by_label = best
@@ -502,21 +574,24 @@ def match_paths(
     return matched, [by_image[k] for k in sorted(set(by_image) - set(by_label))]
 
 
-def _grouped(folder: Path) -> list[list[Path]]:
-    """The images of a folder, files that differ by a channel's number or word alone taken together."""
+def _grouped(folder: Path, words: Sequence[str] | None) -> list[list[Path]]:
+    """The images of a folder, files that differ by a channel's number or word alone taken together.
+
+    Args:
+        words: of training, which alone count; None: all that are known.
+    """
     paths = image_files(folder)
-    for pattern in (CHANNEL, CHANNEL_WORD):
-        by_base = _keyed(paths, partial(pattern.sub, ""))
-        # Numbers such as case_0000, case_0001, case_0017 are cases; channels start from 0000 everywhere and are few.
-        words = [m.group().lower() if (m := pattern.search(stem_of(p))) else "" for p in paths]
-        of_path = dict(zip(paths, words, strict=True))
-        if (
-            all(words)
-            and len(by_base) > 1
-            and len({tuple(of_path[p] for p in group) for group in by_base.values()}) == 1
-        ):
-            return list(by_base.values())
-    return [[p] for p in paths]
+    by_base = _keyed(paths, partial(CHANNEL.sub, ""))
+    # Numbers such as case_0000, case_0001, case_0017 are cases; channels start from 0000 everywhere and are few.
+    channels = {tuple(stem_of(p)[-5:] for p in group) for group in by_base.values()}
+    if len(channels) == 1 and len(by_base) > 1 and all(CHANNEL.search(stem_of(p)) for p in paths):
+        return list(by_base.values())
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        split = split_channel(path)
+        is_one = split is not None and (words is None or split[1] in words)
+        groups.setdefault(f"{split[0]} " if split and is_one else path.name, []).append(path)
+    return list(groups.values())
 
 
 def _keyed(paths: Sequence[Path], key: Callable[[str], str]) -> dict[str, list[Path]]:
