@@ -555,6 +555,17 @@ def test_an_image_made_of_another_is_no_channel_and_dropped_labels_are_told_of(t
     assert notes[-1].startswith("left out, labels beside others, such as masks of the brain: 0/brain_mask.nii.gz, 1/")
 
 
+def test_an_image_beside_one_that_has_the_label_is_no_case_of_its_own(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"p{c}_{n}.nii.gz" for c in range(5) for n in ("ct", "pet", "ct_seg")), "p9_ct.nii.gz")
+    assert channels_of(tmp_path) == {f"p{c}_ct_seg.nii.gz": [f"p{c}_ct.nii.gz"] for c in range(5)}
+    assert [c.name for c in recognise(tmp_path).unlabeled] == ["p9_ct"]
+    assert (
+        find_layout(tmp_path)
+        .notes[0]
+        .startswith("left out, images without a label, beside or below some with one: p0_pet.nii.gz, p1_pet.nii.gz, ")
+    )
+
+
 def test_the_way_with_most_cases_is_taken(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{c}{e}.nii.gz" for c in range(8) for e in ("", "_seg")))
     touch(tmp_path, *(f"extra/{c}/{n}.nii.gz" for c in "ab" for n in ("ct", "seg")))

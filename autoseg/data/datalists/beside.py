@@ -195,7 +195,15 @@ def _in_one(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
             base = re.sub(f"{IMAGE_ENDINGS}|{IMAGE_BEGINNINGS}", "", stem, flags=re.IGNORECASE) or stem
         of_case = cases[base.casefold()].images
         of_case[path.name if name.casefold() in of_case else name.casefold()] = path
+    bases = {_less_word(base) for base in labelled if CHANNEL_WORD.search(base)}
+    for base, case in cases.items():
+        case.is_rest = not case.labels and CHANNEL_WORD.search(base) is not None and _less_word(base) in bases
     return cases
+
+
+def _less_word(base: str) -> str:
+    """A case's name less a channel's word: where p1_ct has a label, p1_pet is no case of its own."""
+    return CHANNEL_WORD.sub("", base)
 
 
 def _is_label(path: Path) -> bool:
