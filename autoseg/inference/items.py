@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.data.datalists.channels import case_path, split_channel
-from autoseg.data.datalists.foreign import is_label_name
-from autoseg.data.datalists.names import loose_key, path_hint, unique_names
+from autoseg.data.datalists.channels import CHANNEL, case_path, split_channel
+from autoseg.data.datalists.names import is_label_name, loose_key, path_hint, unique_names
 from autoseg.data.formats.format import LabelWriter
 from autoseg.data.formats.table import (
     LABEL_SUFFIX,
@@ -35,9 +33,6 @@ log = logging.getLogger(__name__)
 
 LIST_SUFFIX = ".txt"
 """Of a file that names images."""
-
-CHANNEL = re.compile(r"_(\d{4})$")
-"""nnU-Net's number of a channel at the end of a file's stem."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

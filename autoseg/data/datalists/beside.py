@@ -16,16 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.datalists.channels import CHANNEL_WORD, COMMON, is_channel, name_channels, on_grid
-from autoseg.data.datalists.foreign import (
-    CHANNEL,
-    IMAGE_BEGINNINGS,
-    IMAGE_ENDINGS,
-    Plain,
-    base_of_label,
-    group_by_folder,
-    is_label_name,
-)
+from autoseg.data.datalists.channels import CHANNEL, CHANNEL_WORD, in_most, is_channel, name_channels, on_grid
+from autoseg.data.datalists.foreign import item_of
+from autoseg.data.datalists.groups import group_by_folder
+from autoseg.data.datalists.listfile import Plain
+from autoseg.data.datalists.names import IMAGE_BEGINNINGS, IMAGE_ENDINGS, base_of_label, is_label_name
 from autoseg.data.formats.label_files import MASK_FOLDERS, masks_of
 from autoseg.data.formats.table import image_files, stem_of, suffix_of
 from autoseg.data.volumes import read_image
@@ -144,7 +139,7 @@ def _by_folder(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
         folder / name: folder
         for folder in list(folders)
         for name in MASK_FOLDERS
-        if folders.keys() >= {folder / name} and masks_of(folder / name)
+        if folder / name in folders and masks_of(folder / name)
     }
     cases: dict[str, _Case] = {}
     for folder, paths in folders.items():
@@ -195,15 +190,11 @@ def _in_one(root: Path, files: Sequence[Path]) -> dict[str, _Case]:
             base = re.sub(f"{IMAGE_ENDINGS}|{IMAGE_BEGINNINGS}", "", stem, flags=re.IGNORECASE) or stem
         of_case = cases[base.casefold()].images
         of_case[path.name if name.casefold() in of_case else name.casefold()] = path
-    bases = {_less_word(base) for base in labelled if CHANNEL_WORD.search(base)}
-    for base, case in cases.items():
-        case.is_rest = not case.labels and CHANNEL_WORD.search(base) is not None and _less_word(base) in bases
+    with_word = {base: CHANNEL_WORD.sub("", base) for base in cases if CHANNEL_WORD.search(base)}
+    wholes = {whole for base, whole in with_word.items() if base in labelled}
+    for base, case in cases.items():  # where p1_ct has a label, p1_pet is no case of its own
+        case.is_rest = not case.labels and with_word.get(base) in wholes
     return cases
-
-
-def _less_word(base: str) -> str:
-    """A case's name less a channel's word: where p1_ct has a label, p1_pet is no case of its own."""
-    return CHANNEL_WORD.sub("", base)
 
 
 def _is_label(path: Path) -> bool:
@@ -240,7 +231,7 @@ def _to_plain(root: Path, cases: Mapping[str, _Case]) -> tuple[Plain, list[str]]
         if len(case.labels) > 1:
             kept = [p for p in case.labels if not _is_of_head(p)] or case.labels
             case.labels, case.dropped = kept, [p for p in case.labels if p not in kept]
-    labelled = [case for case in cases.values() if case.labels and case.images]
+    labelled = _labelled(cases)
     notes: list[str] = []
     names = _channels(labelled, notes)
     _refuse_several(root, cases, names)
@@ -278,16 +269,13 @@ def _list(root: Path, cases: Mapping[str, _Case], names: Sequence[str], plain: P
     left_out = []
     for where, case in cases.items():
         images = list(case.images.values()) if not names else [case.images[n] for n in names if n in case.images]
-        paths = [path.relative_to(root).as_posix() for path in images]
         if case.is_rest:
             continue
-        if len(paths) != max(1, len(names)):
+        if len(images) != max(1, len(names)):
             left_out.append(where)
             continue
-        item: Plain = {"image": paths if len(paths) > 1 else paths[0]}
-        if case.labels:
-            item["label"] = case.labels[0].relative_to(root).as_posix()
-        plain["training" if case.labels else "unlabeled"].append(item)
+        label = next(iter(case.labels), None)
+        plain["training" if label else "unlabeled"].append(item_of(images, label, root))
     return left_out
 
 
@@ -322,8 +310,7 @@ def _channels(labelled: Sequence[_Case], notes: list[str]) -> list[str]:
     if 2 * sum(len(case.images) == 1 for case in labelled) > len(labelled):
         return []
     counts = Counter(name for case in labelled for name in case.images)
-    fewest = min(COMMON * len(labelled), max(2, len(labelled) - 1))
-    common = sorted(name for name, count in counts.items() if count >= fewest)
+    common = in_most([case.images for case in labelled])
     rare = [f"{name} ({counted(count, 'case')})" for name, count in sorted(counts.items()) if name not in common]
     if common and rare:
         notes.append(f"left out, images that not all cases have: {some_of(rare, MOST_NAMED)}.")

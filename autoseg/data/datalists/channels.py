@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,25 @@ COMMON = 0.9
 NUM_CHECKED = 5
 """Cases whose channels are compared with the label's grid."""
 
+CHANNEL = re.compile(r"_(\d{4})$")
+"""nnU-Net's number of a channel at the end of a file's stem."""
 KINDS: Mapping[str, str] = {
     **dict.fromkeys(("ct", "cbct", "cta", "ctp", "ncct", "ctres", "contrast ct"), "CT"),
     **dict.fromkeys(("pet", "pt", "suv", "fdg"), "PET"),
-    **dict.fromkeys(("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t1km", "mprage"), "MRI"),
-    **dict.fromkeys(("t2", "t2w", "t2f", "t2s", "flair", "pd", "pdw", "swi", "dir", "stir"), "MRI"),
+    **dict.fromkeys(("mri", "mr", "mprage", "pd", "pdw", "swi", "dir", "stir"), "MRI"),
     **dict.fromkeys(("dwi", "adc", "hbv", "dce", "trace"), "MRI"),
 }
-"""Word -> CT, PET or MRI. Source: names of files of BraTS, BIDS, PI-CAI (hbv: diffusion at a high b value), FeTS, ISLES
-and autoPET."""
+"""Word -> CT, PET or MRI. Source: names of files of BIDS, PI-CAI (hbv: diffusion at a high b value), ISLES, autoPET."""
 _MRI = r"(?:ce|hr|3d|2d|ax|sag|cor)?(?:t1|t2|flair)[a-z]{0,4}"
-"""Words of MRI that say more: ceT1, hrT2 (CrossMoDA), 3DFLAIR (MSSEG)."""
-_KNOWN = re.compile(rf"{_MRI}|{'|'.join(KINDS)}", re.IGNORECASE)
-CHANNEL_WORD = re.compile(rf"[_\-. ]+({_MRI}|{'|'.join(KINDS)})$", re.IGNORECASE)
+"""Words of MRI: T1w, t1ce, t2f (BIDS, BraTS), ceT1, hrT2 (CrossMoDA), 3DFLAIR (MSSEG)."""
+_WORD = rf"{_MRI}|{'|'.join(KINDS)}"
+CHANNEL_WORD = re.compile(rf"[_\-. ]+({_WORD})$", re.IGNORECASE)
 """Such a word at the end of a name."""
 
 
 def is_channel(name: str) -> bool:
     """Whether a name is such a word."""
-    return _KNOWN.fullmatch(name) is not None
+    return re.fullmatch(_WORD, name, re.IGNORECASE) is not None
 
 
 def kind_of(name: str) -> str:
@@ -50,6 +51,18 @@ def split_channel(path: Path) -> tuple[str, str] | None:
     stem = f"_{stem_of(path)}"
     match = CHANNEL_WORD.search(stem)
     return (stem[1 : match.start()], match.group(1).lower()) if match else None
+
+
+def by_word(images: Sequence[Path]) -> dict[str, Path]:
+    """Word -> file, of the files that have one."""
+    return {split[1]: path for path in images if (split := split_channel(path))}
+
+
+def in_most(cases: Sequence[Collection[str]]) -> list[str]:
+    """What nearly all cases have, sorted: all but one, or nine of ten (`COMMON`)."""
+    counts = Counter(name for names in cases for name in names)
+    fewest = min(COMMON * len(cases), max(2, len(cases) - 1))
+    return sorted(name for name, count in counts.items() if count >= fewest)
 
 
 def channel_words(cases: Sequence[Sequence[Path]]) -> tuple[str, ...]:

@@ -13,10 +13,13 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import Literal
 
 from autoseg.data.datalists.channels import CHANNEL_WORD
+from autoseg.data.datalists.listfile import Plain
 from autoseg.data.datalists.names import ENDINGS
+from autoseg.errors import DataError, some_of
 
 PARTS: Mapping[str, str] = {
     **dict.fromkeys(("frame", "frames"), "frames"),
@@ -73,6 +76,9 @@ YEAR = re.compile(r"(?<![A-Za-z0-9])(?:19|20)\d\d(?:[-_.]?(?:0[1-9]|1[0-2]))?(?!
 BARE = re.compile(r"(.*\d.*?)[_\-. ](\d{1,4})|(.*\d)[_\-. ]?([A-Za-z])")
 """A name that ends in a number or letter of its own, where another number stands before it. Longer numbers are those of
 patients."""
+
+SHARES = frozenset(("train", "training", "tr", "val", "valid", "validation", "va", "test", "testing", "ts"))
+"""Names of folders that are a share of a data set, and no patient's."""
 
 Evidence = Literal["sure", "word", "bare"]
 """What tells of a part: a word of `PARTS`, a tile's place, BIDS; a patient, another word or a day; a bare number or
@@ -146,6 +152,42 @@ def are_patients(folders: Mapping[str, int]) -> bool:
     if any(NO_PATIENT.match(name) or not any(c.isdigit() for c in name) for name in folders):
         return False
     return sum(folders.values()) / len(folders) <= LARGEST_MEAN
+
+
+def group_by_folder(root: Path, items: Sequence[Plain], folders: Sequence[str]) -> list[str]:
+    """Give cases of one patient's folder their `group`, where folders hold several.
+
+    Args:
+        root: the folder that patients' folders lie in.
+        items: cases of a list, which are changed.
+        folders: name of the patient's folder of each.
+
+    Returns:
+        Notes for people: what was done, or why folders are not taken for patients.
+
+    Raises:
+        DataError: Folders are shares of a data set, such as train/.
+    """
+    counts = Counter(folders)
+    if shares := sorted(name for name in counts if name.lower() in SHARES):
+        raise DataError(
+            f"{root}: the folders {some_of((f'{n}/' for n in shares), most=5)} look like shares of a data set, not "
+            "like patients. List the cases in a datalist.json, with the keys `validation` and `testing`."
+        )
+    example, most = counts.most_common(1)[0]
+    if most == 1:
+        return []
+    if not are_patients(counts):
+        return [
+            f"the folders {some_of((f'{name}/' for name in counts), most=3)} are not taken for patients, by their "
+            "names or since they hold many cases each. If they are, give their cases a `group` in datalist.json."
+        ]
+    for item, folder in zip(items, folders, strict=True):
+        item["group"] = folder
+    return [
+        f"{len(items)} cases lie in the folders of {len(counts)} patients, such as {most} in {example}/: no fold "
+        "splits one (`group` in datalist.json). Remove `group` and `fold` there if each case stands alone."
+    ]
 
 
 @dataclass(frozen=True, slots=True)

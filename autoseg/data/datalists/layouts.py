@@ -10,8 +10,9 @@ from autoseg.config.fields import USUAL_NUM_FOLD
 from autoseg.data.datalists import foreign
 from autoseg.data.datalists.beside import beside_to_plain
 from autoseg.data.datalists.cases import Datalist
-from autoseg.data.datalists.listfile import load_json
+from autoseg.data.datalists.listfile import Plain, load_json
 from autoseg.data.datalists.listreader import build_datalist
+from autoseg.data.datalists.pairs import pairs_to_plain
 from autoseg.data.datalists.studies import dicom_to_plain
 from autoseg.data.formats.table import image_files, pictures_instead
 from autoseg.errors import DataError, some_of
@@ -33,7 +34,7 @@ class Layout:
     """What it is, for people: `MSD data set`, ..."""
     source: Path
     """The file or folder that told."""
-    plain: foreign.Plain
+    plain: Plain
     """Its cases in the form of a datalist.json, paths relative to the folder."""
     notes: tuple[str, ...] = ()
     """What was left out."""
@@ -65,7 +66,7 @@ def find_layout(folder: Path, *, own_list: bool = True) -> Layout:
         if foreign.is_msd(raw):
             return Layout(kind="MSD data set", source=path, plain=foreign.msd_to_plain(raw, root))
         reasons.append("its dataset.json has neither `channel_names` (nnU-Net) nor `training` and `modality` (MSD)")
-    if (pair := foreign.pairs_to_plain(root)) is not None:
+    if (pair := pairs_to_plain(root)) is not None:
         return Layout(kind=f"pair of folders {pair[1]}", source=root, plain=pair[0], notes=tuple(pair[2]))
     if (beside := beside_to_plain(root)) is not None:
         return Layout(kind=beside[1], source=root, plain=beside[0], notes=tuple(beside[2]))

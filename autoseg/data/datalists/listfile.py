@@ -12,6 +12,9 @@ from typing import Any
 from autoseg.errors import ConfigError
 from autoseg.terminal import printable
 
+Plain = dict[str, Any]
+"""The content of a datalist.json; paths relative to the data root."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelTable:

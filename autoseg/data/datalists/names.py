@@ -23,6 +23,14 @@ ENDINGS = re.compile(
     re.IGNORECASE,
 )
 """Endings that say what a file is, not of which case."""
+IMAGE_ENDINGS = r"[_\-. ]?(image|images|img|volume|scan|ct|mri|mr)$"
+LABEL_ENDINGS = (
+    r"[_\-. ]?(label|labels|labelmap|lbl|seg|segm|dseg|segmentation|segmentations|mask|masks|msk|gt|truth|groundtruth|"
+    r"annotation|annotations|lesion|lesions|wmh|roi)$"
+)
+LABEL_BEGINNINGS = r"^(label|labels|seg|segmentation|mask|gt)[_\-. ]"
+IMAGE_BEGINNINGS = r"^(image|img|volume|scan)[_\-. ]"
+"""Words that tell images from labels, at the ends and beginnings of their files' names."""
 RULE = (
     "of the same name but for upper and lower case, signs between letters and digits, _0000, "
     "and an ending such as _seg, _label or _pred"
@@ -77,6 +85,19 @@ def _folded(name: str) -> str:
 def _clashing(names: Sequence[str]) -> list[int]:
     counts = Counter(_folded(n) for n in names)
     return [i for i, n in enumerate(names) if counts[_folded(n)] > 1]
+
+
+def is_label_name(name: str) -> bool:
+    """Whether a file's name, or what is left of it, is that of a label."""
+    return base_of_label(name) != name or re.fullmatch(LABEL_ENDINGS, name, re.IGNORECASE) is not None
+
+
+def base_of_label(name: str) -> str:
+    """A label's name less the word that says that it is one: 7 of 7_seg and of segmentation-7."""
+    for pattern in (LABEL_ENDINGS, LABEL_BEGINNINGS):
+        if (base := re.sub(pattern, "", name, flags=re.IGNORECASE)) != name and base:
+            return base
+    return name
 
 
 def loose_key(stem: str) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.data.datalists.foreign import Plain
+from autoseg.data.datalists.listfile import Plain
 from autoseg.data.formats.dicom_tree import Tree, TreeScan, label_path, read_tree
 from autoseg.errors import DataError, some_of
 
